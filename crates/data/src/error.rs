@@ -1,0 +1,313 @@
+//! The errors of this crate. Each names the file, sample or offset concerned, and says what to do about it.
+
+use std::path::{Path, PathBuf};
+
+use crate::npy::NpyError;
+
+/// An error of any type, as closures and encoders of other crates return it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong with a dataset.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The dataset folder does not exist.
+    #[error("dataset folder {} does not exist; check the path, or write the dataset first", path.display())]
+    MissingFolder {
+        /// The folder that was asked for.
+        path: PathBuf,
+    },
+
+    /// A shard that the index names is absent.
+    #[error("shard {} is named by the index but absent; copy it back, or write the dataset again", path.display())]
+    MissingShard {
+        /// The shard.
+        path: PathBuf,
+    },
+
+    /// A shard ends before its contents do.
+    #[error(
+        "shard {} is truncated at offset {offset}: {needed} bytes expected, the file has {size}; \
+         copy it again from its source",
+        path.display()
+    )]
+    TruncatedTar {
+        /// The shard.
+        path: PathBuf,
+        /// Offset of the member that is cut, in bytes.
+        offset: u64,
+        /// File length that the contents need, in bytes.
+        needed: u64,
+        /// File length found, in bytes.
+        size: u64,
+    },
+
+    /// A shard is longer than its index says.
+    #[error(
+        "shard {} has {size} bytes, its index says {expected}; index and shards do not belong together: \
+         remove index.json to build it anew, or copy the dataset again",
+        path.display()
+    )]
+    SizeMismatch {
+        /// The shard.
+        path: PathBuf,
+        /// Length by the index, in bytes.
+        expected: u64,
+        /// Length found, in bytes.
+        size: u64,
+    },
+
+    /// A shard's bytes are not those that were written.
+    #[error(
+        "shard {} has blake3 {found}, the index says {expected}; the file is damaged: copy it again from its source",
+        path.display()
+    )]
+    ChecksumMismatch {
+        /// The shard.
+        path: PathBuf,
+        /// Checksum by the index.
+        expected: String,
+        /// Checksum found.
+        found: String,
+    },
+
+    /// A shard holds another number of samples than its index says.
+    #[error(
+        "shard {} holds {found} samples, its index says {expected}; remove index.json to build it anew",
+        path.display()
+    )]
+    SampleCountMismatch {
+        /// The shard.
+        path: PathBuf,
+        /// Number by the index.
+        expected: usize,
+        /// Number found.
+        found: usize,
+    },
+
+    /// A tar header that cannot be read.
+    #[error("shard {}: bad tar header at offset {offset}: {detail}; the file is damaged or is no tar", path.display())]
+    BadHeader {
+        /// The shard.
+        path: PathBuf,
+        /// Offset of the header, in bytes.
+        offset: u64,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// `index.json` or a progress file that cannot be used.
+    #[error("{}: {detail}; remove the file to build it anew", path.display())]
+    BadIndex {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// Two samples (or two parts of one sample) have the same name.
+    #[error("duplicate key `{key}` in {}, first seen in {}; rename one of them", second.display(), first.display())]
+    DuplicateKey {
+        /// Key of the sample, or `key.extension` of the part.
+        key: String,
+        /// Shard where it was first seen.
+        first: PathBuf,
+        /// Shard where it was seen again.
+        second: PathBuf,
+    },
+
+    /// A dataset without samples.
+    #[error("dataset {} holds no samples; expected *.tar files with members named key.extension", path.display())]
+    EmptyDataset {
+        /// The dataset folder.
+        path: PathBuf,
+    },
+
+    /// A sample lacks a part.
+    #[error("sample `{key}` has no part `{part}`; it has: {present}")]
+    MissingPart {
+        /// Key of the sample.
+        key: String,
+        /// Extension asked for.
+        part: String,
+        /// Extensions present, comma separated.
+        present: String,
+    },
+
+    /// A part that should be text is not UTF-8.
+    #[error("sample `{key}`: part `{part}` is not UTF-8 text")]
+    NotText {
+        /// Key of the sample.
+        key: String,
+        /// Extension of the part.
+        part: String,
+    },
+
+    /// A key or extension that a webdataset shard cannot carry.
+    #[error("`{name}` cannot name a webdataset member: {detail}")]
+    InvalidName {
+        /// The key or extension.
+        name: String,
+        /// Why not.
+        detail: String,
+    },
+
+    /// A sample number past the end.
+    #[error("sample {index} asked for, the dataset has {len}")]
+    OutOfRange {
+        /// Number asked for.
+        index: usize,
+        /// Number of samples.
+        len: usize,
+    },
+
+    /// The output folder is in use.
+    #[error("folder {} already holds {found}; choose another folder, or remove it", path.display())]
+    FolderInUse {
+        /// The folder.
+        path: PathBuf,
+        /// The file that is in the way.
+        found: String,
+    },
+
+    /// A half-written dataset that belongs to other settings.
+    #[error(
+        "folder {} holds a half-written dataset with another {what} (there: {found}; now: {expected}); \
+         choose another folder, or remove it",
+        path.display()
+    )]
+    ProgressMismatch {
+        /// The folder.
+        path: PathBuf,
+        /// Which setting differs.
+        what: &'static str,
+        /// Value of this run.
+        expected: String,
+        /// Value in the progress file.
+        found: String,
+    },
+
+    /// A precached dataset was made by another encoder.
+    #[error(
+        "dataset {} was encoded by {found}, this run needs {expected}; run the precache stage again into another folder",
+        path.display()
+    )]
+    EncoderMismatch {
+        /// The dataset folder.
+        path: PathBuf,
+        /// Identity needed.
+        expected: String,
+        /// Identity recorded, or "no encoder".
+        found: String,
+    },
+
+    /// An encoder returned other samples than it was given.
+    #[error("encoder broke its contract: {detail}")]
+    EncoderContract {
+        /// What differs.
+        detail: String,
+    },
+
+    /// An encoder failed.
+    #[error("encoding samples {first}.. failed: {source}")]
+    Encode {
+        /// First sample of the batch.
+        first: usize,
+        /// The encoder's error.
+        source: BoxError,
+    },
+
+    /// A picture that cannot be decoded or encoded.
+    #[error("sample `{key}`: picture cannot be used: {detail}")]
+    BadImage {
+        /// Key of the sample.
+        key: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// A malformed `.npy` part.
+    #[error("sample `{key}`: part `{part}`: {source}")]
+    Npy {
+        /// Key of the sample.
+        key: String,
+        /// Extension of the part.
+        part: String,
+        /// What is wrong with it.
+        source: NpyError,
+    },
+
+    /// Decoding one sample in the loader failed.
+    #[error("sample `{key}` (position {position}): {source}")]
+    Decode {
+        /// Position in the stream.
+        position: u64,
+        /// Key of the sample.
+        key: String,
+        /// The decoder's error.
+        source: BoxError,
+    },
+
+    /// No usable sample among the replacements of a corrupt one.
+    #[error(
+        "position {position}: {tries} samples in a row could not be decoded, the last: {last}; \
+         check the dataset, or the decoder"
+    )]
+    TooManyBadSamples {
+        /// Position in the stream.
+        position: u64,
+        /// Number of samples tried.
+        tries: u64,
+        /// Error of the last one.
+        last: String,
+    },
+
+    /// A loader thread panicked.
+    #[error("loader thread panicked: {message}")]
+    LoaderPanicked {
+        /// The panic's message.
+        message: String,
+    },
+
+    /// A setting that makes no sense.
+    #[error("invalid {what}: {detail}")]
+    InvalidArgument {
+        /// Name of the setting.
+        what: &'static str,
+        /// Why not.
+        detail: String,
+    },
+
+    /// The stage was asked to stop, and did so at a clean boundary.
+    #[error("{stage} was interrupted after {done} of {total} samples")]
+    Interrupted {
+        /// Name of the stage.
+        stage: &'static str,
+        /// Samples done.
+        done: usize,
+        /// Samples in all.
+        total: usize,
+    },
+
+    /// The operating system refused something.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried ("open", "write", ...).
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Its answer.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// A closure for `map_err` on input and output.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| Error::Io { action, path, source }
+    }
+}

@@ -1,0 +1,348 @@
+//! Background threads that decode samples and deliver batches strictly in order.
+//!
+//! # Order
+//!
+//! With a global batch of `G` and `W` ranks, batch `k` is the positions `start + kG .. start + (k+1)G` of the stream
+//! (see [`crate::order`]), and rank `r` gets the `r`-th of `W` equal, contiguous parts of it. Laying the ranks' parts
+//! one after the other gives the same stream for every `W`, and starting at any position gives its rest.
+//!
+//! # Corrupt samples
+//!
+//! Under [`OnError::Skip`], if the sample at position `p` cannot be decoded, the sample at position `p + 1` is decoded
+//! in its place, then `p + 2`, and so on; the decoder is still told `p`. What position `p` delivers thereby remains a
+//! pure function of dataset, order and `p`: nothing shifts, and no rank has to know what another one skipped. (Position
+//! `p + 1` delivers its own sample too, so that one is seen twice in this epoch.) Each skip is logged and counted.
+//! Errors of whole shards (truncated, unreadable) are never skipped.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::{BoxError, Dataset, Error, GlobalOrder, Result, SampleRef};
+
+/// Samples tried in the place of a corrupt one before the loader gives up.
+const MOST_TRIES: u64 = 64;
+
+/// Skips of which the details are kept; all are counted and logged.
+const KEPT_SKIPS: usize = 1000;
+
+/// What to do with a sample that cannot be decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// Deliver the error.
+    #[default]
+    Fail,
+    /// Take the next position's sample in its place, and count.
+    Skip,
+}
+
+/// Settings of a [`Loader`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoaderConfig {
+    /// Samples in a batch over all ranks; a multiple of `world`.
+    pub global_batch: usize,
+    /// Number of this process among `world`.
+    pub rank: usize,
+    /// Number of processes that share the stream.
+    pub world: usize,
+    /// First position of the stream (samples seen before).
+    pub start: u64,
+    /// Position at which the stream ends, or `None` for an endless one. The last batch may be short; ranks whose part
+    /// of it is empty get an empty batch, so that all ranks see the same number of batches.
+    pub end: Option<u64>,
+    /// Decoding threads, at least 1.
+    pub threads: usize,
+    /// Batches that may wait finished or be in work, at least 1.
+    pub prefetch: usize,
+    /// What to do with corrupt samples.
+    pub on_error: OnError,
+}
+
+impl LoaderConfig {
+    /// One process, one thread, two batches ahead, endless from position 0, failing on corrupt samples.
+    pub fn new(global_batch: usize) -> Self {
+        LoaderConfig {
+            global_batch,
+            rank: 0,
+            world: 1,
+            start: 0,
+            end: None,
+            threads: 1,
+            prefetch: 2,
+            on_error: OnError::Fail,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let bad = |what: &'static str, detail: String| Err(Error::InvalidArgument { what, detail });
+        if self.world == 0 || self.rank >= self.world {
+            return bad("rank", format!("rank {} of {}", self.rank, self.world));
+        }
+        if self.global_batch == 0 || !self.global_batch.is_multiple_of(self.world) {
+            return bad(
+                "global batch",
+                format!("{} samples on {} ranks; use a multiple", self.global_batch, self.world),
+            );
+        }
+        if self.threads == 0 || self.prefetch == 0 {
+            return bad("loader threads or prefetch", "must be at least 1".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Positions of this rank's part of batch `number`; `None` past the end of the stream.
+    fn positions(&self, number: u64) -> Option<std::ops::Range<u64>> {
+        let local = (self.global_batch / self.world) as u64;
+        let global = self.start.checked_add(number.checked_mul(self.global_batch as u64)?)?;
+        let end = self.end.unwrap_or(u64::MAX);
+        if global >= end {
+            return None;
+        }
+        let first = global.checked_add(local * self.rank as u64)?.min(end);
+        Some(first..first.checked_add(local)?.min(end))
+    }
+}
+
+/// A batch: what the decoder made of this rank's positions, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch<T> {
+    /// Stream position of `items[0]`; item `i` belongs to position `first_position + i`.
+    pub first_position: u64,
+    /// The decoded samples.
+    pub items: Vec<T>,
+}
+
+/// A sample that was replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Position whose sample it was, or was to replace.
+    pub position: u64,
+    /// Key of the sample, or its number if it could not be read.
+    pub key: String,
+    /// Why it was skipped.
+    pub error: String,
+}
+
+/// An iterator over batches, filled by background threads.
+///
+/// An error is delivered in its batch's place and ends the stream. Dropping the loader stops the threads after the
+/// sample that each has in work.
+pub struct Loader<T> {
+    shared: Arc<Shared<T>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    /// Signalled when a batch is finished.
+    finished: Condvar,
+    /// Signalled when a batch was taken, or the loader stops.
+    room: Condvar,
+}
+
+struct State<T> {
+    /// Batch that the next free thread takes up.
+    next_started: u64,
+    /// Batch that the consumer gets next.
+    next_delivered: u64,
+    ready: BTreeMap<u64, Option<Result<Batch<T>>>>,
+    stop: bool,
+    skipped: u64,
+    skips: Vec<Skipped>,
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // Decoders run outside of the lock, so a panic cannot leave the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one worker thread needs.
+struct Worker<T, F> {
+    shared: Arc<Shared<T>>,
+    dataset: Arc<Dataset>,
+    order: Arc<GlobalOrder>,
+    config: LoaderConfig,
+    decode: Arc<F>,
+}
+
+impl<T: Send + 'static> Loader<T> {
+    /// Starts the threads. `decode(position, sample)` makes an item; it must be a pure function of its arguments for
+    /// runs to be reproducible (seed random augmentation by the position).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if settings make no sense or the order is for another number of samples,
+    /// [`Error::Io`] if a thread cannot be started.
+    pub fn new<F, E>(dataset: Arc<Dataset>, order: Arc<GlobalOrder>, config: LoaderConfig, decode: F) -> Result<Self>
+    where
+        F: Fn(u64, &SampleRef<'_>) -> std::result::Result<T, E> + Send + Sync + 'static,
+        E: Into<BoxError>,
+    {
+        config.check()?;
+        if order.len() != dataset.len() {
+            let detail = format!("order of {} samples, dataset of {}", order.len(), dataset.len());
+            return Err(Error::InvalidArgument { what: "loader order", detail });
+        }
+        let state = State {
+            next_started: 0,
+            next_delivered: 0,
+            ready: BTreeMap::new(),
+            stop: false,
+            skipped: 0,
+            skips: Vec::new(),
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), finished: Condvar::new(), room: Condvar::new() });
+        let decode = Arc::new(move |position: u64, sample: &SampleRef<'_>| decode(position, sample).map_err(E::into));
+        let mut loader = Loader { shared: Arc::clone(&shared), threads: Vec::new() };
+        for number in 0..config.threads {
+            let worker = Worker {
+                shared: Arc::clone(&shared),
+                dataset: Arc::clone(&dataset),
+                order: Arc::clone(&order),
+                config: config.clone(),
+                decode: Arc::clone(&decode),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{number}"))
+                .spawn(move || worker.run())
+                .map_err(Error::io("start loader thread for", dataset.dir()))?;
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// Number of samples skipped so far, in delivered batches and those in work.
+    pub fn skipped(&self) -> u64 {
+        self.shared.lock().skipped
+    }
+
+    /// The first thousand skips.
+    pub fn skips(&self) -> Vec<Skipped> {
+        self.shared.lock().skips.clone()
+    }
+}
+
+impl<T> Iterator for Loader<T> {
+    type Item = Result<Batch<T>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut state = self.shared.lock();
+        if state.stop {
+            return None;
+        }
+        let number = state.next_delivered;
+        let batch = loop {
+            match state.ready.remove(&number) {
+                Some(batch) => break batch,
+                None => state = self.shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        state.next_delivered += 1;
+        if !matches!(batch, Some(Ok(_))) {
+            state.stop = true;
+        }
+        drop(state);
+        self.shared.room.notify_all();
+        batch
+    }
+}
+
+impl<T> Drop for Loader<T> {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.room.notify_all();
+        for thread in self.threads.drain(..) {
+            // A worker catches its decoder's panics and delivers them, so there is nothing left to learn here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<T, F> Worker<T, F>
+where
+    F: Fn(u64, &SampleRef<'_>) -> std::result::Result<T, BoxError>,
+{
+    fn run(&self) {
+        while let Some(number) = self.take_number() {
+            // The closure only reads shared data, or goes through the lock, so a panic leaves nothing broken behind.
+            let made = catch_unwind(AssertUnwindSafe(|| self.batch(number)));
+            let batch = made.unwrap_or_else(|panic| Some(Err(panicked(panic.as_ref()))));
+            let last = !matches!(batch, Some(Ok(_)));
+            self.shared.lock().ready.insert(number, batch);
+            self.shared.finished.notify_all();
+            if last {
+                return;
+            }
+        }
+    }
+
+    /// Waits for room, and takes up the next batch; `None` when the loader stops.
+    fn take_number(&self) -> Option<u64> {
+        let mut state = self.shared.lock();
+        while !state.stop && state.next_started >= state.next_delivered + self.config.prefetch as u64 {
+            state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.stop {
+            return None;
+        }
+        state.next_started += 1;
+        Some(state.next_started - 1)
+    }
+
+    /// Batch `number`; `None` past the end of the stream, or when the loader stops meanwhile.
+    fn batch(&self, number: u64) -> Option<Result<Batch<T>>> {
+        let positions = self.config.positions(number)?;
+        let first_position = positions.start;
+        let mut items = Vec::with_capacity((positions.end - positions.start) as usize);
+        for position in positions {
+            if self.shared.lock().stop {
+                return None;
+            }
+            match self.item(position) {
+                Ok(item) => items.push(item),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        Some(Ok(Batch { first_position, items }))
+    }
+
+    /// What position `position` delivers, by the rule at the top of this file.
+    fn item(&self, position: u64) -> Result<T> {
+        let tries = match self.config.on_error {
+            OnError::Fail => 1,
+            OnError::Skip => MOST_TRIES.min(self.dataset.len() as u64),
+        };
+        let mut last = String::new();
+        for step in 0..tries {
+            let (_, index) = self.order.index(position.wrapping_add(step));
+            let sample = self.dataset.get(index)?;
+            let source = match (self.decode)(position, &sample) {
+                Ok(item) => return Ok(item),
+                Err(source) => source,
+            };
+            if self.config.on_error == OnError::Fail {
+                return Err(Error::Decode { position, key: sample.key().to_owned(), source });
+            }
+            last = source.to_string();
+            self.count_skip(Skipped { position, key: sample.key().to_owned(), error: last.clone() });
+        }
+        Err(Error::TooManyBadSamples { position, tries, last })
+    }
+
+    fn count_skip(&self, skip: Skipped) {
+        tracing::warn!(position = skip.position, key = %skip.key, error = %skip.error, "corrupt sample skipped");
+        let mut state = self.shared.lock();
+        state.skipped += 1;
+        if state.skips.len() < KEPT_SKIPS {
+            state.skips.push(skip);
+        }
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    let message = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    Error::LoaderPanicked { message: message.unwrap_or_else(|| "(no message)".to_owned()) }
+}

@@ -1,0 +1,133 @@
+//! One sample: a key and named parts.
+
+use std::collections::BTreeMap;
+
+use crate::npy::NpyArray;
+use crate::{Error, Result};
+
+/// A sample that owns its bytes: what writers and encoders handle.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Name, unique in its dataset; may hold `/`, but no `.` after the last one.
+    pub key: String,
+    /// Parts by extension ("png", "txt", "seg.png", ...), in the extension's order.
+    pub parts: BTreeMap<String, Vec<u8>>,
+}
+
+/// A sample whose bytes lie in a memory-mapped shard: what readers and decoders handle.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleRef<'a> {
+    key: &'a str,
+    parts: &'a [(String, std::ops::Range<usize>)],
+    bytes: &'a [u8],
+}
+
+impl Sample {
+    /// A sample without parts.
+    pub fn new(key: impl Into<String>) -> Self {
+        Sample { key: key.into(), parts: BTreeMap::new() }
+    }
+
+    /// The same sample with one more part (which replaces one of the same extension).
+    pub fn with(mut self, extension: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
+        self.parts.insert(extension.into(), bytes.into());
+        self
+    }
+
+    /// Bytes of a part.
+    ///
+    /// # Errors
+    /// [`Error::MissingPart`].
+    pub fn part(&self, extension: &str) -> Result<&[u8]> {
+        match self.parts.get(extension) {
+            Some(bytes) => Ok(bytes),
+            None => Err(missing(&self.key, extension, self.parts.keys())),
+        }
+    }
+
+    /// A part as text.
+    ///
+    /// # Errors
+    /// [`Error::MissingPart`], [`Error::NotText`].
+    pub fn text(&self, extension: &str) -> Result<&str> {
+        as_text(&self.key, extension, self.part(extension)?)
+    }
+
+    /// A part as NumPy array.
+    ///
+    /// # Errors
+    /// [`Error::MissingPart`], [`Error::Npy`].
+    pub fn array(&self, extension: &str) -> Result<NpyArray> {
+        as_array(&self.key, extension, self.part(extension)?)
+    }
+
+    /// Sum of the parts' lengths, in bytes.
+    pub fn byte_len(&self) -> u64 {
+        self.parts.values().map(|bytes| bytes.len() as u64).sum()
+    }
+}
+
+impl<'a> SampleRef<'a> {
+    /// `parts` are extensions with their ranges in `bytes`, checked by the shard's scan.
+    pub(crate) fn new(key: &'a str, parts: &'a [(String, std::ops::Range<usize>)], bytes: &'a [u8]) -> Self {
+        SampleRef { key, parts, bytes }
+    }
+
+    /// Name, unique in its dataset.
+    pub fn key(&self) -> &'a str {
+        self.key
+    }
+
+    /// Extensions and bytes, in the shard's order.
+    pub fn parts(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        let bytes = self.bytes;
+        self.parts.iter().map(move |(extension, range)| (extension.as_str(), &bytes[range.clone()]))
+    }
+
+    /// Bytes of a part.
+    ///
+    /// # Errors
+    /// [`Error::MissingPart`].
+    pub fn part(&self, extension: &str) -> Result<&'a [u8]> {
+        match self.parts().find(|(name, _)| *name == extension) {
+            Some((_, bytes)) => Ok(bytes),
+            None => Err(missing(self.key, extension, self.parts().map(|(name, _)| name))),
+        }
+    }
+
+    /// A part as text.
+    ///
+    /// # Errors
+    /// [`Error::MissingPart`], [`Error::NotText`].
+    pub fn text(&self, extension: &str) -> Result<&'a str> {
+        as_text(self.key, extension, self.part(extension)?)
+    }
+
+    /// A part as NumPy array.
+    ///
+    /// # Errors
+    /// [`Error::MissingPart`], [`Error::Npy`].
+    pub fn array(&self, extension: &str) -> Result<NpyArray> {
+        as_array(self.key, extension, self.part(extension)?)
+    }
+
+    /// A copy that owns its bytes.
+    pub fn to_sample(&self) -> Sample {
+        let parts = self.parts().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).collect();
+        Sample { key: self.key.to_owned(), parts }
+    }
+}
+
+fn missing(key: &str, part: &str, present: impl Iterator<Item = impl AsRef<str>>) -> Error {
+    let present: Vec<String> = present.map(|name| name.as_ref().to_owned()).collect();
+    let present = if present.is_empty() { "no parts".to_owned() } else { present.join(", ") };
+    Error::MissingPart { key: key.to_owned(), part: part.to_owned(), present }
+}
+
+fn as_text<'b>(key: &str, part: &str, bytes: &'b [u8]) -> Result<&'b str> {
+    std::str::from_utf8(bytes).map_err(|_| Error::NotText { key: key.to_owned(), part: part.to_owned() })
+}
+
+fn as_array(key: &str, part: &str, bytes: &[u8]) -> Result<NpyArray> {
+    NpyArray::from_bytes(bytes).map_err(|source| Error::Npy { key: key.to_owned(), part: part.to_owned(), source })
+}

@@ -1,0 +1,25 @@
+//! Webdataset shards: tar files whose members `key.extension` form samples, with an index and checksums.
+//!
+//! Layout of a dataset folder:
+//!
+//! ```text
+//! pictures-000000.tar     members a.png, a.txt, b.png, b.txt, ...
+//! pictures-000001.tar
+//! index.json              format version, and per shard: file, samples, bytes, blake3; free-form "meta"
+//! ```
+//!
+//! Grouping follows the `webdataset` library (`webdataset/tariterators.py`): a member's key is its path up to the
+//! first dot of the file name, the rest, in lower case, is the extension; neighbouring members of one key are a sample.
+//! Folders, links, members without a dot and `__meta__` members are passed by, counted and reported.
+//!
+//! Shards are written under a temporary name, flushed, and renamed; `index.json` comes last. A folder without it is
+//! either someone else's dataset (it is scanned) or an unfinished one (`progress.json` tells, and is refused).
+
+mod index;
+mod reader;
+mod scan;
+mod writer;
+
+pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION};
+pub use reader::{Dataset, VerifyReport, index_folder};
+pub use writer::{ShardLimits, ShardWriter};

@@ -1,0 +1,314 @@
+//! Reading datasets.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use memmap2::Mmap;
+use serde_json::{Map, Value};
+
+use super::index::{DatasetIndex, PROGRESS_FILE, ShardRecord};
+use super::scan::{ScannedShard, scan_shard};
+use crate::{Control, Error, Result, SampleRef};
+
+/// A dataset folder, open for random access.
+///
+/// Shards are memory-mapped, and their headers read when one of their samples is first asked for: opening costs the
+/// same for thousand samples and for a billion. The files must not be changed while the dataset is open (the operating
+/// system answers reads past the end of a shortened file with a signal, not with an error).
+pub struct Dataset {
+    dir: PathBuf,
+    index: DatasetIndex,
+    shards: Vec<Shard>,
+    /// Number of the first sample of each shard.
+    starts: Vec<usize>,
+}
+
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    scanned: OnceLock<ScannedShard>,
+}
+
+/// What [`Dataset::verify`] checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Number of shards.
+    pub shards: usize,
+    /// Number of samples.
+    pub samples: usize,
+    /// Length of all shards, in bytes.
+    pub bytes: u64,
+    /// Shards without a recorded checksum: readable, but not known to be what was written.
+    pub without_checksum: usize,
+}
+
+impl std::fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataset").field("dir", &self.dir).field("samples", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Dataset {
+    /// Opens the dataset in `dir`: by its `index.json`, or, without one, by scanning its `*.tar` files in name order.
+    ///
+    /// # Errors
+    /// [`Error::MissingFolder`], [`Error::MissingShard`], [`Error::TruncatedTar`] or [`Error::SizeMismatch`] (a file
+    /// has another length than its index says), [`Error::BadIndex`], [`Error::EmptyDataset`], [`Error::FolderInUse`]
+    /// (the dataset is unfinished), [`Error::Io`]; when scanning, those of [`Dataset::get`].
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        check_folder(dir)?;
+        let dataset = match DatasetIndex::read(dir)? {
+            Some(index) => Dataset::from_index(dir, index)?,
+            None => Dataset::from_scan(dir)?,
+        };
+        if dataset.is_empty() {
+            return Err(Error::EmptyDataset { path: dir.to_path_buf() });
+        }
+        Ok(dataset)
+    }
+
+    fn from_index(dir: &Path, index: DatasetIndex) -> Result<Self> {
+        let shards = index.shards.iter().map(|record| open_shard(dir, record)).collect::<Result<Vec<_>>>()?;
+        let starts = starts(&index);
+        Ok(Dataset { dir: dir.to_path_buf(), index, shards, starts })
+    }
+
+    fn from_scan(dir: &Path) -> Result<Self> {
+        let names = tar_names(dir)?;
+        tracing::info!(folder = %dir.display(), shards = names.len(), "no index.json: reading the shards' headers");
+        let mut records = Vec::with_capacity(names.len());
+        let mut shards = Vec::with_capacity(names.len());
+        for file in names {
+            let path = dir.join(&file);
+            let map = map_file(&path)?;
+            let scanned = scan_shard(&path, &map)?;
+            records.push(ShardRecord { file, samples: scanned.samples.len(), bytes: map.len() as u64, blake3: None });
+            shards.push(Shard { path, map, scanned: OnceLock::from(scanned) });
+        }
+        let index = DatasetIndex::new(records, Map::new());
+        let starts = starts(&index);
+        let dataset = Dataset { dir: dir.to_path_buf(), index, shards, starts };
+        dataset.check_keys(&mut Control::default())?;
+        Ok(dataset)
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The index, as read or as scanned.
+    pub fn index(&self) -> &DatasetIndex {
+        &self.index
+    }
+
+    /// Free-form facts of the index.
+    pub fn meta(&self) -> &Map<String, Value> {
+        &self.index.meta
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.index.samples
+    }
+
+    /// Whether there are no samples (never so for a dataset that [`Dataset::open`] returned).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sample `i`, in the order of the shards.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; at the first access to a shard [`Error::TruncatedTar`], [`Error::BadHeader`],
+    /// [`Error::DuplicateKey`] (within the shard; [`Dataset::verify`] looks across shards),
+    /// [`Error::SampleCountMismatch`].
+    pub fn get(&self, i: usize) -> Result<SampleRef<'_>> {
+        if i >= self.len() {
+            return Err(Error::OutOfRange { index: i, len: self.len() });
+        }
+        let number = self.starts.partition_point(|start| *start <= i) - 1;
+        let scanned = self.scanned(number)?;
+        let sample = &scanned.samples[i - self.starts[number]];
+        Ok(SampleRef::new(&sample.key, &sample.parts, &self.shards[number].map))
+    }
+
+    /// All samples, in order; errors as [`Dataset::get`].
+    pub fn iter(&self) -> impl Iterator<Item = Result<SampleRef<'_>>> {
+        (0..self.len()).map(|i| self.get(i))
+    }
+
+    /// Headers of shard `number`, read at the first call.
+    fn scanned(&self, number: usize) -> Result<&ScannedShard> {
+        let shard = &self.shards[number];
+        if let Some(scanned) = shard.scanned.get() {
+            return Ok(scanned);
+        }
+        // Two threads may both scan; they find the same, and one result is kept.
+        let scanned = scan_shard(&shard.path, &shard.map)?;
+        let (expected, found) = (self.index.shards[number].samples, scanned.samples.len());
+        if expected != found {
+            return Err(Error::SampleCountMismatch { path: shard.path.clone(), expected, found });
+        }
+        Ok(shard.scanned.get_or_init(|| scanned))
+    }
+
+    /// Reads everything: checksums, headers, sample counts, and keys across shards.
+    ///
+    /// # Errors
+    /// [`Error::ChecksumMismatch`], those of [`Dataset::get`], [`Error::DuplicateKey`] across shards,
+    /// [`Error::Interrupted`].
+    pub fn verify(&self, control: &mut Control<'_>) -> Result<VerifyReport> {
+        let mut report = VerifyReport { shards: self.shards.len(), samples: self.len(), bytes: 0, without_checksum: 0 };
+        for (number, shard) in self.shards.iter().enumerate() {
+            control.checkpoint("verify", self.starts[number], self.len())?;
+            report.bytes += shard.map.len() as u64;
+            let Some(expected) = &self.index.shards[number].blake3 else {
+                report.without_checksum += 1;
+                continue;
+            };
+            let found = blake3::hash(&shard.map).to_hex().to_string();
+            if *expected != found {
+                return Err(Error::ChecksumMismatch { path: shard.path.clone(), expected: expected.clone(), found });
+            }
+        }
+        self.check_keys(control)?;
+        Ok(report)
+    }
+
+    /// Looks for keys that two shards share.
+    fn check_keys(&self, control: &mut Control<'_>) -> Result<()> {
+        let mut seen: HashMap<&str, usize> = HashMap::with_capacity(self.len());
+        for (number, shard) in self.shards.iter().enumerate() {
+            control.checkpoint("verify keys", self.starts[number], self.len())?;
+            for sample in &self.scanned(number)?.samples {
+                if let Some(first) = seen.insert(&sample.key, number) {
+                    return Err(Error::DuplicateKey {
+                        key: sample.key.clone(),
+                        first: self.shards[first].path.clone(),
+                        second: shard.path.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails unless the dataset was encoded by the encoder of this identity
+    /// (see [`crate::precache::SampleEncoder::identity`]).
+    ///
+    /// # Errors
+    /// [`Error::EncoderMismatch`].
+    pub fn require_encoder(&self, identity: &str) -> Result<()> {
+        let found = self.meta().get(crate::precache::META_ENCODER).and_then(Value::as_str);
+        if found == Some(identity) {
+            return Ok(());
+        }
+        Err(Error::EncoderMismatch {
+            path: self.dir.clone(),
+            expected: identity.to_owned(),
+            found: found.unwrap_or("no encoder").to_owned(),
+        })
+    }
+}
+
+/// Scans the `*.tar` files of `dir`, reads them for their checksums, and writes `index.json` with `meta`.
+///
+/// # Errors
+/// Those of [`Dataset::open`] when scanning, [`Error::FolderInUse`] if there is an index already,
+/// [`Error::Interrupted`] (nothing is written then).
+pub fn index_folder(
+    dir: impl AsRef<Path>,
+    meta: Map<String, Value>,
+    control: &mut Control<'_>,
+) -> Result<DatasetIndex> {
+    let dir = dir.as_ref();
+    check_folder(dir)?;
+    if DatasetIndex::read(dir)?.is_some() {
+        return Err(Error::FolderInUse { path: dir.to_path_buf(), found: super::INDEX_FILE.to_owned() });
+    }
+    let dataset = Dataset::from_scan(dir)?;
+    if dataset.is_empty() {
+        return Err(Error::EmptyDataset { path: dir.to_path_buf() });
+    }
+    let mut records = dataset.index.shards.clone();
+    for (number, record) in records.iter_mut().enumerate() {
+        control.checkpoint("index", dataset.starts[number], dataset.len())?;
+        record.blake3 = Some(blake3::hash(&dataset.shards[number].map).to_hex().to_string());
+    }
+    let index = DatasetIndex::new(records, meta);
+    index.write(dir)?;
+    Ok(index)
+}
+
+/// Keys of a finished shard, after its checksum was compared.
+pub(super) fn keys_of_checked_shard(dir: &Path, record: &ShardRecord) -> Result<Vec<String>> {
+    let shard = open_shard(dir, record)?;
+    let found = blake3::hash(&shard.map).to_hex().to_string();
+    match &record.blake3 {
+        Some(expected) if *expected != found => {
+            Err(Error::ChecksumMismatch { path: shard.path, expected: expected.clone(), found })
+        }
+        _ => Ok(scan_shard(&shard.path, &shard.map)?.samples.into_iter().map(|sample| sample.key).collect()),
+    }
+}
+
+fn starts(index: &DatasetIndex) -> Vec<usize> {
+    let firsts = index.shards.iter().scan(0, |next, shard| {
+        let first = *next;
+        *next += shard.samples;
+        Some(first)
+    });
+    firsts.collect()
+}
+
+fn check_folder(dir: &Path) -> Result<()> {
+    if !dir.is_dir() {
+        return Err(Error::MissingFolder { path: dir.to_path_buf() });
+    }
+    Ok(())
+}
+
+/// The `*.tar` files of `dir`, sorted; an error if the dataset there is unfinished.
+fn tar_names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == PROGRESS_FILE {
+            let found = format!("{PROGRESS_FILE} of a dataset that is not finished");
+            return Err(Error::FolderInUse { path: dir.to_path_buf(), found });
+        }
+        if name.ends_with(".tar") && !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn open_shard(dir: &Path, record: &ShardRecord) -> Result<Shard> {
+    let path = dir.join(&record.file);
+    let map = map_file(&path)?;
+    let (size, expected) = (map.len() as u64, record.bytes);
+    if size < expected {
+        return Err(Error::TruncatedTar { path, offset: size, needed: expected, size });
+    }
+    if size > expected {
+        return Err(Error::SizeMismatch { path, expected, size });
+    }
+    Ok(Shard { path, map, scanned: OnceLock::new() })
+}
+
+fn map_file(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::MissingShard { path: path.to_path_buf() },
+        _ => Error::io("open", path)(e),
+    })?;
+    // SAFETY: the map is only read. Its bytes change only if another program changes the file; bytes are only ever
+    // handed out as `&[u8]`, for which the documentation of `Dataset` demands that the files stay as they are.
+    unsafe { Mmap::map(&file) }.map_err(Error::io("memory-map", path))
+}

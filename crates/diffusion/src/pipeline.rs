@@ -1,0 +1,126 @@
+//! From prompts to pictures.
+
+use crate::guidance::GuidedUNet;
+use crate::objective::Prediction;
+use crate::sampler::{DdimOptions, Progress, ddim};
+use crate::schedule::{NoiseSchedule, ScheduleError, Spacing};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use calotype_kernels::{Purpose, Stream};
+use calotype_models::{Autoencoder, UNet};
+use serde::{Deserialize, Serialize};
+
+/// How pictures are drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerateOptions {
+    /// Sampling steps.
+    pub steps: usize,
+    /// Classifier-free guidance scale; 1 is none.
+    pub guidance: f32,
+    /// DDIM's share of fresh noise, 0 to 1.
+    pub eta: f64,
+    /// Which timesteps are visited.
+    pub spacing: Spacing,
+    /// Offset of the leading spacing.
+    pub steps_offset: usize,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self { steps: 50, guidance: 7.5, eta: 0.0, spacing: Spacing::Leading, steps_offset: 1 }
+    }
+}
+
+/// Standard normal latents, `[pictures, height, width, channels]`.
+///
+/// Picture `first + i` draws from its own stream, so that it does not depend on how pictures are
+/// batched.
+pub fn initial_latents(
+    seed: u64,
+    first: u64,
+    pictures: usize,
+    [height, width, channels]: [usize; 3],
+    device: &Device,
+) -> Tensor<4> {
+    noise_latents(seed, Purpose::InitialLatent, first, pictures, [height, width, channels], device)
+}
+
+fn noise_latents(
+    seed: u64,
+    purpose: Purpose,
+    first: u64,
+    pictures: usize,
+    [height, width, channels]: [usize; 3],
+    device: &Device,
+) -> Tensor<4> {
+    let size = height * width * channels;
+    let mut data = vec![0f32; pictures * size];
+    for (i, row) in data.chunks_exact_mut(size.max(1)).enumerate() {
+        Stream::new(seed, purpose, first + i as u64).fill_normal(row);
+    }
+    Tensor::from_data(TensorData::new(data, [pictures, height, width, channels]), device)
+}
+
+/// A text-to-image pipeline on encoded prompts.
+pub struct TextToImage<'a> {
+    /// The network, without autodiff.
+    pub unet: &'a UNet,
+    /// Decodes latents; without autodiff.
+    pub autoencoder: &'a Autoencoder,
+    /// The schedule of training.
+    pub schedule: &'a NoiseSchedule,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// Latents were multiplied by this in training.
+    pub scale_factor: f32,
+    /// `[height, width, channels]` of one latent.
+    pub latent_size: [usize; 3],
+    /// Precision of the UNet's and the decoder's activations.
+    pub dtype: DType,
+}
+
+impl TextToImage<'_> {
+    /// Draws one picture for each prompt, in `-1..1`.
+    ///
+    /// `first` is the number of the first picture of this call among all pictures of `seed`.
+    ///
+    /// # Shapes
+    /// `context` and `uncond`: `[pictures, tokens, channels]`; returns
+    /// `[pictures, height, width, 3]`
+    ///
+    /// # Errors
+    /// [`ScheduleError::Steps`] for an impossible number of steps.
+    pub fn generate(
+        &self,
+        context: Tensor<3>,
+        uncond: Tensor<3>,
+        options: &GenerateOptions,
+        seed: u64,
+        first: u64,
+        callback: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Tensor<4>, ScheduleError> {
+        let timesteps =
+            options.spacing.timesteps(self.schedule, options.steps, options.steps_offset)?;
+        let (pictures, device) = (context.dims()[0], context.device());
+        let x = initial_latents(seed, first, pictures, self.latent_size, &device);
+        let denoiser = GuidedUNet {
+            unet: self.unet,
+            schedule: self.schedule,
+            prediction: self.prediction,
+            context,
+            uncond,
+            scale: options.guidance,
+            dtype: self.dtype,
+        };
+        let fresh = |step: usize| {
+            // Each step's noise is a stream of its own, far from the other steps' picture numbers.
+            let first = first + ((step as u64 + 1) << 40);
+            let purpose = Purpose::Noise;
+            noise_latents(seed, purpose, first, pictures, self.latent_size, &device)
+        };
+        let ddim_options = DdimOptions { eta: options.eta, clip: None, noise: Some(&fresh) };
+        let latent = ddim(&denoiser, self.schedule, &timesteps, x, &ddim_options, callback);
+        let latent = latent.div_scalar(self.scale_factor).cast(self.dtype);
+        Ok(self.autoencoder.decode(latent).cast(DType::F32))
+    }
+}

@@ -1,0 +1,207 @@
+//! Activation functions and the gated linear unit of diffusers, forward and backward.
+
+use crate::element::Element;
+use crate::math::{exp, map1, map2, map3to2, normal_distribution, sigmoid, silu, silu_slope, tanh};
+use crate::simd::{Simd, dispatch};
+use crate::threads::for_chunks;
+
+/// Elements of a task.
+const CHUNK: usize = 16 * 1024;
+
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x sigmoid(x)`.
+    Silu,
+    /// `x Phi(x)`, Phi the normal distribution function: the exact form, with erf.
+    Gelu,
+    /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
+    GeluTanh,
+    /// `x sigmoid(1.702 x)`: CLIP's.
+    QuickGelu,
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+const CUBIC: f32 = 0.044_715;
+const QUICK: f32 = 1.702;
+
+#[inline(always)]
+fn value<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
+    match kind {
+        Activation::Silu => silu(s, x),
+        Activation::Gelu => s.mul(x, normal_distribution(s, x).0),
+        Activation::GeluTanh => s.mul(s.mul(s.splat(0.5), x), s.add(s.splat(1.0), tanh(s, inner(s, x)))),
+        Activation::QuickGelu => {
+            let e = exp(s, s.mul(x, s.splat(-QUICK)));
+            s.div(x, s.add(s.splat(1.0), e))
+        }
+    }
+}
+
+/// `sqrt(2 / pi) (x + 0.044715 x^3)`.
+#[inline(always)]
+fn inner<S: Simd>(s: S, x: S::V) -> S::V {
+    let square = s.mul(x, x);
+    s.mul(s.mul(x, s.splat(SQRT_2_OVER_PI)), s.fma(square, s.splat(CUBIC), s.splat(1.0)))
+}
+
+#[inline(always)]
+fn slope<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
+    let one = s.splat(1.0);
+    match kind {
+        Activation::Silu => silu_slope(s, x),
+        Activation::Gelu => {
+            let (below, density) = normal_distribution(s, x);
+            s.fma(x, density, below)
+        }
+        Activation::GeluTanh => {
+            let t = tanh(s, inner(s, x));
+            let square = s.mul(x, x);
+            let du = s.mul(s.splat(SQRT_2_OVER_PI), s.fma(square, s.splat(3.0 * CUBIC), one));
+            let steep = s.mul(s.mul(x, du), s.sub(one, s.mul(t, t)));
+            s.mul(s.splat(0.5), s.add(s.add(one, t), steep))
+        }
+        Activation::QuickGelu => {
+            let u = s.mul(x, s.splat(QUICK));
+            let g = sigmoid(s, u);
+            s.mul(g, s.fma(u, s.sub(one, g), one))
+        }
+    }
+}
+
+/// Evaluates `$body` with `$kind` replaced by each constant in turn, so that the loop inside has no branch.
+macro_rules! per_kind {
+    ($kind:expr, |$k:ident| $body:expr) => {
+        match $kind {
+            Activation::Silu => {
+                const $k: Activation = Activation::Silu;
+                $body
+            }
+            Activation::Gelu => {
+                const $k: Activation = Activation::Gelu;
+                $body
+            }
+            Activation::GeluTanh => {
+                const $k: Activation = Activation::GeluTanh;
+                $body
+            }
+            Activation::QuickGelu => {
+                const $k: Activation = Activation::QuickGelu;
+                $body
+            }
+        }
+    };
+}
+
+/// `y = f(x)`, element by element.
+///
+/// # Panics
+///
+/// If the slices differ in length.
+pub fn activation_forward<T: Element>(kind: Activation, x: &[T], y: &mut [T]) {
+    assert!(x.len() == y.len(), "activation_forward: x has {} elements, y {}", x.len(), y.len());
+    for_chunks(y, CHUNK, |i, y| {
+        let x = &x[i * CHUNK..][..y.len()];
+        dispatch!(|s| per_kind!(kind, |KIND| map1(
+            s,
+            x,
+            y,
+            #[inline(always)]
+            |x| value(s, KIND, x)
+        )));
+    });
+}
+
+/// `dx = dy f'(x)`, element by element.
+///
+/// # Panics
+///
+/// If the slices differ in length.
+pub fn activation_backward<T: Element>(kind: Activation, x: &[T], dy: &[T], dx: &mut [T]) {
+    let lens = (x.len(), dy.len(), dx.len());
+    assert!(lens.0 == lens.1 && lens.0 == lens.2, "activation_backward: x, dy, dx have {lens:?} elements");
+    for_chunks(dx, CHUNK, |i, dx| {
+        let (x, dy) = (&x[i * CHUNK..][..dx.len()], &dy[i * CHUNK..][..dx.len()]);
+        dispatch!(|s| per_kind!(kind, |KIND| map2(
+            s,
+            x,
+            dy,
+            dx,
+            #[inline(always)]
+            |x, dy| s.mul(dy, slope(s, KIND, x))
+        )));
+    });
+}
+
+/// Rows of a task.
+fn rows_of_task(c: usize) -> usize {
+    (CHUNK / c.max(1)).max(1)
+}
+
+/// `y[r, i] = x[r, i] gelu(x[r, c + i])` with the exact GELU: the GEGLU of diffusers, whose first half is the value and
+/// second half the gate. x is `[rows, 2 c]`, y `[rows, c]`.
+///
+/// # Panics
+///
+/// If a slice does not have the length its shape says.
+pub fn geglu_forward<T: Element>(x: &[T], y: &mut [T], rows: usize, c: usize) {
+    assert!(x.len() == rows * 2 * c, "geglu_forward: x has {} elements, not {rows} x {}", x.len(), 2 * c);
+    assert!(y.len() == rows * c, "geglu_forward: y has {} elements, not {rows} x {c}", y.len());
+    if c == 0 {
+        return;
+    }
+    let step = rows_of_task(c);
+    for_chunks(y, step * c, |task, y| {
+        let x = &x[task * step * 2 * c..][..2 * y.len()];
+        dispatch!(|s| for (x, y) in x.chunks_exact(2 * c).zip(y.chunks_exact_mut(c)) {
+            let (value, gate) = x.split_at(c);
+            map2(
+                s,
+                value,
+                gate,
+                y,
+                #[inline(always)]
+                |v, g| s.mul(v, s.mul(g, normal_distribution(s, g).0)),
+            );
+        });
+    });
+}
+
+/// Gradient of [`geglu_forward`]: x and dx (overwritten) are `[rows, 2 c]`, dy `[rows, c]`.
+///
+/// # Panics
+///
+/// If a slice does not have the length its shape says.
+pub fn geglu_backward<T: Element>(x: &[T], dy: &[T], dx: &mut [T], rows: usize, c: usize) {
+    assert!(x.len() == rows * 2 * c, "geglu_backward: x has {} elements, not {rows} x {}", x.len(), 2 * c);
+    assert!(dx.len() == x.len(), "geglu_backward: dx has {} elements, x {}", dx.len(), x.len());
+    assert!(dy.len() == rows * c, "geglu_backward: dy has {} elements, not {rows} x {c}", dy.len());
+    if c == 0 {
+        return;
+    }
+    let step = rows_of_task(c);
+    for_chunks(dx, step * 2 * c, |task, dx| {
+        let begin = task * step * 2 * c;
+        let x = &x[begin..][..dx.len()];
+        let dy = &dy[begin / 2..][..dx.len() / 2];
+        dispatch!(|s| {
+            let rows = x.chunks_exact(2 * c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(2 * c));
+            for ((x, dy), dx) in rows {
+                let (value, gate) = x.split_at(c);
+                let (dvalue, dgate) = dx.split_at_mut(c);
+                map3to2(
+                    s,
+                    [value, gate, dy],
+                    dvalue,
+                    dgate,
+                    #[inline(always)]
+                    |v, g, dy| {
+                        let (below, density) = normal_distribution(s, g);
+                        let slope = s.fma(g, density, below);
+                        (s.mul(dy, s.mul(g, below)), s.mul(dy, s.mul(v, slope)))
+                    },
+                );
+            }
+        });
+    });
+}

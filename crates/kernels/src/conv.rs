@@ -1,0 +1,315 @@
+//! Two-dimensional convolution, channels last, as a matrix product whose left operand (the patches) is gathered while
+//! it is packed and never exists as a whole.
+
+use crate::element::Element;
+use crate::pointwise::sum_rows;
+use crate::product::{Dense, Epilogue, Operand, Rows, Source, copy, product};
+use crate::simd::Simd;
+
+/// Shape of a convolution (in fact a cross-correlation, as everywhere in deep learning):
+/// `y[b, oy, ox, o] = sum over (ky, kx, i) of x[b, oy * stride + ky - top, ox * stride + kx - left, i] w[o, ky, kx, i]`,
+/// with zeros outside of the picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv2dShape {
+    /// Pictures.
+    pub batch: usize,
+    /// Height of the input.
+    pub height: usize,
+    /// Width of the input.
+    pub width: usize,
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the output.
+    pub out_channels: usize,
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Step between windows, in both directions.
+    pub stride: usize,
+    /// Zeros added at the top, bottom, left and right.
+    pub padding: [usize; 4],
+}
+
+impl Conv2dShape {
+    /// Height of the output; zero if the kernel does not fit.
+    pub fn out_height(&self) -> usize {
+        out_size(self.height + self.padding[0] + self.padding[1], self.kernel[0], self.stride)
+    }
+
+    /// Width of the output; zero if the kernel does not fit.
+    pub fn out_width(&self) -> usize {
+        out_size(self.width + self.padding[2] + self.padding[3], self.kernel[1], self.stride)
+    }
+
+    /// Elements of the input.
+    pub fn input_len(&self) -> usize {
+        self.batch * self.height * self.width * self.in_channels
+    }
+
+    /// Elements of the output.
+    pub fn output_len(&self) -> usize {
+        self.positions() * self.out_channels
+    }
+
+    /// Elements of the weights.
+    pub fn weight_len(&self) -> usize {
+        self.out_channels * self.patch()
+    }
+
+    fn positions(&self) -> usize {
+        self.batch * self.out_height() * self.out_width()
+    }
+
+    fn patch(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.in_channels
+    }
+
+    /// True if the output positions are the input positions and the patches the pixels.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == 1 && self.padding == [0; 4]
+    }
+
+    fn patches<'a, T>(&self, x: &'a [T]) -> Patches<'a, T> {
+        Patches {
+            data: x,
+            size: [self.height, self.width],
+            channels: self.in_channels,
+            taps: self.kernel,
+            step: self.stride,
+            offset: [-(self.padding[0] as isize), -(self.padding[2] as isize)],
+            positions: [self.out_height(), self.out_width()],
+        }
+    }
+
+    fn check(&self, op: &str, x: usize, w: usize, y: usize) {
+        assert!(self.stride > 0, "{op}: the stride is zero");
+        assert!(self.kernel[0] > 0 && self.kernel[1] > 0, "{op}: the kernel is empty");
+        assert!(x == self.input_len(), "{op}: the input has {x} elements, the shape {}", self.input_len());
+        assert!(w == self.weight_len(), "{op}: the weights have {w} elements, the shape {}", self.weight_len());
+        assert!(y == self.output_len(), "{op}: the output has {y} elements, the shape {}", self.output_len());
+    }
+}
+
+fn out_size(padded: usize, kernel: usize, stride: usize) -> usize {
+    if padded < kernel { 0 } else { (padded - kernel) / stride + 1 }
+}
+
+/// The matrix `[batch * positions, taps * channels]` of the windows of pictures.
+struct Patches<'a, T> {
+    data: &'a [T],
+    /// Height and width of the pictures.
+    size: [usize; 2],
+    channels: usize,
+    /// Height and width of a window.
+    taps: [usize; 2],
+    /// Distance between windows, and where the first one begins.
+    step: usize,
+    offset: [isize; 2],
+    /// Windows down and across.
+    positions: [usize; 2],
+}
+
+impl<T: Element> Source for Patches<'_, T> {
+    const DIRECT: bool = false;
+
+    #[inline(always)]
+    fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]) {
+        if out.is_empty() {
+            return;
+        }
+        // 32-bit divisions are several times as fast as 64-bit ones; the constructor of a slice bounds the numbers.
+        let (row, across) = (row as u32, self.positions[1] as u32);
+        let (line, px) = (row / across, row % across);
+        let (b, py) = (line / self.positions[0] as u32, line % self.positions[0] as u32);
+        let y0 = (py as usize * self.step) as isize + self.offset[0];
+        let x0 = (px as usize * self.step) as isize + self.offset[1];
+        let [height, width] = self.size;
+        // The taps of one line of a window are contiguous in memory: `span` elements, of which those in
+        // `inside.0..inside.1` are in the picture.
+        let span = self.taps[1] * self.channels;
+        let left = (-x0).clamp(0, self.taps[1] as isize) as usize * self.channels;
+        let right = (width as isize - x0).clamp(0, self.taps[1] as isize) as usize * self.channels;
+        let mut ky = column / span;
+        let mut from = column - ky * span;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let len = (span - from).min(rest.len());
+            let (now, later) = rest.split_at_mut(len);
+            let y = y0 + ky as isize;
+            if y < 0 || y >= height as isize || right <= left {
+                now.fill(0.0);
+            } else {
+                let begin = ((b as usize * height + y as usize) * width) as isize + x0;
+                let begin = begin * self.channels as isize;
+                let (i, j) = (left.clamp(from, from + len), right.clamp(from, from + len));
+                now[..i - from].fill(0.0);
+                now[j - from..].fill(0.0);
+                if i < j {
+                    let at = (begin + i as isize) as usize;
+                    copy(s, &self.data[at..at + (j - i)], &mut now[i - from..j - from]);
+                }
+            }
+            rest = later;
+            from = 0;
+            ky += 1;
+        }
+    }
+}
+
+/// `y = conv(x, w) + bias + channel_add + residual`.
+///
+/// x is `[batch, height, width, in_channels]`, w is `[out_channels, kernel height, kernel width, in_channels]`, bias
+/// `[out_channels]`, channel_add `[batch, out_channels]` (a time embedding, added to all pixels), y and residual
+/// `[batch, out_height, out_width, out_channels]`.
+///
+/// # Panics
+///
+/// If a slice does not have the length its shape says.
+pub fn conv2d_forward<T: Element>(
+    shape: &Conv2dShape,
+    x: &[T],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    channel_add: Option<&[T]>,
+    residual: Option<&[T]>,
+    y: &mut [T],
+) {
+    shape.check("conv2d_forward", x.len(), w.len(), y.len());
+    let (m, n, k) = (shape.positions(), shape.out_channels, shape.patch());
+    assert!(bias.is_none_or(|bias| bias.len() == n), "conv2d_forward: the bias does not have {n} elements");
+    let added = shape.batch * n;
+    assert!(channel_add.is_none_or(|a| a.len() == added), "conv2d_forward: channel_add does not have {added} elements");
+    assert!(residual.is_none_or(|r| r.len() == m * n), "conv2d_forward: the residual does not have {m} x {n} elements");
+    let pixels = shape.out_height() * shape.out_width();
+    let epilogue = Epilogue { bias, group: channel_add.map(|a| (a, pixels)), residual, accumulate: false };
+    let weights = Operand { source: Dense { data: w, stride: k }, k_rows: false };
+    let out = (y, Rows::Linear { stride: n });
+    if shape.is_pointwise() {
+        let pixels = Operand { source: Dense { data: x, stride: k }, k_rows: false };
+        product((m, n, k), &pixels, &weights, true, out, epilogue);
+    } else {
+        assert!(m < u32::MAX as usize, "conv2d_forward: more than 2^32 positions");
+        let patches = Operand { source: shape.patches(x), k_rows: false };
+        product((m, n, k), &patches, &weights, true, out, epilogue);
+    }
+}
+
+/// The weights as the gradient of the input meets them: a matrix `[taps * out_channels, in_channels]`, the taps in
+/// reverse, only every `step`-th of them beginning with `first`.
+struct Flipped<'a> {
+    w: &'a [f32],
+    kernel: [usize; 2],
+    out_channels: usize,
+    in_channels: usize,
+    first: [usize; 2],
+    step: usize,
+    taps: [usize; 2],
+}
+
+impl Source for Flipped<'_> {
+    const DIRECT: bool = true;
+
+    #[inline(always)]
+    fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]) {
+        let (tap, o) = (row / self.out_channels, row % self.out_channels);
+        let (ty, tx) = (tap / self.taps[1], tap % self.taps[1]);
+        let ky = self.first[0] + (self.taps[0] - 1 - ty) * self.step;
+        let kx = self.first[1] + (self.taps[1] - 1 - tx) * self.step;
+        let at = ((o * self.kernel[0] + ky) * self.kernel[1] + kx) * self.in_channels + column;
+        copy(s, &self.w[at..at + out.len()], out);
+    }
+}
+
+/// Gradient of [`conv2d_forward`] with respect to x: dy lies like y, dx (overwritten) like x.
+///
+/// With a stride, the pixels of dx fall into stride x stride classes that meet different taps; each class is a dense
+/// convolution of dy of its own.
+///
+/// # Panics
+///
+/// If a slice does not have the length its shape says.
+pub fn conv2d_backward_input<T: Element>(shape: &Conv2dShape, dy: &[T], w: &[f32], dx: &mut [T]) {
+    shape.check("conv2d_backward_input", dx.len(), w.len(), dy.len());
+    let (cin, cout) = (shape.in_channels, shape.out_channels);
+    if shape.is_pointwise() {
+        crate::linear::linear_backward_input(dy, w, dx, shape.positions(), cin, cout);
+        return;
+    }
+    assert!(shape.batch * shape.height * shape.width < u32::MAX as usize, "conv2d_backward_input: over 2^32 pixels");
+    let step = shape.stride;
+    for class in 0..step * step {
+        let class = [class / step, class % step];
+        let size = [shape.height, shape.width];
+        let pad = [shape.padding[0], shape.padding[2]];
+        let [mut count, mut first, mut taps, mut offset] = [[0; 2]; 4];
+        let mut begin = [0isize; 2];
+        for axis in 0..2 {
+            count[axis] = size[axis].saturating_sub(class[axis]).div_ceil(step);
+            // Pixel class + step j meets tap first + step t at output j + offset - t.
+            first[axis] = (class[axis] + pad[axis]) % step;
+            offset[axis] = (class[axis] + pad[axis]) / step;
+            taps[axis] = shape.kernel[axis].saturating_sub(first[axis]).div_ceil(step);
+            begin[axis] = offset[axis] as isize + 1 - taps[axis] as isize;
+        }
+        let k = taps[0] * taps[1] * cout;
+        let patches = Patches {
+            data: dy,
+            size: [shape.out_height(), shape.out_width()],
+            channels: cout,
+            taps,
+            step: 1,
+            offset: begin,
+            positions: count,
+        };
+        let weights =
+            Flipped { w, kernel: shape.kernel, out_channels: cout, in_channels: cin, first, step, taps };
+        let rows = Rows::Grid {
+            height: count[0],
+            width: count[1],
+            batch: shape.height * shape.width * cin,
+            row: step * shape.width * cin,
+            column: step * cin,
+            start: (class[0] * shape.width + class[1]) * cin,
+        };
+        product(
+            (shape.batch * count[0] * count[1], cin, k),
+            &Operand { source: patches, k_rows: false },
+            &Operand { source: weights, k_rows: true },
+            true,
+            (dx, rows),
+            Epilogue::default(),
+        );
+    }
+}
+
+/// Gradients of [`conv2d_forward`] with respect to w and bias: dw lies like w, db is `[out_channels]`. Both are
+/// overwritten.
+///
+/// # Panics
+///
+/// If a slice does not have the length its shape says.
+pub fn conv2d_backward_weight<T: Element>(
+    shape: &Conv2dShape,
+    dy: &[T],
+    x: &[T],
+    dw: &mut [f32],
+    db: Option<&mut [f32]>,
+) {
+    shape.check("conv2d_backward_weight", x.len(), dw.len(), dy.len());
+    let (m, n, k) = (shape.positions(), shape.out_channels, shape.patch());
+    if shape.is_pointwise() {
+        crate::linear::linear_backward_weight(dy, x, dw, db, m, k, n);
+        return;
+    }
+    assert!(m < u32::MAX as usize, "conv2d_backward_weight: more than 2^32 positions");
+    product(
+        (n, k, m),
+        &Operand { source: Dense { data: dy, stride: n }, k_rows: true },
+        &Operand { source: shape.patches(x), k_rows: true },
+        false,
+        (dw, Rows::Linear { stride: k }),
+        Epilogue::default(),
+    );
+    if let Some(db) = db {
+        sum_rows(dy, db, m, n);
+    }
+}

@@ -1,0 +1,66 @@
+//! CPU kernels for training and running latent diffusion models: matrix products, convolution, attention,
+//! normalization, activations, losses, optimizer steps; forward and backward. Plain slices and shapes, no framework.
+//!
+//! # Layout
+//!
+//! Channels come last: pictures are `[batch, height, width, channels]`, token sequences `[batch, tokens, channels]`,
+//! which is the same memory. Linear weights are `[out, in]`, convolution weights
+//! `[out_channels, kernel height, kernel width, in_channels]`. Activations and their gradients are f32 or bf16
+//! ([`Element`]); weights, their gradients, normalization parameters and optimizer state are f32. Sums, statistics and
+//! the softmax are always f32 or f64; what a kernel stores is rounded once. Gradients are overwritten, not added to.
+//!
+//! # Determinism
+//!
+//! For the same inputs, instruction set and shapes, every result is the same to the last bit for any number of
+//! threads: work is cut, and partial sums are added, in ways that depend on shapes alone. Different instruction sets
+//! differ in the last bits, because their vectors have different widths and not all have fused multiply-add.
+//!
+//! # Dispatch
+//!
+//! A kernel is written once over a token of an instruction set (AVX-512, AVX2 with FMA, portable Rust) and compiled for
+//! each; [`isa_name`] tells which one this process uses. The token is the proof that the processor has the
+//! instructions. All matrix products, those inside convolution and attention too, end in one register-tile function
+//! per instruction set, behind the `MicroKernel` trait.
+
+#![deny(missing_docs)]
+
+mod activation;
+mod attention;
+mod conv;
+mod element;
+mod gemm;
+mod linear;
+mod math;
+mod norm;
+mod optimizer;
+mod pointwise;
+mod product;
+mod random;
+mod resample;
+mod scratch;
+mod simd;
+mod threads;
+mod tile;
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use activation::{Activation, activation_backward, activation_forward, geglu_backward, geglu_forward};
+pub use attention::{AttentionShape, attention_backward, attention_forward};
+pub use conv::{Conv2dShape, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};
+pub use element::Element;
+pub use gemm::{Layout, Matrix, gemm};
+pub use half::bf16;
+pub use linear::{linear_backward_input, linear_backward_weight, linear_forward};
+pub use norm::{group_norm_backward, group_norm_forward, layer_norm_backward, layer_norm_forward};
+pub use optimizer::{AdamW, adamw_step, ema_step, sum_of_squares};
+pub use pointwise::{
+    add, add_assign, bf16_to_f32, concat_channels, f32_to_bf16, mix_rows, mse_loss, mse_loss_backward, scale,
+    split_channels, sum_row_groups, sum_rows,
+};
+pub use random::{Philox4x32, Purpose, Stream, permutation, philox4x32_10};
+pub use resample::{upsample_nearest2x_backward, upsample_nearest2x_forward};
+pub use simd::isa_name;
+pub use threads::{parallel_for, set_threads, threads};

@@ -1,0 +1,478 @@
+//! The driver of all matrix products: cuts C into tasks, packs operands, runs tiles, finishes the output.
+//!
+//! An operand is anything that can write a piece of one of its rows as f32 ([`Source`]): a dense matrix in memory or
+//! the patches of a picture, which therefore never exist as a whole. Everything about the order of additions is fixed
+//! by the shape: see [`Plan`].
+
+use crate::element::Element;
+use crate::math::{load_up_to, store_up_to};
+use crate::scratch::with_scratch;
+use crate::simd::{Simd, dispatch};
+use crate::threads::{SharedMut, for_chunks, parallel_for};
+use crate::tile::{KC, MOST_ROWS, MicroKernel, ROW_STRIDE};
+
+/// A matrix that can be read by pieces of rows.
+pub trait Source: Sync {
+    /// True if short pieces are as cheap as long ones.
+    const DIRECT: bool;
+    /// Writes the elements `column..column + out.len()` of `row`.
+    fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]);
+}
+
+/// A dense matrix: rows of contiguous elements, `stride` apart.
+pub struct Dense<'a, T> {
+    pub data: &'a [T],
+    pub stride: usize,
+}
+
+impl<T> Clone for Dense<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Dense<'_, T> {}
+
+impl<T: Element> Source for Dense<'_, T> {
+    const DIRECT: bool = true;
+    #[inline(always)]
+    fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]) {
+        let begin = row * self.stride + column;
+        copy(s, &self.data[begin..begin + out.len()], out);
+    }
+}
+
+/// Converts a slice to f32.
+#[inline(always)]
+pub fn copy<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
+    crate::math::map1(
+        s,
+        from,
+        to,
+        #[inline(always)]
+        |v| v,
+    );
+}
+
+/// An operand of a product. `k_rows` tells that the rows of the source run along the inner dimension (the source is
+/// `[k, m]` or `[k, n]`); otherwise it is `[m, k]` or `[n, k]`.
+pub struct Operand<X> {
+    pub source: X,
+    pub k_rows: bool,
+}
+
+/// Where the rows of C go.
+#[derive(Clone, Copy)]
+pub enum Rows {
+    /// Row i begins at i * stride.
+    Linear { stride: usize },
+    /// Row (b, y, x) of `[.., height, width]` begins at b * batch + y * row + x * column + start.
+    Grid { height: usize, width: usize, batch: usize, row: usize, column: usize, start: usize },
+}
+
+impl Rows {
+    #[inline(always)]
+    fn begin(self, i: usize) -> usize {
+        match self {
+            Rows::Linear { stride } => i * stride,
+            Rows::Grid { height, width, batch, row, column, start } => {
+                let (i, x) = (i / width, i % width);
+                let (b, y) = (i / height, i % height);
+                b * batch + y * row + x * column + start
+            }
+        }
+    }
+}
+
+/// What happens to a finished element of C before it is stored.
+#[derive(Clone, Copy)]
+pub struct Epilogue<'a, T> {
+    /// Added to every row: `[n]`.
+    pub bias: Option<&'a [f32]>,
+    /// `[groups, n]`, each row of it added to as many consecutive rows of C as the number says.
+    pub group: Option<(&'a [T], usize)>,
+    /// Added element by element; lies like C.
+    pub residual: Option<&'a [T]>,
+    /// Add to what C holds.
+    pub accumulate: bool,
+}
+
+impl<T> Default for Epilogue<'_, T> {
+    fn default() -> Self {
+        Self { bias: None, group: None, residual: None, accumulate: false }
+    }
+}
+
+/// How a product is cut. A function of shapes and the instruction set only, never of the number of threads.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Rows and columns of C of a task.
+    rows: usize,
+    columns: usize,
+    /// Inner dimension: packed piece, and what one task sums up (pieces of different tasks are added at the end).
+    piece: usize,
+    share: usize,
+    /// B is packed as a whole before the tasks begin.
+    shared: bool,
+}
+
+impl Plan {
+    fn new<S: MicroKernel>(m: usize, n: usize, k: usize, b_reusable: bool) -> Plan {
+        // Enough tasks for many cores to be busy most of the time.
+        const TASKS: usize = 32;
+        let (tile_rows, width) = (S::ROWS, S::WIDTH);
+        let even = |total: usize, most: usize, unit: usize| {
+            let parts = total.div_ceil(most).max(1);
+            total.div_ceil(parts).next_multiple_of(unit).max(unit)
+        };
+        let columns = even(n, 384, width);
+        let mut rows = even(m, 16 * tile_rows, tile_rows);
+        let tiles = |rows: usize| m.div_ceil(rows) * n.div_ceil(columns);
+        let mut share = k.max(1);
+        let square = m.max(n);
+        if tiles(rows) < TASKS && k >= 1024 && (k >= 4 * square || !b_reusable) {
+            // A small C and long sums: cut the sums. A piece costs as much again as 32 to 64 steps of the sum.
+            let parts = TASKS.div_ceil(tiles(rows).max(1)).min(k / 512).max(1);
+            share = k.div_ceil(parts).next_multiple_of(8);
+        }
+        if share >= k {
+            while tiles(rows) < TASKS && rows > 2 * tile_rows {
+                rows = (rows / 2).next_multiple_of(tile_rows);
+            }
+        }
+        let piece = even(share, KC, 8).min(KC);
+        let shared = b_reusable && share >= k && m > rows && k * n <= 32 << 20;
+        Plan { rows, columns, piece, share, shared }
+    }
+}
+
+/// Length of a packed piece of B: `k` rows, columns rounded up to whole vectors.
+fn packed_columns<S: Simd>(n: usize) -> usize {
+    n.next_multiple_of(S::LANES)
+}
+
+/// Packs rows `k0..k0 + k`, columns `n0..n0 + n` of B: panels of a tile's width, each `[k, width]`; the last panel is
+/// one vector wide if that is enough. Columns after the last are zero.
+#[inline(always)]
+pub fn pack_b<S: MicroKernel, X: Source>(
+    s: S,
+    b: &Operand<X>,
+    (k0, k): (usize, usize),
+    (n0, n): (usize, usize),
+    to: &mut [f32],
+) {
+    let panels = n.div_ceil(S::WIDTH);
+    let width = |j: usize| if n - j * S::WIDTH <= S::LANES { S::LANES } else { S::WIDTH };
+    if b.k_rows && X::DIRECT {
+        for j in 0..panels {
+            let w = width(j);
+            let used = w.min(n - j * S::WIDTH);
+            let panel = &mut to[j * S::WIDTH * k..][..w * k];
+            for (p, line) in panel.chunks_exact_mut(w).enumerate() {
+                b.source.fill(s, k0 + p, n0 + j * S::WIDTH, &mut line[..used]);
+                line[used..].fill(0.0);
+            }
+        }
+    } else if b.k_rows {
+        with_scratch(packed_columns::<S>(n), #[inline(always)] |line| {
+            line[n..].fill(0.0);
+            for p in 0..k {
+                b.source.fill(s, k0 + p, n0, &mut line[..n]);
+                for j in 0..panels {
+                    let w = width(j);
+                    let from = &line[j * S::WIDTH..][..w];
+                    copy(s, from, &mut to[j * S::WIDTH * k + p * w..][..w]);
+                }
+            }
+        });
+    } else {
+        let stride = k.next_multiple_of(S::LANES) + S::LANES;
+        with_scratch(S::LANES * stride + S::LANES * S::LANES, #[inline(always)] |memory| {
+            let (lines, block) = memory.split_at_mut(S::LANES * stride);
+            for j in (0..n).step_by(S::LANES) {
+                let used = S::LANES.min(n - j);
+                for i in 0..S::LANES {
+                    let line = &mut lines[i * stride..][..stride];
+                    if i < used {
+                        b.source.fill(s, n0 + j + i, k0, &mut line[..k]);
+                    } else {
+                        line.fill(0.0);
+                    }
+                }
+                let panel = j / S::WIDTH;
+                let w = width(panel);
+                let to = &mut to[panel * S::WIDTH * k..][..w * k];
+                let offset = j - panel * S::WIDTH;
+                for p in (0..k).step_by(S::LANES) {
+                    if p + S::LANES <= k {
+                        s.transpose(&lines[p..], stride, &mut to[p * w + offset..], w);
+                    } else {
+                        s.transpose(&lines[p..], stride, block, S::LANES);
+                        for q in p..k {
+                            copy(s, &block[(q - p) * S::LANES..][..S::LANES], &mut to[q * w + offset..][..S::LANES]);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Floats of a packed piece of A.
+fn packed_rows<S: MicroKernel>(m: usize, k: usize, k_rows: bool) -> usize {
+    if k_rows { m.next_multiple_of(S::ROWS) * k } else { m * ROW_STRIDE }
+}
+
+/// Packs rows `m0..m0 + m` of A, inner `k0..k0 + k`: row-major with [`ROW_STRIDE`], or panels of a tile's rows, each
+/// `[k, rows]`, if the source is k-major. Rows after the last are left as they are; no tile reads them.
+#[inline(always)]
+fn pack_a<S: MicroKernel, X: Source>(
+    s: S,
+    a: &Operand<X>,
+    (k0, k): (usize, usize),
+    (m0, m): (usize, usize),
+    to: &mut [f32],
+) {
+    if !a.k_rows {
+        for i in 0..m {
+            a.source.fill(s, m0 + i, k0, &mut to[i * ROW_STRIDE..][..k]);
+        }
+        return;
+    }
+    for i in (0..m).step_by(S::ROWS) {
+        let used = S::ROWS.min(m - i);
+        let panel = &mut to[i * k..][..S::ROWS * k];
+        for (p, line) in panel.chunks_exact_mut(S::ROWS).enumerate() {
+            a.source.fill(s, k0 + p, m0 + i, &mut line[..used]);
+        }
+    }
+}
+
+/// `C[m, n] = A B`, finished by the epilogue.
+///
+/// `b_reusable` tells that B is read in place at low cost, so that packing it once for all tasks is worth it.
+pub fn product<A: Source, B: Source, T: Element>(
+    (m, n, k): (usize, usize, usize),
+    a: &Operand<A>,
+    b: &Operand<B>,
+    b_reusable: bool,
+    (c, rows): (&mut [T], Rows),
+    epilogue: Epilogue<T>,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let out = SharedMut::new(c);
+    let plan = dispatch!(|s| plan_for(s, m, n, k, b_reusable));
+    let run = Run { m, n, k, plan, a, b, packed: None, out: &out, rows, epilogue };
+    if plan.shared {
+        // Panels do not straddle the columns of tasks, whose number is a multiple of the width.
+        let line = dispatch!(|s| columns_for(s, n));
+        with_scratch(line * k, |packed| {
+            let group = plan.columns;
+            let pieces = k.div_ceil(plan.piece);
+            let shared = SharedMut::new(packed);
+            parallel_for(pieces * n.div_ceil(group), |task| {
+                let (piece, j) = (task % pieces, task / pieces);
+                let k0 = piece * plan.piece;
+                let kc = plan.piece.min(k - k0);
+                let (n0, nc) = (j * group, group.min(n - j * group));
+                let begin = line * k0 + kc * n0;
+                dispatch!(|s| {
+                    // SAFETY: pieces with different numbers do not overlap.
+                    let to = unsafe { shared.range(begin..begin + kc * columns_for(s, nc)) };
+                    pack_b(s, b, (k0, kc), (n0, nc), to);
+                });
+            });
+            drop(shared);
+            Run { packed: Some((packed, line)), ..run }.all();
+        });
+    } else {
+        run.all();
+    }
+}
+
+fn plan_for<S: MicroKernel>(_: S, m: usize, n: usize, k: usize, b_reusable: bool) -> Plan {
+    Plan::new::<S>(m, n, k, b_reusable)
+}
+
+fn columns_for<S: Simd>(_: S, n: usize) -> usize {
+    packed_columns::<S>(n)
+}
+
+struct Run<'a, A, B, T> {
+    m: usize,
+    n: usize,
+    k: usize,
+    plan: Plan,
+    a: &'a Operand<A>,
+    b: &'a Operand<B>,
+    packed: Option<(&'a [f32], usize)>,
+    out: &'a SharedMut<'a, T>,
+    rows: Rows,
+    epilogue: Epilogue<'a, T>,
+}
+
+impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
+    fn all(&self) {
+        let Plan { rows, columns, share, .. } = self.plan;
+        let (down, across) = (self.m.div_ceil(rows), self.n.div_ceil(columns));
+        let shares = self.k.div_ceil(share).max(1);
+        let part = |task: usize| {
+            let (i, j) = (task % down, task / down);
+            ((i * rows, rows.min(self.m - i * rows)), (j * columns, columns.min(self.n - j * columns)))
+        };
+        if shares == 1 {
+            parallel_for(down * across, |task| {
+                let (mr, nr) = part(task);
+                dispatch!(|s| self.task(s, mr, nr, (0, self.k), None));
+            });
+            return;
+        }
+        // Sums of the shares side by side, then added in order.
+        let size = self.m * self.n;
+        with_scratch(shares * size, |partial| {
+            let shared = SharedMut::new(partial);
+            parallel_for(down * across * shares, |task| {
+                let (mr, nr) = part(task / shares);
+                let k0 = task % shares * share;
+                let k1 = (k0 + share).min(self.k);
+                dispatch!(|s| self.task(s, mr, nr, (k0, k1), Some((&shared, task % shares * size))));
+            });
+            drop(shared);
+            let (first, others) = partial.split_at_mut(size);
+            let others = &*others;
+            const CHUNK: usize = 4096;
+            for_chunks(first, CHUNK, |i, sum| {
+                dispatch!(|s| {
+                    for other in others.chunks_exact(size) {
+                        let other = &other[i * CHUNK..][..sum.len()];
+                        add_to(s, other, sum);
+                    }
+                });
+            });
+            let first = &*first;
+            parallel_for(self.m.div_ceil(64), |task| {
+                dispatch!(|s| for i in task * 64..(task * 64 + 64).min(self.m) {
+                    self.finish(s, i, 0, &first[i * self.n..][..self.n]);
+                });
+            });
+        });
+    }
+
+    /// One block of C over inner `k0..k1`: to the output, or to a dense `[m, n]` of partial sums.
+    #[inline(always)]
+    fn task<S: MicroKernel>(
+        &self,
+        s: S,
+        (m0, m): (usize, usize),
+        (n0, n): (usize, usize),
+        (k0, k1): (usize, usize),
+        partial: Option<(&SharedMut<f32>, usize)>,
+    ) {
+        let piece = self.plan.piece;
+        let pieces = (k1 - k0).div_ceil(piece).max(1);
+        let depth = piece.min(k1 - k0);
+        let panels = n.div_ceil(S::WIDTH);
+        let tiles = m.div_ceil(S::ROWS);
+        let tile_size = S::ROWS * S::WIDTH;
+        let sums = if pieces == 1 { tile_size } else { tiles * panels * tile_size };
+        let a_size = packed_rows::<S>(m, depth, self.a.k_rows).next_multiple_of(16);
+        let b_size = if self.packed.is_some() { 0 } else { depth * packed_columns::<S>(n) };
+        let b_size = b_size.next_multiple_of(16);
+        with_scratch(a_size + b_size + sums, #[inline(always)] |memory| {
+            let (packed_a, memory) = memory.split_at_mut(a_size);
+            let (packed_b, sums) = memory.split_at_mut(b_size);
+            for q in 0..pieces {
+                let begin = k0 + q * piece;
+                let depth = piece.min(k1 - begin);
+                let last = q + 1 == pieces;
+                let b: &[f32] = match self.packed {
+                    Some((all, line)) => &all[line * begin + n0 * depth..][..depth * packed_columns::<S>(n)],
+                    None => {
+                        pack_b(s, self.b, (begin, depth), (n0, n), packed_b);
+                        packed_b
+                    }
+                };
+                pack_a(s, self.a, (begin, depth), (m0, m), packed_a);
+                for j in 0..panels {
+                    let used = S::WIDTH.min(n - j * S::WIDTH);
+                    let vectors = used.div_ceil(S::LANES);
+                    let b = &b[j * S::WIDTH * depth..][..vectors * S::LANES * depth];
+                    for i in 0..tiles {
+                        let rows = S::ROWS.min(m - i * S::ROWS);
+                        let at = if pieces == 1 { 0 } else { (j * tiles + i) * tile_size };
+                        let sum = &mut sums[at..at + tile_size];
+                        let a = if self.a.k_rows {
+                            &packed_a[i * S::ROWS * depth..][..S::ROWS * depth]
+                        } else {
+                            &packed_a[i * S::ROWS * ROW_STRIDE..][..rows * ROW_STRIDE]
+                        };
+                        let run = s.tile(rows, vectors, self.a.k_rows);
+                        // SAFETY: `s` proves the instruction set. A: rows * ROW_STRIDE or ROWS * depth floats, B:
+                        // width * depth, C: rows of WIDTH, as sliced above.
+                        unsafe {
+                            run(depth, a.as_ptr(), S::ROWS, b.as_ptr(), sum.as_mut_ptr(), S::WIDTH, q > 0);
+                        }
+                        if last {
+                            for r in 0..rows {
+                                let sum = &sum[r * S::WIDTH..][..used];
+                                let (row, column) = (m0 + i * S::ROWS + r, n0 + j * S::WIDTH);
+                                match partial {
+                                    Some((partial, start)) => {
+                                        let begin = start + row * self.n + column;
+                                        // SAFETY: tasks write different blocks of C or different partial sums.
+                                        copy(s, sum, unsafe { partial.range(begin..begin + used) });
+                                    }
+                                    None => self.finish(s, row, column, sum),
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Stores a piece of a row of C through the epilogue. Each element is passed to this function once.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, row: usize, column: usize, sum: &[f32]) {
+        let begin = self.rows.begin(row) + column;
+        let e = &self.epilogue;
+        // SAFETY: tasks own different elements of C, and rows do not overlap.
+        let out = unsafe { self.out.range(begin..begin + sum.len()) };
+        let bias = e.bias.map(|bias| &bias[column..][..sum.len()]);
+        let group = e.group.map(|(group, rows)| &group[row / rows * self.n + column..][..sum.len()]);
+        let residual = e.residual.map(|residual| &residual[begin..][..sum.len()]);
+        for i in (0..sum.len()).step_by(S::LANES) {
+            let j = (i + S::LANES).min(sum.len());
+            let mut v = load_up_to(s, &sum[i..j]);
+            if let Some(bias) = bias {
+                v = s.add(v, load_up_to(s, &bias[i..j]));
+            }
+            if let Some(group) = group {
+                v = s.add(v, load_up_to(s, &group[i..j]));
+            }
+            if let Some(residual) = residual {
+                v = s.add(v, load_up_to(s, &residual[i..j]));
+            }
+            if e.accumulate {
+                v = s.add(v, load_up_to(s, &out[i..j]));
+            }
+            store_up_to(s, v, &mut out[i..j]);
+        }
+    }
+}
+
+/// `sum += other`.
+#[inline(always)]
+pub fn add_to<S: Simd>(s: S, other: &[f32], sum: &mut [f32]) {
+    assert_eq!(other.len(), sum.len());
+    for i in (0..sum.len()).step_by(S::LANES) {
+        let j = (i + S::LANES).min(sum.len());
+        let v = s.add(load_up_to(s, &sum[i..j]), load_up_to(s, &other[i..j]));
+        store_up_to(s, v, &mut sum[i..j]);
+    }
+}
+
+const _: () = assert!(MOST_ROWS >= 14);

@@ -1,0 +1,599 @@
+//! The kernels against the references, over odd shapes, in both storage types; and the same bits for any number of
+//! threads.
+
+use half::bf16;
+use proptest::prelude::*;
+
+use crate::reference;
+use crate::*;
+
+/// Numbers of about unit size that are exact in bf16, so that both storage types start from the same values.
+fn values(len: usize, index: u64) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    Stream::new(11, Purpose::Evaluation, index).fill_normal(&mut values);
+    values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()
+}
+
+fn stored<T: Element>(x: &[f32]) -> Vec<T> {
+    x.iter().map(|&x| T::from_f32(x)).collect()
+}
+
+fn zeros<T: Element>(len: usize) -> Vec<T> {
+    // Not zero: kernels that overwrite must not read what was there.
+    vec![T::from_f32(f32::NAN); len]
+}
+
+/// Compares, with an error of f32 sums of `terms` terms and the rounding of the storage type.
+#[track_caller]
+fn near<T: Element>(what: &str, ours: &[T], exact: &[f64], terms: usize) {
+    assert_eq!(ours.len(), exact.len(), "{what}");
+    let size = exact.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+    let absolute = 4e-7 * (terms as f64).sqrt().max(4.0) * (size + 1.0);
+    for (i, (a, b)) in ours.iter().zip(exact).enumerate() {
+        let error = (a.to_f32() as f64 - b).abs();
+        let limit = absolute + 1.1 * T::EPSILON as f64 * b.abs();
+        assert!(error <= limit, "{what}[{i}]: {a:?} instead of {b}, limit {limit:e}");
+    }
+}
+
+fn shapes3() -> Vec<(usize, usize, usize)> {
+    let mut shapes = vec![];
+    for m in [0, 1, 3, 7, 17, 65, 130] {
+        for n in [0, 1, 5, 16, 17, 33, 63, 100] {
+            for k in [0, 1, 3, 27, 65, 300] {
+                shapes.push((m, n, k));
+            }
+        }
+    }
+    shapes.extend([(300, 400, 70), (5, 9, 5000), (33, 40, 2100), (500, 17, 33), (260, 390, 600)]);
+    shapes
+}
+
+fn gemm_case<T: Element>((m, n, k): (usize, usize, usize), layout: Layout, pad: usize, accumulate: bool) {
+    let a_rows = matches!(layout, Layout::TN | Layout::TT);
+    let b_rows = matches!(layout, Layout::NN | Layout::TN);
+    let (ar, ac) = if a_rows { (k, m) } else { (m, k) };
+    let (br, bc) = if b_rows { (k, n) } else { (n, k) };
+    let (a, b) = (values(ar * (ac + pad), 1), values(br * (bc + pad), 2));
+    let start = values(m * n, 3);
+    let mut c = if accumulate { start.clone() } else { zeros(m * n) };
+    let (ta, tb) = (stored::<T>(&a), stored::<T>(&b));
+    gemm(
+        layout,
+        (m, n, k),
+        Matrix { data: &ta, row_stride: ac + pad },
+        Matrix { data: &tb, row_stride: bc + pad },
+        &mut c,
+        accumulate,
+    );
+    let at = |i: usize, p: usize| if a_rows { a[p * (ac + pad) + i] } else { a[i * (ac + pad) + p] };
+    let bt = |p: usize, j: usize| if b_rows { b[p * (bc + pad) + j] } else { b[j * (bc + pad) + p] };
+    let mut exact = reference::matmul((m, n, k), at, bt);
+    if accumulate {
+        exact.iter_mut().zip(&start).for_each(|(c, s)| *c += *s as f64);
+    }
+    near(&format!("gemm {layout:?} {m} {n} {k}"), &c, &exact, k);
+}
+
+#[test]
+fn gemm_all_layouts() {
+    for shape in shapes3() {
+        for layout in [Layout::NN, Layout::NT, Layout::TN, Layout::TT] {
+            gemm_case::<f32>(shape, layout, 0, false);
+        }
+        gemm_case::<bf16>(shape, Layout::NT, 3, true);
+        gemm_case::<bf16>(shape, Layout::TN, 1, false);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn gemm_random_shapes(m in 0usize..90, n in 0usize..90, k in 0usize..700, which in 0usize..4, pad in 0usize..4) {
+        gemm_case::<f32>((m, n, k), [Layout::NN, Layout::NT, Layout::TN, Layout::TT][which], pad, pad == 2);
+    }
+
+    #[test]
+    fn conv_random_shapes(
+        (batch, height, width) in (0usize..3, 1usize..9, 1usize..9),
+        (cin, cout) in (1usize..20, 1usize..20),
+        (kh, kw, stride) in (1usize..5, 1usize..5, 1usize..4),
+        padding in prop::array::uniform4(0usize..4),
+    ) {
+        let shape = Conv2dShape {
+            batch, height, width, in_channels: cin, out_channels: cout, kernel: [kh, kw], stride, padding,
+        };
+        conv_case::<f32>(&shape);
+        conv_case::<bf16>(&shape);
+    }
+
+    #[test]
+    fn attention_random_shapes(
+        (batch, heads) in (0usize..3, 1usize..3),
+        (tq, tk, d) in (0usize..80, 0usize..80, 1usize..40),
+        causal: bool,
+    ) {
+        let shape = AttentionShape {
+            batch, query_tokens: tq, key_tokens: tk, heads, head_dim: d, causal, scale: 1.0 / (d as f32).sqrt(),
+        };
+        attention_case::<f32>(&shape);
+    }
+}
+
+fn linear_case<T: Element>((m, n, k): (usize, usize, usize)) {
+    let what = format!("linear {} {m} {n} {k}", T::NAME);
+    let (x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 3));
+    let (residual, dy) = (values(m * n, 4), values(m * n, 5));
+    let (tx, tr, tdy) = (stored::<T>(&x), stored::<T>(&residual), stored::<T>(&dy));
+    let (mut y, mut dx, mut dw, mut db) = (zeros::<T>(m * n), zeros::<T>(m * k), zeros(n * k), zeros(n));
+    let product = reference::matmul((m, n, k), |i, p| x[i * k + p], |p, j| w[j * k + p]);
+    linear_forward(&tx, &w, None, None, &mut y, m, k, n);
+    near(&what, &y, &product, k);
+    linear_forward(&tx, &w, Some(&bias), Some(&tr), &mut y, m, k, n);
+    let full: Vec<f64> =
+        (0..m * n).map(|i| product[i] + bias[i % n] as f64 + residual[i] as f64).collect();
+    near(&what, &y, &full, k);
+    linear_backward_input(&tdy, &w, &mut dx, m, k, n);
+    near(&what, &dx, &reference::matmul((m, k, n), |i, p| dy[i * n + p], |p, j| w[p * k + j]), n);
+    linear_backward_weight(&tdy, &tx, &mut dw, Some(&mut db), m, k, n);
+    near(&what, &dw, &reference::matmul((n, k, m), |i, p| dy[p * n + i], |p, j| x[p * k + j]), m);
+    near(&what, &db, &reference::matmul((1, n, m), |_, _| 1.0, |p, j| dy[p * n + j]), m);
+}
+
+#[test]
+fn linear() {
+    for (m, n, k) in shapes3() {
+        if m * n * k < 1 << 22 {
+            linear_case::<f32>((m, n, k));
+            linear_case::<bf16>((m, n, k));
+        }
+    }
+    linear_case::<f32>((6000, 7, 12));
+}
+
+fn conv_case<T: Element>(shape: &Conv2dShape) {
+    let what = format!("{} {shape:?}", T::NAME);
+    let (x, w) = (values(shape.input_len(), 1), values(shape.weight_len(), 2));
+    let (bias, dy) = (values(shape.out_channels, 3), values(shape.output_len(), 4));
+    let (added, residual) = (values(shape.batch * shape.out_channels, 5), values(shape.output_len(), 6));
+    let terms = shape.in_channels * shape.kernel[0] * shape.kernel[1];
+    let (tx, tdy) = (stored::<T>(&x), stored::<T>(&dy));
+    let mut y = zeros::<T>(shape.output_len());
+    let product = reference::conv2d(shape, &x, &w);
+    conv2d_forward(shape, &tx, &w, None, None, None, &mut y);
+    near(&what, &y, &product, terms);
+    let (ta, tr) = (stored::<T>(&added), stored::<T>(&residual));
+    conv2d_forward(shape, &tx, &w, Some(&bias), Some(&ta), Some(&tr), &mut y);
+    let (c, picture) = (shape.out_channels, shape.out_height() * shape.out_width() * shape.out_channels);
+    let full: Vec<f64> = (0..y.len())
+        .map(|i| product[i] + bias[i % c] as f64 + added[i / picture * c + i % c] as f64 + residual[i] as f64)
+        .collect();
+    near(&what, &y, &full, terms);
+    let (mut dx, mut dw, mut db) = (zeros::<T>(x.len()), zeros(w.len()), zeros(c));
+    let (exact_dx, exact_dw) = reference::conv2d_backward(shape, &x, &w, &dy);
+    conv2d_backward_input(shape, &tdy, &w, &mut dx);
+    near(&format!("dx {what}"), &dx, &exact_dx, c * shape.kernel[0] * shape.kernel[1]);
+    conv2d_backward_weight(shape, &tdy, &tx, &mut dw, Some(&mut db));
+    let rows = y.len() / c;
+    near(&format!("dw {what}"), &dw, &exact_dw, rows);
+    near(&format!("db {what}"), &db, &reference::matmul((1, c, rows), |_, _| 1.0, |p, j| dy[p * c + j]), rows);
+}
+
+#[test]
+fn conv() {
+    let base = Conv2dShape {
+        batch: 2,
+        height: 9,
+        width: 7,
+        in_channels: 17,
+        out_channels: 33,
+        kernel: [3, 3],
+        stride: 1,
+        padding: [1; 4],
+    };
+    let shapes = [
+        base,
+        Conv2dShape { stride: 2, ..base },
+        Conv2dShape { stride: 2, padding: [0, 1, 0, 1], ..base },
+        Conv2dShape { kernel: [1, 1], padding: [0; 4], ..base },
+        Conv2dShape { kernel: [1, 1], padding: [0; 4], stride: 2, ..base },
+        Conv2dShape { kernel: [1, 7], padding: [0, 0, 3, 3], ..base },
+        Conv2dShape { kernel: [16, 16], height: 32, width: 32, stride: 16, padding: [0; 4], in_channels: 3, ..base },
+        Conv2dShape { in_channels: 3, height: 20, width: 31, ..base },
+        Conv2dShape { in_channels: 4, out_channels: 65, ..base },
+        Conv2dShape { in_channels: 65, out_channels: 3, ..base },
+        Conv2dShape { batch: 0, ..base },
+        Conv2dShape { height: 1, width: 1, ..base },
+        Conv2dShape { batch: 3, height: 30, width: 30, in_channels: 16, out_channels: 16, ..base },
+    ];
+    for shape in &shapes {
+        conv_case::<f32>(shape);
+        conv_case::<bf16>(shape);
+    }
+}
+
+fn attention_case<T: Element>(shape: &AttentionShape) {
+    let what = format!("{} {shape:?}", T::NAME);
+    let (q, k) = (values(shape.query_len(), 1), values(shape.key_len(), 2));
+    let (v, dout) = (values(shape.key_len(), 3), values(shape.query_len(), 4));
+    let (tq, tk, tv, td) = (stored::<T>(&q), stored::<T>(&k), stored::<T>(&v), stored::<T>(&dout));
+    let (mut out, mut lse) = (zeros::<T>(q.len()), zeros(shape.lse_len()));
+    attention_forward(shape, &tq, &tk, &tv, &mut out, &mut lse);
+    let (exact, exact_lse) = reference::attention(shape, &q, &k, &v);
+    let terms = 64 * (shape.key_tokens + shape.head_dim);
+    near(&what, &out, &exact, terms);
+    if shape.key_tokens > 0 {
+        near(&what, &lse, &exact_lse, terms);
+    } else {
+        assert!(lse.iter().all(|&x| x == f32::NEG_INFINITY));
+    }
+    // The gradient's reference starts from the exact output: give the kernel the same, unless storage rounds it.
+    let [mut dq, mut dk, mut dv] = [zeros::<T>(q.len()), zeros::<T>(k.len()), zeros::<T>(k.len())];
+    attention_backward(shape, &tq, &tk, &tv, &out, &lse, &td, &mut dq, &mut dk, &mut dv);
+    let exact = reference::attention_backward(shape, &q, &k, &v, &dout);
+    // A rounded output shifts rowsum(dO * O), and with it all of dS.
+    let terms = if T::NAME == "f32" { terms * 16 } else { terms << 20 };
+    for (ours, exact) in [&dq, &dk, &dv].into_iter().zip(&exact) {
+        near(&format!("gradient {what}"), ours, exact, terms);
+    }
+}
+
+#[test]
+fn attention() {
+    let base = AttentionShape {
+        batch: 2,
+        query_tokens: 64,
+        key_tokens: 64,
+        heads: 3,
+        head_dim: 40,
+        causal: false,
+        scale: 0.15,
+    };
+    let shapes = [
+        base,
+        AttentionShape { causal: true, ..base },
+        AttentionShape { query_tokens: 77, key_tokens: 77, causal: true, head_dim: 64, ..base },
+        AttentionShape { query_tokens: 63, key_tokens: 5, head_dim: 8, ..base },
+        AttentionShape { query_tokens: 1, key_tokens: 300, head_dim: 17, ..base },
+        AttentionShape { query_tokens: 270, key_tokens: 530, heads: 1, ..base },
+        AttentionShape { query_tokens: 530, key_tokens: 530, heads: 1, causal: true, ..base },
+        AttentionShape { query_tokens: 20, key_tokens: 30, heads: 1, head_dim: 300, scale: 0.05, ..base },
+        AttentionShape { query_tokens: 1030, key_tokens: 40, heads: 1, batch: 1, ..base },
+        AttentionShape { batch: 0, ..base },
+        AttentionShape { key_tokens: 0, ..base },
+        AttentionShape { query_tokens: 0, ..base },
+    ];
+    for shape in &shapes {
+        attention_case::<f32>(shape);
+        attention_case::<bf16>(shape);
+    }
+}
+
+fn norm_case<T: Element>(batch: usize, pixels: usize, c: usize, groups: usize, silu: bool, shift: f32) {
+    let what = format!("group norm {} {batch} {pixels} {c} {groups} {silu}", T::NAME);
+    let x: Vec<f32> = values(batch * pixels * c, 1).iter().map(|x| bf16::from_f32(x + shift).to_f32()).collect();
+    let (gamma, beta, dy) = (values(c, 2), values(c, 3), values(x.len(), 4));
+    let exact = reference::GroupNorm { batch, pixels, groups, silu, eps: 1e-5, gamma: &gamma, beta: &beta };
+    let (tx, tdy) = (stored::<T>(&x), stored::<T>(&dy));
+    let (mut y, mut mean, mut rstd) = (zeros::<T>(x.len()), zeros(batch * groups), zeros(batch * groups));
+    let (mut dx, mut dgamma, mut dbeta) = (zeros::<T>(x.len()), zeros(c), zeros(c));
+    let (forward, backward) = (exact.forward(&x), exact.backward(&x, &dy));
+    // A single element, or a constant group, is divided by sqrt(eps): rounding errors grow with it.
+    let terms = if shift != 0.0 || pixels * c / groups == 1 { 1 << 16 } else { 4 * (pixels * c + 64) };
+    if pixels > 0 {
+        group_norm_forward(&tx, &gamma, &beta, groups, 1e-5, silu, &mut y, &mut mean, &mut rstd);
+        near(&what, &y, &forward[0], terms);
+        near(&what, &mean, &forward[1], terms);
+        near(&what, &rstd, &forward[2], terms);
+        group_norm_backward(
+            &tx, &tdy, &gamma, &beta, &mean, &rstd, groups, silu, &mut dx, &mut dgamma, &mut dbeta,
+        );
+        near(&format!("{what} dx"), &dx, &backward[0], terms);
+        near(&format!("{what} dgamma"), &dgamma, &backward[1], terms * batch.max(1));
+        near(&format!("{what} dbeta"), &dbeta, &backward[2], terms * batch.max(1));
+    }
+    if pixels == 1 && groups == 1 && !silu {
+        layer_norm_forward(&tx, &gamma, &beta, 1e-5, &mut y, &mut mean, &mut rstd);
+        near(&what, &y, &forward[0], terms);
+        near(&what, &mean, &forward[1], terms);
+        near(&what, &rstd, &forward[2], terms);
+        layer_norm_backward(&tx, &tdy, &gamma, &mean, &rstd, &mut dx, &mut dgamma, &mut dbeta);
+        near(&format!("{what} dx"), &dx, &backward[0], terms);
+        near(&format!("{what} dgamma"), &dgamma, &backward[1], terms * batch.max(1));
+        near(&format!("{what} dbeta"), &dbeta, &backward[2], terms * batch.max(1));
+    }
+}
+
+#[test]
+fn norms() {
+    for silu in [false, true] {
+        for (batch, pixels, c, groups) in
+            [(2, 64, 32, 8), (1, 1, 32, 2), (3, 7, 15, 5), (2, 1000, 17, 1), (1, 63, 130, 65), (0, 5, 8, 2)]
+        {
+            norm_case::<f32>(batch, pixels, c, groups, silu, 0.0);
+            norm_case::<bf16>(batch, pixels, c, groups, silu, 0.0);
+        }
+    }
+    norm_case::<f32>(2, 500, 16, 4, false, 100.0);
+    for (rows, c) in [(1, 2), (7, 17), (65, 63), (300, 320), (0, 5)] {
+        norm_case::<f32>(rows, 1, c, 1, false, 0.0);
+        norm_case::<bf16>(rows, 1, c, 1, false, 0.0);
+    }
+}
+
+fn activation_case<T: Element>(len: usize) {
+    let x: Vec<f32> = values(len, 1).iter().map(|x| x * 4.0).collect();
+    let dy = values(len, 2);
+    let (tx, tdy) = (stored::<T>(&x), stored::<T>(&dy));
+    let (mut y, mut dx) = (zeros::<T>(len), zeros::<T>(len));
+    for kind in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
+        let what = format!("{kind:?} {}", T::NAME);
+        let f = |x: f64| reference::activation(kind, x);
+        activation_forward(kind, &tx, &mut y);
+        near(&what, &y, &x.iter().map(|&x| f(x as f64)).collect::<Vec<_>>(), 1);
+        activation_backward(kind, &tx, &tdy, &mut dx);
+        let exact: Vec<f64> =
+            x.iter().zip(&dy).map(|(&x, &dy)| dy as f64 * reference::slope(f, x as f64)).collect();
+        near(&what, &dx, &exact, 1);
+    }
+}
+
+fn geglu_case<T: Element>(rows: usize, c: usize) {
+    let (x, dy) = (values(rows * 2 * c, 1), values(rows * c, 2));
+    let (tx, tdy) = (stored::<T>(&x), stored::<T>(&dy));
+    let (mut y, mut dx) = (zeros::<T>(rows * c), zeros::<T>(x.len()));
+    geglu_forward(&tx, &mut y, rows, c);
+    geglu_backward(&tx, &tdy, &mut dx, rows, c);
+    let gelu = |x: f64| reference::activation(Activation::Gelu, x);
+    let (mut exact, mut exact_dx) = (vec![0.0; y.len()], vec![0.0; x.len()]);
+    for r in 0..rows {
+        for i in 0..c {
+            let (v, g) = (x[r * 2 * c + i] as f64, x[r * 2 * c + c + i] as f64);
+            let dy = dy[r * c + i] as f64;
+            exact[r * c + i] = v * gelu(g);
+            exact_dx[r * 2 * c + i] = dy * gelu(g);
+            exact_dx[r * 2 * c + c + i] = dy * v * reference::slope(gelu, g);
+        }
+    }
+    near("geglu", &y, &exact, 1);
+    near("geglu dx", &dx, &exact_dx, 1);
+}
+
+#[test]
+fn activations() {
+    for len in [0, 1, 3, 17, 65, 40_000] {
+        activation_case::<f32>(len);
+        activation_case::<bf16>(len);
+    }
+    for (rows, c) in [(0, 3), (1, 1), (5, 17), (63, 65), (3, 20_000), (4, 0)] {
+        geglu_case::<f32>(rows, c);
+        geglu_case::<bf16>(rows, c);
+    }
+}
+
+#[test]
+fn activations_at_the_ends() {
+    let x = [-1e30f32, -200.0, -90.0, 90.0, 200.0, 1e30];
+    for kind in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+        let (mut y, mut dx) = ([7.0f32; 6], [7.0f32; 6]);
+        activation_forward(kind, &x, &mut y);
+        activation_backward(kind, &x, &[1.0; 6], &mut dx);
+        for i in 0..3 {
+            assert!(y[i].abs() < 1e-30 && y[3 + i] == x[3 + i], "{kind:?} {y:?}");
+            assert!(dx[i].abs() < 1e-30 && dx[3 + i] == 1.0, "{kind:?} {dx:?}");
+        }
+    }
+}
+
+#[test]
+fn resample() {
+    for (b, h, w, c) in [(2, 3, 5, 17), (0, 1, 1, 1), (1, 1, 1, 1), (3, 4, 4, 0)] {
+        let x = values(b * h * w * c, 1);
+        let dy = values(4 * x.len(), 2);
+        let (mut y, mut dx) = (zeros::<f32>(4 * x.len()), zeros::<f32>(x.len()));
+        upsample_nearest2x_forward(&x, &mut y, b, h, w, c);
+        upsample_nearest2x_backward(&dy, &mut dx, b, h, w, c);
+        let mut exact = vec![0.0f64; x.len()];
+        for i in 0..y.len() {
+            let (rest, e) = (i / c, i % c);
+            let (rest, px) = (rest / (2 * w), rest % (2 * w));
+            let (image, py) = (rest / (2 * h), rest % (2 * h));
+            let from = ((image * h + py / 2) * w + px / 2) * c + e;
+            assert_eq!(y[i], x[from]);
+            exact[from] += dy[i] as f64;
+        }
+        near("upsample", &dx, &exact, 4);
+    }
+}
+
+#[test]
+fn pointwise() {
+    for len in [0, 1, 17, 70_000] {
+        let (a, b) = (values(len, 1), values(len, 2));
+        let mut y = zeros::<f32>(len);
+        add(&a, &b, &mut y);
+        assert!((0..len).all(|i| y[i] == a[i] + b[i]));
+        add_assign(&mut y, &a);
+        assert!((0..len).all(|i| y[i] == (a[i] + b[i]) + a[i]));
+        scale(&a, 0.5, &mut y);
+        assert!((0..len).all(|i| y[i] == 0.5 * a[i]));
+        let mut narrow = zeros::<bf16>(len);
+        f32_to_bf16(&y, &mut narrow);
+        assert!((0..len).all(|i| narrow[i] == bf16::from_f32(y[i])));
+        bf16_to_f32(&narrow, &mut y);
+        assert!((0..len).all(|i| y[i] == narrow[i].to_f32()));
+    }
+    for (rows, ca, cb) in [(0, 1, 2), (5, 3, 17), (1000, 64, 1), (4, 0, 3), (4, 3, 0), (2, 0, 0)] {
+        let (a, b) = (values(rows * ca, 1), values(rows * cb, 2));
+        let mut y = zeros::<f32>(rows * (ca + cb));
+        concat_channels(&a, &b, &mut y, rows, ca, cb);
+        for r in 0..rows {
+            let row = &y[r * (ca + cb)..][..ca + cb];
+            assert!(row[..ca] == a[r * ca..][..ca] && row[ca..] == b[r * cb..][..cb]);
+        }
+        let (mut a2, mut b2) = (zeros::<f32>(a.len()), zeros::<f32>(b.len()));
+        split_channels(&y, &mut a2, &mut b2, rows, ca, cb);
+        assert!(a == a2 && b == b2);
+    }
+    for (groups, rows, c) in [(1, 0, 3), (3, 1, 1), (2, 700, 17), (5, 64, 130), (2, 3, 0)] {
+        let x = values(groups * rows * c, 1);
+        let mut sum = zeros::<f32>(groups * c);
+        sum_row_groups(&x, &mut sum, groups, rows, c);
+        let mut exact = vec![0.0; groups * c];
+        (0..x.len()).for_each(|i| exact[i / (rows * c) * c + i % c] += x[i] as f64);
+        near("sum_row_groups", &sum, &exact, rows);
+    }
+}
+
+#[test]
+fn losses() {
+    for (rows, c) in [(0, 0), (1, 1), (7, 17), (3, 40_000)] {
+        let (a, b, w) = (values(rows * c, 1), values(rows * c, 2), values(rows, 3));
+        for weights in [None, Some(&w[..])] {
+            let weight = |i: usize| weights.map_or(1.0, |w| w[i / c] as f64);
+            let n = (rows * c).max(1) as f64;
+            let exact = (0..a.len()).map(|i| weight(i) * (a[i] as f64 - b[i] as f64).powi(2)).sum::<f64>() / n;
+            near("mse", &[mse_loss(&a, &b, weights, rows)], &[exact], 4);
+            let mut d = zeros::<f32>(a.len());
+            mse_loss_backward(&a, &b, weights, rows, 3.0, &mut d);
+            let exact: Vec<f64> =
+                (0..a.len()).map(|i| 3.0 * 2.0 * weight(i) * (a[i] as f64 - b[i] as f64) / n).collect();
+            near("mse gradient", &d, &exact, 4);
+        }
+        let (signal, noise_scale) = (values(rows, 4), values(rows, 5));
+        let mut y = zeros::<f32>(a.len());
+        mix_rows(&a, &b, &signal, &noise_scale, &mut y);
+        let exact: Vec<f64> = (0..a.len())
+            .map(|i| a[i] as f64 * signal[i / c] as f64 + b[i] as f64 * noise_scale[i / c] as f64)
+            .collect();
+        near("mix_rows", &y, &exact, 2);
+    }
+}
+
+#[test]
+fn optimizer() {
+    for len in [0, 1, 17, 40_000] {
+        let settings = AdamW { lr: 1e-2, weight_decay: 0.1, ..AdamW::default() };
+        let (mut p, mut m, mut v) = (values(len, 1), vec![0.0; len], vec![0.0; len]);
+        let mut ema = values(len, 9);
+        let mut exact: Vec<[f64; 4]> = (0..len).map(|i| [p[i] as f64, 0.0, 0.0, ema[i] as f64]).collect();
+        for step in 1..=5u64 {
+            let g = values(len, 1 + step);
+            adamw_step(&settings, step, 0.5, &mut p, &g, &mut m, &mut v);
+            ema_step(&mut ema, &p, 0.9);
+            let squares: f64 = g.iter().map(|&g| (g as f64).powi(2)).sum();
+            assert!((sum_of_squares(&g) - squares).abs() <= 2e-6 * squares);
+            let (b1, b2) = (settings.beta1 as f64, settings.beta2 as f64);
+            for ([p, m, v, ema], g) in exact.iter_mut().zip(&g) {
+                let g = 0.5 * *g as f64;
+                *p *= 1.0 - settings.lr as f64 * settings.weight_decay as f64;
+                *m = b1 * *m + (1.0 - b1) * g;
+                *v = b2 * *v + (1.0 - b2) * g * g;
+                let denominator = v.sqrt() / (1.0 - b2.powi(step as i32)).sqrt() + settings.eps as f64;
+                *p -= settings.lr as f64 / (1.0 - b1.powi(step as i32)) * *m / denominator;
+                *ema = 0.9f32 as f64 * *ema + (1.0 - 0.9f32 as f64) * *p;
+            }
+        }
+        for (which, ours) in [&p, &m, &v, &ema].into_iter().enumerate() {
+            near("adamw", ours, &exact.iter().map(|e| e[which]).collect::<Vec<_>>(), 4);
+        }
+    }
+}
+
+/// Everything that cuts work, in one vector of bits.
+fn fingerprint<T: Element>() -> Vec<u32> {
+    let mut bits: Vec<u32> = vec![];
+    let mut keep = |x: &[T]| bits.extend(x.iter().map(|x| x.to_f32().to_bits()));
+    let mut floats: Vec<f32> = vec![];
+    let shape = Conv2dShape {
+        batch: 3,
+        height: 24,
+        width: 20,
+        in_channels: 20,
+        out_channels: 40,
+        kernel: [3, 3],
+        stride: 2,
+        padding: [1; 4],
+    };
+    let (x, w, dy) =
+        (stored::<T>(&values(shape.input_len(), 1)), values(shape.weight_len(), 2), stored::<T>(&values(shape.output_len(), 3)));
+    let (mut y, mut dx, mut dw, mut db) = (zeros::<T>(dy.len()), zeros::<T>(x.len()), zeros(w.len()), zeros(40));
+    conv2d_forward(&shape, &x, &w, None, None, None, &mut y);
+    conv2d_backward_input(&shape, &dy, &w, &mut dx);
+    conv2d_backward_weight(&shape, &dy, &x, &mut dw, Some(&mut db));
+    keep(&y);
+    keep(&dx);
+    floats.extend(dw.iter().chain(&db));
+    for (m, n, k) in [(2000, 24, 40), (5000, 20, 30), (300, 500, 600)] {
+        let (x, w, dy) = (stored::<T>(&values(m * k, 1)), values(n * k, 2), stored::<T>(&values(m * n, 3)));
+        let (mut y, mut dx, mut dw, mut db) = (zeros::<T>(m * n), zeros::<T>(m * k), zeros(n * k), zeros(n));
+        linear_forward(&x, &w, None, None, &mut y, m, k, n);
+        linear_backward_input(&dy, &w, &mut dx, m, k, n);
+        linear_backward_weight(&dy, &x, &mut dw, Some(&mut db), m, k, n);
+        keep(&y);
+        keep(&dx);
+        floats.extend(dw.iter().chain(&db));
+    }
+    let shape = AttentionShape {
+        batch: 2,
+        query_tokens: 1100,
+        key_tokens: 300,
+        heads: 2,
+        head_dim: 24,
+        causal: false,
+        scale: 0.2,
+    };
+    let q = stored::<T>(&values(shape.query_len(), 1));
+    let k = stored::<T>(&values(shape.key_len(), 2));
+    let (mut out, mut lse) = (zeros::<T>(q.len()), zeros(shape.lse_len()));
+    let [mut dq, mut dk, mut dv] = [zeros::<T>(q.len()), zeros::<T>(k.len()), zeros::<T>(k.len())];
+    attention_forward(&shape, &q, &k, &k, &mut out, &mut lse);
+    attention_backward(&shape, &q, &k, &k, &out, &lse, &q, &mut dq, &mut dk, &mut dv);
+    [&out, &dq, &dk, &dv].into_iter().for_each(|x| keep(x));
+    floats.extend(&lse);
+    let (batch, pixels, c, groups) = (3, 700, 40, 8);
+    let (x, dy) = (stored::<T>(&values(batch * pixels * c, 1)), stored::<T>(&values(batch * pixels * c, 2)));
+    let (gamma, beta) = (values(c, 3), values(c, 4));
+    let (mut y, mut dx, mut dgamma, mut dbeta) = (zeros::<T>(x.len()), zeros::<T>(x.len()), zeros(c), zeros(c));
+    let (mut mean, mut rstd) = (zeros(batch * groups), zeros(batch * groups));
+    group_norm_forward(&x, &gamma, &beta, groups, 1e-5, true, &mut y, &mut mean, &mut rstd);
+    group_norm_backward(&x, &dy, &gamma, &beta, &mean, &rstd, groups, true, &mut dx, &mut dgamma, &mut dbeta);
+    keep(&y);
+    keep(&dx);
+    floats.extend(mean.iter().chain(&rstd).chain(&dgamma).chain(&dbeta));
+    let (mut mean, mut rstd) = (zeros(batch * pixels), zeros(batch * pixels));
+    layer_norm_forward(&x, &gamma, &beta, 1e-5, &mut y, &mut mean, &mut rstd);
+    layer_norm_backward(&x, &dy, &gamma, &mean, &rstd, &mut dx, &mut dgamma, &mut dbeta);
+    keep(&y);
+    keep(&dx);
+    floats.extend(dgamma.iter().chain(&dbeta));
+    floats.push(mse_loss(&x, &dy, None, batch));
+    floats.push(sum_of_squares(&values(100_000, 1)) as f32);
+    bits.extend(floats.iter().map(|x| x.to_bits()));
+    bits
+}
+
+#[test]
+fn the_same_bits_for_any_number_of_threads() {
+    set_threads(1);
+    let (wide, narrow) = (fingerprint::<f32>(), fingerprint::<bf16>());
+    for n in [2, 3, 7] {
+        set_threads(n);
+        assert!(wide == fingerprint::<f32>(), "f32, {n} threads");
+        assert!(narrow == fingerprint::<bf16>(), "bf16, {n} threads");
+    }
+}
+
+/// Runs the tests above once more in processes that are asked to use lesser instruction sets.
+#[test]
+fn lesser_instruction_sets() {
+    if std::env::var_os("CALOTYPE_ISA").is_some() {
+        return;
+    }
+    for isa in ["avx2", "scalar"] {
+        let test = std::env::current_exe().expect("a test knows where it is");
+        let run = std::process::Command::new(test).env("CALOTYPE_ISA", isa).output().expect("the test starts again");
+        assert!(run.status.success(), "{isa}:\n{}", String::from_utf8_lossy(&run.stdout));
+    }
+}

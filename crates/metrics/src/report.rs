@@ -1,0 +1,617 @@
+//! `report.html`: what a run did, in one file that can be mailed, archived and opened anywhere.
+//!
+//! A [`Report`] is a title, summary cards and [`Section`]s of [`Block`]s. The page holds its style, pictures and plots
+//! itself: no scripts, no links to other files, nothing fetched. It follows the reader's light or dark colour scheme.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::error::{MetricsError, Result};
+use crate::plot::{LinePlot, escape};
+
+/// The notice that Twemoji pictures must carry wherever they are shown.
+pub const TWEMOJI_NOTICE: &str = "Emoji pictures: Twemoji graphics, licensed under CC-BY 4.0 \
+    (https://creativecommons.org/licenses/by/4.0/), Copyright Twitter, Inc and other contributors. \
+    Composited on coloured backgrounds; generated pictures are the output of models trained on them.";
+
+/// A report under construction. Texts are plain; the page escapes them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Report {
+    /// Heading and window title.
+    pub title: String,
+    /// One or two sentences under the title.
+    pub summary: String,
+    /// The few figures that matter most.
+    pub cards: Vec<Card>,
+    /// The body, in order.
+    pub sections: Vec<Section>,
+    /// Machine, device, version, seed and the like: (name, value), printed as one line at the end.
+    pub machine: Vec<(String, String)>,
+    /// Licence and attribution lines at the end, such as [`TWEMOJI_NOTICE`].
+    pub notices: Vec<String>,
+}
+
+/// A figure that stands out at the top of the page.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Card {
+    /// What the figure is.
+    pub name: String,
+    /// The figure with its unit.
+    pub value: String,
+    /// What it is to be compared with; may be empty.
+    pub note: String,
+}
+
+/// A heading with blocks under it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Section {
+    /// The heading.
+    pub title: String,
+    /// The contents, in order.
+    pub blocks: Vec<Block>,
+}
+
+/// A piece of a section.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Block {
+    /// A paragraph.
+    Text(String),
+    /// One picture, such as a contact sheet.
+    Picture(Picture),
+    /// Many small pictures side by side, each with its caption as text.
+    Gallery(Gallery),
+    /// A plot with a caption.
+    Plot {
+        /// The plot.
+        plot: LinePlot,
+        /// Text under it.
+        caption: String,
+    },
+    /// A table of figures.
+    Table(Table),
+    /// How long each stage took.
+    Timings(Vec<Timing>),
+    /// A text to keep as it is, such as a recipe or a log, folded away until asked for.
+    Verbatim {
+        /// The line that is visible when folded.
+        title: String,
+        /// The text.
+        text: String,
+    },
+}
+
+/// A PNG picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Picture {
+    /// The file's bytes.
+    pub png: Vec<u8>,
+    /// What it shows, for readers who do not see it.
+    pub alt: String,
+    /// Text under it; may be empty.
+    pub caption: String,
+    /// Draw with hard pixel edges when enlarged; right for small pictures.
+    pub pixelated: bool,
+}
+
+/// Small pictures of one size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gallery {
+    /// Text under all of them; may be empty.
+    pub caption: String,
+    /// Width of a picture on the page, in CSS pixels.
+    pub width: usize,
+    /// The pictures.
+    pub pictures: Vec<Picture>,
+}
+
+/// A table of figures: a row for each quantity, a column for each subject (such as untrained, trained, real, chance).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Table {
+    /// Text above the table; may be empty.
+    pub caption: String,
+    /// Heading over the names of the rows.
+    pub corner: String,
+    /// Headings of the columns of figures.
+    pub columns: Vec<String>,
+    /// Index of a column to set in bold.
+    pub emphasised: Option<usize>,
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+/// A row of a [`Table`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The quantity.
+    pub name: String,
+    /// Its unit, or which way is better; may be empty.
+    pub note: String,
+    /// One per column; missing and empty ones are shown as a dash.
+    pub cells: Vec<String>,
+}
+
+/// How long a stage took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timing {
+    /// The stage.
+    pub stage: String,
+    /// Seconds by the clock on the wall.
+    pub seconds: f64,
+    /// Such as pictures per second; may be empty.
+    pub note: String,
+}
+
+impl Report {
+    /// An empty report.
+    pub fn new(title: impl Into<String>, summary: impl Into<String>) -> Self {
+        Self { title: title.into(), summary: summary.into(), ..Self::default() }
+    }
+
+    /// Adds a summary card.
+    #[must_use]
+    pub fn card(mut self, name: impl Into<String>, value: impl Into<String>, note: impl Into<String>) -> Self {
+        self.cards.push(Card { name: name.into(), value: value.into(), note: note.into() });
+        self
+    }
+
+    /// Adds a section.
+    #[must_use]
+    pub fn section(mut self, section: Section) -> Self {
+        self.sections.push(section);
+        self
+    }
+
+    /// Adds to the line about the machine.
+    #[must_use]
+    pub fn machine(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.machine.push((name.into(), value.into()));
+        self
+    }
+
+    /// Adds a licence or attribution line.
+    #[must_use]
+    pub fn notice(mut self, notice: impl Into<String>) -> Self {
+        self.notices.push(notice.into());
+        self
+    }
+
+    /// The page.
+    pub fn to_html(&self) -> String {
+        let mut page = format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+             <meta name=\"color-scheme\" content=\"light dark\">\n<title>{0}</title>\n<style>\n{STYLE}</style>\n</head>\n\
+             <body>\n<header>\n<h1>{0}</h1>\n",
+            escape(&self.title)
+        );
+        element(&mut page, "p", " class=\"lead\"", &self.summary);
+        page.push_str("</header>\n<main>\n");
+        self.cards_html(&mut page);
+        for section in &self.sections {
+            section.html(&mut page);
+        }
+        page.push_str("</main>\n<footer>\n");
+        self.machine_html(&mut page);
+        for notice in &self.notices {
+            element(&mut page, "p", "", notice);
+        }
+        page.push_str("</footer>\n</body>\n</html>\n");
+        page
+    }
+
+    /// Writes the page to `path`, all or nothing: an older file stays until the new one is complete on disk.
+    ///
+    /// # Errors
+    /// When the folder does not exist or cannot be written to, or the disk is full.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write_atomic(path, self.to_html().as_bytes())
+    }
+
+    fn cards_html(&self, page: &mut String) {
+        if self.cards.is_empty() {
+            return;
+        }
+        page.push_str("<dl class=\"cards\">\n");
+        for card in &self.cards {
+            page.push_str("<div>");
+            element(page, "dt", "", &card.name);
+            element(page, "dd", " class=\"value\"", &card.value);
+            element(page, "dd", "", &card.note);
+            page.push_str("</div>\n");
+        }
+        page.push_str("</dl>\n");
+    }
+
+    fn machine_html(&self, page: &mut String) {
+        if self.machine.is_empty() {
+            return;
+        }
+        page.push_str("<p class=\"machine\">");
+        for (name, value) in &self.machine {
+            // Writing to a String cannot fail, here and below.
+            let _ = write!(page, "<span>{}: <b>{}</b></span> ", escape(name), escape(value));
+        }
+        page.push_str("</p>\n");
+    }
+}
+
+impl Section {
+    /// An empty section.
+    pub fn new(title: impl Into<String>) -> Self {
+        Self { title: title.into(), blocks: Vec::new() }
+    }
+
+    /// Adds any block.
+    #[must_use]
+    pub fn block(mut self, block: Block) -> Self {
+        self.blocks.push(block);
+        self
+    }
+
+    /// Adds a paragraph.
+    #[must_use]
+    pub fn text(self, text: impl Into<String>) -> Self {
+        self.block(Block::Text(text.into()))
+    }
+
+    /// Adds a picture.
+    #[must_use]
+    pub fn picture(self, png: Vec<u8>, alt: impl Into<String>, caption: impl Into<String>) -> Self {
+        let (alt, caption) = (alt.into(), caption.into());
+        self.block(Block::Picture(Picture { png, alt, caption, pixelated: false }))
+    }
+
+    /// Adds many small pictures, each with its caption; `width` is that of a picture on the page, in CSS pixels.
+    #[must_use]
+    pub fn gallery(self, caption: impl Into<String>, width: usize, pictures: Vec<Picture>) -> Self {
+        self.block(Block::Gallery(Gallery { caption: caption.into(), width, pictures }))
+    }
+
+    /// Adds a plot.
+    #[must_use]
+    pub fn plot(self, plot: LinePlot, caption: impl Into<String>) -> Self {
+        self.block(Block::Plot { plot, caption: caption.into() })
+    }
+
+    /// Adds a table.
+    #[must_use]
+    pub fn table(self, table: Table) -> Self {
+        self.block(Block::Table(table))
+    }
+
+    /// Adds the table of timings.
+    #[must_use]
+    pub fn timings(self, timings: Vec<Timing>) -> Self {
+        self.block(Block::Timings(timings))
+    }
+
+    /// Adds a folded text.
+    #[must_use]
+    pub fn verbatim(self, title: impl Into<String>, text: impl Into<String>) -> Self {
+        self.block(Block::Verbatim { title: title.into(), text: text.into() })
+    }
+
+    fn html(&self, page: &mut String) {
+        page.push_str("<section>\n");
+        element(page, "h2", "", &self.title);
+        for block in &self.blocks {
+            block.html(page);
+        }
+        page.push_str("</section>\n");
+    }
+}
+
+impl Table {
+    /// A table without rows.
+    pub fn new<C: Into<String>>(
+        caption: impl Into<String>,
+        corner: impl Into<String>,
+        columns: impl IntoIterator<Item = C>,
+    ) -> Self {
+        Self {
+            caption: caption.into(),
+            corner: corner.into(),
+            columns: columns.into_iter().map(Into::into).collect(),
+            emphasised: None,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Sets the column with this index in bold.
+    #[must_use]
+    pub fn emphasise(mut self, column: usize) -> Self {
+        self.emphasised = Some(column);
+        self
+    }
+
+    /// Adds a row; an empty cell is shown as a dash.
+    #[must_use]
+    pub fn row<C: Into<String>>(
+        mut self,
+        name: impl Into<String>,
+        note: impl Into<String>,
+        cells: impl IntoIterator<Item = C>,
+    ) -> Self {
+        let cells = cells.into_iter().map(Into::into).collect();
+        self.rows.push(Row { name: name.into(), note: note.into(), cells });
+        self
+    }
+
+    fn html(&self, page: &mut String) {
+        open_scroll(page, if self.caption.is_empty() { &self.corner } else { &self.caption });
+        page.push_str("<table>\n");
+        element(page, "caption", "", &self.caption);
+        page.push_str("<thead><tr>");
+        // An empty heading would be skipped by `element`; the corner cell must exist all the same.
+        let _ = write!(page, "<th scope=\"col\">{}</th>", escape(&self.corner));
+        // A row with more cells than there are headings would otherwise lose them.
+        let width = self.rows.iter().map(|row| row.cells.len()).fold(self.columns.len(), usize::max);
+        for column in 0..width {
+            let heading = self.columns.get(column).map_or("", String::as_str);
+            let _ = write!(page, "<th scope=\"col\"{}>{}</th>", self.emphasis(column), escape(heading));
+        }
+        page.push_str("</tr></thead>\n<tbody>\n");
+        for row in &self.rows {
+            let _ = write!(page, "<tr><th scope=\"row\">{}", escape(&row.name));
+            element(page, "small", "", &row.note);
+            page.push_str("</th>");
+            for column in 0..width {
+                let cell = row.cells.get(column).filter(|cell| !cell.is_empty());
+                let cell = cell.map_or("–", String::as_str);
+                let _ = write!(page, "<td{}>{}</td>", self.emphasis(column), escape(cell));
+            }
+            page.push_str("</tr>\n");
+        }
+        page.push_str("</tbody>\n</table></div>\n");
+    }
+
+    fn emphasis(&self, column: usize) -> &'static str {
+        if self.emphasised == Some(column) { " class=\"strong\"" } else { "" }
+    }
+}
+
+impl Block {
+    fn html(&self, page: &mut String) {
+        match self {
+            Self::Text(text) => element(page, "p", "", text),
+            Self::Picture(picture) => picture.html(page, " class=\"sheet\""),
+            Self::Gallery(gallery) => gallery.html(page),
+            Self::Plot { plot, caption } => {
+                page.push_str("<figure class=\"plot\">");
+                open_scroll(page, &plot.title);
+                page.push_str(&plot.to_svg());
+                page.push_str("</div>");
+                element(page, "figcaption", "", caption);
+                page.push_str("</figure>\n");
+            }
+            Self::Table(table) => table.html(page),
+            Self::Timings(timings) => timings_html(timings, page),
+            Self::Verbatim { title, text } => {
+                let _ = write!(page, "<details><summary>{}</summary>", escape(title));
+                // The parser drops one line break after <pre>; this one is for it.
+                let _ = write!(page, "<pre tabindex=\"0\">\n{}</pre></details>\n", escape(text));
+            }
+        }
+    }
+}
+
+impl Picture {
+    fn html(&self, page: &mut String, attributes: &str) {
+        let class = if self.pixelated { " class=\"pixelated\"" } else { "" };
+        let _ = write!(
+            page,
+            "<figure{attributes}><div><img{class} src=\"data:image/png;base64,{}\" alt=\"{}\"{}></div>",
+            STANDARD.encode(&self.png),
+            escape(&self.alt),
+            self.size_attributes()
+        );
+        element(page, "figcaption", "", &self.caption);
+        page.push_str("</figure>\n");
+    }
+
+    /// Width and height from the PNG header, so that the page does not jump while it loads.
+    fn size_attributes(&self) -> String {
+        let number = |at: usize| {
+            let bytes = self.png.get(at..at + 4)?;
+            Some(u32::from_be_bytes(bytes.try_into().ok()?))
+        };
+        match (number(16), number(20)) {
+            (Some(width), Some(height)) => format!(" width=\"{width}\" height=\"{height}\""),
+            _ => String::new(),
+        }
+    }
+}
+
+impl Gallery {
+    fn html(&self, page: &mut String) {
+        page.push_str("<figure><div class=\"gallery\">\n");
+        let style = format!(" style=\"width:{}px\"", self.width);
+        for picture in &self.pictures {
+            picture.html(page, &style);
+        }
+        page.push_str("</div>");
+        element(page, "figcaption", "", &self.caption);
+        page.push_str("</figure>\n");
+    }
+}
+
+fn timings_html(timings: &[Timing], page: &mut String) {
+    let longest = timings.iter().map(|timing| timing.seconds).fold(0.0, f64::max);
+    let total: f64 = timings.iter().map(|timing| timing.seconds).sum();
+    open_scroll(page, "Time per stage");
+    page.push_str(
+        "<table class=\"timings\">\n<thead><tr><th scope=\"col\">Stage</th>\
+         <th scope=\"col\">Time</th><th scope=\"col\"><span class=\"unseen\">Share</span></th></tr></thead>\n<tbody>\n",
+    );
+    for timing in timings {
+        let share = if longest > 0.0 { 100.0 * timing.seconds / longest } else { 0.0 };
+        let _ = write!(page, "<tr><th scope=\"row\">{}", escape(&timing.stage));
+        element(page, "small", "", &timing.note);
+        let _ = writeln!(
+            page,
+            "</th><td>{}</td><td class=\"bar\" aria-hidden=\"true\"><i style=\"width:{share:.1}%\"></i></td></tr>",
+            duration(timing.seconds)
+        );
+    }
+    let _ = write!(
+        page,
+        "</tbody>\n<tfoot><tr><th scope=\"row\">Total</th><td>{}</td><td></td></tr></tfoot>\n</table></div>\n",
+        duration(total)
+    );
+}
+
+/// `seconds` for a reader: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`; a number and its unit stay on one line.
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() {
+        return "–".into();
+    }
+    // Compared after rounding, so that 59.96 does not become "60.0 s".
+    if seconds < 9.995 {
+        return format!("{seconds:.2}\u{a0}s");
+    }
+    if seconds < 59.95 {
+        return format!("{seconds:.1}\u{a0}s");
+    }
+    let whole = seconds.round() as u64;
+    if whole < 3600 {
+        return format!("{}\u{a0}min {:02}\u{a0}s", whole / 60, whole % 60);
+    }
+    let minutes = (seconds / 60.0).round() as u64;
+    format!("{}\u{a0}h {:02}\u{a0}min", minutes / 60, minutes % 60)
+}
+
+/// A fraction (0..1) as percent with one decimal; number and sign stay on one line.
+pub fn percent(fraction: f64) -> String {
+    if fraction.is_finite() { format!("{:.1}\u{a0}%", 100.0 * fraction) } else { "–".into() }
+}
+
+/// `value` with three significant digits, in plain notation where that is short.
+pub fn figure(value: f64) -> String {
+    if !value.is_finite() {
+        return "–".into();
+    }
+    let size = value.abs();
+    if size != 0.0 && !(1e-4..1e7).contains(&size) {
+        return format!("{value:.2e}");
+    }
+    let decimals = if size == 0.0 { 0 } else { (2 - size.log10().floor() as i32).max(0) as usize };
+    format!("{value:.decimals$}")
+}
+
+/// Writes `bytes` to `path` by way of a temporary file beside it, on disk before it takes the name.
+///
+/// # Errors
+/// When the folder does not exist or cannot be written to, or the disk is full. An older file at `path` is unharmed.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let write = || -> std::io::Result<()> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".report-").suffix(".tmp");
+        // Temporary files are private by default; a report is to be as readable as any other file of the user.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        // The new name is on disk only when the folder is.
+        #[cfg(unix)]
+        std::fs::File::open(folder)?.sync_all()?;
+        Ok(())
+    };
+    write().map_err(|source| MetricsError::Write { path: path.to_path_buf(), source })
+}
+
+/// Starts a `<div>` that scrolls sideways on narrow screens, by keyboard too; `label` names it to screen readers.
+fn open_scroll(page: &mut String, label: &str) {
+    let _ = write!(page, "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{}\">", escape(label));
+}
+
+/// `<name attributes>text</name>`, or nothing when there is no text.
+fn element(page: &mut String, name: &str, attributes: &str, text: &str) {
+    if !text.is_empty() {
+        let _ = writeln!(page, "<{name}{attributes}>{}</{name}>", escape(text));
+    }
+}
+
+const STYLE: &str = include_str!("report.css");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grid::encode_png;
+
+    fn sample() -> Report {
+        let png = encode_png(&[200; 12], 2, 2).unwrap();
+        Report::new("A <b>run</b>", "Summary & more")
+            .card("Accuracy", percent(0.934), "chance 12.5 %")
+            .section(
+                Section::new("All")
+                    .text("Some text")
+                    .picture(png.clone(), "A \"quoted\" alt", "A caption")
+                    .gallery("", 96, vec![Picture { png, alt: "x".into(), caption: "y".into(), pixelated: true }])
+                    .plot(LinePlot::new("Loss", "samples", "loss"), "A plot")
+                    .table(
+                        Table::new("Figures", "Figure", ["untrained", "trained"])
+                            .emphasise(1)
+                            .row("FD", "lower is better", ["12", "3", "1"])
+                            .row("Score", "", [""]),
+                    )
+                    .timings(vec![Timing { stage: "one".into(), seconds: 5.0, note: String::new() }])
+                    .verbatim("recipe.toml", "</pre><script>alert(1)</script>"),
+            )
+            .machine("Device", "cpu")
+            .notice(TWEMOJI_NOTICE)
+    }
+
+    #[test]
+    fn the_page_is_self_contained_and_escaped() {
+        let html = sample().to_html();
+        assert!(html.contains("<h1>A &lt;b&gt;run&lt;/b&gt;</h1>"));
+        assert!(html.contains("&lt;/pre&gt;&lt;script&gt;alert(1)"));
+        assert!(html.contains("alt=\"A &quot;quoted&quot; alt\" width=\"2\" height=\"2\""));
+        for forbidden in ["<script", "<link", "href=", "src=\"http", "@import", "url("] {
+            assert!(!html.contains(forbidden), "{forbidden}");
+        }
+        for tag in ["figure", "table", "section", "div", "details", "svg", "dl", "main", "tr", "th"] {
+            let opened = html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
+            assert_eq!(opened, html.matches(&format!("</{tag}>")).count(), "<{tag}>");
+        }
+    }
+
+    #[test]
+    fn tables_keep_extra_cells_and_mark_missing_ones() {
+        let html = sample().to_html();
+        assert!(html.contains("<td>12</td><td class=\"strong\">3</td><td>1</td>"));
+        assert!(html.contains("<td>–</td><td class=\"strong\">–</td><td>–</td>"));
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let durations = [0.417, 9.999, 12.34, 59.96, 245.4, 3599.7, 7384.0];
+        let expected = ["0.42 s", "10.0 s", "12.3 s", "1 min 00 s", "4 min 05 s", "1 h 00 min", "2 h 03 min"];
+        assert_eq!(durations.map(|seconds| duration(seconds).replace('\u{a0}', " ")), expected);
+        assert_eq!([0.0, 0.012345, 1.5, 123.456, 43210.0].map(figure), ["0", "0.0123", "1.50", "123", "43210"]);
+        assert_eq!([percent(0.125), percent(f64::NAN), figure(1e-9)], ["12.5\u{a0}%", "–", "1.00e-9"]);
+    }
+
+    #[test]
+    fn writing_replaces_whole_files_and_leaves_nothing_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.html");
+        std::fs::write(&path, "old").unwrap();
+        sample().write(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), sample().to_html());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        let missing = folder.path().join("none").join("report.html");
+        let error = sample().write(&missing).unwrap_err().to_string();
+        assert!(error.contains("none/report.html"), "{error}");
+    }
+}

@@ -1,0 +1,854 @@
+//! The CPU bodies: Burn's Flex tensors in and out, kernels in between, gradients by hand.
+
+use crate::Conv2dGeometry;
+use crate::element::{Activations, Dense, by_dtype, room, tensor};
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
+use burn::backend::flex::{Flex, FlexTensor};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, ExtensionType, backend_extension};
+use calotype_kernels::{self as kernels, Activation, AttentionShape, Conv2dShape};
+use std::sync::Arc;
+
+/// A tensor or none, in the form that Burn's dispatch carries.
+#[allow(missing_docs, reason = "the variants are Option's")]
+#[derive(ExtensionType)]
+pub enum OptionalTensor<B: Backend> {
+    Some(FloatTensor<B>),
+    None,
+}
+
+impl<B: Backend> OptionalTensor<B> {
+    fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            OptionalTensor::Some(tensor) => Some(tensor),
+            OptionalTensor::None => None,
+        }
+    }
+}
+
+/// Extension point that carries the operations across Burn's runtime dispatch.
+///
+/// Shapes and meaning are documented on the functions of the crate root, which are the way to call
+/// these: they fall back to [`crate::portable`] on devices without kernels.
+#[allow(missing_docs, reason = "documented on the public functions of the same names")]
+#[backend_extension(Autodiff, Flex)]
+pub trait DiffusionOps: Backend {
+    fn nhwc_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] channel_add: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
+        geometry: Conv2dGeometry,
+    ) -> FloatTensor<Self>;
+    fn rows_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn token_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        heads: usize,
+        causal: bool,
+        scale: f32,
+    ) -> FloatTensor<Self>;
+    fn nhwc_group_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f32,
+        silu: bool,
+    ) -> FloatTensor<Self>;
+    fn rows_layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self>;
+    fn pointwise_activation(x: FloatTensor<Self>, kind: Activation) -> FloatTensor<Self>;
+    fn rows_geglu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn nhwc_upsample_nearest2x(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn rows_concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn pointwise_add(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn mean_squared_error(
+        prediction: FloatTensor<Self>,
+        target: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+impl DiffusionOps for Flex {
+    fn nhwc_conv2d(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: OptionalTensor<Self>,
+        channel_add: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
+        geometry: Conv2dGeometry,
+    ) -> FlexTensor {
+        let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
+        Convolution::new(x, weight, bias.is_some(), geometry).forward(bias, channel_add, residual)
+    }
+
+    fn rows_linear(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
+    ) -> FlexTensor {
+        let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
+        Projection::new(x, weight, bias.is_some()).forward(bias, residual)
+    }
+
+    fn token_attention(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        heads: usize,
+        causal: bool,
+        scale: f32,
+    ) -> FlexTensor {
+        Attention::new(q, k, v, heads, causal, scale).forward().0
+    }
+
+    fn nhwc_group_norm(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        groups: usize,
+        eps: f32,
+        silu: bool,
+    ) -> FlexTensor {
+        GroupNorm::new(x, gamma, beta, groups, silu).forward(eps).0
+    }
+
+    fn rows_layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, eps: f32) -> FlexTensor {
+        LayerNorm::new(x, gamma, beta).forward(eps).0
+    }
+
+    fn pointwise_activation(x: FlexTensor, kind: Activation) -> FlexTensor {
+        activation_forward(&Dense::new(x), kind)
+    }
+
+    fn rows_geglu(x: FlexTensor) -> FlexTensor {
+        geglu_forward(&Dense::new(x))
+    }
+
+    fn nhwc_upsample_nearest2x(x: FlexTensor) -> FlexTensor {
+        upsample_forward(&Dense::new(x))
+    }
+
+    fn rows_concat(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        concat_forward(&Dense::new(a), &Dense::new(b))
+    }
+
+    fn pointwise_add(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        add_forward(&Dense::new(a), &Dense::new(b))
+    }
+
+    fn mean_squared_error(prediction: FlexTensor, target: FlexTensor) -> FlexTensor {
+        mse_forward(&Dense::new(prediction), &Dense::new(target))
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Recording: one generic autodiff step, so that an operation states only its gradients.
+
+type GradientFn<const N: usize> =
+    Arc<dyn Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync>;
+
+/// What a recorded operation keeps for its backward pass: a function from the output's gradient,
+/// and which inputs need one, to the inputs' gradients.
+#[derive(Clone)]
+struct Gradient<const N: usize>(GradientFn<N>);
+
+impl<const N: usize> Gradient<N> {
+    fn new(
+        f: impl Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(f))
+    }
+}
+
+impl<const N: usize> std::fmt::Debug for Gradient<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gradient<{N}>")
+    }
+}
+
+#[derive(Debug)]
+struct KernelStep;
+
+impl<const N: usize> Backward<Flex, N> for KernelStep {
+    type State = Gradient<N>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let output_gradient = grads.consume::<Flex>(&ops.node);
+        let gradients = (ops.state.0)(output_gradient, wanted);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                grads.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+type Tracked<C> = FloatTensor<Autodiff<Flex, C>>;
+
+/// Runs `forward`, asking for the gradient function only where some input is tracked.
+fn record<C: CheckpointStrategy, const N: usize>(
+    inputs: [NodeGuard; N],
+    forward: impl FnOnce() -> (FlexTensor, Gradient<N>),
+) -> Tracked<C> {
+    match KernelStep.prepare::<C>(inputs).compute_bound().stateful() {
+        OpsKind::Tracked(step) => {
+            let (output, gradient) = forward();
+            step.finish(gradient, output)
+        }
+        OpsKind::UnTracked(step) => step.finish(forward().0),
+    }
+}
+
+/// The node of an optional input; an absent one is a node that nobody tracks.
+fn node_of<C: CheckpointStrategy>(input: &Option<Tracked<C>>) -> NodeGuard {
+    match input {
+        Some(tensor) => tensor.node(),
+        None => Tracked::<C>::new(tensor(Vec::<f32>::new(), [0])).node(),
+    }
+}
+
+impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
+    fn nhwc_conv2d(
+        x: Tracked<C>,
+        weight: Tracked<C>,
+        bias: OptionalTensor<Self>,
+        channel_add: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
+        geometry: Conv2dGeometry,
+    ) -> Tracked<C> {
+        let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
+        let nodes = [
+            x.node(),
+            weight.node(),
+            node_of::<C>(&bias),
+            node_of::<C>(&channel_add),
+            node_of::<C>(&residual),
+        ];
+        record::<C, 5>(nodes, move || {
+            let op = Convolution::new(
+                x.into_primitive(),
+                weight.into_primitive(),
+                bias.is_some(),
+                geometry,
+            );
+            let y = op.forward(
+                bias.map(|t| t.into_primitive()),
+                channel_add.map(|t| t.into_primitive()),
+                residual.map(|t| t.into_primitive()),
+            );
+            (y, Gradient::new(move |dy, wanted| op.backward(dy, wanted)))
+        })
+    }
+
+    fn rows_linear(
+        x: Tracked<C>,
+        weight: Tracked<C>,
+        bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
+    ) -> Tracked<C> {
+        let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
+        let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&residual)];
+        record::<C, 4>(nodes, move || {
+            let op = Projection::new(x.into_primitive(), weight.into_primitive(), bias.is_some());
+            let y = op.forward(
+                bias.map(|t| t.into_primitive()),
+                residual.map(|t| t.into_primitive()),
+            );
+            (y, Gradient::new(move |dy, wanted| op.backward(dy, wanted)))
+        })
+    }
+
+    fn token_attention(
+        q: Tracked<C>,
+        k: Tracked<C>,
+        v: Tracked<C>,
+        heads: usize,
+        causal: bool,
+        scale: f32,
+    ) -> Tracked<C> {
+        record::<C, 3>([q.node(), k.node(), v.node()], move || {
+            let op = Attention::new(
+                q.into_primitive(),
+                k.into_primitive(),
+                v.into_primitive(),
+                heads,
+                causal,
+                scale,
+            );
+            let (y, lse) = op.forward();
+            let output = Dense::new(y.clone());
+            (y, Gradient::new(move |dy, _| op.backward(&output, &lse, dy).map(Some)))
+        })
+    }
+
+    fn nhwc_group_norm(
+        x: Tracked<C>,
+        gamma: Tracked<C>,
+        beta: Tracked<C>,
+        groups: usize,
+        eps: f32,
+        silu: bool,
+    ) -> Tracked<C> {
+        record::<C, 3>([x.node(), gamma.node(), beta.node()], move || {
+            let op = GroupNorm::new(
+                x.into_primitive(),
+                gamma.into_primitive(),
+                beta.into_primitive(),
+                groups,
+                silu,
+            );
+            let (y, mean, rstd) = op.forward(eps);
+            (y, Gradient::new(move |dy, _| op.backward(&mean, &rstd, dy).map(Some)))
+        })
+    }
+
+    fn rows_layer_norm(
+        x: Tracked<C>,
+        gamma: Tracked<C>,
+        beta: Tracked<C>,
+        eps: f32,
+    ) -> Tracked<C> {
+        record::<C, 3>([x.node(), gamma.node(), beta.node()], move || {
+            let op = LayerNorm::new(
+                x.into_primitive(),
+                gamma.into_primitive(),
+                beta.into_primitive(),
+            );
+            let (y, mean, rstd) = op.forward(eps);
+            (y, Gradient::new(move |dy, _| op.backward(&mean, &rstd, dy).map(Some)))
+        })
+    }
+
+    fn pointwise_activation(x: Tracked<C>, kind: Activation) -> Tracked<C> {
+        record::<C, 1>([x.node()], move || {
+            let x = Dense::new(x.into_primitive());
+            let y = activation_forward(&x, kind);
+            (y, Gradient::new(move |dy, _| [Some(activation_backward(&x, kind, dy))]))
+        })
+    }
+
+    fn rows_geglu(x: Tracked<C>) -> Tracked<C> {
+        record::<C, 1>([x.node()], move || {
+            let x = Dense::new(x.into_primitive());
+            let y = geglu_forward(&x);
+            (y, Gradient::new(move |dy, _| [Some(geglu_backward(&x, dy))]))
+        })
+    }
+
+    fn nhwc_upsample_nearest2x(x: Tracked<C>) -> Tracked<C> {
+        record::<C, 1>([x.node()], move || {
+            let x = Dense::new(x.into_primitive());
+            let dims: [usize; 4] = dims(&x);
+            let y = upsample_forward(&x);
+            (y, Gradient::new(move |dy, _| [Some(upsample_backward(dims, dy))]))
+        })
+    }
+
+    fn rows_concat(a: Tracked<C>, b: Tracked<C>) -> Tracked<C> {
+        record::<C, 2>([a.node(), b.node()], move || {
+            let (a, b) = (Dense::new(a.into_primitive()), Dense::new(b.into_primitive()));
+            let y = concat_forward(&a, &b);
+            let (a, b) = (a.dims().to_vec(), b.dims().to_vec());
+            (y, Gradient::new(move |dy, _| concat_backward(&a, &b, dy).map(Some)))
+        })
+    }
+
+    fn pointwise_add(a: Tracked<C>, b: Tracked<C>) -> Tracked<C> {
+        record::<C, 2>([a.node(), b.node()], move || {
+            let y = add_forward(&Dense::new(a.into_primitive()), &Dense::new(b.into_primitive()));
+            (y, Gradient::new(|dy, _| [Some(dy.clone()), Some(dy)]))
+        })
+    }
+
+    fn mean_squared_error(prediction: Tracked<C>, target: Tracked<C>) -> Tracked<C> {
+        record::<C, 2>([prediction.node(), target.node()], move || {
+            let prediction = Dense::new(prediction.into_primitive());
+            let target = Dense::new(target.into_primitive());
+            let y = mse_forward(&prediction, &target);
+            (y, Gradient::new(move |dy, wanted| mse_backward(&prediction, &target, dy, wanted)))
+        })
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The operations themselves, on Flex tensors.
+
+fn dims<const D: usize>(t: &Dense) -> [usize; D] {
+    t.dims().try_into().unwrap_or_else(|_| panic!("operation needs rank {D}, got {:?}", t.dims()))
+}
+
+fn last_dim(t: &Dense) -> usize {
+    t.dims().last().copied().unwrap_or(1)
+}
+
+fn rows(t: &Dense) -> usize {
+    let dims = t.dims();
+    dims[..dims.len().saturating_sub(1)].iter().product()
+}
+
+struct Convolution {
+    x: Dense,
+    weight: Dense,
+    has_bias: bool,
+    shape: Conv2dShape,
+}
+
+impl Convolution {
+    fn new(x: FlexTensor, weight: FlexTensor, has_bias: bool, geometry: Conv2dGeometry) -> Self {
+        let (x, weight) = (Dense::new(x), Dense::new(weight));
+        let [batch, height, width, in_channels] = dims(&x);
+        let [out_channels, rows, columns, weight_channels] = dims(&weight);
+        assert_eq!(
+            in_channels, weight_channels,
+            "conv2d: the input has {in_channels} channels, the weight expects {weight_channels}"
+        );
+        let shape = Conv2dShape {
+            batch,
+            height,
+            width,
+            in_channels,
+            out_channels,
+            kernel: [rows, columns],
+            stride: geometry.stride,
+            padding: geometry.padding,
+        };
+        Self { x, weight, has_bias, shape }
+    }
+
+    fn output_dims(&self) -> [usize; 4] {
+        let s = &self.shape;
+        [s.batch, s.out_height(), s.out_width(), s.out_channels]
+    }
+
+    fn forward(
+        &self,
+        bias: Option<FlexTensor>,
+        channel_add: Option<FlexTensor>,
+        residual: Option<FlexTensor>,
+    ) -> FlexTensor {
+        let [bias, channel_add, residual] =
+            [bias, channel_add, residual].map(|t| t.map(Dense::new));
+        let out = self.output_dims();
+        by_dtype!(self.x.dtype(), T => {
+            let mut y = room::<T>(out.iter().product());
+            kernels::conv2d_forward::<T>(
+                &self.shape,
+                self.x.slice(),
+                self.weight.slice::<f32>(),
+                bias.as_ref().map(Dense::slice::<f32>),
+                channel_add.as_ref().map(Dense::slice::<T>),
+                residual.as_ref().map(Dense::slice::<T>),
+                &mut y,
+            );
+            tensor(y, out)
+        })
+    }
+
+    fn backward(&self, dy: FlexTensor, wanted: [bool; 5]) -> [Option<FlexTensor>; 5] {
+        let residual_gradient = wanted[4].then(|| dy.clone());
+        let dy = Dense::new(dy);
+        by_dtype!(self.x.dtype(), T => {
+            let dx = wanted[0].then(|| {
+                let mut dx = room::<T>(self.x.slice::<T>().len());
+                kernels::conv2d_backward_input::<T>(
+                    &self.shape, dy.slice(), self.weight.slice::<f32>(), &mut dx,
+                );
+                tensor(dx, self.x.shape())
+            });
+            let (dw, db) = self.parameter_gradients::<T>(&dy, wanted[1], wanted[2]);
+            let dc = wanted[3].then(|| self.channel_add_gradient::<T>(&dy));
+            [dx, dw, db, dc, residual_gradient]
+        })
+    }
+
+    fn parameter_gradients<T: Activations>(
+        &self,
+        dy: &Dense,
+        weight: bool,
+        bias: bool,
+    ) -> (Option<FlexTensor>, Option<FlexTensor>) {
+        if !weight && !bias {
+            return (None, None);
+        }
+        let mut dw = room::<f32>(self.weight.slice::<f32>().len());
+        let mut db = (bias && self.has_bias).then(|| room::<f32>(self.shape.out_channels));
+        kernels::conv2d_backward_weight::<T>(
+            &self.shape,
+            dy.slice(),
+            self.x.slice(),
+            &mut dw,
+            db.as_deref_mut(),
+        );
+        (
+            weight.then(|| tensor(dw, self.weight.shape())),
+            db.map(|db| tensor(db, [self.shape.out_channels])),
+        )
+    }
+
+    /// The added `[batch, channels]` reaches every pixel: its gradient is a sum over pixels.
+    fn channel_add_gradient<T: Activations>(&self, dy: &Dense) -> FlexTensor {
+        let s = &self.shape;
+        let pixels = s.out_height() * s.out_width();
+        let mut sums = room::<f32>(s.batch * s.out_channels);
+        kernels::sum_row_groups::<T>(dy.slice(), &mut sums, s.batch, pixels, s.out_channels);
+        let sums = sums.into_iter().map(T::from_f32).collect::<Vec<T>>();
+        tensor(sums, [s.batch, s.out_channels])
+    }
+}
+
+struct Projection {
+    x: Dense,
+    weight: Dense,
+    has_bias: bool,
+}
+
+impl Projection {
+    fn new(x: FlexTensor, weight: FlexTensor, has_bias: bool) -> Self {
+        let (x, weight) = (Dense::new(x), Dense::new(weight));
+        let [_, k] = dims(&weight);
+        assert_eq!(last_dim(&x), k, "linear: input has {} features, weight {k}", last_dim(&x));
+        Self { x, weight, has_bias }
+    }
+
+    /// `[m, k, n]`: rows, input features, output features.
+    fn sizes(&self) -> [usize; 3] {
+        let [n, k] = dims(&self.weight);
+        [rows(&self.x), k, n]
+    }
+
+    fn forward(&self, bias: Option<FlexTensor>, residual: Option<FlexTensor>) -> FlexTensor {
+        let [m, k, n] = self.sizes();
+        let [bias, residual] = [bias, residual].map(|t| t.map(Dense::new));
+        let mut out = self.x.dims().to_vec();
+        *out.last_mut().expect("rank at least 1") = n;
+        by_dtype!(self.x.dtype(), T => {
+            let mut y = room::<T>(m * n);
+            kernels::linear_forward::<T>(
+                self.x.slice(),
+                self.weight.slice::<f32>(),
+                bias.as_ref().map(Dense::slice::<f32>),
+                residual.as_ref().map(Dense::slice::<T>),
+                &mut y,
+                m,
+                k,
+                n,
+            );
+            tensor(y, out)
+        })
+    }
+
+    fn backward(&self, dy: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let residual_gradient = wanted[3].then(|| dy.clone());
+        let [m, k, n] = self.sizes();
+        let dy = Dense::new(dy);
+        by_dtype!(self.x.dtype(), T => {
+            let dx = wanted[0].then(|| {
+                let mut dx = room::<T>(m * k);
+                kernels::linear_backward_input::<T>(
+                    dy.slice(), self.weight.slice::<f32>(), &mut dx, m, k, n,
+                );
+                tensor(dx, self.x.shape())
+            });
+            let (mut dw, mut db) = (None, None);
+            if wanted[1] || wanted[2] {
+                let mut w = room::<f32>(n * k);
+                let mut b = (wanted[2] && self.has_bias).then(|| room::<f32>(n));
+                kernels::linear_backward_weight::<T>(
+                    dy.slice(), self.x.slice(), &mut w, b.as_deref_mut(), m, k, n,
+                );
+                dw = wanted[1].then(|| tensor(w, [n, k]));
+                db = b.map(|b| tensor(b, [n]));
+            }
+            [dx, dw, db, residual_gradient]
+        })
+    }
+}
+
+struct Attention {
+    q: Dense,
+    k: Dense,
+    v: Dense,
+    shape: AttentionShape,
+}
+
+impl Attention {
+    fn new(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        heads: usize,
+        causal: bool,
+        scale: f32,
+    ) -> Self {
+        let (q, k, v) = (Dense::new(q), Dense::new(k), Dense::new(v));
+        let [batch, query_tokens, channels] = dims(&q);
+        let [_, key_tokens, _] = dims(&k);
+        assert_eq!(channels % heads, 0, "attention: {channels} channels over {heads} heads");
+        let head_dim = channels / heads;
+        let shape =
+            AttentionShape { batch, query_tokens, key_tokens, heads, head_dim, causal, scale };
+        Self { q, k, v, shape }
+    }
+
+    /// The output and the log-sum-exp of every query's scores, `[batch, heads, query tokens]`.
+    fn forward(&self) -> (FlexTensor, Vec<f32>) {
+        let s = &self.shape;
+        let mut lse = room::<f32>(s.batch * s.heads * s.query_tokens);
+        let y = by_dtype!(self.q.dtype(), T => {
+            let mut y = room::<T>(self.q.slice::<T>().len());
+            kernels::attention_forward::<T>(
+                s, self.q.slice(), self.k.slice(), self.v.slice(), &mut y, &mut lse,
+            );
+            tensor(y, self.q.shape())
+        });
+        (y, lse)
+    }
+
+    fn backward(&self, y: &Dense, lse: &[f32], dy: FlexTensor) -> [FlexTensor; 3] {
+        let dy = Dense::new(dy);
+        by_dtype!(self.q.dtype(), T => {
+            let mut dq = room::<T>(self.q.slice::<T>().len());
+            let mut dk = room::<T>(self.k.slice::<T>().len());
+            let mut dv = room::<T>(self.v.slice::<T>().len());
+            kernels::attention_backward::<T>(
+                &self.shape, self.q.slice(), self.k.slice(), self.v.slice(), y.slice(), lse,
+                dy.slice(), &mut dq, &mut dk, &mut dv,
+            );
+            [
+                tensor(dq, self.q.shape()),
+                tensor(dk, self.k.shape()),
+                tensor(dv, self.v.shape()),
+            ]
+        })
+    }
+}
+
+struct GroupNorm {
+    x: Dense,
+    gamma: Dense,
+    beta: Dense,
+    groups: usize,
+    silu: bool,
+}
+
+impl GroupNorm {
+    fn new(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, groups: usize, silu: bool) -> Self {
+        let [x, gamma, beta] = [x, gamma, beta].map(Dense::new);
+        Self { x, gamma, beta, groups, silu }
+    }
+
+    fn forward(&self, eps: f32) -> (FlexTensor, Vec<f32>, Vec<f32>) {
+        let batch = self.x.dims()[0];
+        let mut mean = room::<f32>(batch * self.groups);
+        let mut rstd = room::<f32>(batch * self.groups);
+        let y = by_dtype!(self.x.dtype(), T => {
+            let mut y = room::<T>(self.x.slice::<T>().len());
+            kernels::group_norm_forward::<T>(
+                self.x.slice(), self.gamma.slice::<f32>(), self.beta.slice::<f32>(),
+                self.groups, eps, self.silu, &mut y, &mut mean, &mut rstd,
+            );
+            tensor(y, self.x.shape())
+        });
+        (y, mean, rstd)
+    }
+
+    fn backward(&self, mean: &[f32], rstd: &[f32], dy: FlexTensor) -> [FlexTensor; 3] {
+        let channels = last_dim(&self.x);
+        let dy = Dense::new(dy);
+        let mut dgamma = room::<f32>(channels);
+        let mut dbeta = room::<f32>(channels);
+        let dx = by_dtype!(self.x.dtype(), T => {
+            let mut dx = room::<T>(self.x.slice::<T>().len());
+            kernels::group_norm_backward::<T>(
+                self.x.slice(), dy.slice(), self.gamma.slice::<f32>(), self.beta.slice::<f32>(),
+                mean, rstd, self.groups, self.silu,
+                &mut dx, &mut dgamma, &mut dbeta,
+            );
+            tensor(dx, self.x.shape())
+        });
+        [dx, tensor(dgamma, [channels]), tensor(dbeta, [channels])]
+    }
+}
+
+struct LayerNorm {
+    x: Dense,
+    gamma: Dense,
+    beta: Dense,
+}
+
+impl LayerNorm {
+    fn new(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor) -> Self {
+        let [x, gamma, beta] = [x, gamma, beta].map(Dense::new);
+        Self { x, gamma, beta }
+    }
+
+    fn forward(&self, eps: f32) -> (FlexTensor, Vec<f32>, Vec<f32>) {
+        let rows = rows(&self.x);
+        let mut mean = room::<f32>(rows);
+        let mut rstd = room::<f32>(rows);
+        let y = by_dtype!(self.x.dtype(), T => {
+            let mut y = room::<T>(self.x.slice::<T>().len());
+            kernels::layer_norm_forward::<T>(
+                self.x.slice(), self.gamma.slice::<f32>(), self.beta.slice::<f32>(),
+                eps, &mut y, &mut mean, &mut rstd,
+            );
+            tensor(y, self.x.shape())
+        });
+        (y, mean, rstd)
+    }
+
+    fn backward(&self, mean: &[f32], rstd: &[f32], dy: FlexTensor) -> [FlexTensor; 3] {
+        let channels = last_dim(&self.x);
+        let dy = Dense::new(dy);
+        let mut dgamma = room::<f32>(channels);
+        let mut dbeta = room::<f32>(channels);
+        let dx = by_dtype!(self.x.dtype(), T => {
+            let mut dx = room::<T>(self.x.slice::<T>().len());
+            kernels::layer_norm_backward::<T>(
+                self.x.slice(), dy.slice(), self.gamma.slice::<f32>(), mean, rstd,
+                &mut dx, &mut dgamma, &mut dbeta,
+            );
+            tensor(dx, self.x.shape())
+        });
+        [dx, tensor(dgamma, [channels]), tensor(dbeta, [channels])]
+    }
+}
+
+fn activation_forward(x: &Dense, kind: Activation) -> FlexTensor {
+    by_dtype!(x.dtype(), T => {
+        let mut y = room::<T>(x.slice::<T>().len());
+        kernels::activation_forward::<T>(kind, x.slice(), &mut y);
+        tensor(y, x.shape())
+    })
+}
+
+fn activation_backward(x: &Dense, kind: Activation, dy: FlexTensor) -> FlexTensor {
+    let dy = Dense::new(dy);
+    by_dtype!(x.dtype(), T => {
+        let mut dx = room::<T>(x.slice::<T>().len());
+        kernels::activation_backward::<T>(kind, x.slice(), dy.slice(), &mut dx);
+        tensor(dx, x.shape())
+    })
+}
+
+fn geglu_forward(x: &Dense) -> FlexTensor {
+    let (rows, channels) = (rows(x), last_dim(x) / 2);
+    let mut out = x.dims().to_vec();
+    *out.last_mut().expect("rank at least 1") = channels;
+    by_dtype!(x.dtype(), T => {
+        let mut y = room::<T>(rows * channels);
+        kernels::geglu_forward::<T>(x.slice(), &mut y, rows, channels);
+        tensor(y, out)
+    })
+}
+
+fn geglu_backward(x: &Dense, dy: FlexTensor) -> FlexTensor {
+    let (rows, channels) = (rows(x), last_dim(x) / 2);
+    let dy = Dense::new(dy);
+    by_dtype!(x.dtype(), T => {
+        let mut dx = room::<T>(x.slice::<T>().len());
+        kernels::geglu_backward::<T>(x.slice(), dy.slice(), &mut dx, rows, channels);
+        tensor(dx, x.shape())
+    })
+}
+
+fn upsample_forward(x: &Dense) -> FlexTensor {
+    let [b, h, w, c] = dims(x);
+    by_dtype!(x.dtype(), T => {
+        let mut y = room::<T>(b * 4 * h * w * c);
+        kernels::upsample_nearest2x_forward::<T>(x.slice(), &mut y, b, h, w, c);
+        tensor(y, [b, 2 * h, 2 * w, c])
+    })
+}
+
+fn upsample_backward([b, h, w, c]: [usize; 4], dy: FlexTensor) -> FlexTensor {
+    let dy = Dense::new(dy);
+    by_dtype!(dy.dtype(), T => {
+        let mut dx = room::<T>(b * h * w * c);
+        kernels::upsample_nearest2x_backward::<T>(dy.slice(), &mut dx, b, h, w, c);
+        tensor(dx, [b, h, w, c])
+    })
+}
+
+fn concat_forward(a: &Dense, b: &Dense) -> FlexTensor {
+    let (rows, ca, cb) = (rows(a), last_dim(a), last_dim(b));
+    let mut out = a.dims().to_vec();
+    *out.last_mut().expect("rank at least 1") = ca + cb;
+    by_dtype!(a.dtype(), T => {
+        let mut y = room::<T>(rows * (ca + cb));
+        kernels::concat_channels::<T>(a.slice(), b.slice(), &mut y, rows, ca, cb);
+        tensor(y, out)
+    })
+}
+
+fn concat_backward(a: &[usize], b: &[usize], dy: FlexTensor) -> [FlexTensor; 2] {
+    let dy = Dense::new(dy);
+    let channels = |dims: &[usize]| dims.last().copied().unwrap_or(1);
+    by_dtype!(dy.dtype(), T => {
+        let mut da = room::<T>(a.iter().product());
+        let mut db = room::<T>(b.iter().product());
+        kernels::split_channels::<T>(
+            dy.slice(), &mut da, &mut db, rows(&dy), channels(a), channels(b),
+        );
+        [tensor(da, a.to_vec()), tensor(db, b.to_vec())]
+    })
+}
+
+fn add_forward(a: &Dense, b: &Dense) -> FlexTensor {
+    assert_eq!(a.dims(), b.dims(), "add: shapes differ");
+    by_dtype!(a.dtype(), T => {
+        let mut y = room::<T>(a.slice::<T>().len());
+        kernels::add::<T>(a.slice(), b.slice(), &mut y);
+        tensor(y, a.shape())
+    })
+}
+
+fn mse_forward(prediction: &Dense, target: &Dense) -> FlexTensor {
+    assert_eq!(prediction.dims(), target.dims(), "mean squared error: shapes differ");
+    let loss = by_dtype!(prediction.dtype(), T => {
+        kernels::mse_loss::<T>(prediction.slice(), target.slice(), None, 1)
+    });
+    tensor(vec![loss], [1])
+}
+
+fn mse_backward(
+    prediction: &Dense,
+    target: &Dense,
+    dy: FlexTensor,
+    wanted: [bool; 2],
+) -> [Option<FlexTensor>; 2] {
+    let scale = Dense::new(dy).slice::<f32>()[0];
+    by_dtype!(prediction.dtype(), T => {
+        let gradient = |a: &Dense, b: &Dense| {
+            let mut d = room::<T>(a.slice::<T>().len());
+            kernels::mse_loss_backward::<T>(a.slice(), b.slice(), None, 1, scale, &mut d);
+            tensor(d, a.shape())
+        };
+        [
+            wanted[0].then(|| gradient(prediction, target)),
+            wanted[1].then(|| gradient(target, prediction)),
+        ]
+    })
+}

@@ -1,0 +1,204 @@
+//! The operations as functions of Burn tensors: kernels where the device has them, else portable.
+
+use crate::flex::{DiffusionOps, OptionalTensor};
+use crate::{Activation, Conv2dGeometry, portable, uses_kernels};
+use burn::backend::Dispatch;
+use burn::tensor::Tensor;
+
+fn optional<const D: usize>(tensor: Option<Tensor<D>>) -> OptionalTensor<Dispatch> {
+    match tensor {
+        Some(tensor) => OptionalTensor::Some(tensor.into_dispatch()),
+        None => OptionalTensor::None,
+    }
+}
+
+/// Two-dimensional convolution with its usual companions added in the same pass.
+///
+/// `y = conv(x, weight) + bias + channel_add + residual`
+///
+/// # Shapes
+/// - `x`: `[batch, height, width, in]`
+/// - `weight`: `[out, rows, columns, in]`, `f32`
+/// - `bias`: `[out]`, `f32`
+/// - `channel_add`: `[batch, out]`, added to every pixel (the time embedding of a ResBlock)
+/// - `residual` and the result: `[batch, out height, out width, out]`
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    channel_add: Option<Tensor<2>>,
+    residual: Option<Tensor<4>>,
+    geometry: Conv2dGeometry,
+) -> Tensor<4> {
+    if !uses_kernels(&x.device()) {
+        return portable::conv2d(x, weight, bias, channel_add, residual, geometry);
+    }
+    Tensor::from_dispatch(Dispatch::nhwc_conv2d(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        optional(bias),
+        optional(channel_add),
+        optional(residual),
+        geometry,
+    ))
+}
+
+/// Affine map of the last dimension: `y = x · weightᵀ + bias + residual`.
+///
+/// # Shapes
+/// - `x`: `[.., in]`, `weight`: `[out, in]` (`f32`), `bias`: `[out]` (`f32`)
+/// - `residual` and the result: `[.., out]`
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    residual: Option<Tensor<D>>,
+) -> Tensor<D> {
+    if !uses_kernels(&x.device()) {
+        return portable::linear(x, weight, bias, residual);
+    }
+    Tensor::from_dispatch(Dispatch::rows_linear(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        optional(bias),
+        optional(residual),
+    ))
+}
+
+/// Scaled dot-product attention of `heads` heads: `softmax(scale · q kᵀ) v` in each head.
+///
+/// With `causal`, a query sees only keys up to its own position.
+///
+/// # Shapes
+/// - `q` and the result: `[batch, queries, heads * head size]`
+/// - `k`, `v`: `[batch, keys, heads * head size]`
+pub fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    causal: bool,
+    scale: f32,
+) -> Tensor<3> {
+    if !uses_kernels(&q.device()) {
+        return portable::attention(q, k, v, heads, causal, scale);
+    }
+    Tensor::from_dispatch(Dispatch::token_attention(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        heads,
+        causal,
+        scale,
+    ))
+}
+
+/// Group normalisation (Wu & He 2018) over `[height, width, channels / groups]`, with learned
+/// scale and shift per channel, optionally followed by SiLU.
+///
+/// # Shapes
+/// - `x` and the result: `[batch, .., channels]`; `gamma`, `beta`: `[channels]`, `f32`
+pub fn group_norm<const D: usize>(
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+) -> Tensor<D> {
+    if !uses_kernels(&x.device()) {
+        return portable::group_norm(x, gamma, beta, groups, eps, silu);
+    }
+    Tensor::from_dispatch(Dispatch::nhwc_group_norm(
+        x.into_dispatch(),
+        gamma.into_dispatch(),
+        beta.into_dispatch(),
+        groups,
+        eps,
+        silu,
+    ))
+}
+
+/// Layer normalisation (Ba et al. 2016) of the last dimension, with learned scale and shift.
+///
+/// # Shapes
+/// - `x` and the result: `[.., channels]`; `gamma`, `beta`: `[channels]`, `f32`
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    eps: f32,
+) -> Tensor<D> {
+    if !uses_kernels(&x.device()) {
+        return portable::layer_norm(x, gamma, beta, eps);
+    }
+    Tensor::from_dispatch(Dispatch::rows_layer_norm(
+        x.into_dispatch(),
+        gamma.into_dispatch(),
+        beta.into_dispatch(),
+        eps,
+    ))
+}
+
+/// An activation function of every element; any shape.
+pub fn activation<const D: usize>(x: Tensor<D>, kind: Activation) -> Tensor<D> {
+    if !uses_kernels(&x.device()) {
+        return portable::activation(x, kind);
+    }
+    Tensor::from_dispatch(Dispatch::pointwise_activation(x.into_dispatch(), kind))
+}
+
+/// Gated GELU (Shazeer 2020): the first half of the channels times GELU of the second half.
+///
+/// # Shapes
+/// `[.., 2 * channels]` to `[.., channels]`
+pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if !uses_kernels(&x.device()) {
+        return portable::geglu(x);
+    }
+    Tensor::from_dispatch(Dispatch::rows_geglu(x.into_dispatch()))
+}
+
+/// Every pixel becomes a square of two by two equal pixels.
+///
+/// # Shapes
+/// `[batch, height, width, channels]` to `[batch, 2 * height, 2 * width, channels]`
+pub fn upsample_nearest2x(x: Tensor<4>) -> Tensor<4> {
+    if !uses_kernels(&x.device()) {
+        return portable::upsample_nearest2x(x);
+    }
+    Tensor::from_dispatch(Dispatch::nhwc_upsample_nearest2x(x.into_dispatch()))
+}
+
+/// Joins the channels of two tensors that agree in every other dimension.
+///
+/// # Shapes
+/// `[.., a]` and `[.., b]` to `[.., a + b]`
+pub fn concat_channels<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    if !uses_kernels(&a.device()) {
+        return portable::concat_channels(a, b);
+    }
+    Tensor::from_dispatch(Dispatch::rows_concat(a.into_dispatch(), b.into_dispatch()))
+}
+
+/// The sum of two tensors of the same shape and dtype.
+pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    if !uses_kernels(&a.device()) {
+        return a.add(b);
+    }
+    Tensor::from_dispatch(Dispatch::pointwise_add(a.into_dispatch(), b.into_dispatch()))
+}
+
+/// The mean over all elements of the squared difference, as one `f32`.
+///
+/// # Shapes
+/// `prediction` and `target` agree; the result is `[1]`
+pub fn mean_squared_error<const D: usize>(prediction: Tensor<D>, target: Tensor<D>) -> Tensor<1> {
+    if !uses_kernels(&prediction.device()) {
+        return portable::mean_squared_error(prediction, target);
+    }
+    Tensor::from_dispatch(Dispatch::mean_squared_error(
+        prediction.into_dispatch(),
+        target.into_dispatch(),
+    ))
+}

@@ -1,0 +1,71 @@
+//! Training of the KL autoencoder.
+
+use crate::batches::{picture, stack};
+use crate::settings::{AutoencoderRecipe, Reconstruction};
+use crate::trainer::{BoxError, Decoder, Loss, Objective};
+use burn::tensor::{DType, Device, Tensor};
+use calotype_data::Batch;
+use calotype_kernels::{Purpose, Stream};
+use calotype_models::Autoencoder;
+use calotype_ops::mean_squared_error;
+
+/// One picture and the noise that its latent is drawn with.
+#[derive(Debug)]
+pub struct Picture {
+    pixels: Vec<f32>,
+    noise: Vec<f32>,
+}
+
+/// Reconstruction plus weighted divergence (Rombach et al. 2022, appendix G, without the adversary).
+#[derive(Debug)]
+pub struct AutoencoderObjective {
+    recipe: AutoencoderRecipe,
+    side: usize,
+    device: Device,
+}
+
+impl AutoencoderObjective {
+    /// For pictures of `side` pixels and tensors on `device`, without autodiff.
+    pub fn new(recipe: &AutoencoderRecipe, side: usize, device: &Device) -> Self {
+        Self { recipe: recipe.clone(), side, device: device.clone() }
+    }
+
+    /// `[height, width, channels]` of the latent.
+    fn latent(&self) -> [usize; 3] {
+        let side = self.side / self.recipe.model.downscale();
+        [side, side, self.recipe.model.latent_channels]
+    }
+}
+
+impl Objective for AutoencoderObjective {
+    type Model = Autoencoder;
+    type Item = Picture;
+
+    fn decoder(&self) -> Decoder<Picture> {
+        let (side, seed) = (self.side, self.recipe.run.seed);
+        let latent = self.latent().iter().product();
+        Box::new(move |position, sample| -> Result<Picture, BoxError> {
+            let mut noise = vec![0f32; latent];
+            Stream::new(seed, Purpose::LatentPosterior, position).fill_normal(&mut noise);
+            Ok(Picture { pixels: picture(sample, side)?, noise })
+        })
+    }
+
+    fn loss(&self, model: &Autoencoder, batch: Batch<Picture>) -> Loss {
+        let dtype = self.recipe.run.precision.dtype();
+        let pixels = batch.items.iter().map(|item| item.pixels.as_slice());
+        let pictures: Tensor<4> = stack(pixels, &[self.side, self.side, 3], dtype, &self.device);
+        let noise = batch.items.iter().map(|item| item.noise.as_slice());
+        let noise = stack(noise, &self.latent(), dtype, &self.device);
+        let distribution = model.encode(pictures.clone());
+        let decoded = model.decode(distribution.sample(noise));
+        let reconstruction = match self.recipe.objective.reconstruction {
+            Reconstruction::L2 => mean_squared_error(decoded, pictures),
+            Reconstruction::L1 => (decoded.cast(DType::F32) - pictures.cast(DType::F32)).abs().mean(),
+        };
+        let kl = distribution.kl().cast(DType::F32);
+        let part = |t: &Tensor<1>| f64::from(t.clone().inner().into_scalar::<f32>());
+        let parts = vec![("reconstruction", part(&reconstruction)), ("kl", part(&kl))];
+        Loss { value: reconstruction + kl.mul_scalar(self.recipe.objective.kl_weight), parts }
+    }
+}

@@ -1,0 +1,924 @@
+//! Recipes: typed TOML configuration with inheritance, overrides and errors that point at the key.
+//!
+//! A recipe is a TOML file. A top-level `base = "name or path"` makes it inherit another recipe: tables are merged
+//! key by key, everything else (arrays too) is replaced. `key.sub=value` overrides come last. The merged table is
+//! read into the caller's type, and every key must be one that the type knows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use calotype_weights::durable;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+/// Where a value was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// In a recipe.
+    File {
+        /// Path, or name of the embedded recipe.
+        name: String,
+        /// Line, counted from 1.
+        line: usize,
+    },
+    /// In a `key=value` override; holds its text.
+    Override(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::File { name, line } => write!(formatter, "{name} line {line}"),
+            Origin::Override(text) => write!(formatter, "override `{text}`"),
+        }
+    }
+}
+
+/// Why a recipe cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecipeError {
+    /// Neither a file nor a known recipe.
+    #[error("there is no recipe `{name}`{}{}", asked_by(asked_by_file), suggest_names(nearest))]
+    UnknownRecipe {
+        /// The name or path asked for.
+        name: String,
+        /// The recipe whose `base` it is; empty for the command line.
+        asked_by_file: String,
+        /// The most similar known names, best first.
+        nearest: Vec<String>,
+    },
+    /// The file cannot be read.
+    #[error("{file}: cannot read the recipe: {source}; check its permissions and that it is UTF-8 text")]
+    Read {
+        /// The recipe.
+        file: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Not TOML.
+    #[error("{file}: not valid TOML: {message}")]
+    Syntax {
+        /// The recipe.
+        file: String,
+        /// The parser's message with line and column.
+        message: String,
+    },
+    /// `base` is not a string.
+    #[error("{file}: `base` must be a string, the name or relative path of one recipe, not {got}")]
+    BaseNotAString {
+        /// The recipe.
+        file: String,
+        /// The type found.
+        got: &'static str,
+    },
+    /// Recipes that are each other's base.
+    #[error("recipes inherit in a circle: {}; remove one `base`", chain.join(" -> "))]
+    Cycle {
+        /// The recipes from the first to its repetition.
+        chain: Vec<String>,
+    },
+    /// An override without `=`, or with an unusable key.
+    #[error("override `{text}`: {reason}; write it as `key.sub=value`")]
+    OverrideSyntax {
+        /// The override.
+        text: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A key that the recipe's type does not have.
+    #[error("{origin}: unknown key `{key}`; {}", suggest_key(nearest.as_deref(), known))]
+    UnknownKey {
+        /// The full dotted key.
+        key: String,
+        /// Where it was written.
+        origin: Origin,
+        /// The full dotted key that was probably meant.
+        nearest: Option<String>,
+        /// The keys known at that place.
+        known: Vec<String>,
+    },
+    /// A key without a default is absent.
+    #[error("{file}: the key `{key}` is missing; add it to the recipe or pass `{key}=value`")]
+    MissingKey {
+        /// The full dotted key.
+        key: String,
+        /// The recipe that was asked for.
+        file: String,
+    },
+    /// A value of the wrong type, or outside what the type accepts.
+    #[error("{origin}: key `{key}`: {message}")]
+    InvalidValue {
+        /// The full dotted key.
+        key: String,
+        /// Where it was written.
+        origin: Origin,
+        /// Found and expected, as the type reports it.
+        message: String,
+    },
+    /// The typed value cannot be written as TOML: a fault of the recipe type.
+    #[error("{file}: the resolved recipe cannot be written as TOML: {message}; its type holds something TOML lacks")]
+    Unwritable {
+        /// The recipe.
+        file: String,
+        /// The serializer's message.
+        message: String,
+    },
+    /// The resolved recipe cannot be saved.
+    #[error("{}: cannot write the resolved recipe: {source}; check the folder and the free space", path.display())]
+    Save {
+        /// Where it should go.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl RecipeError {
+    /// Whether the user's recipe or command line is at fault (exit code 2) and not the work (exit code 1).
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, Self::Unwritable { .. } | Self::Save { .. })
+    }
+}
+
+fn asked_by(file: &str) -> String {
+    if file.is_empty() { String::new() } else { format!(" (the `base` of {file})") }
+}
+
+fn suggest_names(nearest: &[String]) -> String {
+    if nearest.is_empty() {
+        return "; pass a path ending in .toml or the name of a published recipe".to_owned();
+    }
+    format!("; did you mean {}?", nearest.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or "))
+}
+
+fn suggest_key(nearest: Option<&str>, known: &[String]) -> String {
+    match nearest {
+        Some(nearest) => format!("did you mean `{nearest}`?"),
+        None if known.is_empty() => "no keys are allowed there: remove it".to_owned(),
+        None => format!("the keys known there are {}", known.join(", ")),
+    }
+}
+
+/// A recipe with everything inherited, overridden and defaulted.
+#[derive(Clone, Debug)]
+pub struct Resolved<T> {
+    /// The typed configuration.
+    pub value: T,
+    /// The whole configuration as TOML, defaults included; loading it again gives the same value.
+    pub text: String,
+    /// What it was made from, in the order of application: the outermost base first, overrides last.
+    pub sources: Vec<String>,
+}
+
+impl<T> Resolved<T> {
+    /// Writes [`text`](Self::text) to a file, atomically.
+    ///
+    /// # Errors
+    /// [`RecipeError::Save`].
+    pub fn save(&self, path: &Path) -> Result<(), RecipeError> {
+        durable::replace_file(path, |writer| writer.write_all(self.text.as_bytes()))
+            .map_err(|source| RecipeError::Save { path: path.to_owned(), source })
+    }
+}
+
+enum Root {
+    Embedded(&'static [(&'static str, &'static str)]),
+    Folder(PathBuf),
+}
+
+/// Finds and loads recipes.
+#[derive(Default)]
+pub struct RecipeLoader {
+    roots: Vec<Root>,
+}
+
+/// Where one recipe is.
+#[derive(Clone)]
+enum Place {
+    Embedded(String),
+    File(PathBuf),
+}
+
+impl Place {
+    /// Whether both are the same recipe, by whatever path (`a/../b.toml` and links are resolved).
+    fn is(&self, other: &Place) -> bool {
+        match (self, other) {
+            (Place::Embedded(a), Place::Embedded(b)) => a == b,
+            (Place::File(a), Place::File(b)) => a == b || a.canonicalize().ok() == b.canonicalize().ok(),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Embedded(name) => write!(formatter, "built-in recipe {name}"),
+            Place::File(path) => write!(formatter, "{}", path.display()),
+        }
+    }
+}
+
+/// A table on its way to becoming a recipe, with the origin of every key (dotted, arrays as `key[index]`).
+#[derive(Default)]
+struct Merged {
+    table: Table,
+    origins: BTreeMap<String, Origin>,
+    sources: Vec<String>,
+}
+
+impl RecipeLoader {
+    /// A loader that knows only paths; add roots for names.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds recipes compiled into the program, as (name, text); names have slashes and no `.toml`.
+    pub fn embedded(mut self, recipes: &'static [(&'static str, &'static str)]) -> Self {
+        self.roots.push(Root::Embedded(recipes));
+        self
+    }
+
+    /// Adds a folder: `folder/a/b.toml` is the recipe `a/b`. Roots added earlier win.
+    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.roots.push(Root::Folder(folder.into()));
+        self
+    }
+
+    /// The names of all recipes in all roots, sorted, without repetition.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for root in &self.roots {
+            match root {
+                Root::Embedded(recipes) => names.extend(recipes.iter().map(|(name, _)| (*name).to_owned())),
+                Root::Folder(folder) => list_folder(folder, "", &mut names),
+            }
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Loads a recipe by name or path and applies `key.sub=value` overrides. An override's value is read as TOML
+    /// (`lr=1e-4`, `model.channels=[64, 128]`, `name="a b"`); what is not TOML is taken as a string (`name=foo`).
+    ///
+    /// # Errors
+    /// [`RecipeError`]; unknown keys are errors whether or not `T` denies them.
+    pub fn load<T>(&self, name_or_path: &str, overrides: &[String]) -> Result<Resolved<T>, RecipeError>
+    where
+        T: DeserializeOwned + Serialize,
+    {
+        let (place, text) = self.find(name_or_path, None)?;
+        let file = place.to_string();
+        let mut merged = Merged::default();
+        self.merge_recipe(&place, &text, &mut Vec::new(), &mut merged)?;
+        for text in overrides {
+            merged.apply_override(text)?;
+        }
+        let value: T = read_typed(&merged, &file)?;
+        let unwritable = |error: toml::ser::Error| RecipeError::Unwritable { file, message: error.to_string() };
+        let text = toml::to_string_pretty(&value).map_err(unwritable)?;
+        Ok(Resolved { value, text, sources: merged.sources })
+    }
+
+    /// Merges a recipe's bases, then itself. `chain` holds the recipes whose `base` led here.
+    fn merge_recipe(
+        &self,
+        place: &Place,
+        text: &str,
+        chain: &mut Vec<Place>,
+        merged: &mut Merged,
+    ) -> Result<(), RecipeError> {
+        if let Some(start) = chain.iter().position(|earlier| earlier.is(place)) {
+            let names = chain[start..].iter().chain([place]).map(Place::to_string).collect();
+            return Err(RecipeError::Cycle { chain: names });
+        }
+        chain.push(place.clone());
+        let file = place.to_string();
+        let (mut table, mut origins) = parse(&file, text)?;
+        origins.remove("base");
+        match table.remove("base") {
+            None => {}
+            Some(Value::String(base)) => {
+                let (base_place, base_text) = self.find(&base, Some(place))?;
+                self.merge_recipe(&base_place, &base_text, chain, merged)?;
+            }
+            Some(other) => return Err(RecipeError::BaseNotAString { file, got: other.type_str() }),
+        }
+        merged.apply(table, origins, file);
+        Ok(())
+    }
+
+    /// Looks a recipe up: next to the recipe that names it as `base`, or as a path; then by name in every root.
+    fn find(&self, spec: &str, asked_by: Option<&Place>) -> Result<(Place, String), RecipeError> {
+        let found = match asked_by {
+            Some(Place::Embedded(name)) => self.find_embedded(&sibling_name(name, spec)),
+            Some(Place::File(path)) => find_file(&path.with_file_name(spec)),
+            None => find_file(Path::new(spec)),
+        };
+        let name = spec.strip_suffix(".toml").unwrap_or(spec);
+        let place = found.or_else(|| self.find_name(name)).ok_or_else(|| RecipeError::UnknownRecipe {
+            name: spec.to_owned(),
+            asked_by_file: asked_by.map(Place::to_string).unwrap_or_default(),
+            nearest: nearest_names(name, &self.names()),
+        })?;
+        let text = self.read(&place)?;
+        Ok((place, text))
+    }
+
+    fn find_name(&self, name: &str) -> Option<Place> {
+        self.roots.iter().find_map(|root| match root {
+            Root::Embedded(recipes) => {
+                recipes.iter().any(|(known, _)| *known == name).then(|| Place::Embedded(name.to_owned()))
+            }
+            Root::Folder(folder) => find_file(&folder.join(name)),
+        })
+    }
+
+    fn find_embedded(&self, name: &str) -> Option<Place> {
+        self.embedded_text(name).map(|_| Place::Embedded(name.to_owned()))
+    }
+
+    fn embedded_text(&self, name: &str) -> Option<&'static str> {
+        self.roots.iter().find_map(|root| match root {
+            Root::Embedded(recipes) => recipes.iter().find(|(known, _)| *known == name).map(|(_, text)| *text),
+            Root::Folder(_) => None,
+        })
+    }
+
+    fn read(&self, place: &Place) -> Result<String, RecipeError> {
+        match place {
+            Place::Embedded(name) => Ok(self.embedded_text(name).unwrap_or_default().to_owned()),
+            Place::File(path) => {
+                std::fs::read_to_string(path).map_err(|source| RecipeError::Read { file: place.to_string(), source })
+            }
+        }
+    }
+}
+
+/// `path`, or `path` with `.toml` added, if that is a file.
+fn find_file(path: &Path) -> Option<Place> {
+    let mut with_extension = path.as_os_str().to_owned();
+    with_extension.push(".toml");
+    [path.to_owned(), PathBuf::from(with_extension)].into_iter().find(|path| path.is_file()).map(Place::File)
+}
+
+/// The name that `spec` means inside the folder of the embedded recipe `name` (`a/b` + `../c` = `c`).
+fn sibling_name(name: &str, spec: &str) -> String {
+    let mut parts: Vec<&str> = name.split('/').collect();
+    parts.pop();
+    for part in spec.strip_suffix(".toml").unwrap_or(spec).split('/') {
+        match part {
+            "." | "" => {}
+            ".." => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+/// Collects the recipe names below a folder. Folders that cannot be listed contribute none: the list only serves
+/// suggestions and help.
+fn list_folder(folder: &Path, prefix: &str, names: &mut Vec<String>) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let path = entry.path();
+        if path.is_dir() {
+            list_folder(&path, &format!("{prefix}{name}/"), names);
+        } else if let Some(stem) = name.strip_suffix(".toml") {
+            names.push(format!("{prefix}{stem}"));
+        }
+    }
+}
+
+/// Up to three names most similar to `name`, as a whole or in their last part.
+fn nearest_names(name: &str, known: &[String]) -> Vec<String> {
+    const ALIKE: f64 = 0.5;
+    let last = |full: &str| full.rsplit('/').next().unwrap_or_default().to_owned();
+    let score = |candidate: &str| {
+        let whole = strsim::normalized_damerau_levenshtein(name, candidate);
+        whole.max(strsim::normalized_damerau_levenshtein(&last(name), &last(candidate)))
+    };
+    let mut scored: Vec<_> = known.iter().map(|candidate| (score(candidate), candidate)).collect();
+    scored.retain(|(score, _)| *score >= ALIKE);
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().take(3).map(|(_, candidate)| candidate.clone()).collect()
+}
+
+fn parse(file: &str, text: &str) -> Result<(Table, BTreeMap<String, Origin>), RecipeError> {
+    let syntax = |error: toml::de::Error| RecipeError::Syntax { file: file.to_owned(), message: error.to_string() };
+    let table: Table = toml::from_str(text).map_err(syntax)?;
+    let spanned = toml::de::DeTable::parse(text).map_err(syntax)?;
+    let mut origins = BTreeMap::new();
+    let origin_at = |offset: usize| Origin::File { name: file.to_owned(), line: line_at(text, offset) };
+    note_table(spanned.get_ref(), "", &origin_at, &mut origins);
+    Ok((table, origins))
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|&&byte| byte == b'\n').count() + 1
+}
+
+fn note_table(
+    table: &toml::de::DeTable<'_>,
+    prefix: &str,
+    origin_at: &impl Fn(usize) -> Origin,
+    origins: &mut BTreeMap<String, Origin>,
+) {
+    for (key, value) in table {
+        let path = join(prefix, key.get_ref());
+        origins.insert(path.clone(), origin_at(key.span().start));
+        note_value(value.get_ref(), &path, origin_at, origins);
+    }
+}
+
+fn note_value(
+    value: &toml::de::DeValue<'_>,
+    path: &str,
+    origin_at: &impl Fn(usize) -> Origin,
+    origins: &mut BTreeMap<String, Origin>,
+) {
+    match value {
+        toml::de::DeValue::Table(table) => note_table(table, path, origin_at, origins),
+        toml::de::DeValue::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                let path = format!("{path}[{index}]");
+                origins.insert(path.clone(), origin_at(item.span().start));
+                note_value(item.get_ref(), &path, origin_at, origins);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn join(prefix: &str, key: &str) -> String {
+    if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
+}
+
+impl Merged {
+    fn apply(&mut self, table: Table, origins: BTreeMap<String, Origin>, source: String) {
+        merge_tables(&mut self.table, table, "", &mut self.origins);
+        self.origins.extend(origins);
+        self.sources.push(source);
+    }
+
+    fn apply_override(&mut self, text: &str) -> Result<(), RecipeError> {
+        let refuse = |reason| RecipeError::OverrideSyntax { text: text.to_owned(), reason };
+        let (key, value) = text.split_once('=').ok_or_else(|| refuse("there is no `=`"))?;
+        let parts = key_parts(key.trim()).ok_or_else(|| refuse("the key is not a TOML key"))?;
+        let origin = Origin::Override(text.to_owned());
+        let mut origins = BTreeMap::new();
+        let mut path = String::new();
+        for part in &parts {
+            path = join(&path, part);
+            origins.insert(path.clone(), origin.clone());
+        }
+        let mut value = override_value(value);
+        for part in parts.into_iter().rev() {
+            value = Value::Table(Table::from_iter([(part, value)]));
+        }
+        let Value::Table(table) = value else { return Err(refuse("the key is empty")) };
+        self.apply(table, origins, format!("override {text}"));
+        Ok(())
+    }
+
+    /// The origin of a key, or of the nearest key around it.
+    fn origin(&self, key: &str, file: &str) -> Origin {
+        let mut path = key;
+        loop {
+            if let Some(origin) = self.origins.get(path) {
+                return origin.clone();
+            }
+            match path.rfind(['.', '[']) {
+                Some(end) => path = &path[..end],
+                None => return Origin::File { name: file.to_owned(), line: 1 },
+            }
+        }
+    }
+}
+
+/// The parts of a dotted key, by TOML's own rules (quoted parts may hold dots).
+fn key_parts(key: &str) -> Option<Vec<String>> {
+    if key.contains(['\n', '\r', '#', '=']) {
+        return None;
+    }
+    let mut table: Table = toml::from_str(&format!("{key} = 0")).ok()?;
+    let mut parts = Vec::new();
+    loop {
+        let (part, value) = std::mem::take(&mut table).into_iter().next()?;
+        parts.push(part);
+        match value {
+            Value::Table(inner) => table = inner,
+            _ => return Some(parts),
+        }
+    }
+}
+
+/// An override's value: TOML if it is TOML, otherwise a string. Recipes hold no dates, so what only looks like one
+/// (`name=2024-06-01`) is a string too.
+fn override_value(text: &str) -> Value {
+    let parsed = toml::from_str::<Table>(&format!("value = {text}")).ok();
+    match parsed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value")) {
+        Some(Value::Datetime(_)) | None => Value::String(text.to_owned()),
+        Some(value) => value,
+    }
+}
+
+fn merge_tables(target: &mut Table, source: Table, prefix: &str, origins: &mut BTreeMap<String, Origin>) {
+    for (key, value) in source {
+        let path = join(prefix, &key);
+        match (target.get_mut(&key), value) {
+            (Some(Value::Table(old)), Value::Table(new)) => merge_tables(old, new, &path, origins),
+            (_, value) => {
+                // What is replaced takes the origins of everything inside it along.
+                let inside = |known: &str| {
+                    known
+                        .strip_prefix(path.as_str())
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+                };
+                origins.retain(|known, _| !inside(known));
+                target.insert(key, value);
+            }
+        }
+    }
+}
+
+fn read_typed<T: DeserializeOwned + Serialize>(merged: &Merged, file: &str) -> Result<T, RecipeError> {
+    let value: T = serde_path_to_error::deserialize(Value::Table(merged.table.clone()))
+        .map_err(|error| explain(merged, file, &error))?;
+    // A second reading finds keys that a type without `deny_unknown_fields` would drop in silence.
+    let mut dropped = Vec::new();
+    let again: Result<T, _> =
+        serde_ignored::deserialize(Value::Table(merged.table.clone()), |path| dropped.push(dotted(&path.to_string())));
+    debug_assert!(again.is_ok());
+    match dropped.first() {
+        None => Ok(value),
+        Some(key) => Err(dropped_key(merged, file, key, &value)),
+    }
+}
+
+/// serde_ignored's path notation (`a.?.0.b`) in ours (`a[0].b`).
+fn dotted(path: &str) -> String {
+    let mut out = String::new();
+    for part in path.split('.').filter(|part| *part != "?") {
+        if part.bytes().all(|byte| byte.is_ascii_digit()) && !out.is_empty() {
+            out.push_str(&format!("[{part}]"));
+        } else {
+            out = join(&out, part);
+        }
+    }
+    out
+}
+
+fn dropped_key<T: Serialize>(merged: &Merged, file: &str, key: &str, value: &T) -> RecipeError {
+    let (parent, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let whole = Value::try_from(value).unwrap_or(Value::Table(Table::new()));
+    let known = match lookup(&whole, parent) {
+        Some(Value::Table(table)) => table.keys().cloned().collect(),
+        _ => Vec::new(),
+    };
+    unknown_key(merged, file, parent, name, known)
+}
+
+fn unknown_key(merged: &Merged, file: &str, parent: &str, name: &str, known: Vec<String>) -> RecipeError {
+    const ALIKE: f64 = 0.5;
+    let scored = known.iter().map(|key| (strsim::normalized_damerau_levenshtein(name, key), key));
+    let nearest = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
+    let key = join(parent, name);
+    let origin = merged.origin(&key, file);
+    RecipeError::UnknownKey { origin, nearest: nearest.map(|(_, near)| join(parent, near)), key, known }
+}
+
+/// Turns serde's message and path into an error with the full key and where it was written.
+fn explain(merged: &Merged, file: &str, error: &serde_path_to_error::Error<toml::de::Error>) -> RecipeError {
+    let message = error.inner().message().trim().to_owned();
+    let path = error.path().to_string();
+    let path = if path == "." { "" } else { path.as_str() };
+    let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
+    if message.starts_with("unknown field") {
+        let name = quoted.next().unwrap_or_default();
+        let key = locate(&merged.table, path, &name);
+        let parent = key.strip_suffix(name.as_str()).unwrap_or_default().trim_end_matches('.');
+        return unknown_key(merged, file, parent, &name, quoted.collect());
+    }
+    if message.starts_with("missing field") {
+        let name = quoted.next().unwrap_or_default();
+        return RecipeError::MissingKey { key: join(path, &name), file: file.to_owned() };
+    }
+    let origin = merged.origin(path, file);
+    let message = format!("{message}{}", value_hint(&message, &origin));
+    let key = if path.is_empty() { "(the whole recipe)".to_owned() } else { path.to_owned() };
+    RecipeError::InvalidValue { key, origin, message }
+}
+
+/// What to do about a wrong value, beyond found and expected.
+fn value_hint(message: &str, origin: &Origin) -> String {
+    if message.starts_with("unknown variant") {
+        let mut quoted = message.split('`').skip(1).step_by(2);
+        let wrong = quoted.next().unwrap_or_default();
+        let scored = quoted.map(|known| (strsim::normalized_damerau_levenshtein(wrong, known), known));
+        let nearest = scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score >= 0.5);
+        return nearest.map(|(_, known)| format!("; did you mean `{known}`?")).unwrap_or_default();
+    }
+    if matches!(origin, Origin::Override(_)) && message.contains("expected a string") {
+        return "; quote it to make it a string, as in key='\"1\"'".to_owned();
+    }
+    String::new()
+}
+
+/// The full path of the unknown key `name` reported at `path`. Serde reports either the key's own path or that of a
+/// table around it (tagged enums are buffered, which hides the rest); then the key is looked for inside.
+fn locate(table: &Table, path: &str, name: &str) -> String {
+    if path == name || path.ends_with(&format!(".{name}")) {
+        return path.to_owned();
+    }
+    let whole = Value::Table(table.clone());
+    let mut found = Vec::new();
+    if let Some(inside) = lookup(&whole, path) {
+        find_key(inside, path, name, &mut found);
+    }
+    // The nearest one: serde would have met an outer key first.
+    found.into_iter().min_by_key(|key| key.matches(['.', '[']).count()).unwrap_or_else(|| join(path, name))
+}
+
+fn find_key(value: &Value, path: &str, name: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Table(table) => {
+            for (key, value) in table {
+                let path = join(path, key);
+                find_key(value, &path, name, found);
+                if key == name {
+                    found.push(path);
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                find_key(item, &format!("{path}[{index}]"), name, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The value at a dotted path (`a.b[2].c`); the whole for an empty path.
+fn lookup<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
+    let parts = path.split(['.', '[']).filter(|part| !part.is_empty());
+    parts.map(|part| part.trim_end_matches(']')).try_fold(value, |value, part| match value {
+        Value::Table(table) => table.get(part),
+        Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    fn one() -> u64 {
+        1
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Recipe {
+        name: String,
+        #[serde(default = "one")]
+        seed: u64,
+        model: Model,
+        optimizer: Optimizer,
+        #[serde(default)]
+        sources: Vec<Source>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<u64>,
+        #[serde(default)]
+        loose: Loose,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Model {
+        channels: Vec<usize>,
+        learning_rate: f64,
+        #[serde(default)]
+        kind: Kind,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+    enum Optimizer {
+        Adamw { betas: [f64; 2] },
+        Sgd { momentum: f64 },
+    }
+
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Kind {
+        #[default]
+        Small,
+        Large,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Source {
+        path: String,
+        #[serde(default)]
+        weight: f64,
+    }
+
+    /// Without `deny_unknown_fields`, as a foreign type might be.
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default)]
+    struct Loose {
+        depth: u32,
+    }
+
+    const BASE: &str = r#"
+name = "base"
+[model]
+channels = [1, 2, 3]
+learning_rate = 1e-4 # per sample
+[optimizer]
+kind = "adamw"
+betas = [0.9, 0.999]
+"#;
+
+    static RECIPES: &[(&str, &str)] = &[
+        ("training/base", BASE),
+        ("training/sd/child", "base = \"../base\"\nname = \"child\"\n[model]\nchannels = [9]\n"),
+        ("training/sd/by_name", "base = \"training/sd/child\"\nseed = 5\n"),
+        ("loop/a", "base = \"b\""),
+        ("loop/b", "base = \"c.toml\""),
+        ("loop/c", "base = \"loop/a\""),
+    ];
+
+    fn load(name: &str, overrides: &[&str]) -> Result<Resolved<Recipe>, RecipeError> {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        RecipeLoader::new().embedded(RECIPES).load(name, &overrides)
+    }
+
+    fn fails(name: &str, overrides: &[&str]) -> String {
+        let error = load(name, overrides).unwrap_err();
+        assert!(error.is_usage());
+        error.to_string()
+    }
+
+    fn write(folder: &Path, name: &str, text: &str) -> String {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn tables_merge_arrays_are_replaced_and_overrides_win() {
+        let overrides = ["model.learning_rate=3e-5", "model.channels=[64, 128]", "name=foo bar", "limit=7"];
+        let resolved = load("training/sd/by_name", &overrides).unwrap();
+        let recipe = &resolved.value;
+        assert_eq!((recipe.name.as_str(), recipe.seed, recipe.limit), ("foo bar", 5, Some(7)));
+        assert_eq!(recipe.model.channels, [64, 128]);
+        assert_eq!(recipe.model.learning_rate, 3e-5);
+        assert_eq!(resolved.sources.len(), 7);
+        assert_eq!(resolved.sources[0], "built-in recipe training/base");
+        assert_eq!(resolved.sources[3], "override model.learning_rate=3e-5");
+        assert_eq!(load("training/sd/child", &[]).unwrap().value.model.channels, [9]);
+    }
+
+    #[test]
+    fn the_resolved_text_is_complete_and_loads_to_the_same_value() {
+        let folder = tempfile::tempdir().unwrap();
+        let overrides = ["sources=[{path='a'}, {path='b', weight=0.1}]"];
+        let resolved = load("training/sd/by_name", &overrides).unwrap();
+        assert!(resolved.text.contains("kind = \"small\""), "{}", resolved.text);
+        let path = folder.path().join("resolved.toml");
+        resolved.save(&path).unwrap();
+        let again: Resolved<Recipe> = RecipeLoader::new().load(path.to_str().unwrap(), &[]).unwrap();
+        assert_eq!(again.value, resolved.value);
+        assert_eq!(again.text, resolved.text);
+        assert!(!resolved.save(&folder.path().join("no/r.toml")).unwrap_err().is_usage());
+    }
+
+    #[test]
+    fn unknown_keys_in_files_are_named_with_file_line_and_suggestion() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), "a.toml", &BASE.replace("learning_rate", "learning_rte"));
+        let error = fails(&path, &[]);
+        assert_eq!(
+            error,
+            format!("{path} line 5: unknown key `model.learning_rte`; did you mean `model.learning_rate`?")
+        );
+        let path = write(folder.path(), "b.toml", &format!("zzz = 1\n{BASE}"));
+        let error = fails(&path, &[]);
+        assert!(error.contains("b.toml line 1: unknown key `zzz`; the keys known there are name, seed"), "{error}");
+        let path = write(folder.path(), "c.toml", &format!("{BASE}\n[[sources]]\npath='x'\n[[sources]]\npth='y'\n"));
+        let error = fails(&path, &[]);
+        assert!(error.contains("line 13: unknown key `sources[1].pth`; did you mean `sources[1].path`?"), "{error}");
+        let path = write(folder.path(), "d.toml", &BASE.replace("betas", "beta"));
+        let error = fails(&path, &[]);
+        assert!(error.contains("line 8: unknown key `optimizer.beta`; did you mean `optimizer.betas`?"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_in_a_base_is_blamed_on_the_base() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = write(folder.path(), "deep/base.toml", &format!("{BASE}\n[loose]\ndpth = 2\n"));
+        let child = write(folder.path(), "child.toml", "base = \"deep/base\"\nname = \"x\"\n");
+        let error = fails(&child, &[]);
+        assert_eq!(error, format!("{base} line 11: unknown key `loose.dpth`; did you mean `loose.depth`?"));
+    }
+
+    #[test]
+    fn unknown_keys_in_overrides_are_blamed_on_the_override() {
+        let error = fails("training/base", &["model.chanels=[1]"]);
+        let expected = "override `model.chanels=[1]`: unknown key `model.chanels`; did you mean `model.channels`?";
+        assert_eq!(error, expected);
+        let error = fails("training/base", &["loose.deph=1"]);
+        assert!(error.starts_with("override `loose.deph=1`: unknown key `loose.deph`"), "{error}");
+        let error = fails("training/base", &["optimizer.betaz=[1.0,1.0]"]);
+        assert!(error.starts_with("override `optimizer.betaz=[1.0,1.0]`: unknown key `optimizer.betaz`"), "{error}");
+    }
+
+    #[test]
+    fn wrong_types_name_key_origin_and_expectation() {
+        let error = fails("training/base", &["model.learning_rate=fast"]);
+        assert_eq!(
+            error,
+            "override `model.learning_rate=fast`: key `model.learning_rate`: invalid type: string \"fast\", expected f64"
+        );
+        let error = fails("training/base", &["model.channels=[1,-2]"]);
+        assert!(error.contains("key `model.channels[1]`: invalid value: integer `-2`, expected usize"), "{error}");
+        let error = fails("training/base", &["name=3"]);
+        assert!(error.contains("expected a string; quote it"), "{error}");
+        let error = fails("training/base", &["model.kind=lage"]);
+        assert!(error.contains("did you mean `large`?"), "{error}");
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), "t.toml", "base = 'training/base'\nseed = 'x'\n");
+        assert!(fails(&path, &[]).starts_with(&format!("{path} line 2: key `seed`: invalid type")));
+        let path = write(folder.path(), "m.toml", "name = 'x'\n[model]\nchannels = []\n");
+        let error = fails(&path, &[]);
+        assert!(error.contains("m.toml: the key `model.learning_rate` is missing"), "{error}");
+    }
+
+    #[test]
+    fn circles_name_the_chain() {
+        let error = fails("loop/a", &[]);
+        let a = "built-in recipe loop/a";
+        assert!(error.contains(&format!("{a} -> built-in recipe loop/b -> built-in recipe loop/c -> {a}")), "{error}");
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), "self.toml", "base = './self'");
+        assert!(fails(&path, &[]).contains("inherit in a circle"));
+    }
+
+    #[test]
+    fn unknown_recipes_come_with_suggestions() {
+        let error = fails("training/sd/chlid", &[]);
+        assert!(
+            error.starts_with("there is no recipe `training/sd/chlid`; did you mean `training/sd/child`"),
+            "{error}"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), "x.toml", "base = 'training/bsae'");
+        let error = fails(&path, &[]);
+        assert!(error.contains("(the `base` of ") && error.contains("did you mean `training/base`"), "{error}");
+        write(folder.path(), "deep/y.toml", BASE);
+        let loader = RecipeLoader::new().folder(folder.path());
+        assert_eq!(loader.names(), ["deep/y", "x"]);
+        assert_eq!(loader.load::<Recipe>("deep/y", &[]).unwrap().value.name, "base");
+    }
+
+    #[test]
+    fn malformed_input_is_explained() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(fails("training/base", &["seed"]).contains("there is no `=`"));
+        assert!(fails("training/base", &["=3"]).contains("not a TOML key"));
+        assert!(fails("training/base", &["a b=3"]).contains("not a TOML key"));
+        let path = write(folder.path(), "x.toml", "name = \n");
+        let error = fails(&path, &[]);
+        assert!(error.contains("x.toml: not valid TOML") && error.contains("line 1"), "{error}");
+        let path = write(folder.path(), "y.toml", "base = 3\n");
+        assert!(fails(&path, &[]).contains("must be a string, the name or relative path of one recipe, not integer"));
+    }
+
+    #[test]
+    fn override_values_are_toml_or_strings() {
+        for (text, expected) in [
+            ("1e-4", Value::Float(1e-4)),
+            ("true", Value::Boolean(true)),
+            ("[1, 2]", Value::Array(vec![1.into(), 2.into()])),
+            ("foo", Value::from("foo")),
+            ("", Value::from("")),
+            ("2024-06-01", Value::from("2024-06-01")),
+            ("a=b", Value::from("a=b")),
+            ("1\nother = 2", Value::from("1\nother = 2")),
+        ] {
+            assert_eq!(override_value(text), expected, "{text}");
+        }
+    }
+}

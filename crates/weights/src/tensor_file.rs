@@ -1,0 +1,982 @@
+//! Named tensors in safetensors files (<https://github.com/huggingface/safetensors>).
+//!
+//! The layout is an 8-byte little-endian header length, a JSON header (name → dtype, shape, byte range; plus a
+//! string map `__metadata__`) and the raw little-endian data. Files are written atomically and deterministically:
+//! the same tensors and metadata give the same bytes. They are read through a memory map after the `safetensors`
+//! crate has checked that the header is consistent and that the byte ranges cover the file exactly.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Metadata, SafeTensorError};
+
+use crate::durable;
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("safetensors data is little-endian and this crate views it in place: a big-endian target needs swaps");
+
+/// The longest header that readers accept, in bytes (the limit of the `safetensors` crate).
+const MAX_HEADER_BYTES: usize = 100_000_000;
+
+/// Type of one tensor element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE 754 binary64.
+    F64,
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16: the upper half of a binary32.
+    BF16,
+    /// 8-bit float with 4 exponent and 3 mantissa bits.
+    F8E4M3,
+    /// 8-bit float with 5 exponent and 2 mantissa bits.
+    F8E5M2,
+    /// Signed 64-bit integer.
+    I64,
+    /// Signed 32-bit integer.
+    I32,
+    /// Signed 16-bit integer.
+    I16,
+    /// Signed 8-bit integer.
+    I8,
+    /// Unsigned 64-bit integer.
+    U64,
+    /// Unsigned 32-bit integer.
+    U32,
+    /// Unsigned 16-bit integer.
+    U16,
+    /// Unsigned 8-bit integer.
+    U8,
+    /// One byte, 0 or 1.
+    Bool,
+}
+
+/// Each dtype with its name in a safetensors header, the `safetensors` crate's value, and its size in bytes.
+const DTYPES: [(Dtype, &str, safetensors::Dtype, usize); 15] = [
+    (Dtype::F64, "F64", safetensors::Dtype::F64, 8),
+    (Dtype::F32, "F32", safetensors::Dtype::F32, 4),
+    (Dtype::F16, "F16", safetensors::Dtype::F16, 2),
+    (Dtype::BF16, "BF16", safetensors::Dtype::BF16, 2),
+    (Dtype::F8E4M3, "F8_E4M3", safetensors::Dtype::F8_E4M3, 1),
+    (Dtype::F8E5M2, "F8_E5M2", safetensors::Dtype::F8_E5M2, 1),
+    (Dtype::I64, "I64", safetensors::Dtype::I64, 8),
+    (Dtype::I32, "I32", safetensors::Dtype::I32, 4),
+    (Dtype::I16, "I16", safetensors::Dtype::I16, 2),
+    (Dtype::I8, "I8", safetensors::Dtype::I8, 1),
+    (Dtype::U64, "U64", safetensors::Dtype::U64, 8),
+    (Dtype::U32, "U32", safetensors::Dtype::U32, 4),
+    (Dtype::U16, "U16", safetensors::Dtype::U16, 2),
+    (Dtype::U8, "U8", safetensors::Dtype::U8, 1),
+    (Dtype::Bool, "BOOL", safetensors::Dtype::BOOL, 1),
+];
+
+impl Dtype {
+    fn row(self) -> &'static (Dtype, &'static str, safetensors::Dtype, usize) {
+        // The table lists the variants in the order of their declaration; a test holds it to that.
+        &DTYPES[self as usize]
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        self.row().3
+    }
+
+    /// The name in a safetensors header, such as `BF16`.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    fn from_safetensors(dtype: safetensors::Dtype) -> Option<Dtype> {
+        DTYPES.iter().find(|row| row.2 == dtype).map(|row| row.0)
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// What can go wrong with a tensor file. Every message names the file, the tensor where there is one, and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TensorFileError {
+    /// No file at the path.
+    #[error("{}: there is no such file; check the path", file.display())]
+    NotFound {
+        /// The path asked for.
+        file: PathBuf,
+    },
+    /// The file exists and the system refused to read or write it.
+    #[error("{}: cannot {action}: {source}; check the permissions and the disk", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The disk, or the user's quota, is full.
+    #[error(
+        "{}: no space left on the disk (or in the quota) while writing; free some or choose another folder",
+        file.display()
+    )]
+    DiskFull {
+        /// The file being written.
+        file: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The file ends before the data that its header announces.
+    #[error(
+        "{}: the file is truncated: it holds {actual} bytes and needs {needed}; copy or download it again",
+        file.display()
+    )]
+    Truncated {
+        /// The file.
+        file: PathBuf,
+        /// Bytes in the file.
+        actual: u64,
+        /// Bytes that its header announces.
+        needed: u64,
+    },
+    /// The header is not a safetensors header, or contradicts itself or the file's length.
+    #[error(
+        "{}: not a valid safetensors file: {reason}; if it should be one, copy or download it again",
+        file.display()
+    )]
+    Header {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with the header.
+        reason: String,
+    },
+    /// An element type that Calotype does not read.
+    #[error(
+        "{}: tensor `{tensor}` has element type {dtype}, which is not supported; convert it to F32, F16 or BF16",
+        file.display()
+    )]
+    UnsupportedDtype {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type's name in the header.
+        dtype: String,
+    },
+    /// No tensor of that name.
+    #[error("{}: there is no tensor `{tensor}` among its {count}{}", file.display(), did_you_mean(nearest.as_deref()))]
+    MissingTensor {
+        /// The file.
+        file: PathBuf,
+        /// The name asked for.
+        tensor: String,
+        /// Number of tensors in the file.
+        count: usize,
+        /// The name in the file that is most like it.
+        nearest: Option<String>,
+    },
+    /// A tensor's shape is not the one needed.
+    #[error(
+        "{}: tensor `{tensor}` has shape {got:?}, expected {expected:?}; the file belongs to another model \
+         configuration",
+        file.display()
+    )]
+    WrongShape {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape needed.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        got: Vec<usize>,
+    },
+    /// A tensor's element type is not the one needed.
+    #[error("{}: tensor `{tensor}` has element type {got}, expected {expected}; convert the file", file.display())]
+    WrongDtype {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The types that would do.
+        expected: &'static str,
+        /// The type in the file.
+        got: Dtype,
+    },
+    /// A tensor holds NaN or infinity where finite values are required.
+    #[error(
+        "{}: tensor `{tensor}` holds {count} non-finite values, the first ({value}) at element {index}; \
+         the run that wrote it had diverged: use an earlier checkpoint",
+        file.display()
+    )]
+    NonFinite {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Number of NaN and infinite elements.
+        count: usize,
+        /// Row-major index of the first.
+        index: usize,
+        /// That element.
+        value: f32,
+    },
+    /// The caller's tensors cannot be put into one file.
+    #[error("{}: cannot write tensor `{tensor}`: {reason}", file.display())]
+    Unwritable {
+        /// The file to be written.
+        file: PathBuf,
+        /// The tensor at fault.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+fn did_you_mean(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(name) => format!("; did you mean `{name}`?"),
+        None => "; the file belongs to another model or layout".to_owned(),
+    }
+}
+
+impl TensorFileError {
+    /// The variant for a system error met while reading (`NotFound`, `Io`) `file`.
+    fn reading(file: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::NotFound { file: file.to_owned() },
+            _ => Self::Io { file: file.to_owned(), action: "read it", source },
+        }
+    }
+
+    /// The variant for a system error met while writing (`DiskFull`, `Io`) `file`.
+    fn writing(file: &Path, source: io::Error) -> Self {
+        if durable::is_disk_full(&source) {
+            return Self::DiskFull { file: file.to_owned(), source };
+        }
+        Self::Io { file: file.to_owned(), action: "write it", source }
+    }
+}
+
+/// A tensor to be written: row-major elements as little-endian bytes, borrowed or owned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor<'a> {
+    /// Its key in the file.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Extent of every axis; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// The elements, `shape.product() * dtype.size()` bytes.
+    pub data: Cow<'a, [u8]>,
+}
+
+impl<'a> NamedTensor<'a> {
+    /// A tensor over raw little-endian bytes. Its length is checked when it is written.
+    pub fn new(
+        name: impl Into<String>,
+        dtype: Dtype,
+        shape: impl Into<Vec<usize>>,
+        data: impl Into<Cow<'a, [u8]>>,
+    ) -> Self {
+        Self { name: name.into(), dtype, shape: shape.into(), data: data.into() }
+    }
+
+    /// An F32 tensor over a slice, without a copy.
+    pub fn from_f32(name: impl Into<String>, shape: impl Into<Vec<usize>>, values: &'a [f32]) -> Self {
+        Self::new(name, Dtype::F32, shape, bytemuck::cast_slice(values))
+    }
+
+    /// A BF16 tensor over a slice, without a copy.
+    pub fn from_bf16(name: impl Into<String>, shape: impl Into<Vec<usize>>, values: &'a [half::bf16]) -> Self {
+        Self::new(name, Dtype::BF16, shape, bytemuck::cast_slice(values))
+    }
+
+    /// An F16 tensor over a slice, without a copy.
+    pub fn from_f16(name: impl Into<String>, shape: impl Into<Vec<usize>>, values: &'a [half::f16]) -> Self {
+        Self::new(name, Dtype::F16, shape, bytemuck::cast_slice(values))
+    }
+
+    /// An I64 tensor over a slice, without a copy.
+    pub fn from_i64(name: impl Into<String>, shape: impl Into<Vec<usize>>, values: &'a [i64]) -> Self {
+        Self::new(name, Dtype::I64, shape, bytemuck::cast_slice(values))
+    }
+
+    /// The same tensor with its own copy of the data.
+    pub fn into_owned(self) -> NamedTensor<'static> {
+        let Self { name, dtype, shape, data } = self;
+        NamedTensor { name, dtype, shape, data: Cow::Owned(data.into_owned()) }
+    }
+
+    /// The elements as f32 (from F32, F16, BF16 or F64); `None` for other types.
+    pub fn to_f32_vec(&self) -> Option<Vec<f32>> {
+        elements_as_f32(self.dtype, &self.data)
+    }
+
+    /// BLAKE3 hash of the data bytes.
+    pub fn blake3(&self) -> blake3::Hash {
+        hash_bytes(&self.data)
+    }
+
+    /// Number of data bytes that dtype and shape ask for; `None` when that overflows.
+    fn expected_bytes(&self) -> Option<usize> {
+        self.shape.iter().try_fold(self.dtype.size(), |bytes, &extent| bytes.checked_mul(extent))
+    }
+}
+
+/// BLAKE3 hash of a byte slice, over all processor cores when it is long.
+pub fn hash_bytes(bytes: &[u8]) -> blake3::Hash {
+    const WORTH_THREADS: usize = 1 << 18;
+    if bytes.len() < WORTH_THREADS {
+        return blake3::hash(bytes);
+    }
+    blake3::Hasher::new().update_rayon(bytes).finalize()
+}
+
+/// Writes a safetensors file atomically (see [`durable::replace_file`]). Equal tensors and metadata, in whatever
+/// order the tensors come, give equal bytes.
+///
+/// # Errors
+/// [`TensorFileError::Unwritable`] for a repeated or reserved name or data that do not fit the shape;
+/// [`TensorFileError::DiskFull`] and [`TensorFileError::Io`] from the system. An existing file is then untouched.
+pub fn write_safetensors(
+    path: &Path,
+    tensors: &[NamedTensor<'_>],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), TensorFileError> {
+    let layout = Layout::new(path, tensors, metadata)?;
+    durable::replace_file(path, |writer| layout.write(writer)).map_err(|source| TensorFileError::writing(path, source))
+}
+
+/// Writes the bytes of a safetensors file to `writer`, for callers that make them durable themselves; `path` only
+/// names the file in errors.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub fn write_safetensors_to(
+    writer: &mut dyn Write,
+    path: &Path,
+    tensors: &[NamedTensor<'_>],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), TensorFileError> {
+    let layout = Layout::new(path, tensors, metadata)?;
+    layout.write(writer).map_err(|source| TensorFileError::writing(path, source))
+}
+
+/// A file about to be written: its header, and the tensors in the order of their data.
+struct Layout<'a> {
+    header: Vec<u8>,
+    tensors: Vec<&'a NamedTensor<'a>>,
+}
+
+impl<'a> Layout<'a> {
+    fn new(
+        file: &Path,
+        tensors: &'a [NamedTensor<'a>],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self, TensorFileError> {
+        check_tensors(file, tensors)?;
+        let mut order: Vec<&NamedTensor<'_>> = tensors.iter().collect();
+        // Wide elements first keeps every tensor aligned to its element (the order of the safetensors crate too).
+        order.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
+        let header = header_bytes(&order, metadata);
+        if header.len() > MAX_HEADER_BYTES {
+            let reason = format!("the header would take {} bytes, the limit is {MAX_HEADER_BYTES}", header.len());
+            let tensor = order.first().map(|tensor| tensor.name.clone()).unwrap_or_default();
+            return Err(TensorFileError::Unwritable { file: file.to_owned(), tensor, reason });
+        }
+        Ok(Self { header, tensors: order })
+    }
+
+    fn write(&self, writer: &mut dyn Write) -> io::Result<()> {
+        writer.write_all(&(self.header.len() as u64).to_le_bytes())?;
+        writer.write_all(&self.header)?;
+        self.tensors.iter().try_for_each(|tensor| writer.write_all(&tensor.data))
+    }
+}
+
+fn check_tensors(file: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), TensorFileError> {
+    let mut names = BTreeSet::new();
+    for tensor in tensors {
+        let reason = if tensor.name == "__metadata__" {
+            "the format reserves this name; rename the tensor".to_owned()
+        } else if !names.insert(tensor.name.as_str()) {
+            "another tensor has the same name; rename one".to_owned()
+        } else if tensor.expected_bytes() != Some(tensor.data.len()) {
+            let (shape, dtype, bytes) = (&tensor.shape, tensor.dtype, tensor.data.len());
+            format!("shape {shape:?} of {dtype} does not fit its {bytes} bytes; pass matching shape and data")
+        } else {
+            continue;
+        };
+        return Err(TensorFileError::Unwritable { file: file.to_owned(), tensor: tensor.name.clone(), reason });
+    }
+    Ok(())
+}
+
+/// The JSON header, padded with spaces so that the data start at a multiple of 8 bytes.
+fn header_bytes(tensors: &[&NamedTensor<'_>], metadata: &BTreeMap<String, String>) -> Vec<u8> {
+    let mut entries = Vec::with_capacity(tensors.len() + 1);
+    if !metadata.is_empty() {
+        // `json!` of a BTreeMap keeps its sorted order: that is what makes the bytes deterministic.
+        entries.push(format!("\"__metadata__\":{}", serde_json::json!(metadata)));
+    }
+    let mut start = 0usize;
+    for tensor in tensors {
+        let end = start + tensor.data.len();
+        let name = serde_json::Value::from(tensor.name.as_str());
+        let shape = serde_json::json!(tensor.shape);
+        entries.push(format!(
+            "{name}:{{\"dtype\":\"{}\",\"shape\":{shape},\"data_offsets\":[{start},{end}]}}",
+            tensor.dtype
+        ));
+        start = end;
+    }
+    let mut header = format!("{{{}}}", entries.join(",")).into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    header
+}
+
+/// An open, validated safetensors file. Tensor data stay in the page cache until they are touched.
+///
+/// The file must not be shortened in place while it is open (the system then kills readers of a memory map with
+/// SIGBUS). Calotype never does that: it replaces files by renaming.
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    /// Offset of the first data byte in the file.
+    data_start: usize,
+    header: Metadata,
+    metadata: BTreeMap<String, String>,
+    names: Vec<String>,
+}
+
+impl std::fmt::Debug for TensorFile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("TensorFile").field("path", &self.path).field("tensors", &self.names.len()).finish()
+    }
+}
+
+impl TensorFile {
+    /// Maps the file and checks its header: every tensor's byte range fits its shape and type, and the ranges cover
+    /// the file without holes or overlaps.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`, `Truncated`, `Header` or `UnsupportedDtype` of [`TensorFileError`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, TensorFileError> {
+        let path = path.as_ref();
+        let map = map_file(path)?;
+        let (header_length, header) = SafeTensors::read_metadata(&map).map_err(|error| explain(path, &map, &error))?;
+        let mut names = header.offset_keys();
+        names.sort_unstable();
+        check_dtypes(path, &header)?;
+        let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Self { path: path.to_owned(), map, data_start: 8 + header_length, header, metadata, names })
+    }
+
+    /// The path it was opened at.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All tensor names, sorted.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether the file holds no tensor.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.header.info(name).is_some()
+    }
+
+    /// The string map that its writer added.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// One tensor.
+    ///
+    /// # Errors
+    /// [`TensorFileError::MissingTensor`], with the most similar name.
+    pub fn get(&self, name: &str) -> Result<TensorView<'_>, TensorFileError> {
+        let found = self.header.info(name).and_then(|info| {
+            let (start, end) = info.data_offsets;
+            let dtype = Dtype::from_safetensors(info.dtype)?;
+            // The key that the file owns, so that the view outlives the caller's string.
+            let index = self.names.binary_search_by(|known| known.as_str().cmp(name)).ok()?;
+            Some(TensorView {
+                file: &self.path,
+                name: &self.names[index],
+                dtype,
+                shape: &info.shape,
+                data: &self.map[self.data_start + start..self.data_start + end],
+            })
+        });
+        found.ok_or_else(|| self.missing(name))
+    }
+
+    /// One tensor that must have the given shape.
+    ///
+    /// # Errors
+    /// [`TensorFileError::MissingTensor`], [`TensorFileError::WrongShape`].
+    pub fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, TensorFileError> {
+        self.get(name)?.expect_shape(shape)
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
+        // Every listed name was checked in `open`.
+        self.names.iter().filter_map(|name| self.get(name).ok())
+    }
+
+    /// BLAKE3 hash of the whole file as mapped.
+    pub fn file_blake3(&self) -> blake3::Hash {
+        hash_bytes(&self.map)
+    }
+
+    /// Length of the file in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    fn missing(&self, name: &str) -> TensorFileError {
+        const ALIKE: f64 = 0.75;
+        let scored = self.names.iter().map(|known| (strsim::normalized_damerau_levenshtein(name, known), known));
+        let nearest = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
+        TensorFileError::MissingTensor {
+            file: self.path.clone(),
+            tensor: name.to_owned(),
+            count: self.names.len(),
+            nearest: nearest.map(|(_, known)| known.clone()),
+        }
+    }
+}
+
+fn map_file(path: &Path) -> Result<Mmap, TensorFileError> {
+    let file = File::open(path).map_err(|source| TensorFileError::reading(path, source))?;
+    let status = file.metadata().map_err(|source| TensorFileError::reading(path, source))?;
+    if status.is_dir() {
+        let source = io::Error::from(io::ErrorKind::IsADirectory);
+        return Err(TensorFileError::Io { file: path.to_owned(), action: "read it", source });
+    }
+    if status.len() < 8 {
+        return Err(TensorFileError::Truncated { file: path.to_owned(), actual: status.len(), needed: 8 });
+    }
+    // SAFETY: the map is read-only and private to this process; the bytes are only ever read as plain numbers. That
+    // nobody shortens the file in place is the documented condition of `TensorFile`.
+    unsafe { Mmap::map(&file) }.map_err(|source| TensorFileError::reading(path, source))
+}
+
+fn check_dtypes(path: &Path, header: &Metadata) -> Result<(), TensorFileError> {
+    for (name, info) in header.tensors() {
+        if Dtype::from_safetensors(info.dtype).is_none() {
+            let dtype = format!("{:?}", info.dtype);
+            return Err(TensorFileError::UnsupportedDtype { file: path.to_owned(), tensor: name, dtype });
+        }
+    }
+    Ok(())
+}
+
+/// Turns the safetensors crate's error into one that names the file, and tells a short file from a wrong header.
+fn explain(path: &Path, bytes: &[u8], error: &SafeTensorError) -> TensorFileError {
+    let file = path.to_owned();
+    let actual = bytes.len() as u64;
+    match announced_bytes(bytes) {
+        Some(needed) if needed > actual => TensorFileError::Truncated { file, actual, needed },
+        Some(needed) if matches!(error, SafeTensorError::MetadataIncompleteBuffer) => {
+            let reason = format!("its tensors end at byte {needed} and the file goes on to {actual}");
+            TensorFileError::Header { file, reason }
+        }
+        _ => TensorFileError::Header { file, reason: error.to_string() },
+    }
+}
+
+/// File length that the header announces: up to the end of the header, or of the data where the header is readable.
+fn announced_bytes(bytes: &[u8]) -> Option<u64> {
+    let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    if length > MAX_HEADER_BYTES as u64 {
+        // Not a plausible header length: some other kind of file.
+        return None;
+    }
+    let header_end = 8 + length;
+    let Some(text) = bytes.get(8..header_end as usize) else {
+        // Other formats can carry a small number in their first 8 bytes; a header always starts with a brace.
+        return (bytes.get(8).is_none_or(|&first| first == b'{')).then_some(header_end);
+    };
+    let header: serde_json::Value = serde_json::from_slice(text).ok()?;
+    let ends = header.as_object()?.values().filter_map(|entry| entry.get("data_offsets")?.get(1)?.as_u64());
+    header_end.checked_add(ends.max().unwrap_or(0))
+}
+
+/// One tensor of an open file.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    file: &'a Path,
+    name: &'a str,
+    dtype: Dtype,
+    shape: &'a [usize],
+    data: &'a [u8],
+}
+
+impl<'a> TensorView<'a> {
+    /// Its key in the file.
+    pub fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Extent of every axis; empty for a scalar.
+    pub fn shape(&self) -> &'a [usize] {
+        self.shape
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.data.len() / self.dtype.size()
+    }
+
+    /// The row-major elements as little-endian bytes; not necessarily aligned to the element size.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// BLAKE3 hash of the data bytes.
+    pub fn blake3(&self) -> blake3::Hash {
+        hash_bytes(self.data)
+    }
+
+    /// The same tensor, borrowing the data, ready to be written elsewhere.
+    pub fn to_named(&self) -> NamedTensor<'a> {
+        NamedTensor::new(self.name, self.dtype, self.shape, self.data)
+    }
+
+    /// The elements in place, for an F32 tensor that lies aligned in the file; `None` otherwise.
+    pub fn as_f32_slice(&self) -> Option<&'a [f32]> {
+        if self.dtype != Dtype::F32 {
+            return None;
+        }
+        bytemuck::try_cast_slice(self.data).ok()
+    }
+
+    /// The elements as f32. F16 and BF16 convert exactly; F64 rounds to nearest.
+    ///
+    /// # Errors
+    /// [`TensorFileError::WrongDtype`] for integers, booleans and 8-bit floats.
+    pub fn to_f32_vec(&self) -> Result<Vec<f32>, TensorFileError> {
+        elements_as_f32(self.dtype, self.data).ok_or_else(|| self.wrong_dtype("one of F32, F16, BF16, F64"))
+    }
+
+    /// As [`to_f32_vec`](Self::to_f32_vec), refusing NaN and infinity (also an F64 too large for f32).
+    ///
+    /// # Errors
+    /// [`TensorFileError::WrongDtype`], [`TensorFileError::NonFinite`].
+    pub fn to_f32_vec_finite(&self) -> Result<Vec<f32>, TensorFileError> {
+        let values = self.to_f32_vec()?;
+        let Some(index) = values.iter().position(|value| !value.is_finite()) else {
+            return Ok(values);
+        };
+        Err(TensorFileError::NonFinite {
+            file: self.file.to_owned(),
+            tensor: self.name.to_owned(),
+            count: values.iter().filter(|value| !value.is_finite()).count(),
+            index,
+            value: values[index],
+        })
+    }
+
+    /// The elements of an I64 or I32 tensor as i64.
+    ///
+    /// # Errors
+    /// [`TensorFileError::WrongDtype`] for every other type.
+    pub fn to_i64_vec(&self) -> Result<Vec<i64>, TensorFileError> {
+        match self.dtype {
+            Dtype::I64 => Ok(elements(self.data).map(i64::from_le_bytes).collect()),
+            Dtype::I32 => Ok(elements(self.data).map(|bytes| i64::from(i32::from_le_bytes(bytes))).collect()),
+            _ => Err(self.wrong_dtype("one of I64, I32")),
+        }
+    }
+
+    /// The view itself if it has the shape.
+    ///
+    /// # Errors
+    /// [`TensorFileError::WrongShape`].
+    pub fn expect_shape(self, shape: &[usize]) -> Result<Self, TensorFileError> {
+        if self.shape == shape {
+            return Ok(self);
+        }
+        Err(TensorFileError::WrongShape {
+            file: self.file.to_owned(),
+            tensor: self.name.to_owned(),
+            expected: shape.to_vec(),
+            got: self.shape.to_vec(),
+        })
+    }
+
+    /// The view itself if it has the element type.
+    ///
+    /// # Errors
+    /// [`TensorFileError::WrongDtype`].
+    pub fn expect_dtype(self, dtype: Dtype) -> Result<Self, TensorFileError> {
+        if self.dtype == dtype { Ok(self) } else { Err(self.wrong_dtype(dtype.name())) }
+    }
+
+    fn wrong_dtype(&self, expected: &'static str) -> TensorFileError {
+        TensorFileError::WrongDtype {
+            file: self.file.to_owned(),
+            tensor: self.name.to_owned(),
+            expected,
+            got: self.dtype,
+        }
+    }
+}
+
+/// Fixed-size pieces of a byte slice, without any demand on its alignment.
+fn elements<const N: usize>(data: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    data.as_chunks::<N>().0.iter().copied()
+}
+
+fn elements_as_f32(dtype: Dtype, data: &[u8]) -> Option<Vec<f32>> {
+    let values = match dtype {
+        Dtype::F32 => elements(data).map(f32::from_le_bytes).collect(),
+        Dtype::F16 => elements(data).map(|bytes| half::f16::from_le_bytes(bytes).to_f32()).collect(),
+        Dtype::BF16 => elements(data).map(|bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect(),
+        Dtype::F64 => elements(data).map(|bytes| f64::from_le_bytes(bytes) as f32).collect(),
+        _ => return None,
+    };
+    Some(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn meta(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    }
+
+    fn raw_file(folder: &Path, header: &str, data: &[u8]) -> PathBuf {
+        let path = folder.join("raw.safetensors");
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(data);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_dtype_table_is_in_declaration_order_and_agrees_with_the_crate() {
+        for (index, (dtype, name, theirs, size)) in DTYPES.iter().enumerate() {
+            assert_eq!(*dtype as usize, index);
+            assert_eq!(serde_json::to_value(theirs).unwrap(), *name);
+            assert_eq!(theirs.bitsize(), size * 8);
+        }
+    }
+
+    #[test]
+    fn every_dtype_goes_through_a_file_unchanged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("all.safetensors");
+        let tensors: Vec<_> = DTYPES
+            .iter()
+            .map(|row| NamedTensor::new(format!("t.{}", row.1), row.0, vec![2, 3], vec![1u8; 6 * row.3]))
+            .collect();
+        write_safetensors(&path, &tensors, &meta(&[("a", "b"), ("c", "\"quoted\"\n")])).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.len(), tensors.len());
+        assert_eq!(file.metadata()["c"], "\"quoted\"\n");
+        for tensor in &tensors {
+            let view = file.get(&tensor.name).unwrap();
+            assert_eq!(view.to_named(), *tensor);
+            assert_eq!(view.data().as_ptr() as usize % view.dtype().size(), 0, "{} is not aligned", view.name());
+        }
+    }
+
+    #[test]
+    fn bytes_do_not_depend_on_the_order_of_the_tensors_and_another_reader_agrees() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let values = [1.0f32, -2.5, 3.0];
+        let halves = [half::bf16::from_f32(1.5)];
+        let x = NamedTensor::from_f32("x", [3], &values);
+        let y = NamedTensor::from_bf16("y", [1], &halves);
+        let metadata = meta(&[("k2", "v"), ("k1", "v"), ("k3", "v")]);
+        write_safetensors(&a, &[x.clone(), y.clone()], &metadata).unwrap();
+        write_safetensors(&b, &[y, x], &metadata).unwrap();
+        let bytes = std::fs::read(&a).unwrap();
+        assert_eq!(bytes, std::fs::read(&b).unwrap());
+        let theirs = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(theirs.tensor("x").unwrap().data(), bytemuck::cast_slice::<f32, u8>(&values));
+    }
+
+    #[test]
+    fn an_empty_file_of_no_tensors_and_a_scalar_and_an_empty_axis_are_valid() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.safetensors");
+        write_safetensors(&path, &[], &BTreeMap::new()).unwrap();
+        assert!(TensorFile::open(&path).unwrap().is_empty());
+        let tensors = [NamedTensor::from_f32("s", [], &[4.0]), NamedTensor::from_f32("none", [0, 7], &[])];
+        write_safetensors(&path, &tensors, &BTreeMap::new()).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.get("s").unwrap().to_f32_vec().unwrap(), [4.0]);
+        assert_eq!(file.get("none").unwrap().elements(), 0);
+    }
+
+    #[test]
+    fn conversions_to_f32() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.safetensors");
+        let f16: Vec<_> = [0.5f32, 65504.0].map(half::f16::from_f32).into();
+        let doubles: Vec<u8> = [0.1f64, 1e300].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let tensors = [
+            NamedTensor::from_f16("f16", [2], &f16),
+            NamedTensor::new("f64", Dtype::F64, [2], doubles),
+            NamedTensor::from_i64("i64", [1], &[7]),
+        ];
+        write_safetensors(&path, &tensors, &BTreeMap::new()).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.get("f16").unwrap().to_f32_vec_finite().unwrap(), [0.5, 65504.0]);
+        assert_eq!(file.get("f64").unwrap().to_f32_vec().unwrap(), [0.1f32, f32::INFINITY]);
+        assert_eq!(file.get("i64").unwrap().to_i64_vec().unwrap(), [7]);
+        let error = file.get("f64").unwrap().to_f32_vec_finite().unwrap_err();
+        assert!(matches!(error, TensorFileError::NonFinite { count: 1, index: 1, .. }), "{error}");
+        let error = file.get("i64").unwrap().to_f32_vec().unwrap_err().to_string();
+        assert!(error.contains("c.safetensors: tensor `i64` has element type I64"), "{error}");
+    }
+
+    #[test]
+    fn lookups_that_fail_say_what_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        write_safetensors(&path, &[NamedTensor::from_f32("conv_in.weight", [2], &[0.0; 2])], &BTreeMap::new()).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        let error = file.get("conv_in.wieght").unwrap_err().to_string();
+        assert!(error.contains("did you mean `conv_in.weight`?"), "{error}");
+        let error = file.get_shaped("conv_in.weight", &[2, 1]).unwrap_err().to_string();
+        assert!(error.contains("has shape [2], expected [2, 1]"), "{error}");
+        let error = file.get("conv_in.weight").unwrap().expect_dtype(Dtype::BF16).unwrap_err().to_string();
+        assert!(error.contains("element type F32, expected BF16"), "{error}");
+        let error = TensorFile::open(folder.path().join("none")).unwrap_err();
+        assert!(matches!(error, TensorFileError::NotFound { .. }));
+        assert!(matches!(TensorFile::open(folder.path()).unwrap_err(), TensorFileError::Io { .. }));
+    }
+
+    #[test]
+    fn every_truncation_is_called_a_truncation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        write_safetensors(&path, &[NamedTensor::from_f32("w", [5], &[1.0; 5])], &meta(&[("k", "v")])).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for length in 0..bytes.len() {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            let error = TensorFile::open(&path).unwrap_err();
+            assert!(matches!(error, TensorFileError::Truncated { .. }), "at {length}: {error}");
+        }
+        std::fs::write(&path, [&bytes[..], b"x"].concat()).unwrap();
+        let error = TensorFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains("the file goes on to"), "{error}");
+    }
+
+    #[test]
+    fn attacks_on_the_header_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let attacks = [
+            (
+                "overlap",
+                r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#,
+                6,
+            ),
+            ("hole", r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#, 6),
+            ("shape overflow", r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,2],"data_offsets":[0,4]}}"#, 4),
+            ("shape and range disagree", r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4),
+            ("backward range", r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[4,0]}}"#, 4),
+            ("unknown type", r#"{"a":{"dtype":"F3","shape":[4],"data_offsets":[0,4]}}"#, 4),
+            ("not an object", "[1,2,3]", 0),
+            ("trailing junk", r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}"#, 1),
+        ];
+        for (attack, header, length) in attacks {
+            let path = raw_file(folder.path(), header, &vec![0; length]);
+            let error = TensorFile::open(&path).unwrap_err();
+            assert!(matches!(error, TensorFileError::Header { .. }), "{attack}: {error}");
+        }
+        let path = folder.path().join("pickle.safetensors");
+        std::fs::write(&path, b"PK\x03\x04 a zip archive, as torch.save writes it").unwrap();
+        assert!(matches!(TensorFile::open(&path).unwrap_err(), TensorFileError::Header { .. }));
+    }
+
+    #[test]
+    fn a_type_we_do_not_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = r#"{"z":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}"#;
+        let error = TensorFile::open(raw_file(folder.path(), header, &[0; 8])).unwrap_err().to_string();
+        assert!(error.contains("tensor `z` has element type C64"), "{error}");
+    }
+
+    #[test]
+    fn unwritable_tensors_are_named_and_the_old_file_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        std::fs::write(&path, b"old").unwrap();
+        let one = [1.0f32];
+        let good = NamedTensor::from_f32("a", [1], &one);
+        let cases = [
+            (vec![good.clone(), good.clone()], "same name"),
+            (vec![NamedTensor::from_f32("a", [2], &one)], "does not fit its 4 bytes"),
+            (vec![NamedTensor::from_f32("a", [usize::MAX, 2], &one)], "does not fit"),
+            (vec![NamedTensor::from_f32("__metadata__", [1], &one)], "reserves this name"),
+        ];
+        for (tensors, part) in cases {
+            let error = write_safetensors(&path, &tensors, &BTreeMap::new()).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        let error = write_safetensors(&folder.path().join("no/such/x"), &[good], &BTreeMap::new()).unwrap_err();
+        assert!(matches!(error, TensorFileError::Io { .. }), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("fuzz");
+            std::fs::write(&path, bytes).unwrap();
+            let _ = TensorFile::open(&path);
+        }
+
+        #[test]
+        fn any_values_and_names_come_back_bit_for_bit(
+            name in "\\PC{1,20}", values in proptest::collection::vec(any::<u32>(), 0..50),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("p.safetensors");
+            let floats: Vec<f32> = values.iter().map(|&bits| f32::from_bits(bits)).collect();
+            let tensor = NamedTensor::from_f32(name.as_str(), [floats.len()], &floats);
+            write_safetensors(&path, std::slice::from_ref(&tensor), &BTreeMap::new()).unwrap();
+            let file = TensorFile::open(&path).unwrap();
+            prop_assert_eq!(file.get(&name).unwrap().data(), &tensor.data[..]);
+            prop_assert_eq!(file.get(&name).unwrap().blake3(), tensor.blake3());
+        }
+    }
+}
