@@ -62,17 +62,9 @@ fn conv<T: Element>(batch: usize, size: usize, cin: usize, cout: usize, stride: 
 
 fn attention<T: Element>(batch: usize, tokens: usize, heads: usize, head_dim: usize) {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let shape = AttentionShape {
-        batch,
-        query_tokens: tokens,
-        key_tokens: tokens,
-        heads,
-        head_dim,
-        causal: false,
-        scale,
-    };
-    let (q, k, v) =
-        (values::<T>(shape.query_len()), values::<T>(shape.key_len()), values::<T>(shape.key_len()));
+    let shape =
+        AttentionShape { batch, query_tokens: tokens, key_tokens: tokens, heads, head_dim, causal: false, scale };
+    let (q, k, v) = (values::<T>(shape.query_len()), values::<T>(shape.key_len()), values::<T>(shape.key_len()));
     let (mut out, mut lse) = (q.clone(), vec![0.0; shape.lse_len()]);
     let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
     let work = 2 * batch * heads * tokens * tokens * head_dim;
@@ -106,9 +98,7 @@ fn streams<T: Element>(batch: usize, pixels: usize, c: usize) {
     });
     measure(&name("silu forward"), "GB/s", 2 * bytes, || activation_forward(Activation::Silu, &x, &mut y));
     measure(&name("gelu forward"), "GB/s", 2 * bytes, || activation_forward(Activation::Gelu, &x, &mut y));
-    measure(&name("gelu backward"), "GB/s", 3 * bytes, || {
-        activation_backward(Activation::Gelu, &x, &dy, &mut dx)
-    });
+    measure(&name("gelu backward"), "GB/s", 3 * bytes, || activation_backward(Activation::Gelu, &x, &dy, &mut dx));
     measure(&name("add"), "GB/s", 3 * bytes, || add(&x, &dy, &mut y));
 }
 
@@ -133,9 +123,7 @@ fn main() {
     streams::<bf16>(4, 4096, 320);
     let len = 4 << 20;
     let (mut p, g, mut m, mut v) = (values::<f32>(len), values::<f32>(len), vec![0.0; len], vec![0.0; len]);
-    measure("adamw 4 M", "GB/s", 7 * 4 * len, || {
-        adamw_step(&AdamW::default(), 1, 1.0, &mut p, &g, &mut m, &mut v)
-    });
+    measure("adamw 4 M", "GB/s", 7 * 4 * len, || adamw_step(&AdamW::default(), 1, 1.0, &mut p, &g, &mut m, &mut v));
     measure("sum of squares 4 M", "GB/s", 4 * len, || assert!(sum_of_squares(&g) > 0.0));
     measure("parallel_for of nothing", "G tasks/s", 2, || parallel_for(2, |_| {}));
 }

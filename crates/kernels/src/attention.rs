@@ -197,78 +197,83 @@ fn forward_task<S: MicroKernel, T: Element>(
     let block = 4 * S::ROWS;
     let wide = d.next_multiple_of(S::LANES);
     let padded = keys.next_multiple_of(S::LANES);
-    let sizes = [padded * d, keys * wide, block * ROW_STRIDE * d.div_ceil(KC), block * ROW_STRIDE, block * wide, block, block];
+    let sizes =
+        [padded * d, keys * wide, block * ROW_STRIDE * d.div_ceil(KC), block * ROW_STRIDE, block * wide, block, block];
     let sizes = sizes.map(|size| size.next_multiple_of(16));
-    with_scratch(sizes.iter().sum(), #[inline(always)] |memory| {
-        let mut memory = memory;
-        let [kt, vp, qp, scores, sums, greatest, total] = sizes.map(|size| {
-            let (now, later) = std::mem::take(&mut memory).split_at_mut(size);
-            memory = later;
-            now
-        });
-        for j in (0..keys).step_by(KEYS) {
-            let n = KEYS.min(keys - j);
-            pack_b(s, &k, (0, d), (j, n), &mut kt[j * d..][..n.next_multiple_of(S::LANES) * d]);
-            pack_b(s, &v, (j, n), (0, d), &mut vp[j * wide..][..n * wide]);
-        }
-        for i0 in (first..first + count).step_by(block) {
-            let m = block.min(first + count - i0);
-            pack_rows(s, &q, (i0, m), d, shape.scale, qp);
-            greatest.fill(f32::NEG_INFINITY);
-            total.fill(0.0);
-            sums.fill(0.0);
+    with_scratch(
+        sizes.iter().sum(),
+        #[inline(always)]
+        |memory| {
+            let mut memory = memory;
+            let [kt, vp, qp, scores, sums, greatest, total] = sizes.map(|size| {
+                let (now, later) = std::mem::take(&mut memory).split_at_mut(size);
+                memory = later;
+                now
+            });
             for j in (0..keys).step_by(KEYS) {
                 let n = KEYS.min(keys - j);
-                if shape.visible(i0 + m - 1, j, n) == 0 {
-                    break;
-                }
-                multiply(s, (m, n, d), Left::Rows(qp), &kt[j * d..], (scores, ROW_STRIDE), false);
-                for i in 0..m {
-                    let seen = shape.visible(i0 + i, j, n);
-                    let row = &mut scores[i * ROW_STRIDE..][..n];
-                    let (row, hidden) = row.split_at_mut(seen);
-                    hidden.fill(0.0);
-                    if seen == 0 {
-                        continue;
+                pack_b(s, &k, (0, d), (j, n), &mut kt[j * d..][..n.next_multiple_of(S::LANES) * d]);
+                pack_b(s, &v, (j, n), (0, d), &mut vp[j * wide..][..n * wide]);
+            }
+            for i0 in (first..first + count).step_by(block) {
+                let m = block.min(first + count - i0);
+                pack_rows(s, &q, (i0, m), d, shape.scale, qp);
+                greatest.fill(f32::NEG_INFINITY);
+                total.fill(0.0);
+                sums.fill(0.0);
+                for j in (0..keys).step_by(KEYS) {
+                    let n = KEYS.min(keys - j);
+                    if shape.visible(i0 + m - 1, j, n) == 0 {
+                        break;
                     }
-                    let before = greatest[i];
-                    let most = row_max(s, row).max(before);
-                    let sum = exp_row(s, row, most);
-                    if j == 0 {
-                        total[i] = sum;
-                    } else {
-                        let shrink = exp_one(s, before - most);
-                        total[i] = total[i] * shrink + sum;
-                        let factor = s.splat(shrink);
-                        for sums in sums[i * wide..][..wide].chunks_exact_mut(S::LANES) {
-                            s.store(s.mul(s.load(sums), factor), sums);
+                    multiply(s, (m, n, d), Left::Rows(qp), &kt[j * d..], (scores, ROW_STRIDE), false);
+                    for i in 0..m {
+                        let seen = shape.visible(i0 + i, j, n);
+                        let row = &mut scores[i * ROW_STRIDE..][..n];
+                        let (row, hidden) = row.split_at_mut(seen);
+                        hidden.fill(0.0);
+                        if seen == 0 {
+                            continue;
                         }
+                        let before = greatest[i];
+                        let most = row_max(s, row).max(before);
+                        let sum = exp_row(s, row, most);
+                        if j == 0 {
+                            total[i] = sum;
+                        } else {
+                            let shrink = exp_one(s, before - most);
+                            total[i] = total[i] * shrink + sum;
+                            let factor = s.splat(shrink);
+                            for sums in sums[i * wide..][..wide].chunks_exact_mut(S::LANES) {
+                                s.store(s.mul(s.load(sums), factor), sums);
+                            }
+                        }
+                        greatest[i] = most;
                     }
-                    greatest[i] = most;
+                    multiply(s, (m, d, n), Left::Rows(scores), &vp[j * wide..], (sums, wide), j > 0);
                 }
-                multiply(s, (m, d, n), Left::Rows(scores), &vp[j * wide..], (sums, wide), j > 0);
+                let (b, h) = (head / shape.heads, head % shape.heads);
+                for i in 0..m {
+                    let token = (b * shape.query_tokens + i0 + i) * shape.channels() + h * d;
+                    // SAFETY: every (batch, head, query) belongs to one task, and is written once.
+                    let (out, lse) = unsafe {
+                        let at = head * shape.query_tokens + i0 + i;
+                        (out.range(token..token + d), lse.range(at..at + 1))
+                    };
+                    let empty = total[i] == 0.0;
+                    let factor = s.splat(if empty { 0.0 } else { 1.0 / total[i] });
+                    map1(
+                        s,
+                        &sums[i * wide..][..d],
+                        out,
+                        #[inline(always)]
+                        |v| s.mul(v, factor),
+                    );
+                    lse[0] = if empty { f32::NEG_INFINITY } else { greatest[i] + total[i].ln() };
+                }
             }
-            let (b, h) = (head / shape.heads, head % shape.heads);
-            for i in 0..m {
-                let token = (b * shape.query_tokens + i0 + i) * shape.channels() + h * d;
-                // SAFETY: every (batch, head, query) belongs to one task, and is written once.
-                let (out, lse) = unsafe {
-                    let at = head * shape.query_tokens + i0 + i;
-                    (out.range(token..token + d), lse.range(at..at + 1))
-                };
-                let empty = total[i] == 0.0;
-                let factor = s.splat(if empty { 0.0 } else { 1.0 / total[i] });
-                map1(
-                    s,
-                    &sums[i * wide..][..d],
-                    out,
-                    #[inline(always)]
-                    |v| s.mul(v, factor),
-                );
-                lse[0] = if empty { f32::NEG_INFINITY } else { greatest[i] + total[i].ln() };
-            }
-        }
-    });
+        },
+    );
 }
 
 /// Greatest element of a row that is not empty.
@@ -377,63 +382,67 @@ fn backward_task<S: MicroKernel, T: Element>(
         block,                       // rowsum(dO * O)
     ];
     let sizes = sizes.map(|size| size.next_multiple_of(16));
-    with_scratch(sizes.iter().sum(), #[inline(always)] |memory| {
-        let mut memory = memory;
-        let [kt, vt, kp, dks, dvs, qr, dor, qp, dop, p, ds, dqs, delta] = sizes.map(|size| {
-            let (now, later) = std::mem::take(&mut memory).split_at_mut(size);
-            memory = later;
-            now
-        });
-        dks.fill(0.0);
-        dvs.fill(0.0);
-        for j in (0..keys).step_by(KEYS) {
-            let n = KEYS.min(keys - j);
-            let columns = n.next_multiple_of(S::LANES) * d;
-            pack_b(s, &k_columns, (0, d), (j, n), &mut kt[j * d..][..columns]);
-            pack_b(s, &v_columns, (0, d), (j, n), &mut vt[j * d..][..columns]);
-            pack_b(s, &k_rows, (j, n), (0, d), &mut kp[j * wide..][..n * wide]);
-        }
-        for i0 in (0..queries).step_by(block) {
-            let m = block.min(queries - i0);
-            pack_rows(s, &q, (i0, m), d, shape.scale, qr);
-            pack_rows(s, &dout, (i0, m), d, 1.0, dor);
-            pack_b(s, &Operand { source: q, k_rows: true }, (i0, m), (0, d), &mut qp[..m * wide]);
-            pack_b(s, &Operand { source: dout, k_rows: true }, (i0, m), (0, d), &mut dop[..m * wide]);
-            for i in 0..m {
-                let row = |x: &Dense<'_, T>| (i0 + i) * x.stride..(i0 + i) * x.stride + d;
-                delta[i] = dot(s, &out.data[row(&out)], &dout.data[row(&dout)]);
-            }
-            dqs.fill(0.0);
+    with_scratch(
+        sizes.iter().sum(),
+        #[inline(always)]
+        |memory| {
+            let mut memory = memory;
+            let [kt, vt, kp, dks, dvs, qr, dor, qp, dop, p, ds, dqs, delta] = sizes.map(|size| {
+                let (now, later) = std::mem::take(&mut memory).split_at_mut(size);
+                memory = later;
+                now
+            });
+            dks.fill(0.0);
+            dvs.fill(0.0);
             for j in (0..keys).step_by(KEYS) {
                 let n = KEYS.min(keys - j);
-                if shape.visible(i0 + m - 1, j, n) == 0 {
-                    break;
-                }
-                multiply(s, (m, n, d), Left::Rows(qr), &kt[j * d..], (p, ROW_STRIDE), false);
-                multiply(s, (m, n, d), Left::Rows(dor), &vt[j * d..], (ds, ROW_STRIDE), false);
-                for i in 0..m {
-                    let seen = shape.visible(i0 + i, j, n);
-                    let (p, ds) = (&mut p[i * ROW_STRIDE..][..n], &mut ds[i * ROW_STRIDE..][..n]);
-                    p[seen..].fill(0.0);
-                    ds[seen..].fill(0.0);
-                    let (lse, delta) = (s.splat(lse[i0 + i]), s.splat(delta[i]));
-                    for c in (0..seen).step_by(S::LANES) {
-                        let e = (c + S::LANES).min(seen);
-                        let probability = exp(s, s.sub(load_up_to(s, &p[c..e]), lse));
-                        let slope = s.mul(probability, s.sub(load_up_to(s, &ds[c..e]), delta));
-                        store_up_to(s, probability, &mut p[c..e]);
-                        store_up_to(s, slope, &mut ds[c..e]);
-                    }
-                }
-                multiply(s, (n, d, m), Left::Columns(p), dop, (&mut dvs[j * wide..], wide), true);
-                multiply(s, (n, d, m), Left::Columns(ds), qp, (&mut dks[j * wide..], wide), true);
-                multiply(s, (m, d, n), Left::Rows(ds), &kp[j * wide..], (dqs, wide), true);
+                let columns = n.next_multiple_of(S::LANES) * d;
+                pack_b(s, &k_columns, (0, d), (j, n), &mut kt[j * d..][..columns]);
+                pack_b(s, &v_columns, (0, d), (j, n), &mut vt[j * d..][..columns]);
+                pack_b(s, &k_rows, (j, n), (0, d), &mut kp[j * wide..][..n * wide]);
             }
-            write_rows(s, shape, head, (i0, m, queries), (dqs, wide), dq, shape.scale);
-        }
-        write_rows(s, shape, head, (0, keys, keys), (dks, wide), dk, shape.scale);
-        write_rows(s, shape, head, (0, keys, keys), (dvs, wide), dv, 1.0);
-    });
+            for i0 in (0..queries).step_by(block) {
+                let m = block.min(queries - i0);
+                pack_rows(s, &q, (i0, m), d, shape.scale, qr);
+                pack_rows(s, &dout, (i0, m), d, 1.0, dor);
+                pack_b(s, &Operand { source: q, k_rows: true }, (i0, m), (0, d), &mut qp[..m * wide]);
+                pack_b(s, &Operand { source: dout, k_rows: true }, (i0, m), (0, d), &mut dop[..m * wide]);
+                for i in 0..m {
+                    let row = |x: &Dense<'_, T>| (i0 + i) * x.stride..(i0 + i) * x.stride + d;
+                    delta[i] = dot(s, &out.data[row(&out)], &dout.data[row(&dout)]);
+                }
+                dqs.fill(0.0);
+                for j in (0..keys).step_by(KEYS) {
+                    let n = KEYS.min(keys - j);
+                    if shape.visible(i0 + m - 1, j, n) == 0 {
+                        break;
+                    }
+                    multiply(s, (m, n, d), Left::Rows(qr), &kt[j * d..], (p, ROW_STRIDE), false);
+                    multiply(s, (m, n, d), Left::Rows(dor), &vt[j * d..], (ds, ROW_STRIDE), false);
+                    for i in 0..m {
+                        let seen = shape.visible(i0 + i, j, n);
+                        let (p, ds) = (&mut p[i * ROW_STRIDE..][..n], &mut ds[i * ROW_STRIDE..][..n]);
+                        p[seen..].fill(0.0);
+                        ds[seen..].fill(0.0);
+                        let (lse, delta) = (s.splat(lse[i0 + i]), s.splat(delta[i]));
+                        for c in (0..seen).step_by(S::LANES) {
+                            let e = (c + S::LANES).min(seen);
+                            let probability = exp(s, s.sub(load_up_to(s, &p[c..e]), lse));
+                            let slope = s.mul(probability, s.sub(load_up_to(s, &ds[c..e]), delta));
+                            store_up_to(s, probability, &mut p[c..e]);
+                            store_up_to(s, slope, &mut ds[c..e]);
+                        }
+                    }
+                    multiply(s, (n, d, m), Left::Columns(p), dop, (&mut dvs[j * wide..], wide), true);
+                    multiply(s, (n, d, m), Left::Columns(ds), qp, (&mut dks[j * wide..], wide), true);
+                    multiply(s, (m, d, n), Left::Rows(ds), &kp[j * wide..], (dqs, wide), true);
+                }
+                write_rows(s, shape, head, (i0, m, queries), (dqs, wide), dq, shape.scale);
+            }
+            write_rows(s, shape, head, (0, keys, keys), (dks, wide), dk, shape.scale);
+            write_rows(s, shape, head, (0, keys, keys), (dvs, wide), dv, 1.0);
+        },
+    );
 }
 
 /// Stores the rows of one head, times `factor`, to tokens `first..first + count`.

@@ -206,7 +206,7 @@ struct Flipped<'a> {
 }
 
 impl Source for Flipped<'_> {
-    const DIRECT: bool = true;
+    const DIRECT: bool = false;
 
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]) {
@@ -260,8 +260,7 @@ pub fn conv2d_backward_input<T: Element>(shape: &Conv2dShape, dy: &[T], w: &[f32
             offset: begin,
             positions: count,
         };
-        let weights =
-            Flipped { w, kernel: shape.kernel, out_channels: cout, in_channels: cin, first, step, taps };
+        let weights = Flipped { w, kernel: shape.kernel, out_channels: cout, in_channels: cin, first, step, taps };
         let rows = Rows::Grid {
             height: count[0],
             width: count[1],

@@ -65,18 +65,18 @@ pub fn normal_distribution<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     let p = s.splat(0.170_872_77);
     let p = s.fma(p, t, s.splat(-0.822_152_23));
     let p = s.fma(p, t, s.splat(1.488_515_9));
-    let p = s.fma(p, t, s.splat(-1.135_203_98));
+    let p = s.fma(p, t, s.splat(-1.135_204));
     let p = s.fma(p, t, s.splat(0.278_868_07));
     let p = s.fma(p, t, s.splat(-0.186_288_06));
     let p = s.fma(p, t, s.splat(0.096_784_18));
     let p = s.fma(p, t, s.splat(0.374_091_96));
-    let p = s.fma(p, t, s.splat(1.000_023_68));
-    let p = s.fma(p, t, s.splat(-1.265_512_23));
+    let p = s.fma(p, t, s.splat(1.000_023_7));
+    let p = s.fma(p, t, s.splat(-1.265_512_2));
     let e = exp(s, square);
     let half_erfc = s.mul(s.mul(s.splat(0.5), t), s.mul(e, exp(s, p)));
     let below = s.select_lt(x, s.splat(0.0), half_erfc, s.sub(s.splat(1.0), half_erfc));
     // 1 / sqrt(2 pi)
-    (below, s.mul(e, s.splat(0.398_942_28)))
+    (below, s.mul(e, s.splat(0.398_942_3)))
 }
 
 /// `y[i] = f(x[i])`.
@@ -139,8 +139,7 @@ pub fn map3to2<S: Simd, T: Element>(
         i = j;
     }
     if whole < n {
-        let (v, w) =
-            f(T::load_part(s, &a[whole..]), T::load_part(s, &b[whole..]), T::load_part(s, &c[whole..]));
+        let (v, w) = f(T::load_part(s, &a[whole..]), T::load_part(s, &b[whole..]), T::load_part(s, &c[whole..]));
         T::store_part(s, v, &mut y[whole..]);
         T::store_part(s, w, &mut z[whole..]);
     }
@@ -165,9 +164,27 @@ mod tests {
 
     fn apply(x: &[f32], y: &mut [f32], which: u32) {
         dispatch!(|s| match which {
-            0 => map1(s, x, y, #[inline(always)] |v| exp(s, v)),
-            1 => map1(s, x, y, #[inline(always)] |v| normal_distribution(s, v).0),
-            _ => map1(s, x, y, #[inline(always)] |v| tanh(s, v)),
+            0 => map1(
+                s,
+                x,
+                y,
+                #[inline(always)]
+                |v| exp(s, v)
+            ),
+            1 => map1(
+                s,
+                x,
+                y,
+                #[inline(always)]
+                |v| normal_distribution(s, v).0
+            ),
+            _ => map1(
+                s,
+                x,
+                y,
+                #[inline(always)]
+                |v| tanh(s, v)
+            ),
         });
     }
 

@@ -22,7 +22,7 @@ fn group_sizes(op: &str, len: usize, stats: usize, c: usize, groups: usize) -> (
     assert!(groups > 0 && c.is_multiple_of(groups), "{op}: {c} channels do not divide into {groups} groups");
     assert!(stats.is_multiple_of(groups), "{op}: mean has {stats} elements, not a multiple of {groups} groups");
     let batch = stats / groups;
-    let pixels = if batch * c == 0 { 0 } else { len / (batch * c) };
+    let pixels = len.checked_div(batch * c).unwrap_or(0);
     assert!(len == batch * pixels * c, "{op}: x has {len} elements, not {batch} x pixels x {c}");
     (batch, pixels)
 }
@@ -262,9 +262,8 @@ pub fn group_norm_backward<T: Element>(
                 let count = (width * pixels) as f64;
                 for g in 0..groups {
                     let members = g * width..(g + 1) * width;
-                    let average = |of: &[f32]| {
-                        members.clone().map(|i| gamma[i] as f64 * of[i] as f64).sum::<f64>() / count
-                    };
+                    let average =
+                        |of: &[f32]| members.clone().map(|i| gamma[i] as f64 * of[i] as f64).sum::<f64>() / count;
                     first[members.clone()].fill(average(sum) as f32);
                     second[members.clone()].fill(average(product) as f32);
                 }

@@ -39,15 +39,7 @@ impl Default for AdamW {
 /// # Panics
 ///
 /// If the slices differ in length or `step` is zero.
-pub fn adamw_step(
-    params: &AdamW,
-    step: u64,
-    grad_scale: f32,
-    p: &mut [f32],
-    g: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
-) {
+pub fn adamw_step(params: &AdamW, step: u64, grad_scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
     let lens = [p.len(), g.len(), m.len(), v.len()];
     assert!(lens.iter().all(|&len| len == lens[0]), "adamw_step: p, g, m, v have {lens:?} elements");
     assert!(step > 0, "adamw_step: steps count from 1");
@@ -133,7 +125,6 @@ pub fn sum_of_squares(g: &[f32]) -> f64 {
             *sum = dispatch!(|s| squares(s, run)) as f64;
         }
     });
-    drop(shared);
     sums.iter().sum()
 }
 

@@ -209,7 +209,7 @@ pub fn sum_row_groups<T: Element>(x: &[T], sum: &mut [f32], groups: usize, rows:
 fn loss_sizes(op: &str, a: usize, b: usize, weights: Option<&[f32]>, rows: usize) -> usize {
     assert!(a == b, "{op}: the prediction has {a} elements, the target {b}");
     assert!(weights.is_none_or(|w| w.len() == rows), "{op}: there are not {rows} weights");
-    let c = if rows == 0 { 0 } else { a / rows };
+    let c = a.checked_div(rows).unwrap_or(0);
     assert!(a == rows * c, "{op}: {a} elements do not divide into {rows} rows");
     c
 }
@@ -220,12 +220,7 @@ fn loss_sizes(op: &str, a: usize, b: usize, weights: Option<&[f32]>, rows: usize
 /// # Panics
 ///
 /// If lengths do not fit together.
-pub fn mse_loss<T: Element>(
-    prediction: &[T],
-    target: &[T],
-    weight_per_row: Option<&[f32]>,
-    rows: usize,
-) -> f32 {
+pub fn mse_loss<T: Element>(prediction: &[T], target: &[T], weight_per_row: Option<&[f32]>, rows: usize) -> f32 {
     let c = loss_sizes("mse_loss", prediction.len(), target.len(), weight_per_row, rows);
     if rows * c == 0 {
         return 0.0;
@@ -306,7 +301,7 @@ pub fn mix_rows<T: Element>(x: &[T], noise: &[T], signal: &[f32], noise_scale: &
     let rows = signal.len();
     assert!(noise_scale.len() == rows, "mix_rows: {rows} factors and {} factors", noise_scale.len());
     assert!(x.len() == y.len() && noise.len() == y.len(), "mix_rows: x, noise and y differ in length");
-    let c = if rows == 0 { 0 } else { y.len() / rows };
+    let c = y.len().checked_div(rows).unwrap_or(0);
     assert!(y.len() == rows * c, "mix_rows: {} elements do not divide into {rows} rows", y.len());
     if c == 0 {
         return;

@@ -9,7 +9,7 @@ use crate::math::{load_up_to, store_up_to};
 use crate::scratch::with_scratch;
 use crate::simd::{Simd, dispatch};
 use crate::threads::{SharedMut, for_chunks, parallel_for};
-use crate::tile::{KC, MOST_ROWS, MicroKernel, ROW_STRIDE};
+use crate::tile::{KC, MicroKernel, ROW_STRIDE};
 
 /// A matrix that can be read by pieces of rows.
 pub trait Source: Sync {
@@ -164,87 +164,96 @@ pub fn pack_b<S: MicroKernel, X: Source>(
     let panels = n.div_ceil(S::WIDTH);
     let width = |j: usize| if n - j * S::WIDTH <= S::LANES { S::LANES } else { S::WIDTH };
     if b.k_rows && X::DIRECT {
-        for j in 0..panels {
-            let w = width(j);
-            let used = w.min(n - j * S::WIDTH);
-            let panel = &mut to[j * S::WIDTH * k..][..w * k];
-            for (p, line) in panel.chunks_exact_mut(w).enumerate() {
+        // Line by line, because lines may be pages apart.
+        for p in 0..k {
+            for j in 0..panels {
+                let w = width(j);
+                let used = w.min(n - j * S::WIDTH);
+                let line = &mut to[j * S::WIDTH * k + p * w..][..w];
                 b.source.fill(s, k0 + p, n0 + j * S::WIDTH, &mut line[..used]);
                 line[used..].fill(0.0);
             }
         }
     } else if b.k_rows {
-        with_scratch(packed_columns::<S>(n), #[inline(always)] |line| {
-            line[n..].fill(0.0);
-            for p in 0..k {
-                b.source.fill(s, k0 + p, n0, &mut line[..n]);
-                for j in 0..panels {
-                    let w = width(j);
-                    let from = &line[j * S::WIDTH..][..w];
-                    copy(s, from, &mut to[j * S::WIDTH * k + p * w..][..w]);
-                }
-            }
-        });
-    } else {
-        let stride = k.next_multiple_of(S::LANES) + S::LANES;
-        with_scratch(S::LANES * stride + S::LANES * S::LANES, #[inline(always)] |memory| {
-            let (lines, block) = memory.split_at_mut(S::LANES * stride);
-            for j in (0..n).step_by(S::LANES) {
-                let used = S::LANES.min(n - j);
-                for i in 0..S::LANES {
-                    let line = &mut lines[i * stride..][..stride];
-                    if i < used {
-                        b.source.fill(s, n0 + j + i, k0, &mut line[..k]);
-                    } else {
-                        line.fill(0.0);
+        with_scratch(
+            packed_columns::<S>(n),
+            #[inline(always)]
+            |line| {
+                line[n..].fill(0.0);
+                for p in 0..k {
+                    b.source.fill(s, k0 + p, n0, &mut line[..n]);
+                    for j in 0..panels {
+                        let w = width(j);
+                        let from = &line[j * S::WIDTH..][..w];
+                        copy(s, from, &mut to[j * S::WIDTH * k + p * w..][..w]);
                     }
                 }
-                let panel = j / S::WIDTH;
-                let w = width(panel);
-                let to = &mut to[panel * S::WIDTH * k..][..w * k];
-                let offset = j - panel * S::WIDTH;
-                for p in (0..k).step_by(S::LANES) {
-                    if p + S::LANES <= k {
-                        s.transpose(&lines[p..], stride, &mut to[p * w + offset..], w);
-                    } else {
-                        s.transpose(&lines[p..], stride, block, S::LANES);
-                        for q in p..k {
-                            copy(s, &block[(q - p) * S::LANES..][..S::LANES], &mut to[q * w + offset..][..S::LANES]);
+            },
+        );
+    } else {
+        let stride = k.next_multiple_of(S::LANES) + S::LANES;
+        with_scratch(
+            S::LANES * stride + S::LANES * S::LANES,
+            #[inline(always)]
+            |memory| {
+                let (lines, block) = memory.split_at_mut(S::LANES * stride);
+                for j in (0..n).step_by(S::LANES) {
+                    let used = S::LANES.min(n - j);
+                    for i in 0..S::LANES {
+                        let line = &mut lines[i * stride..][..stride];
+                        if i < used {
+                            b.source.fill(s, n0 + j + i, k0, &mut line[..k]);
+                        } else {
+                            line.fill(0.0);
+                        }
+                    }
+                    let panel = j / S::WIDTH;
+                    let w = width(panel);
+                    let to = &mut to[panel * S::WIDTH * k..][..w * k];
+                    let offset = j - panel * S::WIDTH;
+                    for p in (0..k).step_by(S::LANES) {
+                        if p + S::LANES <= k {
+                            s.transpose(&lines[p..], stride, &mut to[p * w + offset..], w);
+                        } else {
+                            s.transpose(&lines[p..], stride, block, S::LANES);
+                            for q in p..k {
+                                copy(
+                                    s,
+                                    &block[(q - p) * S::LANES..][..S::LANES],
+                                    &mut to[q * w + offset..][..S::LANES],
+                                );
+                            }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 }
 
-/// Floats of a packed piece of A.
-fn packed_rows<S: MicroKernel>(m: usize, k: usize, k_rows: bool) -> usize {
-    if k_rows { m.next_multiple_of(S::ROWS) * k } else { m * ROW_STRIDE }
+/// Distance between lines of a packed k-major piece of A: an odd number of cache lines, so that the lines fall on
+/// different sets of the cache.
+fn line_stride(m: usize) -> usize {
+    (m.div_ceil(16) | 1) * 16
 }
 
-/// Packs rows `m0..m0 + m` of A, inner `k0..k0 + k`: row-major with [`ROW_STRIDE`], or panels of a tile's rows, each
-/// `[k, rows]`, if the source is k-major. Rows after the last are left as they are; no tile reads them.
+/// Floats of a packed piece of A.
+fn packed_rows(m: usize, k: usize, k_rows: bool) -> usize {
+    if k_rows { line_stride(m) * k } else { m * ROW_STRIDE }
+}
+
+/// Packs rows `m0..m0 + m` of A, inner `k0..k0 + k`: row-major with [`ROW_STRIDE`], or k-major with
+/// [`line_stride`], as the source is. What is between the rows or lines is left as it was; no tile reads it.
 #[inline(always)]
-fn pack_a<S: MicroKernel, X: Source>(
-    s: S,
-    a: &Operand<X>,
-    (k0, k): (usize, usize),
-    (m0, m): (usize, usize),
-    to: &mut [f32],
-) {
+fn pack_a<S: Simd, X: Source>(s: S, a: &Operand<X>, (k0, k): (usize, usize), (m0, m): (usize, usize), to: &mut [f32]) {
     if !a.k_rows {
         for i in 0..m {
             a.source.fill(s, m0 + i, k0, &mut to[i * ROW_STRIDE..][..k]);
         }
         return;
     }
-    for i in (0..m).step_by(S::ROWS) {
-        let used = S::ROWS.min(m - i);
-        let panel = &mut to[i * k..][..S::ROWS * k];
-        for (p, line) in panel.chunks_exact_mut(S::ROWS).enumerate() {
-            a.source.fill(s, k0 + p, m0 + i, &mut line[..used]);
-        }
+    for p in 0..k {
+        a.source.fill(s, k0 + p, m0, &mut to[p * line_stride(m)..][..m]);
     }
 }
 
@@ -284,7 +293,6 @@ pub fn product<A: Source, B: Source, T: Element>(
                     pack_b(s, b, (k0, kc), (n0, nc), to);
                 });
             });
-            drop(shared);
             Run { packed: Some((packed, line)), ..run }.all();
         });
     } else {
@@ -339,7 +347,6 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                 let k1 = (k0 + share).min(self.k);
                 dispatch!(|s| self.task(s, mr, nr, (k0, k1), Some((&shared, task % shares * size))));
             });
-            drop(shared);
             let (first, others) = partial.split_at_mut(size);
             let others = &*others;
             const CHUNK: usize = 4096;
@@ -377,61 +384,66 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
         let tiles = m.div_ceil(S::ROWS);
         let tile_size = S::ROWS * S::WIDTH;
         let sums = if pieces == 1 { tile_size } else { tiles * panels * tile_size };
-        let a_size = packed_rows::<S>(m, depth, self.a.k_rows).next_multiple_of(16);
+        let a_size = packed_rows(m, depth, self.a.k_rows).next_multiple_of(16);
         let b_size = if self.packed.is_some() { 0 } else { depth * packed_columns::<S>(n) };
         let b_size = b_size.next_multiple_of(16);
-        with_scratch(a_size + b_size + sums, #[inline(always)] |memory| {
-            let (packed_a, memory) = memory.split_at_mut(a_size);
-            let (packed_b, sums) = memory.split_at_mut(b_size);
-            for q in 0..pieces {
-                let begin = k0 + q * piece;
-                let depth = piece.min(k1 - begin);
-                let last = q + 1 == pieces;
-                let b: &[f32] = match self.packed {
-                    Some((all, line)) => &all[line * begin + n0 * depth..][..depth * packed_columns::<S>(n)],
-                    None => {
-                        pack_b(s, self.b, (begin, depth), (n0, n), packed_b);
-                        packed_b
-                    }
-                };
-                pack_a(s, self.a, (begin, depth), (m0, m), packed_a);
-                for j in 0..panels {
-                    let used = S::WIDTH.min(n - j * S::WIDTH);
-                    let vectors = used.div_ceil(S::LANES);
-                    let b = &b[j * S::WIDTH * depth..][..vectors * S::LANES * depth];
-                    for i in 0..tiles {
-                        let rows = S::ROWS.min(m - i * S::ROWS);
-                        let at = if pieces == 1 { 0 } else { (j * tiles + i) * tile_size };
-                        let sum = &mut sums[at..at + tile_size];
-                        let a = if self.a.k_rows {
-                            &packed_a[i * S::ROWS * depth..][..S::ROWS * depth]
-                        } else {
-                            &packed_a[i * S::ROWS * ROW_STRIDE..][..rows * ROW_STRIDE]
-                        };
-                        let run = s.tile(rows, vectors, self.a.k_rows);
-                        // SAFETY: `s` proves the instruction set. A: rows * ROW_STRIDE or ROWS * depth floats, B:
-                        // width * depth, C: rows of WIDTH, as sliced above.
-                        unsafe {
-                            run(depth, a.as_ptr(), S::ROWS, b.as_ptr(), sum.as_mut_ptr(), S::WIDTH, q > 0);
+        with_scratch(
+            a_size + b_size + sums,
+            #[inline(always)]
+            |memory| {
+                let (packed_a, memory) = memory.split_at_mut(a_size);
+                let (packed_b, sums) = memory.split_at_mut(b_size);
+                for q in 0..pieces {
+                    let begin = k0 + q * piece;
+                    let depth = piece.min(k1 - begin);
+                    let last = q + 1 == pieces;
+                    let b: &[f32] = match self.packed {
+                        Some((all, line)) => &all[line * begin + n0 * depth..][..depth * packed_columns::<S>(n)],
+                        None => {
+                            pack_b(s, self.b, (begin, depth), (n0, n), packed_b);
+                            packed_b
                         }
-                        if last {
-                            for r in 0..rows {
-                                let sum = &sum[r * S::WIDTH..][..used];
-                                let (row, column) = (m0 + i * S::ROWS + r, n0 + j * S::WIDTH);
-                                match partial {
-                                    Some((partial, start)) => {
-                                        let begin = start + row * self.n + column;
-                                        // SAFETY: tasks write different blocks of C or different partial sums.
-                                        copy(s, sum, unsafe { partial.range(begin..begin + used) });
+                    };
+                    pack_a(s, self.a, (begin, depth), (m0, m), packed_a);
+                    for j in 0..panels {
+                        let used = S::WIDTH.min(n - j * S::WIDTH);
+                        let vectors = used.div_ceil(S::LANES);
+                        let b = &b[j * S::WIDTH * depth..][..vectors * S::LANES * depth];
+                        for i in 0..tiles {
+                            let rows = S::ROWS.min(m - i * S::ROWS);
+                            let at = if pieces == 1 { 0 } else { (j * tiles + i) * tile_size };
+                            let sum = &mut sums[at..at + tile_size];
+                            let a = if self.a.k_rows {
+                                let length = if depth == 0 { 0 } else { (depth - 1) * line_stride(m) + rows };
+                                &packed_a[(i * S::ROWS).min(packed_a.len())..][..length]
+                            } else {
+                                &packed_a[i * S::ROWS * ROW_STRIDE..][..rows * ROW_STRIDE]
+                            };
+                            let run = s.tile(rows, vectors, self.a.k_rows);
+                            // SAFETY: `s` proves the instruction set. A: rows * ROW_STRIDE floats, or `depth` lines, B:
+                            // width * depth, C: rows of WIDTH, as sliced above.
+                            unsafe {
+                                run(depth, a.as_ptr(), line_stride(m), b.as_ptr(), sum.as_mut_ptr(), S::WIDTH, q > 0);
+                            }
+                            if last {
+                                for r in 0..rows {
+                                    let sum = &sum[r * S::WIDTH..][..used];
+                                    let (row, column) = (m0 + i * S::ROWS + r, n0 + j * S::WIDTH);
+                                    match partial {
+                                        Some((partial, start)) => {
+                                            let begin = start + row * self.n + column;
+                                            // SAFETY: tasks write different blocks of C or different partial sums.
+                                            copy(s, sum, unsafe { partial.range(begin..begin + used) });
+                                        }
+                                        None => self.finish(s, row, column, sum),
                                     }
-                                    None => self.finish(s, row, column, sum),
                                 }
                             }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// Stores a piece of a row of C through the epilogue. Each element is passed to this function once.
@@ -474,5 +486,3 @@ pub fn add_to<S: Simd>(s: S, other: &[f32], sum: &mut [f32]) {
         store_up_to(s, v, &mut sum[i..j]);
     }
 }
-
-const _: () = assert!(MOST_ROWS >= 14);

@@ -120,13 +120,7 @@ pub fn attention(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -> (Ve
 }
 
 /// dq, dk, dv.
-pub fn attention_backward(
-    shape: &AttentionShape,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    dout: &[f32],
-) -> [Vec<f64>; 3] {
+pub fn attention_backward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], dout: &[f32]) -> [Vec<f64>; 3] {
     let (p, _) = probabilities(shape, q, k);
     let (tk, d, scale) = (shape.key_tokens, shape.head_dim, shape.scale as f64);
     let mut dp = vec![0.0; p.len()];

@@ -131,8 +131,7 @@ fn linear_case<T: Element>((m, n, k): (usize, usize, usize)) {
     linear_forward(&tx, &w, None, None, &mut y, m, k, n);
     near(&what, &y, &product, k);
     linear_forward(&tx, &w, Some(&bias), Some(&tr), &mut y, m, k, n);
-    let full: Vec<f64> =
-        (0..m * n).map(|i| product[i] + bias[i % n] as f64 + residual[i] as f64).collect();
+    let full: Vec<f64> = (0..m * n).map(|i| product[i] + bias[i % n] as f64 + residual[i] as f64).collect();
     near(&what, &y, &full, k);
     linear_backward_input(&tdy, &w, &mut dx, m, k, n);
     near(&what, &dx, &reference::matmul((m, k, n), |i, p| dy[i * n + p], |p, j| w[p * k + j]), n);
@@ -286,9 +285,7 @@ fn norm_case<T: Element>(batch: usize, pixels: usize, c: usize, groups: usize, s
         near(&what, &y, &forward[0], terms);
         near(&what, &mean, &forward[1], terms);
         near(&what, &rstd, &forward[2], terms);
-        group_norm_backward(
-            &tx, &tdy, &gamma, &beta, &mean, &rstd, groups, silu, &mut dx, &mut dgamma, &mut dbeta,
-        );
+        group_norm_backward(&tx, &tdy, &gamma, &beta, &mean, &rstd, groups, silu, &mut dx, &mut dgamma, &mut dbeta);
         near(&format!("{what} dx"), &dx, &backward[0], terms);
         near(&format!("{what} dgamma"), &dgamma, &backward[1], terms * batch.max(1));
         near(&format!("{what} dbeta"), &dbeta, &backward[2], terms * batch.max(1));
@@ -333,8 +330,7 @@ fn activation_case<T: Element>(len: usize) {
         activation_forward(kind, &tx, &mut y);
         near(&what, &y, &x.iter().map(|&x| f(x as f64)).collect::<Vec<_>>(), 1);
         activation_backward(kind, &tx, &tdy, &mut dx);
-        let exact: Vec<f64> =
-            x.iter().zip(&dy).map(|(&x, &dy)| dy as f64 * reference::slope(f, x as f64)).collect();
+        let exact: Vec<f64> = x.iter().zip(&dy).map(|(&x, &dy)| dy as f64 * reference::slope(f, x as f64)).collect();
         near(&what, &dx, &exact, 1);
     }
 }
@@ -516,8 +512,11 @@ fn fingerprint<T: Element>() -> Vec<u32> {
         stride: 2,
         padding: [1; 4],
     };
-    let (x, w, dy) =
-        (stored::<T>(&values(shape.input_len(), 1)), values(shape.weight_len(), 2), stored::<T>(&values(shape.output_len(), 3)));
+    let (x, w, dy) = (
+        stored::<T>(&values(shape.input_len(), 1)),
+        values(shape.weight_len(), 2),
+        stored::<T>(&values(shape.output_len(), 3)),
+    );
     let (mut y, mut dx, mut dw, mut db) = (zeros::<T>(dy.len()), zeros::<T>(x.len()), zeros(w.len()), zeros(40));
     conv2d_forward(&shape, &x, &w, None, None, None, &mut y);
     conv2d_backward_input(&shape, &dy, &w, &mut dx);

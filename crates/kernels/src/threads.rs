@@ -283,9 +283,8 @@ pub(crate) fn for_chunks2<A: Send, B: Send>(
     let (sa, sb) = (SharedMut::new(a.0), SharedMut::new(b.0));
     parallel_for(pieces, |i| {
         // SAFETY: pieces with different numbers do not overlap.
-        let (pa, pb) = unsafe {
-            (sa.range(i * a.1..((i + 1) * a.1).min(la)), sb.range(i * b.1..((i + 1) * b.1).min(lb)))
-        };
+        let (pa, pb) =
+            unsafe { (sa.range(i * a.1..((i + 1) * a.1).min(la)), sb.range(i * b.1..((i + 1) * b.1).min(lb))) };
         f(i, pa, pb);
     });
 }

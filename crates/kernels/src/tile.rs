@@ -1,8 +1,8 @@
 //! The innermost loop of every matrix product: a tile of C held in registers.
 
-use crate::simd::{Scalar, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2Fma, Avx512, with_avx2, with_avx512};
+use crate::simd::{Scalar, Simd};
 
 /// Longest piece of the inner dimension that is packed at once.
 pub const KC: usize = 256;
@@ -10,9 +10,6 @@ pub const KC: usize = 256;
 /// Distance between rows of a packed row-major panel of A; not a power of two, so that rows fall on different sets of
 /// the cache.
 pub const ROW_STRIDE: usize = KC + 16;
-
-/// Most rows of a tile, over all instruction sets.
-pub const MOST_ROWS: usize = 14;
 
 /// Computes one tile: `C[i, j] (+)= sum over p < k of A[i, p] B[p, j]`.
 ///

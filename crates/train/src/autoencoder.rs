@@ -20,19 +20,22 @@ pub struct Picture {
 #[derive(Debug)]
 pub struct AutoencoderObjective {
     recipe: AutoencoderRecipe,
-    side: usize,
     device: Device,
 }
 
 impl AutoencoderObjective {
-    /// For pictures of `side` pixels and tensors on `device`, without autodiff.
-    pub fn new(recipe: &AutoencoderRecipe, side: usize, device: &Device) -> Self {
-        Self { recipe: recipe.clone(), side, device: device.clone() }
+    /// For tensors on `device`, without autodiff.
+    pub fn new(recipe: &AutoencoderRecipe, device: &Device) -> Self {
+        Self { recipe: recipe.clone(), device: device.clone() }
+    }
+
+    fn side(&self) -> usize {
+        self.recipe.objective.resolution
     }
 
     /// `[height, width, channels]` of the latent.
     fn latent(&self) -> [usize; 3] {
-        let side = self.side / self.recipe.model.downscale();
+        let side = self.side() / self.recipe.model.downscale();
         [side, side, self.recipe.model.latent_channels]
     }
 }
@@ -42,7 +45,7 @@ impl Objective for AutoencoderObjective {
     type Item = Picture;
 
     fn decoder(&self) -> Decoder<Picture> {
-        let (side, seed) = (self.side, self.recipe.run.seed);
+        let (side, seed) = (self.side(), self.recipe.run.seed);
         let latent = self.latent().iter().product();
         Box::new(move |position, sample| -> Result<Picture, BoxError> {
             let mut noise = vec![0f32; latent];
@@ -54,7 +57,7 @@ impl Objective for AutoencoderObjective {
     fn loss(&self, model: &Autoencoder, batch: Batch<Picture>) -> Loss {
         let dtype = self.recipe.run.precision.dtype();
         let pixels = batch.items.iter().map(|item| item.pixels.as_slice());
-        let pictures: Tensor<4> = stack(pixels, &[self.side, self.side, 3], dtype, &self.device);
+        let pictures: Tensor<4> = stack(pixels, &[self.side(), self.side(), 3], dtype, &self.device);
         let noise = batch.items.iter().map(|item| item.noise.as_slice());
         let noise = stack(noise, &self.latent(), dtype, &self.device);
         let distribution = model.encode(pictures.clone());

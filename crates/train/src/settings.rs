@@ -272,6 +272,8 @@ pub enum Reconstruction {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AutoencoderObjective {
+    /// Side of the square pictures in pixels.
+    pub resolution: usize,
     /// Distance of picture and reconstruction.
     pub reconstruction: Reconstruction,
     /// Weight of the divergence (nats per latent element) from the standard normal.
@@ -362,6 +364,10 @@ impl AutoencoderRecipe {
     /// [`SettingError`] naming the key.
     pub fn validate(&self) -> Result<(), SettingError> {
         self.course().validate()?;
+        let (side, multiple) = (self.objective.resolution, self.model.downscale());
+        check(side > 0 && side.is_multiple_of(multiple), "objective.resolution", || {
+            format!("{side} is not a multiple of {multiple}, by which this model shrinks pictures")
+        })?;
         check(self.objective.kl_weight >= 0.0, "objective.kl_weight", || "is negative".to_owned())
     }
 }

@@ -1,0 +1,35 @@
+//! Puts every recipe of `recipes/` into the binary.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, found)?;
+        } else if path.extension().is_some_and(|e| e == "toml") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../../recipes").canonicalize()?;
+    println!("cargo::rerun-if-changed={}", root.display());
+    let mut paths = Vec::new();
+    collect(&root, &mut paths)?;
+    paths.sort();
+    let mut code = String::from("pub(crate) const RECIPES: &[(&str, &str)] = &[\n");
+    for path in paths {
+        let name = path.strip_prefix(&root)?.with_extension("");
+        let name = name.to_str().ok_or("a recipe's path is not UTF-8")?.replace('\\', "/");
+        println!("cargo::rerun-if-changed={}", path.display());
+        writeln!(code, "    ({name:?}, include_str!({path:?})),")?;
+    }
+    code.push_str("];\n");
+    fs::write(Path::new(&env::var("OUT_DIR")?).join("recipes.rs"), code)?;
+    Ok(())
+}

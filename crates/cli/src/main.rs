@@ -1,0 +1,166 @@
+//! The command line of Calotype: parse, call, print.
+
+mod commands;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+// Training allocates and frees the same large buffers at every step; mimalloc hands them back without asking the kernel.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Train, judge and run latent-diffusion text-to-image models.
+#[derive(Debug, Parser)]
+#[command(name = "calotype", version, arg_required_else_help = true)]
+struct Cli {
+    /// Threads of the CPU kernels; results do not depend on it [default: all cores].
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything, small, on embedded real pictures: train CLIP, autoencoder and UNet, draw, judge, report.
+    Quickstart(QuickstartArgs),
+    /// Train one model by a recipe; goes on where an earlier run in the same folder stopped.
+    Train(TrainArgs),
+    /// Draw prompts with the models of a quickstart run.
+    Generate(GenerateArgs),
+    /// Make, encode and check datasets.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// List the built-in recipes, or show one with everything it inherits.
+    Recipes(RecipesArgs),
+    /// Show what this machine and this build offer.
+    Doctor,
+}
+
+#[derive(Debug, Args)]
+struct QuickstartArgs {
+    /// Folder of everything that is made; a second start continues in it.
+    #[arg(long, default_value = "runs/quickstart", value_name = "DIR")]
+    out: PathBuf,
+    /// Seed of all stages.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How long to train: smoke (a minute, to see that it works), default, or long.
+    #[arg(long, default_value = "default", value_parser = ["smoke", "default", "long"])]
+    preset: String,
+    /// cpu, or a device that this build was made with.
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: String,
+    /// Overrides of the stages' recipes, e.g. diffusion.run.samples=10000.
+    #[arg(value_name = "STAGE.KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// A recipe file, or the name of a built-in recipe.
+    recipe: String,
+    /// Overrides, e.g. run.samples=10000.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Folder of logs, checkpoints and the trained model [default: runs/ and the recipe's name].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// cpu, or a device that this build was made with.
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: String,
+    /// Print the resolved recipe and stop.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+struct GenerateArgs {
+    /// What to draw, one picture for each.
+    #[arg(required = true, value_name = "PROMPT")]
+    prompts: Vec<String>,
+    /// Folder of a finished quickstart run.
+    #[arg(long, default_value = "runs/quickstart", value_name = "DIR")]
+    run: PathBuf,
+    /// Folder to write the pictures to.
+    #[arg(long, default_value = "runs/pictures", value_name = "DIR")]
+    out: PathBuf,
+    /// Seed of the initial noise.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Sampling steps [default: the run's].
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Guidance scale [default: the run's].
+    #[arg(long, value_name = "X")]
+    guidance: Option<f32>,
+    /// cpu, or a device that this build was made with.
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    /// Write the embedded captioned pictures as webdataset shards.
+    Emoji {
+        /// Folder to write.
+        out: PathBuf,
+        /// train (all but the held-out tenth) or held_out.
+        #[arg(long, default_value = "train", value_parser = ["train", "held_out"])]
+        split: String,
+        /// Side of the pictures in pixels.
+        #[arg(long, default_value_t = 64, value_name = "PIXELS")]
+        resolution: usize,
+        /// Use only this many drawings, evenly chosen.
+        #[arg(long, value_name = "N")]
+        drawings: Option<usize>,
+    },
+    /// Encode a dataset once by a precache recipe.
+    Precache {
+        /// A recipe file, or the name of a built-in recipe.
+        recipe: String,
+        /// Overrides, e.g. source=pictures.
+        #[arg(value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+        /// cpu, or a device that this build was made with.
+        #[arg(long, default_value = "cpu", value_name = "NAME")]
+        device: String,
+    },
+    /// Read all shards of a dataset and compare their checksums.
+    Check {
+        /// Folder of webdataset shards.
+        path: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RecipesArgs {
+    /// A recipe to show; all names if absent.
+    name: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CALOTYPE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,calotype=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let cli = Cli::parse();
+    if let Some(threads) = cli.threads {
+        calotype_kernels::set_threads(threads.max(1));
+    }
+    let result = match cli.command {
+        Command::Quickstart(args) => commands::quickstart(&args),
+        Command::Train(args) => commands::train(&args),
+        Command::Generate(args) => commands::generate(&args),
+        Command::Data(command) => commands::data(&command),
+        Command::Recipes(args) => commands::recipes(&args),
+        Command::Doctor => commands::doctor(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(commands::exit_code(&error))
+        }
+    }
+}

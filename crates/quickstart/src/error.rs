@@ -1,0 +1,82 @@
+use calotype_data::BoxError;
+use calotype_diffusion::ScheduleError;
+use calotype_metrics::MetricsError;
+use calotype_train::RecipeError;
+use calotype_train::artifacts::ArtifactError;
+use calotype_train::device::DeviceError;
+use calotype_train::stages::StageError;
+use calotype_train::trainer::TrainError;
+use std::path::{Path, PathBuf};
+
+/// Why the quickstart ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum QuickstartError {
+    /// A recipe or an override is wrong.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The device is not to be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A stage failed.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// Reading or writing a dataset failed.
+    #[error(transparent)]
+    Data(#[from] calotype_data::Error),
+    /// A model could not be loaded.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// Impossible sampling settings.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A figure could not be computed.
+    #[error("judging: {0}")]
+    Metrics(#[from] MetricsError),
+    /// A setting of the evaluation is impossible.
+    #[error("recipe key `{key}`: {problem}")]
+    Setting {
+        /// Dotted key.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: BoxError,
+    },
+    /// Stopped on request; everything done so far is kept.
+    #[error("{stage}: stopped after {samples} samples; run the same command again to go on")]
+    Interrupted {
+        /// The stage.
+        stage: &'static str,
+        /// Samples done in it.
+        samples: u64,
+    },
+}
+
+impl QuickstartError {
+    /// Whether the command or a recipe, not the work, is at fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Recipe(error) => error.is_usage(),
+            Self::Stage(error) => error.is_usage(),
+            Self::Device(_) | Self::Setting { .. } | Self::Schedule(_) => true,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn io<E: Into<BoxError>>(path: &Path) -> impl FnOnce(E) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source: source.into() }
+    }
+}
+
+impl From<TrainError> for QuickstartError {
+    fn from(error: TrainError) -> Self {
+        Self::Stage(error.into())
+    }
+}

@@ -1,0 +1,83 @@
+use crate::QuickstartError;
+use calotype_diffusion::GenerateOptions;
+use calotype_train::settings::Precision;
+use serde::{Deserialize, Serialize};
+
+/// The names of the stages' recipes: one preset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuickstartRecipe {
+    /// An [`EmojiRecipe`].
+    pub dataset: String,
+    /// A CLIP training recipe.
+    pub clip: String,
+    /// An autoencoder training recipe.
+    pub autoencoder: String,
+    /// A precache recipe.
+    pub precache: String,
+    /// A diffusion training recipe.
+    pub diffusion: String,
+    /// An [`EvaluationRecipe`].
+    pub evaluation: String,
+}
+
+/// The embedded pictures on coloured backgrounds, as a dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmojiRecipe {
+    /// Side of the pictures in pixels.
+    pub resolution: usize,
+    /// Samples of one shard.
+    pub shard_samples: usize,
+    /// Drawings to use, evenly chosen; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drawings: Option<usize>,
+}
+
+/// What is drawn and how it is judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationRecipe {
+    /// Seed of initial noise and of the captions to choose from.
+    pub seed: u64,
+    /// Held-out combinations that are drawn, evenly chosen.
+    pub pictures: usize,
+    /// Captions to choose from in caption retrieval, the right one included.
+    pub candidates: usize,
+    /// Pictures drawn at a time.
+    pub batch_size: usize,
+    /// Pictures in the grid of held-out combinations.
+    pub grid: usize,
+    /// Precision of the UNet's and the decoder's activations.
+    #[serde(default)]
+    pub precision: Precision,
+    /// How pictures are drawn.
+    pub sampler: GenerateOptions,
+    /// Prompts of the second grid.
+    pub prompts: Vec<String>,
+}
+
+impl EvaluationRecipe {
+    /// Checks what the types cannot; `held_out` and `drawings` are what the dataset offers.
+    pub(crate) fn validate(&self, held_out: usize, drawings: usize) -> Result<(), QuickstartError> {
+        let check = |ok: bool, key, problem: String| {
+            if ok { Ok(()) } else { Err(QuickstartError::Setting { key, problem }) }
+        };
+        check(
+            (2..=held_out).contains(&self.pictures),
+            "pictures",
+            format!("{} is not in 2..={held_out}, the number of held-out combinations", self.pictures),
+        )?;
+        check(
+            (2..=drawings).contains(&self.candidates),
+            "candidates",
+            format!("{} is not in 2..={drawings}, the number of drawings", self.candidates),
+        )?;
+        check(self.batch_size > 0, "batch_size", "must be at least 1".to_owned())?;
+        check(
+            (1..=self.pictures).contains(&self.grid),
+            "grid",
+            format!("{} is not in 1..={}, the number of pictures drawn", self.grid, self.pictures),
+        )
+    }
+}

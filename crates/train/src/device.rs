@@ -1,0 +1,70 @@
+//! Devices by name.
+
+use burn::tensor::Device;
+
+/// A device that this build does not have.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("device `{name}`: {problem}; this build has {available}")]
+pub struct DeviceError {
+    /// What was asked for.
+    pub name: String,
+    /// Why it is not to be had.
+    pub problem: &'static str,
+    /// The devices of this build.
+    pub available: String,
+}
+
+const KNOWN: [&str; 6] = ["cpu", "cuda", "rocm", "metal", "vulkan", "wgpu"];
+
+/// Names of the devices that this build has.
+pub fn available() -> Vec<&'static str> {
+    KNOWN.into_iter().filter(|name| open(name).is_some()).collect()
+}
+
+#[allow(unreachable_patterns, reason = "devices stand and fall with features")]
+fn open(name: &str) -> Option<fn() -> Device> {
+    match name {
+        "cpu" => Some(Device::flex),
+        #[cfg(feature = "cuda")]
+        "cuda" => Some(|| Device::cuda(0)),
+        #[cfg(feature = "rocm")]
+        "rocm" => Some(|| Device::rocm(0)),
+        #[cfg(feature = "metal")]
+        "metal" => Some(|| Device::metal(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Some(|| Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(|| Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        _ => None,
+    }
+}
+
+/// Opens a device by name: `cpu`, or one that this build was made with (`cuda`, `rocm`, `metal`, `vulkan`, `wgpu`).
+///
+/// # Errors
+/// [`DeviceError`] that lists what this build has; there is no silent fallback.
+pub fn device(name: &str) -> Result<Device, DeviceError> {
+    match open(name) {
+        Some(open) => Ok(open()),
+        None => {
+            let problem = if KNOWN.contains(&name) {
+                "needs a build with the feature of that name (cargo build --release --features NAME)"
+            } else {
+                "is not a device"
+            };
+            Err(DeviceError { name: name.to_owned(), problem, available: available().join(", ") })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_devices_are_refused_by_name() {
+        assert!(device("cpu").is_ok());
+        let error = device("tpu").unwrap_err().to_string();
+        assert!(error.contains("`tpu`") && error.contains("cpu"), "{error}");
+    }
+}
