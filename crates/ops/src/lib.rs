@@ -83,10 +83,15 @@ thread_local! {
 ///
 /// For tests and for judging a device: the portable body is the specification of the operation.
 pub fn force_portable<R>(body: impl FnOnce() -> R) -> R {
-    let before = FORCE_PORTABLE.replace(true);
-    let result = body();
-    FORCE_PORTABLE.set(before);
-    result
+    /// Puts the flag back even when the body panics: a test may go on after a caught panic.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCE_PORTABLE.set(self.0);
+        }
+    }
+    let _restore = Restore(FORCE_PORTABLE.replace(true));
+    body()
 }
 
 /// Whether tensors of `device` go through the CPU kernels.

@@ -1,6 +1,6 @@
 //! Optimizer steps on parameter tensors, in place where the storage is not shared.
 
-use crate::element::Dense;
+use crate::element::{Dense, tensor};
 use crate::uses_kernels;
 use burn::backend::flex::{Flex, FlexTensor};
 use burn::backend::tensor::FloatTensor;
@@ -28,11 +28,14 @@ pub trait OptimizerOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// The tensor with its elements as one contiguous slice from the start, as in-place steps need.
-fn contiguous(t: FlexTensor) -> FlexTensor {
+/// The tensor with its elements as the whole of its storage, as in-place steps need: a copy where it is a view of more.
+fn whole(t: FlexTensor) -> FlexTensor {
     match t.layout().contiguous_offsets() {
-        Some((0, _)) => t,
-        _ => t.to_contiguous(),
+        Some((0, end)) if t.storage::<f32>().len() == end => t,
+        _ => {
+            let t = Dense::new(t);
+            tensor(t.slice::<f32>().to_vec(), t.shape())
+        }
     }
 }
 
@@ -46,7 +49,7 @@ impl OptimizerOps for Flex {
         step: u64,
         gradient_scale: f32,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        let [mut p, mut m, mut v] = [parameter, first_moment, second_moment].map(contiguous);
+        let [mut p, mut m, mut v] = [parameter, first_moment, second_moment].map(whole);
         let g = Dense::new(gradient);
         kernels::adamw_step(
             &hyper,
@@ -65,7 +68,7 @@ impl OptimizerOps for Flex {
         parameter: FlexTensor,
         decay: f32,
     ) -> FlexTensor {
-        let mut average = contiguous(average);
+        let mut average = whole(average);
         kernels::ema_step(
             average.storage_mut::<f32>(),
             Dense::new(parameter).slice::<f32>(),
@@ -126,7 +129,7 @@ pub fn ema_step<const D: usize>(
 /// The sum of the squares of all elements, in `f64` and in a fixed order on the CPU.
 pub fn sum_of_squares<const D: usize>(tensor: &Tensor<D>) -> f64 {
     if uses_kernels(&tensor.device())
-        && let Ok(primitive) = tensor.clone().try_into_primitive::<Flex>()
+        && let Ok(primitive) = tensor.clone().without_autodiff().try_into_primitive::<Flex>()
     {
         return kernels::sum_of_squares(Dense::new(primitive).slice::<f32>());
     }

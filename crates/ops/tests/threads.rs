@@ -6,7 +6,9 @@ mod common;
 use burn::tensor::DType;
 use calotype_kernels::{AdamW, set_threads};
 use calotype_ops::{adamw_step, ema_step, sum_of_squares};
-use common::{Body, Report, Setting, cases, dtypes, equal_bits, evaluate, from_vec, not_run, same_bits, subject, to_vec};
+use common::{
+    Body, Report, Setting, cases, dtypes, equal_bits, evaluate, from_vec, not_run, same_bits, subject, to_vec,
+};
 
 /// Evaluates with 1, 2 and 3 threads and compares with the first.
 fn for_every_number<R>(run: impl Fn() -> R, same: impl Fn(&R, &R) -> Result<(), String>) -> Result<f32, String> {

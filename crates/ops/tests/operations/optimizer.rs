@@ -1,11 +1,9 @@
 //! Optimizer steps against the portable ones and against f64, and what they may do to storage.
 
-mod common;
-
+use crate::common::{Body, Report, excess, from_vec, oracle, subject, to_vec};
 use burn::tensor::{DType, Device, Tensor};
 use calotype_kernels::{Purpose, Stream};
 use calotype_ops::{AdamW, adamw_step, ema_step, sum_of_squares};
-use common::{Body, Report, excess, from_vec, oracle, subject, to_vec};
 
 const STEPS: u64 = 10;
 
@@ -122,8 +120,9 @@ fn ema_over_ten_steps() {
 #[test]
 fn sums_of_squares() {
     let mut report = Report::default();
-    let mut close = |name: String, got: f64, want: f64| {
-        let tolerance = if subject() == Body::Wgpu { 1e-3 } else { 1e-6 };
+    let mut close = |name: String, body: Body, got: f64, want: f64| {
+        // Burn's sum on Flex carries the rounding of long runs in f32; the kernels add runs of 1,024 in f64.
+        let tolerance = if body == Body::Kernels { 1e-6 } else { 1e-4 };
         let used = (got - want).abs() / (tolerance * want).max(f64::MIN_POSITIVE);
         report.check(&name, || if used <= 1.0 { Ok(used as f32) } else { Err(format!("{got} instead of {want}")) });
     };
@@ -133,8 +132,8 @@ fn sums_of_squares() {
         for body in [subject(), oracle()] {
             let tensor = |device: &Device| from_vec(&values, DType::F32, device);
             let (plain, tracked) = (tensor(&body.device()), tensor(&body.device().autodiff()).require_grad());
-            close(format!("{n} elements, {body:?}"), body.run(|| sum_of_squares(&plain)), exact);
-            close(format!("{n} elements, {body:?}, autodiff"), body.run(|| sum_of_squares(&tracked)), exact);
+            close(format!("{n} elements, {body:?}"), body, body.run(|| sum_of_squares(&plain)), exact);
+            close(format!("{n} elements, {body:?}, autodiff"), body, body.run(|| sum_of_squares(&tracked)), exact);
         }
     }
     // A view sees its own elements and no others.
@@ -142,7 +141,7 @@ fn sums_of_squares() {
     let views = [t.clone().narrow(0, 1, 2), t.clone().narrow(0, 0, 2), t.clone().narrow(1, 2, 3), t.transpose()];
     for (i, view) in views.into_iter().enumerate() {
         let exact = to_vec(view.clone()).into_iter().map(|value| f64::from(value).powi(2)).sum();
-        close(format!("view {i}"), sum_of_squares(&view), exact);
+        close(format!("view {i}"), subject(), sum_of_squares(&view), exact);
     }
     report.finish();
 }
@@ -151,8 +150,7 @@ fn sums_of_squares() {
 #[test]
 fn steps_leave_other_handles_alone() {
     let device = subject().device();
-    let tensors: Vec<Tensor<1>> =
-        (0..4).map(|i| from_vec(&normals(77, i), DType::F32, &device).abs()).collect();
+    let tensors: Vec<Tensor<1>> = (0..4).map(|i| from_vec(&normals(77, i), DType::F32, &device).abs()).collect();
     let before: Vec<Vec<f32>> = tensors.iter().cloned().map(to_vec).collect();
     let [p, g, m, v] = [0, 1, 2, 3].map(|i| tensors[i].clone());
     let (p, m, v) = adamw_step(p, g, (m, v), &AdamW::default(), 1, 0.5);

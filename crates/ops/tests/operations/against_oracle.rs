@@ -1,9 +1,7 @@
 //! Every operation, forward and every gradient, against the other body.
 
-mod common;
-
+use crate::common::{Body, Placement, Report, Setting, cases, compare, dtypes, evaluate, oracle, subject};
 use calotype_ops::{force_portable, uses_kernels};
-use common::{Body, Placement, Report, Setting, cases, compare, dtypes, evaluate, oracle, subject};
 
 #[test]
 fn outputs_and_gradients() {
@@ -11,7 +9,9 @@ fn outputs_and_gradients() {
     for dtype in dtypes() {
         for case in cases() {
             let data = case.data(dtype);
-            for placement in [Placement::Dense, Placement::Permuted, Placement::Offset, Placement::Summed] {
+            let placements = [Placement::Dense, Placement::Summed, Placement::Permuted, Placement::Offset];
+            // Burn cannot permute or narrow empty tensors on Flex.
+            for &placement in &placements[..if case.is_empty() { 2 } else { 4 }] {
                 report.check(&format!("{} {dtype:?} {placement:?}", case.name), || {
                     let outcome =
                         |body| evaluate(&case, &data, &Setting { placement, ..Setting::new(&case, body, dtype) });
@@ -26,7 +26,8 @@ fn outputs_and_gradients() {
 /// The other tests would be void if both sides took the same body.
 #[test]
 fn bodies_differ() {
-    let kernels = |body: Body| body.run(|| [body.device(), body.device().autodiff()].map(|device| uses_kernels(&device)));
+    let kernels =
+        |body: Body| body.run(|| [body.device(), body.device().autodiff()].map(|device| uses_kernels(&device)));
     assert_eq!(kernels(Body::Kernels), [true; 2]);
     assert_eq!(kernels(Body::Portable), [false; 2]);
     if subject() == Body::Wgpu {

@@ -1,9 +1,9 @@
 //! What autodiff may and may not change: outputs never, gradients only of inputs that ask for one.
 
-mod common;
-
+use crate::common::{
+    Body, Case, Outcome, Report, Setting, Tracking, cases, dtypes, evaluate, excess, same_bits, subject,
+};
 use burn::tensor::DType;
-use common::{Body, Case, Outcome, Report, Setting, Tracking, cases, dtypes, evaluate, excess, same_bits, subject};
 
 /// The same numbers: to the last bit, but on wgpu, where a matrix product may be tuned differently from call to call.
 fn same(got: &Outcome, want: &Outcome) -> Result<f32, String> {
