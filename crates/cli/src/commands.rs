@@ -1,5 +1,5 @@
 use crate::{DataCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use calotype_data::emoji::{self, Split};
 use calotype_data::{Control, Dataset, ShardLimits};
 use calotype_quickstart::{EvaluationRecipe, Generator, GeneratorFolders, Options, QuickstartError, run};
@@ -23,6 +23,22 @@ struct Stopped {
     samples: u64,
 }
 
+/// A recipe of another kind than was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} is not a training recipe: it has no key `kind` (clip, autoencoder or diffusion)")]
+struct NotTraining {
+    name: String,
+}
+
+/// An error and its causes in one line, without those that a message before them has told already.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        _ if told.contains(&cause) => told,
+        _ => format!("{told}: {cause}"),
+    })
+}
+
 /// 2 for bad usage or configuration, 130 for a stop on request, 1 for failed work.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.is::<Stopped>()
@@ -31,7 +47,8 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
         || error.downcast_ref::<QuickstartError>().is_some_and(QuickstartError::is_usage)
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
-        || error.is::<DeviceError>();
+        || error.is::<DeviceError>()
+        || error.is::<NotTraining>();
     match (interrupted, usage) {
         (true, _) => 130,
         (_, true) => 2,
@@ -108,7 +125,7 @@ impl AnyRecipe {
             Some(Ok(Kind::Diffusion)) => Ok(Self::Diffusion(loader.load(name, overrides)?)),
             // The typed loader explains what a wrong `kind` should be.
             Some(Err(_)) => Ok(Self::Clip(loader.load(name, overrides)?)),
-            None => bail!("{name} is not a training recipe: it has no key `kind` (clip, autoencoder or diffusion)"),
+            None => Err(NotTraining { name: name.to_owned() }.into()),
         }
     }
 
@@ -140,7 +157,6 @@ pub(crate) fn train(args: &TrainArgs) -> Result<()> {
     let device = device(&args.device)?;
     let stop = StopFlag::install().context("cannot listen for signals")?;
     let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
-    std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot create this folder", folder.display()))?;
     match recipe.train(&Site { folder: &folder, device: &device, stop: &stop })? {
         StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
         StageEnd::Done(TrainingSummary { samples_seen, loss_first, loss_last, seconds, .. }) => print(&format!(
@@ -201,9 +217,8 @@ pub(crate) fn data(command: &DataCommand) -> Result<()> {
             let split = if split == "train" { Split::Train } else { Split::HeldOut };
             let total = emoji::combinations(split, *drawings)?.len();
             let mut progress = Progress::new("emoji", total as u64);
-            let mut control = Control::default()
-                .with_progress(|done, _| progress.set(done as u64, &[]))
-                .with_stop(|| stop.is_set());
+            let mut control =
+                Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
             let limits = ShardLimits::default();
             let index = emoji::write_dataset(out, *resolution, limits, split, *drawings, &mut control)?;
             drop(control);
@@ -220,9 +235,8 @@ pub(crate) fn data(command: &DataCommand) -> Result<()> {
         DataCommand::Check { path } => {
             let dataset = Dataset::open(path)?;
             let mut progress = Progress::new("check", dataset.len() as u64);
-            let mut control = Control::default()
-                .with_progress(|done, _| progress.set(done as u64, &[]))
-                .with_stop(|| stop.is_set());
+            let mut control =
+                Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
             let report = dataset.verify(&mut control)?;
             drop(control);
             progress.finish();

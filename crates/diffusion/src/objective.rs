@@ -20,8 +20,7 @@ pub enum Prediction {
 /// `[batch, 1, 1, 1]` tensors of the signal and noise weights of each timestep.
 fn weights(schedule: &NoiseSchedule, timesteps: &[usize], device: &Device) -> [Tensor<4>; 2] {
     [0, 1].map(|which| {
-        let data: Vec<f32> =
-            timesteps.iter().map(|&t| schedule.signal_and_noise(t)[which] as f32).collect();
+        let data: Vec<f32> = timesteps.iter().map(|&t| schedule.signal_and_noise(t)[which] as f32).collect();
         Tensor::from_data(TensorData::new(data, [timesteps.len(), 1, 1, 1]), device)
     })
 }
@@ -30,12 +29,7 @@ fn weights(schedule: &NoiseSchedule, timesteps: &[usize], device: &Device) -> [T
 ///
 /// # Shapes
 /// `clean` and `noise`: `[batch, height, width, channels]`; one timestep for each row
-pub fn add_noise(
-    schedule: &NoiseSchedule,
-    clean: Tensor<4>,
-    noise: Tensor<4>,
-    timesteps: &[usize],
-) -> Tensor<4> {
+pub fn add_noise(schedule: &NoiseSchedule, clean: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
     let [signal, sigma] = weights(schedule, timesteps, &clean.device());
     clean * signal + noise * sigma
 }
@@ -60,23 +54,15 @@ impl Prediction {
     }
 
     /// Picture and noise that an output at timestep `t` implies, given the noisy latent.
-    pub fn estimate(
-        self,
-        schedule: &NoiseSchedule,
-        noisy: Tensor<4>,
-        output: Tensor<4>,
-        t: usize,
-    ) -> Estimate {
+    pub fn estimate(self, schedule: &NoiseSchedule, noisy: Tensor<4>, output: Tensor<4>, t: usize) -> Estimate {
         let [signal, sigma] = schedule.signal_and_noise(t);
         match self {
             Prediction::Epsilon => {
-                let clean =
-                    (noisy - output.clone().mul_scalar(sigma)).div_scalar(signal.max(1e-8));
+                let clean = (noisy - output.clone().mul_scalar(sigma)).div_scalar(signal.max(1e-8));
                 Estimate { clean, noise: output }
             }
             Prediction::Sample => {
-                let noise =
-                    (noisy - output.clone().mul_scalar(signal)).div_scalar(sigma.max(1e-8));
+                let noise = (noisy - output.clone().mul_scalar(signal)).div_scalar(sigma.max(1e-8));
                 Estimate { clean: output, noise }
             }
             // x_0 = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v, and the rotation's other row.

@@ -99,8 +99,7 @@ impl TextToImage<'_> {
         first: u64,
         callback: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Tensor<4>, ScheduleError> {
-        let timesteps =
-            options.spacing.timesteps(self.schedule, options.steps, options.steps_offset)?;
+        let timesteps = options.spacing.timesteps(self.schedule, options.steps, options.steps_offset)?;
         let (pictures, device) = (context.dims()[0], context.device());
         let x = initial_latents(seed, first, pictures, self.latent_size, &device);
         let denoiser = GuidedUNet {

@@ -67,14 +67,12 @@ pub fn ddim(
         let alpha = schedule.alpha_bar(t);
         if let Some(limit) = options.clip {
             clean = clean.clamp(-limit, limit);
-            noise = (x - clean.clone().mul_scalar(alpha.sqrt()))
-                .div_scalar((1.0 - alpha).sqrt().max(1e-8));
+            noise = (x - clean.clone().mul_scalar(alpha.sqrt())).div_scalar((1.0 - alpha).sqrt().max(1e-8));
         }
         let next = timesteps.get(i + 1).copied().unwrap_or(0);
         let alpha_next = schedule.alpha_bar(next);
         // Eq. 16: the share of the variance that is drawn anew.
-        let sigma = options.eta
-            * ((1.0 - alpha_next) / (1.0 - alpha) * (1.0 - alpha / alpha_next)).max(0.0).sqrt();
+        let sigma = options.eta * ((1.0 - alpha_next) / (1.0 - alpha) * (1.0 - alpha / alpha_next)).max(0.0).sqrt();
         let direction = (1.0 - alpha_next - sigma * sigma).max(0.0).sqrt();
         x = clean.clone().mul_scalar(alpha_next.sqrt()) + noise.mul_scalar(direction);
         if sigma > 0.0
@@ -112,14 +110,8 @@ mod tests {
     fn an_oracle_leads_to_its_picture() {
         let device = Device::default();
         let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
-        let clean = Tensor::from_data(
-            TensorData::new(vec![0.5f32, -1.0, 0.25, 2.0], [1, 2, 2, 1]),
-            &device,
-        );
-        let x = Tensor::from_data(
-            TensorData::new(vec![1.0f32, 0.3, -0.7, -1.2], [1, 2, 2, 1]),
-            &device,
-        );
+        let clean = Tensor::from_data(TensorData::new(vec![0.5f32, -1.0, 0.25, 2.0], [1, 2, 2, 1]), &device);
+        let x = Tensor::from_data(TensorData::new(vec![1.0f32, 0.3, -0.7, -1.2], [1, 2, 2, 1]), &device);
         let denoiser = Oracle { clean: clean.clone(), schedule: &schedule };
         for spacing in [Spacing::Leading, Spacing::Trailing, Spacing::Linspace] {
             let timesteps = spacing.timesteps(&schedule, 10, 1).unwrap();

@@ -34,12 +34,7 @@ pub struct ScheduleConfig {
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self {
-            kind: ScheduleKind::ScaledLinear,
-            timesteps: 1000,
-            beta_start: 0.00085,
-            beta_end: 0.012,
-        }
+        Self { kind: ScheduleKind::ScaledLinear, timesteps: 1000, beta_start: 0.00085, beta_end: 0.012 }
     }
 }
 
@@ -97,9 +92,7 @@ impl NoiseSchedule {
         let beta = |t: usize| match config.kind {
             ScheduleKind::Linear => lerp(start, end, t, n),
             ScheduleKind::ScaledLinear => lerp(start.sqrt(), end.sqrt(), t, n).powi(2),
-            ScheduleKind::Cosine => {
-                (1.0 - cosine_alpha_bar(t + 1, n) / cosine_alpha_bar(t, n)).min(COSINE_MAX_BETA)
-            }
+            ScheduleKind::Cosine => (1.0 - cosine_alpha_bar(t + 1, n) / cosine_alpha_bar(t, n)).min(COSINE_MAX_BETA),
         };
         let mut product = 1.0;
         let alphas_cumprod = (0..n)
@@ -158,12 +151,7 @@ impl Spacing {
     ///
     /// # Errors
     /// [`ScheduleError::Steps`] if there are more steps than timesteps, or none.
-    pub fn timesteps(
-        self,
-        schedule: &NoiseSchedule,
-        steps: usize,
-        offset: usize,
-    ) -> Result<Vec<usize>, ScheduleError> {
+    pub fn timesteps(self, schedule: &NoiseSchedule, steps: usize, offset: usize) -> Result<Vec<usize>, ScheduleError> {
         let n = schedule.timesteps();
         if steps == 0 || steps > n {
             return Err(ScheduleError::Steps { steps, timesteps: n });
@@ -178,9 +166,7 @@ impl Spacing {
                 })
                 .rev()
                 .collect(),
-            Spacing::Linspace => {
-                (0..steps).map(|i| lerp(0.0, last as f64, i, steps).round() as usize).collect()
-            }
+            Spacing::Linspace => (0..steps).map(|i| lerp(0.0, last as f64, i, steps).round() as usize).collect(),
         };
         out.reverse();
         Ok(out)

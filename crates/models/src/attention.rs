@@ -33,12 +33,7 @@ impl CrossAttention {
 
     /// # Shapes
     /// `x` and `residual`: `[batch, tokens, channels]`, `context`: `[batch, keys, context]`
-    pub fn forward_onto(
-        &self,
-        x: Tensor<3>,
-        context: Tensor<3>,
-        residual: Tensor<3>,
-    ) -> Tensor<3> {
+    pub fn forward_onto(&self, x: Tensor<3>, context: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
         let channels = x.dims()[2];
         let q = self.to_q.forward(x);
         let (k, v) = (self.to_k.forward(context.clone()), self.to_v.forward(context));
@@ -138,9 +133,7 @@ impl SpatialTransformer {
         Self {
             norm: GroupNorm::new(init, channels, norm.groups, norm.eps),
             proj_in: Linear::new(init, channels, channels),
-            transformer_blocks: (0..depth)
-                .map(|_| TransformerBlock::new(init, channels, context, heads))
-                .collect(),
+            transformer_blocks: (0..depth).map(|_| TransformerBlock::new(init, channels, context, heads)).collect(),
             proj_out: Linear::zero(init, channels, channels),
         }
     }

@@ -50,9 +50,7 @@ impl AutoencoderConfig {
     /// [`ConfigError`] naming the first field at fault.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let levels = &self.block_out_channels;
-        ConfigError::check(!levels.is_empty(), "block_out_channels", || {
-            "needs at least one level".into()
-        })?;
+        ConfigError::check(!levels.is_empty(), "block_out_channels", || "needs at least one level".into())?;
         for &channels in levels {
             let ok = self.norm_groups > 0 && channels % self.norm_groups == 0;
             ConfigError::check(ok, "norm_groups", || {
@@ -67,7 +65,8 @@ impl AutoencoderConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    /// An autoencoder with random weights.
+    /// An autoencoder with random weights; every residual block starts as its shortcut (the reference starts it at
+    /// random, which costs a short training much of its time).
     ///
     /// # Errors
     /// As [`AutoencoderConfig::validate`].
@@ -77,9 +76,16 @@ impl AutoencoderConfig {
         Ok(Autoencoder {
             encoder: self.encoder(init),
             decoder: self.decoder(init),
-            quant_conv: Conv2d::same(init, 2 * z, 2 * z, 1),
+            quant_conv: Conv2d::same(init, 2 * z, 2 * z, 1).with_bias(init, &Self::initial_moments(z)),
             post_quant_conv: Conv2d::same(init, z, z, 1),
         })
+    }
+
+    /// Biases of means and log-variances at the start: with the random start's variance of one, a latent would be nearly
+    /// all noise, and training would first spend its time on quietening it.
+    fn initial_moments(latent_channels: usize) -> Vec<f32> {
+        const LOG_VARIANCE: f32 = -6.0;
+        [vec![0.0; latent_channels], vec![LOG_VARIANCE; latent_channels]].concat()
     }
 
     fn norm(&self) -> NormOptions {
@@ -87,15 +93,13 @@ impl AutoencoderConfig {
     }
 
     fn resnet(&self, init: &mut Init, inputs: usize, outputs: usize) -> ResnetBlock {
-        ResnetBlock::new(init, inputs, outputs, None, self.norm())
+        ResnetBlock::new(init, inputs, outputs, None, self.norm()).zero_last(init)
     }
 
     fn mid(&self, init: &mut Init, channels: usize) -> MidBlock {
         MidBlock {
             resnets: (0..2).map(|_| self.resnet(init, channels, channels)).collect(),
-            attentions: self
-                .mid_attention
-                .then(|| vec![PixelAttention::new(init, channels, self.norm())]),
+            attentions: self.mid_attention.then(|| vec![PixelAttention::new(init, channels, self.norm())]),
         }
     }
 
@@ -110,8 +114,7 @@ impl AutoencoderConfig {
                 resnets.push(self.resnet(init, channels, out));
                 channels = out;
             }
-            let downsamplers =
-                (level + 1 < levels).then(|| vec![Downsample::asymmetric(init, out)]);
+            let downsamplers = (level + 1 < levels).then(|| vec![Downsample::asymmetric(init, out)]);
             down_blocks.push(EncoderBlock { resnets, downsamplers });
         }
         Encoder {

@@ -204,8 +204,7 @@ impl EncoderLayer {
         let a = &self.self_attn;
         let h = self.layer_norm1.forward(x.clone());
         let scale = 1.0 / ((h.dims()[2] / a.heads) as f32).sqrt();
-        let (q, k, v) =
-            (a.q_proj.forward(h.clone()), a.k_proj.forward(h.clone()), a.v_proj.forward(h));
+        let (q, k, v) = (a.q_proj.forward(h.clone()), a.k_proj.forward(h.clone()), a.v_proj.forward(h));
         let x = a.out_proj.forward_onto(attention(q, k, v, a.heads, causal, scale), x);
         let h = self.mlp.fc1.forward(self.layer_norm2.forward(x.clone()));
         let h = match self.activation {
@@ -223,11 +222,7 @@ struct Encoder {
 
 impl Encoder {
     fn new(init: &mut Init, channels: usize, depth: usize, heads: usize, a: HiddenActivation) -> Self {
-        Self {
-            layers: (0..depth)
-                .map(|_| EncoderLayer::new(init, channels, heads, depth, a))
-                .collect(),
-        }
+        Self { layers: (0..depth).map(|_| EncoderLayer::new(init, channels, heads, depth, a)).collect() }
     }
 
     fn forward(&self, x: Tensor<3>, causal: bool) -> Tensor<3> {

@@ -35,10 +35,7 @@ pub struct TimestepEmbedding {
 impl TimestepEmbedding {
     /// From `inputs` features to `outputs` channels.
     pub fn new(init: &mut Init, inputs: usize, outputs: usize) -> Self {
-        Self {
-            linear_1: Linear::new(init, inputs, outputs),
-            linear_2: Linear::new(init, outputs, outputs),
-        }
+        Self { linear_1: Linear::new(init, inputs, outputs), linear_2: Linear::new(init, outputs, outputs) }
     }
 
     /// # Shapes

@@ -20,11 +20,7 @@ impl<'a> Init<'a> {
 
     /// Uniform in `±1/sqrt(fan_in)`: the default of torch's linear and convolution layers
     /// (Kaiming uniform with `a = sqrt(5)`).
-    pub fn fan_in_uniform<const D: usize>(
-        &mut self,
-        shape: [usize; D],
-        fan_in: usize,
-    ) -> Param<Tensor<D>> {
+    pub fn fan_in_uniform<const D: usize>(&mut self, shape: [usize; D], fan_in: usize) -> Param<Tensor<D>> {
         let bound = 1.0 / (fan_in as f32).sqrt();
         self.draw(shape, |stream, out| {
             stream.fill_uniform(out);
@@ -33,11 +29,7 @@ impl<'a> Init<'a> {
     }
 
     /// Normal with mean 0 and the given standard deviation.
-    pub fn normal<const D: usize>(
-        &mut self,
-        shape: [usize; D],
-        deviation: f32,
-    ) -> Param<Tensor<D>> {
+    pub fn normal<const D: usize>(&mut self, shape: [usize; D], deviation: f32) -> Param<Tensor<D>> {
         self.draw(shape, |stream, out| {
             stream.fill_normal(out);
             out.iter_mut().for_each(|x| *x *= deviation);
@@ -47,6 +39,11 @@ impl<'a> Init<'a> {
     /// Every element equal to `value`.
     pub fn constant<const D: usize>(&mut self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
         self.draw(shape, |_, out| out.fill(value))
+    }
+
+    /// The given elements.
+    pub fn values(&mut self, values: &[f32]) -> Param<Tensor<1>> {
+        self.draw([values.len()], |_, out| out.copy_from_slice(values))
     }
 
     fn draw<const D: usize>(

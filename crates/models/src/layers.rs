@@ -67,13 +67,7 @@ pub struct Conv2d {
 
 impl Conv2d {
     /// Random weights as torch initialises them, with a bias.
-    pub fn new(
-        init: &mut Init,
-        inputs: usize,
-        outputs: usize,
-        kernel: usize,
-        geometry: Conv2dGeometry,
-    ) -> Self {
+    pub fn new(init: &mut Init, inputs: usize, outputs: usize, kernel: usize, geometry: Conv2dGeometry) -> Self {
         let fan_in = inputs * kernel * kernel;
         let weight = init.fan_in_uniform([outputs, kernel, kernel, inputs], fan_in);
         Self { weight, bias: Some(init.fan_in_uniform([outputs], fan_in)), geometry }
@@ -93,6 +87,12 @@ impl Conv2d {
         }
     }
 
+    /// The same convolution with another initial bias.
+    pub fn with_bias(mut self, init: &mut Init, bias: &[f32]) -> Self {
+        self.bias = Some(init.values(bias));
+        self
+    }
+
     /// Non-overlapping patches without a bias, as CLIP's vision tower embeds them.
     pub fn patches(init: &mut Init, inputs: usize, outputs: usize, size: usize) -> Self {
         let fan_in = inputs * size * size;
@@ -110,12 +110,7 @@ impl Conv2d {
     }
 
     /// The convolution plus `[batch, out]` at every pixel plus a residual of the output's shape.
-    pub fn forward_with(
-        &self,
-        x: Tensor<4>,
-        channel_add: Option<Tensor<2>>,
-        residual: Option<Tensor<4>>,
-    ) -> Tensor<4> {
+    pub fn forward_with(&self, x: Tensor<4>, channel_add: Option<Tensor<2>>, residual: Option<Tensor<4>>) -> Tensor<4> {
         let bias = self.bias.as_ref().map(Param::val);
         ops::conv2d(x, self.weight.val(), bias, channel_add, residual, self.geometry)
     }

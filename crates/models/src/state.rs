@@ -165,10 +165,7 @@ pub fn layout<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
 ///
 /// # Errors
 /// The first error of `lookup` ends the loading.
-pub fn load<M: Module, E>(
-    module: M,
-    lookup: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
-) -> Result<M, E> {
+pub fn load<M: Module, E>(module: M, lookup: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>) -> Result<M, E> {
     struct Load<F, E> {
         path: Path,
         lookup: F,

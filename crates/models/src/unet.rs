@@ -168,23 +168,14 @@ impl UNetConfig {
         ResnetBlock::new(init, inputs, outputs, Some(time), norm).zero_last(init)
     }
 
-    fn transformers(
-        &self,
-        init: &mut Init,
-        level: usize,
-        count: usize,
-    ) -> Option<Vec<SpatialTransformer>> {
-        self.attention_levels[level]
-            .then(|| (0..count).map(|_| self.transformer(init, level)).collect())
+    fn transformers(&self, init: &mut Init, level: usize, count: usize) -> Option<Vec<SpatialTransformer>> {
+        self.attention_levels[level].then(|| (0..count).map(|_| self.transformer(init, level)).collect())
     }
 
     fn transformer(&self, init: &mut Init, level: usize) -> SpatialTransformer {
         let channels = self.block_out_channels[level];
         let heads = channels / self.head_channels[level];
-        let norm = NormOptions {
-            groups: self.transformer_norm_groups,
-            eps: self.transformer_norm_eps,
-        };
+        let norm = NormOptions { groups: self.transformer_norm_groups, eps: self.transformer_norm_eps };
         let (context, depth) = (self.context_channels, self.transformer_depth);
         SpatialTransformer::new(init, channels, context, heads, depth, norm)
     }

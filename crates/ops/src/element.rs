@@ -24,9 +24,9 @@ impl Dense {
     /// # Panics
     /// If the tensor's dtype is not `T`'s.
     pub(crate) fn slice<T: Activations>(&self) -> &[T] {
-        self.0.as_slice::<T>().unwrap_or_else(|| {
-            panic!("operation got a {:?} tensor where {:?} was needed", self.0.dtype(), T::dtype())
-        })
+        self.0
+            .as_slice::<T>()
+            .unwrap_or_else(|| panic!("operation got a {:?} tensor where {:?} was needed", self.0.dtype(), T::dtype()))
     }
 
     pub(crate) fn dims(&self) -> &[usize] {

@@ -77,10 +77,7 @@ pub trait DiffusionOps: Backend {
     fn nhwc_upsample_nearest2x(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn rows_concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
     fn pointwise_add(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
-    fn mean_squared_error(
-        prediction: FloatTensor<Self>,
-        target: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
+    fn mean_squared_error(prediction: FloatTensor<Self>, target: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 impl DiffusionOps for Flex {
@@ -160,8 +157,7 @@ impl DiffusionOps for Flex {
 // ---------------------------------------------------------------------------------------------
 // Recording: one generic autodiff step, so that an operation states only its gradients.
 
-type GradientFn<const N: usize> =
-    Arc<dyn Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync>;
+type GradientFn<const N: usize> = Arc<dyn Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync>;
 
 /// What a recorded operation keeps for its backward pass: a function from the output's gradient,
 /// and which inputs need one, to the inputs' gradients.
@@ -169,9 +165,7 @@ type GradientFn<const N: usize> =
 struct Gradient<const N: usize>(GradientFn<N>);
 
 impl<const N: usize> Gradient<N> {
-    fn new(
-        f: impl Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync + 'static,
-    ) -> Self {
+    fn new(f: impl Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync + 'static) -> Self {
         Self(Arc::new(f))
     }
 }
@@ -188,12 +182,7 @@ struct KernelStep;
 impl<const N: usize> Backward<Flex, N> for KernelStep {
     type State = Gradient<N>;
 
-    fn backward(
-        self,
-        ops: Ops<Self::State, N>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let output_gradient = grads.consume::<Flex>(&ops.node);
         let gradients = (ops.state.0)(output_gradient, wanted);
@@ -239,20 +228,9 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         geometry: Conv2dGeometry,
     ) -> Tracked<C> {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
-        let nodes = [
-            x.node(),
-            weight.node(),
-            node_of::<C>(&bias),
-            node_of::<C>(&channel_add),
-            node_of::<C>(&residual),
-        ];
+        let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&channel_add), node_of::<C>(&residual)];
         record::<C, 5>(nodes, move || {
-            let op = Convolution::new(
-                x.into_primitive(),
-                weight.into_primitive(),
-                bias.is_some(),
-                geometry,
-            );
+            let op = Convolution::new(x.into_primitive(), weight.into_primitive(), bias.is_some(), geometry);
             let y = op.forward(
                 bias.map(|t| t.into_primitive()),
                 channel_add.map(|t| t.into_primitive()),
@@ -272,10 +250,7 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&residual)];
         record::<C, 4>(nodes, move || {
             let op = Projection::new(x.into_primitive(), weight.into_primitive(), bias.is_some());
-            let y = op.forward(
-                bias.map(|t| t.into_primitive()),
-                residual.map(|t| t.into_primitive()),
-            );
+            let y = op.forward(bias.map(|t| t.into_primitive()), residual.map(|t| t.into_primitive()));
             (y, Gradient::new(move |dy, wanted| op.backward(dy, wanted)))
         })
     }
@@ -289,14 +264,7 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         scale: f32,
     ) -> Tracked<C> {
         record::<C, 3>([q.node(), k.node(), v.node()], move || {
-            let op = Attention::new(
-                q.into_primitive(),
-                k.into_primitive(),
-                v.into_primitive(),
-                heads,
-                causal,
-                scale,
-            );
+            let op = Attention::new(q.into_primitive(), k.into_primitive(), v.into_primitive(), heads, causal, scale);
             let (y, lse) = op.forward();
             let output = Dense::new(y.clone());
             (y, Gradient::new(move |dy, _| op.backward(&output, &lse, dy).map(Some)))
@@ -312,30 +280,15 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         silu: bool,
     ) -> Tracked<C> {
         record::<C, 3>([x.node(), gamma.node(), beta.node()], move || {
-            let op = GroupNorm::new(
-                x.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-                groups,
-                silu,
-            );
+            let op = GroupNorm::new(x.into_primitive(), gamma.into_primitive(), beta.into_primitive(), groups, silu);
             let (y, mean, rstd) = op.forward(eps);
             (y, Gradient::new(move |dy, _| op.backward(&mean, &rstd, dy).map(Some)))
         })
     }
 
-    fn rows_layer_norm(
-        x: Tracked<C>,
-        gamma: Tracked<C>,
-        beta: Tracked<C>,
-        eps: f32,
-    ) -> Tracked<C> {
+    fn rows_layer_norm(x: Tracked<C>, gamma: Tracked<C>, beta: Tracked<C>, eps: f32) -> Tracked<C> {
         record::<C, 3>([x.node(), gamma.node(), beta.node()], move || {
-            let op = LayerNorm::new(
-                x.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-            );
+            let op = LayerNorm::new(x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
             let (y, mean, rstd) = op.forward(eps);
             (y, Gradient::new(move |dy, _| op.backward(&mean, &rstd, dy).map(Some)))
         })
@@ -448,8 +401,7 @@ impl Convolution {
         channel_add: Option<FlexTensor>,
         residual: Option<FlexTensor>,
     ) -> FlexTensor {
-        let [bias, channel_add, residual] =
-            [bias, channel_add, residual].map(|t| t.map(Dense::new));
+        let [bias, channel_add, residual] = [bias, channel_add, residual].map(|t| t.map(Dense::new));
         let out = self.output_dims();
         by_dtype!(self.x.dtype(), T => {
             let mut y = room::<T>(out.iter().product());
@@ -494,17 +446,8 @@ impl Convolution {
         }
         let mut dw = room::<f32>(self.weight.slice::<f32>().len());
         let mut db = (bias && self.has_bias).then(|| room::<f32>(self.shape.out_channels));
-        kernels::conv2d_backward_weight::<T>(
-            &self.shape,
-            dy.slice(),
-            self.x.slice(),
-            &mut dw,
-            db.as_deref_mut(),
-        );
-        (
-            weight.then(|| tensor(dw, self.weight.shape())),
-            db.map(|db| tensor(db, [self.shape.out_channels])),
-        )
+        kernels::conv2d_backward_weight::<T>(&self.shape, dy.slice(), self.x.slice(), &mut dw, db.as_deref_mut());
+        (weight.then(|| tensor(dw, self.weight.shape())), db.map(|db| tensor(db, [self.shape.out_channels])))
     }
 
     /// The added `[batch, channels]` reaches every pixel: its gradient is a sum over pixels.
@@ -594,21 +537,13 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(
-        q: FlexTensor,
-        k: FlexTensor,
-        v: FlexTensor,
-        heads: usize,
-        causal: bool,
-        scale: f32,
-    ) -> Self {
+    fn new(q: FlexTensor, k: FlexTensor, v: FlexTensor, heads: usize, causal: bool, scale: f32) -> Self {
         let (q, k, v) = (Dense::new(q), Dense::new(k), Dense::new(v));
         let [batch, query_tokens, channels] = dims(&q);
         let [_, key_tokens, _] = dims(&k);
         assert_eq!(channels % heads, 0, "attention: {channels} channels over {heads} heads");
         let head_dim = channels / heads;
-        let shape =
-            AttentionShape { batch, query_tokens, key_tokens, heads, head_dim, causal, scale };
+        let shape = AttentionShape { batch, query_tokens, key_tokens, heads, head_dim, causal, scale };
         Self { q, k, v, shape }
     }
 
@@ -833,12 +768,7 @@ fn mse_forward(prediction: &Dense, target: &Dense) -> FlexTensor {
     tensor(vec![loss], [1])
 }
 
-fn mse_backward(
-    prediction: &Dense,
-    target: &Dense,
-    dy: FlexTensor,
-    wanted: [bool; 2],
-) -> [Option<FlexTensor>; 2] {
+fn mse_backward(prediction: &Dense, target: &Dense, dy: FlexTensor, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
     let scale = Dense::new(dy).slice::<f32>()[0];
     by_dtype!(prediction.dtype(), T => {
         let gradient = |a: &Dense, b: &Dense| {

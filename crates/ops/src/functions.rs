@@ -72,14 +72,7 @@ pub fn linear<const D: usize>(
 /// # Shapes
 /// - `q` and the result: `[batch, queries, heads * head size]`
 /// - `k`, `v`: `[batch, keys, heads * head size]`
-pub fn attention(
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
-    heads: usize,
-    causal: bool,
-    scale: f32,
-) -> Tensor<3> {
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, causal: bool, scale: f32) -> Tensor<3> {
     if !uses_kernels(&q.device()) {
         return portable::attention(q, k, v, heads, causal, scale);
     }
@@ -123,12 +116,7 @@ pub fn group_norm<const D: usize>(
 ///
 /// # Shapes
 /// - `x` and the result: `[.., channels]`; `gamma`, `beta`: `[channels]`, `f32`
-pub fn layer_norm<const D: usize>(
-    x: Tensor<D>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-    eps: f32,
-) -> Tensor<D> {
+pub fn layer_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, beta: Tensor<1>, eps: f32) -> Tensor<D> {
     if !uses_kernels(&x.device()) {
         return portable::layer_norm(x, gamma, beta, eps);
     }
@@ -197,8 +185,5 @@ pub fn mean_squared_error<const D: usize>(prediction: Tensor<D>, target: Tensor<
     if !uses_kernels(&prediction.device()) {
         return portable::mean_squared_error(prediction, target);
     }
-    Tensor::from_dispatch(Dispatch::mean_squared_error(
-        prediction.into_dispatch(),
-        target.into_dispatch(),
-    ))
+    Tensor::from_dispatch(Dispatch::mean_squared_error(prediction.into_dispatch(), target.into_dispatch()))
 }

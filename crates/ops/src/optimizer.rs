@@ -63,17 +63,9 @@ impl OptimizerOps for Flex {
         (p, m, v)
     }
 
-    fn exponential_moving_average(
-        average: FlexTensor,
-        parameter: FlexTensor,
-        decay: f32,
-    ) -> FlexTensor {
+    fn exponential_moving_average(average: FlexTensor, parameter: FlexTensor, decay: f32) -> FlexTensor {
         let mut average = whole(average);
-        kernels::ema_step(
-            average.storage_mut::<f32>(),
-            Dense::new(parameter).slice::<f32>(),
-            decay,
-        );
+        kernels::ema_step(average.storage_mut::<f32>(), Dense::new(parameter).slice::<f32>(), decay);
         average
     }
 }
@@ -111,11 +103,7 @@ pub fn adamw_step<const D: usize>(
 }
 
 /// `decay * average + (1 - decay) * parameter`, both `f32` and of the same shape, without autodiff.
-pub fn ema_step<const D: usize>(
-    average: Tensor<D>,
-    parameter: Tensor<D>,
-    decay: f32,
-) -> Tensor<D> {
+pub fn ema_step<const D: usize>(average: Tensor<D>, parameter: Tensor<D>, decay: f32) -> Tensor<D> {
     if uses_kernels(&average.device()) {
         return Tensor::from_dispatch(Dispatch::exponential_moving_average(
             average.into_dispatch(),

@@ -70,20 +70,12 @@ pub fn linear<const D: usize>(
 }
 
 /// See [`crate::attention`].
-pub fn attention(
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
-    heads: usize,
-    causal: bool,
-    scale: f32,
-) -> Tensor<3> {
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, causal: bool, scale: f32) -> Tensor<3> {
     let dtype = q.dtype();
     let [batch, queries, channels] = q.dims();
     let keys = k.dims()[1];
-    let split = |t: Tensor<3>, tokens: usize| {
-        widen(t).reshape([batch, tokens, heads, channels / heads]).permute([0, 2, 1, 3])
-    };
+    let split =
+        |t: Tensor<3>, tokens: usize| widen(t).reshape([batch, tokens, heads, channels / heads]).permute([0, 2, 1, 3]);
     let (q, k, v) = (split(q, queries), split(k, keys), split(v, keys));
     let mut scores = q.matmul(k.transpose()).mul_scalar(scale);
     if causal {
@@ -124,12 +116,7 @@ pub fn group_norm<const D: usize>(
 }
 
 /// See [`crate::layer_norm`].
-pub fn layer_norm<const D: usize>(
-    x: Tensor<D>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-    eps: f32,
-) -> Tensor<D> {
+pub fn layer_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, beta: Tensor<1>, eps: f32) -> Tensor<D> {
     let dtype = x.dtype();
     let x = widen(x);
     let centred = x.clone() - x.mean_dim(D - 1);

@@ -1,19 +1,35 @@
 use calotype_data::BoxError;
 use calotype_diffusion::ScheduleError;
 use calotype_metrics::MetricsError;
-use calotype_train::RecipeError;
 use calotype_train::artifacts::ArtifactError;
 use calotype_train::device::DeviceError;
 use calotype_train::stages::StageError;
 use calotype_train::trainer::TrainError;
+use calotype_train::{CheckpointError, RecipeError};
 use std::path::{Path, PathBuf};
 
 /// Why the quickstart ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum QuickstartError {
-    /// A recipe or an override is wrong.
+    /// The preset cannot be used, or a resolved recipe cannot be saved.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// A stage's recipe or an override of it is wrong.
+    #[error("{stage}: {source}")]
+    StageRecipe {
+        /// The stage.
+        stage: &'static str,
+        /// What is wrong.
+        source: RecipeError,
+    },
+    /// An override that belongs to no stage.
+    #[error("override `{text}` must begin with a stage ({stages}) and a dot")]
+    OverrideStage {
+        /// The override.
+        text: String,
+        /// Names of the stages.
+        stages: String,
+    },
     /// The device is not to be had.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -32,6 +48,9 @@ pub enum QuickstartError {
     /// A figure could not be computed.
     #[error("judging: {0}")]
     Metrics(#[from] MetricsError),
+    /// The folder cannot be written to, or its disk is too small.
+    #[error(transparent)]
+    Folder(#[from] CheckpointError),
     /// A setting of the evaluation is impossible.
     #[error("recipe key `{key}`: {problem}")]
     Setting {
@@ -62,9 +81,9 @@ impl QuickstartError {
     /// Whether the command or a recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Recipe(error) => error.is_usage(),
+            Self::Recipe(error) | Self::StageRecipe { source: error, .. } => error.is_usage(),
             Self::Stage(error) => error.is_usage(),
-            Self::Device(_) | Self::Setting { .. } | Self::Schedule(_) => true,
+            Self::Device(_) | Self::OverrideStage { .. } | Self::Setting { .. } | Self::Schedule(_) => true,
             _ => false,
         }
     }

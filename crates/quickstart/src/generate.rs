@@ -49,10 +49,7 @@ impl Generator {
     /// [`QuickstartError::Artifact`] naming the file.
     pub fn untrained(folders: &GeneratorFolders, seed: u64, device: &Device) -> Result<Self, QuickstartError> {
         let config: DiffusionConfig = read_config(&folders.diffusion)?;
-        let unet = config
-            .model
-            .init(&mut Init::new(seed, device))
-            .map_err(calotype_train::stages::StageError::from)?;
+        let unet = config.model.init(&mut Init::new(seed, device)).map_err(calotype_train::stages::StageError::from)?;
         Self::with_unet(unet, config, folders, device)
     }
 

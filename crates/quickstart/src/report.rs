@@ -32,7 +32,11 @@ pub(crate) fn write(
     )
     .card("Background right", percent(j.trained.background_accuracy), "measured from pixels; chance 12.5 %")
     .card("Caption retrieved", percent(j.trained.retrieval_top1), format!("among {candidates} on the same background"))
-    .card("Fréchet distance", figure(j.trained.frechet_distance), format!("untrained {}", figure(j.untrained.frechet_distance)))
+    .card(
+        "Fréchet distance",
+        figure(j.trained.frechet_distance),
+        format!("untrained {}", figure(j.untrained.frechet_distance)),
+    )
     .card("Pictures seen", summary.samples_seen.to_string(), "by the UNet in training")
     .section(pictures(out, chosen.len())?)
     .section(Section::new("Figures").table(figures(summary, candidates)).text(EXPLANATION))
@@ -65,7 +69,9 @@ fn pictures(out: &Path, count: usize) -> Result<Section, QuickstartError> {
         .picture(
             read("held_out.png")?,
             "Grid of pictures drawn for held-out captions",
-            format!("Held-out combinations, evenly chosen from the {count} that were drawn; none was seen in training."),
+            format!(
+                "Held-out combinations, evenly chosen from the {count} that were drawn; none was seen in training."
+            ),
         )
         .picture(read("real.png")?, "Grid of real pictures", "The real pictures of the same captions.")
         .picture(read("prompts.png")?, "Grid of pictures drawn for free prompts", "Free prompts.")
@@ -130,7 +136,8 @@ fn timings(summary: &Summary) -> Section {
 }
 
 fn recipes(stages: &Stages) -> Section {
-    stages.texts().into_iter().fold(Section::new("Recipes"), |section, (stage, text)| {
-        section.verbatim(format!("{stage}.toml"), text)
-    })
+    stages
+        .texts()
+        .into_iter()
+        .fold(Section::new("Recipes"), |section, (stage, text)| section.verbatim(format!("{stage}.toml"), text))
 }

@@ -2,16 +2,19 @@ use crate::generate::{Generator, GeneratorFolders};
 use crate::judge::{Combination, Judge, Judgement, choose, held_out, read_pictures};
 use crate::recipe::{EmojiRecipe, EvaluationRecipe, QuickstartRecipe};
 use crate::{QuickstartError, report};
+use burn::module::Module;
 use burn::tensor::Device;
 use calotype_data::emoji::{self, Split};
 use calotype_data::image::RgbImage;
 use calotype_data::{Control, Dataset, ShardLimits};
 use calotype_metrics::{GridOptions, picture_grid};
+use calotype_models::Init;
+use calotype_train::checkpoint::prepare_folder;
 use calotype_train::precache::PrecacheRecipe;
 use calotype_train::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe};
-use calotype_train::stages::{self, MODEL, Recipe, Site, StageEnd, read_json, write_json};
+use calotype_train::stages::{self, MODEL, Recipe, Site, StageEnd, StageError, read_json, write_json};
 use calotype_train::system::peak_rss_gib;
-use calotype_train::trainer::TrainingSummary;
+use calotype_train::trainer::{CHECKPOINTS, TrainingSummary, checkpoint_bytes};
 use calotype_train::{Progress, RecipeLoader, Resolved, StopFlag};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -66,16 +69,19 @@ impl Stages {
         let (clip, autoencoder) = (path(&["clip", MODEL]), path(&["autoencoder", MODEL]));
         for text in options.overrides {
             if !Self::NAMES.iter().any(|stage| text.starts_with(&format!("{stage}."))) {
-                return Err(QuickstartError::Setting {
-                    key: "override",
-                    problem: format!("`{text}` must begin with a stage ({}) and a dot", Self::NAMES.join(", ")),
-                });
+                return Err(QuickstartError::OverrideStage { text: text.clone(), stages: Self::NAMES.join(", ") });
             }
         }
         let seed = |key: &str| options.seed.map(|seed| format!("{key}={seed}")).into_iter().collect::<Vec<_>>();
         Ok(Self {
             dataset: load(recipes, &preset.dataset, "dataset", Vec::new(), options)?,
-            clip: load(recipes, &preset.clip, "clip", [seed("run.seed"), vec![set("data.path", &train)]].concat(), options)?,
+            clip: load(
+                recipes,
+                &preset.clip,
+                "clip",
+                [seed("run.seed"), vec![set("data.path", &train)]].concat(),
+                options,
+            )?,
             autoencoder: load(
                 recipes,
                 &preset.autoencoder,
@@ -119,6 +125,45 @@ impl Stages {
     }
 }
 
+impl Stages {
+    /// What the stages that have not begun will write, roughly: a disk that is too small should be found out now and
+    /// not after an hour.
+    fn bytes_to_come(&self, out: &Path) -> Result<u64, QuickstartError> {
+        let (dataset, clip, autoencoder) = (&self.dataset.value, &self.clip.value, &self.autoencoder.value);
+        let diffusion = &self.diffusion.value;
+        let samples =
+            |split| -> Result<u64, QuickstartError> { Ok(emoji::combinations(split, dataset.drawings)?.len() as u64) };
+        let absent = |parts: [&str; 2]| !out.join(parts[0]).join(parts[1]).exists();
+        let (train, held_out) = (samples(Split::Train)?, samples(Split::HeldOut)?);
+        let mut bytes = 0;
+        if absent(["dataset", "held_out"]) {
+            // Headers and padding of three members, and a drawing of half its uncompressed size.
+            bytes += (train + held_out) * (4096 + (dataset.resolution * dataset.resolution * 3 / 2) as u64);
+        }
+        if absent(["precache", stages::CONDITIONING]) {
+            let side = self.precache.value.resolution / autoencoder.model.downscale().max(1);
+            let moments = 4 * 2 * autoencoder.model.latent_channels * side * side;
+            let states = 2 * clip.model.text.context_length * clip.model.text.channels;
+            bytes += train * (4096 + moments + states) as u64;
+        }
+        let cpu = Device::flex();
+        let init = &mut Init::new(0, &cpu);
+        let config = StageError::from;
+        if absent(["clip", CHECKPOINTS]) {
+            bytes += checkpoint_bytes(clip.model.init(init).map_err(config)?.num_params(), &clip.course());
+        }
+        if absent(["autoencoder", CHECKPOINTS]) {
+            let model = autoencoder.model.init(init).map_err(config)?;
+            bytes += checkpoint_bytes(model.num_params(), &autoencoder.course());
+        }
+        if absent(["diffusion", CHECKPOINTS]) {
+            let model = diffusion.model.init(init).map_err(config)?;
+            bytes += checkpoint_bytes(model.num_params(), &diffusion.course());
+        }
+        Ok(bytes)
+    }
+}
+
 /// `key="value"` as TOML, whatever the value holds.
 fn set(key: &str, value: &str) -> String {
     format!("{key}={}", serde_json::Value::from(value))
@@ -127,13 +172,13 @@ fn set(key: &str, value: &str) -> String {
 fn load<T: DeserializeOwned + Serialize>(
     recipes: &RecipeLoader,
     name: &str,
-    stage: &str,
+    stage: &'static str,
     mut overrides: Vec<String>,
     options: &Options<'_>,
 ) -> Result<Resolved<T>, QuickstartError> {
     let prefix = format!("{stage}.");
     overrides.extend(options.overrides.iter().filter_map(|text| text.strip_prefix(&prefix)).map(str::to_owned));
-    Ok(recipes.load(name, &overrides)?)
+    recipes.load(name, &overrides).map_err(|source| QuickstartError::StageRecipe { stage, source })
 }
 
 /// Two figures side by side.
@@ -195,7 +240,7 @@ struct Tour<'a> {
 pub fn run(recipes: &RecipeLoader, options: &Options<'_>, stop: &StopFlag) -> Result<Summary, QuickstartError> {
     let stages = Stages::load(recipes, options)?;
     let device = calotype_train::device::device(options.device)?;
-    std::fs::create_dir_all(options.out).map_err(QuickstartError::io(options.out))?;
+    prepare_folder(options.out, stages.bytes_to_come(options.out)?)?;
     let clock = read_json(&options.out.join(CLOCK))?.unwrap_or_default();
     let mut tour = Tour { options, stages: &stages, device, stop, clock };
     tour.timed("dataset", Tour::dataset)?;
@@ -254,7 +299,8 @@ impl Tour<'_> {
         for (split, name) in [(Split::Train, "train"), (Split::HeldOut, "held_out")] {
             let folder = self.out("dataset").join(name);
             if let Ok(dataset) = Dataset::open(&folder)
-                && dataset.meta().get("resolution").and_then(serde_json::Value::as_u64) == Some(recipe.resolution as u64)
+                && dataset.meta().get("resolution").and_then(serde_json::Value::as_u64)
+                    == Some(recipe.resolution as u64)
                 && dataset.len() == emoji::combinations(split, recipe.drawings)?.len()
             {
                 continue;

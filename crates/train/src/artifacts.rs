@@ -74,8 +74,8 @@ pub fn save_model<M: Module>(folder: &Path, module: &M, config: &impl Serialize)
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     write_safetensors(&folder.join(WEIGHTS), &tensors, &metadata)?;
     let path = folder.join(CONFIG);
-    let text = serde_json::to_vec_pretty(config)
-        .map_err(|source| ArtifactError::Config { path: path.clone(), source })?;
+    let text =
+        serde_json::to_vec_pretty(config).map_err(|source| ArtifactError::Config { path: path.clone(), source })?;
     durable::replace_file(&path, |file| file.write_all(&text)).map_err(io(&path))
 }
 

@@ -38,7 +38,7 @@ pub enum CheckpointError {
         prefix: String,
     },
     /// The folder cannot be created or written to.
-    #[error("{}: cannot write checkpoints here: {source}; choose another folder or correct its permissions", folder.display())]
+    #[error("{}: cannot write here: {source}; choose another folder or correct its permissions", folder.display())]
     NotWritable {
         /// The folder.
         folder: PathBuf,
@@ -47,7 +47,7 @@ pub enum CheckpointError {
     },
     /// Not enough free space, found out before writing.
     #[error(
-        "{}: a checkpoint needs {} and the disk has {} free; free some, keep fewer checkpoints or choose another folder",
+        "{}: {} are needed and the disk has {} free; free some, keep fewer checkpoints or choose another folder",
         folder.display(), format_bytes(*needed), format_bytes(*free)
     )]
     TooLittleSpace {
@@ -371,16 +371,7 @@ impl CheckpointStore {
     /// # Errors
     /// [`CheckpointError::TooLittleSpace`], [`CheckpointError::Io`].
     pub fn preflight(&self, bytes: u64) -> Result<(), CheckpointError> {
-        let status = nix::sys::statvfs::statvfs(&self.folder)
-            .map_err(|errno| CheckpointError::io(&self.folder, "find out the free space", errno.into()))?;
-        // The types of both fields differ between systems.
-        #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
-        let free = (status.blocks_available() as u64).saturating_mul(status.fragment_size() as u64);
-        let needed = bytes.saturating_add(SPACE_MARGIN);
-        if free < needed {
-            return Err(CheckpointError::TooLittleSpace { folder: self.folder.clone(), needed, free });
-        }
-        Ok(())
+        require_space(&self.folder, bytes)
     }
 
     /// Saves a checkpoint and returns its folder. It is on disk, complete, when this returns, and absent if it fails.
@@ -640,6 +631,29 @@ impl CheckpointStore {
         }
         Ok(entries)
     }
+}
+
+/// Creates a folder for work of many hours, proves that it can be written to and that the disk has room for `bytes`.
+///
+/// # Errors
+/// [`CheckpointError::NotWritable`], [`CheckpointError::TooLittleSpace`], [`CheckpointError::DiskFull`],
+/// [`CheckpointError::Io`].
+pub fn prepare_folder(folder: &Path, bytes: u64) -> Result<(), CheckpointError> {
+    probe(folder)?;
+    require_space(folder, bytes)
+}
+
+fn require_space(folder: &Path, bytes: u64) -> Result<(), CheckpointError> {
+    let status = nix::sys::statvfs::statvfs(folder)
+        .map_err(|errno| CheckpointError::io(folder, "find out the free space", errno.into()))?;
+    // The types of both fields differ between systems.
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+    let free = (status.blocks_available() as u64).saturating_mul(status.fragment_size() as u64);
+    let needed = bytes.saturating_add(SPACE_MARGIN);
+    if free < needed {
+        return Err(CheckpointError::TooLittleSpace { folder: folder.to_owned(), needed, free });
+    }
+    Ok(())
 }
 
 /// Creates the folder and proves with a real file that it can be written to: permission bits do not tell about
@@ -975,7 +989,7 @@ mod tests {
         let store = CheckpointStore::open(folder.path(), "c").unwrap();
         store.preflight(1).unwrap();
         let error = store.preflight(1 << 60).unwrap_err().to_string();
-        assert!(error.contains("a checkpoint needs 1.0 EiB and the disk has "), "{error}");
+        assert!(error.contains("1.0 EiB are needed and the disk has "), "{error}");
     }
 
     #[test]

@@ -229,8 +229,7 @@ impl ModuleMapper for Step<'_> {
         let moments = (take(&mut slot.first_moment), take(&mut slot.second_moment));
         let parameter = tensor.inner().reshape([size]);
         let gradient = gradient.reshape([size]);
-        let (parameter, m, v) =
-            adamw_step(parameter, gradient, moments, &self.hyper, self.step, self.gradient_scale);
+        let (parameter, m, v) = adamw_step(parameter, gradient, moments, &self.hyper, self.step, self.gradient_scale);
         (slot.first_moment, slot.second_moment) = (m, v);
         if let (Some(average), Some(decay)) = (&mut slot.average, self.ema_decay) {
             let old = take(average);

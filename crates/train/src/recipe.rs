@@ -402,11 +402,12 @@ fn nearest_names(name: &str, known: &[String]) -> Vec<String> {
     let last = |full: &str| full.rsplit('/').next().unwrap_or_default().to_owned();
     let score = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(name, candidate);
-        whole.max(strsim::normalized_damerau_levenshtein(&last(name), &last(candidate)))
+        (whole.max(strsim::normalized_damerau_levenshtein(&last(name), &last(candidate))), whole)
     };
     let mut scored: Vec<_> = known.iter().map(|candidate| (score(candidate), candidate)).collect();
-    scored.retain(|(score, _)| *score >= ALIKE);
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.retain(|((score, _), _)| *score >= ALIKE);
+    // Many recipes of different models have the same last part: among those the whole name decides.
+    scored.sort_by(|((a, whole_a), _), ((b, whole_b), _)| b.total_cmp(a).then(whole_b.total_cmp(whole_a)));
     scored.into_iter().take(3).map(|(_, candidate)| candidate.clone()).collect()
 }
 

@@ -64,10 +64,22 @@ pub struct DataSettings {
     /// What happens at a corrupt sample: `fail`, or `skip` (counted and reported).
     #[serde(default)]
     pub on_error: CorruptSample,
+    /// Whether all shards are read and compared with their checksums before training starts. Damaged numbers, unlike
+    /// damaged pictures, look like any others. Only sets too large to be read at every start should go without.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub verify: bool,
 }
 
 fn one() -> usize {
     1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// What happens at a corrupt sample.

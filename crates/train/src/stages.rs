@@ -136,7 +136,10 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StageError>
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StageError> {
     match std::fs::read(path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| StageError::io(path)(error.into())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // Below a regular file there is nothing either; whoever writes there says what is wrong.
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
         Err(error) => Err(StageError::io(path)(error)),
     }
 }
@@ -236,11 +239,9 @@ pub fn precache(recipe: &PrecacheRecipe, device: &Device, stop: &StopFlag) -> Re
     let out = Path::new(&recipe.out);
     let mut progress = Progress::new("precache", source.len() as u64);
     let limits = ShardLimits { samples: recipe.shard_samples, ..ShardLimits::default() };
-    let mut control = Control::default()
-        .with_progress(|done, _| progress.set(done as u64, &[]))
-        .with_stop(|| stop.is_set());
-    let encoded =
-        data_precache::precache(&source, &mut encoders, out, recipe.batch_size, limits, &mut control);
+    let mut control =
+        Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
+    let encoded = data_precache::precache(&source, &mut encoders, out, recipe.batch_size, limits, &mut control);
     drop(control);
     match encoded {
         Ok(index) => {
@@ -255,8 +256,8 @@ pub fn precache(recipe: &PrecacheRecipe, device: &Device, stop: &StopFlag) -> Re
 
 fn write_conditioning(encoders: &Encoders, out: &Path) -> Result<(), StageError> {
     let dataset = Dataset::open(out)?;
-    let scale = measure_scale_factor(&dataset)
-        .map_err(|source| StageError::Dataset { path: out.to_owned(), source })? as f32;
+    let scale =
+        measure_scale_factor(&dataset).map_err(|source| StageError::Dataset { path: out.to_owned(), source })? as f32;
     let states = encoders.text().states(&[""]);
     let [_, tokens, channels] = states.dims();
     let states = values_of(states);

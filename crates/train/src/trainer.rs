@@ -12,7 +12,7 @@ use crate::stop::StopFlag;
 use crate::tracker::{Tracker, TrackerError};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use calotype_data::{Batch, Dataset, GlobalOrder, Loader, LoaderConfig, SampleRef};
+use calotype_data::{Batch, Control, Dataset, GlobalOrder, Loader, LoaderConfig, SampleRef};
 use calotype_models::state;
 use calotype_weights::{NamedTensor, TensorFileError};
 use serde::{Deserialize, Serialize};
@@ -178,6 +178,8 @@ struct RunState {
 
 const MODEL: &str = "model.";
 const CHECKPOINT_PREFIX: &str = "checkpoint";
+/// Folder of a run's checkpoints, inside the run's own.
+pub const CHECKPOINTS: &str = "checkpoints";
 /// File name of the recipe beside a run.
 pub const RECIPE: &str = "recipe.toml";
 
@@ -194,8 +196,9 @@ pub fn train<O: Objective>(
     data: &DataSettings,
     context: &RunContext<'_>,
 ) -> Result<Outcome<O::Model>, TrainError> {
+    let dataset = open_dataset(data, context.stop)?;
     let mut run = Run::open(model, course, context)?;
-    let mut loader = run.loader(objective, data)?;
+    let mut loader = run.loader(objective, dataset, data)?;
     let skipped_before = run.state.skipped;
     while let Some(batch) = loader.next() {
         if context.stop.is_set() {
@@ -230,16 +233,14 @@ struct Run<'a, M: Module> {
 
 impl<'a, M: Module> Run<'a, M> {
     fn open(model: M, course: &'a Course<'a>, context: &'a RunContext<'a>) -> Result<Self, TrainError> {
-        let store = CheckpointStore::open(context.folder.join("checkpoints"), CHECKPOINT_PREFIX)?;
+        let store = CheckpointStore::open(context.folder.join(CHECKPOINTS), CHECKPOINT_PREFIX)?;
         claim_folder(context)?;
         let mut optimizer = Optimizer::new(&model, course.ema.is_some());
         let checkpoint = store.newest()?;
         let (model, state, samples) = match &checkpoint {
             Some(checkpoint) => restore(model, &mut optimizer, checkpoint)?,
             None => {
-                let parameters: usize = model.num_params();
-                let copies = if course.ema.is_some() { 4 } else { 3 };
-                store.preflight((parameters * copies * 4 * (course.run.keep_checkpoints + 1)) as u64)?;
+                store.preflight(checkpoint_bytes(model.num_params(), course))?;
                 (model, RunState::default(), 0)
             }
         };
@@ -272,9 +273,9 @@ impl<'a, M: Module> Run<'a, M> {
     fn loader<O: Objective<Model = M>>(
         &self,
         objective: &O,
+        dataset: Arc<Dataset>,
         data: &DataSettings,
     ) -> Result<Loader<O::Item>, TrainError> {
-        let dataset = Arc::new(Dataset::open(&data.path)?);
         let order = Arc::new(GlobalOrder::new(self.course.run.seed, dataset.len())?);
         let config = LoaderConfig {
             start: self.samples,
@@ -315,11 +316,14 @@ impl<'a, M: Module> Run<'a, M> {
 
     fn not_finite(&self, loss: f64, gradient: Option<NotFinite>) -> TrainError {
         let parameter = state::collect(&self.model).into_iter().find(|t| t.values.iter().any(|v| !v.is_finite()));
-        let what = match (parameter, gradient) {
-            (Some(parameter), _) => format!("parameter `{}`", parameter.name),
-            (None, Some(gradient)) => gradient.what,
-            (None, None) => format!("the loss ({loss})"),
-        };
+        match (parameter, gradient) {
+            (Some(parameter), _) => self.diverged(format!("parameter `{}`", parameter.name)),
+            (None, Some(gradient)) => self.diverged(gradient.what),
+            (None, None) => self.diverged(format!("the loss ({loss})")),
+        }
+    }
+
+    fn diverged(&self, what: String) -> TrainError {
         let kept = match self.store.list().ok().and_then(|mut all| all.pop()) {
             Some((samples, path)) => format!("the checkpoint of {samples} samples is kept in {}", path.display()),
             None => "there was no checkpoint yet".to_owned(),
@@ -358,12 +362,20 @@ impl<'a, M: Module> Run<'a, M> {
         self.state.seconds = self.seconds();
         self.state.steps = self.optimizer.steps();
         let model = state::collect(&self.model).into_iter().map(|t| (format!("{MODEL}{}", t.name), t.shape, t.values));
-        let tensors: Vec<NamedTensor<'_>> = model
+        let tensors = model
             .chain(self.optimizer.state())
-            .map(|(name, shape, values)| NamedTensor::from_f32(name, shape, &values).into_owned())
-            .collect();
-        let state = serde_json::to_value(&self.state)
-            .map_err(|error| TrainError::State { checkpoint: self.store.folder().to_owned(), problem: error.to_string() })?;
+            .map(|(name, shape, values)| {
+                // A run cannot go on from such a checkpoint, and saving it would push out one from which it can.
+                if values.iter().any(|value| !value.is_finite()) {
+                    return Err(self.diverged(format!("tensor `{name}`")));
+                }
+                Ok(NamedTensor::from_f32(name, shape, &values).into_owned())
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let state = serde_json::to_value(&self.state).map_err(|error| TrainError::State {
+            checkpoint: self.store.folder().to_owned(),
+            problem: error.to_string(),
+        })?;
         self.tracker.sync()?;
         let path = self.store.save(self.samples, &tensors, &state)?;
         self.store.prune(self.course.run.keep_checkpoints)?;
@@ -393,6 +405,26 @@ impl<'a, M: Module> Run<'a, M> {
         };
         Ok(Outcome::Finished(self.optimizer.averaged(&self.model), summary))
     }
+}
+
+/// Opens a dataset and, unless the recipe says otherwise, reads it through once for damage.
+fn open_dataset(data: &DataSettings, stop: &StopFlag) -> Result<Arc<Dataset>, TrainError> {
+    let dataset = Dataset::open(&data.path)?;
+    if data.verify {
+        match dataset.verify(&mut Control::default().with_stop(|| stop.is_set())) {
+            // The training loop sees the same flag before its first step.
+            Ok(_) | Err(calotype_data::Error::Interrupted { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Arc::new(dataset))
+}
+
+/// Largest size on disk of a run's checkpoints, one in the making included.
+pub fn checkpoint_bytes(parameters: usize, course: &Course<'_>) -> u64 {
+    // Weights and two moments, and the average where there is one, in f32.
+    let copies = if course.ema.is_some() { 4 } else { 3 };
+    (parameters * copies * 4 * (course.run.keep_checkpoints + 1)) as u64
 }
 
 /// Writes the recipe beside a new run, or checks that the folder's run has the same one.

@@ -1,0 +1,233 @@
+//! The program under test, small recipes for it, and a small finished quickstart that many tests read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+/// Recipe of the diffusion stage that the tests train.
+pub const DIFFUSION: &str = "training/stable_diffusion/quickstart_smoke";
+/// Recipe of the autoencoder that the tests train.
+pub const AUTOENCODER: &str = "training/autoencoder/quickstart_smoke";
+
+/// A UNet that makes a step in a few milliseconds.
+const UNET: [&str; 10] = [
+    "model.block_out_channels=[16, 32]",
+    "model.in_channels=4",
+    "model.out_channels=4",
+    "model.head_channels=[8, 8]",
+    "model.context_channels=32",
+    "model.norm_groups=4",
+    "model.transformer_norm_groups=4",
+    "run.batch_size=8",
+    "run.log_every=16",
+    "run.checkpoint_every=16",
+];
+
+/// An autoencoder of the same kind, for pictures of 32x32 pixels.
+const SMALL_AUTOENCODER: [&str; 8] = [
+    "model.block_out_channels=[8, 8, 16, 16]",
+    "model.norm_groups=4",
+    "model.latent_channels=4",
+    "objective.resolution=32",
+    "run.samples=32",
+    "run.batch_size=8",
+    "run.log_every=16",
+    "run.checkpoint_every=32",
+];
+
+const CLIP: [&str; 13] = [
+    "model.projection=16",
+    "model.text.channels=32",
+    "model.text.layers=1",
+    "model.text.heads=2",
+    "model.vision.image_size=32",
+    "model.vision.channels=32",
+    "model.vision.layers=1",
+    "model.vision.heads=2",
+    "run.samples=64",
+    "run.batch_size=16",
+    "run.log_every=16",
+    "run.checkpoint_every=32",
+    "data.threads=1",
+];
+
+const DATA: [&str; 2] = ["precache.resolution=32", "precache.batch_size=16"];
+
+const EVALUATION: [&str; 4] = [
+    "evaluation.pictures=4",
+    "evaluation.grid=4",
+    "evaluation.sampler.steps=2",
+    "evaluation.prompts=[\"a cat on a red background\"]",
+];
+
+/// Overrides that make the whole quickstart a matter of seconds.
+pub fn tiny_stages() -> Vec<String> {
+    let of = |stage: &str, overrides: &[&str]| -> Vec<String> {
+        overrides.iter().map(|text| format!("{stage}.{text}")).collect()
+    };
+    [
+        of("dataset", &["drawings=40", "resolution=32"]),
+        of("clip", &CLIP),
+        of("autoencoder", &SMALL_AUTOENCODER),
+        of("diffusion", &UNET),
+        of("diffusion", &["run.samples=64"]),
+        DATA.iter().chain(&EVALUATION).map(ToString::to_string).collect(),
+    ]
+    .concat()
+}
+
+/// `train` with a small UNet on a precached dataset.
+pub fn train_unet(precached: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = calotype(&["train", DIFFUSION]);
+    command.args(UNET).arg(data_path(precached)).args(more).arg("--out").arg(out);
+    command
+}
+
+/// `train` with a small autoencoder on a dataset of pictures.
+pub fn train_autoencoder(pictures: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = calotype(&["train", AUTOENCODER]);
+    command.args(SMALL_AUTOENCODER).arg(data_path(pictures)).args(more).arg("--out").arg(out);
+    command
+}
+
+fn data_path(folder: &Path) -> String {
+    format!("data.path={:?}", folder.to_str().expect("temporary folders have Unicode names"))
+}
+
+/// `quickstart` at its smallest.
+pub fn quickstart(out: &Path, more: &[&str]) -> Command {
+    let mut command = calotype(&["quickstart", "--preset", "smoke"]);
+    command.args(tiny_stages()).args(more).arg("--out").arg(out);
+    command
+}
+
+/// The program, in a folder without recipes, so that the built-in ones are used.
+pub fn calotype(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
+    command.args(arguments).current_dir(std::env::temp_dir()).env_remove("CALOTYPE_LOG").stdin(Stdio::null());
+    command
+}
+
+/// How a program ended and what it said.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "exit code {:?}\n{}\n{}", self.code, self.stdout, self.stderr)
+    }
+}
+
+/// Runs to the end.
+pub fn run(command: &mut Command) -> Ended {
+    command.output().expect("the program starts").into()
+}
+
+/// Runs to the end, which must be a good one.
+pub fn succeed(command: &mut Command) -> Ended {
+    let ended = run(command);
+    assert_eq!(ended.code, Some(0), "{command:?}: {ended}");
+    ended
+}
+
+/// Runs to the end, which must be an error: the exit code, and one message, on the last line of standard error, that
+/// holds all of `parts`. Gives the message.
+pub fn fail(command: &mut Command, code: i32, parts: &[&str]) -> String {
+    let ended = run(command);
+    assert_eq!(ended.code, Some(code), "{command:?}: {ended}");
+    let errors: Vec<&str> = ended.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(matches!(errors.as_slice(), [error] if ended.stderr.trim_end().ends_with(error)), "{ended}");
+    for part in parts {
+        assert!(errors[0].contains(part), "`{part}` is not in: {}", errors[0]);
+    }
+    assert!(!ended.stderr.contains("panicked"), "{ended}");
+    errors[0].to_owned()
+}
+
+/// Starts in the background, mute.
+pub fn start(command: &mut Command) -> Child {
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts")
+}
+
+/// A path as text.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have Unicode names")
+}
+
+/// A finished small quickstart, made once for all tests that only read it. Its folder goes with the test process.
+pub struct Finished {
+    folder: TempDir,
+}
+
+impl Finished {
+    pub fn out(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    pub fn precached(&self) -> PathBuf {
+        self.out().join("precache")
+    }
+
+    pub fn pictures(&self) -> PathBuf {
+        self.out().join("dataset").join("train")
+    }
+}
+
+/// Seed of [`finished`].
+pub const SEED: &str = "5";
+
+/// The shared quickstart of seed [`SEED`]. Statics are never dropped: what it leaves is in the system's folder for
+/// temporary files, a few megabytes at most.
+pub fn finished() -> &'static Finished {
+    static FINISHED: LazyLock<Finished> = LazyLock::new(|| {
+        let finished = Finished { folder: tempfile::tempdir().expect("a temporary folder") };
+        succeed(&mut quickstart(&finished.out(), &["--seed", SEED]));
+        finished
+    });
+    &FINISHED
+}
+
+/// Copies a folder of files.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// The only shard of a dataset.
+pub fn shard(dataset: &Path) -> PathBuf {
+    let paths = fs::read_dir(dataset).unwrap().map(|entry| entry.unwrap().path());
+    let shards: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "tar")).collect();
+    assert_eq!(shards.len(), 1, "{shards:?}");
+    shards[0].clone()
+}
+
+/// Checkpoint folders of a run by the samples they stand for.
+pub fn checkpoints(run: &Path) -> BTreeMap<u64, PathBuf> {
+    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+    let numbered = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some((name.strip_prefix("checkpoint-")?.parse().ok()?, entry.path()))
+    });
+    numbered.collect()
+}
