@@ -85,7 +85,7 @@ impl UNetConfig {
                 })?;
             }
         }
-        ConfigError::check(self.block_out_channels[0] % 2 == 0, "block_out_channels", || {
+        ConfigError::check(self.block_out_channels[0].is_multiple_of(2), "block_out_channels", || {
             "the first level must have an even number of channels for the time features".into()
         })
     }

@@ -148,18 +148,19 @@ pub fn succeed(command: &mut Command) -> Ended {
     ended
 }
 
-/// Runs to the end, which must be an error: the exit code, and one message, on the last line of standard error, that
-/// holds all of `parts`. Gives the message.
+/// Runs to the end, which must be an error: the exit code, and one message, the last thing on standard error, that holds
+/// all of `parts`. Gives the message, which may show a piece of a file on lines of its own.
 pub fn fail(command: &mut Command, code: i32, parts: &[&str]) -> String {
     let ended = run(command);
     assert_eq!(ended.code, Some(code), "{command:?}: {ended}");
-    let errors: Vec<&str> = ended.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert!(matches!(errors.as_slice(), [error] if ended.stderr.trim_end().ends_with(error)), "{ended}");
+    let beginnings = ended.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+    assert_eq!(beginnings, 1, "{ended}");
+    let message = &ended.stderr[ended.stderr.find("error: ").unwrap_or(0)..];
     for part in parts {
-        assert!(errors[0].contains(part), "`{part}` is not in: {}", errors[0]);
+        assert!(message.contains(part), "`{part}` is not in: {message}");
     }
     assert!(!ended.stderr.contains("panicked"), "{ended}");
-    errors[0].to_owned()
+    message.trim_end().to_owned()
 }
 
 /// Starts in the background, mute.
