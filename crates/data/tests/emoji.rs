@@ -115,24 +115,3 @@ fn a_stop_is_obeyed() {
     emoji::write_dataset(dir.path(), 16, ShardLimits::default(), Split::Train, Some(9), &mut Control::default())
         .unwrap();
 }
-
-/// `cargo test --release -p calotype-data --test emoji -- --ignored --nocapture` tells how long all of it takes.
-#[test]
-#[ignore = "a measurement"]
-fn time_of_the_whole_dataset() {
-    let dir = tempfile::tempdir().unwrap();
-    for split in [Split::Train, Split::HeldOut] {
-        let start = std::time::Instant::now();
-        let index = emoji::write_dataset(
-            dir.path().join(split.name()),
-            64,
-            ShardLimits::default(),
-            split,
-            None,
-            &mut Control::default(),
-        )
-        .unwrap();
-        let bytes: u64 = index.shards.iter().map(|shard| shard.bytes).sum();
-        println!("{}: {} samples, {bytes} bytes, {:?}", split.name(), index.samples, start.elapsed());
-    }
-}

@@ -5,7 +5,7 @@ use crate::{QuickstartError, report};
 use burn::module::Module;
 use burn::tensor::Device;
 use calotype_data::emoji::{self, Split};
-use calotype_data::image::RgbImage;
+use calotype_data::image::{Filter, RgbImage};
 use calotype_data::{Control, Dataset, ShardLimits};
 use calotype_metrics::{GridOptions, picture_grid};
 use calotype_models::Init;
@@ -483,14 +483,19 @@ fn choose_numbers(all: usize, count: usize) -> Vec<usize> {
     (0..count).map(|i| i * all / count).collect()
 }
 
-/// Grid columns; eight pictures of 128 pixels just fit a page.
+/// Grid columns; eight pictures of [`GRID_SIDE`] pixels just fit a page.
 const COLUMNS: usize = 8;
+/// Side of a picture in a grid, in pixels.
+const GRID_SIDE: usize = 128;
 
+/// A sheet of pictures, enlarged smoothly: square pixels of this size would hide what small pictures show.
 fn write_grid(pictures: &[RgbImage], captions: &[&str], path: &Path) -> Result<(), QuickstartError> {
-    let Some(side) = pictures.first().map(RgbImage::width) else { return Ok(()) };
-    let pixels: Vec<&[u8]> = pictures.iter().map(RgbImage::data).collect();
-    let upscale = (128 / side).max(1);
-    let options = GridOptions { columns: COLUMNS, upscale, ..GridOptions::default() };
-    let png = picture_grid(&pixels, side, captions, &options)?;
+    let enlarged = pictures
+        .iter()
+        .map(|image| image.resize(GRID_SIDE, GRID_SIDE, Filter::Bicubic))
+        .collect::<Result<Vec<_>, _>>()?;
+    let pixels: Vec<&[u8]> = enlarged.iter().map(RgbImage::data).collect();
+    let options = GridOptions { columns: COLUMNS, ..GridOptions::default() };
+    let png = picture_grid(&pixels, GRID_SIDE, captions, &options)?;
     calotype_metrics::report::write_atomic(path, &png).map_err(QuickstartError::io(path))
 }
