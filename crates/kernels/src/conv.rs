@@ -1,10 +1,14 @@
 //! Two-dimensional convolution, channels last, as a matrix product whose left operand (the patches) is gathered while
 //! it is packed and never exists as a whole.
 
+use half::bf16;
+
 use crate::element::Element;
 use crate::pointwise::sum_rows;
 use crate::product::{Dense, Epilogue, Operand, Rows, Source, copy, product};
-use crate::simd::Simd;
+use crate::scratch::with_scratch;
+use crate::simd::{Simd, half_products};
+use crate::threads::for_chunks;
 
 /// Shape of a convolution (in fact a cross-correlation, as everywhere in deep learning):
 /// `y[b, oy, ox, o] = sum over (ky, kx, i) of x[b, oy * stride + ky - top, ox * stride + kx - left, i] w[o, ky, kx, i]`,
@@ -110,9 +114,10 @@ struct Patches<'a, T> {
 
 impl<T: Element> Source for Patches<'_, T> {
     const DIRECT: bool = false;
+    const HALF: bool = T::IS_HALF;
 
     #[inline(always)]
-    fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]) {
+    fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
         if out.is_empty() {
             return;
         }
@@ -136,13 +141,13 @@ impl<T: Element> Source for Patches<'_, T> {
             let (now, later) = rest.split_at_mut(len);
             let y = y0 + ky as isize;
             if y < 0 || y >= height as isize || right <= left {
-                now.fill(0.0);
+                now.fill(E::ZERO);
             } else {
                 let begin = ((b as usize * height + y as usize) * width) as isize + x0;
                 let begin = begin * self.channels as isize;
                 let (i, j) = (left.clamp(from, from + len), right.clamp(from, from + len));
-                now[..i - from].fill(0.0);
-                now[j - from..].fill(0.0);
+                now[..i - from].fill(E::ZERO);
+                now[j - from..].fill(E::ZERO);
                 if i < j {
                     let at = (begin + i as isize) as usize;
                     copy(s, &self.data[at..at + (j - i)], &mut now[i - from..j - from]);
@@ -153,6 +158,173 @@ impl<T: Element> Source for Patches<'_, T> {
             ky += 1;
         }
     }
+}
+
+/// The matrix of [`Patches`] on pictures that have their padding in memory: windows need no checks, and as long as they
+/// stay in a line, the parts of neighbouring windows lie evenly apart, so that products can read them in place.
+struct Windows<'a> {
+    data: &'a [bf16],
+    /// Height and width of the pictures, with their padding.
+    size: [usize; 2],
+    channels: usize,
+    taps: [usize; 2],
+    step: usize,
+    /// Where the first window begins.
+    offset: [usize; 2],
+    positions: [usize; 2],
+}
+
+impl Windows<'_> {
+    /// Where the window of a row begins.
+    #[inline(always)]
+    fn begin(&self, row: usize) -> usize {
+        let (row, across) = (row as u32, self.positions[1] as u32);
+        let (line, px) = (row / across, (row % across) as usize);
+        let (b, py) = ((line / self.positions[0] as u32) as usize, (line % self.positions[0] as u32) as usize);
+        let y = b * self.size[0] + py * self.step + self.offset[0];
+        (y * self.size[1] + px * self.step + self.offset[1]) * self.channels
+    }
+
+    /// Length of a window's line, and distance between the lines.
+    #[inline(always)]
+    fn lines(&self) -> (usize, usize) {
+        (self.taps[1] * self.channels, self.size[1] * self.channels)
+    }
+}
+
+impl Source for Windows<'_> {
+    const DIRECT: bool = false;
+    const HALF: bool = true;
+
+    #[inline(always)]
+    fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
+        if out.is_empty() {
+            return;
+        }
+        let (span, pitch) = self.lines();
+        let (mut ky, mut from) = (column / span, column % span);
+        let begin = self.begin(row);
+        let mut rest = out;
+        while !rest.is_empty() {
+            let len = (span - from).min(rest.len());
+            let (now, later) = rest.split_at_mut(len);
+            copy(s, &self.data[begin + ky * pitch + from..][..len], now);
+            (rest, from, ky) = (later, 0, ky + 1);
+        }
+    }
+
+    #[inline(always)]
+    fn half_row(&self, row: usize, column: usize, len: usize) -> Option<&[bf16]> {
+        let (span, pitch) = self.lines();
+        if len == 0 {
+            return None;
+        }
+        let (ky, from) = (column / span, column % span);
+        (from + len <= span).then(|| &self.data[self.begin(row) + ky * pitch + from..][..len])
+    }
+
+    #[inline(always)]
+    fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
+        let (span, pitch) = self.lines();
+        let (ky, from) = (column / span, column % span);
+        let across = self.positions[1];
+        if row % across + rows > across || from + k > span {
+            return None;
+        }
+        let stride = self.step * self.channels;
+        Some((&self.data[self.begin(row) + ky * pitch + from..][..(rows - 1) * stride + k], stride))
+    }
+
+    fn segment(&self, k: usize) -> usize {
+        let (span, _) = self.lines();
+        if span.is_multiple_of(32) { span } else { k }
+    }
+}
+
+impl<T: Element> Patches<'_, T> {
+    /// The product of the windows and `b`.
+    fn product<B: Source>(
+        self,
+        size: (usize, usize, usize),
+        batch: usize,
+        b: &Operand<B>,
+        (c, rows): (&mut [T], Rows),
+        epilogue: Epilogue<T>,
+    ) {
+        let done = self.with_windows(batch, |windows| {
+            product(size, &Operand { source: windows, k_rows: false }, b, true, (&mut *c, rows), epilogue);
+        });
+        if done.is_none() {
+            product(size, &Operand { source: self, k_rows: false }, b, true, (c, rows), epilogue);
+        }
+    }
+
+    /// The product of `a` and the windows.
+    fn right_product<A: Source>(
+        self,
+        size: (usize, usize, usize),
+        batch: usize,
+        a: &Operand<A>,
+        (c, rows): (&mut [f32], Rows),
+    ) {
+        let done = self.with_windows(batch, |windows| {
+            let b = Operand { source: windows, k_rows: true };
+            product(size, a, &b, false, (&mut *c, rows), Epilogue::default());
+        });
+        if done.is_none() {
+            product(size, a, &Operand { source: self, k_rows: true }, false, (c, rows), Epilogue::default());
+        }
+    }
+
+    /// Calls `f` with the same windows on a padded copy of the pictures, or on the pictures where no window leaves them;
+    /// `None` where bf16 products have no instructions, or the elements are not bf16.
+    fn with_windows<R>(&self, batch: usize, f: impl FnOnce(&Windows) -> R) -> Option<R> {
+        let data = T::as_half(self.data).filter(|_| half_products())?;
+        let (mut before, mut size) = ([0; 2], self.size);
+        for axis in 0..2 {
+            let end = (self.positions[axis].max(1) - 1) * self.step + self.taps[axis];
+            let end = end as isize + self.offset[axis];
+            before[axis] = (-self.offset[axis]).max(0) as usize;
+            size[axis] = before[axis] + self.size[axis].max(end.max(0) as usize);
+        }
+        let windows = Windows {
+            data,
+            size,
+            channels: self.channels,
+            taps: self.taps,
+            step: self.step,
+            offset: [0, 1].map(|axis| (self.offset[axis] + before[axis] as isize) as usize),
+            positions: self.positions,
+        };
+        if size == self.size {
+            return Some(f(&windows));
+        }
+        let len = batch * size[0] * size[1] * self.channels;
+        Some(with_scratch(len.div_ceil(2), |memory| {
+            let padded = &mut bytemuck::cast_slice_mut::<f32, bf16>(memory)[..len];
+            pad(data, self.size, padded, size, before, self.channels);
+            f(&Windows { data: padded, ..windows })
+        }))
+    }
+}
+
+/// Copies pictures of `from_size` into the middle of zeros.
+fn pad(from: &[bf16], from_size: [usize; 2], to: &mut [bf16], size: [usize; 2], before: [usize; 2], channels: usize) {
+    let (line, used) = (size[1] * channels, from_size[1] * channels);
+    if line == 0 {
+        return;
+    }
+    let left = before[1] * channels;
+    for_chunks(to, line, |i, to| {
+        let (b, y) = (i / size[0], i % size[0]);
+        if y < before[0] || y >= before[0] + from_size[0] {
+            to.fill(bf16::ZERO);
+            return;
+        }
+        to[..left].fill(bf16::ZERO);
+        to[left..left + used].copy_from_slice(&from[(b * from_size[0] + y - before[0]) * used..][..used]);
+        to[left + used..].fill(bf16::ZERO);
+    });
 }
 
 /// `y = conv(x, w) + bias + channel_add + residual`.
@@ -188,8 +360,8 @@ pub fn conv2d_forward<T: Element>(
         product((m, n, k), &pixels, &weights, true, out, epilogue);
     } else {
         assert!(m < u32::MAX as usize, "conv2d_forward: more than 2^32 positions");
-        let patches = Operand { source: shape.patches(x), k_rows: false };
-        product((m, n, k), &patches, &weights, true, out, epilogue);
+        let patches = shape.patches(x);
+        patches.product((m, n, k), shape.batch, &weights, out, epilogue);
     }
 }
 
@@ -207,9 +379,10 @@ struct Flipped<'a> {
 
 impl Source for Flipped<'_> {
     const DIRECT: bool = false;
+    const HALF: bool = false;
 
     #[inline(always)]
-    fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]) {
+    fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
         let (tap, o) = (row / self.out_channels, row % self.out_channels);
         let (ty, tx) = (tap / self.taps[1], tap % self.taps[1]);
         let ky = self.first[0] + (self.taps[0] - 1 - ty) * self.step;
@@ -269,14 +442,9 @@ pub fn conv2d_backward_input<T: Element>(shape: &Conv2dShape, dy: &[T], w: &[f32
             column: step * cin,
             start: (class[0] * shape.width + class[1]) * cin,
         };
-        product(
-            (shape.batch * count[0] * count[1], cin, k),
-            &Operand { source: patches, k_rows: false },
-            &Operand { source: weights, k_rows: true },
-            true,
-            (dx, rows),
-            Epilogue::default(),
-        );
+        let weights = Operand { source: weights, k_rows: true };
+        let size = (shape.batch * count[0] * count[1], cin, k);
+        patches.product(size, shape.batch, &weights, (dx, rows), Epilogue::default());
     }
 }
 
@@ -300,14 +468,8 @@ pub fn conv2d_backward_weight<T: Element>(
         return;
     }
     assert!(m < u32::MAX as usize, "conv2d_backward_weight: more than 2^32 positions");
-    product(
-        (n, k, m),
-        &Operand { source: Dense { data: dy, stride: n }, k_rows: true },
-        &Operand { source: shape.patches(x), k_rows: true },
-        false,
-        (dw, Rows::Linear { stride: k }),
-        Epilogue::default(),
-    );
+    let dy_columns = Operand { source: Dense { data: dy, stride: n }, k_rows: true };
+    shape.patches(x).right_product((n, k, m), shape.batch, &dy_columns, (dw, Rows::Linear { stride: k }));
     if let Some(db) = db {
         sum_rows(dy, db, m, n);
     }

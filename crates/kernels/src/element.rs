@@ -35,16 +35,31 @@ pub trait Element:
     const NAME: &'static str;
     /// Largest relative error of one rounding to this type.
     const EPSILON: f32;
+    /// Whether the type is [`bf16`].
+    const IS_HALF: bool;
     /// Exact conversion to f32.
     fn to_f32(self) -> f32;
     /// Conversion from f32, rounding to nearest even.
     fn from_f32(value: f32) -> Self;
+
+    /// The slice as what it is, if the type is [`bf16`].
+    #[inline(always)]
+    fn as_half(slice: &[Self]) -> Option<&[bf16]> {
+        if Self::IS_HALF { Some(bytemuck::cast_slice(slice)) } else { None }
+    }
+
+    /// [`Element::as_half`] for writing.
+    #[inline(always)]
+    fn as_half_mut(slice: &mut [Self]) -> Option<&mut [bf16]> {
+        if Self::IS_HALF { Some(bytemuck::cast_slice_mut(slice)) } else { None }
+    }
 }
 
 impl Element for f32 {
     const ZERO: Self = 0.0;
     const NAME: &'static str = "f32";
     const EPSILON: f32 = f32::EPSILON / 2.0;
+    const IS_HALF: bool = false;
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -59,6 +74,7 @@ impl Element for bf16 {
     const ZERO: Self = bf16::ZERO;
     const NAME: &'static str = "bf16";
     const EPSILON: f32 = 1.0 / 256.0;
+    const IS_HALF: bool = true;
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits((self.to_bits() as u32) << 16)

@@ -35,12 +35,16 @@ mod norm;
 mod optimizer;
 mod pointwise;
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod product16;
 mod random;
 mod resample;
 mod scratch;
 mod simd;
 mod threads;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tile16;
 
 #[cfg(test)]
 mod reference;

@@ -4,6 +4,8 @@
 //! the patches of a picture, which therefore never exist as a whole. Everything about the order of additions is fixed
 //! by the shape: see [`Plan`].
 
+use half::bf16;
+
 use crate::element::Element;
 use crate::math::{load_up_to, store_up_to};
 use crate::scratch::with_scratch;
@@ -15,14 +17,56 @@ use crate::tile::{KC, MicroKernel, ROW_STRIDE};
 pub trait Source: Sync {
     /// True if short pieces are as cheap as long ones.
     const DIRECT: bool;
-    /// Writes the elements `column..column + out.len()` of `row`.
-    fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]);
+    /// True if the elements are bf16.
+    const HALF: bool;
+
+    /// Writes the elements `column..column + out.len()` of `row`, converted.
+    fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]);
+
+    /// The elements `column..column + len` of `row`, if they are bf16 and lie like that in memory.
+    #[inline(always)]
+    fn half_row(&self, _row: usize, _column: usize, _len: usize) -> Option<&[bf16]> {
+        None
+    }
+
+    /// The elements `column..column + k` of `rows` rows from `row` on, and the distance between these rows, if they are bf16
+    /// and lie evenly apart.
+    #[inline(always)]
+    fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
+        if rows == 1 { self.half_row(row, column, k).map(|row| (row, 0)) } else { None }
+    }
+
+    /// Lengths of the parts of a row that lie contiguous in memory, or the whole length.
+    fn segment(&self, k: usize) -> usize {
+        k
+    }
 }
 
 /// A dense matrix: rows of contiguous elements, `stride` apart.
 pub struct Dense<'a, T> {
     pub data: &'a [T],
     pub stride: usize,
+}
+
+impl<X: Source> Source for &X {
+    const DIRECT: bool = X::DIRECT;
+    const HALF: bool = X::HALF;
+
+    #[inline(always)]
+    fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
+        (**self).fill(s, row, column, out);
+    }
+    #[inline(always)]
+    fn half_row(&self, row: usize, column: usize, len: usize) -> Option<&[bf16]> {
+        (**self).half_row(row, column, len)
+    }
+    #[inline(always)]
+    fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
+        (**self).half_rows(row, rows, column, k)
+    }
+    fn segment(&self, k: usize) -> usize {
+        (**self).segment(k)
+    }
 }
 
 impl<T> Clone for Dense<'_, T> {
@@ -35,16 +79,34 @@ impl<T> Copy for Dense<'_, T> {}
 
 impl<T: Element> Source for Dense<'_, T> {
     const DIRECT: bool = true;
+    const HALF: bool = T::IS_HALF;
+
     #[inline(always)]
-    fn fill<S: Simd>(&self, s: S, row: usize, column: usize, out: &mut [f32]) {
+    fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
         let begin = row * self.stride + column;
         copy(s, &self.data[begin..begin + out.len()], out);
     }
+
+    #[inline(always)]
+    fn half_row(&self, row: usize, column: usize, len: usize) -> Option<&[bf16]> {
+        let begin = row * self.stride + column;
+        T::as_half(self.data).map(|data| &data[begin..begin + len])
+    }
+
+    #[inline(always)]
+    fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
+        let begin = row * self.stride + column;
+        T::as_half(self.data).map(|data| (&data[begin..begin + (rows - 1) * self.stride + k], self.stride))
+    }
 }
 
-/// Converts a slice to f32.
+/// Converts a slice.
 #[inline(always)]
-pub fn copy<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
+pub fn copy<S: Simd, T: Element, E: Element>(s: S, from: &[T], to: &mut [E]) {
+    if let (Some(from), Some(to)) = (T::as_half(from), E::as_half_mut(to)) {
+        to.copy_from_slice(from);
+        return;
+    }
     crate::math::map1(
         s,
         from,
@@ -72,7 +134,7 @@ pub enum Rows {
 
 impl Rows {
     #[inline(always)]
-    fn begin(self, i: usize) -> usize {
+    pub fn begin(self, i: usize) -> usize {
         match self {
             Rows::Linear { stride } => i * stride,
             Rows::Grid { height, width, batch, row, column, start } => {
@@ -100,6 +162,68 @@ pub struct Epilogue<'a, T> {
 impl<T> Default for Epilogue<'_, T> {
     fn default() -> Self {
         Self { bias: None, group: None, residual: None, accumulate: false }
+    }
+}
+
+/// Where finished elements of C go.
+pub struct Output<'a, T> {
+    pub data: &'a SharedMut<'a, T>,
+    pub rows: Rows,
+    /// Columns of C.
+    pub n: usize,
+    pub epilogue: Epilogue<'a, T>,
+}
+
+impl<T: Element> Output<'_, T> {
+    /// Stores a piece of a row of C through the epilogue. Each element is passed to this function once.
+    #[inline(always)]
+    pub fn store<S: Simd>(&self, s: S, row: usize, column: usize, sum: &[f32]) {
+        let begin = self.rows.begin(row) + column;
+        let e = &self.epilogue;
+        // SAFETY: tasks own different elements of C, and rows do not overlap.
+        let out = unsafe { self.data.range(begin..begin + sum.len()) };
+        let bias = e.bias.map(|bias| &bias[column..][..sum.len()]);
+        let group = e.group.map(|(group, rows)| &group[row / rows * self.n + column..][..sum.len()]);
+        let residual = e.residual.map(|residual| &residual[begin..][..sum.len()]);
+        for i in (0..sum.len()).step_by(S::LANES) {
+            let j = (i + S::LANES).min(sum.len());
+            let mut v = load_up_to(s, &sum[i..j]);
+            if let Some(bias) = bias {
+                v = s.add(v, load_up_to(s, &bias[i..j]));
+            }
+            if let Some(group) = group {
+                v = s.add(v, load_up_to(s, &group[i..j]));
+            }
+            if let Some(residual) = residual {
+                v = s.add(v, load_up_to(s, &residual[i..j]));
+            }
+            if e.accumulate {
+                v = s.add(v, load_up_to(s, &out[i..j]));
+            }
+            store_up_to(s, v, &mut out[i..j]);
+        }
+    }
+
+    /// Adds partial sums, `[shares, m, n]`, in order, and stores the whole.
+    pub fn store_shares(&self, partial: &mut [f32], m: usize) {
+        let size = m * self.n;
+        let (first, others) = partial.split_at_mut(size);
+        let others = &*others;
+        const CHUNK: usize = 4096;
+        for_chunks(first, CHUNK, |i, sum| {
+            dispatch!(|s| {
+                for other in others.chunks_exact(size) {
+                    let other = &other[i * CHUNK..][..sum.len()];
+                    add_to(s, other, sum);
+                }
+            });
+        });
+        let first = &*first;
+        parallel_for(m.div_ceil(64), |task| {
+            dispatch!(|s| for i in task * 64..(task * 64 + 64).min(m) {
+                self.store(s, i, 0, &first[i * self.n..][..self.n]);
+            });
+        });
     }
 }
 
@@ -272,8 +396,13 @@ pub fn product<A: Source, B: Source, T: Element>(
         return;
     }
     let out = SharedMut::new(c);
+    let out = Output { data: &out, rows, n, epilogue };
+    #[cfg(target_arch = "x86_64")]
+    if (A::HALF || B::HALF) && crate::product16::product((m, n, k), a, b, b_reusable, &out) {
+        return;
+    }
     let plan = dispatch!(|s| plan_for(s, m, n, k, b_reusable));
-    let run = Run { m, n, k, plan, a, b, packed: None, out: &out, rows, epilogue };
+    let run = Run { m, n, k, plan, a, b, packed: None, out };
     if plan.shared {
         // Panels do not straddle the columns of tasks, whose number is a multiple of the width.
         let line = dispatch!(|s| columns_for(s, n));
@@ -316,9 +445,7 @@ struct Run<'a, A, B, T> {
     a: &'a Operand<A>,
     b: &'a Operand<B>,
     packed: Option<(&'a [f32], usize)>,
-    out: &'a SharedMut<'a, T>,
-    rows: Rows,
-    epilogue: Epilogue<'a, T>,
+    out: Output<'a, T>,
 }
 
 impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
@@ -347,23 +474,7 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                 let k1 = (k0 + share).min(self.k);
                 dispatch!(|s| self.task(s, mr, nr, (k0, k1), Some((&shared, task % shares * size))));
             });
-            let (first, others) = partial.split_at_mut(size);
-            let others = &*others;
-            const CHUNK: usize = 4096;
-            for_chunks(first, CHUNK, |i, sum| {
-                dispatch!(|s| {
-                    for other in others.chunks_exact(size) {
-                        let other = &other[i * CHUNK..][..sum.len()];
-                        add_to(s, other, sum);
-                    }
-                });
-            });
-            let first = &*first;
-            parallel_for(self.m.div_ceil(64), |task| {
-                dispatch!(|s| for i in task * 64..(task * 64 + 64).min(self.m) {
-                    self.finish(s, i, 0, &first[i * self.n..][..self.n]);
-                });
-            });
+            self.out.store_shares(partial, self.m);
         });
     }
 
@@ -435,7 +546,7 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                                             // SAFETY: tasks write different blocks of C or different partial sums.
                                             copy(s, sum, unsafe { partial.range(begin..begin + used) });
                                         }
-                                        None => self.finish(s, row, column, sum),
+                                        None => self.out.store(s, row, column, sum),
                                     }
                                 }
                             }
@@ -444,35 +555,6 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                 }
             },
         );
-    }
-
-    /// Stores a piece of a row of C through the epilogue. Each element is passed to this function once.
-    #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, row: usize, column: usize, sum: &[f32]) {
-        let begin = self.rows.begin(row) + column;
-        let e = &self.epilogue;
-        // SAFETY: tasks own different elements of C, and rows do not overlap.
-        let out = unsafe { self.out.range(begin..begin + sum.len()) };
-        let bias = e.bias.map(|bias| &bias[column..][..sum.len()]);
-        let group = e.group.map(|(group, rows)| &group[row / rows * self.n + column..][..sum.len()]);
-        let residual = e.residual.map(|residual| &residual[begin..][..sum.len()]);
-        for i in (0..sum.len()).step_by(S::LANES) {
-            let j = (i + S::LANES).min(sum.len());
-            let mut v = load_up_to(s, &sum[i..j]);
-            if let Some(bias) = bias {
-                v = s.add(v, load_up_to(s, &bias[i..j]));
-            }
-            if let Some(group) = group {
-                v = s.add(v, load_up_to(s, &group[i..j]));
-            }
-            if let Some(residual) = residual {
-                v = s.add(v, load_up_to(s, &residual[i..j]));
-            }
-            if e.accumulate {
-                v = s.add(v, load_up_to(s, &out[i..j]));
-            }
-            store_up_to(s, v, &mut out[i..j]);
-        }
     }
 }
 

@@ -209,7 +209,7 @@ impl Simd for Scalar {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2Fma, Avx512, with_avx2, with_avx512};
+pub use x86::{Amx, Avx2Fma, Avx512, Avx512Bf16, with_avx2, with_avx512, with_avx512_bf16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -234,6 +234,114 @@ mod x86 {
         }
     }
 
+    /// Proof that the processor has AVX-512 BF16 beside what [`Avx512`] proves.
+    #[derive(Clone, Copy)]
+    pub struct Avx512Bf16(Avx512);
+
+    impl Avx512Bf16 {
+        /// The token, if this processor has the instructions.
+        pub fn new() -> Option<Self> {
+            Avx512::new().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Self)
+        }
+
+        /// The vectors that come with it.
+        #[inline(always)]
+        pub fn vectors(self) -> Avx512 {
+            self.0
+        }
+    }
+
+    /// Proof that the processor has AMX tiles with bf16 products beside what [`Avx512`] proves, and that the system
+    /// lets this process use them.
+    #[derive(Clone, Copy)]
+    pub struct Amx(Avx512);
+
+    impl Amx {
+        /// The token, if this processor has the instructions and the system allows them.
+        pub fn new() -> Option<Self> {
+            Avx512::new().filter(|_| amx_in_processor() && amx_permitted()).map(Self)
+        }
+
+        /// The vectors that come with it.
+        #[inline(always)]
+        pub fn vectors(self) -> Avx512 {
+            self.0
+        }
+
+        /// Gives all eight tiles of this thread their full size, 16 rows of 64 bytes, unless that is done already.
+        ///
+        /// Nothing else in this process changes the configuration, so it is loaded once in a thread's life.
+        #[inline]
+        pub fn configure_thread(self) {
+            thread_local! {
+                static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+            }
+            #[repr(C, align(64))]
+            struct TileConfig {
+                palette: u8,
+                start_row: u8,
+                reserved: [u8; 14],
+                row_bytes: [u16; 16],
+                rows: [u8; 16],
+            }
+            if DONE.replace(true) {
+                return;
+            }
+            let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+            row_bytes[..8].fill(64);
+            rows[..8].fill(16);
+            let config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
+            // SAFETY: the token proves the instruction; it reads the 64 bytes of `config`.
+            unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+        }
+    }
+
+    /// Whether the processor has AMX-TILE and AMX-BF16 and the system saves the tiles (CPUID leaf 7, XCR0).
+    fn amx_in_processor() -> bool {
+        const OSXSAVE: u32 = 1 << 27;
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        const TILE_STATE: u64 = 0b11 << 17;
+        if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+            return false;
+        }
+        let features = __cpuid_count(7, 0).edx;
+        #[target_feature(enable = "xsave")]
+        fn saved_state() -> u64 {
+            // SAFETY: the bit OSXSAVE tells that the instruction exists.
+            unsafe { _xgetbv(0) }
+        }
+        // SAFETY: as above.
+        features & AMX_BF16 != 0 && features & AMX_TILE != 0 && unsafe { saved_state() } & TILE_STATE == TILE_STATE
+    }
+
+    /// Asks the system for the use of tiles, which Linux grants to a process on request only.
+    #[cfg(target_os = "linux")]
+    fn amx_permitted() -> bool {
+        const ARCH_PRCTL: i64 = 158;
+        const REQUEST_PERMISSION: i64 = 0x1023;
+        const TILE_DATA: i64 = 18;
+        let result: i64;
+        // SAFETY: a system call without memory operands; the kernel changes rax, rcx and r11 only.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                inlateout("rax") ARCH_PRCTL => result,
+                in("rdi") REQUEST_PERMISSION,
+                in("rsi") TILE_DATA,
+                lateout("rcx") _,
+                lateout("r11") _,
+                options(nostack),
+            );
+        }
+        result == 0
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn amx_permitted() -> bool {
+        false
+    }
+
     /// Proof that the processor has AVX2 and FMA.
     #[derive(Clone, Copy)]
     pub struct Avx2Fma(());
@@ -249,6 +357,17 @@ mod x86 {
     #[inline(always)]
     pub fn with_avx512<R>(_: Avx512, f: impl FnOnce() -> R) -> R {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        fn inner<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // SAFETY: the token proves that the processor has the features.
+        unsafe { inner(f) }
+    }
+
+    /// Runs `f`, compiled with the AVX-512 features and BF16.
+    #[inline(always)]
+    pub fn with_avx512_bf16<R>(_: Avx512Bf16, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
         fn inner<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
@@ -660,37 +779,85 @@ pub enum Isa {
     Scalar(Scalar),
 }
 
+/// The greatest instruction set that the environment variable `CALOTYPE_ISA` allows, in the order of [`LEVELS`].
+fn allowed() -> usize {
+    let name = std::env::var("CALOTYPE_ISA").unwrap_or_default();
+    LEVELS.iter().position(|level| *level == name).unwrap_or(LEVELS.len() - 1)
+}
+
+/// Values of `CALOTYPE_ISA`; each includes those before it.
+const LEVELS: [&str; 5] = ["scalar", "avx2", "avx512", "avx512bf16", "amx"];
+
 /// The instruction set in use: the best one this processor has, or a lesser one named by the environment variable
-/// `CALOTYPE_ISA` (`avx2` or `scalar`). Decided once per process.
+/// `CALOTYPE_ISA`. Decided once per process.
 #[inline]
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
-        let most = std::env::var("CALOTYPE_ISA").unwrap_or_default();
         #[cfg(target_arch = "x86_64")]
-        if most != "scalar" {
-            if let Some(token) = Avx512::new().filter(|_| most != "avx2") {
+        {
+            if let Some(token) = Avx512::new().filter(|_| allowed() >= 2) {
                 return Isa::Avx512(token);
             }
-            if let Some(token) = Avx2Fma::new() {
+            if let Some(token) = Avx2Fma::new().filter(|_| allowed() >= 1) {
                 return Isa::Avx2(token);
             }
         }
-        let _ = most;
         Isa::Scalar(Scalar)
     })
 }
 
-/// Name of the instruction set in use: `"avx512"`, `"avx2+fma"` or `"scalar"`.
+/// What multiplies bf16 matrices.
+#[derive(Clone, Copy)]
+pub enum Bf16Isa {
+    /// Tiles of 16 by 16.
+    #[cfg(target_arch = "x86_64")]
+    Amx(Amx),
+    /// Dot products of pairs in vectors.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512Bf16),
+    /// Nothing: bf16 is converted to f32 and multiplied by the kernels of [`isa`].
+    None,
+}
+
+/// The instructions for bf16 products in use; limited like [`isa`].
+#[inline]
+pub fn bf16_isa() -> Bf16Isa {
+    static ISA: OnceLock<Bf16Isa> = OnceLock::new();
+    *ISA.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(token) = Amx::new().filter(|_| allowed() >= 4) {
+                return Bf16Isa::Amx(token);
+            }
+            if let Some(token) = Avx512Bf16::new().filter(|_| allowed() >= 3) {
+                return Bf16Isa::Avx512(token);
+            }
+        }
+        Bf16Isa::None
+    })
+}
+
+/// Whether bf16 matrices are multiplied as such.
+pub fn half_products() -> bool {
+    !matches!(bf16_isa(), Bf16Isa::None)
+}
+
+/// Name of the instruction sets in use: `"avx512+amx"`, `"avx512+bf16"`, `"avx512"`, `"avx2+fma"` or `"scalar"`.
 ///
-/// The environment variable `CALOTYPE_ISA` (`avx2`, `scalar`) asks for less than the processor has.
+/// The environment variable `CALOTYPE_ISA` (`avx512bf16`, `avx512`, `avx2`, `scalar`) asks for less than the processor
+/// has.
 pub fn isa_name() -> &'static str {
-    match isa() {
+    match (isa(), bf16_isa()) {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(_) => "avx512",
+        (_, Bf16Isa::Amx(_)) => "avx512+amx",
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(_) => "avx2+fma",
-        Isa::Scalar(_) => "scalar",
+        (_, Bf16Isa::Avx512(_)) => "avx512+bf16",
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512(_), _) => "avx512",
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2(_), _) => "avx2+fma",
+        (Isa::Scalar(_), _) => "scalar",
     }
 }
 

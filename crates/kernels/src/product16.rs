@@ -1,0 +1,643 @@
+//! The driver of products with bf16 operands: like [`crate::product`], on tiles of [`crate::tile16`].
+//!
+//! f32 operands, the weights, are rounded to bf16 while they are packed; sums are f32. B is always packed. A is read where
+//! it lies if the instructions can and its rows are evenly apart, and packed otherwise. How a product is cut depends on
+//! shapes and the instruction set alone.
+
+use half::bf16;
+
+use crate::element::Element;
+use crate::product::{Operand, Output, Source, copy};
+use crate::scratch::with_scratch;
+use crate::simd::{Avx512, Bf16Isa, bf16_isa};
+use crate::threads::{SharedMut, parallel_for};
+use crate::tile16::{A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, transpose_pairs};
+
+/// Enough tasks for many cores to be busy most of the time.
+const TASKS: usize = 32;
+
+/// Most bytes of A that are packed as a whole, before the tasks begin, where that saves packing them several times.
+const WHOLE_A: usize = 4 << 20;
+/// The same for an A that must be transposed.
+const WHOLE_TRANSPOSED_A: usize = 64 << 20;
+/// The same for B.
+const WHOLE_B: usize = 64 << 20;
+
+/// The right operand of a product.
+pub enum Right<'a, B> {
+    /// Packed by the product.
+    Source(&'a Operand<B>),
+    /// Packed before.
+    Packed(&'a PackedWeights),
+}
+
+/// Calls `$body` with `$k` the token of the instructions for bf16 products, or evaluates `$none`.
+macro_rules! dispatch16 {
+    (|$k:ident| $body:expr, $none:expr) => {
+        match bf16_isa() {
+            Bf16Isa::Amx($k) => $body,
+            Bf16Isa::Avx512($k) => $body,
+            Bf16Isa::None => $none,
+        }
+    };
+}
+
+/// `C = A B` through the epilogue of `out`; `false`, with nothing done, if the processor cannot multiply bf16.
+pub fn product<A: Source, B: Source, T: Element>(
+    size: (usize, usize, usize),
+    a: &Operand<A>,
+    b: &Operand<B>,
+    b_reusable: bool,
+    out: &Output<T>,
+) -> bool {
+    dispatch16!(
+        |k| {
+            run(k, size, a, Right::Source(b), b_reusable, out);
+            true
+        },
+        false
+    )
+}
+
+/// `C = A B` with weights packed before.
+pub fn product_packed<A: Source, T: Element>(m: usize, a: &Operand<A>, b: &PackedWeights, out: &Output<T>) {
+    dispatch16!(
+        |k| run(k, (m, b.n, b.k), a, Right::<A>::Packed(b), true, out),
+        unreachable!("weights are only packed where bf16 products are")
+    )
+}
+
+/// The inner dimension in pieces: equal parts of equal segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pieces {
+    k: usize,
+    segment: usize,
+    piece: usize,
+    per_segment: usize,
+    count: usize,
+    step: usize,
+}
+
+impl Pieces {
+    fn new(k: usize, segment: usize, most: usize, step: usize) -> Self {
+        let segment = segment.clamp(1, k.max(1));
+        let parts = segment.div_ceil(most.clamp(32, KC));
+        let piece = segment.div_ceil(parts).next_multiple_of(32);
+        let per_segment = segment.div_ceil(piece);
+        Pieces { k, segment, piece, per_segment, count: k.div_ceil(segment).max(1) * per_segment, step }
+    }
+
+    /// Beginning and length of a piece.
+    fn range(&self, i: usize) -> (usize, usize) {
+        let (segment, part) = (i / self.per_segment, i % self.per_segment);
+        let begin = part * self.piece;
+        (segment * self.segment + begin, self.piece.min(self.segment - begin).min(self.k))
+    }
+
+    /// Length of a piece, padded.
+    fn padded(&self, i: usize) -> usize {
+        self.range(i).1.next_multiple_of(self.step)
+    }
+
+    /// Where a piece begins if all pieces are padded.
+    fn packed_begin(&self, i: usize) -> usize {
+        let segment = (self.segment - (self.per_segment - 1) * self.piece).next_multiple_of(self.step)
+            + (self.per_segment - 1) * self.piece;
+        i / self.per_segment * segment + i % self.per_segment * self.piece
+    }
+}
+
+/// Columns of all panels, with padding.
+fn line(n: usize) -> usize {
+    n.next_multiple_of(16)
+}
+
+/// Columns of panel `j` of `n` columns.
+fn panel_width(n: usize, j: usize) -> usize {
+    if n - j * WIDTH <= 16 { 16 } else { WIDTH }
+}
+
+/// How a product is cut.
+struct Plan {
+    rows: usize,
+    columns: usize,
+    pieces: Pieces,
+    /// Pieces that one task sums up.
+    share: usize,
+    whole_a: bool,
+    whole_b: bool,
+}
+
+impl Plan {
+    fn new<K: Kernel16, A: Source, B: Source>(
+        (m, n, k): (usize, usize, usize),
+        a: &Operand<A>,
+        b: &Right<B>,
+        b_reusable: bool,
+    ) -> Plan {
+        let even = |total: usize, most: usize, unit: usize| {
+            let parts = total.div_ceil(most).max(1);
+            total.div_ceil(parts).next_multiple_of(unit).max(unit)
+        };
+        let mut columns = even(n, 384, WIDTH);
+        let mut rows = even(m, K::TASK_ROWS, K::ROWS);
+        let tiles = |rows: usize, columns: usize| m.div_ceil(rows) * n.div_ceil(columns);
+        let segment = if a.k_rows { k } else { a.source.segment(k) };
+        let mut pieces = Pieces::new(k, segment, K::PIECE, K::K_STEP);
+        let mut share = pieces.count;
+        if let Right::Packed(packed) = b {
+            pieces = packed.pieces;
+            share = pieces.count;
+        } else if tiles(rows, columns) < TASKS && k >= 1024 && (k >= 4 * m.max(n) || !b_reusable) {
+            // A small C and long sums: cut the sums.
+            let parts = TASKS.div_ceil(tiles(rows, columns)).min(k / 512).max(1);
+            pieces = Pieces::new(k, segment, K::PIECE.min(k.div_ceil(parts)), K::K_STEP);
+            share = pieces.count.div_ceil(parts);
+        }
+        if share >= pieces.count {
+            while tiles(rows, columns) < TASKS && (rows > 2 * K::ROWS || columns > 2 * WIDTH) {
+                if rows > 2 * K::ROWS && (rows >= columns || columns <= 2 * WIDTH) {
+                    rows = (rows / 2).next_multiple_of(K::ROWS);
+                } else {
+                    columns = (columns / 2).next_multiple_of(WIDTH);
+                }
+            }
+        }
+        let direct =
+            K::ANY_STRIDE && !a.k_rows && m >= K::GROUP && k > 0 && a.source.half_rows(0, K::GROUP, 0, 1).is_some();
+        let most = if a.k_rows { WHOLE_TRANSPOSED_A } else { WHOLE_A };
+        let whole_a = n > columns && !direct && 2 * m * k <= most;
+        let whole_b = b_reusable && m > rows && 2 * n * k <= WHOLE_B;
+        Plan { rows, columns, pieces, share, whole_a, whole_b }
+    }
+}
+
+fn run<K: Kernel16, A: Source, B: Source, T: Element>(
+    kernel: K,
+    (m, n, k): (usize, usize, usize),
+    a: &Operand<A>,
+    b: Right<B>,
+    b_reusable: bool,
+    out: &Output<T>,
+) {
+    let plan = Plan::new::<K, A, B>((m, n, k), a, &b, b_reusable);
+    let (pieces, rows_room) = (plan.pieces, m.next_multiple_of(16) + 32);
+    let (a_len, b_len) = (
+        if plan.whole_a { pieces.count * rows_room * A_STRIDE } else { 0 },
+        match &b {
+            Right::Source(_) if plan.whole_b => line(n) * pieces.packed_begin(pieces.count),
+            _ => 0,
+        },
+    );
+    with_half_scratch(a_len, |whole_a| {
+        with_half_scratch(b_len, |whole_b| {
+            if plan.whole_a {
+                pack_whole_a(kernel, a, m, pieces, rows_room, whole_a);
+            }
+            let packed_b: Option<&[bf16]> = match b {
+                Right::Packed(packed) => Some(packed.halves()),
+                Right::Source(b) if plan.whole_b => {
+                    pack_whole_b(kernel, b, n, pieces, whole_b);
+                    Some(whole_b)
+                }
+                Right::Source(_) => None,
+            };
+            let whole_a = plan.whole_a.then_some((&*whole_a, rows_room));
+            let source = match &b {
+                Right::Source(b) => Some(*b),
+                Right::Packed(_) => None,
+            };
+            Run { kernel, m, n, plan: &plan, a, b: source, whole_a, packed_b, out }.all();
+        });
+    });
+}
+
+/// [`with_scratch`] for bf16.
+#[inline(always)]
+fn with_half_scratch<R>(len: usize, f: impl FnOnce(&mut [bf16]) -> R) -> R {
+    with_scratch(len.div_ceil(2), |memory| f(&mut bytemuck::cast_slice_mut(memory)[..len]))
+}
+
+/// Packs all of A: `[piece, row, A_STRIDE]`.
+fn pack_whole_a<K: Kernel16, A: Source>(
+    kernel: K,
+    a: &Operand<A>,
+    m: usize,
+    pieces: Pieces,
+    rows_room: usize,
+    to: &mut [bf16],
+) {
+    const BLOCK: usize = 64;
+    let blocks = m.div_ceil(BLOCK);
+    let shared = SharedMut::new(to);
+    parallel_for(pieces.count * blocks, |task| {
+        let (piece, block) = (task / blocks, task % blocks);
+        let (first, count) = (block * BLOCK, BLOCK.min(m - block * BLOCK));
+        let begin = (piece * rows_room + first) * A_STRIDE;
+        let end = begin + count.next_multiple_of(16) * A_STRIDE;
+        kernel.run(
+            #[inline(always)]
+            || {
+                // SAFETY: blocks of different tasks do not overlap; only the last one is not a multiple of 16 rows, and
+                // the room goes on after it.
+                let to = unsafe { shared.range(begin..end) };
+                pack_a(kernel, a, pieces.range(piece), (first, count), to);
+            },
+        );
+    });
+}
+
+/// Packs all of B: `[piece, panel, k / 2, columns, 2]`.
+fn pack_whole_b<K: Kernel16, B: Source>(kernel: K, b: &Operand<B>, n: usize, pieces: Pieces, to: &mut [bf16]) {
+    const GROUP: usize = 4 * WIDTH;
+    let groups = n.div_ceil(GROUP);
+    let shared = SharedMut::new(to);
+    parallel_for(pieces.count * groups, |task| {
+        let (piece, group) = (task / groups, task % groups);
+        let (first, count) = (group * GROUP, GROUP.min(n - group * GROUP));
+        let padded = pieces.padded(piece);
+        let begin = line(n) * pieces.packed_begin(piece) + first * padded;
+        kernel.run(
+            #[inline(always)]
+            || {
+                // SAFETY: groups of panels of different tasks do not overlap.
+                let to = unsafe { shared.range(begin..begin + line(count) * padded) };
+                pack_b(kernel, b, pieces.range(piece), (first, count), to);
+            },
+        );
+    });
+}
+
+/// Packs rows `m0..m0 + m` of A, inner `k0..k0 + k`: row-major, [`A_STRIDE`] apart, with zeros after the last element up
+/// to a multiple of the step. `to` has room for a multiple of 16 rows.
+#[inline(always)]
+fn pack_a<K: Kernel16, X: Source>(
+    kernel: K,
+    a: &Operand<X>,
+    (k0, k): (usize, usize),
+    (m0, m): (usize, usize),
+    to: &mut [bf16],
+) {
+    let s = kernel.vectors();
+    if a.k_rows {
+        return pack_transposed(s, a, (k0, k), (m0, m), to);
+    }
+    let padded = k.next_multiple_of(K::K_STEP);
+    for i in 0..m {
+        let row = &mut to[i * A_STRIDE..][..padded];
+        a.source.fill(s, m0 + i, k0, &mut row[..k]);
+        row[k..].fill(bf16::ZERO);
+    }
+}
+
+/// [`pack_a`] for a source whose rows run along the inner dimension: pairs of rows are interleaved, then blocks of 16 by
+/// 16 pairs transposed.
+#[inline(always)]
+fn pack_transposed<X: Source>(
+    s: Avx512,
+    a: &Operand<X>,
+    (k0, k): (usize, usize),
+    (m0, m): (usize, usize),
+    to: &mut [bf16],
+) {
+    let wide = m.next_multiple_of(16);
+    let stride = 2 * wide + 32;
+    with_half_scratch(
+        16 * stride + 2 * wide,
+        #[inline(always)]
+        |memory| {
+            let (pairs, rows) = memory.split_at_mut(16 * stride);
+            for p in (0..k).step_by(32) {
+                for (pair, line) in pairs.chunks_exact_mut(stride).enumerate() {
+                    interleave_rows(s, a, (k0 + p + 2 * pair, k0 + k), (m0, m), rows, &mut line[..2 * wide]);
+                }
+                for i in (0..m).step_by(16) {
+                    transpose_pairs(s, &pairs[2 * i..], stride, &mut to[i * A_STRIDE + p..], A_STRIDE);
+                }
+            }
+        },
+    );
+}
+
+/// Interleaves the columns `n0..n0 + n` of the source's rows `row` and `row + 1`, with zeros for rows from `end` on and
+/// after the last column. `rows` is room for two rows.
+#[inline(always)]
+fn interleave_rows<X: Source>(
+    s: Avx512,
+    x: &Operand<X>,
+    (row, end): (usize, usize),
+    (n0, n): (usize, usize),
+    rows: &mut [bf16],
+    to: &mut [bf16],
+) {
+    let (used, rest) = to.split_at_mut(2 * n);
+    rest.fill(bf16::ZERO);
+    if row + 1 < end
+        && let (Some(a), Some(b)) = (x.source.half_row(row, n0, n), x.source.half_row(row + 1, n0, n))
+    {
+        interleave(a, b, used);
+        return;
+    }
+    let (a, b) = rows.split_at_mut(n);
+    for (line, row) in [(&mut *a, row), (&mut b[..n], row + 1)] {
+        if row < end {
+            x.source.fill(s, row, n0, line);
+        } else {
+            line.fill(bf16::ZERO);
+        }
+    }
+    interleave(a, &b[..n], used);
+}
+
+/// Packs rows `k0..k0 + k`, columns `n0..n0 + n` of B in panels.
+#[inline(always)]
+fn pack_b<K: Kernel16, X: Source>(
+    kernel: K,
+    b: &Operand<X>,
+    (k0, k): (usize, usize),
+    (n0, n): (usize, usize),
+    to: &mut [bf16],
+) {
+    let s = kernel.vectors();
+    let padded = k.next_multiple_of(K::K_STEP);
+    let wide = line(n);
+    if !b.k_rows {
+        return pack_b_transposed(s, b, (k0, k, padded), (n0, n), to);
+    }
+    with_half_scratch(
+        4 * wide,
+        #[inline(always)]
+        |memory| {
+            let (pairs, rows) = memory.split_at_mut(2 * wide);
+            for p in (0..padded).step_by(2) {
+                interleave_rows(s, b, (k0 + p, k0 + k), (n0, n), rows, pairs);
+                for j in 0..n.div_ceil(WIDTH) {
+                    let w = 2 * panel_width(n, j);
+                    let to = &mut to[j * WIDTH * padded + p / 2 * w..][..w];
+                    to.copy_from_slice(&pairs[j * 2 * WIDTH..][..w]);
+                }
+            }
+        },
+    );
+}
+
+/// [`pack_b`] for a source that is `[n, k]`.
+#[inline(always)]
+fn pack_b_transposed<X: Source>(
+    s: Avx512,
+    b: &Operand<X>,
+    (k0, k, padded): (usize, usize, usize),
+    (n0, n): (usize, usize),
+    to: &mut [bf16],
+) {
+    let stride = k.next_multiple_of(32) + 32;
+    with_half_scratch(
+        16 * stride + 512,
+        #[inline(always)]
+        |memory| {
+            let (lines, block) = memory.split_at_mut(16 * stride);
+            for j in (0..n).step_by(16) {
+                for (i, line) in lines.chunks_exact_mut(stride).enumerate() {
+                    if j + i < n {
+                        b.source.fill(s, n0 + j + i, k0, &mut line[..k]);
+                        line[k..].fill(bf16::ZERO);
+                    } else {
+                        line.fill(bf16::ZERO);
+                    }
+                }
+                let panel = j / WIDTH;
+                let w = 2 * panel_width(n, panel);
+                let to = &mut to[panel * WIDTH * padded..][..w / 2 * padded];
+                let offset = 2 * (j - panel * WIDTH);
+                for p in (0..padded).step_by(32) {
+                    if p + 32 <= padded {
+                        transpose_pairs(s, &lines[p..], stride, &mut to[p / 2 * w + offset..], w);
+                        continue;
+                    }
+                    transpose_pairs(s, &lines[p..], stride, block, 32);
+                    for q in 0..(padded - p) / 2 {
+                        to[(p / 2 + q) * w + offset..][..32].copy_from_slice(&block[q * 32..][..32]);
+                    }
+                }
+            }
+        },
+    );
+}
+
+struct Run<'a, K, A, B, T> {
+    kernel: K,
+    m: usize,
+    n: usize,
+    plan: &'a Plan,
+    a: &'a Operand<A>,
+    b: Option<&'a Operand<B>>,
+    whole_a: Option<(&'a [bf16], usize)>,
+    packed_b: Option<&'a [bf16]>,
+    out: &'a Output<'a, T>,
+}
+
+/// Sums of a share of the inner dimension: where the partial sums go.
+type Partial<'a> = Option<(&'a SharedMut<'a, f32>, usize)>;
+
+/// Most tiles below each other in a task.
+const MOST_TILES: usize = 16;
+
+impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
+    fn all(&self) {
+        let Plan { rows, columns, share, pieces, .. } = *self.plan;
+        let (down, across) = (self.m.div_ceil(rows), self.n.div_ceil(columns));
+        let shares = pieces.count.div_ceil(share.max(1)).max(1);
+        let task = |task: usize, share_at: (usize, usize), partial: Partial| {
+            let (i, j) = (task % down, task / down);
+            let (m, n) = (rows.min(self.m - i * rows), columns.min(self.n - j * columns));
+            self.kernel.run(
+                #[inline(always)]
+                || self.task((i * rows, m), (j * columns, n), share_at, partial),
+            );
+        };
+        if shares == 1 {
+            return parallel_for(down * across, |i| task(i, (0, pieces.count), None));
+        }
+        // Sums of the shares side by side, then added in order.
+        let size = self.m * self.n;
+        with_scratch(shares * size, |sums| {
+            let shared = SharedMut::new(sums);
+            parallel_for(down * across * shares, |i| {
+                let at = i % shares;
+                let last = ((at + 1) * share).min(pieces.count);
+                task(i / shares, (at * share, last), Some((&shared, at * size)));
+            });
+            self.out.store_shares(sums, self.m);
+        });
+    }
+
+    /// One block of C over the pieces `q0..q1`.
+    #[inline(always)]
+    fn task(&self, (m0, m): (usize, usize), (n0, n): (usize, usize), (q0, q1): (usize, usize), partial: Partial) {
+        let kernel = self.kernel;
+        let pieces = self.plan.pieces;
+        let tiles = m.div_ceil(K::ROWS);
+        // Tiles of one group may be of any height, so they share the rows evenly.
+        let tile_rows = if K::GROUP == K::ROWS { m.div_ceil(tiles) } else { K::ROWS };
+        let panels = n.div_ceil(WIDTH);
+        let tile_size = K::ROWS * WIDTH;
+        let several = q1 > q0 + 1;
+        let sums_len = if several { tiles * panels * tile_size } else { tile_size };
+        let a_len = if self.whole_a.is_some() { 0 } else { (m.next_multiple_of(16) + 16) * A_STRIDE / 2 };
+        let b_len = if self.packed_b.is_some() { 0 } else { (line(n) * pieces.piece.next_multiple_of(32)) / 2 };
+        with_scratch(
+            sums_len + a_len + b_len,
+            #[inline(always)]
+            |memory| {
+                let (sums, memory) = memory.split_at_mut(sums_len);
+                let (local_a, local_b) = memory.split_at_mut(a_len);
+                let local_a: &mut [bf16] = bytemuck::cast_slice_mut(local_a);
+                let local_b: &mut [bf16] = bytemuck::cast_slice_mut(local_b);
+                for q in q0..q1 {
+                    let padded = pieces.padded(q);
+                    let mut left = [([std::ptr::null(); 2], 0); MOST_TILES];
+                    for (i, left) in left[..tiles].iter_mut().enumerate() {
+                        let first = i * tile_rows;
+                        *left = self.left(q, (m0, first, tile_rows.min(m - first)), local_a);
+                    }
+                    let b: &[bf16] = match self.packed_b {
+                        Some(all) => &all[line(self.n) * pieces.packed_begin(q) + n0 * padded..][..line(n) * padded],
+                        None => {
+                            if let Some(b) = self.b {
+                                pack_b(kernel, b, pieces.range(q), (n0, n), local_b);
+                            }
+                            local_b
+                        }
+                    };
+                    for j in 0..panels {
+                        let columns = panel_width(n, j);
+                        let b = &b[j * WIDTH * padded..][..columns * padded];
+                        for i in 0..tiles {
+                            let first = i * tile_rows;
+                            let rows = tile_rows.min(m - first);
+                            let at = if several { (j * tiles + i) * tile_size } else { 0 };
+                            let sum = &mut sums[at..at + tile_size];
+                            let (a, a_stride) = left[i];
+                            let c = sum.as_mut_ptr();
+                            let tile = Tile {
+                                rows,
+                                columns,
+                                k: padded,
+                                a,
+                                a_stride,
+                                b: b.as_ptr(),
+                                c,
+                                c_stride: WIDTH,
+                                accumulate: q > q0,
+                            };
+                            // SAFETY: A is as `left` promises, B and C are as long as the slices above.
+                            unsafe { kernel.tile(&tile) };
+                            if q + 1 == q1 {
+                                let used = WIDTH.min(n - j * WIDTH);
+                                self.finish((m0 + first, rows), (n0 + j * WIDTH, used), sum, partial);
+                            }
+                        }
+                    }
+                }
+            },
+        );
+    }
+
+    /// The rows `first..first + rows` of a task, for piece `q`: pointers to the groups and the distance of rows, readable as
+    /// [`Kernel16::tile`] wants. Packs them into `local` if they cannot be read where they are.
+    #[inline(always)]
+    fn left(
+        &self,
+        q: usize,
+        (m0, first, rows): (usize, usize, usize),
+        local: &mut [bf16],
+    ) -> ([*const bf16; 2], usize) {
+        let (k0, k) = self.plan.pieces.range(q);
+        let groups = |a: &[bf16]| [a.as_ptr(), a[if rows > K::GROUP { K::GROUP * A_STRIDE } else { 0 }..].as_ptr()];
+        if let Some((whole, rows_room)) = self.whole_a {
+            return (groups(&whole[(q * rows_room + m0 + first) * A_STRIDE..]), A_STRIDE);
+        }
+        if K::ANY_STRIDE && !self.a.k_rows && k.is_multiple_of(K::K_STEP) && rows.is_multiple_of(K::GROUP) {
+            let group = |i: usize| self.a.source.half_rows(m0 + first + i * K::GROUP, K::GROUP, k0, k);
+            match (group(0), rows > K::GROUP) {
+                (Some((a, stride)), false) => return ([a.as_ptr(); 2], stride),
+                (Some((a, stride)), true) => {
+                    if let Some((b, other)) = group(1)
+                        && other == stride
+                    {
+                        return ([a.as_ptr(), b.as_ptr()], stride);
+                    }
+                }
+                (None, _) => {}
+            }
+        }
+        // Room for whole groups, whose last rows may be without meaning: they only reach rows of C that nobody reads.
+        let end = (first + rows.next_multiple_of(16)) * A_STRIDE;
+        pack_a(self.kernel, self.a, (k0, k), (m0 + first, rows), &mut local[first * A_STRIDE..end]);
+        (groups(&local[first * A_STRIDE..]), A_STRIDE)
+    }
+
+    /// Passes finished sums on, to the output or the partial sums.
+    #[inline(always)]
+    fn finish(&self, (row, rows): (usize, usize), (column, columns): (usize, usize), sum: &[f32], partial: Partial) {
+        let s = self.kernel.vectors();
+        for r in 0..rows {
+            let sum = &sum[r * WIDTH..][..columns];
+            match partial {
+                Some((partial, start)) => {
+                    let begin = start + (row + r) * self.n + column;
+                    // SAFETY: tasks write different blocks of C or different partial sums.
+                    copy(s, sum, unsafe { partial.range(begin..begin + columns) });
+                }
+                None => self.out.store(s, row + r, column, sum),
+            }
+        }
+    }
+}
+
+/// One cache line of packed weights.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([bf16; 32]);
+
+/// Weights rounded to bf16 and packed once, for many products with bf16 activations.
+pub struct PackedWeights {
+    data: Vec<Line>,
+    n: usize,
+    k: usize,
+    pieces: Pieces,
+}
+
+impl PackedWeights {
+    /// Packs `b` for inner segments of the given length; nothing, where the processor cannot multiply bf16.
+    pub(crate) fn pack<B: Source>(b: &Operand<B>, n: usize, k: usize, segment: usize) -> Option<Self> {
+        dispatch16!(|kernel| Some(Self::pack_for(kernel, b, n, k, segment)), None)
+    }
+
+    fn pack_for<K: Kernel16, B: Source>(kernel: K, b: &Operand<B>, n: usize, k: usize, segment: usize) -> Self {
+        let pieces = Pieces::new(k, segment, K::PIECE, K::K_STEP);
+        let len = line(n) * pieces.packed_begin(pieces.count);
+        let mut data = bytemuck::zeroed_vec::<Line>(len.div_ceil(32));
+        pack_whole_b(kernel, b, n, pieces, &mut bytemuck::cast_slice_mut(&mut data)[..len]);
+        Self { data, n, k, pieces }
+    }
+
+    fn halves(&self) -> &[bf16] {
+        bytemuck::cast_slice(&self.data)
+    }
+
+    /// Columns of the product: output features or channels.
+    pub fn outputs(&self) -> usize {
+        self.n
+    }
+
+    /// Inner dimension of the product: input features, or taps times channels.
+    pub fn inputs(&self) -> usize {
+        self.k
+    }
+
+    /// Memory that the weights take, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<Line>()
+    }
+}

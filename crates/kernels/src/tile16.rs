@@ -1,0 +1,297 @@
+//! The innermost loops of products of bf16 matrices: a tile of C in registers, sums in f32.
+//!
+//! A is row-major: a row's elements along the inner dimension are contiguous. B is in panels of [`WIDTH`] columns (the last
+//! one may have 16), each `[k / 2, columns, 2]`: the instructions multiply pairs along the inner dimension. Both are
+//! padded with zeros to a multiple of [`Kernel16::K_STEP`].
+
+use half::bf16;
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use crate::simd::{Amx, Avx512, Avx512Bf16, Simd, with_avx512, with_avx512_bf16};
+
+/// Longest piece of the inner dimension that is packed at once.
+pub const KC: usize = 1024;
+
+/// Distance between the rows of a packed piece of A, in elements: an odd number of cache lines, so that rows fall on
+/// different sets of the cache.
+pub const A_STRIDE: usize = KC + 32;
+
+/// Columns of a whole panel of B.
+pub const WIDTH: usize = 32;
+
+/// A tile: where its operands lie, and how large it is.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    /// Rows of C, at most [`Kernel16::ROWS`].
+    pub rows: usize,
+    /// Columns of the panel: 16 or 32.
+    pub columns: usize,
+    /// Length of the sums, a multiple of [`Kernel16::K_STEP`].
+    pub k: usize,
+    /// The first row of each group of [`Kernel16::GROUP`] rows of A.
+    pub a: [*const bf16; 2],
+    /// Distance between the rows of a group.
+    pub a_stride: usize,
+    /// The panel.
+    pub b: *const bf16,
+    /// The sums, row-major.
+    pub c: *mut f32,
+    /// Distance between rows of C.
+    pub c_stride: usize,
+    /// Add to what C holds.
+    pub accumulate: bool,
+}
+
+/// Instructions that multiply bf16 matrices.
+pub trait Kernel16: Copy + Send + Sync + 'static {
+    /// Rows of a whole tile.
+    const ROWS: usize;
+    /// Rows of A that lie evenly apart: a tile has one or two such groups.
+    const GROUP: usize;
+    /// What the length of sums must be a multiple of.
+    const K_STEP: usize;
+    /// Whether A can lie anywhere; otherwise `a_stride` must be [`A_STRIDE`].
+    const ANY_STRIDE: bool;
+    /// Good number of rows of a task.
+    const TASK_ROWS: usize;
+    /// Longest piece of the sums that is worth its place in the cache.
+    const PIECE: usize;
+
+    /// The vectors that go with it.
+    fn vectors(self) -> Avx512;
+
+    /// Runs `f` compiled for the instructions.
+    fn run<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// Computes `C (+)= A B` for one tile.
+    ///
+    /// # Safety
+    ///
+    /// Readable: in each group `k` elements of each of [`Kernel16::GROUP`] rows (of the first `rows` rows only, for kernels
+    /// whose group is the tile), and `k * columns` elements of the panel. Writable: `columns` elements of all rows of C,
+    /// rounded up to whole groups. `a[1]` is not used if one group holds all rows.
+    unsafe fn tile(self, tile: &Tile);
+}
+
+impl Kernel16 for Amx {
+    const ROWS: usize = 32;
+    const GROUP: usize = 16;
+    const K_STEP: usize = 32;
+    const ANY_STRIDE: bool = true;
+    const TASK_ROWS: usize = 256;
+    const PIECE: usize = 640;
+
+    #[inline(always)]
+    fn vectors(self) -> Avx512 {
+        Amx::vectors(self)
+    }
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        self.configure_thread();
+        with_avx512(self.vectors(), f)
+    }
+
+    #[inline(always)]
+    unsafe fn tile(self, t: &Tile) {
+        // SAFETY: the contract of this function; the token proves the instructions, and `run` configured the thread.
+        unsafe {
+            match (t.rows > 16, t.columns > 16) {
+                (true, true) => amx_2x2(t),
+                (true, false) => amx_2x1(t),
+                (false, true) => amx_1x2(t),
+                (false, false) => amx_1x1(t),
+            }
+        }
+    }
+}
+
+/// Loads the sums before and stores them after `body`, which multiplies; all in one block of assembly, because the
+/// compiler knows nothing of tiles. `$c` names a tile and its place in C as a displacement from one of two row pointers.
+macro_rules! amx_tile {
+    ($name:ident, [$($tile:literal @ $row:literal + $byte:literal),*], [$($body:literal),*], $b_row:literal) => {
+        /// # Safety
+        ///
+        /// As for [`Kernel16::tile`], on a thread whose tiles are configured.
+        #[inline(always)]
+        unsafe fn $name(t: &Tile) {
+            // SAFETY: the contract of this function.
+            unsafe {
+                let c1 = t.c.wrapping_add(16 * t.c_stride);
+                if t.accumulate {
+                    asm!(
+                        $(concat!("tileloadd ", $tile, ", [{", $row, "} + {sc} + ", $byte, "]"),)*
+                        "/* {c1} */",
+                        c0 = in(reg) t.c, c1 = in(reg) c1, sc = in(reg) t.c_stride * 4,
+                        options(nostack, preserves_flags),
+                    );
+                } else {
+                    asm!($(concat!("tilezero ", $tile),)* options(nostack, preserves_flags, nomem));
+                }
+                let steps = t.k / 32;
+                if steps > 0 {
+                    asm!(
+                        "2:",
+                        $($body,)*
+                        "add {a0}, 64",
+                        "add {a1}, 64",
+                        concat!("add {b}, 16 * ", $b_row),
+                        "dec {k}",
+                        "jnz 2b",
+                        a0 = inout(reg) t.a[0] => _,
+                        a1 = inout(reg) t.a[1] => _,
+                        sa = in(reg) t.a_stride * 2,
+                        b = inout(reg) t.b => _,
+                        sb = in(reg) $b_row as usize,
+                        k = inout(reg) steps => _,
+                        options(nostack),
+                    );
+                }
+                asm!(
+                    $(concat!("tilestored [{", $row, "} + {sc} + ", $byte, "], ", $tile),)*
+                    "/* {c1} */",
+                    c0 = in(reg) t.c, c1 = in(reg) c1, sc = in(reg) t.c_stride * 4,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
+amx_tile!(
+    amx_2x2,
+    ["tmm0" @ "c0" + "0", "tmm1" @ "c0" + "64", "tmm2" @ "c1" + "0", "tmm3" @ "c1" + "64"],
+    [
+        "tileloadd tmm4, [{a0} + {sa}]",
+        "tileloadd tmm6, [{b} + {sb}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {sb} + 64]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{a1} + {sa}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7"
+    ],
+    128
+);
+amx_tile!(
+    amx_2x1,
+    ["tmm0" @ "c0" + "0", "tmm2" @ "c1" + "0"],
+    [
+        "tileloadd tmm4, [{a0} + {sa}]",
+        "tileloadd tmm6, [{b} + {sb}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{a1} + {sa}]",
+        "tdpbf16ps tmm2, tmm5, tmm6"
+    ],
+    64
+);
+amx_tile!(
+    amx_1x2,
+    ["tmm0" @ "c0" + "0", "tmm1" @ "c0" + "64"],
+    [
+        "tileloadd tmm4, [{a0} + {sa}]",
+        "tileloadd tmm6, [{b} + {sb}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {sb} + 64]",
+        "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    128
+);
+amx_tile!(
+    amx_1x1,
+    ["tmm0" @ "c0" + "0"],
+    ["tileloadd tmm4, [{a0} + {sa}]", "tileloadd tmm6, [{b} + {sb}]", "tdpbf16ps tmm0, tmm4, tmm6"],
+    64
+);
+
+impl Kernel16 for Avx512Bf16 {
+    const ROWS: usize = 14;
+    const GROUP: usize = 14;
+    const K_STEP: usize = 2;
+    const ANY_STRIDE: bool = false;
+    const TASK_ROWS: usize = 112;
+    const PIECE: usize = KC;
+
+    #[inline(always)]
+    fn vectors(self) -> Avx512 {
+        Avx512Bf16::vectors(self)
+    }
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        with_avx512_bf16(self, f)
+    }
+
+    #[inline(always)]
+    unsafe fn tile(self, t: &Tile) {
+        debug_assert!(t.a_stride == A_STRIDE);
+        let vectors = t.columns / 16;
+        // SAFETY: the contract of this function; the token proves the instructions.
+        unsafe { DOT_TILES[t.rows - 1][vectors - 1](t) }
+    }
+}
+
+type TileFn = unsafe fn(&Tile);
+
+macro_rules! dot_tiles {
+    ($($rows:literal)*) => {
+        [$([dot_tile::<$rows, 1> as TileFn, dot_tile::<$rows, 2> as TileFn]),*]
+    };
+}
+
+/// By rows less one, and vectors less one.
+static DOT_TILES: [[TileFn; 2]; 14] = dot_tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+
+/// A tile by dot products of pairs; the rows of A are [`A_STRIDE`] apart, so that their addresses are constants.
+///
+/// # Safety
+///
+/// As for [`Kernel16::tile`]; needs AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn dot_tile<const ROWS: usize, const VECTORS: usize>(t: &Tile) {
+    // SAFETY: the contract of this function.
+    unsafe {
+        let mut sum = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        let (mut a, mut b) = (t.a[0], t.b);
+        for _ in 0..t.k / 2 {
+            let mut columns = [_mm512_setzero_si512(); VECTORS];
+            for v in 0..VECTORS {
+                columns[v] = _mm512_loadu_si512(b.add(v * 32).cast());
+            }
+            for i in 0..ROWS {
+                let pair = _mm512_set1_epi32(a.add(i * A_STRIDE).cast::<i32>().read_unaligned());
+                for v in 0..VECTORS {
+                    sum[i][v] = _mm512_dpbf16_ps(sum[i][v], std::mem::transmute(pair), std::mem::transmute(columns[v]));
+                }
+            }
+            a = a.add(2);
+            b = b.add(VECTORS * 32);
+        }
+        for i in 0..ROWS {
+            for v in 0..VECTORS {
+                let c = t.c.add(i * t.c_stride + v * 16);
+                let total = if t.accumulate { _mm512_add_ps(_mm512_loadu_ps(c), sum[i][v]) } else { sum[i][v] };
+                _mm512_storeu_ps(c, total);
+            }
+        }
+    }
+}
+
+/// Interleaves two rows of `n` elements: `to[2 j] = a[j]`, `to[2 j + 1] = b[j]`.
+#[inline(always)]
+pub fn interleave(a: &[bf16], b: &[bf16], to: &mut [bf16]) {
+    assert!(a.len() == b.len() && to.len() == 2 * a.len());
+    for ((to, a), b) in to.chunks_exact_mut(2).zip(a).zip(b) {
+        to[0] = *a;
+        to[1] = *b;
+    }
+}
+
+/// Transposes a block of 16 by 16 pairs: `to[j * to_stride + i] = from[i * stride + j]` for pairs `i`, `j`; strides in
+/// elements, even.
+#[inline(always)]
+pub fn transpose_pairs(s: Avx512, from: &[bf16], stride: usize, to: &mut [bf16], to_stride: usize) {
+    let (from, to) = (bytemuck::cast_slice::<bf16, f32>(from), bytemuck::cast_slice_mut::<bf16, f32>(to));
+    s.transpose(from, stride / 2, to, to_stride / 2);
+}
