@@ -215,7 +215,11 @@ fn run<K: Kernel16, A: Source, B: Source, T: Element>(
 /// [`with_scratch`] for bf16.
 #[inline(always)]
 fn with_half_scratch<R>(len: usize, f: impl FnOnce(&mut [bf16]) -> R) -> R {
-    with_scratch(len.div_ceil(2), |memory| f(&mut bytemuck::cast_slice_mut(memory)[..len]))
+    with_scratch(
+        len.div_ceil(2),
+        #[inline(always)]
+        |memory| f(&mut bytemuck::cast_slice_mut(memory)[..len]),
+    )
 }
 
 /// Packs all of A: `[piece, row, A_STRIDE]`.
