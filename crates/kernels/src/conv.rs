@@ -4,6 +4,7 @@
 use half::bf16;
 
 use crate::element::Element;
+use crate::packed::PackedWeights;
 use crate::pointwise::sum_rows;
 use crate::product::{Dense, Epilogue, Operand, Rows, Source, copy, product};
 use crate::scratch::with_scratch;
@@ -63,7 +64,8 @@ impl Conv2dShape {
         self.batch * self.out_height() * self.out_width()
     }
 
-    fn patch(&self) -> usize {
+    /// Length of the sums of a product: taps times input channels.
+    pub(crate) fn patch(&self) -> usize {
         self.kernel[0] * self.kernel[1] * self.in_channels
     }
 
@@ -91,6 +93,50 @@ impl Conv2dShape {
         assert!(w == self.weight_len(), "{op}: the weights have {w} elements, the shape {}", self.weight_len());
         assert!(y == self.output_len(), "{op}: the output has {y} elements, the shape {}", self.output_len());
     }
+
+    /// Checks the operands of a forward pass but the weights, and puts together what is added.
+    pub(crate) fn epilogue<'a, T: Element>(
+        &self,
+        op: &str,
+        x: usize,
+        bias: Option<&'a [f32]>,
+        channel_add: Option<&'a [T]>,
+        residual: Option<&'a [T]>,
+        y: usize,
+    ) -> Epilogue<'a, T> {
+        self.check(op, x, self.weight_len(), y);
+        let (m, n) = (self.positions(), self.out_channels);
+        assert!(m < u32::MAX as usize, "{op}: more than 2^32 positions");
+        assert!(bias.is_none_or(|bias| bias.len() == n), "{op}: the bias does not have {n} elements");
+        let added = self.batch * n;
+        assert!(channel_add.is_none_or(|a| a.len() == added), "{op}: channel_add does not have {added} elements");
+        assert!(residual.is_none_or(|r| r.len() == m * n), "{op}: the residual does not have {m} x {n} elements");
+        let pixels = self.out_height() * self.out_width();
+        Epilogue { bias, group: channel_add.map(|a| (a, pixels)), residual, accumulate: false }
+    }
+
+    /// Length of the parts of a patch in which bf16 products cut their sums: lines of a window, if whole steps fit.
+    pub(crate) fn segment(&self) -> usize {
+        if self.is_pointwise() { self.patch() } else { segment(self.kernel[1] * self.in_channels, self.patch()) }
+    }
+
+    /// The forward pass on packed weights.
+    pub(crate) fn packed_product(&self, x: &[bf16], w: &PackedWeights, y: &mut [bf16], epilogue: Epilogue<bf16>) {
+        let m = self.positions();
+        if self.is_pointwise() {
+            let pixels = Dense { data: x, stride: self.in_channels };
+            return w.product(m, &Operand { source: pixels, k_rows: false }, y, epilogue);
+        }
+        let done = self.patches(x).with_windows(self.batch, |windows| {
+            w.product(m, &Operand { source: windows, k_rows: false }, y, epilogue);
+        });
+        assert!(done.is_some(), "weights are only packed where bf16 products are");
+    }
+}
+
+/// A line of a window, if whole steps of all bf16 products fit into it, or the whole patch.
+fn segment(line: usize, patch: usize) -> usize {
+    if line.is_multiple_of(32) { line } else { patch }
 }
 
 fn out_size(padded: usize, kernel: usize, stride: usize) -> usize {
@@ -225,6 +271,9 @@ impl Source for Windows<'_> {
 
     #[inline(always)]
     fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
+        if k == 0 {
+            return None;
+        }
         let (span, pitch) = self.lines();
         let (ky, from) = (column / span, column % span);
         let across = self.positions[1];
@@ -236,8 +285,7 @@ impl Source for Windows<'_> {
     }
 
     fn segment(&self, k: usize) -> usize {
-        let (span, _) = self.lines();
-        if span.is_multiple_of(32) { span } else { k }
+        segment(self.lines().0, k)
     }
 }
 
@@ -346,22 +394,15 @@ pub fn conv2d_forward<T: Element>(
     y: &mut [T],
 ) {
     shape.check("conv2d_forward", x.len(), w.len(), y.len());
+    let epilogue = shape.epilogue("conv2d_forward", x.len(), bias, channel_add, residual, y.len());
     let (m, n, k) = (shape.positions(), shape.out_channels, shape.patch());
-    assert!(bias.is_none_or(|bias| bias.len() == n), "conv2d_forward: the bias does not have {n} elements");
-    let added = shape.batch * n;
-    assert!(channel_add.is_none_or(|a| a.len() == added), "conv2d_forward: channel_add does not have {added} elements");
-    assert!(residual.is_none_or(|r| r.len() == m * n), "conv2d_forward: the residual does not have {m} x {n} elements");
-    let pixels = shape.out_height() * shape.out_width();
-    let epilogue = Epilogue { bias, group: channel_add.map(|a| (a, pixels)), residual, accumulate: false };
     let weights = Operand { source: Dense { data: w, stride: k }, k_rows: false };
     let out = (y, Rows::Linear { stride: n });
     if shape.is_pointwise() {
         let pixels = Operand { source: Dense { data: x, stride: k }, k_rows: false };
         product((m, n, k), &pixels, &weights, true, out, epilogue);
     } else {
-        assert!(m < u32::MAX as usize, "conv2d_forward: more than 2^32 positions");
-        let patches = shape.patches(x);
-        patches.product((m, n, k), shape.batch, &weights, out, epilogue);
+        shape.patches(x).product((m, n, k), shape.batch, &weights, out, epilogue);
     }
 }
 

@@ -19,11 +19,8 @@ pub fn linear_forward<T: Element>(
     k: usize,
     n: usize,
 ) {
-    assert!(x.len() == m * k, "linear_forward: x has {} elements, not {m} x {k}", x.len());
     assert!(w.len() == n * k, "linear_forward: w has {} elements, not {n} x {k}", w.len());
-    assert!(y.len() == m * n, "linear_forward: y has {} elements, not {m} x {n}", y.len());
-    assert!(bias.is_none_or(|bias| bias.len() == n), "linear_forward: the bias does not have {n} elements");
-    assert!(residual.is_none_or(|r| r.len() == m * n), "linear_forward: the residual is not {m} x {n}");
+    check_forward("linear_forward", x, bias, residual, y, (m, k, n));
     product(
         (m, n, k),
         &Operand { source: Dense { data: x, stride: k }, k_rows: false },
@@ -32,6 +29,21 @@ pub fn linear_forward<T: Element>(
         (y, Rows::Linear { stride: n }),
         Epilogue { bias, residual, ..Epilogue::default() },
     );
+}
+
+/// Checks the operands of a forward pass but the weights.
+pub(crate) fn check_forward<T: Element>(
+    op: &str,
+    x: &[T],
+    bias: Option<&[f32]>,
+    residual: Option<&[T]>,
+    y: &[T],
+    (m, k, n): (usize, usize, usize),
+) {
+    assert!(x.len() == m * k, "{op}: x has {} elements, not {m} x {k}", x.len());
+    assert!(y.len() == m * n, "{op}: y has {} elements, not {m} x {n}", y.len());
+    assert!(bias.is_none_or(|bias| bias.len() == n), "{op}: the bias does not have {n} elements");
+    assert!(residual.is_none_or(|r| r.len() == m * n), "{op}: the residual is not {m} x {n}");
 }
 
 /// `dx[m, k] = dy[m, n] w[n, k]`.

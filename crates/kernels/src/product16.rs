@@ -28,7 +28,7 @@ pub enum Right<'a, B> {
     /// Packed by the product.
     Source(&'a Operand<B>),
     /// Packed before.
-    Packed(&'a PackedWeights),
+    Packed(&'a PackedRight),
 }
 
 /// Calls `$body` with `$k` the token of the instructions for bf16 products, or evaluates `$none`.
@@ -60,7 +60,7 @@ pub fn product<A: Source, B: Source, T: Element>(
 }
 
 /// `C = A B` with weights packed before.
-pub fn product_packed<A: Source, T: Element>(m: usize, a: &Operand<A>, b: &PackedWeights, out: &Output<T>) {
+pub fn product_packed<A: Source, T: Element>(m: usize, a: &Operand<A>, b: &PackedRight, out: &Output<T>) {
     dispatch16!(
         |k| run(k, (m, b.n, b.k), a, Right::<A>::Packed(b), true, out),
         unreachable!("weights are only packed where bf16 products are")
@@ -604,17 +604,17 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
 #[repr(C, align(64))]
 struct Line([bf16; 32]);
 
-/// Weights rounded to bf16 and packed once, for many products with bf16 activations.
-pub struct PackedWeights {
+/// B rounded to bf16 and packed, for many products.
+pub struct PackedRight {
     data: Vec<Line>,
     n: usize,
     k: usize,
     pieces: Pieces,
 }
 
-impl PackedWeights {
+impl PackedRight {
     /// Packs `b` for inner segments of the given length; nothing, where the processor cannot multiply bf16.
-    pub(crate) fn pack<B: Source>(b: &Operand<B>, n: usize, k: usize, segment: usize) -> Option<Self> {
+    pub fn pack<B: Source>(b: &Operand<B>, n: usize, k: usize, segment: usize) -> Option<Self> {
         dispatch16!(|kernel| Some(Self::pack_for(kernel, b, n, k, segment)), None)
     }
 
@@ -630,17 +630,12 @@ impl PackedWeights {
         bytemuck::cast_slice(&self.data)
     }
 
-    /// Columns of the product: output features or channels.
-    pub fn outputs(&self) -> usize {
-        self.n
+    /// Columns and inner dimension.
+    pub fn size(&self) -> (usize, usize) {
+        (self.n, self.k)
     }
 
-    /// Inner dimension of the product: input features, or taps times channels.
-    pub fn inputs(&self) -> usize {
-        self.k
-    }
-
-    /// Memory that the weights take, in bytes.
+    /// Memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<Line>()
     }

@@ -151,6 +151,39 @@ fn linear() {
     linear_case::<f32>((6000, 7, 12));
 }
 
+#[test]
+fn packed_weights_give_what_plain_weights_give() {
+    for (m, n, k) in [(1, 5, 3), (17, 33, 65), (65, 100, 1300), (130, 64, 96), (0, 4, 4), (3, 4, 0)] {
+        let (x, w, bias) = (stored::<bf16>(&values(m * k, 1)), values(n * k, 2), values(n, 3));
+        let Some(packed) = PackedWeights::for_linear(&w, n, k) else { return };
+        let mut y = zeros::<bf16>(m * n);
+        linear_forward_packed(&x, &packed, Some(&bias), None, &mut y, m, k, n);
+        let product = reference::matmul((m, n, k), |i, p| x[i * k + p].to_f32(), |p, j| w[j * k + p]);
+        let exact: Vec<f64> = (0..m * n).map(|i| product[i] + bias[i % n] as f64).collect();
+        near(&format!("packed linear {m} {n} {k}"), &y, &exact, k);
+    }
+    for (size, cin, cout, kernel, stride) in
+        [(9, 32, 33, 3, 1), (16, 64, 40, 3, 2), (7, 5, 70, 1, 1), (40, 4, 32, 3, 1)]
+    {
+        let shape = Conv2dShape {
+            batch: 2,
+            height: size,
+            width: size + 1,
+            in_channels: cin,
+            out_channels: cout,
+            kernel: [kernel; 2],
+            stride,
+            padding: [kernel / 2; 4],
+        };
+        let (x, w) = (stored::<bf16>(&values(shape.input_len(), 1)), values(shape.weight_len(), 2));
+        let Some(packed) = PackedWeights::for_conv(&shape, &w) else { return };
+        let mut y = zeros::<bf16>(shape.output_len());
+        conv2d_forward_packed(&shape, &x, &packed, None, None, None, &mut y);
+        let x: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
+        near(&format!("packed {shape:?}"), &y, &reference::conv2d(&shape, &x, &w), kernel * kernel * cin);
+    }
+}
+
 fn conv_case<T: Element>(shape: &Conv2dShape) {
     let what = format!("{} {shape:?}", T::NAME);
     let (x, w) = (values(shape.input_len(), 1), values(shape.weight_len(), 2));

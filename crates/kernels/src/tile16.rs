@@ -243,6 +243,13 @@ macro_rules! dot_tiles {
 /// By rows less one, and vectors less one.
 static DOT_TILES: [[TileFn; 2]; 14] = dot_tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
+/// The same bits as a vector of bf16.
+#[inline(always)]
+fn halves(v: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes without invalid values.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(v) }
+}
+
 /// A tile by dot products of pairs; the rows of A are [`A_STRIDE`] apart, so that their addresses are constants.
 ///
 /// # Safety
@@ -260,9 +267,9 @@ unsafe fn dot_tile<const ROWS: usize, const VECTORS: usize>(t: &Tile) {
                 columns[v] = _mm512_loadu_si512(b.add(v * 32).cast());
             }
             for i in 0..ROWS {
-                let pair = _mm512_set1_epi32(a.add(i * A_STRIDE).cast::<i32>().read_unaligned());
+                let pair = halves(_mm512_set1_epi32(a.add(i * A_STRIDE).cast::<i32>().read_unaligned()));
                 for v in 0..VECTORS {
-                    sum[i][v] = _mm512_dpbf16_ps(sum[i][v], std::mem::transmute(pair), std::mem::transmute(columns[v]));
+                    sum[i][v] = _mm512_dpbf16_ps(sum[i][v], pair, halves(columns[v]));
                 }
             }
             a = a.add(2);
