@@ -1,5 +1,6 @@
-use crate::{DataCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
+use crate::{BenchCommand, DataCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
 use anyhow::{Context, Result};
+use calotype_bench::{BenchError, KernelRow, UNetBench, run_kernels, run_unet};
 use calotype_data::emoji::{self, Split};
 use calotype_data::{Control, Dataset, ShardLimits};
 use calotype_quickstart::{EvaluationRecipe, Generator, GeneratorFolders, Options, QuickstartError, run};
@@ -47,6 +48,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
         || error.downcast_ref::<QuickstartError>().is_some_and(QuickstartError::is_usage)
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
+        || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
         || error.is::<DeviceError>()
         || error.is::<NotTraining>();
     match (interrupted, usage) {
@@ -244,6 +246,41 @@ pub(crate) fn data(command: &DataCommand) -> Result<()> {
                 "{} samples in {} shards, {} bytes; {} shards had no checksum to compare",
                 report.samples, report.shards, report.bytes, report.without_checksum
             ))
+        }
+    }
+}
+
+pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Kernels(args) => {
+            let mut begun = false;
+            run_kernels(args.filter.as_deref(), args.precision, |row| {
+                if args.json {
+                    return print(&row.json());
+                }
+                if !std::mem::replace(&mut begun, true) {
+                    print(&KernelRow::header())?;
+                }
+                print(&row.to_string())
+            })
+        }
+        BenchCommand::Unet(args) => {
+            let (report, profile) = run_unet(&UNetBench {
+                family: args.family,
+                resolution: args.resolution,
+                batch: args.batch,
+                mode: args.mode,
+                precision: args.precision,
+                iterations: args.iterations,
+                profile: args.profile,
+            })?;
+            if args.json {
+                print(&report.json())?;
+                let rows = profile.iter().flat_map(|profile| profile.rows());
+                return rows.map(|row| print(&row.json())).collect();
+            }
+            print(&report.to_string())?;
+            profile.map_or(Ok(()), |profile| print(&format!("\n{}", profile.to_string().trim_end())))
         }
     }
 }

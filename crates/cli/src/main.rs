@@ -2,6 +2,7 @@
 
 mod commands;
 
+use calotype_bench::{Family, Mode, Precision};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +33,9 @@ enum Command {
     /// Make, encode and check datasets.
     #[command(subcommand)]
     Data(DataCommand),
+    /// Measure speed against the processor's peak, measured in the same process.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// List the built-in recipes, or show one with everything it inherits.
     Recipes(RecipesArgs),
     /// Show what this machine and this build offer.
@@ -134,6 +138,55 @@ enum DataCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Every CPU kernel in the shapes of the published networks: time, GFLOP/s or GB/s, share of the peak.
+    Kernels(BenchKernelsArgs),
+    /// A UNet with random weights: its forward pass, or a training step with AdamW.
+    Unet(BenchUnetArgs),
+}
+
+#[derive(Debug, Args)]
+struct BenchKernelsArgs {
+    /// Only operations whose line (operation, pass, shape, precision) contains this text.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// f32 or bf16 [default: both].
+    #[arg(long, value_name = "NAME")]
+    precision: Option<Precision>,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BenchUnetArgs {
+    /// sd1, sd2 or tiny.
+    #[arg(long, default_value = "sd2", value_name = "NAME")]
+    family: Family,
+    /// Side of the pictures in pixels; latents have an eighth of it.
+    #[arg(long, default_value_t = 512, value_name = "PIXELS")]
+    resolution: usize,
+    /// Pictures at once.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    batch: usize,
+    /// forward (no gradients), or train (forward, mean squared error, backward, AdamW).
+    #[arg(long, default_value = "forward", value_name = "NAME")]
+    mode: Mode,
+    /// Precision of activations, f32 or bf16; weights and their optimizer are f32.
+    #[arg(long, default_value = "bf16", value_name = "NAME")]
+    precision: Precision,
+    /// How often; the median of the last half is told.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    iterations: usize,
+    /// Tell where the time of these went: by pass, operation and shape.
+    #[arg(long)]
+    profile: bool,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Args)]
 struct RecipesArgs {
     /// A recipe to show; all names if absent.
@@ -166,6 +219,7 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train(&args),
         Command::Generate(args) => commands::generate(&args),
         Command::Data(command) => commands::data(&command),
+        Command::Bench(command) => commands::bench(&command),
         Command::Recipes(args) => commands::recipes(&args),
         Command::Doctor => commands::doctor(),
     };

@@ -34,6 +34,7 @@ mod math;
 mod norm;
 mod optimizer;
 mod packed;
+mod peak;
 mod pointwise;
 mod product;
 #[cfg(target_arch = "x86_64")]
@@ -62,6 +63,7 @@ pub use linear::{linear_backward_input, linear_backward_weight, linear_forward};
 pub use norm::{group_norm_backward, group_norm_forward, layer_norm_backward, layer_norm_forward};
 pub use optimizer::{AdamW, adamw_step, ema_step, sum_of_squares};
 pub use packed::{PackedWeights, conv2d_forward_packed, linear_forward_packed};
+pub use peak::{ArithmeticPeak, MemoryBandwidth, bf16_peaks, f32_peak, memory_bandwidth};
 pub use pointwise::{
     add, add_assign, bf16_to_f32, concat_channels, f32_to_bf16, mix_rows, mse_loss, mse_loss_backward, scale,
     split_channels, sum_row_groups, sum_rows,

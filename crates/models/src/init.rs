@@ -7,15 +7,32 @@ use calotype_kernels::{Purpose, Stream};
 /// Hands out initial parameters; parameter `n` of a model draws from its own random stream.
 #[derive(Debug)]
 pub struct Init<'a> {
-    seed: u64,
-    next: u64,
+    source: Source,
     device: &'a Device,
+}
+
+/// Where the elements of parameters come from.
+#[derive(Debug)]
+enum Source {
+    /// Parameter number `next` draws what it asks for, from its own stream.
+    Streams { seed: u64, next: u64 },
+    /// All parameters are filled with these values, over and over.
+    Repeated(Vec<f32>),
 }
 
 impl<'a> Init<'a> {
     /// Starts a model whose parameters will live on `device`.
     pub fn new(seed: u64, device: &'a Device) -> Self {
-        Self { seed, next: 0, device }
+        Self { source: Source::Streams { seed, next: 0 }, device }
+    }
+
+    /// For benchmarks: every parameter becomes normal noise of the given deviation, whatever initial values it has
+    /// otherwise. The noise repeats after 65,537 elements, so that models of any size are made at the speed of memory.
+    pub fn repeated_noise(deviation: f32, device: &'a Device) -> Self {
+        let mut noise = vec![0f32; 65_537];
+        Stream::new(0, Purpose::WeightInit, 0).fill_normal(&mut noise);
+        noise.iter_mut().for_each(|x| *x *= deviation);
+        Self { source: Source::Repeated(noise), device }
     }
 
     /// Uniform in `±1/sqrt(fan_in)`: the default of torch's linear and convolution layers
@@ -51,10 +68,16 @@ impl<'a> Init<'a> {
         shape: [usize; D],
         fill: impl FnOnce(&mut Stream, &mut [f32]),
     ) -> Param<Tensor<D>> {
-        let mut stream = Stream::new(self.seed, Purpose::WeightInit, self.next);
-        self.next += 1;
         let mut data = vec![0f32; shape.iter().product()];
-        fill(&mut stream, &mut data);
+        match &mut self.source {
+            Source::Streams { seed, next } => {
+                fill(&mut Stream::new(*seed, Purpose::WeightInit, *next), &mut data);
+                *next += 1;
+            }
+            Source::Repeated(noise) => {
+                data.chunks_mut(noise.len()).for_each(|part| part.copy_from_slice(&noise[..part.len()]));
+            }
+        }
         Param::from_tensor(Tensor::from_data(TensorData::new(data, shape), self.device))
     }
 }

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod autoencoder;
 pub mod clip;
 pub mod embeddings;
+mod flops;
 pub mod init;
 pub mod layers;
 pub mod resnet;

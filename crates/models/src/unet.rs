@@ -61,6 +61,26 @@ impl Default for UNetConfig {
 }
 
 impl UNetConfig {
+    /// Stable Diffusion 1.x (Rombach et al. 2022): eight heads in every level, CLIP ViT-L/14's text states.
+    pub fn stable_diffusion_1() -> Self {
+        Self { head_channels: vec![40, 80, 160, 160], context_channels: 768, ..Self::default() }
+    }
+
+    /// Stable Diffusion 2.x: heads of 64 channels, OpenCLIP ViT-H/14's text states.
+    pub fn stable_diffusion_2() -> Self {
+        Self::default()
+    }
+
+    /// A network of Stable Diffusion's shape with 3.3 million parameters: 32 to 64 channels, eight heads in every level.
+    pub fn tiny() -> Self {
+        Self {
+            block_out_channels: vec![32, 64, 64, 64],
+            head_channels: vec![4, 8, 8, 8],
+            context_channels: 64,
+            ..Self::default()
+        }
+    }
+
     /// Checks that the levels agree and that groups and heads divide the channels.
     ///
     /// # Errors

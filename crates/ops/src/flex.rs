@@ -2,6 +2,7 @@
 
 use crate::Conv2dGeometry;
 use crate::element::{Activations, Dense, by_dtype, room, tensor};
+use crate::profile::{Pass, Span, Work, span};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -361,6 +362,15 @@ fn rows(t: &Dense) -> usize {
     dims[..dims.len().saturating_sub(1)].iter().product()
 }
 
+fn elements(t: &Dense) -> usize {
+    t.dims().iter().product()
+}
+
+/// Profiles something that reads or writes `times` tensors like `t`.
+fn stream(pass: Pass, operation: &'static str, t: &Dense, times: usize) -> Span {
+    span(pass, || Work::stream(operation, t.dims(), times * elements(t), t.dtype()))
+}
+
 struct Convolution {
     x: Dense,
     weight: Dense,
@@ -403,6 +413,7 @@ impl Convolution {
     ) -> FlexTensor {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(|t| t.map(Dense::new));
         let out = self.output_dims();
+        let _span = span(Pass::Forward, || Work::conv2d("conv2d", &self.shape, self.x.dtype()));
         by_dtype!(self.x.dtype(), T => {
             let mut y = room::<T>(out.iter().product());
             kernels::conv2d_forward::<T>(
@@ -423,6 +434,7 @@ impl Convolution {
         let dy = Dense::new(dy);
         by_dtype!(self.x.dtype(), T => {
             let dx = wanted[0].then(|| {
+                let _span = span(Pass::Backward, || Work::conv2d("conv2d input", &self.shape, dy.dtype()));
                 let mut dx = room::<T>(self.x.slice::<T>().len());
                 kernels::conv2d_backward_input::<T>(
                     &self.shape, dy.slice(), self.weight.slice::<f32>(), &mut dx,
@@ -444,6 +456,7 @@ impl Convolution {
         if !weight && !bias {
             return (None, None);
         }
+        let _span = span(Pass::Backward, || Work::conv2d("conv2d weight", &self.shape, dy.dtype()));
         let mut dw = room::<f32>(self.weight.slice::<f32>().len());
         let mut db = (bias && self.has_bias).then(|| room::<f32>(self.shape.out_channels));
         kernels::conv2d_backward_weight::<T>(&self.shape, dy.slice(), self.x.slice(), &mut dw, db.as_deref_mut());
@@ -454,6 +467,8 @@ impl Convolution {
     fn channel_add_gradient<T: Activations>(&self, dy: &Dense) -> FlexTensor {
         let s = &self.shape;
         let pixels = s.out_height() * s.out_width();
+        let elements = dy.slice::<T>().len();
+        let _span = span(Pass::Backward, || Work::stream("sum of pixels", dy.dims(), elements, dy.dtype()));
         let mut sums = room::<f32>(s.batch * s.out_channels);
         kernels::sum_row_groups::<T>(dy.slice(), &mut sums, s.batch, pixels, s.out_channels);
         let sums = sums.into_iter().map(T::from_f32).collect::<Vec<T>>();
@@ -483,6 +498,7 @@ impl Projection {
 
     fn forward(&self, bias: Option<FlexTensor>, residual: Option<FlexTensor>) -> FlexTensor {
         let [m, k, n] = self.sizes();
+        let _span = span(Pass::Forward, || Work::linear("linear", [m, k, n], self.x.dtype()));
         let [bias, residual] = [bias, residual].map(|t| t.map(Dense::new));
         let mut out = self.x.dims().to_vec();
         *out.last_mut().expect("rank at least 1") = n;
@@ -508,6 +524,7 @@ impl Projection {
         let dy = Dense::new(dy);
         by_dtype!(self.x.dtype(), T => {
             let dx = wanted[0].then(|| {
+                let _span = span(Pass::Backward, || Work::linear("linear input", [m, k, n], dy.dtype()));
                 let mut dx = room::<T>(m * k);
                 kernels::linear_backward_input::<T>(
                     dy.slice(), self.weight.slice::<f32>(), &mut dx, m, k, n,
@@ -516,6 +533,7 @@ impl Projection {
             });
             let (mut dw, mut db) = (None, None);
             if wanted[1] || wanted[2] {
+                let _span = span(Pass::Backward, || Work::linear("linear weight", [m, k, n], dy.dtype()));
                 let mut w = room::<f32>(n * k);
                 let mut b = (wanted[2] && self.has_bias).then(|| room::<f32>(n));
                 kernels::linear_backward_weight::<T>(
@@ -550,6 +568,7 @@ impl Attention {
     /// The output and the log-sum-exp of every query's scores, `[batch, heads, query tokens]`.
     fn forward(&self) -> (FlexTensor, Vec<f32>) {
         let s = &self.shape;
+        let _span = span(Pass::Forward, || Work::attention(s, 2, self.q.dtype()));
         let mut lse = room::<f32>(s.batch * s.heads * s.query_tokens);
         let y = by_dtype!(self.q.dtype(), T => {
             let mut y = room::<T>(self.q.slice::<T>().len());
@@ -562,6 +581,7 @@ impl Attention {
     }
 
     fn backward(&self, y: &Dense, lse: &[f32], dy: FlexTensor) -> [FlexTensor; 3] {
+        let _span = span(Pass::Backward, || Work::attention(&self.shape, 5, self.q.dtype()));
         let dy = Dense::new(dy);
         by_dtype!(self.q.dtype(), T => {
             let mut dq = room::<T>(self.q.slice::<T>().len());
@@ -596,6 +616,7 @@ impl GroupNorm {
 
     fn forward(&self, eps: f32) -> (FlexTensor, Vec<f32>, Vec<f32>) {
         let batch = self.x.dims()[0];
+        let _span = stream(Pass::Forward, "group_norm", &self.x, 2);
         let mut mean = room::<f32>(batch * self.groups);
         let mut rstd = room::<f32>(batch * self.groups);
         let y = by_dtype!(self.x.dtype(), T => {
@@ -610,6 +631,7 @@ impl GroupNorm {
     }
 
     fn backward(&self, mean: &[f32], rstd: &[f32], dy: FlexTensor) -> [FlexTensor; 3] {
+        let _span = stream(Pass::Backward, "group_norm", &self.x, 3);
         let channels = last_dim(&self.x);
         let dy = Dense::new(dy);
         let mut dgamma = room::<f32>(channels);
@@ -640,6 +662,7 @@ impl LayerNorm {
     }
 
     fn forward(&self, eps: f32) -> (FlexTensor, Vec<f32>, Vec<f32>) {
+        let _span = stream(Pass::Forward, "layer_norm", &self.x, 2);
         let rows = rows(&self.x);
         let mut mean = room::<f32>(rows);
         let mut rstd = room::<f32>(rows);
@@ -655,6 +678,7 @@ impl LayerNorm {
     }
 
     fn backward(&self, mean: &[f32], rstd: &[f32], dy: FlexTensor) -> [FlexTensor; 3] {
+        let _span = stream(Pass::Backward, "layer_norm", &self.x, 3);
         let channels = last_dim(&self.x);
         let dy = Dense::new(dy);
         let mut dgamma = room::<f32>(channels);
@@ -672,6 +696,7 @@ impl LayerNorm {
 }
 
 fn activation_forward(x: &Dense, kind: Activation) -> FlexTensor {
+    let _span = stream(Pass::Forward, "activation", x, 2);
     by_dtype!(x.dtype(), T => {
         let mut y = room::<T>(x.slice::<T>().len());
         kernels::activation_forward::<T>(kind, x.slice(), &mut y);
@@ -680,6 +705,7 @@ fn activation_forward(x: &Dense, kind: Activation) -> FlexTensor {
 }
 
 fn activation_backward(x: &Dense, kind: Activation, dy: FlexTensor) -> FlexTensor {
+    let _span = stream(Pass::Backward, "activation", x, 3);
     let dy = Dense::new(dy);
     by_dtype!(x.dtype(), T => {
         let mut dx = room::<T>(x.slice::<T>().len());
@@ -689,6 +715,7 @@ fn activation_backward(x: &Dense, kind: Activation, dy: FlexTensor) -> FlexTenso
 }
 
 fn geglu_forward(x: &Dense) -> FlexTensor {
+    let _span = span(Pass::Forward, || Work::stream("geglu", x.dims(), 3 * elements(x) / 2, x.dtype()));
     let (rows, channels) = (rows(x), last_dim(x) / 2);
     let mut out = x.dims().to_vec();
     *out.last_mut().expect("rank at least 1") = channels;
@@ -700,6 +727,7 @@ fn geglu_forward(x: &Dense) -> FlexTensor {
 }
 
 fn geglu_backward(x: &Dense, dy: FlexTensor) -> FlexTensor {
+    let _span = span(Pass::Backward, || Work::stream("geglu", x.dims(), 5 * elements(x) / 2, x.dtype()));
     let (rows, channels) = (rows(x), last_dim(x) / 2);
     let dy = Dense::new(dy);
     by_dtype!(x.dtype(), T => {
@@ -710,6 +738,7 @@ fn geglu_backward(x: &Dense, dy: FlexTensor) -> FlexTensor {
 }
 
 fn upsample_forward(x: &Dense) -> FlexTensor {
+    let _span = stream(Pass::Forward, "upsample", x, 5);
     let [b, h, w, c] = dims(x);
     by_dtype!(x.dtype(), T => {
         let mut y = room::<T>(b * 4 * h * w * c);
@@ -720,6 +749,7 @@ fn upsample_forward(x: &Dense) -> FlexTensor {
 
 fn upsample_backward([b, h, w, c]: [usize; 4], dy: FlexTensor) -> FlexTensor {
     let dy = Dense::new(dy);
+    let _span = span(Pass::Backward, || Work::stream("upsample", &[b, h, w, c], 5 * b * h * w * c, dy.dtype()));
     by_dtype!(dy.dtype(), T => {
         let mut dx = room::<T>(b * h * w * c);
         kernels::upsample_nearest2x_backward::<T>(dy.slice(), &mut dx, b, h, w, c);
@@ -731,6 +761,7 @@ fn concat_forward(a: &Dense, b: &Dense) -> FlexTensor {
     let (rows, ca, cb) = (rows(a), last_dim(a), last_dim(b));
     let mut out = a.dims().to_vec();
     *out.last_mut().expect("rank at least 1") = ca + cb;
+    let _span = span(Pass::Forward, || Work::stream("concat", &out, 2 * rows * (ca + cb), a.dtype()));
     by_dtype!(a.dtype(), T => {
         let mut y = room::<T>(rows * (ca + cb));
         kernels::concat_channels::<T>(a.slice(), b.slice(), &mut y, rows, ca, cb);
@@ -740,6 +771,7 @@ fn concat_forward(a: &Dense, b: &Dense) -> FlexTensor {
 
 fn concat_backward(a: &[usize], b: &[usize], dy: FlexTensor) -> [FlexTensor; 2] {
     let dy = Dense::new(dy);
+    let _span = stream(Pass::Backward, "concat", &dy, 2);
     let channels = |dims: &[usize]| dims.last().copied().unwrap_or(1);
     by_dtype!(dy.dtype(), T => {
         let mut da = room::<T>(a.iter().product());
@@ -752,6 +784,7 @@ fn concat_backward(a: &[usize], b: &[usize], dy: FlexTensor) -> [FlexTensor; 2] 
 }
 
 fn add_forward(a: &Dense, b: &Dense) -> FlexTensor {
+    let _span = stream(Pass::Forward, "add", a, 3);
     assert_eq!(a.dims(), b.dims(), "add: shapes differ");
     by_dtype!(a.dtype(), T => {
         let mut y = room::<T>(a.slice::<T>().len());
@@ -761,6 +794,7 @@ fn add_forward(a: &Dense, b: &Dense) -> FlexTensor {
 }
 
 fn mse_forward(prediction: &Dense, target: &Dense) -> FlexTensor {
+    let _span = stream(Pass::Forward, "mean_squared_error", prediction, 2);
     assert_eq!(prediction.dims(), target.dims(), "mean squared error: shapes differ");
     let loss = by_dtype!(prediction.dtype(), T => {
         kernels::mse_loss::<T>(prediction.slice(), target.slice(), None, 1)
@@ -769,6 +803,7 @@ fn mse_forward(prediction: &Dense, target: &Dense) -> FlexTensor {
 }
 
 fn mse_backward(prediction: &Dense, target: &Dense, dy: FlexTensor, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+    let _span = stream(Pass::Backward, "mean_squared_error", prediction, 3);
     let scale = Dense::new(dy).slice::<f32>()[0];
     by_dtype!(prediction.dtype(), T => {
         let gradient = |a: &Dense, b: &Dense| {

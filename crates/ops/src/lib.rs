@@ -19,6 +19,7 @@ mod flex;
 mod functions;
 mod optimizer;
 pub mod portable;
+pub mod profile;
 
 pub use calotype_kernels::{Activation, AdamW};
 pub use flex::DiffusionOps;

@@ -1,6 +1,7 @@
 //! Optimizer steps on parameter tensors, in place where the storage is not shared.
 
 use crate::element::{Dense, tensor};
+use crate::profile::{Pass, Work, span};
 use crate::uses_kernels;
 use burn::backend::flex::{Flex, FlexTensor};
 use burn::backend::tensor::FloatTensor;
@@ -51,6 +52,8 @@ impl OptimizerOps for Flex {
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         let [mut p, mut m, mut v] = [parameter, first_moment, second_moment].map(whole);
         let g = Dense::new(gradient);
+        let size = g.slice::<f32>().len();
+        let _span = span(Pass::Optimizer, || Work::stream("adamw", &[], 7 * size, g.dtype()));
         kernels::adamw_step(
             &hyper,
             step,
@@ -64,8 +67,10 @@ impl OptimizerOps for Flex {
     }
 
     fn exponential_moving_average(average: FlexTensor, parameter: FlexTensor, decay: f32) -> FlexTensor {
-        let mut average = whole(average);
-        kernels::ema_step(average.storage_mut::<f32>(), Dense::new(parameter).slice::<f32>(), decay);
+        let (mut average, parameter) = (whole(average), Dense::new(parameter));
+        let size = parameter.slice::<f32>().len();
+        let _span = span(Pass::Optimizer, || Work::stream("ema", &[], 3 * size, parameter.dtype()));
+        kernels::ema_step(average.storage_mut::<f32>(), parameter.slice::<f32>(), decay);
         average
     }
 }
@@ -119,7 +124,10 @@ pub fn sum_of_squares<const D: usize>(tensor: &Tensor<D>) -> f64 {
     if uses_kernels(&tensor.device())
         && let Ok(primitive) = tensor.clone().without_autodiff().try_into_primitive::<Flex>()
     {
-        return kernels::sum_of_squares(Dense::new(primitive).slice::<f32>());
+        let values = Dense::new(primitive);
+        let size = values.slice::<f32>().len();
+        let _span = span(Pass::Optimizer, || Work::stream("sum of squares", &[], size, values.dtype()));
+        return kernels::sum_of_squares(values.slice::<f32>());
     }
     f64::from(tensor.clone().powi_scalar(2).sum().into_scalar::<f32>())
 }

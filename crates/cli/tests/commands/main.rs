@@ -1,6 +1,7 @@
 //! The program from the outside: its commands, its errors, and what it promises about stops and repetitions.
 
 mod basics;
+mod bench;
 mod common;
 mod determinism;
 mod errors;

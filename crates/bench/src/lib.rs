@@ -1,0 +1,86 @@
+//! Benchmarks: every kernel by itself ([`run_kernels`]) and a UNet's forward pass or training step ([`run_unet`]), both
+//! against what the processor is measured to do at most in the same process.
+//!
+//! Nothing here prints: rows and reports write themselves as lines for people (`Display`) or as JSON objects of one
+//! line (`json`). All rates count nominal work: the multiply-adds of the definition, and each byte of the operands once.
+
+mod cases;
+mod kernels;
+mod peaks;
+mod profile;
+mod setting;
+mod unet;
+
+pub use kernels::{KernelRow, run_kernels};
+pub use peaks::Peaks;
+pub use profile::{Profile, ProfileRow};
+pub use setting::{Family, Mode, Precision};
+pub use unet::{UNetBench, UNetReport, run_unet};
+
+use calotype_models::ConfigError;
+
+/// Why a benchmark could not be run.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BenchError {
+    /// A setting that cannot be.
+    #[error("{flag}: {problem}")]
+    Setting {
+        /// The flag of the command line.
+        flag: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A filter that leaves nothing.
+    #[error("no operation's line contains `{filter}`; run without --filter to see all lines")]
+    NoMatch {
+        /// The text that was looked for.
+        filter: String,
+    },
+    /// The network cannot be built.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The network's output is not a number, so its speed means nothing.
+    #[error("{family} gave {value} instead of a finite number; its timing is void")]
+    NotFinite {
+        /// The network.
+        family: Family,
+        /// The mean of its output, or its loss.
+        value: String,
+    },
+}
+
+impl BenchError {
+    /// Whether the command line is at fault.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, BenchError::Setting { .. } | BenchError::NoMatch { .. })
+    }
+}
+
+/// One line of JSON.
+fn json_line(value: &impl serde::Serialize) -> String {
+    // Only maps with keys that are no strings and failing `Serialize` implementations are errors; these have neither.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// The middle of some durations, in seconds; of an even number the mean of both in the middle, 0 of none.
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    let n = seconds.len();
+    match n {
+        0 => 0.0,
+        _ => 0.5 * (seconds[(n - 1) / 2] + seconds[n / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![]), 0.0);
+        assert_eq!(median(vec![3.0]), 3.0);
+        assert_eq!(median(vec![5.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![5.0, 1.0, 2.0, 4.0]), 3.0);
+    }
+}

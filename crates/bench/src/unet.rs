@@ -1,0 +1,368 @@
+//! A whole UNet: its forward pass, or a training step.
+
+use crate::profile::Profile;
+use crate::setting::{Family, Mode, Precision};
+use crate::{BenchError, Peaks, json_line, median};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use calotype_kernels::{Purpose, Stream, isa_name, threads};
+use calotype_models::{Init, UNet};
+use calotype_ops::mean_squared_error;
+use calotype_ops::profile::{self, Pass};
+use calotype_train::optimizer::Optimizer;
+use calotype_train::settings::{Course, OptimizerSettings, RunSettings};
+use calotype_train::system::peak_rss_gib;
+use serde::Serialize;
+use std::fmt;
+use std::time::Instant;
+
+/// Text states of a caption.
+const TOKENS: usize = 77;
+/// Pixels of a picture for one of its latent, in both directions.
+const LATENT_SCALE: usize = 8;
+/// Standard deviation of all parameters.
+const DEVIATION: f32 = 0.02;
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UNetBench {
+    /// The network.
+    pub family: Family,
+    /// Side of the square pictures in pixels; latents have an eighth of it.
+    pub resolution: usize,
+    /// Pictures at once.
+    pub batch: usize,
+    /// Forward pass or training step.
+    pub mode: Mode,
+    /// Precision of activations.
+    pub precision: Precision,
+    /// How often; the last half counts.
+    pub iterations: usize,
+    /// Whether to time every operation of the iterations that count.
+    pub profile: bool,
+}
+
+/// What was measured, with the settings it was measured with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UNetReport {
+    /// Always `calotype`: tells its lines from those of peers.
+    pub engine: &'static str,
+    /// The network.
+    pub family: Family,
+    /// Side of the pictures in pixels.
+    pub resolution: usize,
+    /// Pictures at once.
+    pub batch: usize,
+    /// Forward pass or training step.
+    pub mode: Mode,
+    /// Precision of activations.
+    pub precision: Precision,
+    /// Threads of the kernels.
+    pub threads: usize,
+    /// Instruction set of the kernels.
+    pub isa: &'static str,
+    /// Iterations, of which the last half counts.
+    pub iterations: usize,
+    /// Median seconds of the iterations that count.
+    pub seconds: f64,
+    /// Seconds of the fastest of them.
+    pub best: f64,
+    /// `batch / seconds`
+    pub images_per_second: f64,
+    /// 10^12 floating-point operations a second: those of [`calotype_models::UNetConfig::forward_flops`], three times as
+    /// many in a training step.
+    pub tflops: f64,
+    /// Of the processor's peak as measured in the same process.
+    pub peak_fraction: f64,
+    /// That peak, in GFLOP/s.
+    pub peak_gflops: f64,
+    /// The instruction whose peak it is.
+    pub peak_instruction: &'static str,
+    /// Largest resident memory of the process, in GiB; none where the system does not tell.
+    pub peak_rss_gib: Option<f64>,
+    /// Page faults in an iteration, on average of those that count.
+    pub page_faults: f64,
+}
+
+impl UNetReport {
+    /// One JSON object in one line.
+    pub fn json(&self) -> String {
+        json_line(self)
+    }
+}
+
+impl fmt::Display for UNetReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, resolution, batch, mode, precision, threads, isa, .. } = self;
+        writeln!(
+            f,
+            "{family} {resolution}x{resolution}, batch {batch}, {mode}, {precision}, {threads} threads, {isa}"
+        )?;
+        writeln!(f, "{:.4} images/s, {:.4} s (best {:.4})", self.images_per_second, self.seconds, self.best)?;
+        writeln!(
+            f,
+            "{:.3} TFLOP/s, {:.1} % of the measured peak ({}, {:.0} GFLOP/s)",
+            self.tflops,
+            100.0 * self.peak_fraction,
+            self.peak_instruction,
+            self.peak_gflops
+        )?;
+        let memory = self.peak_rss_gib.map_or("unknown".to_owned(), |gib| format!("{gib:.2} GiB"));
+        write!(f, "{memory} at most, {:.0} page faults an iteration", self.page_faults)
+    }
+}
+
+impl UNetBench {
+    fn validate(&self) -> Result<(), BenchError> {
+        let step = LATENT_SCALE * self.family.config().size_multiple();
+        let check = |ok: bool, flag: &'static str, problem: &dyn Fn() -> String| {
+            if ok { Ok(()) } else { Err(BenchError::Setting { flag, problem: problem() }) }
+        };
+        check(self.resolution > 0 && self.resolution.is_multiple_of(step), "--resolution", &|| {
+            format!("{} is not a multiple of {step} pixels, as the network's levels need it", self.resolution)
+        })?;
+        check(self.batch > 0, "--batch", &|| "must be at least 1".to_owned())?;
+        check(self.iterations > 0, "--iterations", &|| "must be at least 1".to_owned())
+    }
+
+    fn dtype(&self) -> DType {
+        match self.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Side of a latent.
+    fn side(&self) -> usize {
+        self.resolution / LATENT_SCALE
+    }
+
+    fn flops(&self) -> f64 {
+        let side = self.side();
+        let forward = self.family.config().forward_flops(self.batch, [side, side], TOKENS) as f64;
+        match self.mode {
+            Mode::Forward => forward,
+            Mode::Train => 3.0 * forward,
+        }
+    }
+}
+
+/// Builds the network with random weights, runs it, and tells how fast that was; and where the time went, if asked for.
+///
+/// The iterations are timed one by one. The first half does not count: it pays for memory that the allocator then keeps.
+///
+/// # Errors
+/// [`BenchError`]
+pub fn run_unet(bench: &UNetBench) -> Result<(UNetReport, Option<Profile>), BenchError> {
+    bench.validate()?;
+    let (laps, profile, page_faults) = match bench.mode {
+        Mode::Forward => iterate(bench, Forward::new(bench)?)?,
+        Mode::Train => iterate(bench, Training::new(bench)?)?,
+    };
+    // Before the peaks, which need memory of their own. The network is gone by now.
+    let peak_rss_gib = peak_rss_gib();
+    let seconds = median(laps.clone());
+    let peak = Peaks::measure().of(bench.precision);
+    let flops = bench.flops() / seconds;
+    let report = UNetReport {
+        engine: "calotype",
+        family: bench.family,
+        resolution: bench.resolution,
+        batch: bench.batch,
+        mode: bench.mode,
+        precision: bench.precision,
+        threads: threads(),
+        isa: isa_name(),
+        iterations: bench.iterations,
+        seconds,
+        best: laps.into_iter().fold(f64::INFINITY, f64::min),
+        images_per_second: bench.batch as f64 / seconds,
+        tflops: 1e-12 * flops,
+        peak_fraction: flops / peak.flops,
+        peak_gflops: 1e-9 * peak.flops,
+        peak_instruction: peak.instruction,
+        peak_rss_gib,
+        page_faults,
+    };
+    Ok((report, profile))
+}
+
+/// Something that is done over and over.
+trait Iteration {
+    /// Once; the seconds of its passes in their order.
+    fn run(&mut self) -> Vec<(Pass, f64)>;
+
+    /// A number that is not finite if anything was not.
+    fn witness(&self) -> f32;
+}
+
+/// Seconds of each iteration that counts, their profile if asked for, and page faults of one.
+fn iterate(bench: &UNetBench, mut iteration: impl Iteration) -> Result<(Vec<f64>, Option<Profile>, f64), BenchError> {
+    let warm_up = bench.iterations / 2;
+    for _ in 0..warm_up {
+        iteration.run();
+    }
+    if bench.profile {
+        profile::start();
+    }
+    let steady = bench.iterations - warm_up;
+    let faults = page_faults();
+    let mut seconds = Vec::with_capacity(steady);
+    let mut passes: Vec<(Pass, f64)> = Vec::new();
+    for _ in 0..steady {
+        let start = Instant::now();
+        let laps = iteration.run();
+        seconds.push(start.elapsed().as_secs_f64());
+        for (pass, lap) in laps {
+            match passes.iter_mut().find(|(known, _)| *known == pass) {
+                Some((_, sum)) => *sum += lap,
+                None => passes.push((pass, lap)),
+            }
+        }
+    }
+    let faults = (page_faults() - faults) / steady as f64;
+    let profile = bench.profile.then(|| Profile::new(profile::stop(), &passes, steady));
+    let witness = iteration.witness();
+    if !witness.is_finite() {
+        return Err(BenchError::NotFinite { family: bench.family, value: witness.to_string() });
+    }
+    Ok((seconds, profile, faults))
+}
+
+/// Page faults of this process so far; 0 where the system does not tell.
+fn page_faults() -> f64 {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF);
+    usage.map_or(0.0, |usage| (usage.minor_page_faults() + usage.major_page_faults()) as f64)
+}
+
+/// What goes into the network.
+struct Inputs {
+    latent: Tensor<4>,
+    timesteps: Vec<f32>,
+    context: Tensor<3>,
+}
+
+impl Inputs {
+    fn new(bench: &UNetBench, device: &Device) -> Self {
+        let config = bench.family.config();
+        let side = bench.side();
+        Self {
+            latent: noise([bench.batch, side, side, config.in_channels], 0, device).cast(bench.dtype()),
+            timesteps: vec![500.0; bench.batch],
+            context: noise([bench.batch, TOKENS, config.context_channels], 1, device).cast(bench.dtype()),
+        }
+    }
+
+    fn through(&self, unet: &UNet) -> Tensor<4> {
+        unet.forward(self.latent.clone(), &self.timesteps, self.context.clone())
+    }
+}
+
+/// Standard normal numbers; `index` tells apart tensors.
+fn noise<const D: usize>(shape: [usize; D], index: u64, device: &Device) -> Tensor<D> {
+    let mut values = vec![0f32; shape.iter().product()];
+    Stream::new(0, Purpose::Evaluation, index).fill_normal(&mut values);
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+fn build(bench: &UNetBench, device: &Device) -> Result<UNet, BenchError> {
+    Ok(bench.family.config().init(&mut Init::repeated_noise(DEVIATION, device))?)
+}
+
+/// Time since the last lap.
+struct Laps(Instant);
+
+impl Laps {
+    fn lap(&mut self, pass: Pass) -> (Pass, f64) {
+        let before = std::mem::replace(&mut self.0, Instant::now());
+        (pass, (self.0 - before).as_secs_f64())
+    }
+}
+
+struct Forward {
+    unet: UNet,
+    inputs: Inputs,
+    output: Option<Tensor<4>>,
+}
+
+impl Forward {
+    fn new(bench: &UNetBench) -> Result<Self, BenchError> {
+        let device = Device::flex();
+        Ok(Self { unet: build(bench, &device)?, inputs: Inputs::new(bench, &device), output: None })
+    }
+}
+
+impl Iteration for Forward {
+    fn run(&mut self) -> Vec<(Pass, f64)> {
+        let mut laps = Laps(Instant::now());
+        self.output = Some(self.inputs.through(&self.unet));
+        vec![laps.lap(Pass::Forward)]
+    }
+
+    fn witness(&self) -> f32 {
+        let output = self.output.clone();
+        output.map_or(f32::NAN, |output| output.cast(DType::F32).abs().sum().into_scalar::<f32>())
+    }
+}
+
+struct Training {
+    /// Taken out while a step makes the next one of it.
+    unet: Option<UNet>,
+    inputs: Inputs,
+    target: Tensor<4>,
+    optimizer: Optimizer,
+    run: RunSettings,
+    settings: OptimizerSettings,
+    samples: u64,
+    loss: f32,
+}
+
+impl Training {
+    fn new(bench: &UNetBench) -> Result<Self, BenchError> {
+        let device = Device::flex().autodiff();
+        let unet = build(bench, &device)?;
+        let inputs = Inputs::new(bench, &device);
+        let optimizer = Optimizer::new(&unet, false);
+        let samples = (bench.iterations * bench.batch) as u64;
+        Ok(Self {
+            target: noise(inputs.latent.dims(), 2, &device),
+            unet: Some(unet),
+            inputs,
+            optimizer,
+            run: RunSettings {
+                seed: 0,
+                samples,
+                batch_size: bench.batch,
+                precision: Default::default(),
+                log_every: samples,
+                checkpoint_every: samples,
+                keep_checkpoints: 1,
+            },
+            settings: OptimizerSettings { learning_rate: 1e-6, ..OptimizerSettings::default() },
+            samples: 0,
+            loss: f32::NAN,
+        })
+    }
+}
+
+impl Iteration for Training {
+    fn run(&mut self) -> Vec<(Pass, f64)> {
+        let Some(unet) = self.unet.take() else { return Vec::new() };
+        let mut laps = Laps(Instant::now());
+        let output = self.inputs.through(&unet);
+        let loss = mean_squared_error(output.cast(DType::F32), self.target.clone());
+        self.loss = loss.clone().inner().into_scalar::<f32>();
+        let forward = laps.lap(Pass::Forward);
+        let mut gradients = loss.backward();
+        let backward = laps.lap(Pass::Backward);
+        self.samples += self.run.batch_size as u64;
+        let course = Course { run: &self.run, optimizer: &self.settings, ema: None };
+        // Peers do not clip, so the norm of the gradient is not computed here either.
+        self.unet = Some(self.optimizer.step(unet, &mut gradients, &course, self.samples, 0.0));
+        drop(gradients);
+        vec![forward, backward, laps.lap(Pass::Optimizer)]
+    }
+
+    fn witness(&self) -> f32 {
+        self.loss
+    }
+}

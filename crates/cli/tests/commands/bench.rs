@@ -1,0 +1,96 @@
+//! The benchmarks' output. Whether anything is fast is not a matter for tests.
+
+use crate::common::{calotype, fail, succeed};
+use serde_json::Value;
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
+}
+
+fn positive(row: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(row[key].as_f64().is_some_and(|figure| figure > 0.0), "{key} is not in {row}");
+    }
+}
+
+#[test]
+fn kernels_are_held_against_measured_peaks() {
+    let arguments = ["bench", "kernels", "--filter", "64x128x32", "--precision", "f32", "--threads", "2"];
+    let table = succeed(&mut calotype(&arguments)).stdout;
+    for part in ["operation", "peak", "memory copy", "GB/s", "linear", "backward weight", "GFLOP/s", "%"] {
+        assert!(table.contains(part), "`{part}` is not in:\n{table}");
+    }
+
+    let rows = lines(&succeed(calotype(&arguments).arg("--json")).stdout);
+    let (peaks, operations): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row["operation"] == "peak");
+    for row in &rows {
+        positive(row, &["rate", "peak", "peak_fraction", "threads"]);
+        assert!(row["unit"] == "GFLOP/s" || row["unit"] == "GB/s", "{row}");
+    }
+    let names: Vec<_> = peaks.iter().filter_map(|row| row["shape"].as_str()).collect();
+    assert!(["memory read", "memory write", "memory copy"].iter().all(|name| names.contains(name)), "{names:?}");
+    let passes: Vec<_> = operations.iter().filter_map(|row| row["pass"].as_str()).collect();
+    assert_eq!(passes, ["forward", "backward input", "backward weight"]);
+    for row in operations {
+        positive(row, &["seconds"]);
+        assert_eq!((&row["operation"], &row["precision"]), (&"linear".into(), &"f32".into()), "{row}");
+        assert_eq!(row["threads"], 2, "{row}");
+    }
+}
+
+#[test]
+fn a_small_unet_is_measured_in_both_modes_and_precisions() {
+    for (mode, precision) in [("forward", "bf16"), ("train", "bf16"), ("forward", "f32"), ("train", "f32")] {
+        let mut command = calotype(&["bench", "unet", "--family", "tiny", "--resolution", "64", "--batch", "2"]);
+        command.args(["--mode", mode, "--precision", precision, "--threads", "2", "--iterations", "3", "--json"]);
+        let rows = lines(&succeed(&mut command).stdout);
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        positive(row, &["seconds", "best", "images_per_second", "tflops", "peak_fraction", "peak_rss_gib"]);
+        assert!(row["page_faults"].as_f64().is_some_and(|faults| faults >= 0.0), "{row}");
+        for (key, value) in [("family", "tiny"), ("mode", mode), ("precision", precision), ("engine", "calotype")] {
+            assert_eq!(row[key], value, "{row}");
+        }
+        for (key, value) in [("resolution", 64), ("batch", 2), ("threads", 2), ("iterations", 3)] {
+            assert_eq!(row[key], value, "{row}");
+        }
+        let [seconds, best, rate] = ["seconds", "best", "images_per_second"].map(|key| row[key].as_f64().unwrap());
+        assert!(best <= seconds && (rate * seconds / 2.0 - 1.0).abs() < 1e-9, "{row}");
+    }
+}
+
+#[test]
+fn a_profile_names_operations_of_every_pass() {
+    let arguments = ["bench", "unet", "--family", "tiny", "--resolution", "64", "--iterations", "2", "--mode", "train"];
+    let told = succeed(calotype(&arguments).arg("--profile")).stdout;
+    for part in
+        ["images/s", "TFLOP/s", "page faults", "forward: ", "backward: ", "optimizer: ", "conv2d weight", "adamw"]
+    {
+        assert!(told.contains(part), "`{part}` is not in:\n{told}");
+    }
+
+    let rows = lines(&succeed(calotype(&arguments).args(["--profile", "--json"])).stdout);
+    let profile: Vec<_> = rows.iter().filter(|row| row["profile"].is_string()).collect();
+    assert_eq!(profile.len() + 1, rows.len(), "one line of figures");
+    let share: f64 = profile.iter().map(|row| row["share"].as_f64().unwrap()).sum();
+    assert!((share - 1.0).abs() < 1e-6, "the shares are {share} in all");
+    for pass in ["forward", "backward", "optimizer"] {
+        let of_pass = || profile.iter().filter(|row| row["profile"] == pass);
+        assert!(of_pass().any(|row| row["operation"] == "between operations"), "{pass}");
+        let seconds: Vec<_> = of_pass().map(|row| row["seconds"].as_f64().unwrap()).collect();
+        assert!(seconds[..seconds.len() - 1].is_sorted_by(|a, b| a >= b), "{pass}: {seconds:?}");
+    }
+}
+
+#[test]
+fn benchmarks_that_cannot_be() {
+    let refused = |arguments: &[&str], parts: &[&str]| fail(calotype(&["bench"]).args(arguments), 2, parts);
+    refused(&["kernels", "--filter", "winograd 7x7"], &["winograd 7x7", "without --filter"]);
+    refused(&["kernels", "--precision", "f16"], &["f16", "--precision", "f32, bf16"]);
+    refused(&["unet", "--family", "sd3"], &["sd3", "--family", "sd1, sd2, tiny"]);
+    refused(&["unet", "--mode", "inference"], &["inference", "--mode", "forward, train"]);
+    refused(&["unet", "--resolution", "500"], &["--resolution", "500", "multiple of 64"]);
+    refused(&["unet", "--resolution", "0"], &["--resolution", "multiple of 64"]);
+    refused(&["unet", "--batch", "0"], &["--batch", "at least 1"]);
+    refused(&["unet", "--iterations", "0"], &["--iterations", "at least 1"]);
+    refused(&["unet", "--iterations", "many"], &["many", "--iterations"]);
+}

@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# Times Calotype and its peers (PyTorch, OpenVINO) on the same UNets, in turn on the same cores, and prints their ratios
+# as a Markdown table with the date and the processor.
+#
+#   scripts/compare-peers.sh [--family sd1|sd2|tiny] [--modes forward,train] [--resolution N] [--batch N]
+#                            [--engines NAME,NAME] [--rounds N] [--threads N] [--out FILE]
+#
+# Without --resolution and --batch: the usual shapes of the families. Every measurement is appended to FILE as a line of
+# JSON (default: a temporary file). A round runs ours, then each peer once; the table has medians over the rounds.
+#
+# CALOTYPE_PEER_PYTHON names a Python that has torch, diffusers and openvino; without it one is made in target/peers (about
+# 2 GB of downloads). CALOTYPE_BIN names a calotype to take instead of building one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+die() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+family="" modes="forward,train" resolution="" batch="" engines="" rounds=2 threads="$(nproc)" out=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --family | --modes | --resolution | --batch | --engines | --rounds | --threads | --out)
+            [ $# -ge 2 ] || die "$1 needs a value"
+            printf -v "${1#--}" '%s' "$2"
+            shift 2
+            ;;
+        -h | --help)
+            sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
+            exit 0
+            ;;
+        *) die "unknown argument $1; --help shows all" ;;
+    esac
+done
+
+# make_python FOLDER: a virtual environment with the peers. The first index has PyTorch without its GPU libraries.
+make_python() {
+    python3 -m venv "$1"
+    "$1/bin/python" -m pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu \
+        torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6 openvino==2026.4.1
+}
+
+python="${CALOTYPE_PEER_PYTHON:-}"
+if [ -z "$python" ]; then
+    python=target/peers/bin/python
+    if ! "$python" -c 'import torch, diffusers, openvino' 2>/dev/null; then
+        echo "installing the peers into target/peers" >&2
+        make_python target/peers
+    fi
+fi
+"$python" -c 'import torch, diffusers' || die "$python lacks torch or diffusers"
+
+calotype="${CALOTYPE_BIN:-}"
+if [ -z "$calotype" ]; then
+    cargo build --release -p calotype >&2
+    calotype="${CARGO_TARGET_DIR:-target}/release/calotype"
+fi
+
+# Family, resolution, batch, mode, iterations.
+usual="sd2 512 1 forward 8
+sd2 512 1 train 6
+sd1 512 1 forward 8
+sd1 512 1 train 6
+sd2 256 4 train 6
+tiny 256 1 forward 40
+tiny 256 1 train 20"
+if [ -n "$resolution$batch" ]; then
+    family="${family:-sd2}"
+    iterations=8
+    if [ "$family" = tiny ]; then iterations=40; fi
+    usual="$(for mode in forward train; do
+        echo "$family ${resolution:-512} ${batch:-1} $mode $iterations"
+    done)"
+fi
+
+if [ -z "$out" ]; then
+    out="$(mktemp)"
+    trap 'rm -f "$out"' EXIT
+fi
+touch "$out"
+before="$(wc -l <"$out")"
+failures=0
+
+# measured COMMAND...: appends what it prints to the measurements, and says so where it fails.
+measured() {
+    echo "+ $*" >&2
+    if ! "$@" >>"$out"; then
+        echo "FAILED: $*" >&2
+        failures=$((failures + 1))
+    fi
+}
+
+ran=0
+while read -r name pixels pictures mode iterations; do
+    if [ -n "$family" ] && [ "$family" != "$name" ]; then continue; fi
+    if [[ ",$modes," != *",$mode,"* ]]; then continue; fi
+    ran=$((ran + 1))
+    peers="${engines:-bf16,autocast}"
+    if [ -z "$engines" ] && [ "$mode" = forward ]; then peers=bf16,autocast,compiled,openvino; fi
+    shape=(--family "$name" --resolution "$pixels" --batch "$pictures" --mode "$mode" --iterations "$iterations"
+        --threads "$threads")
+    for ((round = 0; round < rounds; round++)); do
+        measured "$calotype" bench unet --json --precision bf16 "${shape[@]}" </dev/null
+        for engine in ${peers//,/ }; do
+            measured "$python" scripts/peer_unet.py --engines "$engine" "${shape[@]}" </dev/null
+        done
+    done
+done <<<"$usual"
+[ "$ran" -gt 0 ] || die "nothing to run: there is no family \`$family\` with modes \`$modes\`"
+
+tail -n "+$((before + 1))" "$out" | "$python" -c '
+import datetime, json, platform, statistics, sys
+
+TITLES = {"bf16": "PyTorch bf16", "autocast": "PyTorch autocast", "compiled": "PyTorch compiled", "f32": "PyTorch f32",
+          "openvino": "OpenVINO"}
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+cases, engines, threads = {}, [], None
+for line in sys.stdin:
+    row = json.loads(line)
+    key = row["family"], row["resolution"], row["batch"], row["mode"]
+    cases.setdefault(key, {}).setdefault(row["engine"], []).append(row)
+    threads = row["threads"]
+    if row["engine"] != "calotype" and row["engine"] not in engines:
+        engines.append(row["engine"])
+
+print(f"{datetime.date.today()}, {processor()}, {threads} threads. Seconds, and how many times as long as Calotype.")
+print()
+print("| UNet | pass | Calotype bf16 | " + " | ".join(TITLES.get(e, e) for e in engines) + " | fastest peer / Calotype |")
+print("|---|---|---" + "|---" * len(engines) + "|---|")
+for (family, resolution, batch, mode), rows in cases.items():
+    seconds = {engine: statistics.median(row["seconds"] for row in of) for engine, of in rows.items()}
+    ours = seconds.pop("calotype", None)
+    def cell(value):
+        if value is None:
+            return "–"
+        ratio = f" ({value / ours:.2f}x)" if ours else ""
+        return f"{value:#.4g}{ratio}"
+    fastest = min(seconds.values(), default=None)
+    last = f"**{fastest / ours:.2f}x**" if ours and fastest else "–"
+    cells = [f"{family} {resolution}x{resolution}, batch {batch}", mode, f"{ours:#.4g}" if ours else "–"]
+    print("| " + " | ".join(cells + [cell(seconds.get(engine)) for engine in engines] + [last]) + " |")
+'
+if [ "$failures" -gt 0 ]; then
+    echo "$failures measurements failed and are not in the table" >&2
+    exit 1
+fi
