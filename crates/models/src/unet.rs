@@ -8,7 +8,7 @@ use crate::layers::{Conv2d, GroupNorm};
 use crate::resnet::{Downsample, NormOptions, ResnetBlock, Upsample, activated_time};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use calotype_ops::concat_channels;
+use calotype_ops::{concat_channels, joined, recomputed};
 use serde::{Deserialize, Serialize};
 
 /// The shape of a UNet; defaults are Stable Diffusion 2's.
@@ -221,6 +221,76 @@ struct UpBlock {
     upsamplers: Option<Vec<Upsample>>,
 }
 
+/// What the residual blocks and transformers keep for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Everything that it needs.
+    #[default]
+    Activations,
+    /// Their inputs; the rest is computed a second time, block by block. The same bits with less memory.
+    Inputs,
+}
+
+/// A residual block with what is around it: the skip connection that is joined to its input, and the transformer after it.
+type Unit = (ResnetBlock, Option<SpatialTransformer>);
+
+/// What all units of a pass share.
+struct Conditions {
+    keep: Keep,
+    time: Tensor<2>,
+    context: Tensor<3>,
+}
+
+impl Conditions {
+    fn unit(&self, resnet: &ResnetBlock, attention: Option<&SpatialTransformer>, h: Tensor<4>) -> Tensor<4> {
+        let inputs = (h, self.time.clone(), self.context.clone());
+        match self.keep {
+            Keep::Activations => unit(resnet, attention, joined(inputs)),
+            Keep::Inputs => {
+                let block: Unit = (resnet.clone(), attention.cloned());
+                recomputed(block, inputs, |block, inputs| unit(&block.0, block.1.as_ref(), inputs))
+            }
+        }
+    }
+
+    fn unit_with_skip(
+        &self,
+        resnet: &ResnetBlock,
+        attention: Option<&SpatialTransformer>,
+        h: Tensor<4>,
+        skip: Tensor<4>,
+    ) -> Tensor<4> {
+        let inputs = (h, skip, self.time.clone(), self.context.clone());
+        match self.keep {
+            Keep::Activations => unit_with_skip(resnet, attention, joined(inputs)),
+            Keep::Inputs => {
+                let block: Unit = (resnet.clone(), attention.cloned());
+                recomputed(block, inputs, |block, inputs| unit_with_skip(&block.0, block.1.as_ref(), inputs))
+            }
+        }
+    }
+}
+
+fn unit(
+    resnet: &ResnetBlock,
+    attention: Option<&SpatialTransformer>,
+    (h, time, context): (Tensor<4>, Tensor<2>, Tensor<3>),
+) -> Tensor<4> {
+    let h = resnet.forward(h, Some(time));
+    match attention {
+        Some(attention) => attention.forward(h, context),
+        None => h,
+    }
+}
+
+fn unit_with_skip(
+    resnet: &ResnetBlock,
+    attention: Option<&SpatialTransformer>,
+    (h, skip, time, context): (Tensor<4>, Tensor<4>, Tensor<2>, Tensor<3>),
+) -> Tensor<4> {
+    unit(resnet, attention, (concat_channels(h, skip), time, context))
+}
+
 /// The noise-predicting network (Rombach et al. 2022; `UNet2DConditionModel` of diffusers).
 #[derive(Module, Debug)]
 pub struct UNet {
@@ -244,38 +314,33 @@ impl UNet {
     /// - `context`: `[batch, tokens, context channels]`, the text encoder's states
     /// - returns `[batch, height, width, out]` in the dtype of `x`
     pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: Tensor<3>) -> Tensor<4> {
+        self.forward_keeping(Keep::Activations, x, timesteps, context)
+    }
+
+    /// [`UNet::forward`] with a choice of what is kept for the backward pass.
+    pub fn forward_keeping(&self, keep: Keep, x: Tensor<4>, timesteps: &[f32], context: Tensor<3>) -> Tensor<4> {
         let (dtype, device) = (x.dtype(), x.device());
         let features = timestep_features(timesteps, self.time_features, &device).cast(dtype);
         let time = activated_time(self.time_embedding.forward(features));
-        let context = context.cast(dtype);
+        let conditions = Conditions { keep, time, context: context.cast(dtype) };
         let mut h = self.conv_in.forward(x);
         let mut skips = vec![h.clone()];
         for block in &self.down_blocks {
-            h = block.forward(h, &time, &context, &mut skips);
+            h = block.forward(h, &conditions, &mut skips);
         }
-        h = self.mid_block.resnets[0].forward(h, Some(time.clone()));
-        h = self.mid_block.attentions[0].forward(h, context.clone());
-        h = self.mid_block.resnets[1].forward(h, Some(time.clone()));
+        h = conditions.unit(&self.mid_block.resnets[0], self.mid_block.attentions.first(), h);
+        h = conditions.unit(&self.mid_block.resnets[1], None, h);
         for block in &self.up_blocks {
-            h = block.forward(h, &time, &context, &mut skips);
+            h = block.forward(h, &conditions, &mut skips);
         }
         self.conv_out.forward(self.conv_norm_out.forward_silu(h))
     }
 }
 
 impl DownBlock {
-    fn forward(
-        &self,
-        mut h: Tensor<4>,
-        time: &Tensor<2>,
-        context: &Tensor<3>,
-        skips: &mut Vec<Tensor<4>>,
-    ) -> Tensor<4> {
+    fn forward(&self, mut h: Tensor<4>, conditions: &Conditions, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
-            h = resnet.forward(h, Some(time.clone()));
-            if let Some(attention) = self.attentions.as_ref().and_then(|a| a.get(i)) {
-                h = attention.forward(h, context.clone());
-            }
+            h = conditions.unit(resnet, self.attentions.as_ref().and_then(|a| a.get(i)), h);
             skips.push(h.clone());
         }
         for downsample in self.downsamplers.iter().flatten() {
@@ -287,21 +352,13 @@ impl DownBlock {
 }
 
 impl UpBlock {
-    fn forward(
-        &self,
-        mut h: Tensor<4>,
-        time: &Tensor<2>,
-        context: &Tensor<3>,
-        skips: &mut Vec<Tensor<4>>,
-    ) -> Tensor<4> {
+    fn forward(&self, mut h: Tensor<4>, conditions: &Conditions, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
-            if let Some(skip) = skips.pop() {
-                h = concat_channels(h, skip);
-            }
-            h = resnet.forward(h, Some(time.clone()));
-            if let Some(attention) = self.attentions.as_ref().and_then(|a| a.get(i)) {
-                h = attention.forward(h, context.clone());
-            }
+            let attention = self.attentions.as_ref().and_then(|a| a.get(i));
+            h = match skips.pop() {
+                Some(skip) => conditions.unit_with_skip(resnet, attention, h, skip),
+                None => conditions.unit(resnet, attention, h),
+            };
         }
         for upsample in self.upsamplers.iter().flatten() {
             h = upsample.forward(h);

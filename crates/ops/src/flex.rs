@@ -2,16 +2,17 @@
 
 use crate::Conv2dGeometry;
 use crate::element::{Activations, Dense, by_dtype, room, tensor};
+use crate::in_backward::{count, deliver};
 use crate::profile::{Pass, Span, Work, span};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::checkpoint::strategy::{CheckpointStrategy, NoCheckpointing};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::flex::{Flex, FlexTensor};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, ExtensionType, backend_extension};
 use calotype_kernels::{self as kernels, Activation, AttentionShape, Conv2dShape};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A tensor or none, in the form that Burn's dispatch carries.
 #[allow(missing_docs, reason = "the variants are Option's")]
@@ -184,12 +185,15 @@ impl<const N: usize> Backward<Flex, N> for KernelStep {
     type State = Gradient<N>;
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let wanted = ops.parents.each_ref().map(Option::is_some);
-        let output_gradient = grads.consume::<Flex>(&ops.node);
-        let gradients = (ops.state.0)(output_gradient, wanted);
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+        let Ops { parents, node, state } = ops;
+        let wanted = parents.each_ref().map(Option::is_some);
+        let output_gradient = grads.consume::<Flex>(&node);
+        let gradients = (state.0)(output_gradient, wanted);
+        // What the operation saved goes first: a parameter among it may be stepped in place now.
+        drop(state);
+        for (parent, gradient) in parents.into_iter().zip(gradients) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                grads.register::<Flex>(parent.id, gradient);
+                deliver(grads, parent.id, gradient);
             }
         }
     }
@@ -202,8 +206,10 @@ fn record<C: CheckpointStrategy, const N: usize>(
     inputs: [NodeGuard; N],
     forward: impl FnOnce() -> (FlexTensor, Gradient<N>),
 ) -> Tracked<C> {
+    let ids = inputs.each_ref().map(NodeGuard::id);
     match KernelStep.prepare::<C>(inputs).compute_bound().stateful() {
         OpsKind::Tracked(step) => {
+            count(ids);
             let (output, gradient) = forward();
             step.finish(gradient, output)
         }
@@ -211,12 +217,38 @@ fn record<C: CheckpointStrategy, const N: usize>(
     }
 }
 
-/// The node of an optional input; an absent one is a node that nobody tracks.
+/// A tensor that stands for an absent input: nobody tracks it.
+pub(crate) fn absent() -> Tracked<NoCheckpointing> {
+    static ABSENT: LazyLock<Tracked<NoCheckpointing>> =
+        LazyLock::new(|| Tracked::<NoCheckpointing>::new(tensor(Vec::<f32>::new(), [0])));
+    ABSENT.clone()
+}
+
+/// The node of an optional input.
 fn node_of<C: CheckpointStrategy>(input: &Option<Tracked<C>>) -> NodeGuard {
-    match input {
-        Some(tensor) => tensor.node(),
-        None => Tracked::<C>::new(tensor(Vec::<f32>::new(), [0])).node(),
-    }
+    input.as_ref().map_or_else(|| absent().node(), Tracked::<C>::node)
+}
+
+/// The tensor itself as a node of its own behind all of `parents`, of which it is the one at `place`.
+pub(crate) fn entered<const N: usize>(
+    x: Tracked<NoCheckpointing>,
+    parents: [NodeGuard; N],
+    place: usize,
+) -> Tracked<NoCheckpointing> {
+    record::<NoCheckpointing, N>(parents, move || {
+        let gradient = Gradient::new(move |dy, _| {
+            let mut dy = Some(dy);
+            std::array::from_fn(|i| if i == place { dy.take() } else { None })
+        });
+        (x.into_primitive(), gradient)
+    })
+}
+
+/// A number whose gradient for `output` is `gradient`: where the backward pass of a part of a graph starts.
+pub(crate) fn seeded(output: Tracked<NoCheckpointing>, gradient: FlexTensor) -> Tracked<NoCheckpointing> {
+    record::<NoCheckpointing, 1>([output.node()], || {
+        (tensor(vec![0f32], [1]), Gradient::new(move |_, _| [Some(gradient.clone())]))
+    })
 }
 
 impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {

@@ -17,14 +17,18 @@
 mod element;
 mod flex;
 mod functions;
+pub mod in_backward;
 mod optimizer;
+pub mod packed;
 pub mod portable;
 pub mod profile;
+mod recompute;
 
 pub use calotype_kernels::{Activation, AdamW};
 pub use flex::DiffusionOps;
 pub use functions::*;
-pub use optimizer::{OptimizerOps, adamw_step, ema_step, sum_of_squares};
+pub use optimizer::{Pace, Trained, adamw_step, ema_step, optimizer_step, sum_of_squares};
+pub use recompute::{Inputs, MapInput, joined, recomputed};
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;

@@ -4,29 +4,33 @@ use crate::element::{Dense, tensor};
 use crate::profile::{Pass, Work, span};
 use crate::uses_kernels;
 use burn::backend::flex::{Flex, FlexTensor};
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 use calotype_kernels::{self as kernels, AdamW};
 
-/// Extension point that carries the optimizer steps across Burn's runtime dispatch.
-#[allow(missing_docs, reason = "documented on the public functions of the same names")]
-#[backend_extension(Flex)]
-pub trait OptimizerOps: Backend {
-    fn adamw(
-        parameter: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        first_moment: FloatTensor<Self>,
-        second_moment: FloatTensor<Self>,
-        hyper: AdamW,
-        step: u64,
-        gradient_scale: f32,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-    fn exponential_moving_average(
-        average: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
-        decay: f32,
-    ) -> FloatTensor<Self>;
+/// A parameter and what the optimizer keeps for it; all `f32`, of the same shape and without autodiff.
+#[derive(Clone, Debug)]
+pub struct Trained<const D: usize> {
+    /// The parameter's value.
+    pub parameter: Tensor<D>,
+    /// Decaying mean of its gradients.
+    pub first_moment: Tensor<D>,
+    /// Decaying mean of their squares.
+    pub second_moment: Tensor<D>,
+    /// Decaying mean of the parameter, if one is kept.
+    pub average: Option<Tensor<D>>,
+}
+
+/// What is the same for all parameters of one optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// AdamW's settings, with the learning rate of this step.
+    pub hyper: AdamW,
+    /// Number of this step, counted from 1.
+    pub step: u64,
+    /// Gradients are multiplied by this first (clipping).
+    pub gradient_scale: f32,
+    /// The old average's share of the new one.
+    pub ema_decay: f32,
 }
 
 /// The tensor with its elements as the whole of its storage, as in-place steps need: a copy where it is a view of more.
@@ -40,49 +44,59 @@ fn whole(t: FlexTensor) -> FlexTensor {
     }
 }
 
-impl OptimizerOps for Flex {
-    fn adamw(
-        parameter: FlexTensor,
-        gradient: FlexTensor,
-        first_moment: FlexTensor,
-        second_moment: FlexTensor,
-        hyper: AdamW,
-        step: u64,
-        gradient_scale: f32,
-    ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        let [mut p, mut m, mut v] = [parameter, first_moment, second_moment].map(whole);
-        let g = Dense::new(gradient);
-        let size = g.slice::<f32>().len();
-        let _span = span(Pass::Optimizer, || Work::stream("adamw", &[], 7 * size, g.dtype()));
-        kernels::adamw_step(
-            &hyper,
-            step,
-            gradient_scale,
-            p.storage_mut::<f32>(),
-            g.slice::<f32>(),
-            m.storage_mut::<f32>(),
-            v.storage_mut::<f32>(),
-        );
-        (p, m, v)
-    }
-
-    fn exponential_moving_average(average: FlexTensor, parameter: FlexTensor, decay: f32) -> FlexTensor {
-        let (mut average, parameter) = (whole(average), Dense::new(parameter));
-        let size = parameter.slice::<f32>().len();
-        let _span = span(Pass::Optimizer, || Work::stream("ema", &[], 3 * size, parameter.dtype()));
-        kernels::ema_step(average.storage_mut::<f32>(), parameter.slice::<f32>(), decay);
-        average
-    }
+/// The tensor of the CPU backend.
+///
+/// # Panics
+/// If the tensor carries autodiff, or another device has it.
+fn primitive<const D: usize>(t: Tensor<D>) -> FlexTensor {
+    t.try_into_primitive::<Flex>().unwrap_or_else(|e| panic!("optimizer steps take tensors of one device: {e:?}"))
 }
 
-/// One AdamW step with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, in torch's
-/// order of operations); returns the new parameter and both moments, all `f32`.
+fn wrap<const D: usize>(t: FlexTensor) -> Tensor<D> {
+    Tensor::from_primitive::<Flex>(t)
+}
+
+/// One step of a parameter: AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, in torch's order of
+/// operations), then `average = decay · average + (1 - decay) · parameter`.
 ///
-/// `step` counts from 1; the gradient is multiplied by `gradient_scale` first (clipping).
-/// None of the tensors may carry autodiff.
+/// On the CPU everything is updated in place where its storage has no other owner.
 ///
 /// # Shapes
-/// All four tensors have the same shape.
+/// All tensors have the same shape.
+///
+/// # Panics
+/// If a tensor carries autodiff.
+pub fn optimizer_step<const D: usize>(state: Trained<D>, gradient: Tensor<D>, pace: &Pace) -> Trained<D> {
+    let Trained { parameter, first_moment, second_moment, average } = state;
+    if !uses_kernels(&parameter.device()) {
+        return crate::portable::optimizer_step(
+            Trained { parameter, first_moment, second_moment, average },
+            gradient,
+            pace,
+        );
+    }
+    let [mut p, mut m, mut v] = [parameter, first_moment, second_moment].map(|t| whole(primitive(t)));
+    let g = Dense::new(primitive(gradient));
+    let touched = if average.is_some() { 10 } else { 7 } * g.slice::<f32>().len();
+    let _span = span(Pass::Optimizer, || Work::stream("adamw", &[], touched, g.dtype()));
+    kernels::adamw_step(
+        &pace.hyper,
+        pace.step,
+        pace.gradient_scale,
+        p.storage_mut::<f32>(),
+        g.slice::<f32>(),
+        m.storage_mut::<f32>(),
+        v.storage_mut::<f32>(),
+    );
+    let average = average.map(|average| {
+        let mut average = whole(primitive(average));
+        kernels::ema_step(average.storage_mut::<f32>(), p.storage::<f32>(), pace.ema_decay);
+        wrap(average)
+    });
+    Trained { parameter: wrap(p), first_moment: wrap(m), second_moment: wrap(v), average }
+}
+
+/// [`optimizer_step`] without an average; returns the new parameter and both moments.
 pub fn adamw_step<const D: usize>(
     parameter: Tensor<D>,
     gradient: Tensor<D>,
@@ -91,32 +105,21 @@ pub fn adamw_step<const D: usize>(
     step: u64,
     gradient_scale: f32,
 ) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
-    let (m, v) = moments;
-    if uses_kernels(&parameter.device()) {
-        let (p, m, v) = Dispatch::adamw(
-            parameter.into_dispatch(),
-            gradient.into_dispatch(),
-            m.into_dispatch(),
-            v.into_dispatch(),
-            *hyper,
-            step,
-            gradient_scale,
-        );
-        return (Tensor::from_dispatch(p), Tensor::from_dispatch(m), Tensor::from_dispatch(v));
-    }
-    crate::portable::adamw_step(parameter, gradient, (m, v), hyper, step, gradient_scale)
+    let (first_moment, second_moment) = moments;
+    let state = Trained { parameter, first_moment, second_moment, average: None };
+    let pace = Pace { hyper: *hyper, step, gradient_scale, ema_decay: 1.0 };
+    let new = optimizer_step(state, gradient, &pace);
+    (new.parameter, new.first_moment, new.second_moment)
 }
 
 /// `decay * average + (1 - decay) * parameter`, both `f32` and of the same shape, without autodiff.
 pub fn ema_step<const D: usize>(average: Tensor<D>, parameter: Tensor<D>, decay: f32) -> Tensor<D> {
-    if uses_kernels(&average.device()) {
-        return Tensor::from_dispatch(Dispatch::exponential_moving_average(
-            average.into_dispatch(),
-            parameter.into_dispatch(),
-            decay,
-        ));
+    if !uses_kernels(&average.device()) {
+        return crate::portable::ema_step(average, parameter, decay);
     }
-    average.mul_scalar(decay).add(parameter.mul_scalar(1.0 - decay))
+    let mut average = whole(primitive(average));
+    kernels::ema_step(average.storage_mut::<f32>(), Dense::new(primitive(parameter)).slice::<f32>(), decay);
+    wrap(average)
 }
 
 /// The sum of the squares of all elements, in `f64` and in a fixed order on the CPU.

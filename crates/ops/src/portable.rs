@@ -4,7 +4,7 @@
 //! computed in `f32` and returned in the dtype of the first activation. Shapes and meaning stand at
 //! the functions of the same names in the crate root.
 
-use crate::{Activation, AdamW, Conv2dGeometry};
+use crate::{Activation, Conv2dGeometry, Pace, Trained};
 use burn::tensor::activation as act;
 use burn::tensor::module as nn;
 use burn::tensor::ops::{ConvOptions, PadMode};
@@ -167,23 +167,24 @@ pub fn mean_squared_error<const D: usize>(prediction: Tensor<D>, target: Tensor<
     (widen(prediction) - widen(target)).powi_scalar(2).mean()
 }
 
-/// See [`crate::adamw_step`].
-pub fn adamw_step<const D: usize>(
-    parameter: Tensor<D>,
-    gradient: Tensor<D>,
-    (m, v): (Tensor<D>, Tensor<D>),
-    hyper: &AdamW,
-    step: u64,
-    gradient_scale: f32,
-) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
-    let g = gradient.mul_scalar(gradient_scale);
+/// See [`crate::optimizer_step`].
+pub fn optimizer_step<const D: usize>(state: Trained<D>, gradient: Tensor<D>, pace: &Pace) -> Trained<D> {
+    let Trained { parameter, first_moment: m, second_moment: v, average } = state;
+    let hyper = &pace.hyper;
+    let g = gradient.mul_scalar(pace.gradient_scale);
     let m = m.mul_scalar(hyper.beta1) + g.clone().mul_scalar(1.0 - hyper.beta1);
     let v = v.mul_scalar(hyper.beta2) + g.powi_scalar(2).mul_scalar(1.0 - hyper.beta2);
-    let t = i32::try_from(step).unwrap_or(i32::MAX);
+    let t = i32::try_from(pace.step).unwrap_or(i32::MAX);
     let correction1 = 1.0 - f64::from(hyper.beta1).powi(t);
     let correction2 = 1.0 - f64::from(hyper.beta2).powi(t);
     let denominator = v.clone().sqrt().div_scalar(correction2.sqrt()).add_scalar(hyper.eps);
     let update = m.clone().div(denominator).mul_scalar(f64::from(hyper.lr) / correction1);
-    let decayed = parameter.mul_scalar(1.0 - hyper.lr * hyper.weight_decay);
-    (decayed - update, m, v)
+    let parameter = parameter.mul_scalar(1.0 - hyper.lr * hyper.weight_decay) - update;
+    let average = average.map(|average| ema_step(average, parameter.clone(), pace.ema_decay));
+    Trained { parameter, first_moment: m, second_moment: v, average }
+}
+
+/// See [`crate::ema_step`].
+pub fn ema_step<const D: usize>(average: Tensor<D>, parameter: Tensor<D>, decay: f32) -> Tensor<D> {
+    average.mul_scalar(decay).add(parameter.mul_scalar(1.0 - decay))
 }

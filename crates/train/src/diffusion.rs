@@ -9,6 +9,7 @@ use calotype_data::{Batch, Dataset, SampleRef};
 use calotype_diffusion::objective::add_noise;
 use calotype_diffusion::{NoiseSchedule, Prediction, ScheduleConfig};
 use calotype_kernels::{Purpose, Stream};
+use calotype_models::unet::Keep;
 use calotype_models::{UNet, UNetConfig};
 use calotype_ops::mean_squared_error;
 use serde::{Deserialize, Serialize};
@@ -165,7 +166,8 @@ impl Objective for DiffusionObjective {
         let noisy = add_noise(&self.schedule, clean.clone(), noise.clone(), &timesteps);
         let target = self.recipe.objective.prediction.target(&self.schedule, clean, noise, &timesteps);
         let t: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
-        let output = model.forward(noisy.cast(self.recipe.run.precision.dtype()), &t, states);
+        let keep = if self.recipe.memory.recompute_blocks { Keep::Inputs } else { Keep::Activations };
+        let output = model.forward_keeping(keep, noisy.cast(self.recipe.run.precision.dtype()), &t, states);
         Loss::of(mean_squared_error(output.cast(DType::F32), target))
     }
 }

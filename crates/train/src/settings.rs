@@ -82,6 +82,10 @@ fn is_yes(value: &bool) -> bool {
     *value
 }
 
+fn is_no(value: &bool) -> bool {
+    !*value
+}
+
 /// What happens at a corrupt sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -135,6 +139,11 @@ pub struct OptimizerSettings {
     pub weight_decay: f32,
     /// Largest norm of the whole gradient; 0 does not clip.
     pub gradient_clip: f64,
+    /// Whether each parameter is stepped during the backward pass, as soon as its gradient is complete: the gradients of
+    /// a whole model are then never in memory at once. The results are the same bits. Not with `gradient_clip`, which
+    /// needs the norm of all gradients first. Devices other than the CPU step after the backward pass all the same.
+    #[serde(skip_serializing_if = "is_no")]
+    pub in_backward: bool,
 }
 
 impl Default for OptimizerSettings {
@@ -148,6 +157,7 @@ impl Default for OptimizerSettings {
             eps: 1e-8,
             weight_decay: 0.01,
             gradient_clip: 0.0,
+            in_backward: false,
         }
     }
 }
@@ -175,7 +185,27 @@ impl OptimizerSettings {
         for (key, beta) in [("optimizer.beta1", self.beta1), ("optimizer.beta2", self.beta2)] {
             check((0.0..1.0).contains(&beta), key, || format!("{beta} is not in 0..1"))?;
         }
-        check(self.gradient_clip >= 0.0, "optimizer.gradient_clip", || "is negative; 0 does not clip".to_owned())
+        check(self.gradient_clip >= 0.0, "optimizer.gradient_clip", || "is negative; 0 does not clip".to_owned())?;
+        check(!self.in_backward || self.gradient_clip == 0.0, "optimizer.in_backward", || {
+            "cannot go with optimizer.gradient_clip: the norm of the whole gradient is known only after the backward \
+             pass; set gradient_clip = 0 or in_backward = false"
+                .to_owned()
+        })
+    }
+}
+
+/// What a network with many activations keeps of them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemorySettings {
+    /// Whether the forward pass keeps only the inputs of the network's blocks; the backward pass computes the rest
+    /// again, for about a third more time. The results are the same bits. Devices other than the CPU keep everything.
+    pub recompute_blocks: bool,
+}
+
+impl MemorySettings {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -342,6 +372,9 @@ pub struct DiffusionRecipe {
     /// Moving average of the weights; what is sampled from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<EmaSettings>,
+    /// Time for memory.
+    #[serde(default, skip_serializing_if = "MemorySettings::is_default")]
+    pub memory: MemorySettings,
     /// Length and book-keeping.
     pub run: RunSettings,
 }
@@ -423,6 +456,14 @@ mod tests {
         let rate = |samples| settings.learning_rate_at(samples, 1100);
         assert_eq!((rate(0), rate(50), rate(100)), (0.0, 0.5, 1.0));
         assert!((rate(600) - 0.5).abs() < 1e-12 && rate(1100) < 1e-12 && rate(5000) < 1e-12);
+    }
+
+    #[test]
+    fn steps_in_the_backward_pass_cannot_be_clipped() {
+        let settings = OptimizerSettings { in_backward: true, ..OptimizerSettings::default() };
+        assert_eq!(settings.validate(), Ok(()));
+        let error = OptimizerSettings { gradient_clip: 1.0, ..settings }.validate().unwrap_err();
+        assert_eq!(error.key, "optimizer.in_backward");
     }
 
     #[test]

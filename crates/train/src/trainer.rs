@@ -14,6 +14,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use calotype_data::{Batch, Control, Dataset, GlobalOrder, Loader, LoaderConfig, SampleRef};
 use calotype_models::state;
+use calotype_ops::in_backward::{Uses, count_uses};
 use calotype_weights::{NamedTensor, TensorFileError};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -295,23 +296,54 @@ impl<'a, M: Module> Run<'a, M> {
 
     fn step<O: Objective<Model = M>>(mut self, objective: &O, batch: Batch<O::Item>) -> Result<Self, TrainError> {
         let count = batch.items.len() as u64;
-        let loss = objective.loss(&self.model, batch);
-        let value = f64::from(loss.value.clone().inner().into_scalar::<f32>());
-        let mut gradients = loss.value.backward();
-        let norm = self.optimizer.gradient_norm(&self.model, &gradients);
-        let norm = match norm {
+        let forward = || objective.loss(&self.model, batch);
+        let (Loss { value: loss, parts }, uses) = match self.course.optimizer.in_backward {
+            true => count_uses(forward),
+            false => (forward(), Uses::default()),
+        };
+        let value = f64::from(loss.clone().inner().into_scalar::<f32>());
+        let norm;
+        (self, norm) = if self.course.optimizer.in_backward && calotype_ops::uses_kernels(&loss.device()) {
+            self.step_in_backward((loss, uses), value, count)?
+        } else {
+            self.step_after_backward(loss, value, count)?
+        };
+        self.state.loss_sum += value;
+        self.state.loss_count += 1;
+        self.progress.set(self.samples, &[("loss", value)]);
+        if self.crossed(self.course.run.log_every) {
+            self.log(norm, &parts)?;
+        }
+        Ok(self)
+    }
+
+    /// The backward pass of a batch's loss, then the optimizer step; gives the gradient's norm, too.
+    fn step_after_backward(mut self, loss: Tensor<1>, value: f64, count: u64) -> Result<(Self, f64), TrainError> {
+        let mut gradients = loss.backward();
+        drop(loss);
+        let norm = match self.optimizer.gradient_norm(&self.model, &gradients) {
             Ok(norm) if value.is_finite() => norm,
             norm => return Err(self.not_finite(value, norm.err())),
         };
         self.samples += count;
         self.model = self.optimizer.step(self.model, &mut gradients, self.course, self.samples, norm);
-        self.state.loss_sum += value;
-        self.state.loss_count += 1;
-        self.progress.set(self.samples, &[("loss", value)]);
-        if self.crossed(self.course.run.log_every) {
-            self.log(norm, &loss.parts)?;
+        Ok((self, norm))
+    }
+
+    /// The backward pass with the optimizer step in it. The norm is measured, and gradients are checked, where the logs
+    /// want it; in between, a gradient that is not finite shows in the next loss.
+    fn step_in_backward(mut self, loss: (Tensor<1>, Uses), value: f64, count: u64) -> Result<(Self, f64), TrainError> {
+        if !value.is_finite() {
+            return Err(self.not_finite(value, None));
         }
-        Ok(self)
+        self.samples += count;
+        let measure = self.crossed(self.course.run.log_every);
+        let norm;
+        (self.model, norm) = self.optimizer.step_in_backward(self.model, loss, self.course, self.samples, measure);
+        match norm {
+            Ok(norm) => Ok((self, norm.unwrap_or(0.0))),
+            Err(bad) => Err(self.diverged(bad.what)),
+        }
     }
 
     fn not_finite(&self, loss: f64, gradient: Option<NotFinite>) -> TrainError {

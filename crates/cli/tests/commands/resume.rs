@@ -116,3 +116,26 @@ fn killed_at_random_moments_and_stopped_by_a_signal() {
     assert!(resumed.stderr.contains("diffusion: resumed at "), "{resumed}");
     assert_same_run(&stopped, &at("undisturbed"));
 }
+
+#[test]
+fn saving_memory_changes_no_bit_killed_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let [plain, saving] = ["plain", "saving"].map(|name| folder.path().join(name));
+    let unclipped = [RUN[0], RUN[1], "optimizer.gradient_clip=0"];
+    succeed(&mut train_unet(&finished().precached(), &plain, &unclipped));
+    let memory = ["optimizer.in_backward=true", "memory.recompute_blocks=true"];
+    let train = || train_unet(&finished().precached(), &saving, &[&unclipped[..], &memory[..]].concat());
+    let mut child = start(&mut train());
+    assert!(reached(&mut child, &saving, SAMPLES / 3), "the run ended before it could be killed");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    succeed(&mut train());
+    let bytes = |run: &Path| fs::read(run.join("model/model.safetensors")).unwrap();
+    assert!(bytes(&plain) == bytes(&saving), "the models differ");
+    assert_eq!(metrics(&plain), metrics(&saving));
+    let tensors = |run: &Path| {
+        let newest = checkpoints(run).pop_last().unwrap().1;
+        fs::read(newest.join("tensors.safetensors")).unwrap()
+    };
+    assert!(tensors(&plain) == tensors(&saving), "the optimizers' states differ");
+}

@@ -7,5 +7,6 @@ mod against_oracle;
 #[path = "../common/mod.rs"]
 mod common;
 mod differences;
+mod in_backward;
 mod optimizer;
 mod tracking;
