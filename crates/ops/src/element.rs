@@ -30,6 +30,11 @@ impl Dense {
             .unwrap_or_else(|| panic!("operation got a {:?} tensor where {:?} was needed", self.0.dtype(), T::dtype()))
     }
 
+    /// The tensor itself.
+    pub(crate) fn tensor(&self) -> &FlexTensor {
+        &self.0
+    }
+
     pub(crate) fn dims(&self) -> &[usize] {
         self.0.layout().shape()
     }

@@ -3,6 +3,7 @@
 use crate::Conv2dGeometry;
 use crate::element::{Activations, Dense, by_dtype, room, tensor};
 use crate::in_backward::{count, deliver};
+use crate::packed::PackedCache;
 use crate::profile::{Pass, Span, Work, span};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::{CheckpointStrategy, NoCheckpointing};
@@ -11,7 +12,9 @@ use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::flex::{Flex, FlexTensor};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, ExtensionType, backend_extension};
-use calotype_kernels::{self as kernels, Activation, AttentionShape, Conv2dShape};
+use burn::tensor::DType;
+use calotype_kernels::{self as kernels, Activation, AttentionShape, Conv2dShape, PackedWeights};
+use half::bf16;
 use std::sync::{Arc, LazyLock};
 
 /// A tensor or none, in the form that Burn's dispatch carries.
@@ -92,7 +95,7 @@ impl DiffusionOps for Flex {
         geometry: Conv2dGeometry,
     ) -> FlexTensor {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
-        Convolution::new(x, weight, bias.is_some(), geometry).forward(bias, channel_add, residual)
+        Convolution::new(x, weight, bias.is_some(), geometry).with_packed().forward(bias, channel_add, residual)
     }
 
     fn rows_linear(
@@ -102,7 +105,7 @@ impl DiffusionOps for Flex {
         residual: OptionalTensor<Self>,
     ) -> FlexTensor {
         let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
-        Projection::new(x, weight, bias.is_some()).forward(bias, residual)
+        Projection::new(x, weight, bias.is_some()).with_packed().forward(bias, residual)
     }
 
     fn token_attention(
@@ -403,11 +406,18 @@ fn stream(pass: Pass, operation: &'static str, t: &Dense, times: usize) -> Span 
     span(pass, || Work::stream(operation, t.dims(), times * elements(t), t.dtype()))
 }
 
+/// Packed weights of inference, by `[out, rows, columns, in, stride, padding]` of the weight's use.
+static PACKED: PackedCache<[usize; 6], Option<PackedWeights>> = PackedCache::new();
+
+/// A weight in packed form, if it has one and is wanted.
+type Packed = Option<Arc<Option<PackedWeights>>>;
+
 struct Convolution {
     x: Dense,
     weight: Dense,
     has_bias: bool,
     shape: Conv2dShape,
+    packed: Packed,
 }
 
 impl Convolution {
@@ -429,7 +439,17 @@ impl Convolution {
             stride: geometry.stride,
             padding: geometry.padding,
         };
-        Self { x, weight, has_bias, shape }
+        Self { x, weight, has_bias, shape, packed: None }
+    }
+
+    /// Uses the weight's packed form, made now or before: for inference.
+    fn with_packed(mut self) -> Self {
+        if self.x.dtype() == DType::BF16 {
+            let Conv2dShape { kernel: [rows, columns], in_channels, out_channels, stride, padding, .. } = self.shape;
+            let form = [out_channels, rows, columns, in_channels, stride, padding.iter().sum()];
+            self.packed = PACKED.get(self.weight.tensor(), form, |w| PackedWeights::for_conv(&self.shape, w));
+        }
+        self
     }
 
     fn output_dims(&self) -> [usize; 4] {
@@ -446,6 +466,19 @@ impl Convolution {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(|t| t.map(Dense::new));
         let out = self.output_dims();
         let _span = span(Pass::Forward, || Work::conv2d("conv2d", &self.shape, self.x.dtype()));
+        if let Some(packed) = self.packed.as_deref().and_then(Option::as_ref) {
+            let mut y = room::<bf16>(out.iter().product());
+            kernels::conv2d_forward_packed(
+                &self.shape,
+                self.x.slice(),
+                packed,
+                bias.as_ref().map(Dense::slice::<f32>),
+                channel_add.as_ref().map(Dense::slice::<bf16>),
+                residual.as_ref().map(Dense::slice::<bf16>),
+                &mut y,
+            );
+            return tensor(y, out);
+        }
         by_dtype!(self.x.dtype(), T => {
             let mut y = room::<T>(out.iter().product());
             kernels::conv2d_forward::<T>(
@@ -512,6 +545,7 @@ struct Projection {
     x: Dense,
     weight: Dense,
     has_bias: bool,
+    packed: Packed,
 }
 
 impl Projection {
@@ -519,7 +553,17 @@ impl Projection {
         let (x, weight) = (Dense::new(x), Dense::new(weight));
         let [_, k] = dims(&weight);
         assert_eq!(last_dim(&x), k, "linear: input has {} features, weight {k}", last_dim(&x));
-        Self { x, weight, has_bias }
+        Self { x, weight, has_bias, packed: None }
+    }
+
+    /// Uses the weight's packed form, made now or before: for inference.
+    fn with_packed(mut self) -> Self {
+        if self.x.dtype() == DType::BF16 {
+            let [_, k, n] = self.sizes();
+            let form = [n, 1, 1, k, 1, 0];
+            self.packed = PACKED.get(self.weight.tensor(), form, |w| PackedWeights::for_linear(w, n, k));
+        }
+        self
     }
 
     /// `[m, k, n]`: rows, input features, output features.
@@ -534,6 +578,12 @@ impl Projection {
         let [bias, residual] = [bias, residual].map(|t| t.map(Dense::new));
         let mut out = self.x.dims().to_vec();
         *out.last_mut().expect("rank at least 1") = n;
+        if let Some(packed) = self.packed.as_deref().and_then(Option::as_ref) {
+            let mut y = room::<bf16>(m * n);
+            let (bias, residual) = (bias.as_ref().map(Dense::slice), residual.as_ref().map(Dense::slice));
+            kernels::linear_forward_packed(self.x.slice(), packed, bias, residual, &mut y, m, k, n);
+            return tensor(y, out);
+        }
         by_dtype!(self.x.dtype(), T => {
             let mut y = room::<T>(m * n);
             kernels::linear_forward::<T>(
