@@ -204,6 +204,55 @@ impl<T: Element> Output<'_, T> {
         }
     }
 
+    /// [`Output::store`] for a block of sums: `rows` rows from `row` on, `stride` apart in `sums`, of `columns` columns.
+    #[inline(always)]
+    pub fn store_block<S: Simd>(
+        &self,
+        s: S,
+        (row, rows): (usize, usize),
+        (column, columns): (usize, usize),
+        (sums, stride): (&[f32], usize),
+    ) {
+        const MOST: usize = 4;
+        let vectors = columns / S::LANES;
+        let group = self.epilogue.group.map(|(_, size)| (row / size, (row + rows - 1) / size));
+        if vectors > MOST || vectors * S::LANES != columns || group.is_some_and(|(first, last)| first != last) {
+            for r in 0..rows {
+                self.store(s, row + r, column, &sums[r * stride..][..columns]);
+            }
+            return;
+        }
+        // What is added to every row of the block.
+        let mut added = [s.splat(0.0); MOST];
+        for v in 0..vectors {
+            let at = column + v * S::LANES;
+            if let Some(bias) = self.epilogue.bias {
+                added[v] = s.load(&bias[at..]);
+            }
+            if let (Some((values, _)), Some((group, _))) = (self.epilogue.group, group) {
+                added[v] = s.add(added[v], T::load(s, &values[group * self.n + at..]));
+            }
+        }
+        for r in 0..rows {
+            let begin = self.rows.begin(row + r) + column;
+            // SAFETY: tasks own different elements of C, and rows do not overlap.
+            let out = unsafe { self.data.range(begin..begin + columns) };
+            let sum = &sums[r * stride..][..columns];
+            let residual = self.epilogue.residual.map(|residual| &residual[begin..begin + columns]);
+            for v in 0..vectors {
+                let lanes = v * S::LANES..(v + 1) * S::LANES;
+                let mut total = s.add(s.load(&sum[lanes.clone()]), added[v]);
+                if let Some(residual) = residual {
+                    total = s.add(total, T::load(s, &residual[lanes.clone()]));
+                }
+                if self.epilogue.accumulate {
+                    total = s.add(total, T::load(s, &out[lanes.clone()]));
+                }
+                T::store(s, total, &mut out[lanes]);
+            }
+        }
+    }
+
     /// Adds partial sums, `[shares, m, n]`, in order, and stores the whole.
     pub fn store_shares(&self, partial: &mut [f32], m: usize) {
         let size = m * self.n;

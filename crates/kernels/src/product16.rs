@@ -513,10 +513,13 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                             local_b
                         }
                     };
-                    for j in 0..panels {
-                        let columns = panel_width(n, j);
-                        let b = &b[j * WIDTH * padded..][..columns * padded];
-                        for i in 0..tiles {
+                    // The operand of the outer loop stays in the nearest cache, that of the inner one passes through it.
+                    let (outer, inner) = if K::ANY_STRIDE { (tiles, panels) } else { (panels, tiles) };
+                    for x in 0..outer {
+                        for y in 0..inner {
+                            let (i, j) = if K::ANY_STRIDE { (x, y) } else { (y, x) };
+                            let columns = panel_width(n, j);
+                            let b = &b[j * WIDTH * padded..][..columns * padded];
                             let first = i * tile_rows;
                             let rows = tile_rows.min(m - first);
                             let at = if several { (j * tiles + i) * tile_size } else { 0 };
@@ -585,16 +588,13 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
     #[inline(always)]
     fn finish(&self, (row, rows): (usize, usize), (column, columns): (usize, usize), sum: &[f32], partial: Partial) {
         let s = self.kernel.vectors();
+        let Some((partial, start)) = partial else {
+            return self.out.store_block(s, (row, rows), (column, columns), (sum, WIDTH));
+        };
         for r in 0..rows {
-            let sum = &sum[r * WIDTH..][..columns];
-            match partial {
-                Some((partial, start)) => {
-                    let begin = start + (row + r) * self.n + column;
-                    // SAFETY: tasks write different blocks of C or different partial sums.
-                    copy(s, sum, unsafe { partial.range(begin..begin + columns) });
-                }
-                None => self.out.store(s, row + r, column, sum),
-            }
+            let begin = start + (row + r) * self.n + column;
+            // SAFETY: tasks write different blocks of C or different partial sums.
+            copy(s, &sum[r * WIDTH..][..columns], unsafe { partial.range(begin..begin + columns) });
         }
     }
 }
