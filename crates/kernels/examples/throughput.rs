@@ -61,14 +61,17 @@ fn conv<T: Element>(batch: usize, size: usize, cin: usize, cout: usize, stride: 
 }
 
 fn attention<T: Element>(batch: usize, tokens: usize, heads: usize, head_dim: usize) {
+    attention_to::<T>(batch, [tokens; 2], heads, head_dim);
+}
+
+fn attention_to<T: Element>(batch: usize, [tokens, keys]: [usize; 2], heads: usize, head_dim: usize) {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let shape =
-        AttentionShape { batch, query_tokens: tokens, key_tokens: tokens, heads, head_dim, causal: false, scale };
+    let shape = AttentionShape { batch, query_tokens: tokens, key_tokens: keys, heads, head_dim, causal: false, scale };
     let (q, k, v) = (values::<T>(shape.query_len()), values::<T>(shape.key_len()), values::<T>(shape.key_len()));
     let (mut out, mut lse) = (q.clone(), vec![0.0; shape.lse_len()]);
     let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
-    let work = 2 * batch * heads * tokens * tokens * head_dim;
-    let name = |pass: &str| format!("attention {} {pass} {batch} x {tokens} tokens {heads} x {head_dim}", T::NAME);
+    let work = 2 * batch * heads * tokens * keys * head_dim;
+    let name = |pass: &str| format!("attention {} {pass} {batch} x {tokens} to {keys}, {heads} x {head_dim}", T::NAME);
     measure(&name("forward"), "GFLOP/s", 2 * work, || attention_forward(&shape, &q, &k, &v, &mut out, &mut lse));
     measure(&name("backward"), "GFLOP/s", 5 * work, || {
         attention_backward(&shape, &q, &k, &v, &out, &lse, &q, &mut dq, &mut dk, &mut dv)
@@ -125,7 +128,24 @@ fn main() {
     linear::<bf16>(64, 10240, 1280);
     attention::<f32>(32, 64, 4, 16);
     attention::<bf16>(64, 64, 8, 64);
-    attention::<bf16>(1, 4096, 8, 40);
+    for (tokens, heads, head_dim) in [
+        (4096, 5, 64),
+        (1024, 10, 64),
+        (256, 20, 64),
+        (64, 20, 64),
+        (4096, 8, 40),
+        (1024, 8, 80),
+        (256, 8, 160),
+        (64, 8, 160),
+        (4096, 1, 512),
+        (1024, 8, 4),
+        (256, 8, 8),
+        (16, 8, 8),
+    ] {
+        attention::<bf16>(1, tokens, heads, head_dim);
+    }
+    attention_to::<bf16>(1, [4096, 77], 5, 64);
+    attention_to::<bf16>(1, [1024, 77], 8, 80);
     streams::<f32>(8, 4096, 32);
     streams::<bf16>(4, 4096, 320);
     let len = 4 << 20;

@@ -3,6 +3,8 @@
 //! Forward: Dao et al., "FlashAttention" (2022), with the later simplification that only the logarithm of the sum of
 //! exponentials (lse) is kept for the backward pass.
 
+#[cfg(target_arch = "x86_64")]
+use crate::attention16::Saved;
 use crate::element::Element;
 use crate::math::{exp, load_up_to, map1, store_up_to};
 use crate::product::{Dense, Operand, pack_b};
@@ -59,7 +61,7 @@ impl AttentionShape {
     }
 
     /// The matrix of one head: begins at the slice's beginning, rows `channels` apart.
-    fn head<'a, T>(&self, all: &'a [T], tokens: usize, task: usize) -> Dense<'a, T> {
+    pub(crate) fn head<'a, T>(&self, all: &'a [T], tokens: usize, task: usize) -> Dense<'a, T> {
         let (b, h) = (task / self.heads, task % self.heads);
         let sequence = &all[b * tokens * self.channels()..][..tokens * self.channels()];
         let data = if tokens == 0 { sequence } else { &sequence[h * self.head_dim..] };
@@ -68,9 +70,22 @@ impl AttentionShape {
 
     /// Keys among `first..first + count` that query `i` sees.
     #[inline(always)]
-    fn visible(&self, i: usize, first: usize, count: usize) -> usize {
+    pub(crate) fn visible(&self, i: usize, first: usize, count: usize) -> usize {
         if self.causal { (i + 1).saturating_sub(first).min(count) } else { count }
     }
+}
+
+/// Splits memory into parts of the given sizes.
+#[inline(always)]
+pub(crate) fn carve<const N: usize>(mut memory: &mut [f32], sizes: [usize; N]) -> [&mut [f32]; N] {
+    sizes.map(
+        #[inline(always)]
+        |size| {
+            let (now, later) = std::mem::take(&mut memory).split_at_mut(size);
+            memory = later;
+            now
+        },
+    )
 }
 
 /// Keys of a block, a packed piece of the inner dimension of the second product.
@@ -170,6 +185,13 @@ pub fn attention_forward<T: Element>(
     lse: &mut [f32],
 ) {
     shape.check("attention_forward", &[q.len(), out.len()], &[k.len(), v.len()], lse.len());
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(q), Some(k), Some(v)) = (T::as_half(q), T::as_half(k), T::as_half(v))
+        && let Some(out) = T::as_half_mut(out)
+        && crate::attention16::forward(shape, q, k, v, out, lse)
+    {
+        return;
+    }
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     let blocks = shape.query_tokens.div_ceil(TASK_QUERIES);
     parallel_for(shape.batch * shape.heads * blocks, |task| {
@@ -204,12 +226,7 @@ fn forward_task<S: MicroKernel, T: Element>(
         sizes.iter().sum(),
         #[inline(always)]
         |memory| {
-            let mut memory = memory;
-            let [kt, vp, qp, scores, sums, greatest, total] = sizes.map(|size| {
-                let (now, later) = std::mem::take(&mut memory).split_at_mut(size);
-                memory = later;
-                now
-            });
+            let [kt, vp, qp, scores, sums, greatest, total] = carve(memory, sizes);
             for j in (0..keys).step_by(KEYS) {
                 let n = KEYS.min(keys - j);
                 pack_b(s, &k, (0, d), (j, n), &mut kt[j * d..][..n.next_multiple_of(S::LANES) * d]);
@@ -339,6 +356,14 @@ pub fn attention_backward<T: Element>(
     let queries = [q.len(), out.len(), dout.len(), dq.len()];
     let keys = [k.len(), v.len(), dk.len(), dv.len()];
     shape.check("attention_backward", &queries, &keys, lse.len());
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(q), Some(k), Some(v)) = (T::as_half(q), T::as_half(k), T::as_half(v))
+        && let (Some(out), Some(dout)) = (T::as_half(out), T::as_half(dout))
+        && let (Some(dq), Some(dk), Some(dv)) = (T::as_half_mut(dq), T::as_half_mut(dk), T::as_half_mut(dv))
+        && crate::attention16::backward(shape, Saved { q, k, v, out, lse, dout }, [dq, dk, dv])
+    {
+        return;
+    }
     let (dq, dk, dv) = (SharedMut::new(dq), SharedMut::new(dk), SharedMut::new(dv));
     parallel_for(shape.batch * shape.heads, |head| {
         dispatch!(|s| backward_task(s, shape, head, (q, k, v), (out, lse, dout), [&dq, &dk, &dv]));
@@ -386,12 +411,7 @@ fn backward_task<S: MicroKernel, T: Element>(
         sizes.iter().sum(),
         #[inline(always)]
         |memory| {
-            let mut memory = memory;
-            let [kt, vt, kp, dks, dvs, qr, dor, qp, dop, p, ds, dqs, delta] = sizes.map(|size| {
-                let (now, later) = std::mem::take(&mut memory).split_at_mut(size);
-                memory = later;
-                now
-            });
+            let [kt, vt, kp, dks, dvs, qr, dor, qp, dop, p, ds, dqs, delta] = carve(memory, sizes);
             dks.fill(0.0);
             dvs.fill(0.0);
             for j in (0..keys).step_by(KEYS) {
@@ -474,7 +494,7 @@ fn write_rows<S: Simd, T: Element>(
 
 /// Dot product of two rows.
 #[inline(always)]
-fn dot<S: Simd, T: Element>(s: S, a: &[T], b: &[T]) -> f32 {
+pub(crate) fn dot<S: Simd, T: Element>(s: S, a: &[T], b: &[T]) -> f32 {
     let mut sum = s.splat(0.0);
     for i in (0..a.len()).step_by(S::LANES) {
         let j = (i + S::LANES).min(a.len());

@@ -26,6 +26,8 @@
 
 mod activation;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention16;
 mod conv;
 mod element;
 mod gemm;

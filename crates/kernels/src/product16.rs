@@ -41,6 +41,7 @@ macro_rules! dispatch16 {
         }
     };
 }
+pub(crate) use dispatch16;
 
 /// `C = A B` through the epilogue of `out`; `false`, with nothing done, if the processor cannot multiply bf16.
 pub fn product<A: Source, B: Source, T: Element>(
@@ -108,12 +109,12 @@ impl Pieces {
 }
 
 /// Columns of all panels, with padding.
-fn line(n: usize) -> usize {
+pub(crate) fn line(n: usize) -> usize {
     n.next_multiple_of(16)
 }
 
 /// Columns of panel `j` of `n` columns.
-fn panel_width(n: usize, j: usize) -> usize {
+pub(crate) fn panel_width(n: usize, j: usize) -> usize {
     if n - j * WIDTH <= 16 { 16 } else { WIDTH }
 }
 
@@ -214,7 +215,7 @@ fn run<K: Kernel16, A: Source, B: Source, T: Element>(
 
 /// [`with_scratch`] for bf16.
 #[inline(always)]
-fn with_half_scratch<R>(len: usize, f: impl FnOnce(&mut [bf16]) -> R) -> R {
+pub(crate) fn with_half_scratch<R>(len: usize, f: impl FnOnce(&mut [bf16]) -> R) -> R {
     with_scratch(
         len.div_ceil(2),
         #[inline(always)]
@@ -284,7 +285,7 @@ fn pack_a<K: Kernel16, X: Source>(
 ) {
     let s = kernel.vectors();
     if a.k_rows {
-        return pack_transposed(s, a, (k0, k), (m0, m), to);
+        return pack_transposed(s, a, (k0, k), (m0, m), to, A_STRIDE);
     }
     let padded = k.next_multiple_of(K::K_STEP);
     for i in 0..m {
@@ -294,15 +295,16 @@ fn pack_a<K: Kernel16, X: Source>(
     }
 }
 
-/// [`pack_a`] for a source whose rows run along the inner dimension: pairs of rows are interleaved, then blocks of 16 by
-/// 16 pairs transposed.
+/// [`pack_a`] for a source whose rows run along the inner dimension, with rows `to_stride` apart: pairs of rows are
+/// interleaved, then blocks of 16 by 16 pairs transposed.
 #[inline(always)]
-fn pack_transposed<X: Source>(
+pub(crate) fn pack_transposed<X: Source>(
     s: Avx512,
     a: &Operand<X>,
     (k0, k): (usize, usize),
     (m0, m): (usize, usize),
     to: &mut [bf16],
+    to_stride: usize,
 ) {
     let wide = m.next_multiple_of(16);
     let stride = 2 * wide + 32;
@@ -316,7 +318,7 @@ fn pack_transposed<X: Source>(
                     interleave_rows(s, a, (k0 + p + 2 * pair, k0 + k), (m0, m), rows, &mut line[..2 * wide]);
                 }
                 for i in (0..m).step_by(16) {
-                    transpose_pairs(s, &pairs[2 * i..], stride, &mut to[i * A_STRIDE + p..], A_STRIDE);
+                    transpose_pairs(s, &pairs[2 * i..], stride, &mut to[i * to_stride + p..], to_stride);
                 }
             }
         },
@@ -355,7 +357,7 @@ fn interleave_rows<X: Source>(
 
 /// Packs rows `k0..k0 + k`, columns `n0..n0 + n` of B in panels.
 #[inline(always)]
-fn pack_b<K: Kernel16, X: Source>(
+pub(crate) fn pack_b<K: Kernel16, X: Source>(
     kernel: K,
     b: &Operand<X>,
     (k0, k): (usize, usize),

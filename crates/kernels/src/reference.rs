@@ -146,6 +146,38 @@ pub fn attention_backward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32
     [dq, dk, dv]
 }
 
+/// How much errors of rounding may change out, dq, dk and dv of an attention, in units of the relative error of one
+/// rounding: every probability and every slope of a score is rounded before it is multiplied, and the backward pass
+/// starts from an output with the errors of the forward pass and its own rounding.
+pub fn attention_rounding(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], dout: &[f32]) -> [Vec<f64>; 4] {
+    let (p, _) = probabilities(shape, q, k);
+    let (tk, d, scale) = (shape.key_tokens, shape.head_dim, shape.scale.abs() as f64);
+    let [mut out, mut change_out, mut dq] = [vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; q.len()]];
+    let [mut dk, mut dv] = [vec![0.0; k.len()], vec![0.0; k.len()]];
+    let mut dp = vec![0.0; p.len()];
+    each_pair(shape, |pi, qi, ki| {
+        for e in 0..d {
+            out[qi + e] += p[pi] * v[ki + e] as f64;
+            change_out[qi + e] += p[pi] * v[ki + e].abs() as f64;
+            dp[pi] += dout[qi + e] as f64 * v[ki + e] as f64;
+            dv[ki + e] += p[pi] * dout[qi + e].abs() as f64;
+        }
+    });
+    let mut average = vec![0.0; p.len().checked_div(tk).unwrap_or(0)];
+    for (pi, (p, dp)) in p.iter().zip(&dp).enumerate() {
+        average[pi / tk] += p * dp;
+    }
+    each_pair(shape, |pi, qi, ki| {
+        let shift: f64 = (0..d).map(|e| dout[qi + e].abs() as f64 * (change_out[qi + e] + out[qi + e].abs())).sum();
+        let slope = scale * p[pi] * ((dp[pi] - average[pi / tk]).abs() + shift);
+        for e in 0..d {
+            dq[qi + e] += slope * k[ki + e].abs() as f64;
+            dk[ki + e] += slope * q[qi + e].abs() as f64;
+        }
+    });
+    [change_out, dq, dk, dv]
+}
+
 /// erfc for x >= 0: the series of erf below 3, the continued fraction (Lentz) above.
 fn erfc(x: f64) -> f64 {
     let front = (-x * x).exp() / std::f64::consts::PI.sqrt();

@@ -251,20 +251,26 @@ mod x86 {
         }
     }
 
-    /// Proof that the processor has AMX tiles with bf16 products beside what [`Avx512`] proves, and that the system
+    /// Proof that the processor has AMX tiles with bf16 products beside what [`Avx512Bf16`] proves, and that the system
     /// lets this process use them.
     #[derive(Clone, Copy)]
-    pub struct Amx(Avx512);
+    pub struct Amx(Avx512Bf16);
 
     impl Amx {
         /// The token, if this processor has the instructions and the system allows them.
         pub fn new() -> Option<Self> {
-            Avx512::new().filter(|_| amx_in_processor() && amx_permitted()).map(Self)
+            Avx512Bf16::new().filter(|_| amx_in_processor() && amx_permitted()).map(Self)
         }
 
         /// The vectors that come with it.
         #[inline(always)]
         pub fn vectors(self) -> Avx512 {
+            self.0.vectors()
+        }
+
+        /// The conversions to bf16 that come with it.
+        #[inline(always)]
+        pub fn halves(self) -> Avx512Bf16 {
             self.0
         }
 

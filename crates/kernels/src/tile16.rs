@@ -8,7 +8,7 @@ use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use crate::simd::{Amx, Avx512, Avx512Bf16, Simd, with_avx512, with_avx512_bf16};
+use crate::simd::{Amx, Avx512, Avx512Bf16, Simd, with_avx512_bf16};
 
 /// Longest piece of the inner dimension that is packed at once.
 pub const KC: usize = 1024;
@@ -61,6 +61,9 @@ pub trait Kernel16: Copy + Send + Sync + 'static {
     /// The vectors that go with it.
     fn vectors(self) -> Avx512;
 
+    /// The conversions to bf16 that go with it.
+    fn halves(self) -> Avx512Bf16;
+
     /// Runs `f` compiled for the instructions.
     fn run<R>(self, f: impl FnOnce() -> R) -> R;
 
@@ -88,9 +91,14 @@ impl Kernel16 for Amx {
     }
 
     #[inline(always)]
+    fn halves(self) -> Avx512Bf16 {
+        Amx::halves(self)
+    }
+
+    #[inline(always)]
     fn run<R>(self, f: impl FnOnce() -> R) -> R {
         self.configure_thread();
-        with_avx512(self.vectors(), f)
+        with_avx512_bf16(self.halves(), f)
     }
 
     #[inline(always)]
@@ -216,6 +224,11 @@ impl Kernel16 for Avx512Bf16 {
     #[inline(always)]
     fn vectors(self) -> Avx512 {
         Avx512Bf16::vectors(self)
+    }
+
+    #[inline(always)]
+    fn halves(self) -> Avx512Bf16 {
+        self
     }
 
     #[inline(always)]
