@@ -234,10 +234,6 @@ impl<K: Kernel16> Forward<'_, K> {
         let rows = queries.div_ceil(parts).next_multiple_of(unit);
         let len: usize = self.packed().iter().sum();
         let blocks = shape.key_tokens.div_ceil(KEYS);
-        let task = |head: usize, first: usize, count: usize, packed: &[f32]| {
-            let (keys, values) = packed.split_at(self.packed()[0]);
-            self.task(head, (first, count), bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
-        };
         if rows >= queries {
             return parallel_for(heads, |head| {
                 self.kernel.run(
@@ -249,7 +245,7 @@ impl<K: Kernel16> Forward<'_, K> {
                             |packed| {
                                 let shared = SharedMut::new(packed);
                                 (0..blocks).for_each(|block| self.pack(head, block, &shared, 0));
-                                task(head, 0, queries, packed);
+                                self.task(head, (0, queries), packed);
                             },
                         );
                     },
@@ -269,7 +265,7 @@ impl<K: Kernel16> Forward<'_, K> {
                 let (head, first) = (i / parts, i % parts * rows);
                 self.kernel.run(
                     #[inline(always)]
-                    || task(head, first, rows.min(queries - first), &packed[head * len..][..len]),
+                    || self.task(head, (first, rows.min(queries - first)), &packed[head * len..][..len]),
                 );
             });
         });
@@ -296,9 +292,11 @@ impl<K: Kernel16> Forward<'_, K> {
         pack_b(self.kernel, &v, (j, n), (0, d), values);
     }
 
-    /// Queries `first..first + count` of a head.
+    /// Queries `first..first + count` of a head, with its packed keys and values.
     #[inline(always)]
-    fn task(&self, head: usize, (first, count): (usize, usize), keys: &[bf16], values: &[bf16]) {
+    fn task(&self, head: usize, (first, count): (usize, usize), packed: &[f32]) {
+        let (keys, values) = packed.split_at(self.packed()[0]);
+        let (keys, values): (&[bf16], &[bf16]) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
         let (kernel, shape) = (self.kernel, self.shape);
         let (d, tokens) = (shape.head_dim, shape.key_tokens);
         let (depth, wide) = (d.next_multiple_of(K::K_STEP), line(d));
