@@ -5,7 +5,7 @@ use crate::setting::Precision;
 use calotype_kernels::{
     self as kernels, Activation, AdamW, AttentionShape, Conv2dShape, Element, Layout, Matrix, bf16,
 };
-use calotype_kernels::{Purpose, Stream};
+use calotype_kernels::{PackedWeights, Purpose, Stream};
 
 /// What an operation is held against, where memory decides.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,11 @@ impl Case {
 /// All cases of a precision.
 pub(crate) fn cases(precision: Precision) -> Vec<Case> {
     match precision {
-        Precision::Bf16 => Cases::<bf16>::all(precision),
+        Precision::Bf16 => {
+            let mut cases = Cases::<bf16>::all(precision);
+            cases.extend(Cases::packed(precision));
+            cases
+        }
         Precision::F32 => {
             let mut cases = Cases::<f32>::all(precision);
             cases.extend(optimizer(32 << 20));
@@ -71,6 +75,64 @@ fn product(m: usize, n: usize, k: usize) -> f64 {
     2.0 * m as f64 * n as f64 * k as f64
 }
 
+/// Rows, outputs, inputs: projections, both halves of the feed-forward, text states; from the finest level down, then the
+/// tiny UNet's.
+const LINEAR: [(usize, usize, usize); 15] = [
+    (4096, 1280, 1280),
+    (4096, 320, 2560),
+    (4096, 320, 320),
+    (4096, 2560, 320),
+    (4096, 320, 1280),
+    (1024, 640, 640),
+    (1024, 5120, 640),
+    (1024, 640, 5120),
+    (1024, 640, 2560),
+    (256, 1280, 1280),
+    (256, 10240, 1280),
+    (256, 1280, 5120),
+    (77, 1280, 1024),
+    (1024, 64, 64),
+    (64, 128, 32),
+];
+
+/// Side of the picture, channels in and out, stride; in the same order, the first and the last layer behind.
+const CONV: [(usize, usize, usize, usize); 13] = [
+    (64, 320, 320, 1),
+    (64, 960, 320, 1),
+    (32, 640, 640, 1),
+    (32, 1920, 640, 1),
+    (16, 1280, 1280, 1),
+    (16, 2560, 1280, 1),
+    (8, 1280, 1280, 1),
+    (64, 320, 320, 2),
+    (32, 640, 640, 2),
+    (64, 4, 320, 1),
+    (64, 320, 4, 1),
+    (32, 32, 32, 1),
+    (8, 16, 16, 1),
+];
+
+fn conv_shape(size: usize, cin: usize, cout: usize, stride: usize) -> Conv2dShape {
+    Conv2dShape {
+        batch: 1,
+        height: size,
+        width: size,
+        in_channels: cin,
+        out_channels: cout,
+        kernel: [3, 3],
+        stride,
+        padding: [1; 4],
+    }
+}
+
+fn conv_work(s: &Conv2dShape) -> Work {
+    Work::Arithmetic(product(s.out_height() * s.out_width(), s.out_channels, 9 * s.in_channels))
+}
+
+fn conv_name(s: &Conv2dShape) -> String {
+    format!("1x{}x{}x{}-{}/{}", s.height, s.width, s.in_channels, s.out_channels, s.stride)
+}
+
 struct Cases<T> {
     precision: Precision,
     cases: Vec<Case>,
@@ -78,46 +140,19 @@ struct Cases<T> {
 }
 
 impl<T: Element> Cases<T> {
+    fn none(precision: Precision) -> Self {
+        Self { precision, cases: Vec::new(), element: std::marker::PhantomData }
+    }
+
     fn all(precision: Precision) -> Vec<Case> {
-        let mut all = Self { precision, cases: Vec::new(), element: std::marker::PhantomData };
+        let mut all = Self::none(precision);
         for layout in [Layout::NN, Layout::NT, Layout::TN] {
             all.gemm(layout, 4096, 1280, 1280);
         }
-        // Projections, both halves of the feed-forward, text keys; from the finest level down, then the tiny UNet's.
-        for (m, n, k) in [
-            (4096, 1280, 1280),
-            (4096, 320, 2560),
-            (4096, 320, 320),
-            (4096, 2560, 320),
-            (4096, 320, 1280),
-            (1024, 640, 640),
-            (1024, 5120, 640),
-            (1024, 640, 5120),
-            (1024, 640, 2560),
-            (256, 1280, 1280),
-            (256, 10240, 1280),
-            (256, 1280, 5120),
-            (77, 1280, 1024),
-            (1024, 64, 64),
-            (64, 128, 32),
-        ] {
+        for (m, n, k) in LINEAR {
             all.linear(m, n, k);
         }
-        for (size, cin, cout, stride) in [
-            (64, 320, 320, 1),
-            (64, 960, 320, 1),
-            (32, 640, 640, 1),
-            (32, 1920, 640, 1),
-            (16, 1280, 1280, 1),
-            (16, 2560, 1280, 1),
-            (8, 1280, 1280, 1),
-            (64, 320, 320, 2),
-            (32, 640, 640, 2),
-            (64, 4, 320, 1),
-            (64, 320, 4, 1),
-            (32, 32, 32, 1),
-            (8, 16, 16, 1),
-        ] {
+        for (size, cin, cout, stride) in CONV {
             all.conv(size, cin, cout, stride);
         }
         // Stable Diffusion 2, 1, the autoencoder's middle, the tiny UNet.
@@ -202,18 +237,8 @@ impl<T: Element> Cases<T> {
     }
 
     fn conv(&mut self, size: usize, cin: usize, cout: usize, stride: usize) {
-        let s = Conv2dShape {
-            batch: 1,
-            height: size,
-            width: size,
-            in_channels: cin,
-            out_channels: cout,
-            kernel: [3, 3],
-            stride,
-            padding: [1; 4],
-        };
-        let shape = format!("1x{size}x{size}x{cin}-{cout}/{stride}");
-        let work = Work::Arithmetic(product(s.out_height() * s.out_width(), cout, 9 * cin));
+        let s = conv_shape(size, cin, cout, stride);
+        let (shape, work) = (conv_name(&s), conv_work(&s));
         self.case(("conv3x3", "forward"), shape.clone(), work, move || {
             let (x, w, bias) = (noise::<T>(s.input_len()), noise::<f32>(s.weight_len()), noise::<f32>(cout));
             let mut y = vec![T::ZERO; s.output_len()];
@@ -379,6 +404,34 @@ impl<T: Element> Cases<T> {
             let (dy, mut left, mut right) = (noise::<T>(len), vec![T::ZERO; pixels * a], vec![T::ZERO; pixels * b]);
             Box::new(move || kernels::split_channels(&dy, &mut left, &mut right, pixels, a, b))
         });
+    }
+}
+
+impl Cases<bf16> {
+    /// Forward passes with weights packed beforehand, as inference does them; none where packing gains nothing.
+    fn packed(precision: Precision) -> Vec<Case> {
+        let mut all = Self::none(precision);
+        if PackedWeights::for_linear(&[0.0], 1, 1).is_none() {
+            return all.cases;
+        }
+        for (m, n, k) in LINEAR {
+            let work = Work::Arithmetic(product(m, n, k));
+            all.case(("linear", "forward packed"), format!("{m}x{n}x{k}"), work, move || {
+                let w = PackedWeights::for_linear(&noise::<f32>(n * k), n, k).expect("as the first one");
+                let (x, bias, mut y) = (noise::<bf16>(m * k), noise::<f32>(n), vec![bf16::ZERO; m * n]);
+                Box::new(move || kernels::linear_forward_packed(&x, &w, Some(&bias), None, &mut y, m, k, n))
+            });
+        }
+        for (size, cin, cout, stride) in CONV {
+            let s = conv_shape(size, cin, cout, stride);
+            all.case(("conv3x3", "forward packed"), conv_name(&s), conv_work(&s), move || {
+                let w = PackedWeights::for_conv(&s, &noise::<f32>(s.weight_len())).expect("as the first one");
+                let (x, bias) = (noise::<bf16>(s.input_len()), noise::<f32>(cout));
+                let mut y = vec![bf16::ZERO; s.output_len()];
+                Box::new(move || kernels::conv2d_forward_packed(&s, &x, &w, Some(&bias), None, None, &mut y))
+            });
+        }
+        all.cases
     }
 }
 

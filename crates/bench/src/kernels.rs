@@ -18,7 +18,8 @@ const RUNS: std::ops::RangeInclusive<usize> = 5..=10_000;
 pub struct KernelRow {
     /// Operation, in lower case.
     pub operation: &'static str,
-    /// `forward`, `backward`, `backward input` or `backward weight`; `step` of an optimizer.
+    /// `forward`, `forward packed` (with weights packed beforehand, as in inference), `backward`, `backward input` or
+    /// `backward weight`; `step` of an optimizer.
     pub pass: &'static str,
     /// Shape, in the order that [`run_kernels`] tells.
     pub shape: String,

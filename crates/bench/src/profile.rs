@@ -14,7 +14,7 @@ pub struct Profile {
 /// An operation of one shape in one pass; all figures are of one step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ProfileRow {
-    /// `forward`, `backward` or `optimizer`.
+    /// `forward`, `recompute`, `backward` or `optimizer`.
     #[serde(rename = "profile", serialize_with = "pass_name")]
     pub pass: Pass,
     /// Operation; `between operations` is what the pass took beside them: the framework, sums of gradients, casts.
@@ -40,26 +40,32 @@ fn pass_name<S: Serializer>(pass: &Pass, serializer: S) -> Result<S::Ok, S::Erro
 }
 
 impl Profile {
-    /// `entries` of `steps` steps whose passes took `seconds` in all.
-    pub(crate) fn new(entries: Vec<ProfileEntry>, seconds: &[(Pass, f64)], steps: usize) -> Self {
+    /// `entries` of `steps` steps, whose passes took `seconds` in all. What has no time of its own there is part of the
+    /// backward pass.
+    pub(crate) fn new(entries: &[ProfileEntry], seconds: &[(Pass, f64)], steps: usize) -> Self {
         let step: f64 = seconds.iter().map(|(_, seconds)| seconds).sum();
         let steps = steps as f64;
+        let timed = |pass| seconds.iter().any(|&(timed, _)| timed == pass);
         let mut rows = Vec::new();
-        for &(pass, total) in seconds {
-            let entries = || entries.iter().filter(move |entry| entry.pass == pass);
-            let between = total - entries().map(|entry| entry.seconds).sum::<f64>();
-            rows.extend(entries().map(|entry| ProfileRow::new(entry, step, steps)));
-            rows.push(ProfileRow {
-                pass,
-                operation: "between operations",
-                shape: String::new(),
-                precision: "",
-                calls: 0.0,
-                seconds: between / steps,
-                share: between / step,
-                rate: None,
-                unit: "",
-            });
+        for pass in [Pass::Forward, Pass::Recompute, Pass::Backward, Pass::Optimizer] {
+            let of_pass = entries.iter().filter(|entry| entry.pass == pass);
+            rows.extend(of_pass.map(|entry| ProfileRow::new(entry, step, steps)));
+            for &(_, total) in seconds.iter().filter(|&&(timed, _)| timed == pass) {
+                let within = |of: Pass| of == pass || (pass == Pass::Backward && !timed(of));
+                let inside = entries.iter().filter(|entry| within(entry.pass)).map(|entry| entry.seconds);
+                let between = total - inside.sum::<f64>();
+                rows.push(ProfileRow {
+                    pass,
+                    operation: "between operations",
+                    shape: String::new(),
+                    precision: "",
+                    calls: 0.0,
+                    seconds: between / steps,
+                    share: between / step,
+                    rate: None,
+                    unit: "",
+                });
+            }
         }
         Self { rows }
     }

@@ -5,7 +5,9 @@ use crate::setting::{Family, Mode, Precision};
 use crate::{BenchError, Peaks, json_line, median};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_kernels::{Purpose, Stream, isa_name, threads};
+use calotype_models::unet::Keep;
 use calotype_models::{Init, UNet};
+use calotype_ops::in_backward::{Uses, count_uses};
 use calotype_ops::mean_squared_error;
 use calotype_ops::profile::{self, Pass};
 use calotype_train::optimizer::Optimizer;
@@ -37,6 +39,10 @@ pub struct UNetBench {
     pub precision: Precision,
     /// How often; the last half counts.
     pub iterations: usize,
+    /// Training keeps the inputs of the blocks only and computes them a second time.
+    pub recompute_blocks: bool,
+    /// Training steps each parameter as soon as its gradient is complete.
+    pub optimizer_in_backward: bool,
     /// Whether to time every operation of the iterations that count.
     pub profile: bool,
 }
@@ -62,6 +68,10 @@ pub struct UNetReport {
     pub isa: &'static str,
     /// Iterations, of which the last half counts.
     pub iterations: usize,
+    /// As in [`UNetBench`].
+    pub recompute_blocks: bool,
+    /// As in [`UNetBench`].
+    pub optimizer_in_backward: bool,
     /// Median seconds of the iterations that count.
     pub seconds: f64,
     /// Seconds of the fastest of them.
@@ -121,7 +131,13 @@ impl UNetBench {
             format!("{} is not a multiple of {step} pixels, as the network's levels need it", self.resolution)
         })?;
         check(self.batch > 0, "--batch", &|| "must be at least 1".to_owned())?;
-        check(self.iterations > 0, "--iterations", &|| "must be at least 1".to_owned())
+        check(self.iterations > 0, "--iterations", &|| "must be at least 1".to_owned())?;
+        for (set, flag) in
+            [(self.recompute_blocks, "--recompute-blocks"), (self.optimizer_in_backward, "--optimizer-in-backward")]
+        {
+            check(!set || self.mode == Mode::Train, flag, &|| "is for training; add --mode train".to_owned())?;
+        }
+        Ok(())
     }
 
     fn dtype(&self) -> DType {
@@ -173,6 +189,8 @@ pub fn run_unet(bench: &UNetBench) -> Result<(UNetReport, Option<Profile>), Benc
         threads: threads(),
         isa: isa_name(),
         iterations: bench.iterations,
+        recompute_blocks: bench.recompute_blocks,
+        optimizer_in_backward: bench.optimizer_in_backward,
         seconds,
         best: laps.into_iter().fold(f64::INFINITY, f64::min),
         images_per_second: bench.batch as f64 / seconds,
@@ -220,7 +238,7 @@ fn iterate(bench: &UNetBench, mut iteration: impl Iteration) -> Result<(Vec<f64>
         }
     }
     let faults = (page_faults() - faults) / steady as f64;
-    let profile = bench.profile.then(|| Profile::new(profile::stop(), &passes, steady));
+    let profile = bench.profile.then(|| Profile::new(&profile::stop(), &passes, steady));
     let witness = iteration.witness();
     if !witness.is_finite() {
         return Err(BenchError::NotFinite { family: bench.family, value: witness.to_string() });
@@ -252,8 +270,8 @@ impl Inputs {
         }
     }
 
-    fn through(&self, unet: &UNet) -> Tensor<4> {
-        unet.forward(self.latent.clone(), &self.timesteps, self.context.clone())
+    fn through(&self, unet: &UNet, keep: Keep) -> Tensor<4> {
+        unet.forward_keeping(keep, self.latent.clone(), &self.timesteps, self.context.clone())
     }
 }
 
@@ -294,7 +312,7 @@ impl Forward {
 impl Iteration for Forward {
     fn run(&mut self) -> Vec<(Pass, f64)> {
         let mut laps = Laps(Instant::now());
-        self.output = Some(self.inputs.through(&self.unet));
+        self.output = Some(self.inputs.through(&self.unet, Keep::Activations));
         vec![laps.lap(Pass::Forward)]
     }
 
@@ -309,6 +327,7 @@ struct Training {
     unet: Option<UNet>,
     inputs: Inputs,
     target: Tensor<4>,
+    keep: Keep,
     optimizer: Optimizer,
     run: RunSettings,
     settings: OptimizerSettings,
@@ -327,6 +346,7 @@ impl Training {
             target: noise(inputs.latent.dims(), 2, &device),
             unet: Some(unet),
             inputs,
+            keep: if bench.recompute_blocks { Keep::Inputs } else { Keep::Activations },
             optimizer,
             run: RunSettings {
                 seed: 0,
@@ -337,7 +357,11 @@ impl Training {
                 checkpoint_every: samples,
                 keep_checkpoints: 1,
             },
-            settings: OptimizerSettings { learning_rate: 1e-6, ..OptimizerSettings::default() },
+            settings: OptimizerSettings {
+                learning_rate: 1e-6,
+                in_backward: bench.optimizer_in_backward,
+                ..OptimizerSettings::default()
+            },
             samples: 0,
             loss: f32::NAN,
         })
@@ -348,15 +372,25 @@ impl Iteration for Training {
     fn run(&mut self) -> Vec<(Pass, f64)> {
         let Some(unet) = self.unet.take() else { return Vec::new() };
         let mut laps = Laps(Instant::now());
-        let output = self.inputs.through(&unet);
-        let loss = mean_squared_error(output.cast(DType::F32), self.target.clone());
+        let pass = || {
+            let output = self.inputs.through(&unet, self.keep);
+            mean_squared_error(output.cast(DType::F32), self.target.clone())
+        };
+        let in_backward = self.settings.in_backward;
+        let (loss, uses) = if in_backward { count_uses(pass) } else { (pass(), Uses::default()) };
         self.loss = loss.clone().inner().into_scalar::<f32>();
         let forward = laps.lap(Pass::Forward);
-        let mut gradients = loss.backward();
-        let backward = laps.lap(Pass::Backward);
         self.samples += self.run.batch_size as u64;
-        let course = Course { run: &self.run, optimizer: &self.settings, ema: None };
         // Peers do not clip, so the norm of the gradient is not computed here either.
+        let course = Course { run: &self.run, optimizer: &self.settings, ema: None };
+        if in_backward {
+            let (unet, _) = self.optimizer.step_in_backward(unet, (loss, uses), &course, self.samples, false);
+            self.unet = Some(unet);
+            return vec![forward, laps.lap(Pass::Backward)];
+        }
+        let mut gradients = loss.backward();
+        drop(loss);
+        let backward = laps.lap(Pass::Backward);
         self.unet = Some(self.optimizer.step(unet, &mut gradients, &course, self.samples, 0.0));
         drop(gradients);
         vec![forward, backward, laps.lap(Pass::Optimizer)]

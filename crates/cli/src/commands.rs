@@ -272,6 +272,8 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
                 mode: args.mode,
                 precision: args.precision,
                 iterations: args.iterations,
+                recompute_blocks: args.recompute_blocks,
+                optimizer_in_backward: args.optimizer_in_backward,
                 profile: args.profile,
             })?;
             if args.json {

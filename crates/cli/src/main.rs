@@ -179,6 +179,12 @@ struct BenchUnetArgs {
     /// How often; the median of the last half is told.
     #[arg(long, default_value_t = 8, value_name = "N")]
     iterations: usize,
+    /// Train with less memory: keep the inputs of the blocks only and compute them a second time.
+    #[arg(long, visible_alias = "checkpoint-blocks")]
+    recompute_blocks: bool,
+    /// Train with less memory: step each parameter as soon as its gradient is complete.
+    #[arg(long)]
+    optimizer_in_backward: bool,
     /// Tell where the time of these went: by pass, operation and shape.
     #[arg(long)]
     profile: bool,

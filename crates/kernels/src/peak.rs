@@ -86,124 +86,82 @@ fn multiply_add<S: Simd>(s: S, rounds: usize) -> f32 {
     s.sum(sums.into_iter().fold(s.splat(0.0), |a, b| s.add(a, b)))
 }
 
-/// The peaks of the instructions for `bf16` products with `f32` sums that this processor has; none without AVX-512 or
-/// where `CALOTYPE_ISA` forbids it. The best of them, or else [`f32_peak`], bounds the `bf16` kernels.
+/// The peaks of the instructions for `bf16` products with `f32` sums that this processor has; none where it has none or
+/// `CALOTYPE_ISA` forbids them. The best of them, or else [`f32_peak`], bounds the `bf16` kernels.
 pub fn bf16_peaks() -> Vec<ArithmeticPeak> {
     #[cfg(target_arch = "x86_64")]
-    if let Isa::Avx512(_) = isa() {
-        return x86::bf16_peaks();
-    }
-    Vec::new()
+    return x86::bf16_peaks();
+    #[cfg(not(target_arch = "x86_64"))]
+    return Vec::new();
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
+    use crate::simd::{Amx, Avx512Bf16, Bf16Isa, bf16_isa, with_avx512_bf16};
     use std::arch::asm;
     use std::arch::x86_64::*;
 
     pub(super) fn bf16_peaks() -> Vec<ArithmeticPeak> {
-        let mut peaks = Vec::new();
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
-            const ROUNDS: usize = 400_000;
-            let work = (threads() * ROUNDS * CHAINS * 16 * 4) as f64;
-            let flops = best_rate(work, || {
-                parallel_for(threads(), |_| {
-                    // SAFETY: the features were detected above.
-                    black_box(unsafe { dot_products(ROUNDS) });
-                });
-            });
-            peaks.push(ArithmeticPeak { instruction: "vdpbf16ps", flops });
-        }
-        if amx_bf16() {
-            const ROUNDS: u64 = 200_000;
-            let work = threads() as f64 * ROUNDS as f64 * 4.0 * (16 * 16 * 32 * 2) as f64;
-            let flops = best_rate(work, || {
-                // SAFETY: AMX with bf16 was detected above, and the system lets this process use it.
-                parallel_for(threads(), |_| unsafe { tile_products(ROUNDS) });
-            });
-            peaks.push(ArithmeticPeak { instruction: "tdpbf16ps", flops });
-        }
-        peaks
+        let (vectors, tiles) = match bf16_isa() {
+            Bf16Isa::Amx(token) => (Avx512Bf16::new(), Some(token)),
+            Bf16Isa::Avx512(token) => (Some(token), None),
+            Bf16Isa::None => (None, None),
+        };
+        vectors.map(dot_peak).into_iter().chain(tiles.map(tile_peak)).collect()
     }
 
-    /// # Safety
-    ///
-    /// Needs AVX-512 F and BF16.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn dot_products(rounds: usize) -> f32 {
-        // Pairs of 1/256 and 1/256: the sums grow, slowly.
-        let pairs = _mm512_set1_epi32(black_box(0x3b80_3b80));
-        // SAFETY: both types are 512 bits of anything.
-        let pairs = unsafe { std::mem::transmute::<__m512i, __m512bh>(pairs) };
-        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
-            }
-        }
-        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    fn dot_peak(token: Avx512Bf16) -> ArithmeticPeak {
+        const ROUNDS: usize = 400_000;
+        let work = (threads() * ROUNDS * CHAINS * 16 * 4) as f64;
+        let flops = best_rate(work, || {
+            parallel_for(threads(), |_| {
+                black_box(with_avx512_bf16(
+                    token,
+                    #[inline(always)]
+                    || dot_products(token, ROUNDS),
+                ));
+            });
+        });
+        ArithmeticPeak { instruction: "vdpbf16ps", flops }
     }
 
-    /// Whether the processor has AMX with bf16 and the system grants this process its registers.
-    fn amx_bf16() -> bool {
-        /// `ARCH_REQ_XCOMP_PERM` of the kernel's asm/prctl.h and the number of the tile data's state.
-        const REQUEST: (usize, usize) = (0x1023, 18);
-        const BF16: u32 = 1 << 22;
-        const TILE: u32 = 1 << 24;
-        if !cfg!(target_os = "linux") || __cpuid(0).eax < 7 {
-            return false;
-        }
-        if __cpuid_count(7, 0).edx & (BF16 | TILE) != BF16 | TILE {
-            return false;
-        }
-        let mut status: isize = 158; // SYS_arch_prctl
-        // SAFETY: this system call reads and writes no memory of this process.
+    #[inline(always)]
+    fn dot_products(_: Avx512Bf16, rounds: usize) -> f32 {
+        // SAFETY: the token proves that the processor has the instructions; both types of the conversion are 512 bits
+        // of anything.
         unsafe {
-            asm!(
-                "syscall",
-                inlateout("rax") status,
-                in("rdi") REQUEST.0,
-                in("rsi") REQUEST.1,
-                lateout("rcx") _,
-                lateout("r11") _,
-                options(nostack),
-            );
+            // Pairs of 1/256 and 1/256: the sums grow, slowly.
+            let pairs = _mm512_set1_epi32(black_box(0x3b80_3b80));
+            let pairs = std::mem::transmute::<__m512i, __m512bh>(pairs);
+            let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
+                }
+            }
+            sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
         }
-        status == 0
     }
 
-    /// `ldtilecfg`'s operand for eight whole tiles of 16 rows of 64 bytes.
-    #[repr(C, align(64))]
-    struct TileConfig {
-        palette: u8,
-        start_row: u8,
-        reserved: [u8; 14],
-        row_bytes: [u16; 16],
-        rows: [u8; 16],
+    fn tile_peak(token: Amx) -> ArithmeticPeak {
+        const ROUNDS: u64 = 200_000;
+        let work = threads() as f64 * ROUNDS as f64 * 4.0 * (16 * 16 * 32 * 2) as f64;
+        let flops = best_rate(work, || parallel_for(threads(), |_| tile_products(token, ROUNDS)));
+        ArithmeticPeak { instruction: "tdpbf16ps", flops }
     }
 
     #[repr(C, align(64))]
     struct Tile([u16; 512]);
 
-    /// `4 * rounds` products of tiles. The thread's tile configuration is as before afterwards; what its tiles held is
-    /// lost.
-    ///
-    /// # Safety
-    ///
-    /// Needs AMX with bf16, and the system's permission to use it.
-    unsafe fn tile_products(rounds: u64) {
-        let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        config.row_bytes[..8].fill(64);
-        config.rows[..8].fill(16);
-        let mut before = TileConfig { palette: 0, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    /// `4 * rounds` products of tiles.
+    fn tile_products(token: Amx, rounds: u64) {
+        token.configure_thread();
         let values = Tile([0x3b80; 512]);
-        // SAFETY: the caller promises the instructions; the memory operands are the three locals above, which are as
-        // large as the instructions say: 64 bytes of configuration, 1024 of a tile.
+        // SAFETY: the token proves the instructions, and the tiles have their full size, so that each load reads the
+        // 1024 bytes of `values`.
         unsafe {
             asm!(
-                "sttilecfg [{before}]",
-                "ldtilecfg [{config}]",
                 "tilezero tmm0",
                 "tilezero tmm1",
                 "tilezero tmm2",
@@ -219,21 +177,21 @@ mod x86 {
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "dec {rounds}",
                 "jnz 2b",
-                "ldtilecfg [{before}]",
-                before = in(reg) &mut before,
-                config = in(reg) &config,
                 values = in(reg) &values,
                 stride = in(reg) 64usize,
                 rounds = inout(reg) rounds.max(1) => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
+                options(nostack, readonly),
             );
         }
     }
 }
 
 /// The bandwidth of memory, with half a gigabyte read, written, and copied to another half.
+///
+/// Writing goes past the caches where the processor can do that: a store through them reads memory first. Copying is
+/// that of the system's library, which does the same.
 pub fn memory_bandwidth() -> MemoryBandwidth {
     let mut from = vec![1f32; MEMORY / 4];
     let mut to = vec![2f32; MEMORY / 4];
@@ -244,26 +202,53 @@ pub fn memory_bandwidth() -> MemoryBandwidth {
             black_box(dispatch!(|s| total(s, part)));
         });
     });
-    // Filling and copying bytes are calls of the system's library, which knows the machine's best way to do them.
-    let write = best_rate(bytes, || {
-        for_chunks(&mut to, piece, |_, part| bytemuck::cast_slice_mut::<f32, u8>(part).fill(black_box(3)));
-    });
+    let write = best_rate(bytes, || for_chunks(&mut to, piece, |_, part| fill_past_caches(part, black_box(3.0))));
     let copy = best_rate(2.0 * bytes, || {
         for_chunks2((&mut from, piece), (&mut to, piece), |_, from, to| to.copy_from_slice(from));
     });
     MemoryBandwidth { read, write, copy }
 }
 
-/// Reads a slice in whole vectors.
+/// Reads a slice in whole vectors, in four places at once, so that more of memory is asked for ahead of time.
 #[inline(always)]
 fn total<S: Simd>(s: S, values: &[f32]) -> f32 {
-    let mut sums = [s.splat(0.0); 8];
-    for block in values.chunks_exact(8 * S::LANES) {
-        for (sum, values) in sums.iter_mut().zip(block.chunks_exact(S::LANES)) {
-            *sum = s.add(*sum, s.load(values));
+    let quarter = values.len() / 4 / S::LANES * S::LANES;
+    let parts: [&[f32]; 4] = std::array::from_fn(|i| &values[i * quarter..(i + 1) * quarter]);
+    let mut sums = [s.splat(0.0); 4];
+    for at in (0..quarter).step_by(S::LANES) {
+        for (sum, part) in sums.iter_mut().zip(parts) {
+            *sum = s.add(*sum, s.load(&part[at..]));
         }
     }
     s.sum(sums.into_iter().fold(s.splat(0.0), |a, b| s.add(a, b)))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn fill_past_caches(values: &mut [f32], value: f32) {
+    use std::arch::x86_64::*;
+    let (head, body, tail) = bytemuck::pod_align_to_mut::<f32, Quad>(values);
+    head.fill(value);
+    tail.fill(value);
+    // SAFETY: SSE is part of x86-64, and each store goes to one aligned element of the slice. The fence makes them
+    // visible in the order that other threads expect.
+    unsafe {
+        let vector = _mm_set1_ps(value);
+        for quad in body {
+            _mm_stream_ps(quad.0.as_mut_ptr(), vector);
+        }
+        _mm_sfence();
+    }
+}
+
+/// What a streaming store writes.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(16))]
+struct Quad([f32; 4]);
+
+#[cfg(not(target_arch = "x86_64"))]
+fn fill_past_caches(values: &mut [f32], value: f32) {
+    values.fill(value);
 }
 
 #[cfg(test)]
@@ -274,6 +259,15 @@ mod tests {
     fn rates_are_rates() {
         for peak in bf16_peaks().into_iter().chain([f32_peak()]) {
             assert!(peak.flops.is_finite() && peak.flops > 1e6, "{peak:?}");
+        }
+    }
+
+    #[test]
+    fn streaming_stores_reach_every_element() {
+        for (skip, len) in [(0, 0), (0, 1), (1, 3), (0, 64), (1, 64), (3, 70)] {
+            let mut values = vec![1f32; skip + len];
+            fill_past_caches(&mut values[skip..], 3.0);
+            assert!(values[..skip].iter().all(|&x| x == 1.0) && values[skip..].iter().all(|&x| x == 3.0));
         }
     }
 }

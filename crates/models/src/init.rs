@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use calotype_kernels::{Purpose, Stream};
+use calotype_kernels::{Purpose, Stream, threads};
 
 /// Hands out initial parameters; parameter `n` of a model draws from its own random stream.
 #[derive(Debug)]
@@ -74,10 +74,33 @@ impl<'a> Init<'a> {
                 fill(&mut Stream::new(*seed, Purpose::WeightInit, *next), &mut data);
                 *next += 1;
             }
-            Source::Repeated(noise) => {
-                data.chunks_mut(noise.len()).for_each(|part| part.copy_from_slice(&noise[..part.len()]));
-            }
+            Source::Repeated(noise) => fill_repeated(noise, &mut data),
         }
         Param::from_tensor(Tensor::from_data(TensorData::new(data, shape), self.device))
+    }
+}
+
+/// Fills `data` with `noise` over and over. On all threads: most of the time goes to the first touch of fresh memory.
+fn fill_repeated(noise: &[f32], data: &mut [f32]) {
+    let piece = data.len().div_ceil(threads()).max(1 << 20).next_multiple_of(noise.len());
+    std::thread::scope(|scope| {
+        for piece in data.chunks_mut(piece) {
+            scope.spawn(move || {
+                piece.chunks_mut(noise.len()).for_each(|part| part.copy_from_slice(&noise[..part.len()]));
+            });
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_noise_repeats_over_pieces() {
+        let noise = [1.0, 2.0, 3.0];
+        let mut data = vec![0f32; 5_000_000];
+        fill_repeated(&noise, &mut data);
+        assert!(data.iter().enumerate().all(|(i, &x)| x == noise[i % 3]));
     }
 }

@@ -5,6 +5,7 @@
 
 use burn::tensor::DType;
 use calotype_kernels::{AttentionShape, Conv2dShape};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 pub enum Pass {
     /// From inputs to outputs.
     Forward,
+    /// Forward a second time, for the backward pass of a block that kept its inputs only.
+    Recompute,
     /// From the gradients of outputs to those of inputs and parameters.
     Backward,
     /// From gradients to new parameters.
@@ -22,10 +25,11 @@ pub enum Pass {
 }
 
 impl Pass {
-    /// `"forward"`, `"backward"` or `"optimizer"`.
+    /// `"forward"`, `"recompute"`, `"backward"` or `"optimizer"`.
     pub fn name(self) -> &'static str {
         match self {
             Pass::Forward => "forward",
+            Pass::Recompute => "recompute",
             Pass::Backward => "backward",
             Pass::Optimizer => "optimizer",
         }
@@ -107,12 +111,25 @@ pub fn stop() -> Vec<ProfileEntry> {
 /// Times from its making to its end, if profiling is on.
 pub(crate) struct Span(Option<(Instant, Pass, Work)>);
 
+thread_local! {
+    static RECOMPUTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `forward`, whose operations belong to [`Pass::Recompute`].
+pub(crate) fn recomputing<R>(forward: impl FnOnce() -> R) -> R {
+    RECOMPUTING.set(true);
+    let result = forward();
+    RECOMPUTING.set(false);
+    result
+}
+
 /// Begins to time an operation; `work` is only asked for where profiling is on.
 #[inline]
 pub(crate) fn span(pass: Pass, work: impl FnOnce() -> Work) -> Span {
     if !ON.load(Ordering::Relaxed) {
         return Span(None);
     }
+    let pass = if pass == Pass::Forward && RECOMPUTING.get() { Pass::Recompute } else { pass };
     let work = work();
     Span(Some((Instant::now(), pass, work)))
 }

@@ -150,7 +150,7 @@ impl<M: Module + Debug + 'static, I: Inputs, const D: usize> Block<M, I, D> {
         let module = self.module.train();
         let mut leaves = Leaves { tracked: self.tracked.into_iter(), leaves: Vec::new() };
         let inputs = self.inputs.map(&mut leaves);
-        let output = (self.forward)(&module, inputs);
+        let output = crate::profile::recomputing(|| (self.forward)(&module, inputs));
         let output = output.try_into_primitive::<Autodiff<Flex>>().expect("something in the block is tracked");
         let mut gradients = seeded(output, output_gradient).backward();
         let of_inputs = leaves.leaves.iter().map(|leaf| gradients.remove::<Flex>(leaf.as_ref()?)).collect();

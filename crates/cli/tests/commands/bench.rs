@@ -82,6 +82,21 @@ fn a_profile_names_operations_of_every_pass() {
 }
 
 #[test]
+fn training_with_less_memory_is_told() {
+    let arguments = ["bench", "unet", "--family", "tiny", "--resolution", "64", "--iterations", "2", "--mode", "train"];
+    let mut command = calotype(&arguments);
+    command.args(["--recompute-blocks", "--optimizer-in-backward", "--profile", "--json"]);
+    let rows = lines(&succeed(&mut command).stdout);
+    assert_eq!((&rows[0]["recompute_blocks"], &rows[0]["optimizer_in_backward"]), (&true.into(), &true.into()));
+    for (pass, operation) in [("recompute", "conv2d"), ("backward", "between operations"), ("optimizer", "adamw")] {
+        let told = rows.iter().any(|row| row["profile"] == pass && row["operation"] == operation);
+        assert!(told, "{operation} of {pass} is not in {rows:?}");
+    }
+    let share: f64 = rows[1..].iter().map(|row| row["share"].as_f64().unwrap()).sum();
+    assert!((share - 1.0).abs() < 1e-6, "the shares are {share} in all");
+}
+
+#[test]
 fn benchmarks_that_cannot_be() {
     let refused = |arguments: &[&str], parts: &[&str]| fail(calotype(&["bench"]).args(arguments), 2, parts);
     refused(&["kernels", "--filter", "winograd 7x7"], &["winograd 7x7", "without --filter"]);
@@ -92,5 +107,7 @@ fn benchmarks_that_cannot_be() {
     refused(&["unet", "--resolution", "0"], &["--resolution", "multiple of 64"]);
     refused(&["unet", "--batch", "0"], &["--batch", "at least 1"]);
     refused(&["unet", "--iterations", "0"], &["--iterations", "at least 1"]);
+    refused(&["unet", "--recompute-blocks"], &["--recompute-blocks", "--mode train"]);
+    refused(&["unet", "--optimizer-in-backward"], &["--optimizer-in-backward", "--mode train"]);
     refused(&["unet", "--iterations", "many"], &["many", "--iterations"]);
 }
