@@ -75,8 +75,8 @@ awk '
     function differ(name, got, want) {
         printf "step %d, %s: %s on cpu, %s on wgpu\n", FNR, name, want, got
         # Not the other way round: what is not a number has to fail.
-        if (want + 0 > 0 && got + 0 > 0 && got / want > 0.99 && got / want < 1.01) return 0
-        print "error: they differ by more than 1 %"
+        if (want + 0 > 0 && got + 0 > 0 && got / want > 0.999 && got / want < 1.001) return 0
+        print "error: they differ by more than 0.1 %"
         return 1
     }
     { loss = number("loss"); gradient = number("gradient_norm") }
