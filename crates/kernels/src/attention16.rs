@@ -665,7 +665,7 @@ impl<'a, K: Kernel16> Backward<'a, K> {
             |memory_of_task| {
                 let [k_rows, v_rows, kt, scores, slopes, p, ds, pairs, dk, dv] = carve(memory_of_task, sizes);
                 let [k_rows, v_rows, kt, p, ds, pairs] =
-                    [k_rows, v_rows, kt, p, ds, pairs].map(|part| bytemuck::cast_slice_mut::<f32, bf16>(part));
+                    [k_rows, v_rows, kt, p, ds, pairs].map(bytemuck::cast_slice_mut::<f32, bf16>);
                 // What tiles never write must be finite.
                 scores.fill(0.0);
                 slopes.fill(0.0);

@@ -31,7 +31,8 @@ fn product_packed<A: Source>(_: usize, _: &Operand<A>, b: &PackedRight, _: &Outp
 }
 
 /// The weights of a linear layer or a convolution, rounded to bf16 and in the order in which the products with bf16
-/// activations read them. The results are those of plain weights up to the order of additions.
+/// activations read them. The results are the bits that
+/// plain weights give.
 pub struct PackedWeights(PackedRight);
 
 impl PackedWeights {

@@ -146,14 +146,17 @@ impl Plan {
         let segment = if a.k_rows { k } else { a.source.segment(k) };
         let mut pieces = Pieces::new(k, segment, K::PIECE, K::K_STEP);
         let mut share = pieces.count;
-        if let Right::Packed(packed) = b {
-            pieces = packed.pieces;
-            share = pieces.count;
-        } else if tiles(rows, columns) < TASKS && k >= 1024 && (k >= 4 * m.max(n) || !b_reusable) {
-            // A small C and long sums: cut the sums.
+        if tiles(rows, columns) < TASKS && k >= 1024 && (k >= 4 * m.max(n) || !b_reusable) {
+            // A small C and long sums: cut the sums. Weights are cut as they are when they are packed before, so that
+            // both ways add in the same order.
             let parts = TASKS.div_ceil(tiles(rows, columns)).min(k / 512).max(1);
-            pieces = Pieces::new(k, segment, K::PIECE.min(k.div_ceil(parts)), K::K_STEP);
+            if !b_reusable {
+                pieces = Pieces::new(k, segment, K::PIECE.min(k.div_ceil(parts)), K::K_STEP);
+            }
             share = pieces.count.div_ceil(parts);
+        }
+        if let Right::Packed(packed) = b {
+            assert!(packed.pieces == pieces, "the weights were packed for another use");
         }
         if share >= pieces.count {
             while tiles(rows, columns) < TASKS && (rows > 2 * K::ROWS || columns > 2 * WIDTH) {
