@@ -562,6 +562,7 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                             len + dq_len,
                             #[inline(always)]
                             |memory| {
+                                memory.fill(0.0);
                                 let (prepared, dq) = memory.split_at_mut(len);
                                 let shared = SharedMut::new(prepared);
                                 (0..blocks).for_each(|block| self.prepare(head, block, (&shared, 0)));
@@ -576,6 +577,7 @@ impl<'a, K: Kernel16> Backward<'a, K> {
             });
         }
         with_scratch(heads * len, |prepared| {
+            prepared.fill(0.0);
             let shared = SharedMut::new(prepared);
             parallel_for(heads * blocks, |task| {
                 let head = task / blocks;
@@ -663,12 +665,11 @@ impl<'a, K: Kernel16> Backward<'a, K> {
             sizes.iter().sum(),
             #[inline(always)]
             |memory_of_task| {
+                // What is only there to fill whole steps must be finite: it meets zeros.
+                memory_of_task.fill(0.0);
                 let [k_rows, v_rows, kt, scores, slopes, p, ds, pairs, dk, dv] = carve(memory_of_task, sizes);
                 let [k_rows, v_rows, kt, p, ds, pairs] =
                     [k_rows, v_rows, kt, p, ds, pairs].map(bytemuck::cast_slice_mut::<f32, bf16>);
-                // What tiles never write must be finite.
-                scores.fill(0.0);
-                slopes.fill(0.0);
                 for j in range.clone().step_by(keys) {
                     let n = keys.min(range.end - j);
                     let padded = n.next_multiple_of(K::K_STEP);
