@@ -74,20 +74,44 @@ if [ -n "$resolution$batch" ]; then
     done)"
 fi
 
-if [ -z "$out" ]; then
-    out="$(mktemp)"
-    trap 'rm -f "$out"' EXIT
-fi
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+out="${out:-$work/measurements.jsonl}"
 touch "$out"
 before="$(wc -l <"$out")"
 failures=0
 
-# measured COMMAND...: appends what it prints to the measurements, and says so where it fails.
+# Processor seconds of everything on this machine (user, nice, system, interrupts, stolen), where Linux tells.
+all_seconds() {
+    if [ -r /proc/stat ]; then
+        awk -v hz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8 + $9) / hz }' /proc/stat
+    fi
+}
+
+# Processor seconds of the commands that this script has run. Not in a subshell, which has none of its own.
+own_seconds() {
+    times >"$work/times"
+    awk 'NR == 2 { for (i = 1; i <= 2; i++) { split($i, part, "[ms]"); sum += 60 * part[1] + part[2] } print sum }' \
+        "$work/times" >"$work/own"
+}
+
+# measured COMMAND...: appends what it prints to the measurements, and says so where it fails or has not been alone.
+most_of_others=0
 measured() {
+    local all own begin others
     echo "+ $*" >&2
+    own_seconds
+    own="$(cat "$work/own")" all="$(all_seconds)" begin="$(date +%s.%N)"
     if ! "$@" >>"$out"; then
         echo "FAILED: $*" >&2
         failures=$((failures + 1))
+    fi
+    own_seconds
+    if [ -n "$all" ]; then
+        others="$(echo "$all $(all_seconds) $own $(cat "$work/own") $begin $(date +%s.%N)" |
+            awk -v cores="$(nproc)" '{ printf "%d", 100 * ($2 - $1 - $4 + $3) / ($6 - $5) / cores }')"
+        if [ "$others" -ge 5 ]; then echo "warning: other programs took $others % of the processor meanwhile" >&2; fi
+        if [ "$others" -gt "$most_of_others" ]; then most_of_others="$others"; fi
     fi
 }
 
@@ -148,6 +172,10 @@ for (family, resolution, batch, mode), rows in cases.items():
     cells = [f"{family} {resolution}x{resolution}, batch {batch}", mode, f"{ours:#.4g}" if ours else "–"]
     print("| " + " | ".join(cells + [cell(seconds.get(engine)) for engine in engines] + [last]) + " |")
 '
+if [ "$most_of_others" -ge 5 ]; then
+    echo
+    echo "Other programs took up to $most_of_others % of the processor during a measurement: not for publication."
+fi
 if [ "$failures" -gt 0 ]; then
     echo "$failures measurements failed and are not in the table" >&2
     exit 1
