@@ -278,8 +278,8 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
             })?;
             if args.json {
                 print(&report.json())?;
-                let rows = profile.iter().flat_map(|profile| profile.rows());
-                return rows.map(|row| print(&row.json())).collect();
+                let mut rows = profile.iter().flat_map(|profile| profile.rows());
+                return rows.try_for_each(|row| print(&row.json()));
             }
             print(&report.to_string())?;
             profile.map_or(Ok(()), |profile| print(&format!("\n{}", profile.to_string().trim_end())))
