@@ -37,7 +37,7 @@ done
 # make_python FOLDER: a virtual environment with the peers. The first index has PyTorch without its GPU libraries.
 make_python() {
     python3 -m venv "$1"
-    "$1/bin/python" -m pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu \
+    "$1/bin/python" -m pip install --quiet \
         torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6 openvino==2026.4.1
 }
 
