@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-# make_python FOLDER: a virtual environment with the peers. The first index has PyTorch without its GPU libraries.
+# make_python FOLDER: a virtual environment with the peers.
 make_python() {
     python3 -m venv "$1"
     "$1/bin/python" -m pip install --quiet \
