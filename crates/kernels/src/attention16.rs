@@ -562,7 +562,6 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                             len + dq_len,
                             #[inline(always)]
                             |memory| {
-                                memory.fill(0.0);
                                 let (prepared, dq) = memory.split_at_mut(len);
                                 let shared = SharedMut::new(prepared);
                                 (0..blocks).for_each(|block| self.prepare(head, block, (&shared, 0)));
@@ -577,7 +576,6 @@ impl<'a, K: Kernel16> Backward<'a, K> {
             });
         }
         with_scratch(heads * len, |prepared| {
-            prepared.fill(0.0);
             let shared = SharedMut::new(prepared);
             parallel_for(heads * blocks, |task| {
                 let head = task / blocks;

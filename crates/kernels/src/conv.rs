@@ -86,7 +86,8 @@ impl Conv2dShape {
         }
     }
 
-    fn check(&self, op: &str, x: usize, w: usize, y: usize) {
+    /// Checks the lengths of a convolution's operands.
+    pub(crate) fn check(&self, op: &str, x: usize, w: usize, y: usize) {
         assert!(self.stride > 0, "{op}: the stride is zero");
         assert!(self.kernel[0] > 0 && self.kernel[1] > 0, "{op}: the kernel is empty");
         assert!(x == self.input_len(), "{op}: the input has {x} elements, the shape {}", self.input_len());
@@ -94,17 +95,14 @@ impl Conv2dShape {
         assert!(y == self.output_len(), "{op}: the output has {y} elements, the shape {}", self.output_len());
     }
 
-    /// Checks the operands of a forward pass but the weights, and puts together what is added.
+    /// Checks what is added in a forward pass, and puts it together.
     pub(crate) fn epilogue<'a, T: Element>(
         &self,
         op: &str,
-        x: usize,
         bias: Option<&'a [f32]>,
         channel_add: Option<&'a [T]>,
         residual: Option<&'a [T]>,
-        y: usize,
     ) -> Epilogue<'a, T> {
-        self.check(op, x, self.weight_len(), y);
         let (m, n) = (self.positions(), self.out_channels);
         assert!(m < u32::MAX as usize, "{op}: more than 2^32 positions");
         assert!(bias.is_none_or(|bias| bias.len() == n), "{op}: the bias does not have {n} elements");
@@ -117,7 +115,7 @@ impl Conv2dShape {
 
     /// Length of the parts of a patch in which bf16 products cut their sums: lines of a window, if whole steps fit.
     pub(crate) fn segment(&self) -> usize {
-        if self.is_pointwise() { self.patch() } else { segment(self.kernel[1] * self.in_channels, self.patch()) }
+        segment(self.kernel[1] * self.in_channels, self.patch())
     }
 
     /// The forward pass on packed weights.
@@ -394,7 +392,7 @@ pub fn conv2d_forward<T: Element>(
     y: &mut [T],
 ) {
     shape.check("conv2d_forward", x.len(), w.len(), y.len());
-    let epilogue = shape.epilogue("conv2d_forward", x.len(), bias, channel_add, residual, y.len());
+    let epilogue = shape.epilogue("conv2d_forward", bias, channel_add, residual);
     let (m, n, k) = (shape.positions(), shape.out_channels, shape.patch());
     let weights = Operand { source: Dense { data: w, stride: k }, k_rows: false };
     let out = (y, Rows::Linear { stride: n });

@@ -114,6 +114,7 @@ pub fn conv2d_forward_packed(
     y: &mut [bf16],
 ) {
     w.check("conv2d_forward_packed", shape.out_channels, shape.patch());
-    let epilogue = shape.epilogue("conv2d_forward_packed", x.len(), bias, channel_add, residual, y.len());
+    shape.check("conv2d_forward_packed", x.len(), shape.weight_len(), y.len());
+    let epilogue = shape.epilogue("conv2d_forward_packed", bias, channel_add, residual);
     shape.packed_product(x, w, y, epilogue);
 }

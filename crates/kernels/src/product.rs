@@ -32,8 +32,8 @@ pub trait Source: Sync {
     /// The elements `column..column + k` of `rows` rows from `row` on, and the distance between these rows, if they are bf16
     /// and lie evenly apart.
     #[inline(always)]
-    fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
-        if rows == 1 { self.half_row(row, column, k).map(|row| (row, 0)) } else { None }
+    fn half_rows(&self, _row: usize, _rows: usize, _column: usize, _k: usize) -> Option<(&[bf16], usize)> {
+        None
     }
 
     /// Lengths of the parts of a row that lie contiguous in memory, or the whole length.

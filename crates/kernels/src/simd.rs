@@ -262,12 +262,6 @@ mod x86 {
             Avx512Bf16::new().filter(|_| amx_in_processor() && amx_permitted()).map(Self)
         }
 
-        /// The vectors that come with it.
-        #[inline(always)]
-        pub fn vectors(self) -> Avx512 {
-            self.0.vectors()
-        }
-
         /// The conversions to bf16 that come with it.
         #[inline(always)]
         pub fn halves(self) -> Avx512Bf16 {

@@ -58,11 +58,14 @@ pub trait Kernel16: Copy + Send + Sync + 'static {
     /// Longest piece of the sums that is worth its place in the cache.
     const PIECE: usize;
 
-    /// The vectors that go with it.
-    fn vectors(self) -> Avx512;
-
     /// The conversions to bf16 that go with it.
     fn halves(self) -> Avx512Bf16;
+
+    /// The vectors that go with it.
+    #[inline(always)]
+    fn vectors(self) -> Avx512 {
+        self.halves().vectors()
+    }
 
     /// Runs `f` compiled for the instructions.
     fn run<R>(self, f: impl FnOnce() -> R) -> R;
@@ -84,11 +87,6 @@ impl Kernel16 for Amx {
     const ANY_STRIDE: bool = true;
     const TASK_ROWS: usize = 256;
     const PIECE: usize = 640;
-
-    #[inline(always)]
-    fn vectors(self) -> Avx512 {
-        Amx::vectors(self)
-    }
 
     #[inline(always)]
     fn halves(self) -> Avx512Bf16 {
@@ -220,11 +218,6 @@ impl Kernel16 for Avx512Bf16 {
     const ANY_STRIDE: bool = false;
     const TASK_ROWS: usize = 112;
     const PIECE: usize = KC;
-
-    #[inline(always)]
-    fn vectors(self) -> Avx512 {
-        Avx512Bf16::vectors(self)
-    }
 
     #[inline(always)]
     fn halves(self) -> Avx512Bf16 {

@@ -406,8 +406,8 @@ fn stream(pass: Pass, operation: &'static str, t: &Dense, times: usize) -> Span 
     span(pass, || Work::stream(operation, t.dims(), times * elements(t), t.dtype()))
 }
 
-/// Packed weights of inference, by `[out, rows, columns, in, stride, padding]` of the weight's use.
-static PACKED: PackedCache<[usize; 6], Option<PackedWeights>> = PackedCache::new();
+/// Packed weights of inference, by `[out, rows, columns, in]`; a linear layer's are those of a 1x1 convolution.
+static PACKED: PackedCache<[usize; 4], Option<PackedWeights>> = PackedCache::new();
 
 /// A weight in packed form, if it has one and is wanted.
 type Packed = Option<Arc<Option<PackedWeights>>>;
@@ -445,8 +445,7 @@ impl Convolution {
     /// Uses the weight's packed form, made now or before: for inference.
     fn with_packed(mut self) -> Self {
         if self.x.dtype() == DType::BF16 {
-            let Conv2dShape { kernel: [rows, columns], in_channels, out_channels, stride, padding, .. } = self.shape;
-            let form = [out_channels, rows, columns, in_channels, stride, padding.iter().sum()];
+            let form = dims(&self.weight);
             self.packed = PACKED.get(self.weight.tensor(), form, |w| PackedWeights::for_conv(&self.shape, w));
         }
         self
@@ -560,7 +559,7 @@ impl Projection {
     fn with_packed(mut self) -> Self {
         if self.x.dtype() == DType::BF16 {
             let [_, k, n] = self.sizes();
-            let form = [n, 1, 1, k, 1, 0];
+            let form = [n, 1, 1, k];
             self.packed = PACKED.get(self.weight.tensor(), form, |w| PackedWeights::for_linear(w, n, k));
         }
         self
