@@ -1,7 +1,7 @@
 //! Activation functions and the gated linear unit of diffusers, forward and backward.
 
 use crate::element::Element;
-use crate::math::{exp, map1, map2, map3to2, normal_distribution, sigmoid, silu, silu_slope, tanh};
+use crate::math::{gelu, gelu_tanh, gelu_tanh_slope, map1, map2, map3to2, swish, swish_slope};
 use crate::simd::{Simd, dispatch};
 use crate::threads::for_chunks;
 
@@ -21,51 +21,26 @@ pub enum Activation {
     QuickGelu,
 }
 
-const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-const CUBIC: f32 = 0.044_715;
+/// The factor of [`Activation::QuickGelu`].
 const QUICK: f32 = 1.702;
 
 #[inline(always)]
-fn value<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
+fn value<S: Simd, T: Element>(s: S, kind: Activation, x: S::V) -> S::V {
     match kind {
-        Activation::Silu => silu(s, x),
-        Activation::Gelu => s.mul(x, normal_distribution(s, x).0),
-        Activation::GeluTanh => s.mul(s.mul(s.splat(0.5), x), s.add(s.splat(1.0), tanh(s, inner(s, x)))),
-        Activation::QuickGelu => {
-            let e = exp(s, s.mul(x, s.splat(-QUICK)));
-            s.div(x, s.add(s.splat(1.0), e))
-        }
+        Activation::Silu => swish::<S, T>(s, x, 1.0),
+        Activation::Gelu => gelu::<S, T>(s, x).0,
+        Activation::GeluTanh => gelu_tanh::<S, T>(s, x),
+        Activation::QuickGelu => swish::<S, T>(s, x, QUICK),
     }
 }
 
-/// `sqrt(2 / pi) (x + 0.044715 x^3)`.
 #[inline(always)]
-fn inner<S: Simd>(s: S, x: S::V) -> S::V {
-    let square = s.mul(x, x);
-    s.mul(s.mul(x, s.splat(SQRT_2_OVER_PI)), s.fma(square, s.splat(CUBIC), s.splat(1.0)))
-}
-
-#[inline(always)]
-fn slope<S: Simd>(s: S, kind: Activation, x: S::V) -> S::V {
-    let one = s.splat(1.0);
+fn slope<S: Simd, T: Element>(s: S, kind: Activation, x: S::V) -> S::V {
     match kind {
-        Activation::Silu => silu_slope(s, x),
-        Activation::Gelu => {
-            let (below, density) = normal_distribution(s, x);
-            s.fma(x, density, below)
-        }
-        Activation::GeluTanh => {
-            let t = tanh(s, inner(s, x));
-            let square = s.mul(x, x);
-            let du = s.mul(s.splat(SQRT_2_OVER_PI), s.fma(square, s.splat(3.0 * CUBIC), one));
-            let steep = s.mul(s.mul(x, du), s.sub(one, s.mul(t, t)));
-            s.mul(s.splat(0.5), s.add(s.add(one, t), steep))
-        }
-        Activation::QuickGelu => {
-            let u = s.mul(x, s.splat(QUICK));
-            let g = sigmoid(s, u);
-            s.mul(g, s.fma(u, s.sub(one, g), one))
-        }
+        Activation::Silu => swish_slope::<S, T>(s, x, 1.0),
+        Activation::Gelu => gelu::<S, f32>(s, x).1,
+        Activation::GeluTanh => gelu_tanh_slope::<S, T>(s, x),
+        Activation::QuickGelu => swish_slope::<S, T>(s, x, QUICK),
     }
 }
 
@@ -107,7 +82,7 @@ pub fn activation_forward<T: Element>(kind: Activation, x: &[T], y: &mut [T]) {
             x,
             y,
             #[inline(always)]
-            |x| value(s, KIND, x)
+            |x| value::<_, T>(s, KIND, x)
         )));
     });
 }
@@ -128,7 +103,7 @@ pub fn activation_backward<T: Element>(kind: Activation, x: &[T], dy: &[T], dx: 
             dy,
             dx,
             #[inline(always)]
-            |x, dy| s.mul(dy, slope(s, KIND, x))
+            |x, dy| s.mul(dy, slope::<_, T>(s, KIND, x))
         )));
     });
 }
@@ -161,7 +136,7 @@ pub fn geglu_forward<T: Element>(x: &[T], y: &mut [T], rows: usize, c: usize) {
                 gate,
                 y,
                 #[inline(always)]
-                |v, g| s.mul(v, s.mul(g, normal_distribution(s, g).0)),
+                |v, g| s.mul(v, gelu::<_, T>(s, g).0),
             );
         });
     });
@@ -196,9 +171,8 @@ pub fn geglu_backward<T: Element>(x: &[T], dy: &[T], dx: &mut [T], rows: usize, 
                     dgate,
                     #[inline(always)]
                     |v, g, dy| {
-                        let (below, density) = normal_distribution(s, g);
-                        let slope = s.fma(g, density, below);
-                        (s.mul(dy, s.mul(g, below)), s.mul(dy, s.mul(v, slope)))
+                        let (gate, slope) = gelu::<_, f32>(s, g);
+                        (s.mul(dy, gate), s.mul(dy, s.mul(v, slope)))
                     },
                 );
             }

@@ -346,7 +346,7 @@ impl<K: Kernel16> Forward<'_, K> {
                                 factor: shape.scale * std::f32::consts::LOG2_E,
                             };
                             let p = &mut p[i * p_stride..][..n.next_multiple_of(32)];
-                            let shrink = row.run(kernel.halves(), &mut most[i], &mut totals[i * 16..][..16], p);
+                            let shrink = row.run(kernel.vectors(), &mut most[i], &mut totals[i * 16..][..16], p);
                             if let Some(shrink) = shrink
                                 && j > 0
                             {
@@ -711,7 +711,7 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                                     factor: shape.scale * std::f32::consts::LOG2_E,
                                 }
                                 .run(
-                                    kernel.halves(),
+                                    kernel.vectors(),
                                     (&mut p[(r + c) * p_stride..], p_stride),
                                     (&mut ds[(r + c) * p_stride..], p_stride),
                                     (&mut pairs[(r + c) * 32..], padded * 32),

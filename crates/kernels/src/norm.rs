@@ -1,17 +1,25 @@
 //! Group and layer normalization, forward and backward. Statistics are f32 over short runs of rows and f64 above that.
 
+use std::ops::Range;
+
 use crate::element::Element;
-use crate::math::{load_up_to, silu, silu_slope, store_up_to};
+use crate::math::{for_vectors, load_up_to, store_up_to, swish, swish_slope};
 use crate::product::add_to;
 use crate::scratch::with_scratch;
 use crate::simd::{Simd, dispatch};
 use crate::threads::{SharedMut, for_chunks, for_chunks2, for_chunks3, parallel_for};
 
 /// Elements of a task.
-const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = 32 * 1024;
 
 /// Most rows that are summed in f32.
 const RUN: usize = 256;
+
+/// Rows that are read side by side, so that what belongs to a channel is read once for all of them.
+const ROWS: usize = 8;
+
+/// Pixels that the first guess of a mean is taken from.
+const SAMPLES: usize = 8;
 
 /// Rows of `c` channels of a task.
 fn rows_of_task(c: usize) -> usize {
@@ -58,114 +66,190 @@ pub fn group_norm_forward<T: Element>(
         rstd.fill(0.0);
         return;
     }
-    let step = rows_of_task(c);
-    let tasks = pixels.div_ceil(step);
-    let width = c / groups;
-    with_scratch(batch * tasks * 2 * c, |partial| {
-        // Sums of x - shift and of its square, per channel; the shift is the channel's first pixel, so that a mean far
-        // from zero costs no precision.
-        for_chunks(partial, 2 * c, |task, partial| {
-            let (b, t) = (task / tasks, task % tasks);
-            let picture = &x[b * pixels * c..][..pixels * c];
-            let rows = &picture[t * step * c..((t + 1) * step * c).min(pixels * c)];
-            let (sum, square) = partial.split_at_mut(c);
-            dispatch!(|s| {
-                for i in (0..c).step_by(S_STEP) {
-                    let j = (i + S_STEP).min(c);
-                    channel_sums(s, &picture[i..j], rows, (i, c), &mut sum[i..j], &mut square[i..j]);
-                }
-            });
-        });
-        let partial = &*partial;
-        for_chunks2((mean, groups), (rstd, groups), |b, mean, rstd| {
-            let picture = &x[b * pixels * c..][..c];
-            let partial = &partial[b * tasks * 2 * c..][..tasks * 2 * c];
-            for g in 0..groups {
-                // Mean and squared deviations of each channel, then of the group (Chan, Golub, LeVeque 1979).
-                let (mut count, mut average, mut deviations) = (0.0f64, 0.0f64, 0.0f64);
-                for i in g * width..(g + 1) * width {
-                    let (mut sum, mut square) = (0.0f64, 0.0f64);
-                    for part in partial.chunks_exact(2 * c) {
-                        sum += part[i] as f64;
-                        square += part[c + i] as f64;
-                    }
-                    let n = pixels as f64;
-                    let delta = picture[i].to_f32() as f64 + sum / n - average;
-                    average += delta * n / (count + n);
-                    deviations += (square - sum * sum / n).max(0.0) + delta * delta * count * n / (count + n);
-                    count += n;
-                }
-                mean[g] = average as f32;
-                rstd[g] = (1.0 / (deviations / count + eps as f64).sqrt()) as f32;
-            }
-        });
-    });
-    let (mean, rstd) = (&*mean, &*rstd);
+    let norm = GroupNorm { pixels, c, groups, gamma, beta };
+    let (tasks, stats) = (norm.tasks(), 2 * groups);
     let out = SharedMut::new(y);
-    parallel_for(batch * tasks, |task| {
-        let (b, t) = (task / tasks, task % tasks);
-        let begin = (b * pixels + t * step) * c;
-        let len = step.min(pixels - t * step) * c;
+    let finish = |b: usize, task: usize, factors: &[f32]| {
+        let rows = norm.rows(b, task);
         // SAFETY: tasks have different rows.
-        let (x, y) = (&x[begin..begin + len], unsafe { out.range(begin..begin + len) });
-        with_scratch(2 * c, |memory| {
-            let (center, factor) = memory.split_at_mut(c);
-            for i in 0..c {
-                center[i] = mean[b * groups + i / width];
-                factor[i] = rstd[b * groups + i / width] * gamma[i];
-            }
-            dispatch!(|s| if silu {
-                normalize::<_, T, true>(s, x, (center, factor, beta), y);
-            } else {
-                normalize::<_, T, false>(s, x, (center, factor, beta), y);
+        let (x, y) = (&x[rows.clone()], unsafe { out.range(rows) });
+        let (factor, offset) = factors.split_at(c);
+        dispatch!(|s| if silu {
+            normalize::<_, T, true>(s, x, (factor, offset), y);
+        } else {
+            normalize::<_, T, false>(s, x, (factor, offset), y);
+        });
+    };
+    let picture = |b: usize| &x[b * pixels * c..][..pixels * c];
+    if tasks == 1 {
+        // Small pictures stay in the cache.
+        for_chunks2((mean, groups), (rstd, groups), |b, mean, rstd| {
+            with_scratch(2 * c + stats, |memory| {
+                let (factors, sums) = memory.split_at_mut(2 * c);
+                norm.guess(picture(b), &mut factors[..c]);
+                norm.sums(picture(b), &factors[..c], sums);
+                norm.statistics(&factors[..c], sums, eps, mean, rstd);
+                norm.factors(mean, rstd, factors);
+                finish(b, 0, factors);
             });
+        });
+        return;
+    }
+    with_scratch(batch * (2 * c + tasks * stats), |memory| {
+        let (factors, sums) = memory.split_at_mut(batch * 2 * c);
+        for_chunks(factors, 2 * c, |b, factors| norm.guess(picture(b), &mut factors[..c]));
+        for_chunks(sums, stats, |i, sums| {
+            let (b, task) = (i / tasks, i % tasks);
+            norm.sums(&x[norm.rows(b, task)], &factors[b * 2 * c..][..c], sums);
+        });
+        for_chunks3((factors, 2 * c), (mean, groups), (rstd, groups), |b, factors, mean, rstd| {
+            norm.statistics(&factors[..c], &sums[b * tasks * stats..][..tasks * stats], eps, mean, rstd);
+            norm.factors(mean, rstd, factors);
+        });
+        // Backwards: what was read last is still in the cache.
+        parallel_for(batch * tasks, |i| {
+            let i = batch * tasks - 1 - i;
+            finish(i / tasks, i % tasks, &factors[i / tasks * 2 * c..][..2 * c]);
         });
     });
 }
 
-/// Channels that [`channel_sums`] takes at once.
-const S_STEP: usize = 64;
+/// Sizes and parameters of a group normalization.
+#[derive(Clone, Copy)]
+struct GroupNorm<'a> {
+    pixels: usize,
+    c: usize,
+    groups: usize,
+    gamma: &'a [f32],
+    beta: &'a [f32],
+}
 
-/// Sums of `x - shift` and of its square over rows of `c` channels, for at most [`S_STEP`] channels from `first`.
-#[inline(always)]
-fn channel_sums<S: Simd, T: Element>(
-    s: S,
-    shift: &[T],
-    rows: &[T],
-    (first, c): (usize, usize),
-    sum: &mut [f32],
-    square: &mut [f32],
-) {
-    for i in (0..shift.len()).step_by(S::LANES) {
-        let j = (i + S::LANES).min(shift.len());
-        let base = load_up_to(s, &shift[i..j]);
-        let (mut total, mut squares) = (s.splat(0.0), s.splat(0.0));
-        for row in rows.chunks_exact(c) {
-            let d = s.sub(load_up_to(s, &row[first + i..first + j]), base);
-            total = s.add(total, d);
-            squares = s.fma(d, d, squares);
+impl GroupNorm<'_> {
+    /// Number of tasks that a picture is cut into.
+    fn tasks(&self) -> usize {
+        self.pixels.div_ceil(rows_of_task(self.c))
+    }
+
+    /// Where the rows of a task lie.
+    fn rows(&self, b: usize, task: usize) -> Range<usize> {
+        let step = rows_of_task(self.c);
+        let begin = b * self.pixels + task * step;
+        begin * self.c..(begin + step.min(self.pixels - task * step)) * self.c
+    }
+
+    /// For each channel an estimate of its group's mean, from some pixels of the picture: what is summed are differences
+    /// from it, so that a mean far from zero costs no precision.
+    fn guess<T: Element>(&self, picture: &[T], guess: &mut [f32]) {
+        let (c, width) = (self.c, self.c / self.groups);
+        let samples = SAMPLES.min(self.pixels);
+        guess.fill(0.0);
+        for i in 0..samples {
+            let row = &picture[i * self.pixels / samples * c..][..c];
+            dispatch!(|s| for_vectors(
+                s,
+                c,
+                #[inline(always)]
+                |i, j| store_up_to(s, s.add(load_up_to(s, &guess[i..j]), load_up_to(s, &row[i..j])), &mut guess[i..j])
+            ));
         }
-        store_up_to(s, total, &mut sum[i..j]);
-        store_up_to(s, squares, &mut square[i..j]);
+        for group in guess.chunks_exact_mut(width) {
+            let mean = group.iter().sum::<f32>() / (samples * width) as f32;
+            group.fill(mean);
+        }
+    }
+
+    /// Sums over rows of the differences from the guess, per group, then of their squares.
+    fn sums<T: Element>(&self, rows: &[T], guess: &[f32], sums: &mut [f32]) {
+        let (c, width) = (self.c, self.c / self.groups);
+        with_scratch(2 * c, |channels| {
+            channels.fill(0.0);
+            dispatch!(|s| {
+                let blocks = rows.chunks_exact(ROWS * c);
+                for row in blocks.remainder().chunks_exact(c) {
+                    channel_sums::<_, T, 1>(s, row, guess, channels);
+                }
+                for rows in blocks {
+                    channel_sums::<_, T, ROWS>(s, rows, guess, channels);
+                }
+            });
+            for (sum, group) in sums.iter_mut().zip(channels.chunks_exact(width)) {
+                *sum = group.iter().sum();
+            }
+        });
+    }
+
+    /// Mean and `1 / sqrt(variance + eps)` of each group of a picture, from the sums of its tasks.
+    fn statistics(&self, guess: &[f32], sums: &[f32], eps: f32, mean: &mut [f32], rstd: &mut [f32]) {
+        let width = self.c / self.groups;
+        let count = (self.pixels * width) as f64;
+        for g in 0..self.groups {
+            let (mut sum, mut square) = (0.0f64, 0.0f64);
+            for part in sums.chunks_exact(2 * self.groups) {
+                sum += part[g] as f64;
+                square += part[self.groups + g] as f64;
+            }
+            let difference = sum / count;
+            mean[g] = (guess[g * width] as f64 + difference) as f32;
+            let variance = (square / count - difference * difference).max(0.0);
+            rstd[g] = (1.0 / (variance + eps as f64).sqrt()) as f32;
+        }
+    }
+
+    /// `factor` and `offset` of each channel, for which the normalized value is `factor x + offset`.
+    fn factors(&self, mean: &[f32], rstd: &[f32], factors: &mut [f32]) {
+        let (factor, offset) = factors.split_at_mut(self.c);
+        let width = self.c / self.groups;
+        for g in 0..self.groups {
+            for i in g * width..(g + 1) * width {
+                factor[i] = rstd[g] * self.gamma[i];
+                offset[i] = self.beta[i] - mean[g] * factor[i];
+            }
+        }
     }
 }
 
-/// `y = f((x - center) factor + beta)` for rows of as many channels as `beta` has.
+/// Adds what [`ROWS`] or fewer rows have to the channels' sums of `x - guess` and of its square.
+#[inline(always)]
+fn channel_sums<S: Simd, T: Element, const R: usize>(s: S, rows: &[T], guess: &[f32], channels: &mut [f32]) {
+    let c = guess.len();
+    let (sum, square) = channels.split_at_mut(c);
+    for_vectors(
+        s,
+        c,
+        #[inline(always)]
+        |i, j| {
+            let base = load_up_to(s, &guess[i..j]);
+            let (mut total, mut squares) = (load_up_to(s, &sum[i..j]), load_up_to(s, &square[i..j]));
+            for r in 0..R {
+                let d = s.sub(load_up_to(s, &rows[r * c + i..r * c + j]), base);
+                total = s.add(total, d);
+                squares = s.fma(d, d, squares);
+            }
+            store_up_to(s, total, &mut sum[i..j]);
+            store_up_to(s, squares, &mut square[i..j]);
+        },
+    );
+}
+
+/// `y = f(factor x + offset)` for rows of as many channels as there are factors.
 #[inline(always)]
 fn normalize<S: Simd, T: Element, const SILU: bool>(
     s: S,
     x: &[T],
-    (center, factor, beta): (&[f32], &[f32], &[f32]),
+    (factor, offset): (&[f32], &[f32]),
     y: &mut [T],
 ) {
-    let c = beta.len();
+    let c = factor.len();
     for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
-        for i in (0..c).step_by(S::LANES) {
-            let j = (i + S::LANES).min(c);
-            let d = s.sub(load_up_to(s, &x[i..j]), load_up_to(s, &center[i..j]));
-            let z = s.fma(d, load_up_to(s, &factor[i..j]), load_up_to(s, &beta[i..j]));
-            store_up_to(s, if SILU { silu(s, z) } else { z }, &mut y[i..j]);
-        }
+        for_vectors(
+            s,
+            c,
+            #[inline(always)]
+            |i, j| {
+                let z = s.fma(load_up_to(s, &x[i..j]), load_up_to(s, &factor[i..j]), load_up_to(s, &offset[i..j]));
+                store_up_to(s, if SILU { swish::<S, T>(s, z, 1.0) } else { z }, &mut y[i..j]);
+            },
+        );
     }
 }
 
@@ -202,42 +286,58 @@ pub fn group_norm_backward<T: Element>(
     if x.is_empty() {
         return;
     }
-    let step = rows_of_task(c);
-    let tasks = pixels.div_ceil(step);
-    let width = c / groups;
-    with_scratch(batch * tasks * 2 * c + batch * 2 * c, |memory| {
-        let (partial, totals) = memory.split_at_mut(batch * tasks * 2 * c);
-        let channels = |b: usize, center: &mut [f32], scale: &mut [f32]| {
-            for i in 0..c {
-                center[i] = mean[b * groups + i / width];
-                scale[i] = rstd[b * groups + i / width];
+    let norm = GroupNorm { pixels, c, groups, gamma, beta };
+    let (tasks, stats) = (norm.tasks(), |b: usize| (&mean[b * groups..][..groups], &rstd[b * groups..][..groups]));
+    let out = SharedMut::new(dx);
+    let sums = |b: usize, task: usize, factors: &[f32], sums: &mut [f32]| {
+        let rows = norm.rows(b, task);
+        let from = (&x[rows.clone()], &dy[rows]);
+        dispatch!(|s| if silu {
+            gradient_sums::<_, T, true>(s, from, factors, sums);
+        } else {
+            gradient_sums::<_, T, false>(s, from, factors, sums);
+        });
+    };
+    let finish = |b: usize, task: usize, factors: &[f32]| {
+        let rows = norm.rows(b, task);
+        let from = (&x[rows.clone()], &dy[rows.clone()]);
+        // SAFETY: tasks have different rows.
+        let dx = unsafe { out.range(rows) };
+        dispatch!(|s| if silu {
+            input_gradient::<_, T, true>(s, from, factors, dx);
+        } else {
+            input_gradient::<_, T, false>(s, from, factors, dx);
+        });
+    };
+    with_scratch(batch * (2 + FACTORS + 2 * tasks) * c, |memory| {
+        let (totals, memory) = memory.split_at_mut(batch * 2 * c);
+        let (factors, partial) = memory.split_at_mut(batch * FACTORS * c);
+        for_chunks2((totals, 2 * c), (factors, FACTORS * c), |b, total, factors| {
+            norm.first_factors(stats(b), factors);
+            if tasks == 1 {
+                // Small pictures stay in the cache.
+                sums(b, 0, factors, total);
+                norm.second_factors(stats(b), total, factors);
+                finish(b, 0, factors);
             }
-        };
-        for_chunks(partial, 2 * c, |task, partial| {
-            let (b, t) = (task / tasks, task % tasks);
-            let begin = (b * pixels + t * step) * c;
-            let len = step.min(pixels - t * step) * c;
-            let (x, dy) = (&x[begin..begin + len], &dy[begin..begin + len]);
-            let (sum, product) = partial.split_at_mut(c);
-            with_scratch(2 * c, |memory| {
-                let (center, scale) = memory.split_at_mut(c);
-                channels(b, center, scale);
-                let stats = (&*center, &*scale, gamma, beta);
-                dispatch!(|s| if silu {
-                    gradient_sums::<_, T, true>(s, (x, dy), stats, sum, product);
-                } else {
-                    gradient_sums::<_, T, false>(s, (x, dy), stats, sum, product);
-                });
+        });
+        if tasks > 1 {
+            for_chunks(partial, 2 * c, |i, partial| {
+                sums(i / tasks, i % tasks, &factors[i / tasks * FACTORS * c..][..FACTORS * c], partial);
             });
-        });
-        let partial = &*partial;
-        for_chunks(totals, 2 * c, |b, total| {
-            total.fill(0.0);
-            for part in partial[b * tasks * 2 * c..][..tasks * 2 * c].chunks_exact(2 * c) {
-                dispatch!(|s| add_to(s, part, total));
-            }
-        });
-        let totals = &*totals;
+            for_chunks2((totals, 2 * c), (factors, FACTORS * c), |b, total, factors| {
+                total.fill(0.0);
+                for part in partial[b * tasks * 2 * c..][..tasks * 2 * c].chunks_exact(2 * c) {
+                    dispatch!(|s| add_to(s, part, total));
+                }
+                norm.second_factors(stats(b), total, factors);
+            });
+            // Backwards: what was read last is still in the cache.
+            parallel_for(batch * tasks, |i| {
+                let i = batch * tasks - 1 - i;
+                finish(i / tasks, i % tasks, &factors[i / tasks * FACTORS * c..][..FACTORS * c]);
+            });
+        }
         for total in totals.chunks_exact(2 * c) {
             let (sum, product) = total.split_at(c);
             dispatch!(|s| {
@@ -245,108 +345,138 @@ pub fn group_norm_backward<T: Element>(
                 add_to(s, product, dgamma);
             });
         }
-        let out = SharedMut::new(dx);
-        parallel_for(batch * tasks, |task| {
-            let (b, t) = (task / tasks, task % tasks);
-            let begin = (b * pixels + t * step) * c;
-            let len = step.min(pixels - t * step) * c;
-            // SAFETY: tasks have different rows.
-            let dx = unsafe { out.range(begin..begin + len) };
-            let (x, dy) = (&x[begin..begin + len], &dy[begin..begin + len]);
-            let (sum, product) = totals[b * 2 * c..][..2 * c].split_at(c);
-            with_scratch(4 * c, |memory| {
-                let (center, memory) = memory.split_at_mut(c);
-                let (scale, memory) = memory.split_at_mut(c);
-                let (first, second) = memory.split_at_mut(c);
-                channels(b, center, scale);
-                let count = (width * pixels) as f64;
-                for g in 0..groups {
-                    let members = g * width..(g + 1) * width;
-                    let average =
-                        |of: &[f32]| members.clone().map(|i| gamma[i] as f64 * of[i] as f64).sum::<f64>() / count;
-                    first[members.clone()].fill(average(sum) as f32);
-                    second[members.clone()].fill(average(product) as f32);
-                }
-                let stats = (&*center, &*scale, gamma, beta);
-                dispatch!(|s| if silu {
-                    input_gradient::<_, T, true>(s, (x, dy), stats, (first, second), dx);
-                } else {
-                    input_gradient::<_, T, false>(s, (x, dy), stats, (first, second), dx);
-                });
-            });
-        });
     });
 }
 
-/// Center, scale, gamma, beta per channel.
-type Stats<'a> = (&'a [f32], &'a [f32], &'a [f32], &'a [f32]);
+/// Numbers of a channel that the backward pass needs, in this order, each `[c]`: h = `0` x + `1`, what f is applied to is
+/// `2` x + `3`; of the second pass, dx = `4` dz + `5` x + `6`.
+const FACTORS: usize = 7;
 
-/// h and dz of some channels of a row.
-#[inline(always)]
-fn normalized<S: Simd, T: Element, const SILU: bool>(
-    s: S,
-    (x, dy): (&[T], &[T]),
-    (center, scale, gamma, beta): (S::V, S::V, S::V, S::V),
-) -> (S::V, S::V) {
-    let h = s.mul(s.sub(load_up_to(s, x), center), scale);
-    let dy = load_up_to(s, dy);
-    let dz = if SILU { s.mul(dy, silu_slope(s, s.fma(h, gamma, beta))) } else { dy };
-    (h, dz)
+impl GroupNorm<'_> {
+    /// The first four of the [`FACTORS`] of a picture.
+    fn first_factors(&self, (mean, rstd): (&[f32], &[f32]), factors: &mut [f32]) {
+        let (c, width) = (self.c, self.c / self.groups);
+        for g in 0..self.groups {
+            let (scale, offset) = (rstd[g], -mean[g] * rstd[g]);
+            for i in g * width..(g + 1) * width {
+                factors[i] = scale;
+                factors[c + i] = offset;
+                factors[2 * c + i] = scale * self.gamma[i];
+                factors[3 * c + i] = offset * self.gamma[i] + self.beta[i];
+            }
+        }
+    }
+
+    /// The other ones, from the channels' sums of dz and dz h.
+    fn second_factors(&self, (mean, rstd): (&[f32], &[f32]), sums: &[f32], factors: &mut [f32]) {
+        let (c, width) = (self.c, self.c / self.groups);
+        let (sum, product) = sums.split_at(c);
+        let count = (width * self.pixels) as f64;
+        for g in 0..self.groups {
+            let members = g * width..(g + 1) * width;
+            let average = |of: &[f32]| {
+                let weighted = members.clone().map(|i| self.gamma[i] as f64 * of[i] as f64);
+                weighted.sum::<f64>() / count
+            };
+            let scale = rstd[g] as f64;
+            let slope = -scale * scale * average(product);
+            let offset = -scale * average(sum) - slope * mean[g] as f64;
+            for i in members.clone() {
+                factors[4 * c + i] = rstd[g] * self.gamma[i];
+            }
+            factors[5 * c..][members.clone()].fill(slope as f32);
+            factors[6 * c..][members].fill(offset as f32);
+        }
+    }
 }
 
-/// Sums over rows of dz and dz h, per channel.
+/// Sums over rows of dz, per channel, then of dz h.
 #[inline(always)]
 fn gradient_sums<S: Simd, T: Element, const SILU: bool>(
     s: S,
     (x, dy): (&[T], &[T]),
-    stats: Stats,
-    sum: &mut [f32],
-    product: &mut [f32],
+    factors: &[f32],
+    sums: &mut [f32],
 ) {
-    let c = sum.len();
-    for i in (0..c).step_by(S::LANES) {
-        let j = (i + S::LANES).min(c);
-        let of = (
-            load_up_to(s, &stats.0[i..j]),
-            load_up_to(s, &stats.1[i..j]),
-            load_up_to(s, &stats.2[i..j]),
-            load_up_to(s, &stats.3[i..j]),
-        );
-        let (mut sums, mut products) = (s.splat(0.0), s.splat(0.0));
-        for (x, dy) in x.chunks_exact(c).zip(dy.chunks_exact(c)) {
-            let (h, dz) = normalized::<S, T, SILU>(s, (&x[i..j], &dy[i..j]), of);
-            sums = s.add(sums, dz);
-            products = s.fma(dz, h, products);
-        }
-        store_up_to(s, sums, &mut sum[i..j]);
-        store_up_to(s, products, &mut product[i..j]);
+    let c = sums.len() / 2;
+    sums.fill(0.0);
+    let (x_blocks, dy_blocks) = (x.chunks_exact(ROWS * c), dy.chunks_exact(ROWS * c));
+    for row in x_blocks.remainder().chunks_exact(c).zip(dy_blocks.remainder().chunks_exact(c)) {
+        gradient_rows::<S, T, SILU, 1>(s, row, factors, sums);
+    }
+    for rows in x_blocks.zip(dy_blocks) {
+        gradient_rows::<S, T, SILU, ROWS>(s, rows, factors, sums);
     }
 }
 
-/// `dx = scale (gamma dz - first - h second)`.
+/// Adds what some rows have to the sums.
+#[inline(always)]
+fn gradient_rows<S: Simd, T: Element, const SILU: bool, const R: usize>(
+    s: S,
+    (x, dy): (&[T], &[T]),
+    factors: &[f32],
+    sums: &mut [f32],
+) {
+    let c = sums.len() / 2;
+    let (sum, product) = sums.split_at_mut(c);
+    for_vectors(
+        s,
+        c,
+        #[inline(always)]
+        |i, j| {
+            let of = load_factors::<S, 4>(s, factors, c, (i, j));
+            let (mut total, mut products) = (load_up_to(s, &sum[i..j]), load_up_to(s, &product[i..j]));
+            for r in 0..R {
+                let at = r * c + i..r * c + j;
+                let (x, dy) = (load_up_to(s, &x[at.clone()]), load_up_to(s, &dy[at]));
+                let dz = before_activation::<S, T, SILU>(s, x, dy, (of[2], of[3]));
+                total = s.add(total, dz);
+                products = s.fma(dz, s.fma(x, of[0], of[1]), products);
+            }
+            store_up_to(s, total, &mut sum[i..j]);
+            store_up_to(s, products, &mut product[i..j]);
+        },
+    );
+}
+
+/// The first `N` factors of the channels `i..j`.
+#[inline(always)]
+fn load_factors<S: Simd, const N: usize>(s: S, factors: &[f32], c: usize, (i, j): (usize, usize)) -> [S::V; N] {
+    let mut of = [s.splat(0.0); N];
+    for (k, of) in of.iter_mut().enumerate() {
+        *of = load_up_to(s, &factors[k * c + i..k * c + j]);
+    }
+    of
+}
+
+/// dz: dy through the slope of the activation.
+#[inline(always)]
+fn before_activation<S: Simd, T: Element, const SILU: bool>(s: S, x: S::V, dy: S::V, of: (S::V, S::V)) -> S::V {
+    if SILU { s.mul(dy, swish_slope::<S, T>(s, s.fma(x, of.0, of.1), 1.0)) } else { dy }
+}
+
+/// dx of rows, see [`FACTORS`].
 #[inline(always)]
 fn input_gradient<S: Simd, T: Element, const SILU: bool>(
     s: S,
     (x, dy): (&[T], &[T]),
-    stats: Stats,
-    (first, second): (&[f32], &[f32]),
+    factors: &[f32],
     dx: &mut [T],
 ) {
-    let c = first.len();
-    for i in (0..c).step_by(S::LANES) {
-        let j = (i + S::LANES).min(c);
-        let of = (
-            load_up_to(s, &stats.0[i..j]),
-            load_up_to(s, &stats.1[i..j]),
-            load_up_to(s, &stats.2[i..j]),
-            load_up_to(s, &stats.3[i..j]),
+    let c = factors.len() / FACTORS;
+    let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
+    for ((x, dy), dx) in rows {
+        for_vectors(
+            s,
+            c,
+            #[inline(always)]
+            |i, j| {
+                let of = load_factors::<S, FACTORS>(s, factors, c, (i, j));
+                let (x, dy) = (load_up_to(s, &x[i..j]), load_up_to(s, &dy[i..j]));
+                let dz = before_activation::<S, T, SILU>(s, x, dy, (of[2], of[3]));
+                store_up_to(s, s.fma(dz, of[4], s.fma(x, of[5], of[6])), &mut dx[i..j]);
+            },
         );
-        let (first, second) = (load_up_to(s, &first[i..j]), load_up_to(s, &second[i..j]));
-        for ((x, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
-            let (h, dz) = normalized::<S, T, SILU>(s, (&x[i..j], &dy[i..j]), of);
-            let inner = s.sub(s.sub(s.mul(of.2, dz), first), s.mul(h, second));
-            store_up_to(s, s.mul(of.1, inner), &mut dx[i..j]);
-        }
     }
 }
 
@@ -383,45 +513,77 @@ pub fn layer_norm_forward<T: Element>(
     let step = rows_of_task(c);
     for_chunks3((y, step * c), (mean, step), (rstd, step), |task, y, mean, rstd| {
         let x = &x[task * step * c..][..y.len()];
+        let whole = mean.len() / LINES * LINES;
         dispatch!(|s| {
-            for (r, (x, y)) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).enumerate() {
-                let mut sum = s.splat(0.0);
-                for i in (0..c).step_by(Lanes::of(s)) {
-                    sum = s.add(sum, load_up_to(s, &x[i..(i + Lanes::of(s)).min(c)]));
-                }
-                mean[r] = s.sum(sum) / c as f32;
-                let center = s.splat(mean[r]);
-                let mut square = s.splat(0.0);
-                let whole = c / Lanes::of(s) * Lanes::of(s);
-                for i in (0..whole).step_by(Lanes::of(s)) {
-                    let d = s.sub(T::load(s, &x[i..]), center);
-                    square = s.fma(d, d, square);
-                }
-                let mut square = s.sum(square);
-                for x in &x[whole..] {
-                    square += (x.to_f32() - mean[r]) * (x.to_f32() - mean[r]);
-                }
-                rstd[r] = 1.0 / (square / c as f32 + eps).sqrt();
-                let scale = s.splat(rstd[r]);
-                for i in (0..c).step_by(Lanes::of(s)) {
-                    let j = (i + Lanes::of(s)).min(c);
-                    let h = s.mul(s.sub(load_up_to(s, &x[i..j]), center), scale);
-                    let z = s.fma(h, load_up_to(s, &gamma[i..j]), load_up_to(s, &beta[i..j]));
-                    store_up_to(s, z, &mut y[i..j]);
-                }
+            for r in (0..whole).step_by(LINES) {
+                let (at, rows) = (r * c..(r + LINES) * c, r..r + LINES);
+                let to = (&mut mean[rows.clone()], &mut rstd[rows]);
+                layer_rows::<_, T, LINES>(s, &x[at.clone()], (gamma, beta), eps, &mut y[at], to);
+            }
+            for r in whole..mean.len() {
+                let (at, rows) = (r * c..(r + 1) * c, r..r + 1);
+                let to = (&mut mean[rows.clone()], &mut rstd[rows]);
+                layer_rows::<_, T, 1>(s, &x[at.clone()], (gamma, beta), eps, &mut y[at], to);
             }
         });
     });
 }
 
-/// Lanes of the instruction set a token stands for.
-struct Lanes;
+/// Rows of a layer normalization that are worked on side by side.
+const LINES: usize = 4;
 
-impl Lanes {
-    #[inline(always)]
-    fn of<S: Simd>(_: S) -> usize {
-        S::LANES
+/// `R` rows of [`layer_norm_forward`].
+#[inline(always)]
+fn layer_rows<S: Simd, T: Element, const R: usize>(
+    s: S,
+    x: &[T],
+    (gamma, beta): (&[f32], &[f32]),
+    eps: f32,
+    y: &mut [T],
+    (mean, rstd): (&mut [f32], &mut [f32]),
+) {
+    let c = gamma.len();
+    // Differences from the average of a few elements are summed, so that a mean far from zero costs no precision.
+    let few = S::LANES.min(c);
+    let mut guess = [0.0; R];
+    for r in 0..R {
+        guess[r] = s.sum(load_up_to(s, &x[r * c..r * c + few])) / few as f32;
     }
+    let (mut sums, mut squares) = ([s.splat(0.0); R], [s.splat(0.0); R]);
+    let whole = c / S::LANES * S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        for r in 0..R {
+            let d = s.sub(T::load(s, &x[r * c + i..][..S::LANES]), s.splat(guess[r]));
+            sums[r] = s.add(sums[r], d);
+            squares[r] = s.fma(d, d, squares[r]);
+        }
+    }
+    let (mut scales, mut offsets) = ([s.splat(0.0); R], [s.splat(0.0); R]);
+    for r in 0..R {
+        let (mut sum, mut square) = (s.sum(sums[r]), s.sum(squares[r]));
+        for x in &x[r * c + whole..(r + 1) * c] {
+            let d = x.to_f32() - guess[r];
+            sum += d;
+            square += d * d;
+        }
+        let difference = sum / c as f32;
+        mean[r] = guess[r] + difference;
+        rstd[r] = 1.0 / ((square / c as f32 - difference * difference).max(0.0) + eps).sqrt();
+        (scales[r], offsets[r]) = (s.splat(rstd[r]), s.splat(-mean[r] * rstd[r]));
+    }
+    for_vectors(
+        s,
+        c,
+        #[inline(always)]
+        |i, j| {
+            let (gamma, beta) = (load_up_to(s, &gamma[i..j]), load_up_to(s, &beta[i..j]));
+            for r in 0..R {
+                let at = r * c + i..r * c + j;
+                let h = s.fma(load_up_to(s, &x[at.clone()]), scales[r], offsets[r]);
+                store_up_to(s, s.fma(h, gamma, beta), &mut y[at]);
+            }
+        },
+    );
 }
 
 /// Gradients of [`layer_norm_forward`]: dx lies like x, dgamma and dbeta are `[c]`; all are overwritten.
@@ -462,11 +624,19 @@ pub fn layer_norm_backward<T: Element>(
             let (sum, product) = partial.split_at_mut(c);
             sum.fill(0.0);
             product.fill(0.0);
+            let rows = dx.len() / c;
+            let (mean, rstd) = (&mean[task * step..][..rows], &rstd[task * step..][..rows]);
+            let whole = rows / LINES * LINES;
             dispatch!(|s| {
-                let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
-                for (r, ((x, dy), dx)) in rows.enumerate() {
-                    let stats = (mean[task * step + r], rstd[task * step + r]);
-                    layer_row(s, (x, dy), gamma, stats, dx, sum, product);
+                for r in (0..whole).step_by(LINES) {
+                    let (at, stats) = (r * c..(r + LINES) * c, (&mean[r..r + LINES], &rstd[r..r + LINES]));
+                    let from = (&x[at.clone()], &dy[at.clone()]);
+                    layer_gradients::<_, T, LINES>(s, from, gamma, stats, &mut dx[at], (sum, product));
+                }
+                for r in whole..rows {
+                    let (at, stats) = (r * c..(r + 1) * c, (&mean[r..r + 1], &rstd[r..r + 1]));
+                    let from = (&x[at.clone()], &dy[at.clone()]);
+                    layer_gradients::<_, T, 1>(s, from, gamma, stats, &mut dx[at], (sum, product));
                 }
             });
         });
@@ -480,36 +650,62 @@ pub fn layer_norm_backward<T: Element>(
     });
 }
 
-/// One row of [`layer_norm_backward`].
+/// `R` rows of [`layer_norm_backward`].
 #[inline(always)]
-fn layer_row<S: Simd, T: Element>(
+fn layer_gradients<S: Simd, T: Element, const R: usize>(
     s: S,
     (x, dy): (&[T], &[T]),
     gamma: &[f32],
-    (mean, rstd): (f32, f32),
+    (mean, rstd): (&[f32], &[f32]),
     dx: &mut [T],
-    sum: &mut [f32],
-    product: &mut [f32],
+    (sum, product): (&mut [f32], &mut [f32]),
 ) {
     let c = gamma.len();
-    let (center, scale) = (s.splat(mean), s.splat(rstd));
-    let (mut first, mut second) = (s.splat(0.0), s.splat(0.0));
-    for i in (0..c).step_by(S::LANES) {
-        let j = (i + S::LANES).min(c);
-        let h = s.mul(s.sub(load_up_to(s, &x[i..j]), center), scale);
-        let dy = load_up_to(s, &dy[i..j]);
-        let weighted = s.mul(dy, load_up_to(s, &gamma[i..j]));
-        first = s.add(first, weighted);
-        second = s.fma(weighted, h, second);
-        store_up_to(s, s.add(load_up_to(s, &sum[i..j]), dy), &mut sum[i..j]);
-        store_up_to(s, s.fma(dy, h, load_up_to(s, &product[i..j])), &mut product[i..j]);
+    let zero = [s.splat(0.0); R];
+    let (mut scales, mut offsets, mut first, mut second) = (zero, zero, zero, zero);
+    for r in 0..R {
+        (scales[r], offsets[r]) = (s.splat(rstd[r]), s.splat(-mean[r] * rstd[r]));
     }
-    let (first, second) = (s.splat(s.sum(first) / c as f32), s.splat(s.sum(second) / c as f32));
-    for i in (0..c).step_by(S::LANES) {
-        let j = (i + S::LANES).min(c);
-        let h = s.mul(s.sub(load_up_to(s, &x[i..j]), center), scale);
-        let weighted = s.mul(load_up_to(s, &dy[i..j]), load_up_to(s, &gamma[i..j]));
-        let inner = s.sub(s.sub(weighted, first), s.mul(h, second));
-        store_up_to(s, s.mul(scale, inner), &mut dx[i..j]);
+    for_vectors(
+        s,
+        c,
+        #[inline(always)]
+        |i, j| {
+            let gamma = load_up_to(s, &gamma[i..j]);
+            let (mut sums, mut products) = (load_up_to(s, &sum[i..j]), load_up_to(s, &product[i..j]));
+            for r in 0..R {
+                let at = r * c + i..r * c + j;
+                let dy = load_up_to(s, &dy[at.clone()]);
+                let h = s.fma(load_up_to(s, &x[at]), scales[r], offsets[r]);
+                let weighted = s.mul(dy, gamma);
+                first[r] = s.add(first[r], weighted);
+                second[r] = s.fma(weighted, h, second[r]);
+                sums = s.add(sums, dy);
+                products = s.fma(dy, h, products);
+            }
+            store_up_to(s, sums, &mut sum[i..j]);
+            store_up_to(s, products, &mut product[i..j]);
+        },
+    );
+    // dx = rstd (gamma dy - first - second h) = rstd gamma dy + slope x + offset
+    let (mut slopes, mut constants) = (zero, zero);
+    for r in 0..R {
+        let slope = -rstd[r] * rstd[r] * s.sum(second[r]) / c as f32;
+        let constant = -rstd[r] * s.sum(first[r]) / c as f32 - slope * mean[r];
+        (slopes[r], constants[r]) = (s.splat(slope), s.splat(constant));
     }
+    for_vectors(
+        s,
+        c,
+        #[inline(always)]
+        |i, j| {
+            let gamma = load_up_to(s, &gamma[i..j]);
+            for r in 0..R {
+                let at = r * c + i..r * c + j;
+                let weighted = s.mul(s.mul(load_up_to(s, &dy[at.clone()]), gamma), scales[r]);
+                let line = s.fma(load_up_to(s, &x[at.clone()]), slopes[r], constants[r]);
+                store_up_to(s, s.add(weighted, line), &mut dx[at]);
+            }
+        },
+    );
 }

@@ -55,7 +55,7 @@ pub fn f32_peak() -> ArithmeticPeak {
     const ROUNDS: usize = 400_000;
     let instruction = match isa() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(_) | Isa::Avx2(_) => "vfmadd",
+        Isa::Avx512Bf16(_) | Isa::Avx512(_) | Isa::Avx2(_) => "vfmadd",
         Isa::Scalar(_) => "mul + add",
     };
     let lanes = dispatch!(|s| lanes(s));

@@ -9,7 +9,7 @@ use half::bf16;
 use crate::element::Element;
 use crate::product::{Operand, Output, Source, copy};
 use crate::scratch::with_scratch;
-use crate::simd::{Avx512, Bf16Isa, bf16_isa};
+use crate::simd::{Avx512Bf16, Bf16Isa, bf16_isa};
 use crate::threads::{SharedMut, parallel_for};
 use crate::tile16::{A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, transpose_pairs};
 
@@ -302,7 +302,7 @@ fn pack_a<K: Kernel16, X: Source>(
 /// interleaved, then blocks of 16 by 16 pairs transposed.
 #[inline(always)]
 pub(crate) fn pack_transposed<X: Source>(
-    s: Avx512,
+    s: Avx512Bf16,
     a: &Operand<X>,
     (k0, k): (usize, usize),
     (m0, m): (usize, usize),
@@ -332,7 +332,7 @@ pub(crate) fn pack_transposed<X: Source>(
 /// after the last column. `rows` is room for two rows.
 #[inline(always)]
 fn interleave_rows<X: Source>(
-    s: Avx512,
+    s: Avx512Bf16,
     x: &Operand<X>,
     (row, end): (usize, usize),
     (n0, n): (usize, usize),
@@ -393,7 +393,7 @@ pub(crate) fn pack_b<K: Kernel16, X: Source>(
 /// [`pack_b`] for a source that is `[n, k]`.
 #[inline(always)]
 fn pack_b_transposed<X: Source>(
-    s: Avx512,
+    s: Avx512Bf16,
     b: &Operand<X>,
     (k0, k, padded): (usize, usize, usize),
     (n0, n): (usize, usize),

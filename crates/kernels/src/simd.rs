@@ -66,6 +66,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// `a * 2^n` for whole `n` in -252..=252.
     fn scale(self, a: Self::V, n: Self::V) -> Self::V;
+    /// `x - floor(x)`, for magnitudes below 2^22, and what [`Simd::scale`] takes for `floor(x)`.
+    #[inline(always)]
+    fn split(self, x: Self::V) -> (Self::V, Self::V) {
+        // A whole x may count as 1 above the whole number before it.
+        let floor = self.round(self.sub(x, self.splat(0.5)));
+        (self.sub(x, floor), floor)
+    }
+    /// `1 / a` for normal numbers below 2^126, within 2 ULP.
+    #[inline(always)]
+    fn reciprocal(self, a: Self::V) -> Self::V {
+        self.div(self.splat(1.0), a)
+    }
+    /// [`Simd::reciprocal`], within 2^-14 relative.
+    #[inline(always)]
+    fn reciprocal_near(self, a: Self::V) -> Self::V {
+        self.reciprocal(a)
+    }
     /// `a < b ? x : y`, lane by lane.
     fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
     /// Sum of the lanes, by halves.
@@ -244,9 +261,9 @@ mod x86 {
             Avx512::new().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Self)
         }
 
-        /// The vectors that come with it.
+        /// The token without BF16.
         #[inline(always)]
-        pub fn vectors(self) -> Avx512 {
+        pub fn without_bf16(self) -> Avx512 {
             self.0
         }
     }
@@ -262,9 +279,9 @@ mod x86 {
             Avx512Bf16::new().filter(|_| amx_in_processor() && amx_permitted()).map(Self)
         }
 
-        /// The conversions to bf16 that come with it.
+        /// The vectors that come with it.
         #[inline(always)]
-        pub fn halves(self) -> Avx512Bf16 {
+        pub fn vectors(self) -> Avx512Bf16 {
             self.0
         }
 
@@ -527,6 +544,25 @@ mod x86 {
             unsafe { _mm512_scalef_ps(a, n) }
         }
         #[inline(always)]
+        fn split(self, x: __m512) -> (__m512, __m512) {
+            // The scaling rounds its exponent down by itself.
+            // SAFETY: see above the impl.
+            unsafe { (_mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(x), x) }
+        }
+        #[inline(always)]
+        fn reciprocal(self, a: __m512) -> __m512 {
+            // Newton's step doubles the digits.
+            let y = self.reciprocal_near(a);
+            // SAFETY: see above the impl.
+            let rest = unsafe { _mm512_fnmadd_ps(a, y, self.splat(1.0)) };
+            self.fma(y, rest, y)
+        }
+        #[inline(always)]
+        fn reciprocal_near(self, a: __m512) -> __m512 {
+            // SAFETY: see above the impl.
+            unsafe { _mm512_rcp14_ps(a) }
+        }
+        #[inline(always)]
         fn select_lt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
             // SAFETY: see above the impl.
             unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x) }
@@ -586,6 +622,75 @@ mod x86 {
                 }
             }
         }
+    }
+
+    /// Writes the methods that are those of [`Avx512`].
+    macro_rules! as_avx512 {
+        ($($name:ident($($arg:ident: $ty:ty),*) -> $result:ty;)*) => {
+            $(
+                #[inline(always)]
+                fn $name(self, $($arg: $ty),*) -> $result {
+                    self.0.$name($($arg),*)
+                }
+            )*
+        };
+    }
+
+    /// [`Avx512`], but for the rounding to bf16, which one instruction does here. It takes subnormal numbers for zero.
+    impl Simd for Avx512Bf16 {
+        const LANES: usize = 16;
+        type V = __m512;
+
+        as_avx512! {
+            splat(x: f32) -> __m512;
+            load(from: &[f32]) -> __m512;
+            load_part(from: &[f32]) -> __m512;
+            store(v: __m512, to: &mut [f32]) -> ();
+            store_part(v: __m512, to: &mut [f32]) -> ();
+            load_bf16(from: &[bf16]) -> __m512;
+            load_bf16_part(from: &[bf16]) -> __m512;
+            add(a: __m512, b: __m512) -> __m512;
+            sub(a: __m512, b: __m512) -> __m512;
+            mul(a: __m512, b: __m512) -> __m512;
+            div(a: __m512, b: __m512) -> __m512;
+            fma(a: __m512, b: __m512, c: __m512) -> __m512;
+            max(a: __m512, b: __m512) -> __m512;
+            min(a: __m512, b: __m512) -> __m512;
+            sqrt(a: __m512) -> __m512;
+            round(a: __m512) -> __m512;
+            scale(a: __m512, n: __m512) -> __m512;
+            split(x: __m512) -> (__m512, __m512);
+            reciprocal(a: __m512) -> __m512;
+            reciprocal_near(a: __m512) -> __m512;
+            select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512;
+            sum(v: __m512) -> f32;
+            max_lane(v: __m512) -> f32;
+            transpose(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) -> ();
+        }
+
+        #[inline(always)]
+        fn store_bf16(self, v: __m512, to: &mut [bf16]) {
+            assert!(to.len() >= 16);
+            // SAFETY: see above the impl of `Avx512`.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), round_bf16(v)) }
+        }
+        #[inline(always)]
+        fn store_bf16_part(self, v: __m512, to: &mut [bf16]) {
+            assert!(to.len() < 16);
+            // SAFETY: see above the impl of `Avx512`.
+            unsafe { _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), mask(to.len()), round_bf16(v)) }
+        }
+    }
+
+    /// Rounds to nearest even; subnormal numbers count as zero.
+    ///
+    /// # Safety
+    ///
+    /// Needs AVX-512 BF16.
+    #[inline(always)]
+    unsafe fn round_bf16(v: __m512) -> __m256i {
+        // SAFETY: the caller promises the feature; both types are 32 bytes of integers.
+        unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)) }
     }
 
     /// Sum of eight lanes.
@@ -769,6 +874,9 @@ mod x86 {
 /// The instruction set in use, with its token.
 #[derive(Clone, Copy)]
 pub enum Isa {
+    /// AVX-512 with BF16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
@@ -796,6 +904,9 @@ pub fn isa() -> Isa {
     *ISA.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
         {
+            if let Some(token) = Avx512Bf16::new().filter(|_| allowed() >= 3) {
+                return Isa::Avx512Bf16(token);
+            }
             if let Some(token) = Avx512::new().filter(|_| allowed() >= 2) {
                 return Isa::Avx512(token);
             }
@@ -854,7 +965,7 @@ pub fn isa_name() -> &'static str {
         #[cfg(target_arch = "x86_64")]
         (_, Bf16Isa::Avx512(_)) => "avx512+bf16",
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512(_), _) => "avx512",
+        (Isa::Avx512(_) | Isa::Avx512Bf16(_), _) => "avx512",
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2(_), _) => "avx2+fma",
         (Isa::Scalar(_), _) => "scalar",
@@ -865,6 +976,12 @@ pub fn isa_name() -> &'static str {
 macro_rules! dispatch {
     (|$s:ident| $body:expr) => {
         match $crate::simd::isa() {
+            #[cfg(target_arch = "x86_64")]
+            $crate::simd::Isa::Avx512Bf16($s) => $crate::simd::with_avx512_bf16(
+                $s,
+                #[inline(always)]
+                || $body,
+            ),
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Isa::Avx512($s) => $crate::simd::with_avx512(
                 $s,

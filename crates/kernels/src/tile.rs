@@ -1,7 +1,7 @@
 //! The innermost loop of every matrix product: a tile of C held in registers.
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2Fma, Avx512, with_avx2, with_avx512};
+use crate::simd::{Avx2Fma, Avx512, Avx512Bf16, with_avx2, with_avx512};
 use crate::simd::{Scalar, Simd};
 
 /// Longest piece of the inner dimension that is packed at once.
@@ -134,6 +134,15 @@ macro_rules! micro_kernel {
 micro_kernel!(Avx512, 14, avx512, with_avx512, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
 #[cfg(target_arch = "x86_64")]
 micro_kernel!(Avx2Fma, 6, avx2, with_avx2, [1 2 3 4 5 6]);
+
+#[cfg(target_arch = "x86_64")]
+impl MicroKernel for Avx512Bf16 {
+    const ROWS: usize = <Avx512 as MicroKernel>::ROWS;
+
+    fn tile(self, rows: usize, vectors: usize, k_major: bool) -> TileFn {
+        self.without_bf16().tile(rows, vectors, k_major)
+    }
+}
 
 /// Stands where the other instruction sets enable their features.
 #[inline(always)]

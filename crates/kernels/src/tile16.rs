@@ -8,7 +8,7 @@ use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use crate::simd::{Amx, Avx512, Avx512Bf16, Simd, with_avx512_bf16};
+use crate::simd::{Amx, Avx512Bf16, Simd, with_avx512_bf16};
 
 /// Longest piece of the inner dimension that is packed at once.
 pub const KC: usize = 1024;
@@ -58,14 +58,8 @@ pub trait Kernel16: Copy + Send + Sync + 'static {
     /// Longest piece of the sums that is worth its place in the cache.
     const PIECE: usize;
 
-    /// The conversions to bf16 that go with it.
-    fn halves(self) -> Avx512Bf16;
-
     /// The vectors that go with it.
-    #[inline(always)]
-    fn vectors(self) -> Avx512 {
-        self.halves().vectors()
-    }
+    fn vectors(self) -> Avx512Bf16;
 
     /// Runs `f` compiled for the instructions.
     fn run<R>(self, f: impl FnOnce() -> R) -> R;
@@ -89,14 +83,14 @@ impl Kernel16 for Amx {
     const PIECE: usize = 640;
 
     #[inline(always)]
-    fn halves(self) -> Avx512Bf16 {
-        Amx::halves(self)
+    fn vectors(self) -> Avx512Bf16 {
+        Amx::vectors(self)
     }
 
     #[inline(always)]
     fn run<R>(self, f: impl FnOnce() -> R) -> R {
         self.configure_thread();
-        with_avx512_bf16(self.halves(), f)
+        with_avx512_bf16(Amx::vectors(self), f)
     }
 
     #[inline(always)]
@@ -220,7 +214,7 @@ impl Kernel16 for Avx512Bf16 {
     const PIECE: usize = KC;
 
     #[inline(always)]
-    fn halves(self) -> Avx512Bf16 {
+    fn vectors(self) -> Avx512Bf16 {
         self
     }
 
@@ -304,7 +298,7 @@ pub fn interleave(a: &[bf16], b: &[bf16], to: &mut [bf16]) {
 /// Transposes a block of 16 by 16 pairs: `to[j * to_stride + i] = from[i * stride + j]` for pairs `i`, `j`; strides in
 /// elements, even.
 #[inline(always)]
-pub fn transpose_pairs(s: Avx512, from: &[bf16], stride: usize, to: &mut [bf16], to_stride: usize) {
+pub fn transpose_pairs(s: Avx512Bf16, from: &[bf16], stride: usize, to: &mut [bf16], to_stride: usize) {
     let (from, to) = (bytemuck::cast_slice::<bf16, f32>(from), bytemuck::cast_slice_mut::<bf16, f32>(to));
     s.transpose(from, stride / 2, to, to_stride / 2);
 }
