@@ -118,6 +118,7 @@ fn multiply<K: Kernel16>(
                 c: c.as_mut_ptr(),
                 c_stride,
                 accumulate,
+                next: None,
             };
             // SAFETY: the slices are as long as the tile reads and writes; `a_stride` is from `stride`.
             unsafe { kernel.tile(&tile) };

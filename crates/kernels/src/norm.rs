@@ -233,12 +233,7 @@ fn channel_sums<S: Simd, T: Element, const R: usize>(s: S, rows: &[T], guess: &[
 
 /// `y = f(factor x + offset)` for rows of as many channels as there are factors.
 #[inline(always)]
-fn normalize<S: Simd, T: Element, const SILU: bool>(
-    s: S,
-    x: &[T],
-    (factor, offset): (&[f32], &[f32]),
-    y: &mut [T],
-) {
+fn normalize<S: Simd, T: Element, const SILU: bool>(s: S, x: &[T], (factor, offset): (&[f32], &[f32]), y: &mut [T]) {
     let c = factor.len();
     for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
         for_vectors(
@@ -457,12 +452,7 @@ fn before_activation<S: Simd, T: Element, const SILU: bool>(s: S, x: S::V, dy: S
 
 /// dx of rows, see [`FACTORS`].
 #[inline(always)]
-fn input_gradient<S: Simd, T: Element, const SILU: bool>(
-    s: S,
-    (x, dy): (&[T], &[T]),
-    factors: &[f32],
-    dx: &mut [T],
-) {
+fn input_gradient<S: Simd, T: Element, const SILU: bool>(s: S, (x, dy): (&[T], &[T]), factors: &[f32], dx: &mut [T]) {
     let c = factors.len() / FACTORS;
     let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
     for ((x, dy), dx) in rows {

@@ -510,7 +510,7 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                         *left = self.left(q, (m0, first, tile_rows.min(m - first)), local_a);
                     }
                     let b: &[bf16] = match self.packed_b {
-                        Some(all) => &all[line(self.n) * pieces.packed_begin(q) + n0 * padded..][..line(n) * padded],
+                        Some(all) => &all[self.packed_begin(q, n0)..][..line(n) * padded],
                         None => {
                             if let Some(b) = self.b {
                                 pack_b(kernel, b, pieces.range(q), (n0, n), local_b);
@@ -518,6 +518,11 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                             local_b
                         }
                     };
+                    // The weights of the next piece come from memory while this one is multiplied. With few rows, memory is
+                    // all that counts, and reads ahead only get in the way.
+                    let lines = (32 * WIDTH).div_ceil(m);
+                    let coming = self.packed_b.filter(|_| q + 1 < q1 && lines <= 8);
+                    let mut next = coming.map(|all| (all[self.packed_begin(q + 1, n0)..].as_ptr(), lines));
                     // The operand of the outer loop stays in the nearest cache, that of the inner one passes through it.
                     let (outer, inner) = if K::ANY_STRIDE { (tiles, panels) } else { (panels, tiles) };
                     for x in 0..outer {
@@ -541,7 +546,9 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                                 c,
                                 c_stride: WIDTH,
                                 accumulate: q > q0,
+                                next,
                             };
+                            next = next.map(|(at, lines)| (at.wrapping_add(padded / 32 * lines * 32), lines));
                             // SAFETY: A is as `left` promises, B and C are as long as the slices above.
                             unsafe { kernel.tile(&tile) };
                             if q + 1 == q1 {
@@ -553,6 +560,13 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                 }
             },
         );
+    }
+
+    /// Where piece `q` of the columns from `n0` begins in the packed B.
+    #[inline(always)]
+    fn packed_begin(&self, q: usize, n0: usize) -> usize {
+        let pieces = self.plan.pieces;
+        line(self.n) * pieces.packed_begin(q) + n0 * pieces.padded(q)
     }
 
     /// The rows `first..first + rows` of a task, for piece `q`: pointers to the groups and the distance of rows, readable as

@@ -41,6 +41,9 @@ pub struct Tile {
     pub c_stride: usize,
     /// Add to what C holds.
     pub accumulate: bool,
+    /// What to bring nearer while multiplying, and how many cache lines in each step of 32 elements of the sums, up to 8.
+    /// A hint only.
+    pub next: Option<(*const bf16, usize)>,
 }
 
 /// Instructions that multiply bf16 matrices.
@@ -80,7 +83,7 @@ impl Kernel16 for Amx {
     const K_STEP: usize = 32;
     const ANY_STRIDE: bool = true;
     const TASK_ROWS: usize = 256;
-    const PIECE: usize = 640;
+    const PIECE: usize = 320;
 
     #[inline(always)]
     fn vectors(self) -> Avx512Bf16 {
@@ -98,7 +101,11 @@ impl Kernel16 for Amx {
         // SAFETY: the contract of this function; the token proves the instructions, and `run` configured the thread.
         unsafe {
             match (t.rows > 16, t.columns > 16) {
-                (true, true) => amx_2x2(t),
+                (true, true) => match t.next {
+                    Some((_, 0..=4)) => amx_2x2_ahead4(t),
+                    Some(_) => amx_2x2_ahead8(t),
+                    None => amx_2x2(t),
+                },
                 (true, false) => amx_2x1(t),
                 (false, true) => amx_1x2(t),
                 (false, false) => amx_1x1(t),
@@ -110,7 +117,10 @@ impl Kernel16 for Amx {
 /// Loads the sums before and stores them after `body`, which multiplies; all in one block of assembly, because the
 /// compiler knows nothing of tiles. `$c` names a tile and its place in C as a displacement from one of two row pointers.
 macro_rules! amx_tile {
-    ($name:ident, [$($tile:literal @ $row:literal + $byte:literal),*], [$($body:literal),*], $b_row:literal) => {
+    (
+        $name:ident, [$($tile:literal @ $row:literal + $byte:literal),*], [$($body:literal),*], $b_row:literal,
+        [$($ahead:literal),*]
+    ) => {
         /// # Safety
         ///
         /// As for [`Kernel16::tile`], on a thread whose tiles are configured.
@@ -137,6 +147,8 @@ macro_rules! amx_tile {
                         "add {a0}, 64",
                         "add {a1}, 64",
                         concat!("add {b}, 16 * ", $b_row),
+                        $(concat!("prefetcht1 [{next} + ", $ahead, "]"),)*
+                        concat!("add {next}, 0" $(, " * 0 + 64 + ", $ahead)*),
                         "dec {k}",
                         "jnz 2b",
                         a0 = inout(reg) t.a[0] => _,
@@ -144,6 +156,7 @@ macro_rules! amx_tile {
                         sa = in(reg) t.a_stride * 2,
                         b = inout(reg) t.b => _,
                         sb = in(reg) $b_row as usize,
+                        next = inout(reg) t.next.map_or(t.b, |next| next.0) => _,
                         k = inout(reg) steps => _,
                         options(nostack),
                     );
@@ -159,21 +172,31 @@ macro_rules! amx_tile {
     };
 }
 
-amx_tile!(
-    amx_2x2,
-    ["tmm0" @ "c0" + "0", "tmm1" @ "c0" + "64", "tmm2" @ "c1" + "0", "tmm3" @ "c1" + "64"],
-    [
-        "tileloadd tmm4, [{a0} + {sa}]",
-        "tileloadd tmm6, [{b} + {sb}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {sb} + 64]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{a1} + {sa}]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    128
-);
+/// [`amx_tile`] with 32 rows and columns, bringing some lines nearer in each step.
+macro_rules! amx_2x2 {
+    ($name:ident, $ahead:tt) => {
+        amx_tile!(
+            $name,
+            ["tmm0" @ "c0" + "0", "tmm1" @ "c0" + "64", "tmm2" @ "c1" + "0", "tmm3" @ "c1" + "64"],
+            [
+                "tileloadd tmm4, [{a0} + {sa}]",
+                "tileloadd tmm6, [{b} + {sb}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b} + {sb} + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{a1} + {sa}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7"
+            ],
+            128,
+            $ahead
+        );
+    };
+}
+
+amx_2x2!(amx_2x2, []);
+amx_2x2!(amx_2x2_ahead4, [0, 64, 128, 192]);
+amx_2x2!(amx_2x2_ahead8, [0, 64, 128, 192, 256, 320, 384, 448]);
 amx_tile!(
     amx_2x1,
     ["tmm0" @ "c0" + "0", "tmm2" @ "c1" + "0"],
@@ -184,7 +207,8 @@ amx_tile!(
         "tileloadd tmm5, [{a1} + {sa}]",
         "tdpbf16ps tmm2, tmm5, tmm6"
     ],
-    64
+    64,
+    []
 );
 amx_tile!(
     amx_1x2,
@@ -196,13 +220,15 @@ amx_tile!(
         "tileloadd tmm7, [{b} + {sb} + 64]",
         "tdpbf16ps tmm1, tmm4, tmm7"
     ],
-    128
+    128,
+    []
 );
 amx_tile!(
     amx_1x1,
     ["tmm0" @ "c0" + "0"],
     ["tileloadd tmm4, [{a0} + {sa}]", "tileloadd tmm6, [{b} + {sb}]", "tdpbf16ps tmm0, tmm4, tmm6"],
-    64
+    64,
+    []
 );
 
 impl Kernel16 for Avx512Bf16 {
