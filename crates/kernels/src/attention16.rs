@@ -245,7 +245,9 @@ impl<K: Kernel16> Forward<'_, K> {
                             #[inline(always)]
                             |packed| {
                                 let shared = SharedMut::new(packed);
-                                (0..blocks).for_each(|block| self.pack(head, block, &shared, 0));
+                                for block in 0..blocks {
+                                    self.pack(head, block, &shared, 0);
+                                }
                                 self.task(head, (0, queries), packed);
                             },
                         );
@@ -565,7 +567,9 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                             |memory| {
                                 let (prepared, dq) = memory.split_at_mut(len);
                                 let shared = SharedMut::new(prepared);
-                                (0..blocks).for_each(|block| self.prepare(head, block, (&shared, 0)));
+                                for block in 0..blocks {
+                                    self.prepare(head, block, (&shared, 0));
+                                }
                                 self.task(head, 0..self.shape.key_tokens, prepared, dq);
                                 for (block, dq) in dq.chunks_exact_mut(self.dq_len()).enumerate() {
                                     self.write_queries(head, block, dq);

@@ -416,18 +416,30 @@ struct Flipped<'a> {
     taps: [usize; 2],
 }
 
+impl Flipped<'_> {
+    #[inline(always)]
+    fn row(&self, row: usize, column: usize, len: usize) -> &[f32] {
+        let (tap, o) = (row / self.out_channels, row % self.out_channels);
+        let (ty, tx) = (tap / self.taps[1], tap % self.taps[1]);
+        let ky = self.first[0] + (self.taps[0] - 1 - ty) * self.step;
+        let kx = self.first[1] + (self.taps[1] - 1 - tx) * self.step;
+        let at = ((o * self.kernel[0] + ky) * self.kernel[1] + kx) * self.in_channels + column;
+        &self.w[at..at + len]
+    }
+}
+
 impl Source for Flipped<'_> {
     const DIRECT: bool = false;
     const HALF: bool = false;
 
     #[inline(always)]
     fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
-        let (tap, o) = (row / self.out_channels, row % self.out_channels);
-        let (ty, tx) = (tap / self.taps[1], tap % self.taps[1]);
-        let ky = self.first[0] + (self.taps[0] - 1 - ty) * self.step;
-        let kx = self.first[1] + (self.taps[1] - 1 - tx) * self.step;
-        let at = ((o * self.kernel[0] + ky) * self.kernel[1] + kx) * self.in_channels + column;
-        copy(s, &self.w[at..at + out.len()], out);
+        copy(s, self.row(row, column, out.len()), out);
+    }
+
+    #[inline(always)]
+    fn wide_row(&self, row: usize, column: usize, len: usize) -> Option<&[f32]> {
+        Some(self.row(row, column, len))
     }
 }
 

@@ -48,6 +48,12 @@ pub trait Element:
         if Self::IS_HALF { Some(bytemuck::cast_slice(slice)) } else { None }
     }
 
+    /// The slice as what it is, if the type is [`f32`].
+    #[inline(always)]
+    fn as_wide(slice: &[Self]) -> Option<&[f32]> {
+        if Self::IS_HALF { None } else { Some(bytemuck::cast_slice(slice)) }
+    }
+
     /// [`Element::as_half`] for writing.
     #[inline(always)]
     fn as_half_mut(slice: &mut [Self]) -> Option<&mut [bf16]> {

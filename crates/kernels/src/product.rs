@@ -29,6 +29,12 @@ pub trait Source: Sync {
         None
     }
 
+    /// The elements `column..column + len` of `row`, if they are f32 and lie like that in memory.
+    #[inline(always)]
+    fn wide_row(&self, _row: usize, _column: usize, _len: usize) -> Option<&[f32]> {
+        None
+    }
+
     /// The elements `column..column + k` of `rows` rows from `row` on, and the distance between these rows, if they are bf16
     /// and lie evenly apart.
     #[inline(always)]
@@ -61,6 +67,10 @@ impl<X: Source> Source for &X {
         (**self).half_row(row, column, len)
     }
     #[inline(always)]
+    fn wide_row(&self, row: usize, column: usize, len: usize) -> Option<&[f32]> {
+        (**self).wide_row(row, column, len)
+    }
+    #[inline(always)]
     fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
         (**self).half_rows(row, rows, column, k)
     }
@@ -91,6 +101,12 @@ impl<T: Element> Source for Dense<'_, T> {
     fn half_row(&self, row: usize, column: usize, len: usize) -> Option<&[bf16]> {
         let begin = row * self.stride + column;
         T::as_half(self.data).map(|data| &data[begin..begin + len])
+    }
+
+    #[inline(always)]
+    fn wide_row(&self, row: usize, column: usize, len: usize) -> Option<&[f32]> {
+        let begin = row * self.stride + column;
+        T::as_wide(self.data).map(|data| &data[begin..begin + len])
     }
 
     #[inline(always)]

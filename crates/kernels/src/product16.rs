@@ -341,11 +341,13 @@ fn interleave_rows<X: Source>(
 ) {
     let (used, rest) = to.split_at_mut(2 * n);
     rest.fill(bf16::ZERO);
-    if row + 1 < end
-        && let (Some(a), Some(b)) = (x.source.half_row(row, n0, n), x.source.half_row(row + 1, n0, n))
-    {
-        interleave(a, b, used);
-        return;
+    if row + 1 < end {
+        if let (Some(a), Some(b)) = (x.source.half_row(row, n0, n), x.source.half_row(row + 1, n0, n)) {
+            return interleave(s, a, b, used);
+        }
+        if let (Some(a), Some(b)) = (x.source.wide_row(row, n0, n), x.source.wide_row(row + 1, n0, n)) {
+            return interleave(s, a, b, used);
+        }
     }
     let (a, b) = rows.split_at_mut(n);
     for (line, row) in [(&mut *a, row), (&mut b[..n], row + 1)] {
@@ -355,7 +357,7 @@ fn interleave_rows<X: Source>(
             line.fill(bf16::ZERO);
         }
     }
-    interleave(a, &b[..n], used);
+    interleave(s, a, &b[..n], used);
 }
 
 /// Packs rows `k0..k0 + k`, columns `n0..n0 + n` of B in panels.

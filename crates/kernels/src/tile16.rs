@@ -8,6 +8,7 @@ use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use crate::element::Element;
 use crate::simd::{Amx, Avx512Bf16, Simd, with_avx512_bf16};
 
 /// Longest piece of the inner dimension that is packed at once.
@@ -311,13 +312,45 @@ unsafe fn dot_tile<const ROWS: usize, const VECTORS: usize>(t: &Tile) {
     }
 }
 
-/// Interleaves two rows of `n` elements: `to[2 j] = a[j]`, `to[2 j + 1] = b[j]`.
+/// Interleaves two rows of `n` elements, rounded to bf16: `to[2 j] = a[j]`, `to[2 j + 1] = b[j]`.
 #[inline(always)]
-pub fn interleave(a: &[bf16], b: &[bf16], to: &mut [bf16]) {
+pub fn interleave<T: Element>(s: Avx512Bf16, a: &[T], b: &[T], to: &mut [bf16]) {
     assert!(a.len() == b.len() && to.len() == 2 * a.len());
-    for ((to, a), b) in to.chunks_exact_mut(2).zip(a).zip(b) {
-        to[0] = *a;
-        to[1] = *b;
+    let whole = a.len() / 16 * 16;
+    for i in (0..whole).step_by(16) {
+        interleave_16(s, &a[i..i + 16], &b[i..i + 16], &mut to[2 * i..2 * i + 32]);
+    }
+    for ((to, a), b) in to[2 * whole..].chunks_exact_mut(2).zip(&a[whole..]).zip(&b[whole..]) {
+        to[0] = bf16::from_f32(a.to_f32());
+        to[1] = bf16::from_f32(b.to_f32());
+    }
+}
+
+/// [`interleave`] for 16 elements.
+#[inline(always)]
+fn interleave_16<T: Element>(s: Avx512Bf16, a: &[T], b: &[T], to: &mut [bf16]) {
+    assert!(a.len() == 16 && b.len() == 16 && to.len() == 32);
+    // SAFETY: the token proves AVX-512 with BW and BF16; the slices are as long as what is read and written; both types
+    // that are transmuted are 64 bytes of integers.
+    unsafe {
+        let both = match (T::as_half(a), T::as_half(b)) {
+            (Some(a), Some(b)) => {
+                let low = _mm512_castsi256_si512(_mm256_loadu_si256(a.as_ptr().cast()));
+                _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(b.as_ptr().cast()))
+            }
+            _ => {
+                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(T::load(s, b), T::load(s, a)))
+            }
+        };
+        // Words 0, 16, 1, 17, …
+        let order = _mm512_add_epi32(
+            _mm512_set1_epi32(0x0010_0000),
+            _mm512_mullo_epi32(
+                _mm512_set1_epi32(0x0001_0001),
+                _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+            ),
+        );
+        _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, both));
     }
 }
 

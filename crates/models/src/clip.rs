@@ -5,7 +5,7 @@ use crate::init::Init;
 use crate::layers::{Conv2d, Embedding, LayerNorm, Linear};
 use burn::module::{Module, Param};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use calotype_ops::{Activation, activation, attention};
 use serde::{Deserialize, Serialize};
 
@@ -245,15 +245,15 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// The normalised last hidden states, which condition the UNet.
+    /// The normalised last hidden states, which condition the UNet, computed with activations of type `dtype`.
     ///
     /// # Shapes
     /// `[batch, tokens]` to `[batch, tokens, channels]`
-    pub fn states(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+    pub fn states(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
         let [_, tokens] = ids.dims();
         let positions = self.embeddings.position_embedding.weight.val().narrow(0, 0, tokens);
         let x = self.embeddings.token_embedding.forward(ids) + positions.unsqueeze();
-        self.final_layer_norm.forward(self.encoder.forward(x, true))
+        self.final_layer_norm.forward(self.encoder.forward(x.cast(dtype), true))
     }
 }
 
@@ -297,9 +297,10 @@ impl VisionModel {
         let e = &self.embeddings;
         let patches = e.patch_embedding.forward(pictures);
         let [batch, rows, columns, channels] = patches.dims();
-        let class = e.class_embedding.val().reshape([1, 1, channels]).expand([batch, 1, channels]);
+        let dtype = patches.dtype();
+        let class = e.class_embedding.val().cast(dtype).reshape([1, 1, channels]).expand([batch, 1, channels]);
         let patches = patches.reshape([batch, rows * columns, channels]);
-        let positions: Tensor<3> = e.position_embedding.weight.val().unsqueeze();
+        let positions: Tensor<3> = e.position_embedding.weight.val().cast(dtype).unsqueeze();
         let x = Tensor::cat(vec![class, patches], 1) + positions;
         let x = self.encoder.forward(self.pre_layrnorm.forward(x), false);
         self.post_layernorm.forward(x.narrow(1, 0, 1).reshape([batch, channels]))
@@ -322,7 +323,7 @@ pub struct Clip {
 const MAX_LOGIT_SCALE: f32 = 100.0;
 
 impl Clip {
-    /// Unit vectors of pictures in the common space.
+    /// Unit vectors of pictures in the common space, as `f32`.
     ///
     /// # Shapes
     /// `[batch, size, size, 3]` in `-1..1` to `[batch, projection]`
@@ -330,13 +331,14 @@ impl Clip {
         normalise(self.visual_projection.forward(self.vision_model.pooled(pictures)))
     }
 
-    /// Unit vectors of prompts in the common space, read at the end-of-text token.
+    /// Unit vectors of prompts in the common space, read at the end-of-text token, as `f32`; computed with activations of
+    /// type `dtype`.
     ///
     /// # Shapes
     /// `ids`: `[batch, tokens]`, `ends`: the position of each row's end token; to
     /// `[batch, projection]`
-    pub fn text_features(&self, ids: Tensor<2, Int>, ends: &[usize]) -> Tensor<2> {
-        let states = self.text_model.states(ids);
+    pub fn text_features(&self, ids: Tensor<2, Int>, ends: &[usize], dtype: DType) -> Tensor<2> {
+        let states = self.text_model.states(ids, dtype);
         let [batch, tokens, channels] = states.dims();
         let rows: Vec<i32> = (0..batch).map(|i| (i * tokens + ends[i]) as i32).collect();
         let index = Tensor::<1, Int>::from_data(rows.as_slice(), &states.device());
@@ -357,6 +359,7 @@ impl Clip {
 }
 
 fn normalise(x: Tensor<2>) -> Tensor<2> {
+    let x = x.cast(DType::F32);
     let length = x.clone().powi_scalar(2).sum_dim(1).add_scalar(1e-12).sqrt();
     x / length
 }

@@ -1,7 +1,7 @@
 //! Whole models: output and every parameter's gradient through the CPU kernels against the portable operations.
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
 use calotype_kernels::{Purpose, Stream};
 use calotype_models::state::{Path, values_of};
 use calotype_models::{
@@ -151,7 +151,7 @@ fn clip() {
     let ids: Vec<i32> = (0..18).map(|i| (i * 7) % 20).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [3, 6]), &device.inner());
     compare("clip", &model, |model| {
-        let texts = model.text_features(ids.clone(), &[5, 2, 4]);
+        let texts = model.text_features(ids.clone(), &[5, 2, 4], DType::F32);
         model.contrastive_loss(model.picture_features(pictures.clone()), texts)
     });
 }

@@ -3,7 +3,7 @@
 use crate::batches::{picture, stack, token_ids};
 use crate::settings::ClipRecipe;
 use crate::trainer::{BoxError, Decoder, Loss, Objective};
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use calotype_data::Batch;
 use calotype_models::tokenizer::Tokens;
 use calotype_models::{Clip, ClipTokenizer};
@@ -59,8 +59,8 @@ impl Objective for ClipObjective {
         let pictures = stack(rows, &[side, side, 3], dtype, &self.device);
         let tokens: Vec<Tokens> = batch.items.into_iter().map(|pair| pair.tokens).collect();
         let (ids, ends) = token_ids(&tokens, &self.device);
-        let pictures = model.picture_features(pictures).cast(DType::F32);
-        Loss::of(model.contrastive_loss(pictures, model.text_features(ids, &ends)))
+        let texts = model.text_features(ids, &ends, dtype);
+        Loss::of(model.contrastive_loss(model.picture_features(pictures), texts))
     }
 
     fn notices(&self) -> Vec<String> {

@@ -95,13 +95,13 @@ impl TextEncoder {
     /// The states that condition a UNet, `[prompts, tokens, channels]`.
     pub fn states(&self, prompts: &[&str]) -> Tensor<3> {
         let (ids, _) = token_ids(&self.tokens(prompts), &self.device);
-        self.clip.text_model.states(ids)
+        self.clip.text_model.states(ids, DType::F32)
     }
 
     /// Unit vectors in CLIP's space, `[prompts, projection]`.
     pub fn features(&self, prompts: &[&str]) -> Tensor<2> {
         let (ids, ends) = token_ids(&self.tokens(prompts), &self.device);
-        self.clip.text_features(ids, &ends)
+        self.clip.text_features(ids, &ends, DType::F32)
     }
 }
 
