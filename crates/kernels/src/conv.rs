@@ -110,7 +110,7 @@ impl Conv2dShape {
         assert!(channel_add.is_none_or(|a| a.len() == added), "{op}: channel_add does not have {added} elements");
         assert!(residual.is_none_or(|r| r.len() == m * n), "{op}: the residual does not have {m} x {n} elements");
         let pixels = self.out_height() * self.out_width();
-        Epilogue { bias, group: channel_add.map(|a| (a, pixels)), residual, accumulate: false }
+        Epilogue { bias, group: channel_add.map(|a| (a, pixels)), residual, ..Epilogue::default() }
     }
 
     /// Length of the parts of a patch in which bf16 products cut their sums: lines of a window, if whole steps fit.

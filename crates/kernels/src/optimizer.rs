@@ -40,35 +40,85 @@ impl Default for AdamW {
 ///
 /// If the slices differ in length or `step` is zero.
 pub fn adamw_step(params: &AdamW, step: u64, grad_scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let lens = [p.len(), g.len(), m.len(), v.len()];
-    assert!(lens.iter().all(|&len| len == lens[0]), "adamw_step: p, g, m, v have {lens:?} elements");
-    assert!(step > 0, "adamw_step: steps count from 1");
-    let correction = |beta: f32| 1.0 - (step as f64 * (beta as f64).ln()).exp();
-    let (first, second) = (correction(params.beta1), correction(params.beta2));
-    let rate = (params.lr as f64 / first) as f32;
-    let root = (1.0 / second.sqrt()) as f32;
-    let keep = (1.0 - params.lr as f64 * params.weight_decay as f64) as f32;
+    let factors = Factors::new(params, step, grad_scale);
+    check_lengths("adamw_step", p.len(), [g.len(), m.len(), v.len(), p.len()]);
     for_chunks3((p, CHUNK), (m, CHUNK), (v, CHUNK), |i, p, m, v| {
         let g = &g[i * CHUNK..][..p.len()];
-        dispatch!(|s| adamw_chunk(s, params, [grad_scale, rate, root, keep], p, g, m, v));
+        dispatch!(|s| adamw_chunk(s, &factors, p, g, (m, v), None));
     });
+}
+
+/// [`adamw_step`], then [`ema_step`] with the new parameter, in one pass over memory.
+///
+/// # Panics
+///
+/// If the slices differ in length or `step` is zero.
+pub fn adamw_ema_step(
+    params: &AdamW,
+    step: u64,
+    grad_scale: f32,
+    p: &mut [f32],
+    g: &[f32],
+    (m, v): (&mut [f32], &mut [f32]),
+    (ema, decay): (&mut [f32], f32),
+) {
+    let factors = Factors::new(params, step, grad_scale);
+    check_lengths("adamw_ema_step", p.len(), [g.len(), m.len(), v.len(), ema.len()]);
+    let rest = (1.0 - decay as f64) as f32;
+    let ema = SharedMut::new(ema);
+    for_chunks3((p, CHUNK), (m, CHUNK), (v, CHUNK), |i, p, m, v| {
+        let range = i * CHUNK..i * CHUNK + p.len();
+        // SAFETY: chunks with different numbers do not overlap.
+        let ema = unsafe { ema.range(range.clone()) };
+        dispatch!(|s| adamw_chunk(s, &factors, p, &g[range], (m, v), Some((ema, rest))));
+    });
+}
+
+fn check_lengths(op: &str, p: usize, others: [usize; 4]) {
+    assert!(others.iter().all(|&len| len == p), "{op}: p has {p} elements, the others {others:?}");
+}
+
+/// The constants of a step.
+struct Factors {
+    params: AdamW,
+    grad_scale: f32,
+    /// Learning rate with the first moment's bias correction.
+    rate: f32,
+    /// The second moment's bias correction, for its root.
+    root: f32,
+    /// What weight decay leaves.
+    keep: f32,
+}
+
+impl Factors {
+    fn new(params: &AdamW, step: u64, grad_scale: f32) -> Self {
+        assert!(step > 0, "optimizer steps count from 1");
+        let correction = |beta: f32| 1.0 - (step as f64 * (beta as f64).ln()).exp();
+        Self {
+            params: *params,
+            grad_scale,
+            rate: (params.lr as f64 / correction(params.beta1)) as f32,
+            root: (1.0 / correction(params.beta2).sqrt()) as f32,
+            keep: (1.0 - params.lr as f64 * params.weight_decay as f64) as f32,
+        }
+    }
 }
 
 #[inline(always)]
 fn adamw_chunk<S: Simd>(
     s: S,
-    params: &AdamW,
-    [grad_scale, rate, root, keep]: [f32; 4],
+    factors: &Factors,
     p: &mut [f32],
     g: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
+    (m, v): (&mut [f32], &mut [f32]),
+    mut ema: Option<(&mut [f32], f32)>,
 ) {
+    let params = &factors.params;
     let (beta1, beta2) = (s.splat(params.beta1), s.splat(params.beta2));
     let rest1 = s.splat((1.0 - params.beta1 as f64) as f32);
     let rest2 = s.splat((1.0 - params.beta2 as f64) as f32);
-    let (grad_scale, rate) = (s.splat(grad_scale), s.splat(rate));
-    let (root, keep) = (s.splat(root), s.splat(keep));
+    let (grad_scale, rate) = (s.splat(factors.grad_scale), s.splat(factors.rate));
+    let (root, keep) = (s.splat(factors.root), s.splat(factors.keep));
     let eps = s.splat(params.eps);
     for i in (0..p.len()).step_by(S::LANES) {
         let j = (i + S::LANES).min(p.len());
@@ -80,6 +130,10 @@ fn adamw_chunk<S: Simd>(
         store_up_to(s, mean, &mut m[i..j]);
         store_up_to(s, square, &mut v[i..j]);
         store_up_to(s, weight, &mut p[i..j]);
+        if let Some((ema, rest)) = &mut ema {
+            let average = moved(s, load_up_to(s, &ema[i..j]), weight, s.splat(*rest));
+            store_up_to(s, average, &mut ema[i..j]);
+        }
     }
 }
 
@@ -97,16 +151,20 @@ pub fn ema_step(ema: &mut [f32], p: &[f32], decay: f32) {
     });
 }
 
-/// In the form `ema + rest (p - ema)`, which leaves an average that equals its weight alone.
 #[inline(always)]
 fn ema_chunk<S: Simd>(s: S, ema: &mut [f32], p: &[f32], rest: f32) {
     let rest = s.splat(rest);
     for i in (0..ema.len()).step_by(S::LANES) {
         let j = (i + S::LANES).min(ema.len());
-        let old = load_up_to(s, &ema[i..j]);
-        let new = s.fma(rest, s.sub(load_up_to(s, &p[i..j]), old), old);
+        let new = moved(s, load_up_to(s, &ema[i..j]), load_up_to(s, &p[i..j]), rest);
         store_up_to(s, new, &mut ema[i..j]);
     }
+}
+
+/// In the form `ema + rest (p - ema)`, which leaves an average that equals its weight alone.
+#[inline(always)]
+fn moved<S: Simd>(s: S, ema: S::V, p: S::V, rest: S::V) -> S::V {
+    s.fma(rest, s.sub(p, ema), ema)
 }
 
 /// Sum of the squares of a gradient, for clipping by the norm: f32 over runs of 1,024, f64 above that, in a fixed

@@ -3,9 +3,11 @@
 use half::bf16;
 
 use crate::conv::Conv2dShape;
-use crate::product::{Dense, Epilogue, Operand, Output, Rows, Source};
+use crate::element::Element;
+use crate::product::{Dense, Epilogue, GATED, Operand, Output, Rows, Source};
 #[cfg(target_arch = "x86_64")]
 use crate::product16::{PackedRight, product_packed};
+use crate::simd::Simd;
 use crate::threads::SharedMut;
 
 /// Stands where no instructions want packed weights: there are none.
@@ -33,7 +35,29 @@ fn product_packed<A: Source>(_: usize, _: &Operand<A>, b: &PackedRight, _: &Outp
 /// The weights of a linear layer or a convolution, rounded to bf16 and in the order in which the products with bf16
 /// activations read them. The results are the bits that
 /// plain weights give.
-pub struct PackedWeights(PackedRight);
+pub struct PackedWeights {
+    right: PackedRight,
+    /// Whether values and gates stand in panels side by side.
+    gated: bool,
+}
+
+/// Weights `[2 c, k]` of values and gates, in panels of [`GATED`] rows of each.
+struct GatedRows<'a> {
+    rows: Dense<'a, f32>,
+    c: usize,
+}
+
+impl Source for GatedRows<'_> {
+    const DIRECT: bool = false;
+    const HALF: bool = false;
+
+    #[inline(always)]
+    fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
+        let (panel, place) = (row / (2 * GATED), row % (2 * GATED));
+        let half = if place < GATED { place } else { self.c + place - GATED };
+        self.rows.fill(s, panel * GATED + half, column, out);
+    }
+}
 
 impl PackedWeights {
     /// Packs the `[n, k]` weights of a linear layer; `None` where bf16 products gain nothing by it.
@@ -44,7 +68,22 @@ impl PackedWeights {
     pub fn for_linear(w: &[f32], n: usize, k: usize) -> Option<Self> {
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
-        PackedRight::pack(&operand, n, k, k).map(Self)
+        PackedRight::pack(&operand, n, k, k).map(|right| Self { right, gated: false })
+    }
+
+    /// Packs the `[2 c, k]` weights of a linear layer whose outputs are c values and c gates; `None` where bf16 products gain
+    /// nothing by it, or c is not a multiple of 16.
+    ///
+    /// # Panics
+    ///
+    /// If the slice does not have the length its shape says.
+    pub fn for_linear_geglu(w: &[f32], c: usize, k: usize) -> Option<Self> {
+        assert!(w.len() == 2 * c * k, "PackedWeights: w has {} elements, not {} x {k}", w.len(), 2 * c);
+        if !c.is_multiple_of(GATED) {
+            return None;
+        }
+        let operand = Operand { source: GatedRows { rows: Dense { data: w, stride: k }, c }, k_rows: false };
+        PackedRight::pack(&operand, 2 * c, k, k).map(|right| Self { right, gated: true })
     }
 
     /// Packs the `[out_channels, kernel height, kernel width, in_channels]` weights of a convolution; of the shape, only the
@@ -57,24 +96,26 @@ impl PackedWeights {
         let (n, k) = (shape.out_channels, shape.patch());
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
-        PackedRight::pack(&operand, n, k, shape.segment()).map(Self)
+        PackedRight::pack(&operand, n, k, shape.segment()).map(|right| Self { right, gated: false })
     }
 
     /// Memory that the weights take, in bytes.
     pub fn bytes(&self) -> usize {
-        self.0.bytes()
+        self.right.bytes()
     }
 
-    fn check(&self, op: &str, n: usize, k: usize) {
-        let (packed_n, packed_k) = self.0.size();
+    fn check(&self, op: &str, n: usize, k: usize, gated: bool) {
+        let (packed_n, packed_k) = self.right.size();
+        assert!(self.gated == gated, "{op}: the weights were packed for another use");
         assert!((n, k) == (packed_n, packed_k), "{op}: the packed weights are {packed_n} x {packed_k}, not {n} x {k}");
     }
 
     /// `C = A W^T` through an epilogue; rows of C are contiguous.
     pub(crate) fn product<A: Source>(&self, m: usize, a: &Operand<A>, c: &mut [bf16], epilogue: Epilogue<bf16>) {
-        let (n, _) = self.0.size();
+        let (n, _) = self.right.size();
         let data = SharedMut::new(c);
-        product_packed(m, a, &self.0, &Output { data: &data, rows: Rows::Linear { stride: n }, n, epilogue });
+        let stride = if self.gated { n / 2 } else { n };
+        product_packed(m, a, &self.right, &Output { data: &data, rows: Rows::Linear { stride }, n, epilogue });
     }
 }
 
@@ -93,10 +134,33 @@ pub fn linear_forward_packed(
     k: usize,
     n: usize,
 ) {
-    w.check("linear_forward_packed", n, k);
+    w.check("linear_forward_packed", n, k, false);
     crate::linear::check_forward("linear_forward_packed", x, bias, residual, y, (m, k, n));
     let rows = Operand { source: Dense { data: x, stride: k }, k_rows: false };
     w.product(m, &rows, y, Epilogue { bias, residual, ..Epilogue::default() });
+}
+
+/// `y = value gelu(gate)` with `(value, gate) = x w^T + bias`: a linear layer of 2 c outputs and [`crate::geglu_forward`] in one
+/// go. What is between them stays f32. x is `[m, k]`, bias `[2 c]`, y `[m, c]`.
+///
+/// # Panics
+///
+/// If a slice or the weights do not have the size the shape says.
+pub fn linear_geglu_forward_packed(
+    x: &[bf16],
+    w: &PackedWeights,
+    bias: Option<&[f32]>,
+    y: &mut [bf16],
+    m: usize,
+    k: usize,
+    c: usize,
+) {
+    const OP: &str = "linear_geglu_forward_packed";
+    w.check(OP, 2 * c, k, true);
+    crate::linear::check_forward(OP, x, None, None, y, (m, k, c));
+    assert!(bias.is_none_or(|bias| bias.len() == 2 * c), "{OP}: the bias does not have {} elements", 2 * c);
+    let rows = Operand { source: Dense { data: x, stride: k }, k_rows: false };
+    w.product(m, &rows, y, Epilogue { bias, gated: true, ..Epilogue::default() });
 }
 
 /// [`crate::conv2d_forward`] on packed weights.
@@ -113,7 +177,7 @@ pub fn conv2d_forward_packed(
     residual: Option<&[bf16]>,
     y: &mut [bf16],
 ) {
-    w.check("conv2d_forward_packed", shape.out_channels, shape.patch());
+    w.check("conv2d_forward_packed", shape.out_channels, shape.patch(), false);
     shape.check("conv2d_forward_packed", x.len(), shape.weight_len(), y.len());
     let epilogue = shape.epilogue("conv2d_forward_packed", bias, channel_add, residual);
     shape.packed_product(x, w, y, epilogue);

@@ -7,7 +7,7 @@
 use half::bf16;
 
 use crate::element::Element;
-use crate::math::{load_up_to, store_up_to};
+use crate::math::{gelu, load_up_to, store_up_to};
 use crate::scratch::with_scratch;
 use crate::simd::{Simd, dispatch};
 use crate::threads::{SharedMut, for_chunks, parallel_for};
@@ -173,11 +173,17 @@ pub struct Epilogue<'a, T> {
     pub residual: Option<&'a [T]>,
     /// Add to what C holds.
     pub accumulate: bool,
+    /// Columns of sums come in panels of [`GATED`] values and as many gates; C, of half as many columns, gets
+    /// `value gelu(gate)`. The bias has all values before all gates. Goes with nothing else but a bias.
+    pub gated: bool,
 }
+
+/// Columns of C from one panel of values and gates.
+pub const GATED: usize = 16;
 
 impl<T> Default for Epilogue<'_, T> {
     fn default() -> Self {
-        Self { bias: None, group: None, residual: None, accumulate: false }
+        Self { bias: None, group: None, residual: None, accumulate: false, gated: false }
     }
 }
 
@@ -194,6 +200,9 @@ impl<T: Element> Output<'_, T> {
     /// Stores a piece of a row of C through the epilogue. Each element is passed to this function once.
     #[inline(always)]
     pub fn store<S: Simd>(&self, s: S, row: usize, column: usize, sum: &[f32]) {
+        if self.epilogue.gated {
+            return self.store_gated(s, row, column, sum);
+        }
         let begin = self.rows.begin(row) + column;
         let e = &self.epilogue;
         // SAFETY: tasks own different elements of C, and rows do not overlap.
@@ -220,6 +229,30 @@ impl<T: Element> Output<'_, T> {
         }
     }
 
+    /// [`Output::store`] for whole panels of values and gates.
+    #[inline(always)]
+    fn store_gated<S: Simd>(&self, s: S, row: usize, column: usize, sum: &[f32]) {
+        let begin = self.rows.begin(row) + column / 2;
+        // SAFETY: tasks own different elements of C, and rows do not overlap.
+        let out = unsafe { self.data.range(begin..begin + sum.len() / 2) };
+        for (p, (sum, out)) in sum.chunks_exact(2 * GATED).zip(out.chunks_exact_mut(GATED)).enumerate() {
+            let first = column / 2 + p * GATED;
+            for i in (0..GATED).step_by(S::LANES) {
+                let value = self.with_bias(s, s.load(&sum[i..]), first + i);
+                let gate = self.with_bias(s, s.load(&sum[GATED + i..]), self.n / 2 + first + i);
+                T::store(s, s.mul(value, gelu::<S, T>(s, gate).0), &mut out[i..]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn with_bias<S: Simd>(&self, s: S, v: S::V, at: usize) -> S::V {
+        match self.epilogue.bias {
+            Some(bias) => s.add(v, s.load(&bias[at..])),
+            None => v,
+        }
+    }
+
     /// [`Output::store`] for a block of sums: `rows` rows from `row` on, `stride` apart in `sums`, of `columns` columns.
     #[inline(always)]
     pub fn store_block<S: Simd>(
@@ -232,7 +265,11 @@ impl<T: Element> Output<'_, T> {
         const MOST: usize = 4;
         let vectors = columns / S::LANES;
         let group = self.epilogue.group.map(|(_, size)| (row / size, (row + rows - 1) / size));
-        if vectors > MOST || vectors * S::LANES != columns || group.is_some_and(|(first, last)| first != last) {
+        if self.epilogue.gated
+            || vectors > MOST
+            || vectors * S::LANES != columns
+            || group.is_some_and(|(first, last)| first != last)
+        {
             for r in 0..rows {
                 self.store(s, row + r, column, &sums[r * stride..][..columns]);
             }

@@ -169,6 +169,19 @@ fn packed_weights_give_what_plain_weights_give() {
         let exact: Vec<f64> = (0..m * n).map(|i| product[i] + bias[i % n] as f64).collect();
         near(&format!("packed linear {m} {n} {k}"), &y, &exact, k);
     }
+    for (m, c, k) in [(1, 16, 3), (33, 48, 65), (65, 208, 1300), (200, 64, 5000), (0, 16, 4), (3, 16, 0)] {
+        let (x, w, bias) = (stored::<bf16>(&values(m * k, 1)), values(2 * c * k, 2), values(2 * c, 3));
+        let Some(packed) = PackedWeights::for_linear_geglu(&w, c, k) else { return };
+        let mut y = zeros::<bf16>(m * c);
+        linear_geglu_forward_packed(&x, &packed, Some(&bias), &mut y, m, k, c);
+        let product = reference::matmul((m, 2 * c, k), |i, p| x[i * k + p].to_f32(), |p, j| w[j * k + p]);
+        let at = |r: usize, j: usize| product[r * 2 * c + j] + bias[j] as f64;
+        let exact = (0..m * c)
+            .map(|i| (i / c, i % c))
+            .map(|(r, j)| at(r, j) * reference::activation(Activation::Gelu, at(r, c + j)));
+        near(&format!("packed geglu {m} {c} {k}"), &y, &exact.collect::<Vec<_>>(), 64 * k);
+    }
+    assert!(PackedWeights::for_linear_geglu(&[0.0; 2 * 17 * 4], 17, 4).is_none());
     for (size, cin, cout, kernel, stride) in
         [(9, 32, 33, 3, 1), (16, 64, 40, 3, 2), (7, 5, 70, 1, 1), (40, 4, 32, 3, 1)]
     {
@@ -531,8 +544,12 @@ fn optimizer() {
         let mut exact: Vec<[f64; 4]> = (0..len).map(|i| [p[i] as f64, 0.0, 0.0, ema[i] as f64]).collect();
         for step in 1..=5u64 {
             let g = values(len, 1 + step);
+            let mut once = [&p, &m, &v, &ema].map(|values| values.clone());
+            let [p1, m1, v1, ema1] = &mut once;
+            adamw_ema_step(&settings, step, 0.5, p1, &g, (m1, v1), (ema1, 0.9));
             adamw_step(&settings, step, 0.5, &mut p, &g, &mut m, &mut v);
             ema_step(&mut ema, &p, 0.9);
+            assert!(once == [&p, &m, &v, &ema].map(|values| values.clone()), "one pass differs from two");
             let squares: f64 = g.iter().map(|&g| (g as f64).powi(2)).sum();
             assert!((sum_of_squares(&g) - squares).abs() <= 2e-6 * squares);
             let (b1, b2) = (settings.beta1 as f64, settings.beta2 as f64);

@@ -338,9 +338,7 @@ fn interleave_16<T: Element>(s: Avx512Bf16, a: &[T], b: &[T], to: &mut [bf16]) {
                 let low = _mm512_castsi256_si512(_mm256_loadu_si256(a.as_ptr().cast()));
                 _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(b.as_ptr().cast()))
             }
-            _ => {
-                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(T::load(s, b), T::load(s, a)))
-            }
+            _ => std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(T::load(s, b), T::load(s, a))),
         };
         // Words 0, 16, 1, 17, …
         let order = _mm512_add_epi32(

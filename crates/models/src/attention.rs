@@ -5,7 +5,7 @@ use crate::layers::{GroupNorm, LayerNorm, Linear, NoParameters};
 use crate::resnet::NormOptions;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use calotype_ops::{attention, geglu};
+use calotype_ops::attention;
 
 /// Multi-head attention as diffusers names it: `to_q`, `to_k`, `to_v` without bias, `to_out.0`
 /// with.
@@ -71,7 +71,7 @@ impl FeedForward {
     /// # Shapes
     /// `x` and `residual`: `[batch, tokens, channels]`
     pub fn forward_onto(&self, x: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        self.net.2.forward_onto(geglu(self.net.0.proj.forward(x)), residual)
+        self.net.2.forward_onto(self.net.0.proj.forward_geglu(x), residual)
     }
 }
 

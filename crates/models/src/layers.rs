@@ -45,6 +45,14 @@ impl Linear {
         ops::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), None)
     }
 
+    /// The map, whose outputs are values and as many gates, then GEGLU.
+    ///
+    /// # Shapes
+    /// `[.., in]` to `[.., out / 2]`
+    pub fn forward_geglu<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        ops::linear_geglu(x, self.weight.val(), self.bias.as_ref().map(Param::val))
+    }
+
     /// The map plus a residual of the output's shape.
     pub fn forward_onto<const D: usize>(&self, x: Tensor<D>, residual: Tensor<D>) -> Tensor<D> {
         ops::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), Some(residual))

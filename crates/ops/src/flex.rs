@@ -79,6 +79,11 @@ pub trait DiffusionOps: Backend {
     ) -> FloatTensor<Self>;
     fn pointwise_activation(x: FloatTensor<Self>, kind: Activation) -> FloatTensor<Self>;
     fn rows_geglu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn rows_linear_geglu(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+    ) -> FloatTensor<Self>;
     fn nhwc_upsample_nearest2x(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn rows_concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
     fn pointwise_add(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -140,6 +145,11 @@ impl DiffusionOps for Flex {
 
     fn rows_geglu(x: FlexTensor) -> FlexTensor {
         geglu_forward(&Dense::new(x))
+    }
+
+    fn rows_linear_geglu(x: FlexTensor, weight: FlexTensor, bias: OptionalTensor<Self>) -> FlexTensor {
+        let bias = bias.into_option();
+        Projection::new(x, weight, bias.is_some()).forward_geglu(bias)
     }
 
     fn nhwc_upsample_nearest2x(x: FlexTensor) -> FlexTensor {
@@ -346,6 +356,11 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         })
     }
 
+    fn rows_linear_geglu(x: Tracked<C>, weight: Tracked<C>, bias: OptionalTensor<Self>) -> Tracked<C> {
+        // The gradient needs what is between the two.
+        Self::rows_geglu(Self::rows_linear(x, weight, bias, OptionalTensor::None))
+    }
+
     fn nhwc_upsample_nearest2x(x: Tracked<C>) -> Tracked<C> {
         record::<C, 1>([x.node()], move || {
             let x = Dense::new(x.into_primitive());
@@ -406,7 +421,8 @@ fn stream(pass: Pass, operation: &'static str, t: &Dense, times: usize) -> Span 
     span(pass, || Work::stream(operation, t.dims(), times * elements(t), t.dtype()))
 }
 
-/// Packed weights of inference, by `[out, rows, columns, in]`; a linear layer's are those of a 1x1 convolution.
+/// Packed weights of inference, by `[out, rows, columns, in]`; a linear layer's are those of a 1x1 convolution, and of a
+/// 0x0 one if its outputs are values and gates.
 static PACKED: PackedCache<[usize; 4], Option<PackedWeights>> = PackedCache::new();
 
 /// A weight in packed form, if it has one and is wanted.
@@ -597,6 +613,25 @@ impl Projection {
             );
             tensor(y, out)
         })
+    }
+
+    /// The layer, then GEGLU: in one pass where there are packed weights for that.
+    fn forward_geglu(self, bias: Option<FlexTensor>) -> FlexTensor {
+        let [m, k, n] = self.sizes();
+        let c = n / 2;
+        let packed = (self.x.dtype() == DType::BF16)
+            .then(|| PACKED.get(self.weight.tensor(), [n, 0, 0, k], |w| PackedWeights::for_linear_geglu(w, c, k)))
+            .flatten();
+        let Some(packed) = packed.as_deref().and_then(Option::as_ref) else {
+            return geglu_forward(&Dense::new(self.with_packed().forward(bias, None)));
+        };
+        let _span = span(Pass::Forward, || Work::linear("linear, geglu", [m, k, n], self.x.dtype()));
+        let bias = bias.map(Dense::new);
+        let mut out = self.x.dims().to_vec();
+        *out.last_mut().expect("rank at least 1") = c;
+        let mut y = room::<bf16>(m * c);
+        kernels::linear_geglu_forward_packed(self.x.slice(), packed, bias.as_ref().map(Dense::slice), &mut y, m, k, c);
+        tensor(y, out)
     }
 
     fn backward(&self, dy: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {

@@ -77,22 +77,19 @@ pub fn optimizer_step<const D: usize>(state: Trained<D>, gradient: Tensor<D>, pa
     }
     let [mut p, mut m, mut v] = [parameter, first_moment, second_moment].map(|t| whole(primitive(t)));
     let g = Dense::new(primitive(gradient));
-    let touched = if average.is_some() { 10 } else { 7 } * g.slice::<f32>().len();
+    let mut average = average.map(|average| whole(primitive(average)));
+    let touched = if average.is_some() { 9 } else { 7 } * g.slice::<f32>().len();
     let _span = span(Pass::Optimizer, || Work::stream("adamw", &[], touched, g.dtype()));
-    kernels::adamw_step(
-        &pace.hyper,
-        pace.step,
-        pace.gradient_scale,
-        p.storage_mut::<f32>(),
-        g.slice::<f32>(),
-        m.storage_mut::<f32>(),
-        v.storage_mut::<f32>(),
-    );
-    let average = average.map(|average| {
-        let mut average = whole(primitive(average));
-        kernels::ema_step(average.storage_mut::<f32>(), p.storage::<f32>(), pace.ema_decay);
-        wrap(average)
-    });
+    let (hyper, step, scale, g) = (&pace.hyper, pace.step, pace.gradient_scale, g.slice::<f32>());
+    let (parameter, first, second) = (p.storage_mut::<f32>(), m.storage_mut::<f32>(), v.storage_mut::<f32>());
+    match &mut average {
+        Some(average) => {
+            let average = (average.storage_mut::<f32>(), pace.ema_decay);
+            kernels::adamw_ema_step(hyper, step, scale, parameter, g, (first, second), average);
+        }
+        None => kernels::adamw_step(hyper, step, scale, parameter, g, first, second),
+    }
+    let average = average.map(wrap);
     Trained { parameter: wrap(p), first_moment: wrap(m), second_moment: wrap(v), average }
 }
 

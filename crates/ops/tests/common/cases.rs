@@ -124,6 +124,20 @@ fn linear<const D: usize>(x: [usize; D], out: usize, bias: bool, residual: bool)
     })
 }
 
+fn linear_geglu<const D: usize>(x: [usize; D], channels: usize, bias: bool) -> Case {
+    let features = x[D - 1];
+    let mut inputs = vec![
+        Input::activation("x", &x),
+        Input::parameter("weight", &[2 * channels, features]).around(0.0, (features as f32).sqrt().recip()),
+    ];
+    if bias {
+        inputs.push(Input::parameter("bias", &[2 * channels]));
+    }
+    Case::new(format!("linear_geglu {x:?} to {channels}, bias {bias}"), inputs, |t| {
+        t.flat(calotype_ops::linear_geglu::<D>(t.get("x"), t.get("weight"), t.find("bias")))
+    })
+}
+
 fn linears() -> Vec<Case> {
     let mut cases = Vec::new();
     for (bias, residual) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -139,6 +153,10 @@ fn linears() -> Vec<Case> {
         linear([7, 5], 1, true, true),
         linear([0, 5, 7], 3, true, true),
         linear([3, 77, 300], 130, true, true),
+        linear_geglu([2, 5, 7], 3, true),
+        linear_geglu([3, 17], 16, false),
+        linear_geglu([2, 5, 33], 48, true),
+        linear_geglu([1, 3, 3, 40], 112, true),
     ]);
     cases
 }
