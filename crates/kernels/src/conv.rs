@@ -8,7 +8,7 @@ use crate::packed::PackedWeights;
 use crate::pointwise::sum_rows;
 use crate::product::{Dense, Epilogue, Operand, Rows, Source, copy, product};
 use crate::scratch::with_scratch;
-use crate::simd::{Simd, half_products};
+use crate::simd::{Simd, multiplies_bf16};
 use crate::threads::for_chunks;
 
 /// Shape of a convolution (in fact a cross-correlation, as everywhere in deep learning):
@@ -325,7 +325,7 @@ impl<T: Element> Patches<'_, T> {
     /// Calls `f` with the same windows on a padded copy of the pictures, or on the pictures where no window leaves them;
     /// `None` where bf16 products have no instructions, or the elements are not bf16.
     fn with_windows<R>(&self, batch: usize, f: impl FnOnce(&Windows) -> R) -> Option<R> {
-        let data = T::as_half(self.data).filter(|_| half_products())?;
+        let data = T::as_half(self.data).filter(|_| multiplies_bf16())?;
         let (mut before, mut size) = ([0; 2], self.size);
         for axis in 0..2 {
             let end = (self.positions[axis].max(1) - 1) * self.step + self.taps[axis];

@@ -17,8 +17,8 @@
 //!
 //! # Dispatch
 //!
-//! A kernel is written once over a token of an instruction set (AVX-512, AVX2 with FMA, portable Rust) and compiled for
-//! each; [`isa_name`] tells which one this process uses. The token is the proof that the processor has the
+//! A kernel is written once over a token of an instruction set (AVX-512 with and without BF16, AVX2 with FMA, portable Rust)
+//! and compiled for each; [`isa_name`] tells which one this process uses. The token is the proof that the processor has the
 //! instructions. All matrix products, those inside convolution and attention too, end in one register-tile function
 //! per instruction set, behind the `MicroKernel` trait.
 
@@ -72,5 +72,5 @@ pub use pointwise::{
 };
 pub use random::{Philox4x32, Purpose, Stream, permutation, philox4x32_10};
 pub use resample::{upsample_nearest2x_backward, upsample_nearest2x_forward};
-pub use simd::isa_name;
+pub use simd::{isa_name, multiplies_bf16};
 pub use threads::{parallel_for, set_threads, threads};

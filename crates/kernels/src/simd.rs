@@ -949,8 +949,9 @@ pub fn bf16_isa() -> Bf16Isa {
     })
 }
 
-/// Whether bf16 matrices are multiplied as such.
-pub fn half_products() -> bool {
+/// Whether this process multiplies bf16 matrices as such, by instructions of the processor for it, instead of converting them
+/// to f32.
+pub fn multiplies_bf16() -> bool {
     !matches!(bf16_isa(), Bf16Isa::None)
 }
 

@@ -6,7 +6,7 @@ use crate::init::Init;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::resnet::{Downsample, NormOptions, ResnetBlock, Upsample};
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// The shape of an autoencoder; defaults are Stable Diffusion's.
@@ -273,9 +273,9 @@ impl LatentDistribution {
     }
 
     /// Kullback-Leibler divergence from the standard normal in nats, averaged over all latent
-    /// elements (Kingma & Welling 2014, appendix B). Shape `[1]`.
+    /// elements (Kingma & Welling 2014, appendix B). Shape `[1]`, computed and given as `f32`.
     pub fn kl(&self) -> Tensor<1> {
-        let (mean, log_variance) = (self.mean(), self.log_variance());
+        let [mean, log_variance] = [self.mean(), self.log_variance()].map(|t| t.cast(DType::F32));
         let terms = mean.powi_scalar(2) + log_variance.clone().exp() - log_variance;
         terms.mean().sub_scalar(1.0).mul_scalar(0.5)
     }

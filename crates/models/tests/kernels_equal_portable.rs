@@ -154,4 +154,12 @@ fn clip() {
         let texts = model.text_features(ids.clone(), &[5, 2, 4], DType::F32);
         model.contrastive_loss(model.picture_features(pictures.clone()), texts)
     });
+    // The features are unit vectors of the same direction with bf16 activations.
+    let same = |a: Tensor<2>, b: Tensor<2>| {
+        let cosines = (a * b).sum_dim(1).inner().into_data().to_vec::<f32>().unwrap();
+        assert!(cosines.iter().all(|cosine| (cosine - 1.0).abs() < 2e-3), "{cosines:?}");
+    };
+    let texts = |dtype| model.text_features(ids.clone(), &[5, 2, 4], dtype);
+    same(texts(DType::F32), texts(DType::BF16));
+    same(model.picture_features(pictures.clone()), model.picture_features(pictures.cast(DType::BF16)));
 }

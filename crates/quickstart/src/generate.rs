@@ -84,6 +84,7 @@ impl Generator {
         recipe: &EvaluationRecipe,
         first: u64,
     ) -> Result<Vec<RgbImage>, QuickstartError> {
+        let context = self.text.states(prompts);
         let pipeline = TextToImage {
             unet: &self.unet,
             autoencoder: &self.autoencoder,
@@ -91,9 +92,8 @@ impl Generator {
             prediction: self.config.prediction,
             scale_factor: self.config.scale_factor as f32,
             latent_size: self.config.latent_size,
-            dtype: recipe.precision.dtype(),
+            dtype: recipe.precision.dtype(&context.device()),
         };
-        let context = self.text.states(prompts);
         let uncond = self.text.states(&[""]).repeat_dim(0, prompts.len());
         let pictures = pipeline.generate(context, uncond, &recipe.sampler, recipe.seed, first, &mut |_| ())?;
         to_images(pictures)

@@ -55,7 +55,7 @@ impl Objective for AutoencoderObjective {
     }
 
     fn loss(&self, model: &Autoencoder, batch: Batch<Picture>) -> Loss {
-        let dtype = self.recipe.run.precision.dtype();
+        let dtype = self.recipe.run.precision.dtype(&self.device);
         let pixels = batch.items.iter().map(|item| item.pixels.as_slice());
         let pictures: Tensor<4> = stack(pixels, &[self.side(), self.side(), 3], dtype, &self.device);
         let noise = batch.items.iter().map(|item| item.noise.as_slice());
@@ -66,7 +66,7 @@ impl Objective for AutoencoderObjective {
             Reconstruction::L2 => mean_squared_error(decoded, pictures),
             Reconstruction::L1 => (decoded.cast(DType::F32) - pictures.cast(DType::F32)).abs().mean(),
         };
-        let kl = distribution.kl().cast(DType::F32);
+        let kl = distribution.kl();
         let part = |t: &Tensor<1>| f64::from(t.clone().inner().into_scalar::<f32>());
         let parts = vec![("reconstruction", part(&reconstruction)), ("kl", part(&kl))];
         Loss { value: reconstruction + kl.mul_scalar(self.recipe.objective.kl_weight), parts }

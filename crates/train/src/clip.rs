@@ -54,7 +54,7 @@ impl Objective for ClipObjective {
 
     fn loss(&self, model: &Clip, batch: Batch<Pair>) -> Loss {
         let side = self.recipe.model.vision.image_size;
-        let dtype = self.recipe.run.precision.dtype();
+        let dtype = self.recipe.run.precision.dtype(&self.device);
         let rows = batch.items.iter().map(|pair| pair.pixels.as_slice());
         let pictures = stack(rows, &[side, side, 3], dtype, &self.device);
         let tokens: Vec<Tokens> = batch.items.into_iter().map(|pair| pair.tokens).collect();

@@ -145,7 +145,7 @@ impl Encoders {
             .collect::<Result<Vec<_>, BoxError>>()?;
         let side = self.resolution;
         let rows = pixels.iter().map(Vec::as_slice);
-        let pictures: Tensor<4> = stack(rows, &[side, side, 3], self.precision.dtype(), &self.device);
+        let pictures: Tensor<4> = stack(rows, &[side, side, 3], self.precision.dtype(&self.device), &self.device);
         let moments = self.autoencoder.encode(pictures).moments.cast(DType::F32).permute([0, 3, 1, 2]);
         let [_, channels, height, width] = moments.dims();
         let values = values_of(moments);

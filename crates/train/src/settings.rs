@@ -1,7 +1,9 @@
 //! The typed content of training recipes.
 
+use burn::tensor::{DType, Device};
 use calotype_data::OnError;
 use calotype_diffusion::{Prediction, ScheduleConfig};
+use calotype_kernels::multiplies_bf16;
 use calotype_models::{AutoencoderConfig, ClipConfig, UNetConfig};
 use serde::{Deserialize, Serialize};
 
@@ -40,14 +42,18 @@ pub enum Precision {
     F32,
     /// Activations in `bf16`.
     Bf16,
+    /// `bf16` on a CPU with instructions that multiply it, `f32` elsewhere.
+    Auto,
 }
 
 impl Precision {
-    /// The dtype of activations.
-    pub fn dtype(self) -> burn::tensor::DType {
+    /// The dtype of activations on a device.
+    pub fn dtype(self, device: &Device) -> DType {
         match self {
-            Precision::F32 => burn::tensor::DType::F32,
-            Precision::Bf16 => burn::tensor::DType::BF16,
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+            Precision::Auto if calotype_ops::uses_kernels(device) && multiplies_bf16() => DType::BF16,
+            Precision::Auto => DType::F32,
         }
     }
 }

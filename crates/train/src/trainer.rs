@@ -312,7 +312,7 @@ impl<'a, M: Module> Run<'a, M> {
         self.state.loss_count += 1;
         self.progress.set(self.samples, &[("loss", value)]);
         if self.crossed(self.course.run.log_every) {
-            self.log(norm, &parts)?;
+            self.log(Some(norm), &parts)?;
         }
         Ok(self)
     }
@@ -367,7 +367,7 @@ impl<'a, M: Module> Run<'a, M> {
         TrainError::NotFinite { stage: self.context.stage.to_owned(), what, samples: self.samples, advice }
     }
 
-    fn log(&mut self, gradient_norm: f64, parts: &[(&'static str, f64)]) -> Result<(), TrainError> {
+    fn log(&mut self, gradient_norm: Option<f64>, parts: &[(&'static str, f64)]) -> Result<(), TrainError> {
         let state = &mut self.state;
         let loss = state.loss_sum / state.loss_count as f64;
         (state.loss_sum, state.loss_count) = (0.0, 0);
@@ -377,7 +377,8 @@ impl<'a, M: Module> Run<'a, M> {
         let rate = (self.samples - samples) as f64 / since.elapsed().as_secs_f64().max(1e-9);
         self.entry = (Instant::now(), self.samples);
         let lr = self.course.optimizer.learning_rate_at(self.samples, self.course.run.samples);
-        let mut values = vec![("loss", loss), ("learning_rate", lr), ("gradient_norm", gradient_norm)];
+        let mut values = vec![("loss", loss), ("learning_rate", lr)];
+        values.extend(gradient_norm.map(|norm| ("gradient_norm", norm)));
         values.extend_from_slice(parts);
         values.push(("images_per_second", rate));
         Ok(self.tracker.scalars(self.samples, &values)?)
@@ -416,7 +417,7 @@ impl<'a, M: Module> Run<'a, M> {
 
     fn finish<O: Objective<Model = M>>(mut self, objective: &O) -> Result<Outcome<M>, TrainError> {
         if self.state.loss_count > 0 {
-            self.log(0.0, &[])?;
+            self.log(None, &[])?;
         }
         self.save()?;
         self.progress.finish();
