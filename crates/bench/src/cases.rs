@@ -75,6 +75,9 @@ fn product(m: usize, n: usize, k: usize) -> f64 {
     2.0 * m as f64 * n as f64 * k as f64
 }
 
+/// Rows, outputs, inputs of the feed-forward's first half with its GEGLU.
+const LINEAR_GEGLU: [(usize, usize, usize); 3] = [(4096, 1280, 320), (1024, 2560, 640), (256, 5120, 1280)];
+
 /// Rows, outputs, inputs: projections, both halves of the feed-forward, text states; from the finest level down, then the
 /// tiny UNet's.
 const LINEAR: [(usize, usize, usize); 15] = [
@@ -422,6 +425,15 @@ impl Cases<bf16> {
                 Box::new(move || kernels::linear_forward_packed(&x, &w, Some(&bias), None, &mut y, m, k, n))
             });
         }
+        for (m, c, k) in LINEAR_GEGLU {
+            let work = Work::Arithmetic(product(m, 2 * c, k));
+            all.case(("linear, geglu", "forward packed"), format!("{m}x{}x{k}", 2 * c), work, move || {
+                let w = noise::<f32>(2 * c * k);
+                let w = PackedWeights::for_linear_geglu(&w, c, k).expect("as the first one, and c is a multiple of 16");
+                let (x, bias, mut y) = (noise::<bf16>(m * k), noise::<f32>(2 * c), vec![bf16::ZERO; m * c]);
+                Box::new(move || kernels::linear_geglu_forward_packed(&x, &w, Some(&bias), &mut y, m, k, c))
+            });
+        }
         for (size, cin, cout, stride) in CONV {
             let s = conv_shape(size, cin, cout, stride);
             all.case(("conv3x3", "forward packed"), conv_name(&s), conv_work(&s), move || {
@@ -454,6 +466,18 @@ fn optimizer(len: usize) -> Vec<Case> {
                 let (mut p, g) = (noise::<f32>(len), noise::<f32>(len));
                 let (mut m, mut v) = (g.clone(), vec![1f32; len]);
                 Box::new(move || kernels::adamw_step(&AdamW::default(), 1, 1.0, &mut p, &g, &mut m, &mut v))
+            }),
+        ),
+        case(
+            "adamw, ema",
+            bytes(9, Limit::Copy),
+            Box::new(move || {
+                let (mut p, g) = (noise::<f32>(len), noise::<f32>(len));
+                let (mut m, mut v, mut average) = (g.clone(), vec![1f32; len], p.clone());
+                Box::new(move || {
+                    let average = (&mut average[..], 0.999);
+                    kernels::adamw_ema_step(&AdamW::default(), 1, 1.0, &mut p, &g, (&mut m, &mut v), average);
+                })
             }),
         ),
         case(

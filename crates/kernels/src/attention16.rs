@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::attention::{AttentionShape, carve, dot};
-use crate::math::map1;
+use crate::math::{exp2_near, map1};
 use crate::product::{Dense, Operand, Source};
 use crate::product16::{dispatch16, line, pack_b, pack_transposed, panel_width};
 use crate::scratch::with_scratch;
@@ -154,27 +154,6 @@ fn pack_rows<K: Kernel16>(
 unsafe fn halves<'a>(memory: &'a SharedMut<f32>, begin: usize, len: usize) -> &'a mut [bf16] {
     // SAFETY: the contract of this function.
     bytemuck::cast_slice_mut(unsafe { memory.range(begin..begin + len) })
-}
-
-/// `2^x` for x <= 127, within a factor of 1 ± 3e-6; 0 below -127 and for minus infinity.
-///
-/// `2^(x - floor(x))` by the polynomial of degree 4 with the smallest relative error in [0, 1] (Remez).
-///
-/// # Safety
-///
-/// Needs AVX-512 with DQ.
-#[inline(always)]
-unsafe fn exp2(x: __m512) -> __m512 {
-    // SAFETY: the contract of this function; no memory is touched.
-    unsafe {
-        let f = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(x);
-        let p = _mm512_set1_ps(0.013_534_168);
-        let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.052_011_46));
-        let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.241_442_75));
-        let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693_003_83));
-        let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.000_002_6));
-        _mm512_scalef_ps(p, x)
-    }
 }
 
 /// Rounds two vectors to bf16: `a`, then `b`.
@@ -414,7 +393,7 @@ impl SoftmaxRow<'_> {
     /// `most` is first raised to the greatest exponent if that exceeds it by more than [`SLACK`]; then the totals are
     /// scaled down, and the factor for all earlier sums is returned.
     #[inline(always)]
-    fn run(&self, _: Avx512Bf16, most: &mut f32, totals: &mut [f32], p: &mut [bf16]) -> Option<f32> {
+    fn run(&self, s: Avx512Bf16, most: &mut f32, totals: &mut [f32], p: &mut [bf16]) -> Option<f32> {
         let (scores, seen) = (self.scores, self.seen);
         assert!(seen <= scores.len() && p.len() == scores.len() && p.len().is_multiple_of(32) && totals.len() == 16);
         if seen == 0 {
@@ -447,15 +426,15 @@ impl SoftmaxRow<'_> {
             let (factor, shift) = (_mm512_set1_ps(self.factor), _mm512_set1_ps(*most));
             let mut second = _mm512_setzero_ps();
             for c in (0..whole).step_by(32) {
-                let a = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores.add(c)), factor, shift));
-                let b = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores.add(c + 16)), factor, shift));
+                let a = exp2_near(s, _mm512_fmsub_ps(_mm512_loadu_ps(scores.add(c)), factor, shift));
+                let b = exp2_near(s, _mm512_fmsub_ps(_mm512_loadu_ps(scores.add(c + 16)), factor, shift));
                 total = _mm512_add_ps(total, a);
                 second = _mm512_add_ps(second, b);
                 _mm512_storeu_si512(p.add(c).cast(), round2(a, b));
             }
             if whole < seen {
-                let a = exp2(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(masks[0], scores.add(whole)), factor, shift));
-                let b = exp2(_mm512_fmsub_ps(_mm512_maskz_loadu_ps(masks[1], scores.add(whole + 16)), factor, shift));
+                let a = exp2_near(s, _mm512_fmsub_ps(_mm512_maskz_loadu_ps(masks[0], scores.add(whole)), factor, shift));
+                let b = exp2_near(s, _mm512_fmsub_ps(_mm512_maskz_loadu_ps(masks[1], scores.add(whole + 16)), factor, shift));
                 let (a, b) = (_mm512_maskz_mov_ps(masks[0], a), _mm512_maskz_mov_ps(masks[1], b));
                 total = _mm512_add_ps(total, a);
                 second = _mm512_add_ps(second, b);
@@ -843,7 +822,7 @@ impl SlopeRows<'_> {
     #[inline(always)]
     fn run_masked<const MASKED: bool>(
         &self,
-        _: Avx512Bf16,
+        s: Avx512Bf16,
         (p, p_stride): (&mut [bf16], usize),
         (ds, ds_stride): (&mut [bf16], usize),
         (pairs, panel): (&mut [bf16], usize),
@@ -865,7 +844,7 @@ impl SlopeRows<'_> {
                         let at = c + 16 * half;
                         let score = _mm512_loadu_ps(self.scores[row].as_ptr().add(at));
                         let slope = _mm512_loadu_ps(self.slopes[row].as_ptr().add(at));
-                        let mut p = exp2(_mm512_fmsub_ps(score, factor, lse[half]));
+                        let mut p = exp2_near(s, _mm512_fmsub_ps(score, factor, lse[half]));
                         let mut ds = _mm512_mul_ps(p, _mm512_sub_ps(slope, delta[half]));
                         if MASKED {
                             let seen = !lanes(self.hidden[row].saturating_sub(at));

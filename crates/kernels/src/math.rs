@@ -26,7 +26,8 @@ pub fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.select_lt(s.splat(88.722_84), x, s.splat(f32::INFINITY), y)
 }
 
-/// `2^x` within a factor of 1 ± 3e-6, for magnitudes below 250: for results that are rounded to bf16.
+/// `2^x` within a factor of 1 ± 3e-6, for magnitudes below 250 (with AVX-512 for any x: 0 far below zero and for minus
+/// infinity): for results that are rounded to bf16.
 ///
 /// `2^(x - floor(x))` by the polynomial of degree 4 that is 1 at 0 and has the smallest relative error in [0, 1] (Remez).
 #[inline(always)]
