@@ -433,8 +433,12 @@ impl SoftmaxRow<'_> {
                 _mm512_storeu_si512(p.add(c).cast(), round2(a, b));
             }
             if whole < seen {
-                let a = exp2_near(s, _mm512_fmsub_ps(_mm512_maskz_loadu_ps(masks[0], scores.add(whole)), factor, shift));
-                let b = exp2_near(s, _mm512_fmsub_ps(_mm512_maskz_loadu_ps(masks[1], scores.add(whole + 16)), factor, shift));
+                let a =
+                    exp2_near(s, _mm512_fmsub_ps(_mm512_maskz_loadu_ps(masks[0], scores.add(whole)), factor, shift));
+                let b = exp2_near(
+                    s,
+                    _mm512_fmsub_ps(_mm512_maskz_loadu_ps(masks[1], scores.add(whole + 16)), factor, shift),
+                );
                 let (a, b) = (_mm512_maskz_mov_ps(masks[0], a), _mm512_maskz_mov_ps(masks[1], b));
                 total = _mm512_add_ps(total, a);
                 second = _mm512_add_ps(second, b);

@@ -73,19 +73,20 @@ pub fn group_norm_forward<T: Element>(
         let rows = norm.rows(b, task);
         // SAFETY: tasks have different rows.
         let (x, y) = (&x[rows.clone()], unsafe { out.range(rows) });
-        let (factor, offset) = factors.split_at(c);
+        let (center, factor) = factors.split_at(c);
+        let (factor, offset) = factor.split_at(c);
         dispatch!(|s| if silu {
-            normalize::<_, T, true>(s, x, (factor, offset), y);
+            normalize::<_, T, true>(s, x, (center, factor, offset), y);
         } else {
-            normalize::<_, T, false>(s, x, (factor, offset), y);
+            normalize::<_, T, false>(s, x, (center, factor, offset), y);
         });
     };
     let picture = |b: usize| &x[b * pixels * c..][..pixels * c];
     if tasks == 1 {
         // Small pictures stay in the cache.
         for_chunks2((mean, groups), (rstd, groups), |b, mean, rstd| {
-            with_scratch(2 * c + stats, |memory| {
-                let (factors, sums) = memory.split_at_mut(2 * c);
+            with_scratch(3 * c + stats, |memory| {
+                let (factors, sums) = memory.split_at_mut(3 * c);
                 norm.guess(picture(b), &mut factors[..c]);
                 norm.sums(picture(b), &factors[..c], sums);
                 norm.statistics(&factors[..c], sums, eps, mean, rstd);
@@ -95,21 +96,21 @@ pub fn group_norm_forward<T: Element>(
         });
         return;
     }
-    with_scratch(batch * (2 * c + tasks * stats), |memory| {
-        let (factors, sums) = memory.split_at_mut(batch * 2 * c);
-        for_chunks(factors, 2 * c, |b, factors| norm.guess(picture(b), &mut factors[..c]));
+    with_scratch(batch * (3 * c + tasks * stats), |memory| {
+        let (factors, sums) = memory.split_at_mut(batch * 3 * c);
+        for_chunks(factors, 3 * c, |b, factors| norm.guess(picture(b), &mut factors[..c]));
         for_chunks(sums, stats, |i, sums| {
             let (b, task) = (i / tasks, i % tasks);
-            norm.sums(&x[norm.rows(b, task)], &factors[b * 2 * c..][..c], sums);
+            norm.sums(&x[norm.rows(b, task)], &factors[b * 3 * c..][..c], sums);
         });
-        for_chunks3((factors, 2 * c), (mean, groups), (rstd, groups), |b, factors, mean, rstd| {
+        for_chunks3((factors, 3 * c), (mean, groups), (rstd, groups), |b, factors, mean, rstd| {
             norm.statistics(&factors[..c], &sums[b * tasks * stats..][..tasks * stats], eps, mean, rstd);
             norm.factors(mean, rstd, factors);
         });
         // Backwards: what was read last is still in the cache.
         parallel_for(batch * tasks, |i| {
             let i = batch * tasks - 1 - i;
-            finish(i / tasks, i % tasks, &factors[i / tasks * 2 * c..][..2 * c]);
+            finish(i / tasks, i % tasks, &factors[i / tasks * 3 * c..][..3 * c]);
         });
     });
 }
@@ -195,14 +196,16 @@ impl GroupNorm<'_> {
         }
     }
 
-    /// `factor` and `offset` of each channel, for which the normalized value is `factor x + offset`.
+    /// `center`, `factor` and `offset` of each channel, for which the normalized value is `factor (x - center) + offset`.
     fn factors(&self, mean: &[f32], rstd: &[f32], factors: &mut [f32]) {
-        let (factor, offset) = factors.split_at_mut(self.c);
+        let (center, factor) = factors.split_at_mut(self.c);
+        let (factor, offset) = factor.split_at_mut(self.c);
         let width = self.c / self.groups;
         for g in 0..self.groups {
             for i in g * width..(g + 1) * width {
+                center[i] = mean[g];
                 factor[i] = rstd[g] * self.gamma[i];
-                offset[i] = self.beta[i] - mean[g] * factor[i];
+                offset[i] = self.beta[i];
             }
         }
     }
@@ -231,9 +234,14 @@ fn channel_sums<S: Simd, T: Element, const R: usize>(s: S, rows: &[T], guess: &[
     );
 }
 
-/// `y = f(factor x + offset)` for rows of as many channels as there are factors.
+/// `y = f(factor (x - center) + offset)` for rows of as many channels as there are factors.
 #[inline(always)]
-fn normalize<S: Simd, T: Element, const SILU: bool>(s: S, x: &[T], (factor, offset): (&[f32], &[f32]), y: &mut [T]) {
+fn normalize<S: Simd, T: Element, const SILU: bool>(
+    s: S,
+    x: &[T],
+    (center, factor, offset): (&[f32], &[f32], &[f32]),
+    y: &mut [T],
+) {
     let c = factor.len();
     for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
         for_vectors(
@@ -241,7 +249,8 @@ fn normalize<S: Simd, T: Element, const SILU: bool>(s: S, x: &[T], (factor, offs
             c,
             #[inline(always)]
             |i, j| {
-                let z = s.fma(load_up_to(s, &x[i..j]), load_up_to(s, &factor[i..j]), load_up_to(s, &offset[i..j]));
+                let d = s.sub(load_up_to(s, &x[i..j]), load_up_to(s, &center[i..j]));
+                let z = s.fma(d, load_up_to(s, &factor[i..j]), load_up_to(s, &offset[i..j]));
                 store_up_to(s, if SILU { swish::<S, T>(s, z, 1.0) } else { z }, &mut y[i..j]);
             },
         );
@@ -312,7 +321,7 @@ pub fn group_norm_backward<T: Element>(
             if tasks == 1 {
                 // Small pictures stay in the cache.
                 sums(b, 0, factors, total);
-                norm.second_factors(stats(b), total, factors);
+                norm.second_factors(stats(b).1, total, factors);
                 finish(b, 0, factors);
             }
         });
@@ -325,7 +334,7 @@ pub fn group_norm_backward<T: Element>(
                 for part in partial[b * tasks * 2 * c..][..tasks * 2 * c].chunks_exact(2 * c) {
                     dispatch!(|s| add_to(s, part, total));
                 }
-                norm.second_factors(stats(b), total, factors);
+                norm.second_factors(stats(b).1, total, factors);
             });
             // Backwards: what was read last is still in the cache.
             parallel_for(batch * tasks, |i| {
@@ -343,8 +352,8 @@ pub fn group_norm_backward<T: Element>(
     });
 }
 
-/// Numbers of a channel that the backward pass needs, in this order, each `[c]`: h = `0` x + `1`, what f is applied to is
-/// `2` x + `3`; of the second pass, dx = `4` dz + `5` x + `6`.
+/// Numbers of a channel that the backward pass needs, in this order, each `[c]`: with d = x - `0`, h = `1` d, and what f is
+/// applied to is `2` d + `3`; of the second pass, dx = `1` (`4` dz + `5` d + `6`).
 const FACTORS: usize = 7;
 
 impl GroupNorm<'_> {
@@ -352,18 +361,17 @@ impl GroupNorm<'_> {
     fn first_factors(&self, (mean, rstd): (&[f32], &[f32]), factors: &mut [f32]) {
         let (c, width) = (self.c, self.c / self.groups);
         for g in 0..self.groups {
-            let (scale, offset) = (rstd[g], -mean[g] * rstd[g]);
             for i in g * width..(g + 1) * width {
-                factors[i] = scale;
-                factors[c + i] = offset;
-                factors[2 * c + i] = scale * self.gamma[i];
-                factors[3 * c + i] = offset * self.gamma[i] + self.beta[i];
+                factors[i] = mean[g];
+                factors[c + i] = rstd[g];
+                factors[2 * c + i] = rstd[g] * self.gamma[i];
+                factors[3 * c + i] = self.beta[i];
             }
         }
     }
 
     /// The other ones, from the channels' sums of dz and dz h.
-    fn second_factors(&self, (mean, rstd): (&[f32], &[f32]), sums: &[f32], factors: &mut [f32]) {
+    fn second_factors(&self, rstd: &[f32], sums: &[f32], factors: &mut [f32]) {
         let (c, width) = (self.c, self.c / self.groups);
         let (sum, product) = sums.split_at(c);
         let count = (width * self.pixels) as f64;
@@ -373,11 +381,9 @@ impl GroupNorm<'_> {
                 let weighted = members.clone().map(|i| self.gamma[i] as f64 * of[i] as f64);
                 weighted.sum::<f64>() / count
             };
-            let scale = rstd[g] as f64;
-            let slope = -scale * scale * average(product);
-            let offset = -scale * average(sum) - slope * mean[g] as f64;
+            let (slope, offset) = (-rstd[g] as f64 * average(product), -average(sum));
             for i in members.clone() {
-                factors[4 * c + i] = rstd[g] * self.gamma[i];
+                factors[4 * c + i] = self.gamma[i];
             }
             factors[5 * c..][members.clone()].fill(slope as f32);
             factors[6 * c..][members].fill(offset as f32);
@@ -423,10 +429,10 @@ fn gradient_rows<S: Simd, T: Element, const SILU: bool, const R: usize>(
             let (mut total, mut products) = (load_up_to(s, &sum[i..j]), load_up_to(s, &product[i..j]));
             for r in 0..R {
                 let at = r * c + i..r * c + j;
-                let (x, dy) = (load_up_to(s, &x[at.clone()]), load_up_to(s, &dy[at]));
-                let dz = before_activation::<S, T, SILU>(s, x, dy, (of[2], of[3]));
+                let (d, dy) = (s.sub(load_up_to(s, &x[at.clone()]), of[0]), load_up_to(s, &dy[at]));
+                let dz = before_activation::<S, T, SILU>(s, d, dy, (of[2], of[3]));
                 total = s.add(total, dz);
-                products = s.fma(dz, s.fma(x, of[0], of[1]), products);
+                products = s.fma(dz, s.mul(d, of[1]), products);
             }
             store_up_to(s, total, &mut sum[i..j]);
             store_up_to(s, products, &mut product[i..j]);
@@ -446,8 +452,8 @@ fn load_factors<S: Simd, const N: usize>(s: S, factors: &[f32], c: usize, (i, j)
 
 /// dz: dy through the slope of the activation.
 #[inline(always)]
-fn before_activation<S: Simd, T: Element, const SILU: bool>(s: S, x: S::V, dy: S::V, of: (S::V, S::V)) -> S::V {
-    if SILU { s.mul(dy, swish_slope::<S, T>(s, s.fma(x, of.0, of.1), 1.0)) } else { dy }
+fn before_activation<S: Simd, T: Element, const SILU: bool>(s: S, d: S::V, dy: S::V, of: (S::V, S::V)) -> S::V {
+    if SILU { s.mul(dy, swish_slope::<S, T>(s, s.fma(d, of.0, of.1), 1.0)) } else { dy }
 }
 
 /// dx of rows, see [`FACTORS`].
@@ -462,9 +468,11 @@ fn input_gradient<S: Simd, T: Element, const SILU: bool>(s: S, (x, dy): (&[T], &
             #[inline(always)]
             |i, j| {
                 let of = load_factors::<S, FACTORS>(s, factors, c, (i, j));
-                let (x, dy) = (load_up_to(s, &x[i..j]), load_up_to(s, &dy[i..j]));
-                let dz = before_activation::<S, T, SILU>(s, x, dy, (of[2], of[3]));
-                store_up_to(s, s.fma(dz, of[4], s.fma(x, of[5], of[6])), &mut dx[i..j]);
+                let (d, dy) = (s.sub(load_up_to(s, &x[i..j]), of[0]), load_up_to(s, &dy[i..j]));
+                let dz = before_activation::<S, T, SILU>(s, d, dy, (of[2], of[3]));
+                // Not fused: a group of one element has a gradient of exactly zero.
+                let inner = s.add(s.mul(dz, of[4]), s.fma(d, of[5], of[6]));
+                store_up_to(s, s.mul(inner, of[1]), &mut dx[i..j]);
             },
         );
     }
@@ -548,7 +556,7 @@ fn layer_rows<S: Simd, T: Element, const R: usize>(
             squares[r] = s.fma(d, d, squares[r]);
         }
     }
-    let (mut scales, mut offsets) = ([s.splat(0.0); R], [s.splat(0.0); R]);
+    let (mut scales, mut centers) = ([s.splat(0.0); R], [s.splat(0.0); R]);
     for r in 0..R {
         let (mut sum, mut square) = (s.sum(sums[r]), s.sum(squares[r]));
         for x in &x[r * c + whole..(r + 1) * c] {
@@ -559,7 +567,7 @@ fn layer_rows<S: Simd, T: Element, const R: usize>(
         let difference = sum / c as f32;
         mean[r] = guess[r] + difference;
         rstd[r] = 1.0 / ((square / c as f32 - difference * difference).max(0.0) + eps).sqrt();
-        (scales[r], offsets[r]) = (s.splat(rstd[r]), s.splat(-mean[r] * rstd[r]));
+        (scales[r], centers[r]) = (s.splat(rstd[r]), s.splat(mean[r]));
     }
     for_vectors(
         s,
@@ -569,7 +577,7 @@ fn layer_rows<S: Simd, T: Element, const R: usize>(
             let (gamma, beta) = (load_up_to(s, &gamma[i..j]), load_up_to(s, &beta[i..j]));
             for r in 0..R {
                 let at = r * c + i..r * c + j;
-                let h = s.fma(load_up_to(s, &x[at.clone()]), scales[r], offsets[r]);
+                let h = s.mul(s.sub(load_up_to(s, &x[at.clone()]), centers[r]), scales[r]);
                 store_up_to(s, s.fma(h, gamma, beta), &mut y[at]);
             }
         },
@@ -652,9 +660,9 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
 ) {
     let c = gamma.len();
     let zero = [s.splat(0.0); R];
-    let (mut scales, mut offsets, mut first, mut second) = (zero, zero, zero, zero);
+    let (mut scales, mut centers, mut first, mut second) = (zero, zero, zero, zero);
     for r in 0..R {
-        (scales[r], offsets[r]) = (s.splat(rstd[r]), s.splat(-mean[r] * rstd[r]));
+        (scales[r], centers[r]) = (s.splat(rstd[r]), s.splat(mean[r]));
     }
     for_vectors(
         s,
@@ -666,7 +674,7 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
             for r in 0..R {
                 let at = r * c + i..r * c + j;
                 let dy = load_up_to(s, &dy[at.clone()]);
-                let h = s.fma(load_up_to(s, &x[at]), scales[r], offsets[r]);
+                let h = s.mul(s.sub(load_up_to(s, &x[at]), centers[r]), scales[r]);
                 let weighted = s.mul(dy, gamma);
                 first[r] = s.add(first[r], weighted);
                 second[r] = s.fma(weighted, h, second[r]);
@@ -677,11 +685,11 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
             store_up_to(s, products, &mut product[i..j]);
         },
     );
-    // dx = rstd (gamma dy - first - second h) = rstd gamma dy + slope x + offset
+    // dx = rstd (gamma dy - first - second h) = rstd (gamma dy + slope (x - mean) + constant)
     let (mut slopes, mut constants) = (zero, zero);
     for r in 0..R {
-        let slope = -rstd[r] * rstd[r] * s.sum(second[r]) / c as f32;
-        let constant = -rstd[r] * s.sum(first[r]) / c as f32 - slope * mean[r];
+        let slope = -rstd[r] * s.sum(second[r]) / c as f32;
+        let constant = -s.sum(first[r]) / c as f32;
         (slopes[r], constants[r]) = (s.splat(slope), s.splat(constant));
     }
     for_vectors(
@@ -692,9 +700,9 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
             let gamma = load_up_to(s, &gamma[i..j]);
             for r in 0..R {
                 let at = r * c + i..r * c + j;
-                let weighted = s.mul(s.mul(load_up_to(s, &dy[at.clone()]), gamma), scales[r]);
-                let line = s.fma(load_up_to(s, &x[at.clone()]), slopes[r], constants[r]);
-                store_up_to(s, s.add(weighted, line), &mut dx[at]);
+                let weighted = s.mul(load_up_to(s, &dy[at.clone()]), gamma);
+                let line = s.fma(s.sub(load_up_to(s, &x[at.clone()]), centers[r]), slopes[r], constants[r]);
+                store_up_to(s, s.mul(s.add(weighted, line), scales[r]), &mut dx[at]);
             }
         },
     );

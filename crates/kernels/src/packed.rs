@@ -141,7 +141,7 @@ pub fn linear_forward_packed(
 }
 
 /// `y = value gelu(gate)` with `(value, gate) = x w^T + bias`: a linear layer of 2 c outputs and [`crate::geglu_forward`] in one
-/// go. What is between them stays f32. x is `[m, k]`, bias `[2 c]`, y `[m, c]`.
+/// go, with the bits that the two give. x is `[m, k]`, bias `[2 c]`, y `[m, c]`.
 ///
 /// # Panics
 ///

@@ -238,19 +238,23 @@ impl<T: Element> Output<'_, T> {
         for (p, (sum, out)) in sum.chunks_exact(2 * GATED).zip(out.chunks_exact_mut(GATED)).enumerate() {
             let first = column / 2 + p * GATED;
             for i in (0..GATED).step_by(S::LANES) {
-                let value = self.with_bias(s, s.load(&sum[i..]), first + i);
-                let gate = self.with_bias(s, s.load(&sum[GATED + i..]), self.n / 2 + first + i);
+                let value = self.gated_input(s, &sum[i..], first + i);
+                let gate = self.gated_input(s, &sum[GATED + i..], self.n / 2 + first + i);
                 T::store(s, s.mul(value, gelu::<S, T>(s, gate).0), &mut out[i..]);
             }
         }
     }
 
+    /// Sums with their bias, rounded as they would be if they were stored in between.
     #[inline(always)]
-    fn with_bias<S: Simd>(&self, s: S, v: S::V, at: usize) -> S::V {
-        match self.epilogue.bias {
-            Some(bias) => s.add(v, s.load(&bias[at..])),
-            None => v,
+    fn gated_input<S: Simd>(&self, s: S, sum: &[f32], at: usize) -> S::V {
+        let mut v = s.load(sum);
+        if let Some(bias) = self.epilogue.bias {
+            v = s.add(v, s.load(&bias[at..]));
         }
+        let mut stored = [T::ZERO; GATED];
+        T::store(s, v, &mut stored);
+        T::load(s, &stored)
     }
 
     /// [`Output::store`] for a block of sums: `rows` rows from `row` on, `stride` apart in `sums`, of `columns` columns.

@@ -148,7 +148,7 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// [`linear`] of `2 * channels` outputs, then [`geglu`]. Without gradients and with `bf16` activations the CPU does both in one
-/// pass, and does not round what is between them.
+/// pass; the bits are the same.
 ///
 /// # Shapes
 /// - `x`: `[.., in]`, `weight`: `[2 * channels, in]` (`f32`), `bias`: `[2 * channels]` (`f32`)
