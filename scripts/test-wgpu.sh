@@ -55,10 +55,12 @@ calotype="$CARGO_TARGET_DIR/release/calotype"
 "$calotype" quickstart --preset smoke --out "$work/run" \
     dataset.drawings=40 clip.run.samples=64 autoencoder.run.samples=32 diffusion.run.samples=16 \
     evaluation.pictures=2 evaluation.grid=2 evaluation.sampler.steps=1 >/dev/null
-# Four steps, each logged by itself; without warming up, so that the first one already changes the weights.
+# Four steps, each logged by itself, on both devices in the same precision; without warming up, so that the first one
+# already changes the weights.
 train() {
     "$calotype" train training/stable_diffusion/quickstart_smoke --device "$1" --out "$work/$1" \
-        "data.path=\"$work/run/precache\"" run.samples=64 run.log_every=16 optimizer.warmup_samples=0
+        "data.path=\"$work/run/precache\"" run.samples=64 run.batch_size=16 run.log_every=16 run.precision=f32 \
+        optimizer.warmup_samples=0
 }
 train cpu
 train wgpu
