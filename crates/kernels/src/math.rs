@@ -322,7 +322,9 @@ mod tests {
         for i in 0..x.len() {
             let exact = crate::reference::normal_distribution(x[i] as f64);
             let error = |ours: f32| (ours as f64 - exact).abs() / exact;
-            assert!(error(wide[i]) <= 8e-6, "{}: {} and {exact}", x[i], wide[i]);
+            // Beyond 9, the rounding of the square counts.
+            let limit = if x[i].abs() <= 9.0 { 4e-6 } else { 8e-6 };
+            assert!(error(wide[i]) <= limit, "{}: {} and {exact}", x[i], wide[i]);
             assert!(error(narrow[i]) <= 2e-4, "{}: {} and {exact}", x[i], narrow[i]);
         }
     }

@@ -66,7 +66,7 @@ pub fn group_norm_forward<T: Element>(
         rstd.fill(0.0);
         return;
     }
-    let norm = GroupNorm { pixels, c, groups, gamma, beta };
+    let norm = GroupNorm { pixels, c, groups, gamma };
     let (tasks, stats) = (norm.tasks(), 2 * groups);
     let out = SharedMut::new(y);
     let finish = |b: usize, task: usize, factors: &[f32]| {
@@ -74,19 +74,18 @@ pub fn group_norm_forward<T: Element>(
         // SAFETY: tasks have different rows.
         let (x, y) = (&x[rows.clone()], unsafe { out.range(rows) });
         let (center, factor) = factors.split_at(c);
-        let (factor, offset) = factor.split_at(c);
         dispatch!(|s| if silu {
-            normalize::<_, T, true>(s, x, (center, factor, offset), y);
+            normalize::<_, T, true>(s, x, (center, factor, beta), y);
         } else {
-            normalize::<_, T, false>(s, x, (center, factor, offset), y);
+            normalize::<_, T, false>(s, x, (center, factor, beta), y);
         });
     };
     let picture = |b: usize| &x[b * pixels * c..][..pixels * c];
     if tasks == 1 {
         // Small pictures stay in the cache.
         for_chunks2((mean, groups), (rstd, groups), |b, mean, rstd| {
-            with_scratch(3 * c + stats, |memory| {
-                let (factors, sums) = memory.split_at_mut(3 * c);
+            with_scratch(2 * c + stats, |memory| {
+                let (factors, sums) = memory.split_at_mut(2 * c);
                 norm.guess(picture(b), &mut factors[..c]);
                 norm.sums(picture(b), &factors[..c], sums);
                 norm.statistics(&factors[..c], sums, eps, mean, rstd);
@@ -96,21 +95,21 @@ pub fn group_norm_forward<T: Element>(
         });
         return;
     }
-    with_scratch(batch * (3 * c + tasks * stats), |memory| {
-        let (factors, sums) = memory.split_at_mut(batch * 3 * c);
-        for_chunks(factors, 3 * c, |b, factors| norm.guess(picture(b), &mut factors[..c]));
+    with_scratch(batch * (2 * c + tasks * stats), |memory| {
+        let (factors, sums) = memory.split_at_mut(batch * 2 * c);
+        for_chunks(factors, 2 * c, |b, factors| norm.guess(picture(b), &mut factors[..c]));
         for_chunks(sums, stats, |i, sums| {
             let (b, task) = (i / tasks, i % tasks);
-            norm.sums(&x[norm.rows(b, task)], &factors[b * 3 * c..][..c], sums);
+            norm.sums(&x[norm.rows(b, task)], &factors[b * 2 * c..][..c], sums);
         });
-        for_chunks3((factors, 3 * c), (mean, groups), (rstd, groups), |b, factors, mean, rstd| {
+        for_chunks3((factors, 2 * c), (mean, groups), (rstd, groups), |b, factors, mean, rstd| {
             norm.statistics(&factors[..c], &sums[b * tasks * stats..][..tasks * stats], eps, mean, rstd);
             norm.factors(mean, rstd, factors);
         });
         // Backwards: what was read last is still in the cache.
         parallel_for(batch * tasks, |i| {
             let i = batch * tasks - 1 - i;
-            finish(i / tasks, i % tasks, &factors[i / tasks * 3 * c..][..3 * c]);
+            finish(i / tasks, i % tasks, &factors[i / tasks * 2 * c..][..2 * c]);
         });
     });
 }
@@ -122,7 +121,6 @@ struct GroupNorm<'a> {
     c: usize,
     groups: usize,
     gamma: &'a [f32],
-    beta: &'a [f32],
 }
 
 impl GroupNorm<'_> {
@@ -196,16 +194,14 @@ impl GroupNorm<'_> {
         }
     }
 
-    /// `center`, `factor` and `offset` of each channel, for which the normalized value is `factor (x - center) + offset`.
+    /// `center` and `factor` of each channel, for which the normalized value is `factor (x - center) + beta`.
     fn factors(&self, mean: &[f32], rstd: &[f32], factors: &mut [f32]) {
         let (center, factor) = factors.split_at_mut(self.c);
-        let (factor, offset) = factor.split_at_mut(self.c);
         let width = self.c / self.groups;
         for g in 0..self.groups {
             for i in g * width..(g + 1) * width {
                 center[i] = mean[g];
                 factor[i] = rstd[g] * self.gamma[i];
-                offset[i] = self.beta[i];
             }
         }
     }
@@ -234,12 +230,12 @@ fn channel_sums<S: Simd, T: Element, const R: usize>(s: S, rows: &[T], guess: &[
     );
 }
 
-/// `y = f(factor (x - center) + offset)` for rows of as many channels as there are factors.
+/// `y = f(factor (x - center) + beta)` for rows of as many channels as there are factors.
 #[inline(always)]
 fn normalize<S: Simd, T: Element, const SILU: bool>(
     s: S,
     x: &[T],
-    (center, factor, offset): (&[f32], &[f32], &[f32]),
+    (center, factor, beta): (&[f32], &[f32], &[f32]),
     y: &mut [T],
 ) {
     let c = factor.len();
@@ -250,7 +246,7 @@ fn normalize<S: Simd, T: Element, const SILU: bool>(
             #[inline(always)]
             |i, j| {
                 let d = s.sub(load_up_to(s, &x[i..j]), load_up_to(s, &center[i..j]));
-                let z = s.fma(d, load_up_to(s, &factor[i..j]), load_up_to(s, &offset[i..j]));
+                let z = s.fma(d, load_up_to(s, &factor[i..j]), load_up_to(s, &beta[i..j]));
                 store_up_to(s, if SILU { swish::<S, T>(s, z, 1.0) } else { z }, &mut y[i..j]);
             },
         );
@@ -290,16 +286,16 @@ pub fn group_norm_backward<T: Element>(
     if x.is_empty() {
         return;
     }
-    let norm = GroupNorm { pixels, c, groups, gamma, beta };
+    let norm = GroupNorm { pixels, c, groups, gamma };
     let (tasks, stats) = (norm.tasks(), |b: usize| (&mean[b * groups..][..groups], &rstd[b * groups..][..groups]));
     let out = SharedMut::new(dx);
     let sums = |b: usize, task: usize, factors: &[f32], sums: &mut [f32]| {
         let rows = norm.rows(b, task);
         let from = (&x[rows.clone()], &dy[rows]);
         dispatch!(|s| if silu {
-            gradient_sums::<_, T, true>(s, from, factors, sums);
+            gradient_sums::<_, T, true>(s, from, (factors, beta), sums);
         } else {
-            gradient_sums::<_, T, false>(s, from, factors, sums);
+            gradient_sums::<_, T, false>(s, from, (factors, beta), sums);
         });
     };
     let finish = |b: usize, task: usize, factors: &[f32]| {
@@ -308,9 +304,9 @@ pub fn group_norm_backward<T: Element>(
         // SAFETY: tasks have different rows.
         let dx = unsafe { out.range(rows) };
         dispatch!(|s| if silu {
-            input_gradient::<_, T, true>(s, from, factors, dx);
+            input_gradient::<_, T, true>(s, from, (factors, gamma, beta), dx);
         } else {
-            input_gradient::<_, T, false>(s, from, factors, dx);
+            input_gradient::<_, T, false>(s, from, (factors, gamma, beta), dx);
         });
     };
     with_scratch(batch * (2 + FACTORS + 2 * tasks) * c, |memory| {
@@ -353,11 +349,11 @@ pub fn group_norm_backward<T: Element>(
 }
 
 /// Numbers of a channel that the backward pass needs, in this order, each `[c]`: with d = x - `0`, h = `1` d, and what f is
-/// applied to is `2` d + `3`; of the second pass, dx = `1` (`4` dz + `5` d + `6`).
-const FACTORS: usize = 7;
+/// applied to is `2` d + beta; of the second pass, dx = `1` (gamma dz + `3` d + `4`).
+const FACTORS: usize = 5;
 
 impl GroupNorm<'_> {
-    /// The first four of the [`FACTORS`] of a picture.
+    /// The first three of the [`FACTORS`] of a picture.
     fn first_factors(&self, (mean, rstd): (&[f32], &[f32]), factors: &mut [f32]) {
         let (c, width) = (self.c, self.c / self.groups);
         for g in 0..self.groups {
@@ -365,7 +361,6 @@ impl GroupNorm<'_> {
                 factors[i] = mean[g];
                 factors[c + i] = rstd[g];
                 factors[2 * c + i] = rstd[g] * self.gamma[i];
-                factors[3 * c + i] = self.beta[i];
             }
         }
     }
@@ -382,11 +377,8 @@ impl GroupNorm<'_> {
                 weighted.sum::<f64>() / count
             };
             let (slope, offset) = (-rstd[g] as f64 * average(product), -average(sum));
-            for i in members.clone() {
-                factors[4 * c + i] = self.gamma[i];
-            }
-            factors[5 * c..][members.clone()].fill(slope as f32);
-            factors[6 * c..][members].fill(offset as f32);
+            factors[3 * c..][members.clone()].fill(slope as f32);
+            factors[4 * c..][members].fill(offset as f32);
         }
     }
 }
@@ -396,17 +388,17 @@ impl GroupNorm<'_> {
 fn gradient_sums<S: Simd, T: Element, const SILU: bool>(
     s: S,
     (x, dy): (&[T], &[T]),
-    factors: &[f32],
+    (factors, beta): (&[f32], &[f32]),
     sums: &mut [f32],
 ) {
     let c = sums.len() / 2;
     sums.fill(0.0);
     let (x_blocks, dy_blocks) = (x.chunks_exact(ROWS * c), dy.chunks_exact(ROWS * c));
     for row in x_blocks.remainder().chunks_exact(c).zip(dy_blocks.remainder().chunks_exact(c)) {
-        gradient_rows::<S, T, SILU, 1>(s, row, factors, sums);
+        gradient_rows::<S, T, SILU, 1>(s, row, (factors, beta), sums);
     }
     for rows in x_blocks.zip(dy_blocks) {
-        gradient_rows::<S, T, SILU, ROWS>(s, rows, factors, sums);
+        gradient_rows::<S, T, SILU, ROWS>(s, rows, (factors, beta), sums);
     }
 }
 
@@ -415,7 +407,7 @@ fn gradient_sums<S: Simd, T: Element, const SILU: bool>(
 fn gradient_rows<S: Simd, T: Element, const SILU: bool, const R: usize>(
     s: S,
     (x, dy): (&[T], &[T]),
-    factors: &[f32],
+    (factors, beta): (&[f32], &[f32]),
     sums: &mut [f32],
 ) {
     let c = sums.len() / 2;
@@ -425,12 +417,12 @@ fn gradient_rows<S: Simd, T: Element, const SILU: bool, const R: usize>(
         c,
         #[inline(always)]
         |i, j| {
-            let of = load_factors::<S, 4>(s, factors, c, (i, j));
+            let (of, beta) = (load_factors::<S, 3>(s, factors, c, (i, j)), load_up_to(s, &beta[i..j]));
             let (mut total, mut products) = (load_up_to(s, &sum[i..j]), load_up_to(s, &product[i..j]));
             for r in 0..R {
                 let at = r * c + i..r * c + j;
                 let (d, dy) = (s.sub(load_up_to(s, &x[at.clone()]), of[0]), load_up_to(s, &dy[at]));
-                let dz = before_activation::<S, T, SILU>(s, d, dy, (of[2], of[3]));
+                let dz = before_activation::<S, T, SILU>(s, d, dy, (of[2], beta));
                 total = s.add(total, dz);
                 products = s.fma(dz, s.mul(d, of[1]), products);
             }
@@ -458,8 +450,13 @@ fn before_activation<S: Simd, T: Element, const SILU: bool>(s: S, d: S::V, dy: S
 
 /// dx of rows, see [`FACTORS`].
 #[inline(always)]
-fn input_gradient<S: Simd, T: Element, const SILU: bool>(s: S, (x, dy): (&[T], &[T]), factors: &[f32], dx: &mut [T]) {
-    let c = factors.len() / FACTORS;
+fn input_gradient<S: Simd, T: Element, const SILU: bool>(
+    s: S,
+    (x, dy): (&[T], &[T]),
+    (factors, gamma, beta): (&[f32], &[f32], &[f32]),
+    dx: &mut [T],
+) {
+    let c = gamma.len();
     let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
     for ((x, dy), dx) in rows {
         for_vectors(
@@ -468,10 +465,11 @@ fn input_gradient<S: Simd, T: Element, const SILU: bool>(s: S, (x, dy): (&[T], &
             #[inline(always)]
             |i, j| {
                 let of = load_factors::<S, FACTORS>(s, factors, c, (i, j));
+                let (gamma, beta) = (load_up_to(s, &gamma[i..j]), load_up_to(s, &beta[i..j]));
                 let (d, dy) = (s.sub(load_up_to(s, &x[i..j]), of[0]), load_up_to(s, &dy[i..j]));
-                let dz = before_activation::<S, T, SILU>(s, d, dy, (of[2], of[3]));
+                let dz = before_activation::<S, T, SILU>(s, d, dy, (of[2], beta));
                 // Not fused: a group of one element has a gradient of exactly zero.
-                let inner = s.add(s.mul(dz, of[4]), s.fma(d, of[5], of[6]));
+                let inner = s.add(s.mul(dz, gamma), s.fma(d, of[3], of[4]));
                 store_up_to(s, s.mul(inner, of[1]), &mut dx[i..j]);
             },
         );

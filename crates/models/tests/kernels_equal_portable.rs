@@ -1,9 +1,10 @@
 //! Whole models: output and every parameter's gradient through the CPU kernels against the portable operations.
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
+mod common;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use calotype_kernels::{Purpose, Stream};
-use calotype_models::state::{Path, values_of};
 use calotype_models::{
     AutoencoderConfig, ClipConfig, Init, TextConfig, UNetConfig, VisionConfig, clip::HiddenActivation,
 };
@@ -17,30 +18,6 @@ fn noise<const D: usize>(shape: [usize; D], index: u64) -> Tensor<D> {
     let mut data = vec![0f32; shape.iter().product()];
     Stream::new(7, Purpose::Noise, index).fill_normal(&mut data);
     Tensor::from_data(TensorData::new(data, shape), &device())
-}
-
-/// Every parameter's gradient by name.
-fn gradients<M: Module>(module: &M, gradients: &Gradients) -> Vec<(String, Vec<f32>)> {
-    struct Collect<'a> {
-        path: Path,
-        gradients: &'a Gradients,
-        out: Vec<(String, Vec<f32>)>,
-    }
-    impl ModuleVisitor for Collect<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name);
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let gradient = param.val().grad(self.gradients);
-            self.out.push((self.path.name(), gradient.map(values_of).unwrap_or_default()));
-        }
-    }
-    let mut collect = Collect { path: Path::default(), gradients, out: Vec::new() };
-    module.visit(&mut collect);
-    collect.out
 }
 
 /// Replaces the zero-initialised layers, behind which no gradient would flow.
@@ -72,7 +49,8 @@ fn compare<M: Module>(name: &str, module: &M, loss: impl Fn(&M) -> Tensor<1>) {
     let run = || {
         let loss = loss(module);
         let value: f32 = loss.clone().inner().into_scalar();
-        (value, gradients(module, &loss.backward()))
+        let gradients = common::gradients(module, &loss.backward());
+        (value, gradients.into_iter().map(|(name, values)| (name, values.unwrap_or_default())).collect::<Vec<_>>())
     };
     let (fast, fast_gradients) = run();
     let (slow, slow_gradients) = force_portable(run);

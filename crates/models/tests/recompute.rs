@@ -1,9 +1,10 @@
 //! A UNet that keeps only its blocks' inputs has the output and the gradients of one that keeps everything.
 
-use burn::module::{Module, ModuleVisitor, Param};
+mod common;
+
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use calotype_kernels::{Purpose, Stream};
-use calotype_models::state::{self, Path, values_of};
+use calotype_models::state::{self, values_of};
 use calotype_models::unet::{Keep, UNet};
 use calotype_models::{Init, UNetConfig};
 
@@ -41,26 +42,11 @@ fn network(device: &Device) -> UNet {
 
 /// Bits of every parameter's gradient by name.
 fn gradients(unet: &UNet, gradients: &Gradients) -> Vec<(String, Vec<u32>)> {
-    struct Collect<'a> {
-        path: Path,
-        gradients: &'a Gradients,
-        out: Vec<(String, Vec<u32>)>,
-    }
-    impl ModuleVisitor for Collect<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name);
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let gradient = param.val().grad(self.gradients).unwrap_or_else(|| panic!("{} has none", self.path.name()));
-            self.out.push((self.path.name(), bits(gradient)));
-        }
-    }
-    let mut collect = Collect { path: Path::default(), gradients, out: Vec::new() };
-    unet.visit(&mut collect);
-    collect.out
+    let bits = |(name, values): (String, Option<Vec<f32>>)| {
+        let values = values.unwrap_or_else(|| panic!("{name} has none"));
+        (name, values.into_iter().map(f32::to_bits).collect())
+    };
+    common::gradients(unet, gradients).into_iter().map(bits).collect()
 }
 
 fn bits<const D: usize>(t: Tensor<D>) -> Vec<u32> {
