@@ -1,0 +1,56 @@
+//! Named tensors, wherever they lie: the one interface between file formats on one side and key maps and models on the
+//! other.
+
+use crate::tensor_file::{Dtype, NamedTensor, TensorFile, TensorFileError};
+use std::path::Path;
+
+/// Name, element type and shape of a tensor whose elements were not looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The key, as the checkpoint spells it.
+    pub name: String,
+    /// Type of the elements.
+    pub dtype: Dtype,
+    /// Size of each axis, in the checkpoint's order.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Number of elements; 1 for a scalar.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A set of named tensors that are read one at a time.
+///
+/// Elements come row-major and little-endian, borrowed from the file's memory map where the file stores them so.
+pub trait TensorSource: Send + Sync {
+    /// The file or folder that messages name.
+    fn origin(&self) -> &Path;
+
+    /// All tensors, in the order of the file.
+    fn entries(&self) -> Vec<TensorInfo>;
+
+    /// One tensor with its elements.
+    ///
+    /// # Errors
+    /// There is no tensor of that name, or its bytes cannot be read.
+    fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError>;
+}
+
+impl TensorSource for TensorFile {
+    fn origin(&self) -> &Path {
+        self.path()
+    }
+
+    fn entries(&self) -> Vec<TensorInfo> {
+        self.tensors()
+            .map(|t| TensorInfo { name: t.name().into(), dtype: t.dtype(), shape: t.shape().to_vec() })
+            .collect()
+    }
+
+    fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
+        Ok(self.get(name)?.to_named())
+    }
+}
