@@ -30,8 +30,11 @@ const TASK_WORK: usize = 1 << 19;
 /// Most memory for partial sums of dQ, in floats.
 const PARTIAL: usize = 16 << 20;
 
-/// Keys of a block of the forward pass.
-const KEYS: usize = 256;
+/// Keys of a block of the forward pass: with few channels, exponentials are most of the work, and the scores should stay in
+/// the nearest cache.
+const fn key_columns(head_dim: usize) -> usize {
+    if head_dim <= 32 { 128 } else { 256 }
+}
 
 /// Queries of a block of the backward pass.
 const QUERIES: usize = 128;
@@ -40,9 +43,22 @@ const QUERIES: usize = 128;
 /// range, so nothing is lost.
 const SLACK: f32 = 16.0;
 
+/// Largest magnitude of exponents (to base 2) for which a softmax may do without its maximum.
+const BOUND: f32 = 110.0;
+
+/// Fewest keys for which it is worth to find out.
+const BOUNDED_KEYS: usize = 192;
+
+/// Sums of such a softmax between 2^-60 and 2^60 have lost nothing to the ends of the range of f32.
+const TOTALS: Range<f32> = 8.673_617e-19..1.152_921_5e18;
+
 /// Queries of a block of the forward pass.
-const fn query_rows<K: Kernel16>() -> usize {
-    if K::ANY_STRIDE { 32 } else { 56 }
+const fn query_rows<K: Kernel16>(head_dim: usize) -> usize {
+    match (K::ANY_STRIDE, head_dim <= 32) {
+        (true, true) => 32,
+        (true, false) => 128,
+        (false, _) => 56,
+    }
 }
 
 /// Keys of a block of the backward pass.
@@ -68,6 +84,11 @@ const fn room(rows: usize) -> usize {
 /// Distance between rows of sums.
 const fn sum_stride(columns: usize) -> usize {
     columns.next_multiple_of(32) + 16
+}
+
+/// Makes scores exponents to base 2.
+fn exponent_factor(shape: &AttentionShape) -> f32 {
+    shape.scale * std::f32::consts::LOG2_E
 }
 
 /// Whether the kernels here can do it.
@@ -200,20 +221,21 @@ struct Forward<'a, K> {
 }
 
 impl<K: Kernel16> Forward<'_, K> {
-    /// Length of the packed keys, and of the packed values, of a head, in pairs.
-    fn packed(&self) -> [usize; 2] {
+    /// Length of the packed keys, and of the packed values, of a head, in pairs; and of the greatest squared length of a key
+    /// of each block.
+    fn packed(&self) -> [usize; 3] {
         let (keys, d) = (self.shape.key_tokens.next_multiple_of(32), self.shape.head_dim);
-        [keys * d.next_multiple_of(K::K_STEP) / 2, keys * line(d) / 2]
+        [keys * d.next_multiple_of(K::K_STEP) / 2, keys * line(d) / 2, self.shape.key_tokens.div_ceil(key_columns(d))]
     }
 
     fn run(&self) {
         let shape = self.shape;
         let (heads, queries) = (shape.batch * shape.heads, shape.query_tokens);
-        let unit = query_rows::<K>();
+        let unit = query_rows::<K>(shape.head_dim);
         let parts = tasks_of_head(shape, queries.div_ceil(unit), 2 * TASKS);
         let rows = queries.div_ceil(parts).next_multiple_of(unit);
         let len: usize = self.packed().iter().sum();
-        let blocks = shape.key_tokens.div_ceil(KEYS);
+        let blocks = shape.key_tokens.div_ceil(key_columns(shape.head_dim));
         if rows >= queries {
             return parallel_for(heads, |head| {
                 self.kernel.run(
@@ -257,18 +279,23 @@ impl<K: Kernel16> Forward<'_, K> {
     #[inline(always)]
     fn pack(&self, head: usize, block: usize, to: &SharedMut<f32>, begin: usize) {
         let (shape, d) = (self.shape, self.shape.head_dim);
-        let j = block * KEYS;
-        let n = KEYS.min(shape.key_tokens - j);
+        let j = block * key_columns(d);
+        let n = key_columns(d).min(shape.key_tokens - j);
         let (depth, wide, padded) = (d.next_multiple_of(K::K_STEP), line(d), n.next_multiple_of(32));
         // SAFETY: blocks do not overlap.
-        let (keys, values) = unsafe {
+        let (keys, values, longest) = unsafe {
             let values = begin + self.packed()[0];
+            let longest = values + self.packed()[1] + block;
             (
                 halves(to, begin + j * depth / 2, padded * depth / 2),
                 halves(to, values + j * wide / 2, padded * wide / 2),
+                to.range(longest..longest + 1),
             )
         };
         let k = Operand { source: shape.head(self.k, shape.key_tokens, head), k_rows: false };
+        if shape.key_tokens >= BOUNDED_KEYS {
+            longest[0] = longest_row(self.kernel.vectors(), &k.source, (j, n), d);
+        }
         let v = Operand { source: shape.head(self.v, shape.key_tokens, head), k_rows: true };
         pack_b(self.kernel, &k, (0, d), (j, n), keys);
         pack_b(self.kernel, &v, (j, n), (0, d), values);
@@ -277,70 +304,48 @@ impl<K: Kernel16> Forward<'_, K> {
     /// Queries `first..first + count` of a head, with its packed keys and values.
     #[inline(always)]
     fn task(&self, head: usize, (first, count): (usize, usize), packed: &[f32]) {
-        let (keys, values) = packed.split_at(self.packed()[0]);
+        let (keys, rest) = packed.split_at(self.packed()[0]);
+        let (values, longest_keys) = rest.split_at(self.packed()[1]);
         let (keys, values): (&[bf16], &[bf16]) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
-        let (kernel, shape) = (self.kernel, self.shape);
-        let (d, tokens) = (shape.head_dim, shape.key_tokens);
-        let (depth, wide) = (d.next_multiple_of(K::K_STEP), line(d));
-        let block = query_rows::<K>().min(count);
-        let longest = KEYS.min(tokens.next_multiple_of(32));
-        let (q_stride, p_stride) = (stride::<K>(depth), stride::<K>(longest));
-        let (score_stride, out_stride) = (sum_stride(longest), sum_stride(d));
+        let (kernel, shape, d) = (self.kernel, self.shape, self.shape.head_dim);
+        let depth = d.next_multiple_of(K::K_STEP);
+        let rows = query_rows::<K>(d).min(count);
+        let longest = key_columns(d).min(shape.key_tokens.next_multiple_of(32));
+        let strides = Strides {
+            queries: stride::<K>(depth),
+            scores: sum_stride(longest),
+            p: stride::<K>(longest),
+            sums: sum_stride(d),
+        };
         let sizes = [
-            room(block) * q_stride / 2,
-            room(block) * score_stride,
-            room(block) * p_stride / 2,
-            room(block) * out_stride,
-            block * 16,
-            block.next_multiple_of(16),
+            room(rows) * strides.queries / 2,
+            room(rows) * strides.scores,
+            room(rows) * strides.p / 2,
+            room(rows) * strides.sums,
+            rows * 16,
+            rows.next_multiple_of(16),
         ];
         let q = shape.head(self.q, shape.query_tokens, head);
+        // By Cauchy and Schwarz, no score is beyond the product of the lengths.
+        let limit = BOUND / exponent_factor(shape);
+        let longest_key = longest_keys.iter().fold(0.0f32, |a, &b| if b <= a { a } else { b });
         with_scratch(
             sizes.iter().sum(),
             #[inline(always)]
             |memory| {
-                let [rows, scores, p, sums, totals, most] = carve(memory, sizes);
-                let rows: &mut [bf16] = bytemuck::cast_slice_mut(rows);
-                let p: &mut [bf16] = bytemuck::cast_slice_mut(p);
-                for i0 in (first..first + count).step_by(block) {
-                    let m = block.min(first + count - i0);
-                    pack_rows(kernel, &q, (i0, m), d, rows, q_stride);
-                    most.fill(f32::NEG_INFINITY);
-                    totals.fill(0.0);
-                    for j in (0..tokens).step_by(KEYS) {
-                        let n = KEYS.min(tokens - j);
-                        if shape.visible(i0 + m - 1, j, n) == 0 {
-                            break;
-                        }
-                        let padded = n.next_multiple_of(K::K_STEP);
-                        multiply(
-                            kernel,
-                            (m, n, depth),
-                            (rows, q_stride),
-                            &keys[j * depth..],
-                            (scores, score_stride),
-                            false,
-                        );
-                        for i in 0..m {
-                            let row = SoftmaxRow {
-                                scores: &scores[i * score_stride..][..n.next_multiple_of(32)],
-                                seen: shape.visible(i0 + i, j, n),
-                                factor: shape.scale * std::f32::consts::LOG2_E,
-                            };
-                            let p = &mut p[i * p_stride..][..n.next_multiple_of(32)];
-                            let shrink = row.run(kernel.vectors(), &mut most[i], &mut totals[i * 16..][..16], p);
-                            if let Some(shrink) = shrink
-                                && j > 0
-                            {
-                                let s = kernel.vectors();
-                                for sums in sums[i * out_stride..][..wide].chunks_exact_mut(16) {
-                                    s.store(s.mul(s.load(sums), s.splat(shrink)), sums);
-                                }
-                            }
-                        }
-                        multiply(kernel, (m, d, padded), (p, p_stride), &values[j * wide..], (sums, out_stride), j > 0);
+                let [queries, scores, p, sums, totals, most] = carve(memory, sizes);
+                let [queries, p] = [queries, p].map(bytemuck::cast_slice_mut::<f32, bf16>);
+                let mut walk = Walk { forward: self, keys, values, strides, queries, scores, p, sums, totals, most };
+                for i0 in (first..first + count).step_by(rows) {
+                    let block = (i0, rows.min(first + count - i0));
+                    pack_rows(kernel, &q, block, d, walk.queries, walk.strides.queries);
+                    // False for what is not a number.
+                    let bounded = shape.key_tokens >= BOUNDED_KEYS
+                        && longest_row(kernel.vectors(), &q, block, d) * longest_key <= limit * limit;
+                    if !(bounded && walk.run::<true>(block)) {
+                        walk.run::<false>(block);
                     }
-                    self.finish(head, (i0, m), (sums, out_stride), totals, most);
+                    self.finish(head, block, (walk.sums, walk.strides.sums), walk.totals, walk.most);
                 }
             },
         );
@@ -375,6 +380,99 @@ impl<K: Kernel16> Forward<'_, K> {
             lse[0] = most[i] * std::f32::consts::LN_2 + total.ln();
         }
     }
+}
+
+/// Distances between the rows of what a [`Walk`] works with.
+struct Strides {
+    queries: usize,
+    scores: usize,
+    p: usize,
+    sums: usize,
+}
+
+/// A block of queries on its way through the keys of its head.
+struct Walk<'a, K> {
+    forward: &'a Forward<'a, K>,
+    keys: &'a [bf16],
+    values: &'a [bf16],
+    strides: Strides,
+    queries: &'a mut [bf16],
+    scores: &'a mut [f32],
+    p: &'a mut [bf16],
+    /// Of probabilities times values.
+    sums: &'a mut [f32],
+    /// Of probabilities: 16 parts for each query.
+    totals: &'a mut [f32],
+    /// What is subtracted from each query's exponents.
+    most: &'a mut [f32],
+}
+
+impl<K: Kernel16> Walk<'_, K> {
+    /// Fills `sums`, `totals` and `most` for queries `i0..i0 + m`. If `BOUNDED`, exponents are known to be within [`BOUND`], and
+    /// nothing is subtracted.
+    ///
+    /// `false` if a total came near the ends of the range of f32, which happens only if `BOUNDED`.
+    #[inline(always)]
+    fn run<const BOUNDED: bool>(&mut self, (i0, m): (usize, usize)) -> bool {
+        let (kernel, shape, d) = (self.forward.kernel, self.forward.shape, self.forward.shape.head_dim);
+        let (depth, wide, tokens) = (d.next_multiple_of(K::K_STEP), line(d), shape.key_tokens);
+        self.most.fill(if BOUNDED { 0.0 } else { f32::NEG_INFINITY });
+        self.totals.fill(0.0);
+        for j in (0..tokens).step_by(key_columns(d)) {
+            let n = key_columns(d).min(tokens - j);
+            if shape.visible(i0 + m - 1, j, n) == 0 {
+                break;
+            }
+            let (left, scores) = ((&*self.queries, self.strides.queries), (&mut *self.scores, self.strides.scores));
+            multiply(kernel, (m, n, depth), left, &self.keys[j * depth..], scores, false);
+            for i in 0..m {
+                self.softmax_row::<BOUNDED>(i, shape.visible(i0 + i, j, n), (j, n));
+            }
+            let (left, sums) = ((&*self.p, self.strides.p), (&mut *self.sums, self.strides.sums));
+            multiply(kernel, (m, d, n.next_multiple_of(K::K_STEP)), left, &self.values[j * wide..], sums, j > 0);
+        }
+        let s = kernel.vectors();
+        let mut good = true;
+        for totals in self.totals.chunks_exact(16).take(m) {
+            good &= !BOUNDED || TOTALS.contains(&s.sum(s.load(totals)));
+        }
+        good
+    }
+
+    /// Row `i` of the probabilities of a block of keys, of which `seen` are seen.
+    #[inline(always)]
+    fn softmax_row<const BOUNDED: bool>(&mut self, i: usize, seen: usize, (j, n): (usize, usize)) {
+        let s = self.forward.kernel.vectors();
+        let padded = n.next_multiple_of(32);
+        let scores = &self.scores[i * self.strides.scores..][..padded];
+        let row = SoftmaxRow { scores, seen, factor: exponent_factor(self.forward.shape) };
+        let (totals, p) = (&mut self.totals[i * 16..][..16], &mut self.p[i * self.strides.p..][..padded]);
+        if BOUNDED {
+            return row.run_bounded(s, totals, p);
+        }
+        if let Some(shrink) = row.run(s, &mut self.most[i], totals, p)
+            && j > 0
+        {
+            let wide = line(self.forward.shape.head_dim);
+            for sums in self.sums[i * self.strides.sums..][..wide].chunks_exact_mut(16) {
+                s.store(s.mul(s.load(sums), s.splat(shrink)), sums);
+            }
+        }
+    }
+}
+
+/// The greatest squared length of some rows; not finite if one is not.
+#[inline(always)]
+fn longest_row(s: Avx512Bf16, from: &Dense<bf16>, (first, count): (usize, usize), width: usize) -> f32 {
+    let mut longest = 0.0f32;
+    for i in first..first + count {
+        let row = &from.data[i * from.stride..][..width];
+        let length = dot(s, row, row);
+        if length > longest || length.is_nan() {
+            longest = length;
+        }
+    }
+    longest
 }
 
 /// One query's scores with a block of keys.
@@ -449,6 +547,37 @@ impl SoftmaxRow<'_> {
             }
             _mm512_storeu_ps(totals.as_mut_ptr(), _mm512_add_ps(total, second));
             shrink
+        }
+    }
+
+    /// [`SoftmaxRow::run`] of exponents within [`BOUND`], with nothing subtracted.
+    #[inline(always)]
+    fn run_bounded(&self, s: Avx512Bf16, totals: &mut [f32], p: &mut [bf16]) {
+        let (scores, seen) = (self.scores, self.seen);
+        assert!(seen <= scores.len() && p.len() == scores.len() && p.len().is_multiple_of(32) && totals.len() == 16);
+        let (scores, p, whole) = (scores.as_ptr(), p.as_mut_ptr(), seen / 32 * 32);
+        // SAFETY: the token proves the instructions; the assertion bounds all addresses, masks those after `seen`.
+        unsafe {
+            let factor = _mm512_set1_ps(self.factor);
+            let mut total = [_mm512_loadu_ps(totals.as_ptr()), _mm512_setzero_ps()];
+            for c in (0..whole).step_by(32) {
+                let a = exp2_near(s, _mm512_mul_ps(_mm512_loadu_ps(scores.add(c)), factor));
+                let b = exp2_near(s, _mm512_mul_ps(_mm512_loadu_ps(scores.add(c + 16)), factor));
+                total = [_mm512_add_ps(total[0], a), _mm512_add_ps(total[1], b)];
+                _mm512_storeu_si512(p.add(c).cast(), round2(a, b));
+            }
+            if whole < seen {
+                let masks = [lanes(seen - whole), lanes((seen - whole).saturating_sub(16))];
+                let [a, b] = [0, 16].map(|half| _mm512_maskz_loadu_ps(masks[half / 16], scores.add(whole + half)));
+                let a = _mm512_maskz_mov_ps(masks[0], exp2_near(s, _mm512_mul_ps(a, factor)));
+                let b = _mm512_maskz_mov_ps(masks[1], exp2_near(s, _mm512_mul_ps(b, factor)));
+                total = [_mm512_add_ps(total[0], a), _mm512_add_ps(total[1], b)];
+                _mm512_storeu_si512(p.add(whole).cast(), round2(a, b));
+            }
+            for c in (seen.next_multiple_of(32)..self.scores.len()).step_by(32) {
+                _mm512_storeu_si512(p.add(c).cast(), _mm512_setzero_si512());
+            }
+            _mm512_storeu_ps(totals.as_mut_ptr(), _mm512_add_ps(total[0], total[1]));
         }
     }
 }
@@ -696,7 +825,7 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                                     lse: &lse[..m_even],
                                     delta: &delta[..m_even],
                                     hidden: [hidden(r + c), hidden(r + c + 1)],
-                                    factor: shape.scale * std::f32::consts::LOG2_E,
+                                    factor: exponent_factor(shape),
                                 }
                                 .run(
                                     kernel.vectors(),

@@ -331,6 +331,9 @@ fn attention() {
         AttentionShape { batch: 1, query_tokens: 700, key_tokens: 700, heads: 1, head_dim: 16, causal: true, ..base },
         // Scores of very different size.
         AttentionShape { query_tokens: 65, key_tokens: 300, heads: 1, scale: 3.0, ..base },
+        // Exponents that are bounded, but whose sums are not near 1; exponents that are not bounded.
+        AttentionShape { query_tokens: 65, key_tokens: 300, heads: 1, scale: 5.0, ..base },
+        AttentionShape { query_tokens: 65, key_tokens: 300, heads: 1, scale: 12.0, ..base },
         AttentionShape { scale: -0.15, ..base },
         AttentionShape { scale: 0.0, ..base },
         AttentionShape { batch: 0, ..base },
