@@ -158,3 +158,101 @@ pub enum PickleFault {
     #[error("its values take more than the {0} bytes of memory that a file of this length may ask for; refused")]
     Memory(usize),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A value in a notation like Python's.
+    fn shown(value: Value<'_>) -> String {
+        let items = |open: &str, close: &str| {
+            let items: Vec<String> = value.items().map(shown).collect();
+            format!("{open}{}{close}", items.join(" "))
+        };
+        match value.kind() {
+            Kind::Int(value) => value.to_string(),
+            Kind::Float(value) => format!("{value:?}"),
+            Kind::Text(text) => format!("{text:?}"),
+            Kind::List => items("[", "]"),
+            Kind::Tuple => items("(", ")"),
+            Kind::Set => items("<", ">"),
+            Kind::Dict => {
+                let pairs: Vec<String> =
+                    value.pairs().map(|(key, value)| format!("{}:{}", shown(key), shown(value))).collect();
+                format!("{{{}}}", pairs.join(" "))
+            }
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn operations_of_all_protocols() {
+        let table: [(&[u8], &str); 41] = [
+            (b"I01\n.", "Bool(true)"),
+            (b"I-5\n.", "-5"),
+            (b"L123L\n.", "123"),
+            (b"L119547037146038801333356L\n.", "\"119547037146038801333356L\""),
+            (b"F1.5\n.", "1.5"),
+            (b"S'a\\n\\x41'\n.", "\"a\\nA\""),
+            (b"S\"plain\"\n.", "\"plain\""),
+            (b"S'\\xff'\n.", "Bytes([255])"),
+            (b"Vh\\u00e9\xe9\n.", "\"héé\""),
+            (b"N.", "None"),
+            (b"(I1\nI2\nt.", "(1 2)"),
+            (b"(lp0\nI1\na.", "[1]"),
+            (b"(dp0\nS'a'\nI1\ns.", "{\"a\":1}"),
+            (b"(S'a'\nI1\nd.", "{\"a\":1}"),
+            (b"(lp7\n0g7\n.", "[]"),
+            (b"K\x05.", "5"),
+            (b"M\x01\x02.", "513"),
+            (b"J\xff\xff\xff\xff.", "-1"),
+            (b"J\xff\xff\xff\x7f.", "2147483647"),
+            (b"T\x02\0\0\0ab.", "\"ab\""),
+            (b"U\x01\xff.", "Bytes([255])"),
+            (b"X\x01\0\0\0a.", "\"a\""),
+            (b"](K\x01K\x02e.", "[1 2]"),
+            (b"}(K\x01NK\x02)u.", "{1:None 2:()}"),
+            (b"G?\xf8\0\0\0\0\0\0.", "1.5"),
+            (b"K\x01q\x07h\x07\x86.", "(1 1)"),
+            (b"K\x01r\x07\x01\0\0j\x07\x01\0\0\x86.", "(1 1)"),
+            (b"K\x012\x86.", "(1 1)"),
+            (b"K\x01(K\x02K\x031.", "1"),
+            (b"(0K\x01.", "1"),
+            (b"\x80\x02\x8a\x00.", "0"),
+            (b"\x80\x02\x8a\x02\xff\0.", "255"),
+            (b"\x80\x02\x8b\x01\0\0\0\xff.", "-1"),
+            (b"\x80\x02\x89\x88K\x03\x87.", "(Bool(false) Bool(true) 3)"),
+            (b"\x80\x02c__builtin__\nset\n](K\x01K\x02e\x85R.", "<1 2>"),
+            (b"\x80\x02ccollections\nOrderedDict\n]]K\x01aK\x02aa\x85R.", "{1:2}"),
+            (b"\x80\x03C\x02ab.", "Bytes([97, 98])"),
+            (b"\x80\x04\x95\x02\0\0\0\0\0\0\0}.", "{}"),
+            (b"\x80\x04(K\x01\x91.", "<1>"),
+            (b"\x80\x04\x8f\x94(K\x01\x90.", "<1>"),
+            (b"\x80\x05\x96\x01\0\0\0\0\0\0\0a.", "Bytes([97])"),
+        ];
+        for (source, expected) in table {
+            let pickle = read(source, ReadOptions::default(), memory_limit(source.len())).unwrap();
+            assert_eq!(pickle.length(), source.len());
+            assert_eq!(shown(pickle.root(source)), expected);
+        }
+    }
+
+    #[test]
+    fn skipped_objects_take_their_content_with_them() {
+        let source = b"\x80\x02}(K\x01cevil\nThing\nK\x02\x85R}K\x03K\x04sbK\x05cevil\nThing\n)\x81K\x06K\x07su.";
+        let error = read(source, ReadOptions::default(), 1 << 20).unwrap_err();
+        assert_eq!(error.fault, PickleFault::Refused("evil.Thing".to_owned()));
+        let skipping = ReadOptions { skip_unknown_objects: true };
+        let pickle = read(source, skipping, 1 << 20).unwrap();
+        assert_eq!(shown(pickle.root(source)), "{1:Object(\"evil.Thing\") 5:Object(\"evil.Thing\")}");
+        assert_eq!(pickle.skipped().collect::<Vec<_>>(), [("evil.Thing", 2)]);
+    }
+
+    #[test]
+    fn memory_has_a_limit() {
+        let source = [b"](".as_slice(), &b"K\x01".repeat(1000), b"e."].concat();
+        assert!(read(&source, ReadOptions::default(), 1 << 20).is_ok());
+        let error = read(&source, ReadOptions::default(), 1 << 10).unwrap_err();
+        assert_eq!(error.fault, PickleFault::Memory(1 << 10));
+    }
+}
