@@ -1,11 +1,29 @@
 //! Reading and writing model weights.
 //!
-//! [`tensor_file`] holds named tensors in safetensors files; [`source`] is the interface that all formats share; [`durable`] is the one way files are replaced on disk:
-//! completely or not at all.
+//! [`source`] is the interface that all formats share and [`open_tensors`] opens whichever of them a file holds:
+//! [`tensor_file`] is safetensors, [`torch_file`] what `torch.save` writes, [`nemo_file`] NeMo's archives, [`sharded`] an
+//! index with the files beside it. Pickles are read by [`pickle`], which executes nothing. [`durable`] is the one way
+//! files are replaced on disk: completely or not at all.
 
+pub mod archive;
 pub mod durable;
+pub mod error;
+mod json;
+mod map;
+pub mod nemo_file;
+pub mod open;
+pub mod pickle;
+pub mod sharded;
 pub mod source;
 pub mod tensor_file;
+pub mod torch_file;
 
+pub use archive::ArchiveFault;
+pub use error::{HeaderFault, TensorFileError};
+pub use nemo_file::NemoFile;
+pub use open::{open_tensors, open_tensors_with};
+pub use pickle::{PickleError, PickleFault, ReadOptions};
+pub use sharded::{IndexFault, ShardedTensors};
 pub use source::{TensorInfo, TensorSource};
-pub use tensor_file::{Dtype, NamedTensor, TensorFile, TensorFileError, TensorView, write_safetensors};
+pub use tensor_file::{Dtype, NamedTensor, TensorFile, TensorView, write_safetensors};
+pub use torch_file::{TensorFault, TensorRoot, TorchFault, TorchFile, TorchFormat};

@@ -37,6 +37,10 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// There is no tensor of that name, or its bytes cannot be read.
     fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError>;
+
+    /// Says that a tensor was read and is not needed soon: the system may take back the memory of its pages. It can be
+    /// read again; its bytes then come from the file once more. Sources that map no file do nothing.
+    fn release(&self, _name: &str) {}
 }
 
 impl TensorSource for TensorFile {
@@ -52,5 +56,9 @@ impl TensorSource for TensorFile {
 
     fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
         Ok(self.get(name)?.to_named())
+    }
+
+    fn release(&self, name: &str) {
+        TensorFile::release(self, name);
     }
 }

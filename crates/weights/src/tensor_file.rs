@@ -2,20 +2,20 @@
 //!
 //! The layout is an 8-byte little-endian header length, a JSON header (name → dtype, shape, byte range; plus a
 //! string map `__metadata__`) and the raw little-endian data. Files are written atomically and deterministically:
-//! the same tensors and metadata give the same bytes. They are read through a memory map after the `safetensors`
-//! crate has checked that the header is consistent and that the byte ranges cover the file exactly.
+//! the same tensors and metadata give the same bytes. They are read through a memory map after the header was checked
+//! to be consistent, and its byte ranges to cover the file exactly: no overlap, no hole, no byte after the last.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use memmap2::Mmap;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Metadata, SafeTensorError};
+use serde_json::value::RawValue;
 
 use crate::durable;
+pub use crate::error::{HeaderFault, TensorFileError};
+use crate::json::Pairs;
+use crate::map::MappedFile;
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("safetensors data is little-endian and this crate views it in place: a big-endian target needs swaps");
@@ -58,34 +58,34 @@ pub enum Dtype {
     Bool,
 }
 
-/// Each dtype with its name in a safetensors header, the `safetensors` crate's value, and its size in bytes.
-const DTYPES: [(Dtype, &str, safetensors::Dtype, usize); 15] = [
-    (Dtype::F64, "F64", safetensors::Dtype::F64, 8),
-    (Dtype::F32, "F32", safetensors::Dtype::F32, 4),
-    (Dtype::F16, "F16", safetensors::Dtype::F16, 2),
-    (Dtype::BF16, "BF16", safetensors::Dtype::BF16, 2),
-    (Dtype::F8E4M3, "F8_E4M3", safetensors::Dtype::F8_E4M3, 1),
-    (Dtype::F8E5M2, "F8_E5M2", safetensors::Dtype::F8_E5M2, 1),
-    (Dtype::I64, "I64", safetensors::Dtype::I64, 8),
-    (Dtype::I32, "I32", safetensors::Dtype::I32, 4),
-    (Dtype::I16, "I16", safetensors::Dtype::I16, 2),
-    (Dtype::I8, "I8", safetensors::Dtype::I8, 1),
-    (Dtype::U64, "U64", safetensors::Dtype::U64, 8),
-    (Dtype::U32, "U32", safetensors::Dtype::U32, 4),
-    (Dtype::U16, "U16", safetensors::Dtype::U16, 2),
-    (Dtype::U8, "U8", safetensors::Dtype::U8, 1),
-    (Dtype::Bool, "BOOL", safetensors::Dtype::BOOL, 1),
+/// Each dtype with its name in a safetensors header and its size in bytes.
+const DTYPES: [(Dtype, &str, usize); 15] = [
+    (Dtype::F64, "F64", 8),
+    (Dtype::F32, "F32", 4),
+    (Dtype::F16, "F16", 2),
+    (Dtype::BF16, "BF16", 2),
+    (Dtype::F8E4M3, "F8_E4M3", 1),
+    (Dtype::F8E5M2, "F8_E5M2", 1),
+    (Dtype::I64, "I64", 8),
+    (Dtype::I32, "I32", 4),
+    (Dtype::I16, "I16", 2),
+    (Dtype::I8, "I8", 1),
+    (Dtype::U64, "U64", 8),
+    (Dtype::U32, "U32", 4),
+    (Dtype::U16, "U16", 2),
+    (Dtype::U8, "U8", 1),
+    (Dtype::Bool, "BOOL", 1),
 ];
 
 impl Dtype {
-    fn row(self) -> &'static (Dtype, &'static str, safetensors::Dtype, usize) {
+    fn row(self) -> &'static (Dtype, &'static str, usize) {
         // The table lists the variants in the order of their declaration; a test holds it to that.
         &DTYPES[self as usize]
     }
 
     /// Bytes of one element.
     pub fn size(self) -> usize {
-        self.row().3
+        self.row().2
     }
 
     /// The name in a safetensors header, such as `BF16`.
@@ -93,177 +93,19 @@ impl Dtype {
         self.row().1
     }
 
-    fn from_safetensors(dtype: safetensors::Dtype) -> Option<Dtype> {
-        DTYPES.iter().find(|row| row.2 == dtype).map(|row| row.0)
+    fn from_name(name: &str) -> Option<Dtype> {
+        DTYPES.iter().find(|row| row.1 == name).map(|row| row.0)
+    }
+
+    /// Bytes of a tensor of that shape; `None` when they overflow.
+    pub fn bytes_of(self, shape: &[usize]) -> Option<usize> {
+        shape.iter().try_fold(self.size(), |bytes, &extent| bytes.checked_mul(extent))
     }
 }
 
 impl std::fmt::Display for Dtype {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(self.name())
-    }
-}
-
-/// What can go wrong with a tensor file. Every message names the file, the tensor where there is one, and the remedy.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TensorFileError {
-    /// No file at the path.
-    #[error("{}: there is no such file; check the path", file.display())]
-    NotFound {
-        /// The path asked for.
-        file: PathBuf,
-    },
-    /// The file exists and the system refused to read or write it.
-    #[error("{}: cannot {action}: {source}; check the permissions and the disk", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// What was being done.
-        action: &'static str,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// The disk, or the user's quota, is full.
-    #[error(
-        "{}: no space left on the disk (or in the quota) while writing; free some or choose another folder",
-        file.display()
-    )]
-    DiskFull {
-        /// The file being written.
-        file: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// The file ends before the data that its header announces.
-    #[error(
-        "{}: the file is truncated: it holds {actual} bytes and needs {needed}; copy or download it again",
-        file.display()
-    )]
-    Truncated {
-        /// The file.
-        file: PathBuf,
-        /// Bytes in the file.
-        actual: u64,
-        /// Bytes that its header announces.
-        needed: u64,
-    },
-    /// The header is not a safetensors header, or contradicts itself or the file's length.
-    #[error(
-        "{}: not a valid safetensors file: {reason}; if it should be one, copy or download it again",
-        file.display()
-    )]
-    Header {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong with the header.
-        reason: String,
-    },
-    /// An element type that Calotype does not read.
-    #[error(
-        "{}: tensor `{tensor}` has element type {dtype}, which is not supported; convert it to F32, F16 or BF16",
-        file.display()
-    )]
-    UnsupportedDtype {
-        /// The file.
-        file: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The type's name in the header.
-        dtype: String,
-    },
-    /// No tensor of that name.
-    #[error("{}: there is no tensor `{tensor}` among its {count}{}", file.display(), did_you_mean(nearest.as_deref()))]
-    MissingTensor {
-        /// The file.
-        file: PathBuf,
-        /// The name asked for.
-        tensor: String,
-        /// Number of tensors in the file.
-        count: usize,
-        /// The name in the file that is most like it.
-        nearest: Option<String>,
-    },
-    /// A tensor's shape is not the one needed.
-    #[error(
-        "{}: tensor `{tensor}` has shape {got:?}, expected {expected:?}; the file belongs to another model \
-         configuration",
-        file.display()
-    )]
-    WrongShape {
-        /// The file.
-        file: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The shape needed.
-        expected: Vec<usize>,
-        /// The shape in the file.
-        got: Vec<usize>,
-    },
-    /// A tensor's element type is not the one needed.
-    #[error("{}: tensor `{tensor}` has element type {got}, expected {expected}; convert the file", file.display())]
-    WrongDtype {
-        /// The file.
-        file: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The types that would do.
-        expected: &'static str,
-        /// The type in the file.
-        got: Dtype,
-    },
-    /// A tensor holds NaN or infinity where finite values are required.
-    #[error(
-        "{}: tensor `{tensor}` holds {count} non-finite values, the first ({value}) at element {index}; \
-         the run that wrote it had diverged: use an earlier checkpoint",
-        file.display()
-    )]
-    NonFinite {
-        /// The file.
-        file: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// Number of NaN and infinite elements.
-        count: usize,
-        /// Row-major index of the first.
-        index: usize,
-        /// That element.
-        value: f32,
-    },
-    /// The caller's tensors cannot be put into one file.
-    #[error("{}: cannot write tensor `{tensor}`: {reason}", file.display())]
-    Unwritable {
-        /// The file to be written.
-        file: PathBuf,
-        /// The tensor at fault.
-        tensor: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
-fn did_you_mean(nearest: Option<&str>) -> String {
-    match nearest {
-        Some(name) => format!("; did you mean `{name}`?"),
-        None => "; the file belongs to another model or layout".to_owned(),
-    }
-}
-
-impl TensorFileError {
-    /// The variant for a system error met while reading (`NotFound`, `Io`) `file`.
-    fn reading(file: &Path, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::NotFound => Self::NotFound { file: file.to_owned() },
-            _ => Self::Io { file: file.to_owned(), action: "read it", source },
-        }
-    }
-
-    /// The variant for a system error met while writing (`DiskFull`, `Io`) `file`.
-    fn writing(file: &Path, source: io::Error) -> Self {
-        if durable::is_disk_full(&source) {
-            return Self::DiskFull { file: file.to_owned(), source };
-        }
-        Self::Io { file: file.to_owned(), action: "write it", source }
     }
 }
 
@@ -329,7 +171,7 @@ impl<'a> NamedTensor<'a> {
 
     /// Number of data bytes that dtype and shape ask for; `None` when that overflows.
     fn expected_bytes(&self) -> Option<usize> {
-        self.shape.iter().try_fold(self.dtype.size(), |bytes, &extent| bytes.checked_mul(extent))
+        self.dtype.bytes_of(&self.shape)
     }
 }
 
@@ -450,18 +292,26 @@ fn header_bytes(tensors: &[&NamedTensor<'_>], metadata: &BTreeMap<String, String
 /// The file must not be shortened in place while it is open (the system then kills readers of a memory map with
 /// SIGBUS). Calotype never does that: it replaces files by renaming.
 pub struct TensorFile {
-    path: PathBuf,
-    map: Mmap,
+    map: MappedFile,
     /// Offset of the first data byte in the file.
     data_start: usize,
-    header: Metadata,
+    /// Sorted by name.
+    entries: Vec<HeaderEntry>,
     metadata: BTreeMap<String, String>,
-    names: Vec<String>,
+}
+
+/// A tensor's entry in the header; the byte range counts from the first data byte.
+struct HeaderEntry {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
 }
 
 impl std::fmt::Debug for TensorFile {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("TensorFile").field("path", &self.path).field("tensors", &self.names.len()).finish()
+        formatter.debug_struct("TensorFile").field("path", &self.path()).field("tensors", &self.len()).finish()
     }
 }
 
@@ -472,39 +322,41 @@ impl TensorFile {
     /// # Errors
     /// `NotFound`, `Io`, `Truncated`, `Header` or `UnsupportedDtype` of [`TensorFileError`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TensorFileError> {
-        let path = path.as_ref();
-        let map = map_file(path)?;
-        let (header_length, header) = SafeTensors::read_metadata(&map).map_err(|error| explain(path, &map, &error))?;
-        let mut names = header.offset_keys();
-        names.sort_unstable();
-        check_dtypes(path, &header)?;
-        let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
-        Ok(Self { path: path.to_owned(), map, data_start: 8 + header_length, header, metadata, names })
+        Self::from_map(MappedFile::open(path.as_ref())?)
+    }
+
+    pub(crate) fn from_map(map: MappedFile) -> Result<Self, TensorFileError> {
+        let path = map.path();
+        let text = header_text(path, map.bytes())?;
+        let (entries, metadata) = parse_header(path, text)?;
+        let data_start = 8 + text.len();
+        check_layout(path, &entries, map.bytes().len(), data_start)?;
+        Ok(Self { map, data_start, entries, metadata })
     }
 
     /// The path it was opened at.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.map.path()
     }
 
     /// All tensor names, sorted.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.names.iter().map(String::as_str)
+        self.entries.iter().map(|entry| entry.name.as_str())
     }
 
     /// Number of tensors.
     pub fn len(&self) -> usize {
-        self.names.len()
+        self.entries.len()
     }
 
     /// Whether the file holds no tensor.
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.entries.is_empty()
     }
 
     /// Whether there is a tensor of that name.
     pub fn contains(&self, name: &str) -> bool {
-        self.header.info(name).is_some()
+        self.entry(name).is_some()
     }
 
     /// The string map that its writer added.
@@ -517,20 +369,27 @@ impl TensorFile {
     /// # Errors
     /// [`TensorFileError::MissingTensor`], with the most similar name.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>, TensorFileError> {
-        let found = self.header.info(name).and_then(|info| {
-            let (start, end) = info.data_offsets;
-            let dtype = Dtype::from_safetensors(info.dtype)?;
-            // The key that the file owns, so that the view outlives the caller's string.
-            let index = self.names.binary_search_by(|known| known.as_str().cmp(name)).ok()?;
-            Some(TensorView {
-                file: &self.path,
-                name: &self.names[index],
-                dtype,
-                shape: &info.shape,
-                data: &self.map[self.data_start + start..self.data_start + end],
-            })
-        });
-        found.ok_or_else(|| self.missing(name))
+        match self.entry(name) {
+            Some(entry) => Ok(self.view(entry)),
+            None => Err(TensorFileError::missing(self.path(), name, self.names())),
+        }
+    }
+
+    fn entry(&self, name: &str) -> Option<&HeaderEntry> {
+        let index = self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()?;
+        Some(&self.entries[index])
+    }
+
+    fn view<'a>(&'a self, entry: &'a HeaderEntry) -> TensorView<'a> {
+        let data = &self.map.bytes()[self.data_start + entry.start..self.data_start + entry.end];
+        TensorView { file: self.path(), name: &entry.name, dtype: entry.dtype, shape: &entry.shape, data }
+    }
+
+    /// Lets the system take back the memory that one tensor's pages hold (see [`crate::TensorSource::release`]).
+    pub fn release(&self, name: &str) {
+        if let Some(entry) = self.entry(name) {
+            self.map.release(self.data_start + entry.start..self.data_start + entry.end);
+        }
     }
 
     /// One tensor that must have the given shape.
@@ -543,87 +402,134 @@ impl TensorFile {
 
     /// All tensors, by name.
     pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
-        // Every listed name was checked in `open`.
-        self.names.iter().filter_map(|name| self.get(name).ok())
+        self.entries.iter().map(|entry| self.view(entry))
     }
 
     /// BLAKE3 hash of the whole file as mapped.
     pub fn file_blake3(&self) -> blake3::Hash {
-        hash_bytes(&self.map)
+        hash_bytes(self.map.bytes())
     }
 
     /// Length of the file in bytes.
     pub fn file_bytes(&self) -> u64 {
-        self.map.len() as u64
-    }
-
-    fn missing(&self, name: &str) -> TensorFileError {
-        const ALIKE: f64 = 0.75;
-        let scored = self.names.iter().map(|known| (strsim::normalized_damerau_levenshtein(name, known), known));
-        let nearest = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
-        TensorFileError::MissingTensor {
-            file: self.path.clone(),
-            tensor: name.to_owned(),
-            count: self.names.len(),
-            nearest: nearest.map(|(_, known)| known.clone()),
-        }
+        self.map.bytes().len() as u64
     }
 }
 
-fn map_file(path: &Path) -> Result<Mmap, TensorFileError> {
-    let file = File::open(path).map_err(|source| TensorFileError::reading(path, source))?;
-    let status = file.metadata().map_err(|source| TensorFileError::reading(path, source))?;
-    if status.is_dir() {
-        let source = io::Error::from(io::ErrorKind::IsADirectory);
-        return Err(TensorFileError::Io { file: path.to_owned(), action: "read it", source });
-    }
-    if status.len() < 8 {
-        return Err(TensorFileError::Truncated { file: path.to_owned(), actual: status.len(), needed: 8 });
-    }
-    // SAFETY: the map is read-only and private to this process; the bytes are only ever read as plain numbers. That
-    // nobody shortens the file in place is the documented condition of `TensorFile`.
-    unsafe { Mmap::map(&file) }.map_err(|source| TensorFileError::reading(path, source))
+/// A tensor's entry as the header spells it.
+#[derive(serde::Deserialize)]
+struct RawEntry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
 }
 
-fn check_dtypes(path: &Path, header: &Metadata) -> Result<(), TensorFileError> {
-    for (name, info) in header.tensors() {
-        if Dtype::from_safetensors(info.dtype).is_none() {
-            let dtype = format!("{:?}", info.dtype);
-            return Err(TensorFileError::UnsupportedDtype { file: path.to_owned(), tensor: name, dtype });
-        }
-    }
-    Ok(())
-}
-
-/// Turns the safetensors crate's error into one that names the file, and tells a short file from a wrong header.
-fn explain(path: &Path, bytes: &[u8], error: &SafeTensorError) -> TensorFileError {
-    let file = path.to_owned();
+/// The bytes of the JSON header.
+fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], TensorFileError> {
+    let file = || path.to_owned();
     let actual = bytes.len() as u64;
-    match announced_bytes(bytes) {
-        Some(needed) if needed > actual => TensorFileError::Truncated { file, actual, needed },
-        Some(needed) if matches!(error, SafeTensorError::MetadataIncompleteBuffer) => {
-            let reason = format!("its tensors end at byte {needed} and the file goes on to {actual}");
-            TensorFileError::Header { file, reason }
-        }
-        _ => TensorFileError::Header { file, reason: error.to_string() },
+    let Some((prefix, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(TensorFileError::Truncated { file: file(), actual, needed: 8 });
+    };
+    let announced = u64::from_le_bytes(*prefix);
+    if announced > MAX_HEADER_BYTES as u64 {
+        let reason = HeaderFault::TooLong { announced, limit: MAX_HEADER_BYTES as u64 };
+        return Err(TensorFileError::Header { file: file(), reason });
     }
+    // Other formats can carry a small number in their first 8 bytes; a header always starts with a brace.
+    if rest.first().is_some_and(|&first| first != b'{') || announced == 0 {
+        let reason = HeaderFault::Json("it does not start with a brace".to_owned());
+        return Err(TensorFileError::Header { file: file(), reason });
+    }
+    rest.get(..announced as usize).ok_or(TensorFileError::Truncated { file: file(), actual, needed: 8 + announced })
 }
 
-/// File length that the header announces: up to the end of the header, or of the data where the header is readable.
-fn announced_bytes(bytes: &[u8]) -> Option<u64> {
-    let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
-    if length > MAX_HEADER_BYTES as u64 {
-        // Not a plausible header length: some other kind of file.
-        return None;
+/// The tensors, sorted by name, and the metadata of a header.
+fn parse_header(path: &Path, text: &[u8]) -> Result<(Vec<HeaderEntry>, BTreeMap<String, String>), TensorFileError> {
+    let fail = |reason| TensorFileError::Header { file: path.to_owned(), reason };
+    let pairs: Pairs<&RawValue> =
+        serde_json::from_slice(text).map_err(|error| fail(HeaderFault::Json(error.to_string())))?;
+    let mut entries = Vec::with_capacity(pairs.0.len());
+    let mut metadata = None;
+    for (name, raw) in pairs.0 {
+        if name == "__metadata__" {
+            if metadata.replace(parse_metadata(raw).map_err(fail)?).is_some() {
+                return Err(fail(HeaderFault::Duplicate(name)));
+            }
+        } else {
+            entries.push(parse_entry(path, name, raw)?);
+        }
     }
-    let header_end = 8 + length;
-    let Some(text) = bytes.get(8..header_end as usize) else {
-        // Other formats can carry a small number in their first 8 bytes; a header always starts with a brace.
-        return (bytes.get(8).is_none_or(|&first| first == b'{')).then_some(header_end);
+    entries.sort_unstable_by(|a: &HeaderEntry, b| a.name.cmp(&b.name));
+    if let Some(pair) = entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(fail(HeaderFault::Duplicate(pair[0].name.clone())));
+    }
+    Ok((entries, metadata.unwrap_or_default()))
+}
+
+fn parse_metadata(raw: &RawValue) -> Result<BTreeMap<String, String>, HeaderFault> {
+    let malformed = |reason| HeaderFault::Entry { tensor: "__metadata__".to_owned(), reason };
+    let pairs: Pairs<String> = serde_json::from_str(raw.get()).map_err(|error| malformed(error.to_string()))?;
+    let mut metadata = BTreeMap::new();
+    for (key, value) in pairs.0 {
+        if metadata.contains_key(&key) {
+            return Err(malformed(format!("key `{key}` is there twice")));
+        }
+        metadata.insert(key, value);
+    }
+    Ok(metadata)
+}
+
+/// One entry, whose byte range was checked against its shape and type.
+fn parse_entry(path: &Path, tensor: String, raw: &RawValue) -> Result<HeaderEntry, TensorFileError> {
+    let file = || path.to_owned();
+    let fail = |reason| TensorFileError::Header { file: path.to_owned(), reason };
+    let entry: RawEntry = match serde_json::from_str(raw.get()) {
+        Ok(entry) => entry,
+        Err(error) => return Err(fail(HeaderFault::Entry { tensor, reason: error.to_string() })),
     };
-    let header: serde_json::Value = serde_json::from_slice(text).ok()?;
-    let ends = header.as_object()?.values().filter_map(|entry| entry.get("data_offsets")?.get(1)?.as_u64());
-    header_end.checked_add(ends.max().unwrap_or(0))
+    let RawEntry { dtype, shape, data_offsets: (start, end) } = entry;
+    let Some(dtype) = Dtype::from_name(&dtype) else {
+        return Err(TensorFileError::UnsupportedDtype { file: file(), tensor, dtype });
+    };
+    let Some(needed) = dtype.bytes_of(&shape) else {
+        return Err(fail(HeaderFault::Overflow { tensor, shape }));
+    };
+    if end.checked_sub(start) != Some(needed) {
+        return Err(fail(HeaderFault::Size { tensor, needed, start, end }));
+    }
+    Ok(HeaderEntry { name: tensor, dtype, shape, start, end })
+}
+
+/// Checks that the tensors' ranges cover exactly the bytes from `data_start` to the end of the file.
+fn check_layout(
+    path: &Path,
+    entries: &[HeaderEntry],
+    file_bytes: usize,
+    data_start: usize,
+) -> Result<(), TensorFileError> {
+    let fail = |reason| Err(TensorFileError::Header { file: path.to_owned(), reason });
+    let mut order: Vec<&HeaderEntry> = entries.iter().collect();
+    order.sort_unstable_by_key(|entry| (entry.start, entry.end));
+    let mut previous: Option<&HeaderEntry> = None;
+    for &entry in &order {
+        let covered = previous.map_or(0, |entry| entry.end);
+        if entry.start > covered {
+            let (tensor, start, end) = (entry.name.clone(), covered, entry.start);
+            return fail(HeaderFault::Hole { tensor, start, end });
+        }
+        if let Some(first) = previous.filter(|_| entry.start < covered) {
+            return fail(HeaderFault::Overlap { first: first.name.clone(), second: entry.name.clone() });
+        }
+        previous = Some(entry);
+    }
+    let needed = (data_start as u64).saturating_add(previous.map_or(0, |entry| entry.end) as u64);
+    let actual = file_bytes as u64;
+    match needed.cmp(&actual) {
+        std::cmp::Ordering::Greater => Err(TensorFileError::Truncated { file: path.to_owned(), actual, needed }),
+        std::cmp::Ordering::Less => fail(HeaderFault::Trailing { needed, actual }),
+        std::cmp::Ordering::Equal => Ok(()),
+    }
 }
 
 /// One tensor of an open file.
@@ -772,6 +678,8 @@ fn elements_as_f32(dtype: Dtype, data: &[u8]) -> Option<Vec<f32>> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use safetensors::SafeTensors;
+    use std::path::PathBuf;
 
     fn meta(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
@@ -788,9 +696,9 @@ mod tests {
 
     #[test]
     fn the_dtype_table_is_in_declaration_order_and_agrees_with_the_crate() {
-        for (index, (dtype, name, theirs, size)) in DTYPES.iter().enumerate() {
+        for (index, (dtype, name, size)) in DTYPES.iter().enumerate() {
             assert_eq!(*dtype as usize, index);
-            assert_eq!(serde_json::to_value(theirs).unwrap(), *name);
+            let theirs: safetensors::Dtype = serde_json::from_value(serde_json::json!(name)).unwrap();
             assert_eq!(theirs.bitsize(), size * 8);
         }
     }
@@ -801,7 +709,7 @@ mod tests {
         let path = folder.path().join("all.safetensors");
         let tensors: Vec<_> = DTYPES
             .iter()
-            .map(|row| NamedTensor::new(format!("t.{}", row.1), row.0, vec![2, 3], vec![1u8; 6 * row.3]))
+            .map(|row| NamedTensor::new(format!("t.{}", row.1), row.0, vec![2, 3], vec![1u8; 6 * row.2]))
             .collect();
         write_safetensors(&path, &tensors, &meta(&[("a", "b"), ("c", "\"quoted\"\n")])).unwrap();
         let file = TensorFile::open(&path).unwrap();
@@ -912,7 +820,13 @@ mod tests {
             ("shape overflow", r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,2],"data_offsets":[0,4]}}"#, 4),
             ("shape and range disagree", r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4),
             ("backward range", r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[4,0]}}"#, 4),
-            ("unknown type", r#"{"a":{"dtype":"F3","shape":[4],"data_offsets":[0,4]}}"#, 4),
+            (
+                "twice the same name",
+                r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#,
+                0,
+            ),
+            ("metadata that is no string", r#"{"__metadata__":{"a":1}}"#, 0),
+            ("metadata key twice", r#"{"__metadata__":{"a":"1","a":"2"}}"#, 0),
             ("not an object", "[1,2,3]", 0),
             ("trailing junk", r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}"#, 1),
         ];

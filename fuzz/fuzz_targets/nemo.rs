@@ -1,0 +1,16 @@
+#![no_main]
+//! `.nemo` archives, plain and compressed.
+
+use calotype_fuzz::{input_file, options, read_all};
+use calotype_weights::NemoFile;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|content: &[u8]| {
+    let path = input_file("nemo", content);
+    for options in options() {
+        if let Ok(file) = NemoFile::open(&path, options) {
+            let _ = file.config().len();
+            read_all(&file);
+        }
+    }
+});
