@@ -1,10 +1,13 @@
 //! Reading and writing model weights.
 //!
-//! [`tensor_file`] holds named tensors in safetensors files; [`source`] is the interface that all formats share; [`durable`] is the one way files are replaced on disk:
+//! [`tensor_file`] holds named tensors in safetensors files; [`source`] is the interface that all formats share; [`layout`]
+//! tells checkpoints apart, maps their keys and converts them, [`stream`] writes large files; [`durable`] is the one way files are replaced on disk:
 //! completely or not at all.
 
 pub mod durable;
+pub mod layout;
 pub mod source;
+pub mod stream;
 pub mod tensor_file;
 
 pub use source::{TensorInfo, TensorSource};
