@@ -318,6 +318,8 @@ fn mlperfs_variant_must_be_named_and_gets_its_norm_groups() {
     let checkpoint = Checkpoint::open_with(&path, &options).unwrap();
     assert_eq!(checkpoint.prediction(), Some(Prediction::V));
     let out = folder.path().join("mlperf");
+    let error = convert(&checkpoint, &out, Target::Diffusers, &ConvertOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("16 and 32"), "{error}");
     convert(&checkpoint, &out, Target::Calotype, &ConvertOptions::default()).unwrap();
     let again = Checkpoint::open(&out).unwrap();
     assert_eq!(again.family(), Some(Family::MlperfSd2));

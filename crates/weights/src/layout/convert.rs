@@ -131,6 +131,12 @@ impl<'a> Job<'a> {
             files: checkpoint.files().clone(),
             notes: checkpoint.notes().to_vec(),
         };
+        if target == Target::Diffusers && checkpoint.family() == Some(Family::MlperfSd2) {
+            return Err(job.refuse(
+                "diffusers has one number of norm groups for residual blocks and transformers, MLPerf's variant has two \
+                 (16 and 32)",
+            ));
+        }
         job.complete_files();
         Ok(job)
     }

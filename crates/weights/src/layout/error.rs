@@ -135,6 +135,20 @@ pub enum LayoutError {
     },
 }
 
+impl LayoutError {
+    /// Whether the request is at fault (an answer is missing, the output exists), not the checkpoint.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::NoEma { .. }
+                | Self::PredictionUnknown { .. }
+                | Self::Target { .. }
+                | Self::Exists { .. }
+                | Self::NoComponent { .. }
+        )
+    }
+}
+
 /// The first few of a list, and how many more there are.
 fn first_of(items: &[String]) -> String {
     const SHOWN: usize = 3;

@@ -67,9 +67,16 @@ impl Fields<'_> {
         }
     }
 
+    /// A number of layers. The bound keeps the list of tensors of a hostile configuration small.
+    fn count(&self, field: &str, default: usize, most: usize) -> Result<usize, LayoutError> {
+        let number = self.or(field, default)?;
+        if number <= most { Ok(number) } else { Err(self.error(field, format!("is {number}, more than {most}"))) }
+    }
+
+    /// A list with an entry for each level of a network.
     fn list(&self, field: &str) -> Result<Vec<usize>, LayoutError> {
-        let items = self.config[field].as_array().filter(|items| (1..=64).contains(&items.len()));
-        let items = items.ok_or_else(|| self.error(field, "must be a list of 1 to 64 whole numbers"))?;
+        let items = self.config[field].as_array().filter(|items| (1..=8).contains(&items.len()));
+        let items = items.ok_or_else(|| self.error(field, "must be a list of 1 to 8 whole numbers"))?;
         items.iter().map(|item| self.sized(field, item)).collect()
     }
 
@@ -226,10 +233,13 @@ pub fn unet_keys(config: &Value) -> Result<Vec<TensorSpec>, LayoutError> {
     ])?;
     let channels = fields.list("block_out_channels")?;
     let levels = channels.len();
-    let layers = fields.or("layers_per_block", 2)?;
+    let layers = fields.count("layers_per_block", 2, 16)?;
     let down = fields.blocks("down_block_types", "CrossAttnDownBlock2D", "DownBlock2D", levels)?;
     let up = fields.blocks("up_block_types", "CrossAttnUpBlock2D", "UpBlock2D", levels)?;
     let depth = fields.per_level("transformer_layers_per_block", 1, levels)?;
+    if let Some(most) = depth.iter().find(|&&depth| depth > 64) {
+        return Err(fields.error("transformer_layers_per_block", format!("is {most}, more than 64")));
+    }
     let context = fields.or("cross_attention_dim", 1280)?;
     let linear = fields.flag("use_linear_projection", false)?;
     let (first, last) = (channels[0], channels[levels - 1]);
@@ -292,7 +302,7 @@ pub fn vae_keys(config: &Value) -> Result<Vec<TensorSpec>, LayoutError> {
     let levels = channels.len();
     fields.blocks("down_block_types", "", "DownEncoderBlock2D", levels)?;
     fields.blocks("up_block_types", "", "UpDecoderBlock2D", levels)?;
-    let layers = fields.or("layers_per_block", 1)?;
+    let layers = fields.count("layers_per_block", 1, 16)?;
     let latent = fields.or("latent_channels", 4)?;
     let attention = fields.flag("mid_block_add_attention", true)?;
     let (first, last) = (channels[0], channels[levels - 1]);
@@ -347,7 +357,7 @@ pub fn clip_text_keys(config: &Value, projection: bool) -> Result<Vec<TensorSpec
     list.weight("text_model.embeddings.token_embedding", &[fields.or("vocab_size", 49408)?, width]);
     list.weight("text_model.embeddings.position_embedding", &[fields.or("max_position_embeddings", 77)?, width]);
     let hidden = fields.or("intermediate_size", 2048)?;
-    list.clip_layers("text_model", fields.or("num_hidden_layers", 12)?, width, hidden);
+    list.clip_layers("text_model", fields.count("num_hidden_layers", 12, 256)?, width, hidden);
     list.layer("text_model.final_layer_norm", &[width]);
     if projection {
         list.weight("text_projection", &[fields.or("projection_dim", 512)?, width]);
@@ -371,7 +381,7 @@ pub fn clip_vision_keys(config: &Value) -> Result<Vec<TensorSpec>, LayoutError> 
     list.weight("vision_model.embeddings.position_embedding", &[tokens, width]);
     list.layer("vision_model.pre_layrnorm", &[width]);
     let hidden = fields.or("intermediate_size", 3072)?;
-    list.clip_layers("vision_model", fields.or("num_hidden_layers", 12)?, width, hidden);
+    list.clip_layers("vision_model", fields.count("num_hidden_layers", 12, 256)?, width, hidden);
     list.layer("vision_model.post_layernorm", &[width]);
     list.weight("visual_projection", &[fields.or("projection_dim", 512)?, width]);
     Ok(list.0)
@@ -420,7 +430,7 @@ pub fn vit_keys(config: &Value) -> Result<Vec<TensorSpec>, LayoutError> {
     let shape = [width, fields.or("num_channels", 3)?, patch, patch];
     list.layer("vit.embeddings.patch_embeddings.projection", &shape);
     let bias = fields.flag("qkv_bias", true)?;
-    for layer in (0..fields.or("num_hidden_layers", 12)?).map(|layer| format!("vit.encoder.layer.{layer}")) {
+    for layer in (0..fields.count("num_hidden_layers", 12, 256)?).map(|layer| format!("vit.encoder.layer.{layer}")) {
         for projection in ["query", "key", "value"] {
             let name = format!("{layer}.attention.attention.{projection}");
             if bias { list.layer(&name, &[width, width]) } else { list.weight(&name, &[width, width]) }
