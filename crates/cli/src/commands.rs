@@ -10,6 +10,7 @@ use calotype_train::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe, K
 use calotype_train::stages::{self, MODEL, Recipe, Site, StageEnd, StageError};
 use calotype_train::trainer::TrainingSummary;
 use calotype_train::{Progress, RecipeError, RecipeLoader, Resolved, StopFlag};
+use calotype_weights::layout::LayoutError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Write;
@@ -50,7 +51,8 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
         || error.is::<DeviceError>()
-        || error.is::<NotTraining>();
+        || error.is::<NotTraining>()
+        || error.downcast_ref::<LayoutError>().is_some_and(LayoutError::is_usage);
     match (interrupted, usage) {
         (true, _) => 130,
         (_, true) => 2,
@@ -64,7 +66,7 @@ fn recipe_loader() -> RecipeLoader {
 }
 
 /// Prints to standard output; a closed pipe (`| head`) is no error.
-fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),

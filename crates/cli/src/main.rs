@@ -1,5 +1,6 @@
 //! The command line of Calotype: parse, call, print.
 
+mod checkpoint;
 mod commands;
 
 use calotype_bench::{Family, Mode, Precision};
@@ -33,6 +34,10 @@ enum Command {
     /// Make, encode and check datasets.
     #[command(subcommand)]
     Data(DataCommand),
+    /// Tell what a checkpoint holds: layout, family, components, prediction type, problems.
+    Inspect(checkpoint::InspectArgs),
+    /// Write a checkpoint in another layout: a diffusers folder, a single file, or a folder of Calotype's.
+    Convert(checkpoint::ConvertArgs),
     /// Measure speed against the processor's peak, measured in the same process.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -225,6 +230,8 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train(&args),
         Command::Generate(args) => commands::generate(&args),
         Command::Data(command) => commands::data(&command),
+        Command::Inspect(args) => checkpoint::inspect_command(&args),
+        Command::Convert(args) => checkpoint::convert_command(&args),
         Command::Bench(command) => commands::bench(&command),
         Command::Recipes(args) => commands::recipes(&args),
         Command::Doctor => commands::doctor(),

@@ -2,19 +2,22 @@
 //!
 //! [`source`] is the interface that all formats share and [`open_tensors`] opens whichever of them a file holds:
 //! [`tensor_file`] is safetensors, [`torch_file`] what `torch.save` writes, [`nemo_file`] NeMo's archives, [`sharded`] an
-//! index with the files beside it. Pickles are read by [`pickle`], which executes nothing. [`durable`] is the one way
-//! files are replaced on disk: completely or not at all.
+//! index with the files beside it. Pickles are read by [`pickle`], which executes nothing. [`layout`] tells checkpoints
+//! apart, maps their keys and converts them; [`stream`] writes large files; [`durable`] is the one way files are replaced on
+//! disk: completely or not at all.
 
 pub mod archive;
 pub mod durable;
 pub mod error;
 mod json;
+pub mod layout;
 mod map;
 pub mod nemo_file;
 pub mod open;
 pub mod pickle;
 pub mod sharded;
 pub mod source;
+pub mod stream;
 pub mod tensor_file;
 pub mod torch_file;
 

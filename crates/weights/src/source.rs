@@ -2,6 +2,7 @@
 //! other.
 
 use crate::tensor_file::{Dtype, NamedTensor, TensorFile, TensorFileError};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Name, element type and shape of a tensor whose elements were not looked at.
@@ -38,6 +39,11 @@ pub trait TensorSource: Send + Sync {
     /// There is no tensor of that name, or its bytes cannot be read.
     fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError>;
 
+    /// Texts that the file carries besides its tensors, by name; only safetensors files have any.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
     /// Says that a tensor was read and is not needed soon: the system may take back the memory of its pages. It can be
     /// read again; its bytes then come from the file once more. Sources that map no file do nothing.
     fn release(&self, _name: &str) {}
@@ -56,6 +62,10 @@ impl TensorSource for TensorFile {
 
     fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
         Ok(self.get(name)?.to_named())
+    }
+
+    fn metadata(&self) -> BTreeMap<String, String> {
+        TensorFile::metadata(self).clone()
     }
 
     fn release(&self, name: &str) {

@@ -228,9 +228,11 @@ impl<'a> Layout<'a> {
     ) -> Result<Self, TensorFileError> {
         check_tensors(file, tensors)?;
         let mut order: Vec<&NamedTensor<'_>> = tensors.iter().collect();
-        // Wide elements first keeps every tensor aligned to its element (the order of the safetensors crate too).
-        order.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
-        let header = header_bytes(&order, metadata);
+        order.sort_by(|a, b| file_order((a.dtype, &a.name), (b.dtype, &b.name)));
+        let header = header_bytes(
+            order.iter().map(|tensor| (&*tensor.name, tensor.dtype, &*tensor.shape, tensor.data.len())),
+            metadata,
+        );
         if header.len() > MAX_HEADER_BYTES {
             let reason = format!("the header would take {} bytes, the limit is {MAX_HEADER_BYTES}", header.len());
             let tensor = order.first().map(|tensor| tensor.name.clone()).unwrap_or_default();
@@ -264,22 +266,29 @@ fn check_tensors(file: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), TensorF
     Ok(())
 }
 
-/// The JSON header, padded with spaces so that the data start at a multiple of 8 bytes.
-fn header_bytes(tensors: &[&NamedTensor<'_>], metadata: &BTreeMap<String, String>) -> Vec<u8> {
-    let mut entries = Vec::with_capacity(tensors.len() + 1);
+/// The order of data in a file: wide elements first keeps every tensor aligned to its element (the order of the
+/// safetensors crate too).
+pub(crate) fn file_order(a: (Dtype, &str), b: (Dtype, &str)) -> std::cmp::Ordering {
+    b.0.size().cmp(&a.0.size()).then_with(|| a.1.cmp(b.1))
+}
+
+/// The JSON header of tensors (name, dtype, shape, bytes) in the order of their data, padded with spaces so that the data
+/// start at a multiple of 8 bytes.
+pub(crate) fn header_bytes<'t>(
+    tensors: impl Iterator<Item = (&'t str, Dtype, &'t [usize], usize)>,
+    metadata: &BTreeMap<String, String>,
+) -> Vec<u8> {
+    let mut entries = Vec::new();
     if !metadata.is_empty() {
         // `json!` of a BTreeMap keeps its sorted order: that is what makes the bytes deterministic.
         entries.push(format!("\"__metadata__\":{}", serde_json::json!(metadata)));
     }
     let mut start = 0usize;
-    for tensor in tensors {
-        let end = start + tensor.data.len();
-        let name = serde_json::Value::from(tensor.name.as_str());
-        let shape = serde_json::json!(tensor.shape);
-        entries.push(format!(
-            "{name}:{{\"dtype\":\"{}\",\"shape\":{shape},\"data_offsets\":[{start},{end}]}}",
-            tensor.dtype
-        ));
+    for (name, dtype, shape, bytes) in tensors {
+        let end = start + bytes;
+        let name = serde_json::Value::from(name);
+        let shape = serde_json::json!(shape);
+        entries.push(format!("{name}:{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[{start},{end}]}}"));
         start = end;
     }
     let mut header = format!("{{{}}}", entries.join(",")).into_bytes();

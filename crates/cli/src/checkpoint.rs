@@ -1,0 +1,125 @@
+//! `inspect` and `convert`: what a checkpoint holds, and the same in another layout.
+
+use crate::commands::print;
+use anyhow::{Result, anyhow};
+use calotype_weights::Dtype;
+use calotype_weights::layout::{Checkpoint, ConvertOptions, Family, OpenOptions, Prediction, Target, convert, inspect};
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A diffusers folder, a model's folder, a folder of Calotype's, or a file of weights.
+    path: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// List every tensor by its canonical key.
+    #[arg(long)]
+    tensors: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// The checkpoint to read.
+    input: PathBuf,
+    /// The file or folder to write; it must not exist.
+    output: PathBuf,
+    /// diffusers (a folder), single-file (LDM keys), or calotype (a folder with checksums).
+    #[arg(long, value_name = "LAYOUT", value_parser = target)]
+    to: Target,
+    /// f32, f16 or bf16 [default: as they are].
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    dtype: Option<Dtype>,
+    /// Go on without tensors that the checkpoint lacks.
+    #[arg(long)]
+    allow_missing: bool,
+    /// Leave out tensors that belong to no known component.
+    #[arg(long)]
+    allow_unused: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// What the user knows or wants beyond what the checkpoint says.
+#[derive(Debug, Args)]
+pub(crate) struct OpenArgs {
+    /// Take the averaged weights of a single file.
+    #[arg(long)]
+    ema: bool,
+    /// What the UNet predicts, epsilon or v_prediction, where the checkpoint does not say it.
+    #[arg(long, value_name = "TYPE")]
+    prediction: Option<Prediction>,
+    /// The family, where the weights do not show it (mlperf-sd2).
+    #[arg(long, value_name = "NAME")]
+    family: Option<Family>,
+    /// The variant of a diffusers folder's weights, such as fp16.
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// Go past objects of unknown classes in pickles (Lightning's callbacks and the like), which are never made.
+    #[arg(long)]
+    skip_objects: bool,
+}
+
+impl OpenArgs {
+    /// What the flags say.
+    pub(crate) fn options(&self) -> OpenOptions {
+        OpenOptions {
+            ema: self.ema,
+            family: self.family,
+            prediction: self.prediction,
+            variant: self.variant.clone(),
+            skip_unknown_objects: self.skip_objects,
+        }
+    }
+}
+
+fn target(name: &str) -> Result<Target> {
+    let found = Target::NAMED.iter().find(|(known, _)| *known == name);
+    let known = || Target::NAMED.map(|(name, _)| name).join(", ");
+    found.map(|(_, target)| *target).ok_or_else(|| anyhow!("`{name}` is no layout; known: {}", known()))
+}
+
+fn dtype(name: &str) -> Result<Dtype> {
+    match name {
+        "f32" => Ok(Dtype::F32),
+        "f16" => Ok(Dtype::F16),
+        "bf16" => Ok(Dtype::BF16),
+        _ => Err(anyhow!("`{name}` is no type to write weights in; known: f32, f16, bf16")),
+    }
+}
+
+/// Tells what a checkpoint holds. Problems are told too and are no failure.
+pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
+    let report = inspect(&args.path, &args.open.options(), args.tensors)?;
+    if args.json { print(&serde_json::to_string_pretty(&report)?) } else { print(report.to_string().trim_end()) }
+}
+
+/// Writes a checkpoint in another layout.
+pub(crate) fn convert_command(args: &ConvertArgs) -> Result<()> {
+    let checkpoint = Checkpoint::open_with(&args.input, &args.open.options())?;
+    let options = ConvertOptions {
+        dtype: args.dtype,
+        allow_missing: args.allow_missing,
+        allow_unused: args.allow_unused,
+        ..ConvertOptions::default()
+    };
+    let done = convert(&checkpoint, &args.output, args.to, &options)?;
+    for (component, tensors, parameters) in &done.components {
+        print(&format!("{component}: {tensors} tensors, {parameters} parameters"))?;
+    }
+    let tell = |what: &str, keys: &[String]| keys.iter().try_for_each(|key| print(&format!("{what}: {key}")));
+    tell("missing", &done.missing)?;
+    tell("left out", &done.unused)?;
+    tell("note", &done.notes)?;
+    let aside: usize = checkpoint.set_aside().values().map(Vec::len).sum();
+    print(&format!(
+        "{} bytes of weights written to {}; {} tensors missing, {} left out, {aside} set aside as not needed",
+        done.bytes,
+        args.output.display(),
+        done.missing.len(),
+        done.unused.len()
+    ))
+}

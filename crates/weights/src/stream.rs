@@ -1,0 +1,145 @@
+//! Writing a safetensors file tensor by tensor, with at most one of them in memory.
+
+use crate::durable;
+use crate::source::{TensorInfo, TensorSource};
+use crate::tensor_file::{Dtype, NamedTensor, TensorFileError, file_order, header_bytes};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Writes all tensors of a source to a safetensors file, atomically; floating-point tensors as `dtype` if one is given
+/// (rounded to nearest even), all others as they are. The bytes are those of
+/// [`write_safetensors`](crate::write_safetensors) for the same tensors.
+///
+/// # Errors
+/// Those of reading the source; [`TensorFileError::Unwritable`] for a repeated name; `DiskFull` and `Io` from the system.
+/// An existing file is then untouched.
+pub fn write_source(
+    path: &Path,
+    source: &dyn TensorSource,
+    dtype: Option<Dtype>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), TensorFileError> {
+    let mut tensors = source.entries();
+    check_names(path, &tensors)?;
+    tensors.iter_mut().for_each(|tensor| tensor.dtype = written_dtype(tensor.dtype, dtype));
+    tensors.sort_by(|a, b| file_order((a.dtype, &a.name), (b.dtype, &b.name)));
+    let bytes = |tensor: &TensorInfo| tensor.elements() * tensor.dtype.size();
+    let header = header_bytes(
+        tensors.iter().map(|tensor| (&*tensor.name, tensor.dtype, &*tensor.shape, bytes(tensor))),
+        metadata,
+    );
+    let mut cause = None;
+    let outcome = durable::replace_file(path, |writer| {
+        writer.write_all(&(header.len() as u64).to_le_bytes())?;
+        writer.write_all(&header)?;
+        tensors.iter().try_for_each(|tensor| {
+            write_tensor(writer, path, source, tensor).map_err(|error| match error {
+                Failure::Io(error) => error,
+                Failure::Tensor(error) => {
+                    cause = Some(error);
+                    io::Error::other("a tensor could not be read")
+                }
+            })
+        })
+    });
+    match (outcome, cause) {
+        (_, Some(error)) => Err(error),
+        (Err(error), None) => Err(TensorFileError::writing(path, error)),
+        (Ok(()), None) => Ok(()),
+    }
+}
+
+enum Failure {
+    Io(io::Error),
+    Tensor(TensorFileError),
+}
+
+fn write_tensor(
+    writer: &mut dyn Write,
+    path: &Path,
+    source: &dyn TensorSource,
+    info: &TensorInfo,
+) -> Result<(), Failure> {
+    let tensor = source.tensor(&info.name).map_err(Failure::Tensor)?;
+    let data = converted(&tensor, info.dtype);
+    // What a source announced is what the header promises.
+    if tensor.shape != info.shape || data.len() != info.elements() * info.dtype.size() {
+        return Err(Failure::Tensor(TensorFileError::WrongShape {
+            file: path.to_owned(),
+            tensor: info.name.clone(),
+            expected: info.shape.clone(),
+            got: tensor.shape.clone(),
+        }));
+    }
+    writer.write_all(&data).map_err(Failure::Io)
+}
+
+fn check_names(path: &Path, tensors: &[TensorInfo]) -> Result<(), TensorFileError> {
+    let mut names = BTreeSet::new();
+    let repeated = tensors.iter().find(|tensor| !names.insert(tensor.name.as_str()));
+    repeated.map_or(Ok(()), |tensor| {
+        let reason = "another tensor has the same name".to_owned();
+        Err(TensorFileError::Unwritable { file: path.to_owned(), tensor: tensor.name.clone(), reason })
+    })
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// The type that a tensor of type `from` is written in.
+pub(crate) fn written_dtype(from: Dtype, wanted: Option<Dtype>) -> Dtype {
+    if is_float(from) { wanted.unwrap_or(from) } else { from }
+}
+
+/// The elements as `dtype`, without a copy if they are of it already.
+fn converted<'t>(tensor: &'t NamedTensor<'_>, dtype: Dtype) -> Cow<'t, [u8]> {
+    if tensor.dtype == dtype {
+        return Cow::Borrowed(&tensor.data);
+    }
+    let Some(values) = tensor.to_f32_vec() else { return Cow::Borrowed(&tensor.data) };
+    Cow::Owned(match dtype {
+        Dtype::F16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::F64 => values.iter().flat_map(|&value| f64::from(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|&value| value.to_le_bytes()).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor_file::{TensorFile, write_safetensors};
+
+    #[test]
+    fn the_bytes_are_those_of_the_writer_that_holds_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let halves = [half::f16::from_f32(1.5)];
+        let values = [1.0f32, -2.0];
+        let tensors = [
+            NamedTensor::from_f16("h", [1], &halves),
+            NamedTensor::from_f32("x", [2], &values),
+            NamedTensor::from_i64("i", [1], &[7]),
+        ];
+        let metadata = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        write_safetensors(&a, &tensors, &metadata).unwrap();
+        write_source(&b, &TensorFile::open(&a).unwrap(), None, &metadata).unwrap();
+        assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    }
+
+    #[test]
+    fn only_floating_point_tensors_change_their_type() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let tensors = [NamedTensor::from_f32("x", [2], &[1.0, 1.0 + 1e-3]), NamedTensor::from_i64("i", [1], &[7])];
+        write_safetensors(&a, &tensors, &BTreeMap::new()).unwrap();
+        write_source(&b, &TensorFile::open(&a).unwrap(), Some(Dtype::BF16), &BTreeMap::new()).unwrap();
+        let file = TensorFile::open(&b).unwrap();
+        assert_eq!(file.get("x").unwrap().dtype(), Dtype::BF16);
+        assert_eq!(file.get("x").unwrap().to_f32_vec().unwrap(), [1.0, 1.0]);
+        assert_eq!(file.get("i").unwrap().to_i64_vec().unwrap(), [7]);
+    }
+}
