@@ -317,7 +317,6 @@ fn dropout_is_a_function_of_positions() {
     let all = logits(0..3, &[10, 11, 12]);
     assert_eq!(all[7..], logits(1..3, &[11, 12])[..], "the cut into batches does not matter");
     assert_ne!(all[..7], logits(0..1, &[13])[..], "other positions drop other states");
-    // The expectation is the pass without dropout, but for what the layers are not linear in.
     let plain = values_of(model.forward(pictures.clone()).expect("logits"));
     assert_ne!(all, plain);
     let without = VitConfig { dropout: 0.0, ..sizes };
