@@ -19,6 +19,8 @@ pub enum Activation {
     GeluTanh,
     /// `x sigmoid(1.702 x)`: CLIP's.
     QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
 }
 
 /// The factor of [`Activation::QuickGelu`].
@@ -31,6 +33,8 @@ fn value<S: Simd, T: Element>(s: S, kind: Activation, x: S::V) -> S::V {
         Activation::Gelu => gelu::<S, T>(s, x).0,
         Activation::GeluTanh => gelu_tanh::<S, T>(s, x),
         Activation::QuickGelu => swish::<S, T>(s, x, QUICK),
+        // The operand that is returned for NaN stands second.
+        Activation::Relu => s.max(s.splat(0.0), x),
     }
 }
 
@@ -41,6 +45,7 @@ fn slope<S: Simd, T: Element>(s: S, kind: Activation, x: S::V) -> S::V {
         Activation::Gelu => gelu::<S, f32>(s, x).1,
         Activation::GeluTanh => gelu_tanh_slope::<S, T>(s, x),
         Activation::QuickGelu => swish_slope::<S, T>(s, x, QUICK),
+        Activation::Relu => s.select_lt(s.splat(0.0), x, s.splat(1.0), s.splat(0.0)),
     }
 }
 
@@ -62,6 +67,10 @@ macro_rules! per_kind {
             }
             Activation::QuickGelu => {
                 const $k: Activation = Activation::QuickGelu;
+                $body
+            }
+            Activation::Relu => {
+                const $k: Activation = Activation::Relu;
                 $body
             }
         }

@@ -38,6 +38,7 @@ mod optimizer;
 mod packed;
 mod peak;
 mod pointwise;
+mod pool;
 mod product;
 #[cfg(target_arch = "x86_64")]
 mod product16;
@@ -70,6 +71,7 @@ pub use pointwise::{
     add, add_assign, bf16_to_f32, concat_channels, f32_to_bf16, mix_rows, mse_loss, mse_loss_backward, scale,
     split_channels, sum_row_groups, sum_rows,
 };
+pub use pool::{Pool2dShape, Pooling, pool2d_backward, pool2d_forward};
 pub use random::{Philox4x32, Purpose, Stream, permutation, philox4x32_10};
 pub use resample::{upsample_nearest2x_backward, upsample_nearest2x_forward};
 pub use simd::{isa_name, multiplies_bf16};

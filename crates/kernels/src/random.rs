@@ -54,6 +54,8 @@ pub enum Purpose {
     Augmentation = 7,
     /// Choices made in evaluation.
     Evaluation = 8,
+    /// Which states training drops.
+    Dropout = 9,
 }
 
 /// An endless sequence of random numbers: Philox with the key `seed` and the counter (block, index low, index high,

@@ -214,6 +214,7 @@ pub fn activation(kind: Activation, x: f64) -> f64 {
             0.5 * x * (1.0 + inner.tanh())
         }
         Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        Activation::Relu => x.max(0.0),
     }
 }
 

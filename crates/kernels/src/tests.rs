@@ -396,12 +396,15 @@ fn norms() {
     }
 }
 
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
+
 fn activation_case<T: Element>(len: usize) {
     let x: Vec<f32> = values(len, 1).iter().map(|x| x * 4.0).collect();
     let dy = values(len, 2);
     let (tx, tdy) = (stored::<T>(&x), stored::<T>(&dy));
     let (mut y, mut dx) = (zeros::<T>(len), zeros::<T>(len));
-    for kind in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
+    for kind in ACTIVATIONS {
         let what = format!("{kind:?} {}", T::NAME);
         let f = |x: f64| reference::activation(kind, x);
         activation_forward(kind, &tx, &mut y);
@@ -448,13 +451,66 @@ fn activations() {
 #[test]
 fn activations_at_the_ends() {
     let x = [-1e30f32, -200.0, -90.0, 90.0, 200.0, 1e30];
-    for kind in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
+    for kind in ACTIVATIONS {
         let (mut y, mut dx) = ([7.0f32; 6], [7.0f32; 6]);
         activation_forward(kind, &x, &mut y);
         activation_backward(kind, &x, &[1.0; 6], &mut dx);
         for i in 0..3 {
             assert!(y[i].abs() < 1e-30 && y[3 + i] == x[3 + i], "{kind:?} {y:?}");
             assert!(dx[i].abs() < 1e-30 && dx[3 + i] == 1.0, "{kind:?} {dx:?}");
+        }
+    }
+}
+
+fn pool_case<T: Element>(kind: Pooling, shape: &Pool2dShape) {
+    let s = shape;
+    let (x, dy) = (values(s.input_len(), 1), values(s.output_len(), 2));
+    let (tx, tdy) = (stored::<T>(&x), stored::<T>(&dy));
+    let (mut y, mut dx) = (zeros::<T>(dy.len()), zeros::<T>(x.len()));
+    pool2d_forward(kind, s, &tx, &mut y);
+    pool2d_backward(kind, s, &tx, &tdy, &mut dx);
+    let (mut exact, mut exact_dx) = (vec![0.0f64; dy.len()], vec![0.0f64; x.len()]);
+    for i in 0..dy.len() {
+        let (place, c) = (i / s.channels, i % s.channels);
+        let (ox, rest) = (place % s.out_width(), place / s.out_width());
+        let (oy, b) = (rest % s.out_height(), rest / s.out_height());
+        let mut taps = vec![];
+        for tap in 0..s.size * s.size {
+            let iy = (oy * s.stride + tap / s.size).wrapping_sub(s.padding);
+            let ix = (ox * s.stride + tap % s.size).wrapping_sub(s.padding);
+            if iy < s.height && ix < s.width {
+                taps.push(((b * s.height + iy) * s.width + ix) * s.channels + c);
+            }
+        }
+        if kind == Pooling::Max {
+            let greatest = taps.iter().copied().fold(taps[0], |a, b| if x[b] > x[a] { b } else { a });
+            taps = vec![greatest];
+        }
+        for &tap in &taps {
+            exact[i] += x[tap] as f64 / taps.len() as f64;
+            exact_dx[tap] += dy[i] as f64 / taps.len() as f64;
+        }
+    }
+    near(&format!("{kind:?} {s:?} {}", T::NAME), &y, &exact, 9);
+    near(&format!("gradient of {kind:?} {s:?} {}", T::NAME), &dx, &exact_dx, 9);
+}
+
+#[test]
+fn pool() {
+    for [batch, height, width, channels, size, stride, padding] in [
+        [2, 7, 5, 17, 3, 2, 0],
+        [2, 7, 5, 17, 3, 1, 1],
+        [1, 8, 6, 40, 3, 2, 1],
+        [3, 4, 4, 3, 2, 2, 0],
+        [1, 1, 1, 1, 3, 1, 1],
+        [0, 3, 3, 2, 3, 1, 1],
+        [2, 2, 2, 5, 3, 1, 0],
+        [1, 5, 9, 1, 5, 3, 2],
+    ] {
+        let shape = Pool2dShape { batch, height, width, channels, size, stride, padding };
+        for kind in [Pooling::Max, Pooling::Average] {
+            pool_case::<f32>(kind, &shape);
+            pool_case::<bf16>(kind, &shape);
         }
     }
 }

@@ -111,6 +111,16 @@ impl Conv2d {
         }
     }
 
+    /// From given parameters.
+    pub fn from_parameters(weight: Param<Tensor<4>>, bias: Option<Param<Tensor<1>>>, geometry: Conv2dGeometry) -> Self {
+        Self { weight, bias, geometry }
+    }
+
+    /// Stride and padding.
+    pub fn geometry(&self) -> Conv2dGeometry {
+        self.geometry
+    }
+
     /// # Shapes
     /// `[batch, height, width, in]` to `[batch, out height, out width, out]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
@@ -170,8 +180,13 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// Scale one, shift zero, epsilon `1e-5`.
     pub fn new(init: &mut Init, channels: usize) -> Self {
+        Self::with_eps(init, channels, 1e-5)
+    }
+
+    /// Scale one, shift zero.
+    pub fn with_eps(init: &mut Init, channels: usize, eps: f32) -> Self {
         let (weight, bias) = (init.constant([channels], 1.0), init.constant([channels], 0.0));
-        Self { weight, bias, eps: 1e-5 }
+        Self { weight, bias, eps }
     }
 
     /// # Shapes

@@ -1,8 +1,9 @@
-//! The models of latent diffusion: UNet, KL autoencoder, CLIP towers and the CLIP tokenizer.
+//! The models of latent diffusion: UNet, KL autoencoder, CLIP towers and the CLIP tokenizer; and those that judge
+//! pictures: ViT classifiers and the Inception network of the Fréchet distance.
 //!
 //! Every model is a configuration (plain `serde` data, as a recipe holds it) with an `init` that
 //! makes the module. Module paths equal the published checkpoint keys: diffusers' for the UNet and
-//! the autoencoder, transformers' for CLIP. Activations are channels-last throughout; the dtype of
+//! the autoencoder, transformers' for CLIP and ViT, pytorch-fid's for Inception. Activations are channels-last throughout; the dtype of
 //! the input decides the precision, weights stay `f32`.
 
 pub mod attention;
@@ -10,18 +11,29 @@ pub mod autoencoder;
 pub mod clip;
 pub mod embeddings;
 mod flops;
+pub mod inception;
 pub mod init;
 pub mod layers;
+mod published;
 pub mod resnet;
 pub mod state;
+pub mod text;
 pub mod tokenizer;
+mod transformer;
 pub mod unet;
+pub mod vision;
+pub mod vit;
 
 pub use autoencoder::{Autoencoder, AutoencoderConfig, LatentDistribution};
-pub use clip::{Clip, ClipConfig, TextConfig, VisionConfig};
+pub use clip::{Clip, ClipConfig};
+pub use inception::{Inception, InceptionConfig};
 pub use init::Init;
+pub use text::{ClipTextEncoder, TextConfig, TextEncoderConfig, TextModel, TextOutput, TextStates};
 pub use tokenizer::ClipTokenizer;
+pub use transformer::HiddenActivation;
 pub use unet::{UNet, UNetConfig};
+pub use vision::{ClipImageEncoder, ImageEncoderConfig, VisionConfig, VisionModel, VisionOutput};
+pub use vit::{Vit, VitConfig};
 
 /// A model configuration that cannot be built, naming the field and the remedy.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -37,4 +49,67 @@ impl ConfigError {
     fn check(ok: bool, field: &'static str, problem: impl FnOnce() -> String) -> Result<(), Self> {
         if ok { Ok(()) } else { Err(Self { field, problem: problem() }) }
     }
+}
+
+/// An input that a model cannot take.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InputError {
+    /// Rows of token ids are empty or longer than the positions the tower knows.
+    #[error("prompts of {tokens} tokens: the text tower takes 1 to {context}; cut them, or encode them in pieces")]
+    Tokens {
+        /// Tokens of a row.
+        tokens: usize,
+        /// The tower's context length.
+        context: usize,
+    },
+    /// A token id has no row in the table.
+    #[error(
+        "token {token} of prompt {row} is {id}, but the text tower knows {vocabulary} tokens: another tokenizer's?"
+    )]
+    TokenId {
+        /// Number of the prompt.
+        row: usize,
+        /// Position in the prompt.
+        token: usize,
+        /// The id.
+        id: i64,
+        /// Entries of the token table.
+        vocabulary: usize,
+    },
+    /// More layers are to be skipped than there are.
+    #[error("cannot skip {skip} layers of a text tower that has {layers}")]
+    Skip {
+        /// Layers to skip.
+        skip: usize,
+        /// Layers of the tower.
+        layers: usize,
+    },
+    /// Pictures of another size than the model's.
+    #[error(
+        "pictures of [height, width, channels] {found:?}: the model takes {side} x {side} pixels of 3 channels; resize them"
+    )]
+    Picture {
+        /// Height, width and channels of the pictures.
+        found: [usize; 3],
+        /// Side of the model's pictures.
+        side: usize,
+    },
+    /// Pictures that leave no pixels, or have other than three channels.
+    #[error(
+        "pictures of [height, width, channels] {found:?}: the model takes 3 channels and sides of at least {least}"
+    )]
+    Small {
+        /// Height, width and channels of the pictures.
+        found: [usize; 3],
+        /// Least height and width.
+        least: usize,
+    },
+    /// Pictures and their positions in the run do not pair.
+    #[error("{pictures} pictures with {positions} positions in the run: each needs its own")]
+    Positions {
+        /// Pictures of the batch.
+        pictures: usize,
+        /// Positions that were given.
+        positions: usize,
+    },
 }

@@ -5,9 +5,7 @@ mod common;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use calotype_kernels::{Purpose, Stream};
-use calotype_models::{
-    AutoencoderConfig, ClipConfig, Init, TextConfig, UNetConfig, VisionConfig, clip::HiddenActivation,
-};
+use calotype_models::{AutoencoderConfig, ClipConfig, HiddenActivation, Init, TextConfig, UNetConfig, VisionConfig};
 use calotype_ops::force_portable;
 
 fn device() -> Device {
@@ -113,6 +111,7 @@ fn clip() {
             layers: 2,
             heads: 2,
             activation: HiddenActivation::QuickGelu,
+            ..TextConfig::default()
         },
         vision: VisionConfig {
             image_size: 8,
@@ -121,6 +120,7 @@ fn clip() {
             layers: 2,
             heads: 2,
             activation: HiddenActivation::Gelu,
+            ..VisionConfig::default()
         },
     };
     let device = device();

@@ -1,10 +1,10 @@
 //! The CPU bodies: Burn's Flex tensors in and out, kernels in between, gradients by hand.
 
-use crate::Conv2dGeometry;
 use crate::element::{Activations, Dense, by_dtype, room, tensor};
 use crate::in_backward::{count, deliver};
 use crate::packed::PackedCache;
 use crate::profile::{Pass, Span, Work, span};
+use crate::{Conv2dGeometry, PoolGeometry, Pooling};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::{CheckpointStrategy, NoCheckpointing};
 use burn::backend::autodiff::grads::Gradients;
@@ -13,7 +13,7 @@ use burn::backend::flex::{Flex, FlexTensor};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, ExtensionType, backend_extension};
 use burn::tensor::DType;
-use calotype_kernels::{self as kernels, Activation, AttentionShape, Conv2dShape, PackedWeights};
+use calotype_kernels::{self as kernels, Activation, AttentionShape, Conv2dShape, PackedWeights, Pool2dShape};
 use half::bf16;
 use std::sync::{Arc, LazyLock};
 
@@ -85,6 +85,7 @@ pub trait DiffusionOps: Backend {
         #[extension_type] bias: OptionalTensor<Self>,
     ) -> FloatTensor<Self>;
     fn nhwc_upsample_nearest2x(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn nhwc_pool2d(x: FloatTensor<Self>, kind: Pooling, geometry: PoolGeometry) -> FloatTensor<Self>;
     fn rows_concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
     fn pointwise_add(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
     fn mean_squared_error(prediction: FloatTensor<Self>, target: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -154,6 +155,10 @@ impl DiffusionOps for Flex {
 
     fn nhwc_upsample_nearest2x(x: FlexTensor) -> FlexTensor {
         upsample_forward(&Dense::new(x))
+    }
+
+    fn nhwc_pool2d(x: FlexTensor, kind: Pooling, geometry: PoolGeometry) -> FlexTensor {
+        Pool::new(x, kind, geometry).forward()
     }
 
     fn rows_concat(a: FlexTensor, b: FlexTensor) -> FlexTensor {
@@ -367,6 +372,13 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
             let dims: [usize; 4] = dims(&x);
             let y = upsample_forward(&x);
             (y, Gradient::new(move |dy, _| [Some(upsample_backward(dims, dy))]))
+        })
+    }
+
+    fn nhwc_pool2d(x: Tracked<C>, kind: Pooling, geometry: PoolGeometry) -> Tracked<C> {
+        record::<C, 1>([x.node()], move || {
+            let op = Pool::new(x.into_primitive(), kind, geometry);
+            (op.forward(), Gradient::new(move |dy, _| [Some(op.backward(dy))]))
         })
     }
 
@@ -871,6 +883,41 @@ fn upsample_backward([b, h, w, c]: [usize; 4], dy: FlexTensor) -> FlexTensor {
         kernels::upsample_nearest2x_backward::<T>(dy.slice(), &mut dx, b, h, w, c);
         tensor(dx, [b, h, w, c])
     })
+}
+
+struct Pool {
+    x: Dense,
+    kind: Pooling,
+    shape: Pool2dShape,
+}
+
+impl Pool {
+    fn new(x: FlexTensor, kind: Pooling, geometry: PoolGeometry) -> Self {
+        let x = Dense::new(x);
+        let [batch, height, width, channels] = dims(&x);
+        let PoolGeometry { size, stride, padding } = geometry;
+        Self { x, kind, shape: Pool2dShape { batch, height, width, channels, size, stride, padding } }
+    }
+
+    fn forward(&self) -> FlexTensor {
+        let s = &self.shape;
+        let _span = stream(Pass::Forward, "pool", &self.x, 2);
+        by_dtype!(self.x.dtype(), T => {
+            let mut y = room::<T>(s.output_len());
+            kernels::pool2d_forward::<T>(self.kind, s, self.x.slice(), &mut y);
+            tensor(y, [s.batch, s.out_height(), s.out_width(), s.channels])
+        })
+    }
+
+    fn backward(&self, dy: FlexTensor) -> FlexTensor {
+        let _span = stream(Pass::Backward, "pool", &self.x, 3);
+        let dy = Dense::new(dy);
+        by_dtype!(self.x.dtype(), T => {
+            let mut dx = room::<T>(self.shape.input_len());
+            kernels::pool2d_backward::<T>(self.kind, &self.shape, self.x.slice(), dy.slice(), &mut dx);
+            tensor(dx, self.x.shape())
+        })
+    }
 }
 
 fn concat_forward(a: &Dense, b: &Dense) -> FlexTensor {

@@ -1,7 +1,7 @@
 //! The operations as functions of Burn tensors: kernels where the device has them, else portable.
 
 use crate::flex::{DiffusionOps, OptionalTensor};
-use crate::{Activation, Conv2dGeometry, portable, uses_kernels};
+use crate::{Activation, Conv2dGeometry, PoolGeometry, Pooling, portable, uses_kernels};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
@@ -169,6 +169,18 @@ pub fn upsample_nearest2x(x: Tensor<4>) -> Tensor<4> {
         return portable::upsample_nearest2x(x);
     }
     Tensor::from_dispatch(Dispatch::nhwc_upsample_nearest2x(x.into_dispatch()))
+}
+
+/// Every window of pixels becomes its maximum, or the mean of those of its pixels that lie in the picture.
+///
+/// # Shapes
+/// `[batch, height, width, channels]` to `[batch, out height, out width, channels]`, with
+/// `out = (in + 2 padding - size) / stride + 1`, rounded down
+pub fn pool2d(x: Tensor<4>, kind: Pooling, geometry: PoolGeometry) -> Tensor<4> {
+    if !uses_kernels(&x.device()) {
+        return portable::pool2d(x, kind, geometry);
+    }
+    Tensor::from_dispatch(Dispatch::nhwc_pool2d(x.into_dispatch(), kind, geometry))
 }
 
 /// Joins the channels of two tensors that agree in every other dimension.

@@ -24,7 +24,7 @@ pub mod portable;
 pub mod profile;
 mod recompute;
 
-pub use calotype_kernels::{Activation, AdamW};
+pub use calotype_kernels::{Activation, AdamW, Pooling};
 pub use flex::DiffusionOps;
 pub use functions::*;
 pub use optimizer::{Pace, Trained, adamw_step, ema_step, optimizer_step, sum_of_squares};
@@ -78,6 +78,17 @@ impl Conv2dGeometry {
         };
         [size(input[0], top, bottom, kernel[0]), size(input[1], left, right, kernel[1])]
     }
+}
+
+/// Geometry of a pooling with square windows on `[batch, height, width, channels]` pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolGeometry {
+    /// Side of a window in pixels.
+    pub size: usize,
+    /// Step of the window in both directions, in pixels.
+    pub stride: usize,
+    /// How far windows reach over every edge; less than `size`.
+    pub padding: usize,
 }
 
 thread_local! {

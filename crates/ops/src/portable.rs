@@ -4,10 +4,10 @@
 //! computed in `f32` and returned in the dtype of the first activation. Shapes and meaning stand at
 //! the functions of the same names in the crate root.
 
-use crate::{Activation, Conv2dGeometry, Pace, Trained};
+use crate::{Activation, Conv2dGeometry, Pace, PoolGeometry, Pooling, Trained};
 use burn::tensor::activation as act;
 use burn::tensor::module as nn;
-use burn::tensor::ops::{ConvOptions, PadMode};
+use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions, PadMode};
 use burn::tensor::{DType, Tensor};
 
 fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -134,6 +134,7 @@ pub fn activation<const D: usize>(x: Tensor<D>, kind: Activation) -> Tensor<D> {
         Activation::Gelu => act::gelu(x),
         Activation::GeluTanh => act::gelu_approximate(x),
         Activation::QuickGelu => x.clone() * act::sigmoid(x.mul_scalar(1.702)),
+        Activation::Relu => act::relu(x),
     };
     narrow(y, dtype)
 }
@@ -155,6 +156,25 @@ pub fn upsample_nearest2x(x: Tensor<4>) -> Tensor<4> {
     let x = Tensor::cat(vec![x.clone(), x], 2);
     let x = Tensor::cat(vec![x.clone(), x], 4);
     x.reshape([b, 2 * h, 2 * w, c])
+}
+
+/// See [`crate::pool2d`].
+pub fn pool2d(x: Tensor<4>, kind: Pooling, geometry: PoolGeometry) -> Tensor<4> {
+    let dtype = x.dtype();
+    let x = widen(x).permute([0, 3, 1, 2]);
+    let PoolGeometry { size, stride, padding } = geometry;
+    let [size, stride, padding] = [size, stride, padding].map(|n| [n; 2]);
+    let y = match kind {
+        Pooling::Max => {
+            let options = MaxPoolOptions::new(size).with_stride(stride).with_padding(padding);
+            nn::max_pool2d(x, options)
+        }
+        Pooling::Average => {
+            let options = AvgPoolOptions::new(size).with_stride(stride).with_padding(padding);
+            nn::avg_pool2d(x, options.with_count_include_pad(false))
+        }
+    };
+    narrow(y.permute([0, 2, 3, 1]), dtype)
 }
 
 /// See [`crate::concat_channels`].

@@ -1,10 +1,10 @@
 //! The table of calls: every operation, over odd shapes and the shapes of the models.
 
 use super::{Case, Input, Tolerance};
-use calotype_ops::{Activation, Conv2dGeometry};
+use calotype_ops::{Activation, Conv2dGeometry, PoolGeometry, Pooling};
 
-pub const ACTIVATIONS: [Activation; 4] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu];
+pub const ACTIVATIONS: [Activation; 5] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
 
 /// Every case.
 pub fn all() -> Vec<Case> {
@@ -302,9 +302,10 @@ fn layer_norms() -> Vec<Case> {
 
 fn activation<const D: usize>(kind: Activation, x: [usize; D], spread: f32) -> Case {
     let inputs = vec![Input::activation("x", &x).around(0.0, spread)];
-    Case::new(format!("{kind:?} {x:?}, sd {spread}"), inputs, move |t| {
+    let case = Case::new(format!("{kind:?} {x:?}, sd {spread}"), inputs, move |t| {
         t.flat(calotype_ops::activation::<D>(t.get("x"), kind))
-    })
+    });
+    if kind == Activation::Relu { case.kinked() } else { case }
 }
 
 fn geglu<const D: usize>(x: [usize; D]) -> Case {
@@ -371,6 +372,14 @@ fn upsample(x: [usize; 4]) -> Case {
         .within(Tolerance { bf16: 1.0 / 128.0, ..Tolerance::default() })
 }
 
+fn pool(kind: Pooling, x: [usize; 4], [size, stride, padding]: [usize; 3]) -> Case {
+    let geometry = PoolGeometry { size, stride, padding };
+    let name = format!("{kind:?} pool {x:?}, windows of {size}, stride {stride}, padding {padding}");
+    let inputs = vec![Input::activation("x", &x)];
+    let case = Case::new(name, inputs, move |t| t.flat(calotype_ops::pool2d(t.get("x"), kind, geometry)));
+    if kind == Pooling::Max { case.kinked() } else { case }
+}
+
 fn concat<const D: usize>(a: [usize; D], channels: usize) -> Case {
     let mut b = a;
     b[D - 1] = channels;
@@ -381,7 +390,15 @@ fn concat<const D: usize>(a: [usize; D], channels: usize) -> Case {
 }
 
 fn structural() -> Vec<Case> {
-    vec![
+    let mut cases = Vec::new();
+    for kind in [Pooling::Max, Pooling::Average] {
+        cases.extend([
+            pool(kind, [2, 7, 5, 17], [3, 2, 0]),
+            pool(kind, [1, 6, 7, 40], [3, 1, 1]),
+            pool(kind, [2, 4, 6, 3], [2, 2, 0]),
+        ]);
+    }
+    cases.extend([
         upsample([1, 1, 1, 1]),
         upsample([2, 3, 5, 7]),
         upsample([1, 7, 3, 17]),
@@ -392,5 +409,6 @@ fn structural() -> Vec<Case> {
         concat([2, 3, 5, 1], 17),
         concat([0, 3, 5], 2),
         concat([2, 64, 64, 40], 24),
-    ]
+    ]);
+    cases
 }

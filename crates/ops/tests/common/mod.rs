@@ -181,11 +181,19 @@ pub struct Case {
     pub inputs: Vec<Input>,
     pub call: Box<dyn Fn(&Leaves) -> Tensor<1>>,
     pub tolerance: Tolerance,
+    /// Whether the function is smooth, so that quotients of differences tell its derivative.
+    pub smooth: bool,
 }
 
 impl Case {
     pub fn new(name: String, inputs: Vec<Input>, call: impl Fn(&Leaves) -> Tensor<1> + 'static) -> Self {
-        Self { name, inputs, call: Box::new(call), tolerance: Tolerance::default() }
+        Self { name, inputs, call: Box::new(call), tolerance: Tolerance::default(), smooth: true }
+    }
+
+    /// The function has kinks, across which quotients of differences are no derivative.
+    pub fn kinked(mut self) -> Self {
+        self.smooth = false;
+        self
     }
 
     pub fn within(mut self, tolerance: Tolerance) -> Self {

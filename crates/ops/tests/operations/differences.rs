@@ -66,7 +66,7 @@ fn check(
 fn directional_derivatives() {
     let mut report = Report::default();
     for dtype in dtypes() {
-        for case in cases() {
+        for case in cases().into_iter().filter(|case| case.smooth) {
             let data = case.data(dtype);
             report.check(&format!("{} {dtype:?}", case.name), || {
                 let outcome = evaluate(&case, &data, &Setting::new(&case, subject(), dtype));

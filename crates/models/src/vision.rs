@@ -1,0 +1,277 @@
+//! CLIP's picture towers: B/32, B/16, L/14, H/14, g/14, bigG/14, and their like.
+
+use crate::init::Init;
+use crate::layers::{Conv2d, Embedding, LayerNorm, Linear};
+use crate::published::{Published, check_type};
+use crate::text::projection;
+use crate::transformer::{Encoder, HiddenActivation, Sizes};
+use crate::{ConfigError, InputError};
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// The picture tower; defaults are OpenCLIP ViT-H/14's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VisionConfig {
+    /// Side of the square picture in pixels.
+    pub image_size: usize,
+    /// Side of a square patch in pixels.
+    pub patch_size: usize,
+    /// Width of the states.
+    pub channels: usize,
+    /// Width between the two linear layers of a block; none: four times `channels`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp_channels: Option<usize>,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Activation of the feed-forward layers.
+    pub activation: HiddenActivation,
+    /// Epsilon of the layer norms.
+    pub norm_eps: f32,
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        Self {
+            image_size: 224,
+            patch_size: 14,
+            channels: 1280,
+            mlp_channels: None,
+            layers: 32,
+            heads: 16,
+            activation: HiddenActivation::Gelu,
+            norm_eps: 1e-5,
+        }
+    }
+}
+
+impl VisionConfig {
+    /// Checks that heads divide channels and patches the picture.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first field at fault.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::check(self.heads > 0 && self.channels.is_multiple_of(self.heads), "vision.heads", || {
+            format!("{} heads do not divide {} channels", self.heads, self.channels)
+        })?;
+        check_patches("vision.patch_size", self.image_size, self.patch_size)
+    }
+
+    /// The tower with random weights, initialised as the CLIP reference does.
+    ///
+    /// # Errors
+    /// As [`VisionConfig::validate`].
+    pub fn init(&self, init: &mut Init) -> Result<VisionModel, ConfigError> {
+        self.validate()?;
+        let patches = (self.image_size / self.patch_size).pow(2);
+        let (channels, deviation) = (self.channels, (self.channels as f32).powf(-0.5));
+        let sizes = Sizes {
+            channels,
+            mlp_channels: self.mlp_channels.unwrap_or(4 * channels),
+            layers: self.layers,
+            heads: self.heads,
+            activation: self.activation,
+            norm_eps: self.norm_eps,
+        };
+        Ok(VisionModel {
+            embeddings: VisionEmbeddings {
+                class_embedding: init.normal([channels], deviation),
+                patch_embedding: Conv2d::patches(init, 3, channels, self.patch_size),
+                position_embedding: Embedding::new(init, patches + 1, channels, deviation),
+            },
+            pre_layrnorm: LayerNorm::with_eps(init, channels, self.norm_eps),
+            encoder: Encoder::new(init, sizes),
+            post_layernorm: LayerNorm::with_eps(init, channels, self.norm_eps),
+            image_size: self.image_size,
+        })
+    }
+
+    /// From the fields of a `CLIPVisionConfig` of transformers.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
+        let config = Published::new(config)?;
+        check_type(&config, &["clip_vision_model"])?;
+        Self::read(&config)
+    }
+
+    pub(crate) fn read(config: &Published) -> Result<Self, ConfigError> {
+        config.only("attention_dropout", 0)?;
+        config.only("num_channels", 3)?;
+        Ok(Self {
+            image_size: config.side("image_size", 224)?,
+            patch_size: config.side("patch_size", 32)?,
+            channels: config.size("hidden_size", 768)?,
+            mlp_channels: Some(config.size("intermediate_size", 3072)?),
+            layers: config.size("num_hidden_layers", 12)?,
+            heads: config.size("num_attention_heads", 12)?,
+            activation: config.activation(HiddenActivation::QuickGelu)?,
+            norm_eps: config.number("layer_norm_eps", 1e-5)? as f32,
+        })
+    }
+}
+
+/// Checks that square patches tile a square picture.
+pub(crate) fn check_patches(field: &'static str, picture: usize, patch: usize) -> Result<(), ConfigError> {
+    ConfigError::check(patch > 0 && picture > 0 && picture.is_multiple_of(patch), field, || {
+        format!("{patch} does not divide the picture's {picture} pixels")
+    })
+}
+
+/// Checks that pictures have the side that a model's positions were made for.
+pub(crate) fn check_pictures(pictures: &Tensor<4>, side: usize) -> Result<(), InputError> {
+    let [_, height, width, channels] = pictures.dims();
+    let fits = [height, width, channels] == [side, side, 3];
+    if fits { Ok(()) } else { Err(InputError::Picture { found: [height, width, channels], side }) }
+}
+
+/// What a picture tower makes of pictures.
+#[derive(Debug)]
+pub struct VisionOutput {
+    /// The states behind the last layer, not normalised, class token first: `[batch, 1 + patches, channels]`.
+    pub last_hidden_state: Tensor<3>,
+    /// The normalised state of the class token, `[batch, channels]`.
+    pub pooler_output: Tensor<2>,
+    /// The pooled output in the space common with texts, not normalised, `[batch, projection]`; where there is a
+    /// projection.
+    pub image_embeds: Option<Tensor<2>>,
+}
+
+#[derive(Module, Debug)]
+struct VisionEmbeddings {
+    class_embedding: Param<Tensor<1>>,
+    patch_embedding: Conv2d,
+    position_embedding: Embedding,
+}
+
+/// The picture tower (`CLIPVisionModel` of transformers).
+#[derive(Module, Debug)]
+pub struct VisionModel {
+    embeddings: VisionEmbeddings,
+    pre_layrnorm: LayerNorm,
+    encoder: Encoder,
+    post_layernorm: LayerNorm,
+    #[module(skip)]
+    image_size: usize,
+}
+
+impl VisionModel {
+    /// The normalised state of the class token.
+    ///
+    /// # Shapes
+    /// `[batch, size, size, 3]` in `-1..1` to `[batch, channels]`
+    ///
+    /// # Panics
+    /// If the pictures do not have the configured size; [`VisionModel::forward`] checks that.
+    pub fn pooled(&self, pictures: Tensor<4>) -> Tensor<2> {
+        self.pool(self.encoder.forward(self.embed(pictures), false, self.encoder.depth()))
+    }
+
+    /// All outputs but the projected one. The pictures' dtype is the precision of the pass; their values are what the
+    /// tower was trained with, that is normalised by its mean and deviation.
+    ///
+    /// # Shapes
+    /// `pictures`: `[batch, size, size, 3]`
+    ///
+    /// # Errors
+    /// [`InputError`] if the pictures do not have the configured size: position embeddings are not interpolated.
+    pub fn forward(&self, pictures: Tensor<4>) -> Result<VisionOutput, InputError> {
+        check_pictures(&pictures, self.image_size)?;
+        let last_hidden_state = self.encoder.forward(self.embed(pictures), false, self.encoder.depth());
+        let pooler_output = self.pool(last_hidden_state.clone());
+        Ok(VisionOutput { last_hidden_state, pooler_output, image_embeds: None })
+    }
+
+    fn embed(&self, pictures: Tensor<4>) -> Tensor<3> {
+        let e = &self.embeddings;
+        let patches = e.patch_embedding.forward(pictures);
+        let positions = e.position_embedding.weight.val().unsqueeze();
+        let class = e.class_embedding.val().unsqueeze();
+        self.pre_layrnorm.forward(with_class_token(patches, class, positions))
+    }
+
+    fn pool(&self, states: Tensor<3>) -> Tensor<2> {
+        let [batch, _, channels] = states.dims();
+        self.post_layernorm.forward(states.narrow(1, 0, 1).reshape([batch, channels]))
+    }
+}
+
+/// The class token, then the patches by rows, each with the embedding of its position.
+///
+/// # Shapes
+/// `patches`: `[batch, rows, columns, channels]`, `class`: `[1, 1, channels]`, `positions`: `[1, tokens, channels]`, with
+/// `tokens = 1 + rows · columns`; to `[batch, tokens, channels]` of the patches' dtype
+pub(crate) fn with_class_token(patches: Tensor<4>, class: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
+    let ([batch, rows, columns, channels], dtype) = (patches.dims(), patches.dtype());
+    let class = class.cast(dtype).expand([batch, 1, channels]);
+    let patches = patches.reshape([batch, rows * columns, channels]);
+    Tensor::cat(vec![class, patches], 1) + positions.cast(dtype)
+}
+
+/// A picture tower as an application uses it, with its projection where there is one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageEncoderConfig {
+    /// The tower.
+    pub vision: VisionConfig,
+    /// Dimension of the space common with texts; none where the tower has no projection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub projection: Option<usize>,
+}
+
+impl ImageEncoderConfig {
+    /// From the `config.json` of a `CLIPVisionModel`, a `CLIPVisionModelWithProjection` (told by `architectures`) or a
+    /// whole `CLIPModel`, as transformers writes them.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
+        let config = Published::new(config)?;
+        check_type(&config, &["clip_vision_model", "clip"])?;
+        if config.text("model_type")? == Some("clip") {
+            let projection = Some(config.size("projection_dim", 512)?);
+            return Ok(Self { vision: VisionConfig::read(&config.nested("vision_config")?)?, projection });
+        }
+        let projection = config.size("projection_dim", 512)?;
+        let projected = config.has_architecture("CLIPVisionModelWithProjection");
+        Ok(Self { vision: VisionConfig::read(&config)?, projection: projected.then_some(projection) })
+    }
+
+    /// The encoder with random weights, initialised as the CLIP reference does.
+    ///
+    /// # Errors
+    /// As [`VisionConfig::validate`].
+    pub fn init(&self, init: &mut Init) -> Result<ClipImageEncoder, ConfigError> {
+        let vision_model = self.vision.init(init)?;
+        let visual_projection = self.projection.map(|n| projection(init, self.vision.channels, n));
+        Ok(ClipImageEncoder { vision_model, visual_projection })
+    }
+}
+
+/// A picture tower with or without projection (`CLIPVisionModelWithProjection`, or `CLIPVisionModel` under the keys of
+/// its published checkpoints, which begin with `vision_model.`).
+#[derive(Module, Debug)]
+pub struct ClipImageEncoder {
+    /// The tower.
+    pub vision_model: VisionModel,
+    visual_projection: Option<Linear>,
+}
+
+impl ClipImageEncoder {
+    /// All outputs; see [`VisionModel::forward`].
+    ///
+    /// # Shapes
+    /// `pictures`: `[batch, size, size, 3]`
+    ///
+    /// # Errors
+    /// [`InputError`] if the pictures do not have the configured size.
+    pub fn forward(&self, pictures: Tensor<4>) -> Result<VisionOutput, InputError> {
+        let mut output = self.vision_model.forward(pictures)?;
+        output.image_embeds = self.visual_projection.as_ref().map(|p| p.forward(output.pooler_output.clone()));
+        Ok(output)
+    }
+}

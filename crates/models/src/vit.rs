@@ -1,0 +1,363 @@
+//! Vision transformers that classify pictures (Dosovitskiy et al. 2021).
+
+use crate::init::Init;
+use crate::layers::{Conv2d, LayerNorm, Linear};
+use crate::published::{Published, check_type};
+use crate::transformer::{Block, HiddenActivation};
+use crate::vision::{check_patches, check_pictures, with_class_token};
+use crate::{ConfigError, InputError};
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Tensor, TensorData};
+use calotype_kernels::{Purpose, Stream};
+use calotype_ops::Conv2dGeometry;
+use serde::{Deserialize, Serialize};
+
+/// A vision transformer with a classifier on its class token; defaults are ViT-B/16's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VitConfig {
+    /// Side of the square picture in pixels.
+    pub image_size: usize,
+    /// Side of a square patch in pixels.
+    pub patch_size: usize,
+    /// Width of the states.
+    pub channels: usize,
+    /// Width between the two linear layers of a block.
+    pub mlp_channels: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Activation of the feed-forward layers.
+    pub activation: HiddenActivation,
+    /// Epsilon of the layer norms.
+    pub norm_eps: f32,
+    /// Whether queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Classes.
+    pub labels: usize,
+    /// Share of the states that training drops behind the embeddings and in front of every sum with the residual.
+    pub dropout: f32,
+}
+
+impl Default for VitConfig {
+    fn default() -> Self {
+        Self {
+            image_size: 224,
+            patch_size: 16,
+            channels: 768,
+            mlp_channels: 3072,
+            layers: 12,
+            heads: 12,
+            activation: HiddenActivation::Gelu,
+            norm_eps: 1e-12,
+            qkv_bias: true,
+            labels: 1000,
+            dropout: 0.0,
+        }
+    }
+}
+
+/// Name, patch size, channels, channels between a block's linear layers, layers, heads; the sizes of Dosovitskiy et al.
+/// 2021 and Zhai et al. 2022 as the training benchmarks for clusters configure them.
+const NAMED: [(&str, [usize; 5]); 5] = [
+    ("B_16", [16, 768, 3072, 12, 12]),
+    ("L_16", [16, 1024, 4096, 24, 16]),
+    ("H_14", [14, 1280, 5120, 32, 16]),
+    ("g_14", [14, 1408, 6144, 40, 16]),
+    ("bigG_14", [14, 1664, 8192, 48, 16]),
+];
+
+impl VitConfig {
+    /// By the name of its size: `B_16`, `L_16`, `H_14`, `g_14` or `bigG_14`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that lists the known names.
+    pub fn named(name: &str) -> Result<Self, ConfigError> {
+        let found = NAMED.iter().find(|(known, _)| *known == name).ok_or_else(|| {
+            let known = NAMED.map(|(name, _)| name).join(", ");
+            ConfigError { field: "ViT size", problem: format!("`{name}` is not among {known}") }
+        })?;
+        let [patch_size, channels, mlp_channels, layers, heads] = found.1;
+        Ok(Self { patch_size, channels, mlp_channels, layers, heads, ..Self::default() })
+    }
+
+    /// From the `config.json` of a `ViTForImageClassification`, as transformers writes it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
+        let config = Published::new(config)?;
+        check_type(&config, &["vit"])?;
+        config.only("num_channels", 3)?;
+        config.only("attention_probs_dropout_prob", 0)?;
+        let channels = config.size("hidden_size", 768)?;
+        let heads = config.size("num_attention_heads", 12)?;
+        config.only("head_dim", (channels / heads) as u64)?;
+        // The library keeps the number of classes as the number of their names; without names it assumes two.
+        let labels = match config.get("id2label").and_then(serde_json::Value::as_object) {
+            Some(names) => names.len(),
+            None => config.size("num_labels", 2)?,
+        };
+        Ok(Self {
+            image_size: config.side("image_size", 224)?,
+            patch_size: config.side("patch_size", 16)?,
+            channels,
+            mlp_channels: config.size("intermediate_size", 3072)?,
+            layers: config.size("num_hidden_layers", 12)?,
+            heads,
+            activation: config.activation(HiddenActivation::Gelu)?,
+            norm_eps: config.number("layer_norm_eps", 1e-12)? as f32,
+            qkv_bias: config.flag("qkv_bias", true)?,
+            labels,
+            dropout: config.number("hidden_dropout_prob", 0.0)? as f32,
+        })
+    }
+
+    /// Checks that heads divide channels and patches the picture.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first field at fault.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::check(self.heads > 0 && self.channels.is_multiple_of(self.heads), "heads", || {
+            format!("{} heads do not divide {} channels", self.heads, self.channels)
+        })?;
+        ConfigError::check(self.labels > 0, "labels", || "a classifier needs classes".into())?;
+        ConfigError::check((0.0..1.0).contains(&self.dropout), "dropout", || {
+            format!("{} is not a share from 0 to below 1", self.dropout)
+        })?;
+        check_patches("patch_size", self.image_size, self.patch_size)
+    }
+
+    /// The model with random weights, initialised as transformers does: normal of deviation 0.02, biases zero.
+    ///
+    /// # Errors
+    /// As [`VitConfig::validate`].
+    pub fn init(&self, init: &mut Init) -> Result<Vit, ConfigError> {
+        self.validate()?;
+        let patches = (self.image_size / self.patch_size).pow(2);
+        let (channels, patch) = (self.channels, self.patch_size);
+        let vit = VitModel {
+            embeddings: Embeddings {
+                cls_token: init.normal([1, 1, channels], DEVIATION),
+                position_embeddings: init.normal([1, patches + 1, channels], DEVIATION),
+                patch_embeddings: PatchEmbeddings {
+                    projection: Conv2d::from_parameters(
+                        init.normal([channels, patch, patch, 3], DEVIATION),
+                        Some(init.constant([channels], 0.0)),
+                        Conv2dGeometry::patches(patch),
+                    ),
+                },
+            },
+            encoder: Layers { layer: (0..self.layers).map(|_| Layer::new(init, self)).collect() },
+            layernorm: LayerNorm::with_eps(init, channels, self.norm_eps),
+        };
+        let classifier = Linear::normal(init, channels, self.labels, DEVIATION);
+        Ok(Vit { vit, classifier, image_size: self.image_size, dropout: self.dropout })
+    }
+}
+
+/// Deviation of initial weights.
+const DEVIATION: f32 = 0.02;
+
+#[derive(Module, Debug)]
+struct PatchEmbeddings {
+    projection: Conv2d,
+}
+
+#[derive(Module, Debug)]
+struct Embeddings {
+    cls_token: Param<Tensor<3>>,
+    position_embeddings: Param<Tensor<3>>,
+    patch_embeddings: PatchEmbeddings,
+}
+
+#[derive(Module, Debug)]
+struct Projections {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+}
+
+/// A linear layer where the checkpoints put another name in front of its own.
+#[derive(Module, Debug)]
+struct Dense {
+    dense: Linear,
+}
+
+#[derive(Module, Debug)]
+struct Attention {
+    attention: Projections,
+    output: Dense,
+}
+
+/// A block under the names of ViT's checkpoints.
+#[derive(Module, Debug)]
+struct Layer {
+    attention: Attention,
+    intermediate: Dense,
+    output: Dense,
+    layernorm_before: LayerNorm,
+    layernorm_after: LayerNorm,
+    #[module(skip)]
+    heads: usize,
+    #[module(skip)]
+    activation: HiddenActivation,
+}
+
+impl Layer {
+    fn new(init: &mut Init, config: &VitConfig) -> Self {
+        let (channels, hidden) = (config.channels, config.mlp_channels);
+        let mut linear = |inputs, outputs, bias: bool| {
+            let linear = Linear::normal(init, inputs, outputs, DEVIATION);
+            Linear { bias: linear.bias.filter(|_| bias), ..linear }
+        };
+        let attention = Projections {
+            query: linear(channels, channels, config.qkv_bias),
+            key: linear(channels, channels, config.qkv_bias),
+            value: linear(channels, channels, config.qkv_bias),
+        };
+        Self {
+            attention: Attention { attention, output: Dense { dense: linear(channels, channels, true) } },
+            intermediate: Dense { dense: linear(channels, hidden, true) },
+            output: Dense { dense: linear(hidden, channels, true) },
+            layernorm_before: LayerNorm::with_eps(init, channels, config.norm_eps),
+            layernorm_after: LayerNorm::with_eps(init, channels, config.norm_eps),
+            heads: config.heads,
+            activation: config.activation,
+        }
+    }
+
+    fn block(&self) -> Block<'_> {
+        let Projections { query, key, value } = &self.attention.attention;
+        Block {
+            norms: [&self.layernorm_before, &self.layernorm_after],
+            query,
+            key,
+            value,
+            out: &self.attention.output.dense,
+            mlp: [&self.intermediate.dense, &self.output.dense],
+            heads: self.heads,
+            activation: self.activation,
+        }
+    }
+}
+
+#[derive(Module, Debug)]
+struct Layers {
+    layer: Vec<Layer>,
+}
+
+#[derive(Module, Debug)]
+struct VitModel {
+    embeddings: Embeddings,
+    encoder: Layers,
+    layernorm: LayerNorm,
+}
+
+/// Which states a training step drops: a function of the seed and of each sample's position in the run, not of batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout<'a> {
+    /// The run's seed.
+    pub seed: u64,
+    /// Position in the run of every sample of the batch.
+    pub positions: &'a [u64],
+}
+
+/// Draws the masks of one pass, one place after the other.
+struct Masks<'a> {
+    streams: Vec<Stream>,
+    rate: f32,
+    positions: &'a [u64],
+}
+
+impl<'a> Masks<'a> {
+    fn new(dropout: Dropout<'a>, rate: f32) -> Self {
+        let stream = |&position: &u64| Stream::new(dropout.seed, Purpose::Dropout, position);
+        Self { streams: dropout.positions.iter().map(stream).collect(), rate, positions: dropout.positions }
+    }
+
+    /// Zeros where the mask says so; what is left grows so that the expectation stays.
+    fn apply(&mut self, x: Tensor<3>) -> Tensor<3> {
+        let [_, tokens, channels] = x.dims();
+        let mut keep = vec![0f32; self.positions.len() * tokens * channels];
+        for (stream, row) in self.streams.iter_mut().zip(keep.chunks_exact_mut(tokens * channels)) {
+            stream.fill_uniform(row);
+            row.iter_mut().for_each(|u| *u = if *u < self.rate { 0.0 } else { 1.0 / (1.0 - self.rate) });
+        }
+        let mask = Tensor::<3>::from_data(TensorData::new(keep, x.dims()), &x.device());
+        let dtype = x.dtype();
+        (x.cast(DType::F32) * mask).cast(dtype)
+    }
+}
+
+/// A picture classifier (`ViTForImageClassification` of transformers).
+#[derive(Module, Debug)]
+pub struct Vit {
+    vit: VitModel,
+    classifier: Linear,
+    #[module(skip)]
+    image_size: usize,
+    #[module(skip)]
+    dropout: f32,
+}
+
+impl Vit {
+    /// Logits of the classes, without dropout. The pictures' dtype is the precision of the pass.
+    ///
+    /// # Shapes
+    /// `[batch, size, size, 3]`, normalised as in training (usually to `-1..1`), to `[batch, labels]`
+    ///
+    /// # Errors
+    /// [`InputError`] if the pictures do not have the configured size: position embeddings are not interpolated.
+    pub fn forward(&self, pictures: Tensor<4>) -> Result<Tensor<2>, InputError> {
+        check_pictures(&pictures, self.image_size)?;
+        Ok(self.classify(self.states(pictures, None)))
+    }
+
+    /// [`Vit::forward`] with the configured dropout, for training.
+    ///
+    /// # Errors
+    /// As [`Vit::forward`], or if there are not as many positions as pictures.
+    pub fn forward_training(&self, pictures: Tensor<4>, dropout: Dropout) -> Result<Tensor<2>, InputError> {
+        check_pictures(&pictures, self.image_size)?;
+        let [batch, ..] = pictures.dims();
+        if batch != dropout.positions.len() {
+            return Err(InputError::Positions { pictures: batch, positions: dropout.positions.len() });
+        }
+        let masks = (self.dropout > 0.0).then(|| Masks::new(dropout, self.dropout));
+        Ok(self.classify(self.states(pictures, masks)))
+    }
+
+    /// The normalised states behind the last layer, class token first (`last_hidden_state`).
+    ///
+    /// # Shapes
+    /// `[batch, size, size, 3]` to `[batch, 1 + patches, channels]`
+    ///
+    /// # Errors
+    /// As [`Vit::forward`].
+    pub fn last_hidden_state(&self, pictures: Tensor<4>) -> Result<Tensor<3>, InputError> {
+        check_pictures(&pictures, self.image_size)?;
+        Ok(self.states(pictures, None))
+    }
+
+    fn states(&self, pictures: Tensor<4>, masks: Option<Masks>) -> Tensor<3> {
+        let e = &self.vit.embeddings;
+        let patches = e.patch_embeddings.projection.forward(pictures);
+        let x = with_class_token(patches, e.cls_token.val(), e.position_embeddings.val());
+        let x = match masks {
+            None => self.vit.encoder.layer.iter().fold(x, |x, layer| layer.block().forward(x, false, None)),
+            Some(mut masks) => {
+                let x = masks.apply(x);
+                let mut drop = |h| masks.apply(h);
+                self.vit.encoder.layer.iter().fold(x, |x, layer| layer.block().forward(x, false, Some(&mut drop)))
+            }
+        };
+        self.vit.layernorm.forward(x)
+    }
+
+    fn classify(&self, states: Tensor<3>) -> Tensor<2> {
+        let [batch, _, channels] = states.dims();
+        self.classifier.forward(states.narrow(1, 0, 1).reshape([batch, channels]))
+    }
+}
