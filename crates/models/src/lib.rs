@@ -3,11 +3,12 @@
 //! Every model is a configuration (plain `serde` data, as a recipe holds it) with an `init` that
 //! makes the module. Module paths equal the published checkpoint keys: diffusers' for the UNet and
 //! the autoencoder, transformers' for CLIP. Activations are channels-last throughout; the dtype of
-//! the input decides the precision, weights stay `f32`.
+//! the input decides the precision; weights are `f32`, and may be `bf16` for inference.
 
 pub mod attention;
 pub mod autoencoder;
 pub mod clip;
+mod diffusers;
 pub mod embeddings;
 mod flops;
 pub mod init;
@@ -17,11 +18,12 @@ pub mod state;
 pub mod tokenizer;
 pub mod unet;
 
-pub use autoencoder::{Autoencoder, AutoencoderConfig, LatentDistribution};
+pub use autoencoder::{Autoencoder, AutoencoderConfig, LatentDistribution, NonFinite, Tiling};
 pub use clip::{Clip, ClipConfig, TextConfig, VisionConfig};
+pub use diffusers::DiffusersError;
 pub use init::Init;
 pub use tokenizer::ClipTokenizer;
-pub use unet::{UNet, UNetConfig};
+pub use unet::{AddedConditions, AddedConfig, PerLevel, UNet, UNetConfig};
 
 /// A model configuration that cannot be built, naming the field and the remedy.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
