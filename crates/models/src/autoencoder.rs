@@ -1,11 +1,11 @@
 //! The KL-regularised autoencoder of latent diffusion.
 
 use crate::ConfigError;
-use crate::state;
 use crate::attention::PixelAttention;
 use crate::init::Init;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::resnet::{Downsample, NormOptions, ResnetBlock, Upsample};
+use crate::state;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
