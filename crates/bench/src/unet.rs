@@ -271,7 +271,7 @@ impl Inputs {
     }
 
     fn through(&self, unet: &UNet, keep: Keep) -> Tensor<4> {
-        unet.forward_keeping(keep, self.latent.clone(), &self.timesteps, self.context.clone())
+        unet.forward_keeping(keep, self.latent.clone(), &self.timesteps, self.context.clone(), None)
     }
 }
 

@@ -30,12 +30,12 @@ impl GuidedUNet<'_> {
         let [batch, _, _, _] = noisy.dims();
         let noisy = noisy.cast(self.dtype);
         if self.scale == 1.0 {
-            let y = self.unet.forward(noisy, &vec![t as f32; batch], self.context.clone());
+            let y = self.unet.forward(noisy, &vec![t as f32; batch], self.context.clone(), None);
             return y.cast(DType::F32);
         }
         let doubled = Tensor::cat(vec![noisy.clone(), noisy], 0);
         let context = Tensor::cat(vec![self.uncond.clone(), self.context.clone()], 0);
-        let y = self.unet.forward(doubled, &vec![t as f32; 2 * batch], context).cast(DType::F32);
+        let y = self.unet.forward(doubled, &vec![t as f32; 2 * batch], context, None).cast(DType::F32);
         let uncond = y.clone().narrow(0, 0, batch);
         let cond = y.narrow(0, batch, batch);
         uncond.clone() + (cond - uncond).mul_scalar(self.scale)

@@ -32,7 +32,7 @@ fn product_packed<A: Source>(_: usize, _: &Operand<A>, b: &PackedRight, _: &Outp
     match *b {}
 }
 
-/// The weights of a linear layer or a convolution, rounded to bf16 and in the order in which the products with bf16
+/// The weights of a linear layer or a convolution, rounded to bf16 where they are f32, and in the order in which the products with bf16
 /// activations read them. The results are the bits that
 /// plain weights give.
 pub struct PackedWeights {
@@ -42,12 +42,12 @@ pub struct PackedWeights {
 }
 
 /// Weights `[2 c, k]` of values and gates, in panels of [`GATED`] rows of each.
-struct GatedRows<'a> {
-    rows: Dense<'a, f32>,
+struct GatedRows<'a, W> {
+    rows: Dense<'a, W>,
     c: usize,
 }
 
-impl Source for GatedRows<'_> {
+impl<W: Element> Source for GatedRows<'_, W> {
     const DIRECT: bool = false;
     const HALF: bool = false;
 
@@ -65,7 +65,7 @@ impl PackedWeights {
     /// # Panics
     ///
     /// If the slice does not have the length its shape says.
-    pub fn for_linear(w: &[f32], n: usize, k: usize) -> Option<Self> {
+    pub fn for_linear<W: Element>(w: &[W], n: usize, k: usize) -> Option<Self> {
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
         PackedRight::pack(&operand, n, k, k).map(|right| Self { right, gated: false })
@@ -77,7 +77,7 @@ impl PackedWeights {
     /// # Panics
     ///
     /// If the slice does not have the length its shape says.
-    pub fn for_linear_geglu(w: &[f32], c: usize, k: usize) -> Option<Self> {
+    pub fn for_linear_geglu<W: Element>(w: &[W], c: usize, k: usize) -> Option<Self> {
         assert!(w.len() == 2 * c * k, "PackedWeights: w has {} elements, not {} x {k}", w.len(), 2 * c);
         if !c.is_multiple_of(GATED) {
             return None;
@@ -92,7 +92,7 @@ impl PackedWeights {
     /// # Panics
     ///
     /// If the slice does not have the length its shape says.
-    pub fn for_conv(shape: &Conv2dShape, w: &[f32]) -> Option<Self> {
+    pub fn for_conv<W: Element>(shape: &Conv2dShape, w: &[W]) -> Option<Self> {
         let (n, k) = (shape.out_channels, shape.patch());
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };

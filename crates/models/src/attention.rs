@@ -1,7 +1,7 @@
 //! Attention layers and the spatial transformer of the UNet.
 
 use crate::init::Init;
-use crate::layers::{GroupNorm, LayerNorm, Linear, NoParameters};
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, NoParameters};
 use crate::resnet::NormOptions;
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -110,45 +110,88 @@ impl TransformerBlock {
     }
 }
 
+/// A map of every pixel's channels. Stable Diffusion 1 stores it as a 1x1 convolution, later models as a linear layer:
+/// the same arithmetic, another shape in the checkpoint.
+#[derive(Module, Debug)]
+pub enum PixelProjection {
+    /// Weights `[out, in]`.
+    Linear(Linear),
+    /// Weights `[out, in, 1, 1]` in the checkpoint.
+    Convolution(Conv2d),
+}
+
+impl PixelProjection {
+    /// # Shapes
+    /// `x` and `residual`: `[batch, height, width, channels]`
+    fn forward(&self, x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
+        match (self, residual) {
+            (Self::Linear(map), None) => map.forward(x),
+            (Self::Linear(map), Some(residual)) => map.forward_onto(x, residual),
+            (Self::Convolution(map), residual) => map.forward_with(x, None, residual),
+        }
+    }
+}
+
+/// The shape of a spatial transformer.
+#[derive(Clone, Copy, Debug)]
+pub struct TransformerShape {
+    /// Channels of the pixels.
+    pub channels: usize,
+    /// Channels of the text states.
+    pub context: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Transformer blocks.
+    pub depth: usize,
+    /// Whether the projections are stored as linear layers.
+    pub linear_projection: bool,
+    /// The norm in front.
+    pub norm: NormOptions,
+}
+
 /// `Transformer2DModel`: norm, projection, transformer blocks over the pixels, projection, plus the
 /// input.
 #[derive(Module, Debug)]
 pub struct SpatialTransformer {
     norm: GroupNorm,
-    proj_in: Linear,
+    proj_in: PixelProjection,
     transformer_blocks: Vec<TransformerBlock>,
-    proj_out: Linear,
+    proj_out: PixelProjection,
 }
 
 impl SpatialTransformer {
-    /// `depth` transformer blocks; the last projection starts at zero, as in the LDM reference.
-    pub fn new(
-        init: &mut Init,
-        channels: usize,
-        context: usize,
-        heads: usize,
-        depth: usize,
-        norm: NormOptions,
-    ) -> Self {
+    /// Random weights; the last projection starts at zero, as in the LDM reference.
+    pub fn new(init: &mut Init, shape: TransformerShape) -> Self {
+        let TransformerShape { channels, context, heads, depth, linear_projection, norm } = shape;
+        let projection = |init: &mut Init, zero: bool| match (linear_projection, zero) {
+            (true, false) => PixelProjection::Linear(Linear::new(init, channels, channels)),
+            (true, true) => PixelProjection::Linear(Linear::zero(init, channels, channels)),
+            (false, false) => PixelProjection::Convolution(Conv2d::same(init, channels, channels, 1)),
+            (false, true) => PixelProjection::Convolution(Conv2d::zero(init, channels, channels, 1)),
+        };
         Self {
             norm: GroupNorm::new(init, channels, norm.groups, norm.eps),
-            proj_in: Linear::new(init, channels, channels),
+            proj_in: projection(init, false),
             transformer_blocks: (0..depth).map(|_| TransformerBlock::new(init, channels, context, heads)).collect(),
-            proj_out: Linear::zero(init, channels, channels),
+            proj_out: projection(init, true),
         }
+    }
+
+    /// Channels of the text states; none without transformer blocks.
+    pub fn context_channels(&self) -> Option<usize> {
+        self.transformer_blocks.first().map(|block| block.attn2.to_k.weight.dims()[1])
     }
 
     /// # Shapes
     /// `x`: `[batch, height, width, channels]`, `context`: `[batch, keys, context]`
     pub fn forward(&self, x: Tensor<4>, context: Tensor<3>) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
-        let residual = x.clone().reshape([batch, height * width, channels]);
-        let mut h = self.norm.forward(x).reshape([batch, height * width, channels]);
-        h = self.proj_in.forward(h);
+        let h = self.proj_in.forward(self.norm.forward(x.clone()), None);
+        let mut h = h.reshape([batch, height * width, channels]);
         for block in &self.transformer_blocks {
             h = block.forward(h, context.clone());
         }
-        self.proj_out.forward_onto(h, residual).reshape([batch, height, width, channels])
+        self.proj_out.forward(h.reshape([batch, height, width, channels]), Some(x))
     }
 }
 

@@ -5,8 +5,9 @@ use crate::attention::PixelAttention;
 use crate::init::Init;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::resnet::{Downsample, NormOptions, ResnetBlock, Upsample};
+use crate::state;
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 /// The shape of an autoencoder; defaults are Stable Diffusion's.
@@ -25,6 +26,23 @@ pub struct AutoencoderConfig {
     pub norm_groups: usize,
     /// Whether the middle of encoder and decoder attends over all pixels.
     pub mid_attention: bool,
+    /// Whether a 1x1 convolution makes the moments of what the encoder gives.
+    pub use_quant_conv: bool,
+    /// Whether a 1x1 convolution makes the decoder's input of a latent.
+    pub use_post_quant_conv: bool,
+    /// Sides of the pictures it was trained on, in pixels: the size of tiles.
+    pub sample_size: usize,
+    /// Whether the decoder is known to overflow in 16-bit floats with a range like IEEE 754's binary16.
+    pub force_upcast: bool,
+    /// Latents are multiplied by this for diffusion; where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling_factor: Option<f32>,
+    /// Mean of each channel of the latents, to be subtracted for diffusion together with a division by `latents_std`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latents_mean: Option<Vec<f32>>,
+    /// Standard deviation of each channel of the latents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latents_std: Option<Vec<f32>>,
 }
 
 impl Default for AutoencoderConfig {
@@ -36,6 +54,13 @@ impl Default for AutoencoderConfig {
             layers_per_block: 2,
             norm_groups: 32,
             mid_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            sample_size: 512,
+            force_upcast: true,
+            scaling_factor: None,
+            latents_mean: None,
+            latents_std: None,
         }
     }
 }
@@ -44,7 +69,20 @@ impl AutoencoderConfig {
     /// Epsilon of all norms in the reference.
     const NORM_EPS: f32 = 1e-6;
 
-    /// Checks that the groups divide every level's channels.
+    /// One over the deviation of Stable Diffusion's latents (Rombach et al. 2022, section D.1).
+    pub(crate) const STABLE_DIFFUSION_SCALE: f32 = 0.18215;
+
+    /// Stable Diffusion 1 and 2.
+    pub fn stable_diffusion() -> Self {
+        Self { scaling_factor: Some(Self::STABLE_DIFFUSION_SCALE), ..Self::default() }
+    }
+
+    /// Stable Diffusion XL (Podell et al. 2023, section 2.4).
+    pub fn stable_diffusion_xl() -> Self {
+        Self { scaling_factor: Some(0.13025), sample_size: 1024, ..Self::default() }
+    }
+
+    /// Checks that the groups divide every level's channels, and that there are tiles and statistics to work with.
     ///
     /// # Errors
     /// [`ConfigError`] naming the first field at fault.
@@ -57,7 +95,55 @@ impl AutoencoderConfig {
                 format!("{} does not divide a level's {channels} channels", self.norm_groups)
             })?;
         }
-        Ok(())
+        ConfigError::check(self.sample_size >= 4 * self.downscale(), "sample_size", || {
+            format!("tiles of less than {} pixels do not overlap in the latent", 4 * self.downscale())
+        })?;
+        let z = self.latent_channels;
+        for (field, values) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
+            let ok = values.as_ref().is_none_or(|values| values.len() == z);
+            ConfigError::check(ok, field, || format!("needs {z} numbers, one for each channel of the latent"))?;
+        }
+        let both = self.latents_mean.is_some() == self.latents_std.is_some();
+        ConfigError::check(both, "latents_std", || "needs latents_mean, and the other way round".into())
+    }
+
+    /// Tiles as diffusers cuts them: of the size of the training pictures, a quarter of it shared with the next.
+    pub fn tiling(&self) -> Tiling {
+        Tiling { picture: self.sample_size, latent: self.sample_size / self.downscale(), overlap: 0.25 }
+    }
+
+    /// What diffusion works on, of a latent of the encoder: `(z - mean) * scale / deviation`.
+    ///
+    /// # Shapes
+    /// `[batch, height, width, latent]` to the same
+    pub fn scaled(&self, latent: Tensor<4>) -> Tensor<4> {
+        let scale = self.scaling_factor.unwrap_or(1.0);
+        match self.statistics(&latent) {
+            Some([mean, deviation]) => (latent - mean).mul_scalar(scale) / deviation,
+            None => latent.mul_scalar(scale),
+        }
+    }
+
+    /// The inverse of [`AutoencoderConfig::scaled`]: a latent for the decoder.
+    ///
+    /// # Shapes
+    /// `[batch, height, width, latent]` to the same
+    pub fn unscaled(&self, latent: Tensor<4>) -> Tensor<4> {
+        let scale = self.scaling_factor.unwrap_or(1.0);
+        match self.statistics(&latent) {
+            Some([mean, deviation]) => (latent * deviation).div_scalar(scale) + mean,
+            None => latent.div_scalar(scale),
+        }
+    }
+
+    /// Mean and deviation of the channels, in the dtype and on the device of a latent.
+    fn statistics(&self, latent: &Tensor<4>) -> Option<[Tensor<4>; 2]> {
+        let (mean, deviation) = self.latents_mean.as_ref().zip(self.latents_std.as_ref())?;
+        let tensor = |values: &Vec<f32>| {
+            let data = TensorData::new(values.clone(), [1, 1, 1, values.len()]);
+            Tensor::<4>::from_data(data, &latent.device()).cast(latent.dtype())
+        };
+        Some([tensor(mean), tensor(deviation)])
     }
 
     /// Pixels of the picture for one pixel of the latent, along each side.
@@ -76,8 +162,10 @@ impl AutoencoderConfig {
         Ok(Autoencoder {
             encoder: self.encoder(init),
             decoder: self.decoder(init),
-            quant_conv: Conv2d::same(init, 2 * z, 2 * z, 1).with_bias(init, &Self::initial_moments(z)),
-            post_quant_conv: Conv2d::same(init, z, z, 1),
+            quant_conv: self
+                .use_quant_conv
+                .then(|| Conv2d::same(init, 2 * z, 2 * z, 1).with_bias(init, &Self::initial_moments(z))),
+            post_quant_conv: self.use_post_quant_conv.then(|| Conv2d::same(init, z, z, 1)),
         })
     }
 
@@ -202,8 +290,88 @@ struct Decoder {
 pub struct Autoencoder {
     encoder: Encoder,
     decoder: Decoder,
-    quant_conv: Conv2d,
-    post_quant_conv: Conv2d,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+}
+
+/// How a large picture is cut into tiles that are encoded or decoded on their own (`enable_tiling` of diffusers).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tiling {
+    /// Sides of a tile in pixels of the picture.
+    pub picture: usize,
+    /// Sides of a tile in pixels of the latent.
+    pub latent: usize,
+    /// Share of a tile that the next tile has too; over it, one is faded into the other.
+    pub overlap: f64,
+}
+
+impl Tiling {
+    /// Applies `f` to tiles of `x` with sides of `from` pixels, which become `to` pixels, and joins them.
+    ///
+    /// The last tiles are what is left of the picture, however little; values are faded in `f32`.
+    fn apply(&self, x: Tensor<4>, from: usize, to: usize, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+        let [_, height, width, _] = x.dims();
+        let step = ((from as f64 * (1.0 - self.overlap)) as usize).max(1);
+        let fade = (to as f64 * self.overlap) as usize;
+        let keep = to - fade;
+        let crop = |t: Tensor<4>, axis: usize| {
+            let length = t.dims()[axis].min(keep);
+            t.narrow(axis, 0, length)
+        };
+        let mut above: Vec<Tensor<4>> = Vec::new();
+        let mut lines = Vec::new();
+        for top in (0..height).step_by(step) {
+            let strip = x.clone().narrow(1, top, from.min(height - top));
+            let mut row: Vec<Tensor<4>> = Vec::new();
+            for (i, left) in (0..width).step_by(step).enumerate() {
+                let mut tile = f(strip.clone().narrow(2, left, from.min(width - left))).cast(DType::F32);
+                if let Some(above) = above.get(i) {
+                    tile = faded(above, tile, 1, fade);
+                }
+                if let Some(before) = row.last() {
+                    tile = faded(before, tile, 2, fade);
+                }
+                row.push(tile);
+            }
+            lines.push(crop(Tensor::cat(row.iter().map(|tile| crop(tile.clone(), 2)).collect(), 2), 1));
+            above = row;
+        }
+        Tensor::cat(lines, 1).cast(x.dtype())
+    }
+}
+
+/// `after`, whose first `fade` lines along an axis come linearly out of the last lines of `before`.
+fn faded(before: &Tensor<4>, after: Tensor<4>, axis: usize, fade: usize) -> Tensor<4> {
+    let (first, length) = (before.dims()[axis], after.dims()[axis]);
+    let fade = fade.min(first).min(length);
+    if fade == 0 {
+        return after;
+    }
+    let mut shape = [1; 4];
+    shape[axis] = fade;
+    let weights: Vec<f32> = (0..fade).map(|i| (i as f64 / fade as f64) as f32).collect();
+    let share = Tensor::<4>::from_data(TensorData::new(weights, shape), &after.device());
+    let out = before.clone().narrow(axis, first - fade, fade) * (-share.clone() + 1.0);
+    let mixed = out + after.clone().narrow(axis, 0, fade) * share;
+    if fade == length {
+        return mixed;
+    }
+    Tensor::cat(vec![mixed, after.narrow(axis, fade, length - fade)], axis)
+}
+
+/// A decoder's output with values that are no numbers: those of the weights or the latent left the range of the precision.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "the autoencoder gave {count} values of {total} that are not finite, in {dtype}: decode in f32, use weights made for \
+     16-bit floats, or check that weights and latents are finite"
+)]
+pub struct NonFinite {
+    /// Values that are infinite or not a number.
+    pub count: usize,
+    /// All values.
+    pub total: usize,
+    /// Precision of the pass.
+    pub dtype: &'static str,
 }
 
 impl Autoencoder {
@@ -224,7 +392,23 @@ impl Autoencoder {
         }
         h = encoder.mid_block.forward(h);
         h = encoder.conv_out.forward(encoder.conv_norm_out.forward_silu(h));
-        LatentDistribution { moments: self.quant_conv.forward(h) }
+        LatentDistribution {
+            moments: match &self.quant_conv {
+                Some(quant_conv) => quant_conv.forward(h),
+                None => h,
+            },
+        }
+    }
+
+    /// [`Autoencoder::encode`] in tiles if the picture is larger than one. The moments differ from those of the whole
+    /// picture, for no tile sees all of it.
+    pub fn encode_tiled(&self, picture: Tensor<4>, tiling: &Tiling) -> LatentDistribution {
+        let [_, height, width, _] = picture.dims();
+        if height.max(width) <= tiling.picture {
+            return self.encode(picture);
+        }
+        let moments = tiling.apply(picture, tiling.picture, tiling.latent, |tile| self.encode(tile).moments);
+        LatentDistribution { moments }
     }
 
     /// The picture, in `-1..1` where the decoder is sure, of an unscaled latent.
@@ -233,7 +417,11 @@ impl Autoencoder {
     /// `[batch, height / f, width / f, latent]` to `[batch, height, width, in]`
     pub fn decode(&self, latent: Tensor<4>) -> Tensor<4> {
         let decoder = &self.decoder;
-        let mut h = decoder.conv_in.forward(self.post_quant_conv.forward(latent));
+        let latent = match &self.post_quant_conv {
+            Some(post_quant_conv) => post_quant_conv.forward(latent),
+            None => latent,
+        };
+        let mut h = decoder.conv_in.forward(latent);
         h = decoder.mid_block.forward(h);
         for block in &decoder.up_blocks {
             for resnet in &block.resnets {
@@ -244,6 +432,36 @@ impl Autoencoder {
             }
         }
         decoder.conv_out.forward(decoder.conv_norm_out.forward_silu(h))
+    }
+
+    /// [`Autoencoder::decode`] in tiles if the latent is larger than one.
+    pub fn decode_tiled(&self, latent: Tensor<4>, tiling: &Tiling) -> Tensor<4> {
+        let [_, height, width, _] = latent.dims();
+        if height.max(width) <= tiling.latent {
+            return self.decode(latent);
+        }
+        tiling.apply(latent, tiling.latent, tiling.picture, |tile| self.decode(tile))
+    }
+
+    /// A decoded picture, in tiles where `tiling` says so, that is known to have no infinities and no NaN; in `f32`.
+    ///
+    /// # Shapes
+    /// As [`Autoencoder::decode`].
+    ///
+    /// # Errors
+    /// [`NonFinite`], with what to do.
+    pub fn decode_finite(&self, latent: Tensor<4>, tiling: Option<&Tiling>) -> Result<Tensor<4>, NonFinite> {
+        let dtype = latent.dtype().name();
+        let picture = match tiling {
+            Some(tiling) => self.decode_tiled(latent, tiling),
+            None => self.decode(latent),
+        };
+        let picture = picture.cast(DType::F32);
+        let values = state::values_of(picture.clone());
+        match values.iter().filter(|value| !value.is_finite()).count() {
+            0 => Ok(picture),
+            count => Err(NonFinite { count, total: values.len(), dtype }),
+        }
     }
 }
 

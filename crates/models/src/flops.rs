@@ -37,9 +37,11 @@ impl Walk<'_> {
         self.linear(pixels, channels, channels);
     }
 
-    fn transformer(&mut self, pixels: usize, channels: usize, tokens: usize) {
+    /// A spatial transformer of one level.
+    fn transformer(&mut self, level: usize, pixels: usize, tokens: usize) {
+        let channels = self.config.block_out_channels[level];
         self.linear(pixels, channels, 2 * channels);
-        for _ in 0..self.config.transformer_depth {
+        for _ in 0..self.config.transformer_depth.at(level) {
             self.attention(pixels, channels, pixels, channels);
             self.attention(pixels, channels, tokens, self.config.context_channels);
             // The doubled projection into GEGLU, and the one back.
@@ -67,6 +69,10 @@ impl UNetConfig {
         let time = walk.time_channels();
         walk.linear(1, first, time);
         walk.linear(1, time, time);
+        if let Some(added) = &self.added {
+            walk.linear(1, added.input_channels, time);
+            walk.linear(1, time, time);
+        }
         walk.conv3x3(pixels(0), self.in_channels, first);
         let mut current = first;
         let mut skips = vec![first];
@@ -74,7 +80,7 @@ impl UNetConfig {
             for _ in 0..self.layers_per_block {
                 walk.resnet(pixels(level), current, out);
                 if self.attention_levels[level] {
-                    walk.transformer(pixels(level), out, tokens);
+                    walk.transformer(level, pixels(level), tokens);
                 }
                 current = out;
                 skips.push(out);
@@ -86,13 +92,13 @@ impl UNetConfig {
         }
         let lowest = pixels(channels.len() - 1);
         walk.resnet(lowest, last, last);
-        walk.transformer(lowest, last, tokens);
+        walk.transformer(channels.len() - 1, lowest, tokens);
         walk.resnet(lowest, last, last);
         for (level, &out) in channels.iter().enumerate().rev() {
             for _ in 0..=self.layers_per_block {
                 walk.resnet(pixels(level), current + skips.pop().unwrap_or(0), out);
                 if self.attention_levels[level] {
-                    walk.transformer(pixels(level), out, tokens);
+                    walk.transformer(level, pixels(level), tokens);
                 }
                 current = out;
             }

@@ -18,6 +18,8 @@ enum Source {
     Streams { seed: u64, next: u64 },
     /// All parameters are filled with these values, over and over.
     Repeated(Vec<f32>),
+    /// One zero stands for all elements of a parameter.
+    Placeholders,
 }
 
 impl<'a> Init<'a> {
@@ -33,6 +35,12 @@ impl<'a> Init<'a> {
         Stream::new(0, Purpose::WeightInit, 0).fill_normal(&mut noise);
         noise.iter_mut().for_each(|x| *x *= deviation);
         Self { source: Source::Repeated(noise), device }
+    }
+
+    /// For models whose weights are read next ([`crate::state::load_with`]): every parameter is a single zero, seen as a
+    /// tensor of its shape, which takes no memory on devices that broadcast by strides.
+    pub fn placeholders(device: &'a Device) -> Self {
+        Self { source: Source::Placeholders, device }
     }
 
     /// Uniform in `±1/sqrt(fan_in)`: the default of torch's linear and convolution layers
@@ -68,6 +76,9 @@ impl<'a> Init<'a> {
         shape: [usize; D],
         fill: impl FnOnce(&mut Stream, &mut [f32]),
     ) -> Param<Tensor<D>> {
+        if matches!(self.source, Source::Placeholders) {
+            return Param::from_tensor(Tensor::<D>::zeros([1; D], self.device).expand(shape));
+        }
         let mut data = vec![0f32; shape.iter().product()];
         match &mut self.source {
             Source::Streams { seed, next } => {
@@ -75,6 +86,7 @@ impl<'a> Init<'a> {
                 *next += 1;
             }
             Source::Repeated(noise) => fill_repeated(noise, &mut data),
+            Source::Placeholders => {}
         }
         Param::from_tensor(Tensor::from_data(TensorData::new(data, shape), self.device))
     }

@@ -121,6 +121,11 @@ impl Conv2d {
         self.geometry
     }
 
+    /// Channels of the input.
+    pub fn inputs(&self) -> usize {
+        self.weight.dims()[3]
+    }
+
     /// # Shapes
     /// `[batch, height, width, in]` to `[batch, out height, out width, out]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {

@@ -3,12 +3,13 @@
 //!
 //! Every model is a configuration (plain `serde` data, as a recipe holds it) with an `init` that
 //! makes the module. Module paths equal the published checkpoint keys: diffusers' for the UNet and
-//! the autoencoder, transformers' for CLIP and ViT, pytorch-fid's for Inception. Activations are channels-last throughout; the dtype of
-//! the input decides the precision, weights stay `f32`.
+//! the autoencoder, transformers' for CLIP and ViT, pytorch-fid's for Inception. Activations are channels-last throughout; the
+//! dtype of the input decides the precision; weights are `f32`, and may be `bf16` for inference.
 
 pub mod attention;
 pub mod autoencoder;
 pub mod clip;
+mod diffusers;
 pub mod embeddings;
 mod flops;
 pub mod inception;
@@ -24,14 +25,15 @@ pub mod unet;
 pub mod vision;
 pub mod vit;
 
-pub use autoencoder::{Autoencoder, AutoencoderConfig, LatentDistribution};
+pub use autoencoder::{Autoencoder, AutoencoderConfig, LatentDistribution, NonFinite, Tiling};
 pub use clip::{Clip, ClipConfig};
-pub use inception::{Inception, InceptionConfig};
+pub use diffusers::DiffusersError;
+pub use inception::{Inception, InceptionConfig, InceptionOutput};
 pub use init::Init;
 pub use text::{ClipTextEncoder, TextConfig, TextEncoderConfig, TextModel, TextOutput, TextStates};
 pub use tokenizer::ClipTokenizer;
 pub use transformer::HiddenActivation;
-pub use unet::{UNet, UNetConfig};
+pub use unet::{AddedConditions, AddedConfig, PerLevel, UNet, UNetConfig};
 pub use vision::{ClipImageEncoder, ImageEncoderConfig, VisionConfig, VisionModel, VisionOutput};
 pub use vit::{Vit, VitConfig};
 

@@ -113,6 +113,19 @@ impl Upsample {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.conv.forward(upsample_nearest2x(x))
     }
+
+    /// To the size of a picture that [`Downsample::symmetric`] made `x` of: for an odd size, the last row or column of the
+    /// doubled picture is left out before the convolution.
+    ///
+    /// # Shapes
+    /// `[batch, height, width, channels]` to `[batch, size[0], size[1], channels]`
+    pub fn forward_to(&self, x: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+        let doubled = upsample_nearest2x(x);
+        let [_, h, w, _] = doubled.dims();
+        let doubled = if h > height { doubled.narrow(1, 0, height) } else { doubled };
+        let doubled = if w > width { doubled.narrow(2, 0, width) } else { doubled };
+        self.conv.forward(doubled)
+    }
 }
 
 /// The SiLU that precedes every block's time projection; computed once for all blocks.

@@ -4,7 +4,10 @@
 //! columns]` here, so that what is written loads into the reference implementations as it is.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
+use calotype_kernels::{Element, threads};
+use half::{bf16, f16};
+use std::borrow::Cow;
 
 /// A parameter or a value that belongs to it (gradient, moment, average), in checkpoint layout.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +43,51 @@ pub enum StateError {
         /// Shape of the model's parameter, in checkpoint layout.
         needed: Vec<usize>,
     },
+    /// The source's tensor is not of floats.
+    #[error("{source_name}: tensor `{name}` has elements of type {dtype}, the model needs f64, f32, f16 or bf16")]
+    Dtype {
+        /// Where the values were looked up.
+        source_name: String,
+        /// The key.
+        name: String,
+        /// Type of the elements.
+        dtype: &'static str,
+    },
+    /// The source gave more or fewer bytes than the shape asks for.
+    #[error("{source_name}: tensor `{name}` has {found} bytes, its shape asks for {needed}")]
+    Bytes {
+        /// Where the values were looked up.
+        source_name: String,
+        /// The key.
+        name: String,
+        /// Bytes in the source.
+        found: usize,
+        /// Bytes of all elements.
+        needed: usize,
+    },
+}
+
+/// A tensor as a checkpoint stores it.
+#[derive(Clone, Debug)]
+pub struct StoredTensor<'a> {
+    /// Where it comes from, for messages.
+    pub source_name: &'a str,
+    /// Type of the elements: `F64`, `F32`, `F16` or `BF16`.
+    pub dtype: DType,
+    /// Shape in checkpoint layout.
+    pub shape: Vec<usize>,
+    /// Row-major elements, little-endian; they need not be aligned.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// In which precision parameters are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightPrecision {
+    /// All in `f32`, as training needs them.
+    #[default]
+    F32,
+    /// For inference: those of rank two and more, which are nearly all, in `bf16`; the rest in `f32`.
+    Bf16,
 }
 
 /// Follows a traversal and knows the dotted path.
@@ -57,9 +105,10 @@ impl Path {
         self.0.pop();
     }
 
-    /// The dotted path.
+    /// The dotted path. The variant of an enum, whose name begins with a capital unlike a field's, is no part of it.
     pub fn name(&self) -> String {
-        self.0.join(".")
+        let fields = self.0.iter().filter(|name| !name.starts_with(|c: char| c.is_ascii_uppercase()));
+        fields.map(String::as_str).collect::<Vec<_>>().join(".")
     }
 }
 
@@ -206,9 +255,200 @@ pub fn load<M: Module, E>(module: M, lookup: impl FnMut(&str, &[usize]) -> Resul
     }
 }
 
+/// Replaces every parameter of a module by the stored tensor that `lookup` gives for its key and checkpoint shape.
+///
+/// Elements are converted and put in order on their way from the stored bytes to the parameter: for a module of
+/// [`crate::Init::placeholders`], memory never holds more than the parameters so far.
+///
+/// # Errors
+/// The first error of `lookup`, or [`StateError`] for a tensor that does not fit, ends the loading.
+pub fn load_with<'a, M: Module, E: From<StateError>>(
+    module: M,
+    precision: WeightPrecision,
+    lookup: impl FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>,
+) -> Result<M, E> {
+    struct Load<F, E> {
+        path: Path,
+        precision: WeightPrecision,
+        lookup: F,
+        error: Option<E>,
+    }
+    impl<'a, F: FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>, E: From<StateError>> Load<F, E> {
+        fn data(&mut self, shape: &[usize]) -> Result<TensorData, E> {
+            let name = self.path.name();
+            let needed = checkpoint_shape(shape);
+            let stored = (self.lookup)(&name, &needed)?;
+            let half = self.precision == WeightPrecision::Bf16 && shape.len() > 1;
+            let data = if half { parameter::<bf16>(&stored, shape) } else { parameter::<f32>(&stored, shape) };
+            Ok(data.map_err(|misfit| misfit.at(&name, &stored, needed))?)
+        }
+    }
+    impl<'a, F: FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>, E: From<StateError>> ModuleMapper for Load<F, E> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if self.error.is_some() {
+                return param;
+            }
+            let (id, tensor, mapper) = param.consume();
+            let (shape, device, grad) = (tensor.dims(), tensor.device(), tensor.is_require_grad());
+            let tensor = match self.data(&shape) {
+                Ok(data) => {
+                    drop(tensor);
+                    let dtype = data.dtype();
+                    Tensor::from_data(data, (&device, dtype)).set_require_grad(grad)
+                }
+                Err(error) => {
+                    self.error = Some(error);
+                    tensor
+                }
+            };
+            Param::from_mapped_value(id, tensor, mapper)
+        }
+    }
+    let mut mapper = Load { path: Path::default(), precision, lookup, error: None };
+    let module = module.map(&mut mapper);
+    match mapper.error {
+        Some(error) => Err(error),
+        None => Ok(module),
+    }
+}
+
+/// Why a stored tensor is no parameter.
+enum Misfit {
+    Shape,
+    Dtype,
+    Bytes { needed: usize },
+}
+
+impl Misfit {
+    fn at(self, name: &str, stored: &StoredTensor<'_>, needed: Vec<usize>) -> StateError {
+        let (source_name, name) = (stored.source_name.to_owned(), name.to_owned());
+        match self {
+            Self::Shape => StateError::Shape { source_name, name, found: stored.shape.clone(), needed },
+            Self::Dtype => StateError::Dtype { source_name, name, dtype: stored.dtype.name() },
+            Self::Bytes { needed } => StateError::Bytes { source_name, name, found: stored.bytes.len(), needed },
+        }
+    }
+}
+
+/// The stored elements as a parameter of `shape` (in memory).
+fn parameter<T: Element + burn::tensor::Element>(
+    stored: &StoredTensor<'_>,
+    shape: &[usize],
+) -> Result<TensorData, Misfit> {
+    if stored.shape != checkpoint_shape(shape) {
+        return Err(Misfit::Shape);
+    }
+    let values: Vec<T> = match stored.dtype {
+        DType::F64 => convert(&stored.bytes, shape, |b| T::from_f32(f64::from_le_bytes(b) as f32)),
+        DType::F32 => convert(&stored.bytes, shape, |b| T::from_f32(f32::from_le_bytes(b))),
+        DType::F16 => convert(&stored.bytes, shape, |b| T::from_f32(f16::from_le_bytes(b).to_f32())),
+        DType::BF16 => convert(&stored.bytes, shape, |b| T::from_f32(bf16::from_le_bytes(b).to_f32())),
+        _ => return Err(Misfit::Dtype),
+    }?;
+    Ok(TensorData::new(values, shape.to_vec()))
+}
+
+/// Elements of `N` bytes in checkpoint layout, read by `read`, in the memory layout of a parameter of `shape`.
+fn convert<const N: usize, T: Element>(
+    bytes: &[u8],
+    shape: &[usize],
+    read: impl Fn([u8; N]) -> T + Sync,
+) -> Result<Vec<T>, Misfit> {
+    let count: usize = shape.iter().product();
+    let needed = count * N;
+    if bytes.len() != needed {
+        return Err(Misfit::Bytes { needed });
+    }
+    // Output channel by output channel: `[in, taps]` becomes `[taps, in]`.
+    let (inputs, taps) = match *shape {
+        [_, rows, columns, inputs] => (inputs, rows * columns),
+        _ => (shape.last().copied().unwrap_or(1), 1),
+    };
+    let block = inputs * taps;
+    let mut values = vec![T::ZERO; count];
+    if count == 0 {
+        return Ok(values);
+    }
+    let (elements, _) = bytes.as_chunks::<N>();
+    let fill = |values: &mut [T], elements: &[[u8; N]]| {
+        for (values, elements) in values.chunks_exact_mut(block).zip(elements.chunks_exact(block)) {
+            for (tap, values) in values.chunks_exact_mut(inputs).enumerate() {
+                let column = elements[tap..].iter().step_by(taps);
+                values.iter_mut().zip(column).for_each(|(value, &element)| *value = read(element));
+            }
+        }
+    };
+    let piece = (count / block).div_ceil(threads()).max((1 << 18) / block).max(1) * block;
+    std::thread::scope(|scope| {
+        for (values, elements) in values.chunks_mut(piece).zip(elements.chunks(piece)) {
+            scope.spawn(|| fill(values, elements));
+        }
+    });
+    Ok(values)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stored_elements_of_every_type() {
+        let shape = [2, 2, 1, 3];
+        let expected: Vec<f32> = (0..12).map(|i| i as f32 / 4.0 - 1.0).collect();
+        let in_file = to_checkpoint(&expected, &shape);
+        let bytes = |dtype| -> Vec<u8> {
+            let each = in_file.iter();
+            match dtype {
+                DType::F64 => each.flat_map(|&x| f64::from(x).to_le_bytes()).collect(),
+                DType::F32 => each.flat_map(|x| x.to_le_bytes()).collect(),
+                DType::F16 => each.flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                _ => each.flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            }
+        };
+        for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+            let bytes = Cow::Owned(bytes(dtype));
+            let stored = StoredTensor { source_name: "test", dtype, shape: vec![2, 3, 2, 1], bytes };
+            let wide = parameter::<f32>(&stored, &shape).ok().expect("fits");
+            let half = parameter::<bf16>(&stored, &shape).ok().expect("fits");
+            assert_eq!(half.dtype(), DType::BF16);
+            for data in [wide, half] {
+                assert_eq!(data.iter::<f32>().collect::<Vec<_>>(), expected, "{dtype:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn large_tensors_are_converted_in_pieces() {
+        let shape = [300, 3, 3, 130];
+        let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| i as f32).collect();
+        let bytes: Vec<u8> = to_checkpoint(&values, &shape).iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert!(convert(&bytes, &shape, f32::from_le_bytes).ok().expect("fits") == values);
+    }
+
+    #[test]
+    fn stored_tensors_that_do_not_fit() {
+        let stored = |dtype, shape: &[usize], bytes: usize| StoredTensor {
+            source_name: "test",
+            dtype,
+            shape: shape.to_vec(),
+            bytes: Cow::Owned(vec![0; bytes]),
+        };
+        for (stored, part) in [
+            (stored(DType::F32, &[2, 3], 24), "has shape [2, 3], the model needs [3, 2]"),
+            (stored(DType::I32, &[3, 2], 24), "has elements of type i32"),
+            (stored(DType::F32, &[3, 2], 23), "has 23 bytes, its shape asks for 24"),
+        ] {
+            let misfit = parameter::<f32>(&stored, &[3, 2]).err().expect("does not fit");
+            let message = misfit.at("a.weight", &stored, vec![3, 2]).to_string();
+            assert!(message.contains(part) && message.contains("`a.weight`"), "{message}");
+        }
+    }
 
     #[test]
     fn checkpoint_layout_round_trip() {

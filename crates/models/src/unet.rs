@@ -1,15 +1,46 @@
 //! The conditional UNet of Stable Diffusion.
 
 use crate::ConfigError;
-use crate::attention::SpatialTransformer;
-use crate::embeddings::{TimestepEmbedding, timestep_features};
+use crate::attention::{SpatialTransformer, TransformerShape};
+use crate::embeddings::{TimestepEmbedding, TimestepFeatures};
 use crate::init::Init;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::resnet::{Downsample, NormOptions, ResnetBlock, Upsample, activated_time};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use calotype_ops::{concat_channels, joined, recomputed};
+use calotype_ops::{add, concat_channels, joined, recomputed};
 use serde::{Deserialize, Serialize};
+
+/// One number for all levels of a network, or one for each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PerLevel {
+    /// The same everywhere.
+    Same(usize),
+    /// From the finest level to the coarsest.
+    Each(Vec<usize>),
+}
+
+impl PerLevel {
+    /// The number of one level; 0 for a level that is not there.
+    pub fn at(&self, level: usize) -> usize {
+        match self {
+            Self::Same(number) => *number,
+            Self::Each(numbers) => numbers.get(level).copied().unwrap_or(0),
+        }
+    }
+}
+
+/// Conditions that a UNet adds to its time embedding: a pooled text embedding beside sinusoidal features of sizes and crop
+/// (Podell et al. 2023, section 2.2; `addition_embed_type` `text_time` of diffusers).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddedConfig {
+    /// Features of each of the numbers; even.
+    pub time_features: usize,
+    /// Channels of the text embedding and all features together.
+    pub input_channels: usize,
+}
 
 /// The shape of a UNet; defaults are Stable Diffusion 2's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,8 +58,10 @@ pub struct UNetConfig {
     pub attention_levels: Vec<bool>,
     /// Channels of one attention head in each level.
     pub head_channels: Vec<usize>,
-    /// Transformer blocks in each spatial transformer.
-    pub transformer_depth: usize,
+    /// Transformer blocks in each spatial transformer; the middle has as many as the last level.
+    pub transformer_depth: PerLevel,
+    /// Whether the spatial transformers' projections are stored as linear layers; 1x1 convolutions otherwise.
+    pub linear_projection: bool,
     /// Channels of the text states.
     pub context_channels: usize,
     /// Groups of the residual blocks' norms (16 in the MLPerf variant).
@@ -39,6 +72,16 @@ pub struct UNetConfig {
     pub transformer_norm_groups: usize,
     /// Epsilon of the spatial transformers' norms.
     pub transformer_norm_eps: f32,
+    /// Whether the cosines come first in the features of timesteps.
+    pub flip_sin_to_cos: bool,
+    /// Shift of the frequencies in the features of timesteps.
+    pub freq_shift: f32,
+    /// Sides of the latents it was trained on, in latent pixels; where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample_size: Option<usize>,
+    /// Conditions beside the text states (SDXL).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub added: Option<AddedConfig>,
 }
 
 impl Default for UNetConfig {
@@ -50,25 +93,70 @@ impl Default for UNetConfig {
             layers_per_block: 2,
             attention_levels: vec![true, true, true, false],
             head_channels: vec![64; 4],
-            transformer_depth: 1,
+            transformer_depth: PerLevel::Same(1),
+            linear_projection: true,
             context_channels: 1024,
             norm_groups: 32,
             norm_eps: 1e-5,
             transformer_norm_groups: 32,
             transformer_norm_eps: 1e-6,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            sample_size: None,
+            added: None,
         }
     }
 }
 
 impl UNetConfig {
-    /// Stable Diffusion 1.x (Rombach et al. 2022): eight heads in every level, CLIP ViT-L/14's text states.
+    /// Stable Diffusion 1.x (Rombach et al. 2022): eight heads in every level, CLIP ViT-L/14's text states. InstructPix2Pix
+    /// is the same with 8 `in_channels`, inpainting with 9.
     pub fn stable_diffusion_1() -> Self {
-        Self { head_channels: vec![40, 80, 160, 160], context_channels: 768, ..Self::default() }
+        Self {
+            head_channels: vec![40, 80, 160, 160],
+            context_channels: 768,
+            linear_projection: false,
+            ..Self::default()
+        }
     }
 
     /// Stable Diffusion 2.x: heads of 64 channels, OpenCLIP ViT-H/14's text states.
     pub fn stable_diffusion_2() -> Self {
         Self::default()
+    }
+
+    /// The variant of Stable Diffusion 2 that MLPerf Training measures: 16 groups in the residual blocks' norms.
+    pub fn mlperf_stable_diffusion_2() -> Self {
+        Self { norm_groups: 16, ..Self::default() }
+    }
+
+    /// Stable Diffusion XL base (Podell et al. 2023): three levels, transformers of depth 2 and 10 in the lower two, states
+    /// of two text encoders, six numbers of size and crop.
+    pub fn stable_diffusion_xl() -> Self {
+        Self {
+            block_out_channels: vec![320, 640, 1280],
+            attention_levels: vec![false, true, true],
+            head_channels: vec![64; 3],
+            transformer_depth: PerLevel::Each(vec![1, 2, 10]),
+            context_channels: 2048,
+            sample_size: Some(128),
+            added: Some(AddedConfig { time_features: 256, input_channels: 2816 }),
+            ..Self::default()
+        }
+    }
+
+    /// Stable Diffusion XL's refiner: the second text encoder's states, five numbers of size, crop and aesthetics.
+    pub fn stable_diffusion_xl_refiner() -> Self {
+        Self {
+            block_out_channels: vec![384, 768, 1536, 1536],
+            attention_levels: vec![false, true, true, false],
+            head_channels: vec![64; 4],
+            transformer_depth: PerLevel::Same(4),
+            context_channels: 1280,
+            sample_size: Some(128),
+            added: Some(AddedConfig { time_features: 256, input_channels: 2560 }),
+            ..Self::default()
+        }
     }
 
     /// A network of Stable Diffusion's shape with 3.3 million parameters: 32 to 64 channels, eight heads in every level.
@@ -94,23 +182,40 @@ impl UNetConfig {
         ConfigError::check(self.head_channels.len() == levels, "head_channels", || {
             format!("needs {levels} entries, one for each level of block_out_channels")
         })?;
-        for (&channels, &head) in self.block_out_channels.iter().zip(&self.head_channels) {
-            for (field, groups) in [
-                ("norm_groups", self.norm_groups),
-                ("transformer_norm_groups", self.transformer_norm_groups),
-                ("head_channels", head),
-            ] {
-                ConfigError::check(groups > 0 && channels % groups == 0, field, || {
-                    format!("{groups} does not divide a level's {channels} channels")
+        if let PerLevel::Each(depths) = &self.transformer_depth {
+            ConfigError::check(depths.len() == levels, "transformer_depth", || {
+                format!("needs one number, or {levels}, one for each level of block_out_channels")
+            })?;
+        }
+        for (level, &channels) in self.block_out_channels.iter().enumerate() {
+            let mut divisors = vec![("norm_groups", self.norm_groups)];
+            if self.attention_levels[level] || level + 1 == levels {
+                divisors.push(("transformer_norm_groups", self.transformer_norm_groups));
+                divisors.push(("head_channels", self.head_channels[level]));
+            }
+            for (field, divisor) in divisors {
+                ConfigError::check(divisor > 0 && channels % divisor == 0, field, || {
+                    format!("{divisor} does not divide a level's {channels} channels")
                 })?;
             }
         }
-        ConfigError::check(self.block_out_channels[0].is_multiple_of(2), "block_out_channels", || {
+        self.validate_features()
+    }
+
+    fn validate_features(&self) -> Result<(), ConfigError> {
+        let even = |channels: usize| channels > 0 && channels.is_multiple_of(2);
+        ConfigError::check(even(self.block_out_channels[0]), "block_out_channels", || {
             "the first level must have an even number of channels for the time features".into()
+        })?;
+        let Some(added) = &self.added else { return Ok(()) };
+        ConfigError::check(even(added.time_features), "added.time_features", || "must be even and not zero".into())?;
+        ConfigError::check(added.input_channels > added.time_features, "added.input_channels", || {
+            format!("must be more than the {} features of one number", added.time_features)
         })
     }
 
-    /// How far apart the latent's sides may be divided: they must be multiples of this.
+    /// Sides of a latent that are multiples of this are halved and doubled evenly; others work, with a last row or column
+    /// that is left out on the way up.
     pub fn size_multiple(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
@@ -130,6 +235,7 @@ impl UNetConfig {
         Ok(UNet {
             conv_in: Conv2d::same(init, self.in_channels, first, 3),
             time_embedding: TimestepEmbedding::new(init, first, time_channels),
+            add_embedding: self.added.as_ref().map(|a| TimestepEmbedding::new(init, a.input_channels, time_channels)),
             down_blocks,
             mid_block: MidBlock {
                 resnets: (0..2).map(|_| self.resnet(init, last, last, time_channels)).collect(),
@@ -138,8 +244,13 @@ impl UNetConfig {
             up_blocks: self.up_blocks(init, time_channels, skips),
             conv_norm_out: GroupNorm::new(init, first, self.norm_groups, self.norm_eps),
             conv_out: Conv2d::zero(init, first, self.out_channels, 3),
-            time_features: first,
+            time_features: self.features(first),
+            added: self.added.as_ref().map(|a| (self.features(a.time_features), a.input_channels)),
         })
+    }
+
+    fn features(&self, channels: usize) -> TimestepFeatures {
+        TimestepFeatures { channels, cosine_first: self.flip_sin_to_cos, frequency_shift: self.freq_shift }
     }
 
     /// The blocks on the way down, and the channels of every skip connection they leave.
@@ -194,10 +305,15 @@ impl UNetConfig {
 
     fn transformer(&self, init: &mut Init, level: usize) -> SpatialTransformer {
         let channels = self.block_out_channels[level];
-        let heads = channels / self.head_channels[level];
-        let norm = NormOptions { groups: self.transformer_norm_groups, eps: self.transformer_norm_eps };
-        let (context, depth) = (self.context_channels, self.transformer_depth);
-        SpatialTransformer::new(init, channels, context, heads, depth, norm)
+        let shape = TransformerShape {
+            channels,
+            context: self.context_channels,
+            heads: channels / self.head_channels[level],
+            depth: self.transformer_depth.at(level),
+            linear_projection: self.linear_projection,
+            norm: NormOptions { groups: self.transformer_norm_groups, eps: self.transformer_norm_eps },
+        };
+        SpatialTransformer::new(init, shape)
     }
 }
 
@@ -291,18 +407,55 @@ fn unit_with_skip(
     unit(resnet, attention, (concat_channels(h, skip), time, context))
 }
 
+/// The values of [`AddedConfig`]'s conditions for one batch.
+#[derive(Clone, Debug)]
+pub struct AddedConditions {
+    /// `[batch, channels]`: the pooled and projected text embeddings.
+    pub text_embeds: Tensor<2>,
+    /// `[batch, numbers]`, row after row: original height and width, top and left of the crop, target height and width for
+    /// SDXL base.
+    pub time_ids: Vec<f32>,
+}
+
+/// Inputs that do not fit a UNet.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InputError {
+    /// A size is not what the network or the other inputs ask for.
+    #[error("{input} has {found} {what}, not {needed}")]
+    Size {
+        /// The argument.
+        input: &'static str,
+        /// What was counted.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there must be.
+        needed: usize,
+    },
+    /// The network needs added conditions and got none, or the other way round.
+    #[error("the network {}", if *.needed { "needs text_embeds and time_ids (SDXL)" } else { "takes no text_embeds and time_ids" })]
+    Added {
+        /// Whether the network has an added embedding.
+        needed: bool,
+    },
+}
+
 /// The noise-predicting network (Rombach et al. 2022; `UNet2DConditionModel` of diffusers).
 #[derive(Module, Debug)]
 pub struct UNet {
     conv_in: Conv2d,
     time_embedding: TimestepEmbedding,
+    add_embedding: Option<TimestepEmbedding>,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     #[module(skip)]
-    time_features: usize,
+    time_features: TimestepFeatures,
+    /// Features of each added number, and the channels that go into the added embedding.
+    #[module(skip)]
+    added: Option<(TimestepFeatures, usize)>,
 }
 
 impl UNet {
@@ -310,18 +463,40 @@ impl UNet {
     ///
     /// # Shapes
     /// - `x`: `[batch, height, width, in]`; its dtype is the precision of the whole pass
-    /// - `timesteps`: `batch` values, 0 is clean
+    /// - `timesteps`: `batch` values, 0 is clean, fractions allowed
     /// - `context`: `[batch, tokens, context channels]`, the text encoder's states
+    /// - `added`: where the configuration has it, and only there
     /// - returns `[batch, height, width, out]` in the dtype of `x`
-    pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: Tensor<3>) -> Tensor<4> {
-        self.forward_keeping(Keep::Activations, x, timesteps, context)
+    ///
+    /// # Panics
+    /// On inputs that [`UNet::check`] refuses.
+    pub fn forward(
+        &self,
+        x: Tensor<4>,
+        timesteps: &[f32],
+        context: Tensor<3>,
+        added: Option<&AddedConditions>,
+    ) -> Tensor<4> {
+        self.forward_keeping(Keep::Activations, x, timesteps, context, added)
     }
 
     /// [`UNet::forward`] with a choice of what is kept for the backward pass.
-    pub fn forward_keeping(&self, keep: Keep, x: Tensor<4>, timesteps: &[f32], context: Tensor<3>) -> Tensor<4> {
-        let (dtype, device) = (x.dtype(), x.device());
-        let features = timestep_features(timesteps, self.time_features, &device).cast(dtype);
-        let time = activated_time(self.time_embedding.forward(features));
+    ///
+    /// # Panics
+    /// As [`UNet::forward`].
+    pub fn forward_keeping(
+        &self,
+        keep: Keep,
+        x: Tensor<4>,
+        timesteps: &[f32],
+        context: Tensor<3>,
+        added: Option<&AddedConditions>,
+    ) -> Tensor<4> {
+        if let Err(error) = self.check(&x, timesteps, &context, added) {
+            panic!("UNet: {error}");
+        }
+        let dtype = x.dtype();
+        let time = activated_time(self.time(timesteps, added, &x));
         let conditions = Conditions { keep, time, context: context.cast(dtype) };
         let mut h = self.conv_in.forward(x);
         let mut skips = vec![h.clone()];
@@ -334,6 +509,59 @@ impl UNet {
             h = block.forward(h, &conditions, &mut skips);
         }
         self.conv_out.forward(self.conv_norm_out.forward_silu(h))
+    }
+
+    /// Whether inputs fit the network and each other.
+    ///
+    /// # Errors
+    /// [`InputError`] naming the first input that does not.
+    pub fn check(
+        &self,
+        x: &Tensor<4>,
+        timesteps: &[f32],
+        context: &Tensor<3>,
+        added: Option<&AddedConditions>,
+    ) -> Result<(), InputError> {
+        let [batch, _, _, channels] = x.dims();
+        let [texts, _, width] = context.dims();
+        let size = |input, what, found, needed| {
+            if found == needed { Ok(()) } else { Err(InputError::Size { input, what, found, needed }) }
+        };
+        size("sample", "channels", channels, self.conv_in.inputs())?;
+        size("timestep", "values", timesteps.len(), batch)?;
+        size("encoder_hidden_states", "rows", texts, batch)?;
+        if let Some(needed) = self.context_channels() {
+            size("encoder_hidden_states", "channels", width, needed)?;
+        }
+        match (&self.added, added) {
+            (None, None) => Ok(()),
+            (Some((features, inputs)), Some(added)) => {
+                let [texts, text_channels] = added.text_embeds.dims();
+                size("text_embeds", "rows", texts, batch)?;
+                let numbers = inputs.saturating_sub(text_channels) / features.channels;
+                size("text_embeds", "channels", text_channels, inputs - numbers * features.channels)?;
+                size("time_ids", "numbers", added.time_ids.len(), batch * numbers)
+            }
+            (needed, _) => Err(InputError::Added { needed: needed.is_some() }),
+        }
+    }
+
+    /// Channels of the text states; none for a network without transformer blocks.
+    fn context_channels(&self) -> Option<usize> {
+        self.mid_block.attentions.first().and_then(SpatialTransformer::context_channels)
+    }
+
+    /// The embedding of timesteps and added conditions, in the dtype of `x`.
+    fn time(&self, timesteps: &[f32], added: Option<&AddedConditions>, x: &Tensor<4>) -> Tensor<2> {
+        let (dtype, device) = (x.dtype(), x.device());
+        let time = self.time_embedding.forward(self.time_features.of(timesteps, &device).cast(dtype));
+        let (Some(embedding), Some((features, inputs)), Some(added)) = (&self.add_embedding, self.added, added) else {
+            return time;
+        };
+        let [batch, text_channels] = added.text_embeds.dims();
+        let numbers = features.of(&added.time_ids, &device).reshape([batch, inputs - text_channels]);
+        let joined = concat_channels(added.text_embeds.clone().cast(dtype), numbers.cast(dtype));
+        add(time, embedding.forward(joined))
     }
 }
 
@@ -361,7 +589,9 @@ impl UpBlock {
             };
         }
         for upsample in self.upsamplers.iter().flatten() {
-            h = upsample.forward(h);
+            let [_, height, width, _] = h.dims();
+            let size = skips.last().map_or([2 * height, 2 * width], |skip| [skip.dims()[1], skip.dims()[2]]);
+            h = upsample.forward_to(h, size);
         }
         h
     }

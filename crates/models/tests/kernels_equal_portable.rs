@@ -97,7 +97,9 @@ fn unet() {
     let device = device();
     let model = without_zeros(config.init(&mut Init::new(2, &device)).unwrap());
     let (x, context) = (noise([2, 8, 8, 4], 2), noise([2, 5, 12], 3));
-    compare("unet", &model, |model| model.forward(x.clone(), &[3.0, 700.0], context.clone()).powi_scalar(2).mean());
+    compare("unet", &model, |model| {
+        model.forward(x.clone(), &[3.0, 700.0], context.clone(), None).powi_scalar(2).mean()
+    });
 }
 
 #[test]

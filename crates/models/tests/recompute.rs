@@ -64,7 +64,7 @@ fn same_bits_as_with_all_activations() {
                 let x = leaf(noise([2, 64, 4], 0, &device));
                 let context = leaf(noise([2, 5, 12], 1, &device));
                 let latent = x.clone().cast(dtype).reshape([2, 8, 8, 4]);
-                let y = unet.forward_keeping(keep, latent, &[3.0, 700.0], context.clone());
+                let y = unet.forward_keeping(keep, latent, &[3.0, 700.0], context.clone(), None);
                 let output = bits(y.clone().inner());
                 let found = y.cast(DType::F32).powi_scalar(2).mean().backward();
                 let of_inputs = [x, context].map(|t| t.grad(&found).map(bits));

@@ -4,6 +4,7 @@ use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};
 use calotype_kernels::Element as KernelElement;
 use half::bf16;
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
 /// An activation type that both Burn and the kernels know.
@@ -28,6 +29,18 @@ impl Dense {
         self.0
             .as_slice::<T>()
             .unwrap_or_else(|| panic!("operation got a {:?} tensor where {:?} was needed", self.0.dtype(), T::dtype()))
+    }
+
+    /// The elements as `f32`: borrowed, or widened from `bf16`.
+    pub(crate) fn wide(&self) -> Cow<'_, [f32]> {
+        match self.dtype() {
+            DType::BF16 => {
+                let mut wide = room(self.slice::<bf16>().len());
+                calotype_kernels::bf16_to_f32(self.slice(), &mut wide);
+                Cow::Owned(wide)
+            }
+            _ => Cow::Borrowed(self.slice()),
+        }
     }
 
     /// The tensor itself.

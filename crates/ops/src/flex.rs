@@ -474,7 +474,9 @@ impl Convolution {
     fn with_packed(mut self) -> Self {
         if self.x.dtype() == DType::BF16 {
             let form = dims(&self.weight);
-            self.packed = PACKED.get(self.weight.tensor(), form, |w| PackedWeights::for_conv(&self.shape, w));
+            self.packed = by_dtype!(self.weight.dtype(), W => {
+                PACKED.get::<W>(self.weight.tensor(), form, |w| PackedWeights::for_conv(&self.shape, w))
+            });
         }
         self
     }
@@ -511,7 +513,7 @@ impl Convolution {
             kernels::conv2d_forward::<T>(
                 &self.shape,
                 self.x.slice(),
-                self.weight.slice::<f32>(),
+                &self.weight.wide(),
                 bias.as_ref().map(Dense::slice::<f32>),
                 channel_add.as_ref().map(Dense::slice::<T>),
                 residual.as_ref().map(Dense::slice::<T>),
@@ -529,7 +531,7 @@ impl Convolution {
                 let _span = span(Pass::Backward, || Work::conv2d("conv2d input", &self.shape, dy.dtype()));
                 let mut dx = room::<T>(self.x.slice::<T>().len());
                 kernels::conv2d_backward_input::<T>(
-                    &self.shape, dy.slice(), self.weight.slice::<f32>(), &mut dx,
+                    &self.shape, dy.slice(), &self.weight.wide(), &mut dx,
                 );
                 tensor(dx, self.x.shape())
             });
@@ -549,7 +551,7 @@ impl Convolution {
             return (None, None);
         }
         let _span = span(Pass::Backward, || Work::conv2d("conv2d weight", &self.shape, dy.dtype()));
-        let mut dw = room::<f32>(self.weight.slice::<f32>().len());
+        let mut dw = room::<f32>(self.shape.weight_len());
         let mut db = (bias && self.has_bias).then(|| room::<f32>(self.shape.out_channels));
         kernels::conv2d_backward_weight::<T>(&self.shape, dy.slice(), self.x.slice(), &mut dw, db.as_deref_mut());
         (weight.then(|| tensor(dw, self.weight.shape())), db.map(|db| tensor(db, [self.shape.out_channels])))
@@ -588,7 +590,9 @@ impl Projection {
         if self.x.dtype() == DType::BF16 {
             let [_, k, n] = self.sizes();
             let form = [n, 1, 1, k];
-            self.packed = PACKED.get(self.weight.tensor(), form, |w| PackedWeights::for_linear(w, n, k));
+            self.packed = by_dtype!(self.weight.dtype(), W => {
+                PACKED.get::<W>(self.weight.tensor(), form, |w| PackedWeights::for_linear(w, n, k))
+            });
         }
         self
     }
@@ -615,7 +619,7 @@ impl Projection {
             let mut y = room::<T>(m * n);
             kernels::linear_forward::<T>(
                 self.x.slice(),
-                self.weight.slice::<f32>(),
+                &self.weight.wide(),
                 bias.as_ref().map(Dense::slice::<f32>),
                 residual.as_ref().map(Dense::slice::<T>),
                 &mut y,
@@ -631,9 +635,12 @@ impl Projection {
     fn forward_geglu(self, bias: Option<FlexTensor>) -> FlexTensor {
         let [m, k, n] = self.sizes();
         let c = n / 2;
-        let packed = (self.x.dtype() == DType::BF16)
-            .then(|| PACKED.get(self.weight.tensor(), [n, 0, 0, k], |w| PackedWeights::for_linear_geglu(w, c, k)))
-            .flatten();
+        let packed = || {
+            by_dtype!(self.weight.dtype(), W => {
+                PACKED.get::<W>(self.weight.tensor(), [n, 0, 0, k], |w| PackedWeights::for_linear_geglu(w, c, k))
+            })
+        };
+        let packed = (self.x.dtype() == DType::BF16).then(packed).flatten();
         let Some(packed) = packed.as_deref().and_then(Option::as_ref) else {
             return geglu_forward(&Dense::new(self.with_packed().forward(bias, None)));
         };
@@ -655,7 +662,7 @@ impl Projection {
                 let _span = span(Pass::Backward, || Work::linear("linear input", [m, k, n], dy.dtype()));
                 let mut dx = room::<T>(m * k);
                 kernels::linear_backward_input::<T>(
-                    dy.slice(), self.weight.slice::<f32>(), &mut dx, m, k, n,
+                    dy.slice(), &self.weight.wide(), &mut dx, m, k, n,
                 );
                 tensor(dx, self.x.shape())
             });

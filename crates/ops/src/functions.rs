@@ -18,7 +18,7 @@ fn optional<const D: usize>(tensor: Option<Tensor<D>>) -> OptionalTensor<Dispatc
 ///
 /// # Shapes
 /// - `x`: `[batch, height, width, in]`
-/// - `weight`: `[out, rows, columns, in]`, `f32`
+/// - `weight`: `[out, rows, columns, in]`, `f32`, or `bf16` for inference
 /// - `bias`: `[out]`, `f32`
 /// - `channel_add`: `[batch, out]`, added to every pixel (the time embedding of a ResBlock)
 /// - `residual` and the result: `[batch, out height, out width, out]`
@@ -46,7 +46,7 @@ pub fn conv2d(
 /// Affine map of the last dimension: `y = x · weightᵀ + bias + residual`.
 ///
 /// # Shapes
-/// - `x`: `[.., in]`, `weight`: `[out, in]` (`f32`), `bias`: `[out]` (`f32`)
+/// - `x`: `[.., in]`, `weight`: `[out, in]` (`f32`, or `bf16` for inference), `bias`: `[out]` (`f32`)
 /// - `residual` and the result: `[.., out]`
 pub fn linear<const D: usize>(
     x: Tensor<D>,
@@ -151,7 +151,7 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// pass; the bits are the same.
 ///
 /// # Shapes
-/// - `x`: `[.., in]`, `weight`: `[2 * channels, in]` (`f32`), `bias`: `[2 * channels]` (`f32`)
+/// - `x`: `[.., in]`, `weight`: `[2 * channels, in]` (`f32`, or `bf16` for inference), `bias`: `[2 * channels]` (`f32`)
 /// - the result: `[.., channels]`
 pub fn linear_geglu<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     if !uses_kernels(&x.device()) {

@@ -5,12 +5,12 @@
 //! whoever changes or drops the numbers takes them out of that address first (`Arc::make_mut` and `Arc::try_unwrap` move
 //! them, `Arc::get_mut` refuses). So an entry that is found is never out of date, and nobody needs to invalidate one.
 //!
-//! Memory: at most one packed copy for each form that a living weight was multiplied in; in bf16 that is half of the
-//! weights again. Entries whose weight is gone are removed whenever another weight is packed, and by
+//! Memory: at most one packed copy for each form that a living weight was multiplied in; in bf16 that is half of `f32`
+//! weights again, and as much as weights that are `bf16` themselves. Entries whose weight is gone are removed whenever another weight is packed, and by
 //! [`PackedCache::sweep`].
 
 use burn::backend::flex::FlexTensor;
-use burn::tensor::Bytes;
+use burn::tensor::{Bytes, Element};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -40,10 +40,15 @@ impl<F: Copy + Eq + Hash, P> PackedCache<F, P> {
 
     /// The weight in `form`, made by `pack` where there is none yet.
     ///
-    /// Nothing for a weight that is not the whole of its storage, and within [`bypassed`]. Other threads wait while a
+    /// Nothing for a weight that is not of `W` or not the whole of its storage, and within [`bypassed`]. Other threads wait while a
     /// weight is packed.
-    pub fn get(&self, weight: &FlexTensor, form: F, pack: impl FnOnce(&[f32]) -> P) -> Option<Arc<P>> {
-        let values = weight.as_slice::<f32>()?;
+    pub fn get<W: Element + calotype_kernels::Element>(
+        &self,
+        weight: &FlexTensor,
+        form: F,
+        pack: impl FnOnce(&[W]) -> P,
+    ) -> Option<Arc<P>> {
+        let values = weight.as_slice::<W>()?;
         if BYPASSED.get() || size_of_val(values) != weight.bytes().len() {
             return None;
         }

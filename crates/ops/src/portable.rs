@@ -35,7 +35,7 @@ pub fn conv2d(
     }
     let stride = [geometry.stride; 2];
     let options = ConvOptions::new(stride, [0, 0], [1, 1], 1);
-    let y = nn::conv2d(x, weight.permute([0, 3, 1, 2]), bias, options);
+    let y = nn::conv2d(x, widen(weight).permute([0, 3, 1, 2]), bias, options);
     let mut y = y.permute([0, 2, 3, 1]);
     if let Some(c) = channel_add {
         y = y + widen(c).unsqueeze_dims(&[1, 2]);
@@ -58,7 +58,7 @@ pub fn linear<const D: usize>(
     let features = shape[D - 1];
     let rows = shape[..D - 1].iter().product::<usize>();
     shape[D - 1] = weight.dims()[0];
-    let mut y = widen(x).reshape([rows, features]).matmul(weight.transpose());
+    let mut y = widen(x).reshape([rows, features]).matmul(widen(weight).transpose());
     if let Some(b) = bias {
         y = y + b.unsqueeze();
     }

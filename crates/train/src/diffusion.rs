@@ -167,7 +167,8 @@ impl Objective for DiffusionObjective {
         let target = self.recipe.objective.prediction.target(&self.schedule, clean, noise, &timesteps);
         let t: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
         let keep = if self.recipe.memory.recompute_blocks { Keep::Inputs } else { Keep::Activations };
-        let output = model.forward_keeping(keep, noisy.cast(self.recipe.run.precision.dtype(&self.device)), &t, states);
+        let output =
+            model.forward_keeping(keep, noisy.cast(self.recipe.run.precision.dtype(&self.device)), &t, states, None);
         Loss::of(mean_squared_error(output.cast(DType::F32), target))
     }
 }

@@ -378,7 +378,7 @@ mod tests {
     fn loss(unet: &UNet, keep: Keep, step: u64) -> Tensor<1> {
         let device = Device::flex();
         let x = noise([2, 8, 8, 4], 3 * step, &device).cast(DType::BF16);
-        let output = unet.forward_keeping(keep, x, &[3.0, 700.0], noise([2, 5, 12], 3 * step + 1, &device));
+        let output = unet.forward_keeping(keep, x, &[3.0, 700.0], noise([2, 5, 12], 3 * step + 1, &device), None);
         mean_squared_error(output.cast(DType::F32), noise([2, 8, 8, 4], 3 * step + 2, &device))
     }
 

@@ -7,6 +7,7 @@ mod against_oracle;
 #[path = "../common/mod.rs"]
 mod common;
 mod differences;
+mod half_weights;
 mod in_backward;
 mod optimizer;
 mod tracking;
