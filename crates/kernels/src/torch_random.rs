@@ -1,7 +1,7 @@
 //! The random stream of `torch.Generator("cpu")`, for pictures that start from the same noise as a PyTorch pipeline's.
 //!
-//! Unlike a [`Stream`](crate::Stream) it has a state: numbers depend on all that was drawn before. Use it only where the
-//! peer's numbers are wanted.
+//! Unlike a [`Stream`](crate::Stream) it has a state: numbers depend on all that was drawn before. Use it only where
+//! the peer's numbers are wanted.
 
 use half::{bf16, f16};
 use sealed::Float;
@@ -22,7 +22,8 @@ const BLOCK: usize = 16;
 /// a latent is `[channels, height, width]`.
 ///
 /// Numbers equal PyTorch 2's of x86 processors with AVX2, all bits of them for `f32`, [`f16`] and [`bf16`]; `f64` and
-/// `f32` draws of fewer than 16 numbers use the system's logarithm, sine and cosine in `f64`, which may differ in the last bit.
+/// `f32` draws of fewer than 16 numbers use the system's logarithm, sine and cosine in `f64`, which may differ in the
+/// last bit.
 #[derive(Clone)]
 pub struct TorchCpuGenerator {
     state: [u32; WORDS],
@@ -130,7 +131,8 @@ impl TorchCpuGenerator {
 mod sealed {
     /// What PyTorch does differently for each floating-point type.
     pub trait Float: Copy {
-        /// Whether `randn` draws uniform numbers for what lies behind the last whole block, before it draws the last block anew.
+        /// Whether `randn` draws uniform numbers for what lies behind the last whole block, before it draws the last
+        /// block anew.
         const DRAWS_REST: bool;
         fn uniform(generator: &mut super::TorchCpuGenerator) -> Self;
         fn normal_block(generator: &mut super::TorchCpuGenerator, block: &mut [Self; super::BLOCK]);
@@ -220,7 +222,7 @@ fn ln(x: f32) -> f32 {
         -1.666_805_8e-1,
         2.000_071_4e-1,
         -2.499_999_4e-1,
-        3.333_333_1e-1,
+        3.333_333e-1,
     ];
     let bits = x.to_bits();
     let mut exponent = (bits >> 23) as f32 - 126.0;
