@@ -19,12 +19,14 @@ pub(super) struct Symbol {
     pub bytes: usize,
 }
 
+/// Pairs of ids to (rank, id of the pair joined).
+type Merges = HashMap<(i32, i32), (u32, i32)>;
+
 /// Ids of bytes, of bytes that end a word, and of merged pairs.
 pub(super) struct Vocabulary {
     inner: [i32; 256],
     last: [i32; 256],
-    /// Pairs of ids to (rank, id of the pair joined).
-    merges: HashMap<(i32, i32), (u32, i32)>,
+    merges: Merges,
     pub start: i32,
     pub end: i32,
 }
@@ -117,7 +119,7 @@ fn byte_symbols() -> Vec<(u8, char)> {
     printing.chain(others).collect()
 }
 
-fn read_merges(path: &Path, ids: &HashMap<String, i32>) -> Result<HashMap<(i32, i32), (u32, i32)>, TokenizerError> {
+fn read_merges(path: &Path, ids: &HashMap<String, i32>) -> Result<Merges, TokenizerError> {
     let text = super::read(path)?;
     let mut merges = HashMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with("#version"))
