@@ -50,6 +50,7 @@ mod threads;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile16;
+mod torch_random;
 
 #[cfg(test)]
 mod reference;
@@ -61,7 +62,7 @@ pub use attention::{AttentionShape, attention_backward, attention_forward};
 pub use conv::{Conv2dShape, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};
 pub use element::Element;
 pub use gemm::{Layout, Matrix, gemm};
-pub use half::bf16;
+pub use half::{bf16, f16};
 pub use linear::{linear_backward_input, linear_backward_weight, linear_forward};
 pub use norm::{group_norm_backward, group_norm_forward, layer_norm_backward, layer_norm_forward};
 pub use optimizer::{AdamW, adamw_ema_step, adamw_step, ema_step, sum_of_squares};
@@ -76,3 +77,4 @@ pub use random::{Philox4x32, Purpose, Stream, permutation, philox4x32_10};
 pub use resample::{upsample_nearest2x_backward, upsample_nearest2x_forward};
 pub use simd::{isa_name, multiplies_bf16};
 pub use threads::{parallel_for, set_threads, threads};
+pub use torch_random::{TorchCpuGenerator, TorchFloat};

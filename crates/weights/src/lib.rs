@@ -3,7 +3,7 @@
 //! [`source`] is the interface that all formats share and [`open_tensors`] opens whichever of them a file holds:
 //! [`tensor_file`] is safetensors, [`torch_file`] what `torch.save` writes, [`nemo_file`] NeMo's archives, [`sharded`] an
 //! index with the files beside it. Pickles are read by [`pickle`], which executes nothing. [`layout`] tells checkpoints
-//! apart, maps their keys and converts them; [`stream`] writes large files; [`durable`] is the one way files are replaced on
+//! apart, maps their keys and converts them; [`lora`] reads adapters; [`stream`] writes large files; [`durable`] is the one way files are replaced on
 //! disk: completely or not at all.
 
 pub mod archive;
@@ -11,6 +11,7 @@ pub mod durable;
 pub mod error;
 mod json;
 pub mod layout;
+pub mod lora;
 mod map;
 pub mod nemo_file;
 pub mod open;
@@ -23,6 +24,7 @@ pub mod torch_file;
 
 pub use archive::ArchiveFault;
 pub use error::{HeaderFault, TensorFileError};
+pub use lora::{LoraError, LoraSet};
 pub use nemo_file::NemoFile;
 pub use open::{open_tensors, open_tensors_with};
 pub use pickle::{PickleError, PickleFault, ReadOptions};

@@ -6,6 +6,7 @@
 //! JPEG decoding is not part of that promise: decoders differ by one or two levels.
 
 mod resample;
+pub mod text;
 
 use std::io::Cursor;
 

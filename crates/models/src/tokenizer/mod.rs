@@ -1,0 +1,475 @@
+//! The byte-pair tokenizer of CLIP, exact against open_clip and transformers.
+
+mod cleaning;
+mod vocabulary;
+
+use regex::Regex;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use vocabulary::Vocabulary;
+
+/// Start of text, as transformers' vocabularies spell it.
+const START: &str = "<|startoftext|>";
+/// End of text, as transformers' vocabularies spell it.
+const END: &str = "<|endoftext|>";
+
+/// Words of open_clip: markers, English endings, runs of letters, single digits, runs of anything else.
+static OPEN_CLIP_WORD: LazyLock<Regex> = LazyLock::new(|| {
+    let pattern = r"(?i)<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
+    Regex::new(pattern).expect("the pattern is valid")
+});
+
+/// Words of transformers: the same without ignoring case; what looks like a marker, but is none, is three words.
+static TRANSFORMERS_WORD: LazyLock<Regex> = LazyLock::new(|| {
+    let pattern = r"(<\|)((?:start|end)oftext)(\|>)|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
+    Regex::new(pattern).expect("the pattern is valid")
+});
+
+/// Which token fills a row behind the end of the text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Padding {
+    /// Id 0, as open_clip pads.
+    #[default]
+    Zero,
+    /// The end of text again, as transformers pads for Stable Diffusion 1 and the first encoder of SDXL.
+    EndOfText,
+    /// The token `!`, as transformers pads for Stable Diffusion 2 and the second encoder of SDXL. There it is a special
+    /// token: with [`Cleaning::Transformers`], every `!` of a prompt becomes one token of this id, `!!!` three.
+    Exclamation,
+}
+
+/// What happens to a prompt before it is cut into words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cleaning {
+    /// Lower case and nothing else.
+    #[default]
+    Lowercase,
+    /// open_clip's: repair of broken text (the library ftfy), HTML entities, white space, lower case. Of ftfy's repairs
+    /// of wrongly decoded text, those of whole lines of UTF-8 read as Latin-1 or Windows-1252 are made.
+    OpenClip,
+    /// transformers' (of its fast tokenizer, the only one since version 5): composed characters (NFC), lower case.
+    Transformers,
+}
+
+/// How a tokenizer differs from another one with the same vocabulary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenizerOptions {
+    /// What fills the row behind the text.
+    pub padding: Padding,
+    /// What is done to the text first.
+    pub cleaning: Cleaning,
+}
+
+impl TokenizerOptions {
+    /// `open_clip.get_tokenizer`'s.
+    pub const OPEN_CLIP: Self = Self { padding: Padding::Zero, cleaning: Cleaning::OpenClip };
+    /// `transformers.CLIPTokenizer`'s, padding with the end of text: Stable Diffusion 1, first encoder of SDXL.
+    pub const TRANSFORMERS: Self = Self { padding: Padding::EndOfText, cleaning: Cleaning::Transformers };
+    /// `transformers.CLIPTokenizer`'s, padding with `!`: Stable Diffusion 2, second encoder of SDXL.
+    pub const TRANSFORMERS_EXCLAMATION: Self = Self { padding: Padding::Exclamation, cleaning: Cleaning::Transformers };
+}
+
+/// A tokenizer's files that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file cannot be read.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file is not JSON of the right form.
+    #[error("{}: not the JSON of a tokenizer: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The vocabulary lacks a token that every CLIP vocabulary has.
+    #[error("{}: there is no token {token:?}; is this the vocabulary of a CLIP tokenizer?", path.display())]
+    MissingToken {
+        /// The vocabulary.
+        path: PathBuf,
+        /// The token.
+        token: String,
+    },
+    /// A line of the merges is none.
+    #[error("{}, line {line}: {problem}", path.display())]
+    BadMerge {
+        /// The file of merges.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The folder's tokenizer pads in a way that no CLIP model is known to.
+    #[error("{}: pads with {token:?}; known are {END:?} and \"!\"", path.display())]
+    UnknownPadding {
+        /// The file that says so.
+        path: PathBuf,
+        /// The token.
+        token: String,
+    },
+    /// Rows without room for a start, a token and an end.
+    #[error("{}: {length} tokens are too few for a row; at least 3 are needed", path.display())]
+    ShortRows {
+        /// The file that says so.
+        path: PathBuf,
+        /// Tokens in a row.
+        length: usize,
+    },
+}
+
+/// Turns prompts into token ids: start, text, end, padding.
+pub struct ClipTokenizer {
+    vocabulary: Vocabulary,
+    options: TokenizerOptions,
+    context_length: usize,
+}
+
+impl std::fmt::Debug for ClipTokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { options, context_length, .. } = self;
+        f.debug_struct("ClipTokenizer")
+            .field("options", options)
+            .field("context_length", context_length)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One prompt as the text tower takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// `context_length` ids; after the end token, padding.
+    pub ids: Vec<i32>,
+    /// Position of the end token.
+    pub end: usize,
+    /// How many tokens of the text did not fit and were left out.
+    pub truncated: usize,
+    /// The cleaned text of the tokens left out; empty if all fit.
+    pub lost: String,
+}
+
+/// The tokens of a text without start, end and padding.
+struct Encoded {
+    /// The text after cleaning, which the tokens point into.
+    text: String,
+    tokens: Vec<Token>,
+}
+
+struct Token {
+    id: i32,
+    /// Where the token begins in the cleaned text.
+    at: usize,
+    /// Whether a word begins with it.
+    begins_word: bool,
+}
+
+/// A stretch of the cleaned text that is encoded by itself.
+struct Word {
+    range: Range<usize>,
+    /// The token, if the word is a marker and no text.
+    marker: Option<i32>,
+}
+
+impl ClipTokenizer {
+    /// CLIP's vocabulary, [`Cleaning::Lowercase`] and [`Padding::Zero`]. `context_length`, at least 3, counts the start
+    /// and end tokens.
+    pub fn new(context_length: usize) -> Self {
+        Self::with_options(context_length, TokenizerOptions::default())
+    }
+
+    /// CLIP's vocabulary with other options.
+    pub fn with_options(context_length: usize, options: TokenizerOptions) -> Self {
+        Self { vocabulary: Vocabulary::clip(), options, context_length }
+    }
+
+    /// A vocabulary of transformers' two files, `vocab.json` and `merges.txt`. Bytes that it lacks become the end of
+    /// text, which is the unknown token there.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is not what its name says.
+    pub fn from_files(
+        vocab: &Path,
+        merges: &Path,
+        context_length: usize,
+        options: TokenizerOptions,
+    ) -> Result<Self, TokenizerError> {
+        Ok(Self { vocabulary: Vocabulary::read(vocab, merges)?, options, context_length })
+    }
+
+    /// The tokenizer of a checkpoint in diffusers' layout (`tokenizer/`, `tokenizer_2/`): vocabulary, merges, and from
+    /// `tokenizer_config.json` and `special_tokens_map.json`, as far as they are there, padding and context length
+    /// (else 77). Cleaning is transformers'.
+    ///
+    /// # Errors
+    /// A file cannot be read or is not what its name says; the padding is not one of CLIP's.
+    pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
+        let settings = FolderSettings::read(folder)?;
+        let options = TokenizerOptions { padding: settings.padding, cleaning: Cleaning::Transformers };
+        Self::from_files(&folder.join("vocab.json"), &folder.join("merges.txt"), settings.context_length, options)
+    }
+
+    /// Ids in every row.
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> TokenizerOptions {
+        self.options
+    }
+
+    /// The id that fills rows.
+    pub fn padding_id(&self) -> i32 {
+        match self.options.padding {
+            Padding::Zero => 0,
+            Padding::EndOfText => self.vocabulary.end,
+            Padding::Exclamation => self.vocabulary.inner_id(b'!'),
+        }
+    }
+
+    /// Encodes one prompt; text over the context length is cut, counted in [`Tokens::truncated`] and kept in
+    /// [`Tokens::lost`].
+    pub fn encode(&self, prompt: &str) -> Tokens {
+        let Encoded { text, tokens } = self.encode_text(prompt);
+        let kept = tokens.len().min(self.room());
+        let lost = tokens.get(kept).map_or("", |first| &text[text.floor_char_boundary(first.at)..]);
+        Tokens { truncated: tokens.len() - kept, lost: lost.into(), ..self.frame(&tokens[..kept]) }
+    }
+
+    /// Encodes a prompt of any length as one row or more, each with start, end and padding, as web interfaces do. All
+    /// tokens are kept in their order. A row ends at the end of a word; only a word that fills more than a row is
+    /// divided.
+    pub fn chunks(&self, prompt: &str) -> Vec<Tokens> {
+        let tokens = self.encode_text(prompt).tokens;
+        let (mut rows, mut rest) = (Vec::new(), tokens.as_slice());
+        while rest.len() > self.room() {
+            let room = self.room().max(1);
+            let fits = |&at: &usize| rest[at].begins_word;
+            let (row, behind) = rest.split_at((1..=room).rev().find(fits).unwrap_or(room));
+            rows.push(self.frame(row));
+            rest = behind;
+        }
+        if rows.is_empty() || !rest.is_empty() {
+            rows.push(self.frame(rest));
+        }
+        rows
+    }
+
+    /// Tokens of text in a row.
+    fn room(&self) -> usize {
+        self.context_length.saturating_sub(2)
+    }
+
+    /// A row of tokens that fit.
+    fn frame(&self, tokens: &[Token]) -> Tokens {
+        let text = tokens.iter().map(|token| token.id);
+        let mut ids: Vec<i32> = [self.vocabulary.start].into_iter().chain(text).chain([self.vocabulary.end]).collect();
+        let end = ids.len() - 1;
+        ids.resize(self.context_length, self.padding_id());
+        Tokens { ids, end, truncated: 0, lost: String::new() }
+    }
+
+    fn encode_text(&self, prompt: &str) -> Encoded {
+        let (text, words) = self.words(prompt);
+        let mut tokens = Vec::new();
+        for Word { range, marker } in words {
+            let mut at = range.start;
+            if let Some(id) = marker {
+                tokens.push(Token { id, at, begins_word: true });
+                continue;
+            }
+            for symbol in self.vocabulary.encode(&text.as_bytes()[range.clone()]) {
+                tokens.push(Token { id: symbol.id, at, begins_word: at == range.start });
+                at += symbol.bytes;
+            }
+        }
+        Encoded { text, tokens }
+    }
+
+    /// The cleaned text and its words.
+    fn words(&self, prompt: &str) -> (String, Vec<Word>) {
+        match self.options.cleaning {
+            Cleaning::Lowercase => self.open_clip_words(prompt.to_lowercase()),
+            Cleaning::OpenClip => self.open_clip_words(cleaning::open_clip(prompt)),
+            Cleaning::Transformers => self.transformers_words(prompt),
+        }
+    }
+
+    fn open_clip_words(&self, text: String) -> (String, Vec<Word>) {
+        let marker = |word: &str| match word {
+            "<start_of_text>" => Some(self.vocabulary.start),
+            "<end_of_text>" => Some(self.vocabulary.end),
+            _ => None,
+        };
+        let words = OPEN_CLIP_WORD.find_iter(&text).map(|m| Word { range: m.range(), marker: marker(m.as_str()) });
+        let words = words.collect();
+        (text, words)
+    }
+
+    /// Special tokens are found in the prompt as it is; what lies between them is cleaned and cut into words.
+    fn transformers_words(&self, prompt: &str) -> (String, Vec<Word>) {
+        let (mut text, mut words) = (String::with_capacity(prompt.len()), Vec::new());
+        let stretch = |text: &mut String, words: &mut Vec<Word>, between: &str| {
+            let start = text.len();
+            text.push_str(&cleaning::transformers(between));
+            let ranges = transformers_words(&text[start..]).map(|r| r.start + start..r.end + start);
+            words.extend(ranges.map(|range| Word { range, marker: None }));
+        };
+        let (mut from, mut at) = (0, 0);
+        while let Some(step) = prompt[at..].find(['<', '!']) {
+            at += step;
+            let Some((special, id)) = self.specials().find(|(special, _)| prompt[at..].starts_with(special)) else {
+                at += 1;
+                continue;
+            };
+            stretch(&mut text, &mut words, &prompt[from..at]);
+            words.push(Word { range: text.len()..text.len() + special.len(), marker: Some(id) });
+            text.push_str(special);
+            at += special.len();
+            from = at;
+        }
+        stretch(&mut text, &mut words, &prompt[from..]);
+        (text, words)
+    }
+
+    /// The tokens that transformers looks for in a prompt before anything else.
+    fn specials(&self) -> impl Iterator<Item = (&'static str, i32)> {
+        let padding = (self.options.padding == Padding::Exclamation).then(|| ("!", self.padding_id()));
+        [(START, self.vocabulary.start), (END, self.vocabulary.end)].into_iter().chain(padding)
+    }
+}
+
+/// Where the words of a cleaned stretch are.
+fn transformers_words(text: &str) -> impl Iterator<Item = Range<usize>> {
+    TRANSFORMERS_WORD.captures_iter(text).flat_map(|found| {
+        let parts = (1..4).filter_map(|i| Some(found.get(i)?.range()));
+        let whole = found.get(1).is_none().then(|| found.get(0).map(|m| m.range())).flatten();
+        parts.chain(whole).collect::<Vec<_>>()
+    })
+}
+
+/// What a tokenizer's folder says beside its vocabulary.
+struct FolderSettings {
+    padding: Padding,
+    context_length: usize,
+}
+
+impl FolderSettings {
+    fn read(folder: &Path) -> Result<Self, TokenizerError> {
+        let config_path = folder.join("tokenizer_config.json");
+        let config: serde_json::Value = read_json_if_there(&config_path)?;
+        let map_path = folder.join("special_tokens_map.json");
+        let map: serde_json::Value = read_json_if_there(&map_path)?;
+        // transformers lets the map decide, unless the configuration lists the added tokens itself.
+        let listed = config.get("added_tokens_decoder").is_some();
+        let (path, token) = match (pad_token(&map), pad_token(&config)) {
+            (Some(token), other) if !listed || other.is_none() => (map_path, token),
+            (_, Some(token)) => (config_path.clone(), token),
+            _ => (map_path, END),
+        };
+        let padding = match token {
+            END => Padding::EndOfText,
+            "!" => Padding::Exclamation,
+            _ => return Err(TokenizerError::UnknownPadding { path, token: token.into() }),
+        };
+        // transformers writes an absurdly large number for "no limit", as a float.
+        let length = config.get("model_max_length").and_then(serde_json::Value::as_u64).unwrap_or(77);
+        let context_length = usize::try_from(length).ok().filter(|&length| length < 1 << 20).unwrap_or(77);
+        if context_length < 3 {
+            return Err(TokenizerError::ShortRows { path: config_path, length: context_length });
+        }
+        Ok(Self { padding, context_length })
+    }
+}
+
+/// The padding token, which is written as itself or as an object with its `content`.
+fn pad_token(settings: &serde_json::Value) -> Option<&str> {
+    let token = settings.get("pad_token")?;
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+fn read(path: &Path) -> Result<String, TokenizerError> {
+    std::fs::read_to_string(path).map_err(|source| TokenizerError::Read { path: path.into(), source })
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TokenizerError> {
+    serde_json::from_str(&read(path)?).map_err(|source| TokenizerError::Json { path: path.into(), source })
+}
+
+fn read_json_if_there(path: &Path) -> Result<serde_json::Value, TokenizerError> {
+    if path.exists() { read_json(path) } else { Ok(serde_json::Value::Null) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Golden ids from open_clip 3.3.0: `open_clip.tokenize(text)[0]`.
+    #[test]
+    fn encodes_like_open_clip() {
+        let tokens = ClipTokenizer::new(8).encode("a photo of a cat");
+        assert_eq!(tokens.ids, [49406, 320, 1125, 539, 320, 2368, 49407, 0]);
+        assert_eq!((tokens.end, tokens.truncated, tokens.lost.as_str()), (6, 0, ""));
+    }
+
+    #[test]
+    fn reports_what_does_not_fit() {
+        let tokens = ClipTokenizer::new(5).encode("A photo of a Cat");
+        assert_eq!(tokens.ids, [49406, 320, 1125, 539, 49407]);
+        assert_eq!((tokens.end, tokens.truncated, tokens.lost.as_str()), (4, 2, "a cat"));
+    }
+
+    #[test]
+    fn empty_prompt_is_start_and_end() {
+        for (options, padding) in [
+            (TokenizerOptions::OPEN_CLIP, 0),
+            (TokenizerOptions::TRANSFORMERS, 49407),
+            (TokenizerOptions::TRANSFORMERS_EXCLAMATION, 0),
+        ] {
+            let tokenizer = ClipTokenizer::with_options(4, options);
+            assert_eq!(tokenizer.encode("").ids, [49406, 49407, padding, padding]);
+            assert_eq!(tokenizer.chunks(" \t"), [tokenizer.encode("")]);
+        }
+    }
+
+    #[test]
+    fn chunks_keep_all_tokens_and_whole_words() {
+        let tokenizer = ClipTokenizer::with_options(7, TokenizerOptions::TRANSFORMERS);
+        let long = ClipTokenizer::with_options(77, TokenizerOptions::TRANSFORMERS);
+        for prompt in
+            ["a photo of a donaudampfschifffahrt, a cat and 12345678 dogs", "x", "a b c d e", "a b c d e f", "🏳️‍🌈🏳️‍🌈"]
+        {
+            let chunks = tokenizer.chunks(prompt);
+            let joined: Vec<i32> = chunks.iter().flat_map(|c| &c.ids[1..c.end]).copied().collect();
+            let whole = long.encode(prompt);
+            assert_eq!(joined, whole.ids[1..whole.end], "{prompt}");
+            assert!(chunks.iter().all(|c| c.ids.len() == 7 && c.ids[0] == 49406 && c.ids[c.end] == 49407 && c.end > 1));
+        }
+        let ends: Vec<usize> = tokenizer.chunks("photo cat dog tree donau x").iter().map(|c| c.end).collect();
+        assert_eq!(ends, [5, 4], "donau is two tokens, which stay together");
+    }
+
+    #[test]
+    fn a_cut_inside_a_character_loses_the_whole_character() {
+        let tokens = ClipTokenizer::new(4).encode("ab ⸻");
+        assert!(tokens.truncated > 0 && tokens.lost.ends_with('⸻'), "{tokens:?}");
+    }
+
+    #[test]
+    fn long_words_take_no_quadratic_time() {
+        let tokens = ClipTokenizer::new(77).encode(&"ab".repeat(500_000));
+        assert!(tokens.truncated > 100_000);
+    }
+}

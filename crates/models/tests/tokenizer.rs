@@ -1,0 +1,103 @@
+//! The tokenizer against open_clip's and transformers' (`make_tokenizer_golden.py`).
+
+use calotype_models::tokenizer::{Cleaning, ClipTokenizer, Padding, TokenizerError, TokenizerOptions};
+use std::path::{Path, PathBuf};
+
+const LENGTH: usize = 1000;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizer").join(name)
+}
+
+fn rows<T: serde::de::DeserializeOwned>(name: &str) -> Vec<T> {
+    let text = std::fs::read_to_string(golden(name)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn text_ids(tokenizer: &ClipTokenizer, prompt: &str) -> Vec<i32> {
+    let tokens = tokenizer.encode(prompt);
+    assert_eq!((tokens.truncated, tokens.lost.as_str(), tokens.ids.len()), (0, "", LENGTH));
+    assert!(tokens.ids[tokens.end + 1..].iter().all(|&id| id == tokenizer.padding_id()));
+    tokens.ids[1..tokens.end].to_vec()
+}
+
+#[test]
+fn tokens_equal_the_peers() {
+    type Ids = Option<Vec<i32>>;
+    let tokenizer = |options| ClipTokenizer::with_options(LENGTH, options);
+    let open_clip = tokenizer(TokenizerOptions::OPEN_CLIP);
+    let transformers = tokenizer(TokenizerOptions::TRANSFORMERS);
+    let exclamation = tokenizer(TokenizerOptions::TRANSFORMERS_EXCLAMATION);
+    let rows: Vec<(String, Vec<i32>, Ids, Ids)> = rows("prompts.jsonl");
+    assert!(rows.len() > 250);
+    let mut wrong = Vec::new();
+    for (prompt, first, second, third) in rows {
+        let second = second.unwrap_or_else(|| first.clone());
+        let third = third.unwrap_or_else(|| second.clone());
+        let cases =
+            [("open_clip", &open_clip, first), ("transformers", &transformers, second), ("!", &exclamation, third)];
+        for (name, tokenizer, expected) in cases {
+            let got = text_ids(tokenizer, &prompt);
+            if got != expected {
+                wrong.push(format!("{name}: {prompt:?}\n  got      {got:?}\n  expected {expected:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn plain_prompts_are_the_same_with_and_without_cleaning() {
+    let (bare, cleaned) = (ClipTokenizer::new(77), ClipTokenizer::with_options(77, TokenizerOptions::OPEN_CLIP));
+    for prompt in ["A photo of a cat's tail", "flag: Åland Islands", "  two\n lines ", "keycap: #, 10!"] {
+        assert_eq!(bare.encode(prompt), cleaned.encode(prompt));
+    }
+}
+
+#[test]
+fn a_vocabulary_of_files() {
+    let (vocab, merges) = (golden("small/vocab.json"), golden("small/merges.txt"));
+    let tokenizer = ClipTokenizer::from_files(&vocab, &merges, LENGTH, TokenizerOptions::TRANSFORMERS).unwrap();
+    for (prompt, expected) in rows::<(String, Vec<i32>)>("small.jsonl") {
+        let tokens = tokenizer.encode(&prompt);
+        assert_eq!(tokens.ids[..=tokens.end], expected, "{prompt}");
+    }
+}
+
+#[test]
+fn a_folder_says_how_it_pads() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["vocab.json", "merges.txt"] {
+        std::fs::copy(golden("small").join(file), folder.path().join(file)).unwrap();
+    }
+    let read = || ClipTokenizer::from_folder(folder.path());
+    let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+    let expect = |padding, length| {
+        let tokenizer = read().unwrap();
+        assert_eq!(tokenizer.options(), TokenizerOptions { padding, cleaning: Cleaning::Transformers });
+        assert_eq!(tokenizer.context_length(), length);
+    };
+    expect(Padding::EndOfText, 77);
+    write("tokenizer_config.json", r#"{"pad_token": "<|endoftext|>", "model_max_length": 20}"#);
+    expect(Padding::EndOfText, 20);
+    write("special_tokens_map.json", r#"{"pad_token": "!"}"#);
+    expect(Padding::Exclamation, 20);
+    write(
+        "tokenizer_config.json",
+        r#"{"pad_token": {"content": "<|endoftext|>"}, "added_tokens_decoder": {}, "model_max_length": 1e30}"#,
+    );
+    expect(Padding::EndOfText, 77);
+    write("tokenizer_config.json", r#"{"pad_token": "x", "added_tokens_decoder": {}}"#);
+    assert!(matches!(read(), Err(TokenizerError::UnknownPadding { token, .. }) if token == "x"));
+    write("tokenizer_config.json", r#"{"model_max_length": 2}"#);
+    assert!(matches!(read(), Err(TokenizerError::ShortRows { length: 2, .. })));
+    write("tokenizer_config.json", "{");
+    assert!(matches!(read(), Err(TokenizerError::Json { .. })));
+    std::fs::remove_file(folder.path().join("tokenizer_config.json")).unwrap();
+    write("merges.txt", "#version: 0.2\na b\nc\n");
+    assert!(matches!(read(), Err(TokenizerError::BadMerge { line: 2 | 3, .. })));
+    write("vocab.json", "{}");
+    assert!(matches!(read(), Err(TokenizerError::MissingToken { token, .. }) if token == "<|startoftext|>"));
+    std::fs::remove_file(folder.path().join("vocab.json")).unwrap();
+    assert!(matches!(read(), Err(TokenizerError::Read { .. })));
+}
