@@ -1,9 +1,17 @@
 //! What the network predicts, and how that relates to picture and noise.
 
-use crate::sampler::Estimate;
 use crate::schedule::NoiseSchedule;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+
+/// What a network believes about a noisy latent; both `[batch, height, width, channels]`.
+#[derive(Clone, Debug)]
+pub struct Estimate {
+    /// The clean latent.
+    pub clean: Tensor<4>,
+    /// The noise that was added to it.
+    pub noise: Tensor<4>,
+}
 
 /// The quantity that the network's output stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +20,7 @@ pub enum Prediction {
     /// The noise (Ho et al. 2020, eq. 14).
     Epsilon,
     /// The velocity `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0` (Salimans & Ho 2022, eq. 10 ff.).
+    #[serde(alias = "v_prediction")]
     V,
     /// The clean latent.
     Sample,
@@ -55,7 +64,11 @@ impl Prediction {
 
     /// Picture and noise that an output at timestep `t` implies, given the noisy latent.
     pub fn estimate(self, schedule: &NoiseSchedule, noisy: Tensor<4>, output: Tensor<4>, t: usize) -> Estimate {
-        let [signal, sigma] = schedule.signal_and_noise(t);
+        self.estimate_at(schedule.signal_and_noise(t), noisy, output)
+    }
+
+    /// The same, given the weights of picture and noise in the noisy latent.
+    pub fn estimate_at(self, [signal, sigma]: [f64; 2], noisy: Tensor<4>, output: Tensor<4>) -> Estimate {
         match self {
             Prediction::Epsilon => {
                 let clean = (noisy - output.clone().mul_scalar(sigma)).div_scalar(signal.max(1e-8));

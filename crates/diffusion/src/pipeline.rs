@@ -1,13 +1,14 @@
 //! From prompts to pictures.
 
-use crate::guidance::GuidedUNet;
+use crate::guidance::{Conditions, GuidedUNet};
 use crate::objective::Prediction;
-use crate::sampler::{DdimOptions, Progress, ddim};
-use crate::schedule::{NoiseSchedule, ScheduleError, Spacing};
+use crate::samplers::{Ddim, Progress, Run, Sampler, SamplerConfig, SamplerError, SamplerKind};
+use crate::schedule::{NoiseSchedule, ScheduleConfig, Spacing};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_kernels::{Purpose, Stream};
 use calotype_models::{Autoencoder, UNet};
 use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
 
 /// How pictures are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,7 +90,7 @@ impl TextToImage<'_> {
     /// `[pictures, height, width, 3]`
     ///
     /// # Errors
-    /// [`ScheduleError::Steps`] for an impossible number of steps.
+    /// [`SamplerError`] for an impossible number of steps, or when the callback ends the run.
     pub fn generate(
         &self,
         context: Tensor<3>,
@@ -97,18 +98,25 @@ impl TextToImage<'_> {
         options: &GenerateOptions,
         seed: u64,
         first: u64,
-        callback: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<Tensor<4>, ScheduleError> {
-        let timesteps = options.spacing.timesteps(self.schedule, options.steps, options.steps_offset)?;
+        callback: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, SamplerError> {
+        let config = SamplerConfig {
+            kind: SamplerKind::Ddim(Ddim { eta: options.eta, ..Default::default() }),
+            schedule: ScheduleConfig::default(),
+            prediction: self.prediction,
+            spacing: options.spacing,
+            steps_offset: options.steps_offset,
+        };
+        let sampler = Sampler::with_schedule(&config, self.schedule, options.steps)?;
         let (pictures, device) = (context.dims()[0], context.device());
         let x = initial_latents(seed, first, pictures, self.latent_size, &device);
         let denoiser = GuidedUNet {
             unet: self.unet,
-            schedule: self.schedule,
-            prediction: self.prediction,
-            context,
-            uncond,
+            cond: Conditions { context, added: None },
+            uncond: Conditions { context: uncond, added: None },
             scale: options.guidance,
+            rescale: 0.0,
+            extra: None,
             dtype: self.dtype,
         };
         let fresh = |step: usize| {
@@ -117,8 +125,7 @@ impl TextToImage<'_> {
             let purpose = Purpose::Noise;
             noise_latents(seed, purpose, first, pictures, self.latent_size, &device)
         };
-        let ddim_options = DdimOptions { eta: options.eta, clip: None, noise: Some(&fresh) };
-        let latent = ddim(&denoiser, self.schedule, &timesteps, x, &ddim_options, callback);
+        let latent = sampler.sample(&denoiser, x, Run { noise: Some(&fresh), ..Run::new(callback) })?;
         let latent = latent.div_scalar(self.scale_factor).cast(self.dtype);
         Ok(self.autoencoder.decode(latent).cast(DType::F32))
     }

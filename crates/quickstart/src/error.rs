@@ -1,5 +1,5 @@
 use calotype_data::BoxError;
-use calotype_diffusion::ScheduleError;
+use calotype_diffusion::{SamplerError, ScheduleError};
 use calotype_metrics::MetricsError;
 use calotype_train::artifacts::ArtifactError;
 use calotype_train::device::DeviceError;
@@ -42,9 +42,12 @@ pub enum QuickstartError {
     /// A model could not be loaded.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
-    /// Impossible sampling settings.
+    /// An impossible noise schedule.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+    /// Impossible sampling settings.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
     /// A figure could not be computed.
     #[error("judging: {0}")]
     Metrics(#[from] MetricsError),

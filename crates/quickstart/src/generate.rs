@@ -9,6 +9,7 @@ use calotype_train::artifacts::{load_model, read_config};
 use calotype_train::diffusion::DiffusionConfig;
 use calotype_train::precache::TextEncoder;
 use calotype_train::{Progress, StopFlag};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Folders of the three trained models.
@@ -77,7 +78,7 @@ impl Generator {
     /// Draws prompts as pictures number `first` onwards of a seed.
     ///
     /// # Errors
-    /// [`QuickstartError::Schedule`] for an impossible number of steps.
+    /// [`QuickstartError::Sampler`] for an impossible number of steps.
     pub fn draw(
         &self,
         prompts: &[&str],
@@ -95,7 +96,8 @@ impl Generator {
             dtype: recipe.precision.dtype(&context.device()),
         };
         let uncond = self.text.states(&[""]).repeat_dim(0, prompts.len());
-        let pictures = pipeline.generate(context, uncond, &recipe.sampler, recipe.seed, first, &mut |_| ())?;
+        let pictures = pipeline
+            .generate(context, uncond, &recipe.sampler, recipe.seed, first, &mut |_| ControlFlow::Continue(()))?;
         to_images(pictures)
     }
 

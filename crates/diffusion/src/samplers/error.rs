@@ -1,0 +1,112 @@
+use crate::schedule::ScheduleError;
+
+/// Why a sampler cannot be made or did not end.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SamplerError {
+    /// The noise schedule or the number of steps is impossible.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A scheduler configuration that names no scheduler, or an unknown one.
+    #[error("scheduler configuration: `_class_name` is {class}; known schedulers: {known}")]
+    Class {
+        /// What stands there.
+        class: String,
+        /// The known names.
+        known: String,
+    },
+    /// A scheduler configuration that is not a JSON object.
+    #[error("scheduler configuration: {problem}")]
+    Json {
+        /// What is wrong.
+        problem: String,
+    },
+    /// A field of a scheduler configuration with an impossible or unsupported value.
+    #[error("scheduler configuration: {class}.{key} = {value}: {problem}")]
+    Field {
+        /// The scheduler.
+        class: &'static str,
+        /// The field.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Settings that exclude each other.
+    #[error("sampler `{kind}`: {problem}")]
+    Setting {
+        /// The sampler.
+        kind: &'static str,
+        /// What is wrong, and what to do.
+        problem: &'static str,
+    },
+    /// Too few steps for this sampler.
+    #[error("sampler `{kind}` needs at least {least} steps, or {instead}; {steps} were asked for")]
+    FewSteps {
+        /// The sampler.
+        kind: &'static str,
+        /// Steps asked for.
+        steps: usize,
+        /// Steps needed.
+        least: usize,
+        /// The other way out.
+        instead: &'static str,
+    },
+    /// More steps than the sampler offers.
+    #[error("sampler `{kind}` offers at most {most} steps here; {steps} were asked for")]
+    ManySteps {
+        /// The sampler.
+        kind: &'static str,
+        /// Steps asked for.
+        steps: usize,
+        /// Steps offered.
+        most: usize,
+    },
+    /// Spacing and offset lead beyond the schedule.
+    #[error("the sampler's steps_offset leads to timestep {timestep}; the schedule ends at {last}: take a smaller one")]
+    Timestep {
+        /// Where it leads.
+        timestep: f64,
+        /// The last timestep.
+        last: usize,
+    },
+    /// The noise is not determined: no signal is left at the first timestep.
+    #[error(
+        "no signal is left at timestep {timestep} (zero terminal SNR), where a predicted noise says nothing about the \
+         picture: take the prediction `v` or the spacing `leading`"
+    )]
+    NoSignal {
+        /// The timestep.
+        timestep: f64,
+    },
+    /// An image-to-image strength without a step.
+    #[error("strength {strength} leaves nothing to do in {steps} steps: needs 1/{steps} to 1")]
+    Strength {
+        /// The strength.
+        strength: f64,
+        /// Steps in all.
+        steps: usize,
+    },
+    /// A call beyond the last one.
+    #[error("call {call} of the denoiser: this sampler has {calls}")]
+    Call {
+        /// The call, from 0.
+        call: usize,
+        /// Calls in all.
+        calls: usize,
+    },
+    /// Fresh noise is needed and none is given.
+    #[error("sampler `{kind}` draws fresh noise in each step, and no source of noise is given")]
+    NoNoise {
+        /// The sampler.
+        kind: &'static str,
+    },
+    /// The progress callback ended the run.
+    #[error("stopped after {step} of {steps} calls of the denoiser")]
+    Stopped {
+        /// Calls done.
+        step: usize,
+        /// Calls in all.
+        steps: usize,
+    },
+}

@@ -1,0 +1,80 @@
+use super::SamplerError;
+use super::config::{Family, SamplerConfig};
+use super::ddim::clip;
+use super::plan::{Ground, Plan};
+use super::solver::{Moment, Solver, combine};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Multistep sampling of latent consistency models (Luo et al. 2023, algorithm 3); diffusers' `LCMScheduler`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lcm {
+    /// Steps of the solver in distillation, of whose timesteps those of sampling are a part.
+    pub original_steps: usize,
+    /// Multiplies the timestep in the boundary condition's weights.
+    pub timestep_scaling: f64,
+    /// Clamp of the clean estimate's absolute value; none for latents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f64>,
+}
+
+impl Default for Lcm {
+    fn default() -> Self {
+        Self { original_steps: 50, timestep_scaling: 10.0, clip: None }
+    }
+}
+
+/// Standard deviation of the data in the boundary condition.
+const SIGMA_DATA: f64 = 0.5;
+
+impl Family for Lcm {
+    const NAME: &'static str = "lcm";
+
+    fn solver<'a>(&'a self, config: &'a SamplerConfig, plan: &'a Plan) -> Box<dyn Solver + 'a> {
+        Box::new(LcmSolver { settings: self, config, plan })
+    }
+
+    fn plan(&self, ground: &Ground<'_>) -> Result<Plan, SamplerError> {
+        let (original, steps, timesteps) = (self.original_steps, ground.steps, ground.schedule.timesteps());
+        if original == 0 || original > timesteps {
+            let problem = "original_steps has to lie between 1 and the number of training timesteps";
+            return Err(SamplerError::Setting { kind: Self::NAME, problem });
+        }
+        if steps > original {
+            return Err(SamplerError::ManySteps { kind: Self::NAME, steps, most: original });
+        }
+        let stride = timesteps / original;
+        // numpy.linspace without its end, from which floating point may leave a little less than a whole number.
+        let spacing = original as f64 / steps as f64;
+        let place = |i: usize| (i as f64 * spacing).floor() as usize;
+        Plan::of_timesteps(ground, (0..steps).map(|i| (original - place(i)) * stride - 1).collect())
+    }
+
+    fn is_stochastic(&self) -> bool {
+        true
+    }
+}
+
+struct LcmSolver<'a> {
+    settings: &'a Lcm,
+    config: &'a SamplerConfig,
+    plan: &'a Plan,
+}
+
+impl Solver for LcmSolver<'_> {
+    fn step(&mut self, moment: Moment<'_>) -> (Tensor<4>, Tensor<4>) {
+        let (plan, call) = (self.plan, moment.call);
+        let t = plan.index(call);
+        let estimate = self.config.prediction.estimate(&plan.schedule, moment.x.clone(), moment.output, t);
+        let clean = clip(estimate.clean, self.settings.clip);
+        // Song et al. 2023, appendix C: the boundary condition's weights of latent and estimate.
+        let scaled = t as f64 * self.settings.timestep_scaling;
+        let total = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
+        let denoised = combine(scaled / total.sqrt(), clean, SIGMA_DATA * SIGMA_DATA / total, moment.x);
+        match plan.levels.get(call + 1) {
+            Some(&[signal, sigma]) => ((moment.fresh)(denoised.clone().mul_scalar(signal), sigma), denoised),
+            None => (denoised.clone(), denoised),
+        }
+    }
+}
