@@ -530,6 +530,66 @@ fn a_tower_of_a_whole_clip_model_can_be_had_alone() {
 }
 
 #[test]
+fn nemos_stable_diffusion_is_recognised_in_each_of_its_spellings() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = Checkpoint::open(lay_out("sd1", folder.path())).unwrap();
+    let canonical = |component: Component| -> Vec<NamedTensor<'static>> {
+        let source = start.component(component).unwrap();
+        source.entries().iter().map(|tensor| source.tensor(&tensor.name).unwrap().into_owned()).collect()
+    };
+    let named = |maps: Vec<(&'static str, KeyMap)>, name: &str| {
+        maps.into_iter().find(|(known, _)| *known == name).map(|(_, map)| map).unwrap()
+    };
+    let config = |component| start.component(component).unwrap().config.clone();
+    for spelling in ["NeMo, fused residual blocks", "NeMo, fused output", "NeMo, inner norms"] {
+        let unet = named(tables::unets(&config(Component::Unet)), spelling);
+        let vae = named(tables::vaes(&config(Component::Vae)), "NeMo");
+        let text = named(tables::texts(), "NeMo");
+        let parts = [(unet, Component::Unet), (vae, Component::Vae), (text, Component::TextEncoder)];
+        let stored: Vec<_> =
+            parts.iter().flat_map(|(map, component)| map.store(&canonical(*component)).unwrap()).collect();
+        let path = folder.path().join("nemo.safetensors");
+        write(&path, &stored, &[]);
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(
+            (checkpoint.layout(), checkpoint.family()),
+            (Layout::NemoSingleFile, Some(Family::Sd1)),
+            "{spelling}"
+        );
+        assert!(checkpoint.unused().is_empty(), "{spelling}: {:?}", checkpoint.unused());
+        for (component, (_, hash)) in contents(&start) {
+            assert_eq!(content_hash(&checkpoint.component(component).unwrap()), hash, "{spelling} {component}");
+        }
+    }
+}
+
+#[test]
+fn every_spelling_of_clip_and_vit_is_recognised() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.st");
+    let names: Vec<_> = tables::clips().into_iter().map(|(name, _)| name).collect();
+    let vits: Vec<_> = tables::vits().into_iter().map(|(name, ..)| name).collect();
+    let mut seen = BTreeMap::new();
+    for (name, map, specs) in maps() {
+        let component = match specs[0].name.as_str() {
+            "logit_scale" if names.contains(&name) => Component::Clip,
+            "vit.embeddings.cls_token" if vits.contains(&name) => Component::Classifier,
+            _ => continue,
+        };
+        let canonical: Vec<_> = specs.iter().map(|spec| formula_tensor(&spec.name, &spec.shape)).collect();
+        write(&path, &map.store(&canonical).unwrap(), &[]);
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let source = checkpoint.component(component).unwrap();
+        assert!(source.missing.is_empty() && checkpoint.unused().is_empty(), "{name}");
+        let found: Vec<_> = specs.iter().map(|spec| source.tensor(&spec.name).unwrap().into_owned()).collect();
+        assert_eq!(found, canonical, "{name}");
+        *seen.entry(checkpoint.layout().name()).or_insert(0) += 1;
+    }
+    let expected = [("NeMo CLIP", 1), ("NeMo ViT", 2), ("model file", 3), ("open_clip", 3), ("timm", 1)];
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn what_is_no_checkpoint_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let unknown = folder.path().join("lora.safetensors");
