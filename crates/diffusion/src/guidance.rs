@@ -100,7 +100,7 @@ mod tests {
             Tensor::from_data(TensorData::new(data, [2, 1, 2, 2]), &device)
         };
         let (guided, cond) = (of(|i| i * i / 8.0 - 1.0), of(|i| (i * 1.5).rem_euclid(2.0)));
-        let got: Vec<f32> = rescale_guidance(guided, cond, 0.7).into_data().to_vec().unwrap();
+        let got: Vec<f32> = rescale_guidance(guided, cond, 0.7).into_data().try_to_vec().unwrap();
         let expected = [-1.194427, -1.045124, -0.597214, 0.149303, 0.553708, 1.17663, 1.937979, 2.837754];
         for (got, expected) in got.iter().zip(expected) {
             assert!((got - expected).abs() < 1e-5, "{got}, expected {expected}");
