@@ -8,8 +8,8 @@
 # Without --resolution and --batch: the usual shapes of the families. Every measurement is appended to FILE as a line of
 # JSON (default: a temporary file). A round runs ours, then each peer once; the table has medians over the rounds.
 #
-# CALOTYPE_PEER_PYTHON names a Python that has torch, diffusers and openvino; without it one is made in target/peers (about
-# 2 GB of downloads). CALOTYPE_BIN names a calotype to take instead of building one.
+# CALOTYPE_PEER_PYTHON names a Python that has torch, diffusers and openvino; without it one is made in target/peers (several
+# GB of downloads). CALOTYPE_BIN names a calotype to take instead of building one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,21 +34,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-# make_python FOLDER: a virtual environment with the peers.
-make_python() {
-    python3 -m venv "$1"
-    "$1/bin/python" -m pip install --quiet \
-        torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 numpy==2.4.6 openvino==2026.4.1
-}
-
-python="${CALOTYPE_PEER_PYTHON:-}"
-if [ -z "$python" ]; then
-    python=target/peers/bin/python
-    if ! "$python" -c 'import torch, diffusers, openvino' 2>/dev/null; then
-        echo "installing the peers into target/peers" >&2
-        make_python target/peers
-    fi
-fi
+python="$(scripts/peer-python.sh)"
 "$python" -c 'import torch, diffusers' || die "$python lacks torch or diffusers"
 
 calotype="${CALOTYPE_BIN:-}"

@@ -1,3 +1,4 @@
+use crate::generate::{Common, generate_command};
 use crate::{BenchCommand, DataCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
 use anyhow::{Context, Result};
 use calotype_bench::{BenchError, KernelRow, UNetBench, run_kernels, run_unet};
@@ -32,6 +33,11 @@ struct NotTraining {
     name: String,
 }
 
+/// A command line that cannot be followed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
 /// An error and its causes in one line, without those that a message before them has told already.
 pub(crate) fn message(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
@@ -51,6 +57,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
         || error.is::<DeviceError>()
+        || error.is::<Usage>()
         || error.is::<NotTraining>()
         || error.downcast_ref::<LayoutError>().is_some_and(LayoutError::is_usage);
     match (interrupted, usage) {
@@ -177,6 +184,20 @@ fn default_folder(recipe: &str) -> PathBuf {
 }
 
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
+    if args.model.model.is_some() || args.model.from.is_some() {
+        let common = Common {
+            prompts: &args.prompts,
+            out: &args.out,
+            seed: args.seed,
+            steps: args.steps,
+            guidance: args.guidance,
+            device: &args.device,
+        };
+        return generate_command(&args.model, &common);
+    }
+    if args.prompts.is_empty() {
+        return Err(Usage("there is no prompt: `calotype generate \"a cat\" --model PATH`".into()).into());
+    }
     let device = device(&args.device)?;
     let stop = StopFlag::install().context("cannot listen for signals")?;
     let folders = GeneratorFolders {
@@ -188,7 +209,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
         .with_context(|| format!("{} is not a finished quickstart run", args.run.display()))?;
     let saved = args.run.join("pictures").join("recipe.toml");
     let mut recipe = load_path::<EvaluationRecipe>(&saved)?;
-    recipe.seed = args.seed;
+    recipe.seed = args.seed.unwrap_or_default();
     recipe.sampler.steps = args.steps.unwrap_or(recipe.sampler.steps);
     recipe.sampler.guidance = args.guidance.unwrap_or(recipe.sampler.guidance);
     let prompts: Vec<&str> = args.prompts.iter().map(String::as_str).collect();

@@ -2,6 +2,8 @@
 
 mod checkpoint;
 mod commands;
+mod generate;
+mod probe;
 
 use calotype_bench::{Family, Mode, Precision};
 use clap::{Args, Parser, Subcommand};
@@ -29,8 +31,10 @@ enum Command {
     Quickstart(QuickstartArgs),
     /// Train one model by a recipe; goes on where an earlier run in the same folder stopped.
     Train(TrainArgs),
-    /// Draw prompts with the models of a quickstart run.
-    Generate(GenerateArgs),
+    /// Draw pictures with a checkpoint of Stable Diffusion, or with the models of a quickstart run.
+    Generate(Box<GenerateArgs>),
+    /// Run one network of a checkpoint on given tensors, with gradients if wanted.
+    Probe(probe::ProbeArgs),
     /// Make, encode and check datasets.
     #[command(subcommand)]
     Data(DataCommand),
@@ -86,27 +90,29 @@ struct TrainArgs {
 
 #[derive(Debug, Args)]
 struct GenerateArgs {
-    /// What to draw, one picture for each.
-    #[arg(required = true, value_name = "PROMPT")]
+    /// What to draw.
+    #[arg(value_name = "PROMPT")]
     prompts: Vec<String>,
-    /// Folder of a finished quickstart run.
-    #[arg(long, default_value = "runs/quickstart", value_name = "DIR")]
+    /// Folder of a finished quickstart run, whose models draw if there is no --model.
+    #[arg(long, default_value = "runs/quickstart", value_name = "DIR", conflicts_with_all = ["model", "from"])]
     run: PathBuf,
     /// Folder to write the pictures to.
     #[arg(long, default_value = "runs/pictures", value_name = "DIR")]
     out: PathBuf,
-    /// Seed of the initial noise.
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
-    /// Sampling steps [default: the run's].
+    /// Seed of the initial noise [default: 0].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Sampling steps [default: 50, or the run's].
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// Guidance scale [default: the run's].
+    /// Guidance scale [default: 7.5, for SDXL 5, or the run's].
     #[arg(long, value_name = "X")]
     guidance: Option<f32>,
     /// cpu, or a device that this build was made with.
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     device: String,
+    #[command(flatten)]
+    model: generate::ModelArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -230,6 +236,7 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train(&args),
         Command::Generate(args) => commands::generate(&args),
         Command::Data(command) => commands::data(&command),
+        Command::Probe(args) => probe::probe_command(&args),
         Command::Inspect(args) => checkpoint::inspect_command(&args),
         Command::Convert(args) => checkpoint::convert_command(&args),
         Command::Bench(command) => commands::bench(&command),

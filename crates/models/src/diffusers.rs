@@ -213,7 +213,8 @@ impl UNetConfig {
             context_channels: fields.uniform("cross_attention_dim", 1280),
             norm_groups,
             norm_eps: fields.get("norm_eps", 1e-5),
-            transformer_norm_groups: norm_groups,
+            // Not a field of diffusers; key maps say so what MLPerf's variant is.
+            transformer_norm_groups: fields.get("transformer_norm_num_groups", norm_groups),
             flip_sin_to_cos: fields.get("flip_sin_to_cos", true),
             freq_shift: fields.get("freq_shift", 0.0),
             sample_size: sample_size(&mut fields),

@@ -73,7 +73,11 @@ fn write_tensor(
             got: tensor.shape.clone(),
         }));
     }
-    writer.write_all(&data).map_err(Failure::Io)
+    writer.write_all(&data).map_err(Failure::Io)?;
+    drop(data);
+    drop(tensor);
+    source.release(&info.name);
+    Ok(())
 }
 
 fn check_names(path: &Path, tensors: &[TensorInfo]) -> Result<(), TensorFileError> {

@@ -13,6 +13,7 @@ use super::specs::{self, TensorSpec};
 use crate::pickle::ReadOptions;
 use crate::source::TensorSource;
 use crate::tensor_file::NamedTensor;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -20,7 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What the caller knows or wants beyond what the checkpoint says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct OpenOptions {
     /// Take the averaged (EMA) weights of a single file instead of the others.
     pub ema: bool,

@@ -155,4 +155,12 @@ impl TensorSource for StoredSource<'_> {
         }
         Ok(stored.assemble(parts))
     }
+
+    fn release(&self, name: &str) {
+        if let Some(&at) = self.index.get(name) {
+            let (part, stored) = &self.tensors[at];
+            let (source, specs) = &self.parts[*part];
+            stored.parts.iter().for_each(|&index| source.release(&specs[index].name));
+        }
+    }
 }

@@ -1,0 +1,202 @@
+//! From prompts to the states that condition a UNet.
+
+use crate::loading::{LoadError, Loader};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use calotype_models::tokenizer::{ClipTokenizer, TokenizerError, TokenizerOptions, Tokens};
+use calotype_models::{AddedConditions, ClipTextEncoder};
+use calotype_models::{InputError, TextOutput, TextStates};
+use calotype_weights::layout::{Checkpoint, Component, Family};
+use std::collections::BTreeMap;
+
+/// Prompts that the text encoders cannot take.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// A text encoder could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The checkpoint's own tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The tokenizer does not fit the text encoder.
+    #[error("{component}: {source}; the tokenizer does not belong to this text encoder")]
+    Encoder {
+        /// The text encoder.
+        component: Component,
+        /// What does not fit.
+        source: InputError,
+    },
+}
+
+/// What a UNet is told about one picture.
+#[derive(Clone, Debug)]
+pub struct Conditioning {
+    /// States of the prompt, `[1, tokens, channels]`, `f32`.
+    pub states: Tensor<3>,
+    /// The projected state of the whole prompt, `[1, channels]`, `f32`; SDXL's second encoder has one.
+    pub pooled: Option<Tensor<2>>,
+}
+
+impl Conditioning {
+    /// All zeros, of the same shape: what SDXL takes for an empty prompt.
+    pub fn zeros(&self) -> Self {
+        Self { states: self.states.zeros_like(), pooled: self.pooled.as_ref().map(Tensor::zeros_like) }
+    }
+
+    /// Tokens of the states.
+    pub fn tokens(&self) -> usize {
+        self.states.dims()[1]
+    }
+
+    /// The same with the states of an empty prompt behind it until it has `tokens`.
+    pub fn padded(&self, empty: &Self, tokens: usize) -> Self {
+        let missing = tokens.saturating_sub(self.tokens()).div_ceil(empty.tokens().max(1));
+        let mut parts = vec![self.states.clone()];
+        parts.extend(std::iter::repeat_n(empty.states.clone(), missing));
+        Self { states: Tensor::cat(parts, 1), pooled: self.pooled.clone() }
+    }
+
+    /// The states of several pictures, `[pictures, tokens, channels]`; all have as many tokens.
+    pub fn batch(all: &[Self]) -> Tensor<3> {
+        Tensor::cat(all.iter().map(|c| c.states.clone()).collect(), 0)
+    }
+
+    /// The added conditions of several pictures, with the same numbers for each; none if they have no pooled states.
+    pub fn added(all: &[Self], numbers: &[f32]) -> Option<AddedConditions> {
+        let pooled: Option<Vec<_>> = all.iter().map(|c| c.pooled.clone()).collect();
+        let text_embeds = Tensor::cat(pooled?, 0);
+        Some(AddedConditions { text_embeds, time_ids: numbers.repeat(all.len()) })
+    }
+}
+
+/// A prompt that was longer than a text encoder's context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlong {
+    /// The prompt.
+    pub prompt: String,
+    /// Tokens that were left out.
+    pub tokens: usize,
+    /// Their text.
+    pub lost: String,
+}
+
+/// How prompts are encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct PromptOptions {
+    /// Layers of the text encoders that are left out besides those that the family leaves out.
+    pub clip_skip: usize,
+    /// Encode prompts of any length, in rows of 75 tokens whose states are joined, instead of cutting them.
+    pub chunked: bool,
+    /// Type of the activations.
+    pub dtype: DType,
+}
+
+/// Encodes every prompt once, in batches, with all text encoders of a checkpoint; the encoders are dropped afterwards.
+///
+/// # Errors
+/// [`PromptError`].
+pub fn encode_prompts(
+    loader: &Loader,
+    prompts: &[&str],
+    options: &PromptOptions,
+) -> Result<(BTreeMap<String, Conditioning>, Vec<Overlong>), PromptError> {
+    let checkpoint = loader.checkpoint;
+    let mut encoded: BTreeMap<String, Conditioning> = BTreeMap::new();
+    let mut overlong = Vec::new();
+    let mut unique: Vec<&str> = prompts.to_vec();
+    unique.sort_unstable();
+    unique.dedup();
+    let held = checkpoint.components();
+    let towers: Vec<Component> =
+        [Component::TextEncoder, Component::TextEncoder2].into_iter().filter(|c| held.contains(c)).collect();
+    // Without any, the first one is asked for, whose error says what there is.
+    let towers = if towers.is_empty() { vec![Component::TextEncoder] } else { towers };
+    for component in towers {
+        let tokenizer = tokenizer(checkpoint, component)?;
+        let (_, encoder) = loader.text_encoder(component)?;
+        let tower = Tower { component, tokenizer, encoder, which: states(checkpoint, options.clip_skip) };
+        for prompt in &unique {
+            let (here, cut) = tower.encode(prompt, options, loader.device)?;
+            overlong.extend(cut.filter(|new: &Overlong| !overlong.iter().any(|o: &Overlong| o.prompt == new.prompt)));
+            let joined = match encoded.remove(*prompt) {
+                None => here,
+                Some(before) => Conditioning {
+                    states: Tensor::cat(vec![before.states, here.states], 2),
+                    pooled: here.pooled.or(before.pooled),
+                },
+            };
+            encoded.insert((*prompt).to_owned(), joined);
+        }
+    }
+    Ok((encoded, overlong))
+}
+
+/// A text encoder with what belongs to it.
+struct Tower {
+    component: Component,
+    tokenizer: ClipTokenizer,
+    encoder: ClipTextEncoder,
+    which: TextStates,
+}
+
+impl Tower {
+    fn encode(
+        &self,
+        prompt: &str,
+        options: &PromptOptions,
+        device: &Device,
+    ) -> Result<(Conditioning, Option<Overlong>), PromptError> {
+        let rows = if options.chunked { self.tokenizer.chunks(prompt) } else { vec![self.tokenizer.encode(prompt)] };
+        let cut = rows.iter().find(|row| row.truncated > 0).map(|row| Overlong {
+            prompt: prompt.to_owned(),
+            tokens: row.truncated,
+            lost: row.lost.clone(),
+        });
+        let (states, pooled) = self.states(&rows, options.dtype, device)?;
+        let [count, tokens, channels] = states.dims();
+        let states = states.cast(DType::F32).reshape([1, count * tokens, channels]);
+        Ok((Conditioning { states, pooled }, cut))
+    }
+
+    /// States of all rows, and the pooled state of the first one where the encoder has a projection.
+    fn states(
+        &self,
+        rows: &[Tokens],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Tensor<3>, Option<Tensor<2>>), PromptError> {
+        let ids: Vec<i32> = rows.iter().flat_map(|row| row.ids.iter().copied()).collect();
+        let ids = TensorData::new(ids, [rows.len(), self.tokenizer.context_length()]);
+        let ids = Tensor::<2, Int>::from_data(ids, device);
+        let misfit = |source| PromptError::Encoder { component: self.component, source };
+        if self.which.final_norm {
+            let states = self.encoder.text_model.conditioning(ids, dtype, self.which).map_err(misfit)?;
+            return Ok((states, None));
+        }
+        let TextOutput { mut hidden_states, text_embeds, .. } = self.encoder.forward(ids, dtype).map_err(misfit)?;
+        let layers = hidden_states.len() - 1;
+        if self.which.skip > layers {
+            return Err(misfit(InputError::Skip { skip: self.which.skip, layers }));
+        }
+        let pooled = text_embeds.map(|pooled| pooled.narrow(0, 0, 1).cast(DType::F32));
+        Ok((hidden_states.swap_remove(layers - self.which.skip), pooled))
+    }
+}
+
+/// Which states condition the UNet: diffusers' choice for the family.
+fn states(checkpoint: &Checkpoint, clip_skip: usize) -> TextStates {
+    let base =
+        if checkpoint.family().is_some_and(Family::is_sdxl) { TextStates::PENULTIMATE } else { TextStates::LAST };
+    TextStates { skip: base.skip + clip_skip, ..base }
+}
+
+/// The checkpoint's own tokenizer, or the one that its family was trained with.
+fn tokenizer(checkpoint: &Checkpoint, component: Component) -> Result<ClipTokenizer, TokenizerError> {
+    let folder = if component == Component::TextEncoder2 { "tokenizer_2" } else { "tokenizer" };
+    let own = checkpoint.path().join(folder);
+    if own.join("vocab.json").is_file() {
+        return ClipTokenizer::from_folder(&own);
+    }
+    let exclamation = component == Component::TextEncoder2 || checkpoint.family().is_some_and(Family::is_sd2);
+    let options = if exclamation { TokenizerOptions::TRANSFORMERS_EXCLAMATION } else { TokenizerOptions::TRANSFORMERS };
+    Ok(ClipTokenizer::with_options(77, options))
+}
