@@ -124,5 +124,27 @@ mod tests {
         assert_eq!(flops(UNetConfig::stable_diffusion_2(), 4, 32), 724_361_871_360);
         assert_eq!(flops(UNetConfig::stable_diffusion_1(), 1, 64), 803_273_441_280);
         assert_eq!(flops(UNetConfig::tiny(), 1, 32), 2_052_222_976);
+        let pix2pix = UNetConfig { in_channels: 8, ..UNetConfig::stable_diffusion_1() };
+        assert_eq!(flops(pix2pix, 1, 64), 803_367_813_120);
+        assert_eq!(flops(UNetConfig::stable_diffusion_xl(), 1, 128), 6_761_236_398_080);
+        assert_eq!(flops(UNetConfig::stable_diffusion_xl_refiner(), 1, 128), 7_286_010_937_344);
+    }
+
+    /// The published networks have as many parameters as diffusers' of the same configurations.
+    #[test]
+    fn parameters_of_the_published_networks() {
+        let device = burn::tensor::Device::flex();
+        for (config, expected) in [
+            (UNetConfig::stable_diffusion_1(), 859_520_964),
+            (UNetConfig::stable_diffusion_2(), 865_910_724),
+            (UNetConfig::mlperf_stable_diffusion_2(), 865_910_724),
+            (UNetConfig::stable_diffusion_xl(), 2_567_463_684),
+            (UNetConfig::stable_diffusion_xl_refiner(), 2_259_526_660),
+        ] {
+            let unet = config.init(&mut crate::Init::placeholders(&device)).unwrap();
+            let count: usize =
+                crate::state::layout(&unet).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            assert_eq!(count, expected);
+        }
     }
 }

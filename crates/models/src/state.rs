@@ -319,6 +319,7 @@ pub fn load_with<'a, M: Module, E: From<StateError>>(
 }
 
 /// Why a stored tensor is no parameter.
+#[derive(Debug)]
 enum Misfit {
     Shape,
     Dtype,
@@ -414,8 +415,8 @@ mod tests {
         for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
             let bytes = Cow::Owned(bytes(dtype));
             let stored = StoredTensor { source_name: "test", dtype, shape: vec![2, 3, 2, 1], bytes };
-            let wide = parameter::<f32>(&stored, &shape).ok().expect("fits");
-            let half = parameter::<bf16>(&stored, &shape).ok().expect("fits");
+            let wide = parameter::<f32>(&stored, &shape).expect("fits");
+            let half = parameter::<bf16>(&stored, &shape).expect("fits");
             assert_eq!(half.dtype(), DType::BF16);
             for data in [wide, half] {
                 assert_eq!(data.iter::<f32>().collect::<Vec<_>>(), expected, "{dtype:?}");
@@ -428,7 +429,7 @@ mod tests {
         let shape = [300, 3, 3, 130];
         let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| i as f32).collect();
         let bytes: Vec<u8> = to_checkpoint(&values, &shape).iter().flat_map(|x| x.to_le_bytes()).collect();
-        assert!(convert(&bytes, &shape, f32::from_le_bytes).ok().expect("fits") == values);
+        assert!(convert(&bytes, &shape, f32::from_le_bytes).expect("fits") == values);
     }
 
     #[test]
@@ -444,7 +445,7 @@ mod tests {
             (stored(DType::I32, &[3, 2], 24), "has elements of type i32"),
             (stored(DType::F32, &[3, 2], 23), "has 23 bytes, its shape asks for 24"),
         ] {
-            let misfit = parameter::<f32>(&stored, &[3, 2]).err().expect("does not fit");
+            let misfit = parameter::<f32>(&stored, &[3, 2]).expect_err("does not fit");
             let message = misfit.at("a.weight", &stored, vec![3, 2]).to_string();
             assert!(message.contains(part) && message.contains("`a.weight`"), "{message}");
         }
