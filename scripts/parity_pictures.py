@@ -148,7 +148,7 @@ def compare(args, label, ours, theirs, rows):
     print(f"| {label} | {error:.4f} | {spread:.1f} | {'good' if good else '**beyond the bound**'} |", flush=True)
 
 
-def scheduler_cases(pipeline):
+def scheduler_cases(folder):
     import diffusers
 
     names = {
@@ -156,7 +156,8 @@ def scheduler_cases(pipeline):
         "unipc": "UniPCMultistepScheduler", "heun": "HeunDiscreteScheduler",
     }
     for ours, theirs in names.items():
-        yield ours, getattr(diffusers, theirs).from_config(pipeline.scheduler.config)
+        # From the folder: in memory, diffusers knows which settings nobody chose.
+        yield ours, getattr(diffusers, theirs).from_pretrained(folder / "scheduler")
 
 
 def run_family(args, name, build, size, folder, rows):
@@ -170,7 +171,7 @@ def run_family(args, name, build, size, folder, rows):
     model, out = folder / "model", folder / "out"
     compare(args, name, calotype(args, model, out, size, 5), diffusers_pictures(pipeline, size, 5, **guidance), rows)
     if name == "SD 1.5":
-        for sampler, scheduler in scheduler_cases(pipeline):
+        for sampler, scheduler in scheduler_cases(model):
             own, pipeline.scheduler = pipeline.scheduler, scheduler
             theirs = diffusers_pictures(pipeline, size, 4, **guidance)
             pipeline.scheduler = own

@@ -1,9 +1,10 @@
-use crate::generate::{Common, generate_command};
+use crate::generate::{Common, Halted, generate_command};
 use crate::{BenchCommand, DataCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
 use anyhow::{Context, Result};
 use calotype_bench::{BenchError, KernelRow, UNetBench, run_kernels, run_unet};
 use calotype_data::emoji::{self, Split};
 use calotype_data::{Control, Dataset, ShardLimits};
+use calotype_diffusion::stable_diffusion::GenerateError;
 use calotype_quickstart::{EvaluationRecipe, Generator, GeneratorFolders, Options, QuickstartError, run};
 use calotype_train::device::{DeviceError, available, device};
 use calotype_train::precache::PrecacheRecipe;
@@ -50,6 +51,7 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
 /// 2 for bad usage or configuration, 130 for a stop on request, 1 for failed work.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.is::<Stopped>()
+        || error.is::<Halted>()
         || matches!(error.downcast_ref(), Some(QuickstartError::Interrupted { .. }))
         || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }));
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
@@ -58,6 +60,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
         || error.is::<DeviceError>()
         || error.is::<Usage>()
+        || error.downcast_ref::<GenerateError>().is_some_and(GenerateError::is_usage)
         || error.is::<NotTraining>()
         || error.downcast_ref::<LayoutError>().is_some_and(LayoutError::is_usage);
     match (interrupted, usage) {

@@ -1,7 +1,7 @@
 //! `generate --model`: pictures from a checkpoint of Stable Diffusion, each with its settings inside.
 
 use crate::checkpoint::OpenArgs;
-use crate::commands::print;
+use crate::commands::{Usage, print};
 use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_data::image::text::{
@@ -122,6 +122,19 @@ pub(crate) struct Common<'a> {
     pub(crate) device: &'a str,
 }
 
+/// Stopped on request; the pictures that were done are there.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped after {done} of {all} pictures")]
+pub(crate) struct Halted {
+    done: usize,
+    all: usize,
+}
+
+/// Ends a command whose flags do not fit together.
+fn usage<T>(message: impl Into<String>) -> Result<T> {
+    Err(Usage(message.into()).into())
+}
+
 fn noise_kind(name: &str) -> Result<NoiseKind> {
     match name {
         "philox" => Ok(NoiseKind::Philox),
@@ -179,7 +192,7 @@ impl Order {
 
     /// From the command line alone.
     fn fresh(args: &ModelArgs) -> Result<Self> {
-        let model = args.model.clone().ok_or_else(|| anyhow!("--model or --from is needed"))?;
+        let Some(model) = args.model.clone() else { return usage("--model or --from is needed") };
         Ok(Self {
             version: String::new(),
             model,
@@ -240,7 +253,7 @@ impl Order {
         let usual = if args.mask.is_some() { Some(1.0) } else { None };
         set(&mut s.strength, &args.strength.or(usual));
         if self.mask.is_some() && self.image.is_none() {
-            bail!("--mask says where a picture is drawn anew: give the picture with --image");
+            return usage("--mask says where a picture is drawn anew: give the picture with --image");
         }
         Ok(())
     }
@@ -262,8 +275,10 @@ fn adapter(text: &str) -> Result<Adapter> {
     let Some((path, weight)) = text.rsplit_once('=') else {
         return Ok(Adapter { path: text.into(), weight: 1.0 });
     };
-    let weight = weight.parse().map_err(|_| anyhow!("--lora {text}: `{weight}` is no number"))?;
-    Ok(Adapter { path: path.into(), weight })
+    match weight.parse() {
+        Ok(weight) => Ok(Adapter { path: path.into(), weight }),
+        Err(_) => usage(format!("--lora {text}: `{weight}` is no number")),
+    }
 }
 
 /// Draws pictures from a checkpoint.
@@ -302,7 +317,11 @@ fn requests(args: &ModelArgs, common: &Common, order: &Order) -> Result<Vec<Requ
     if prompts.is_empty() {
         match args.from {
             Some(_) => return Ok(vec![order.request.clone()]),
-            None => bail!("there is no prompt: give one, or a file of them with --prompts (\"\" is an empty prompt)"),
+            None => {
+                return usage(
+                    "there is no prompt: give one, or a file of them with --prompts (\"\" is an empty prompt)",
+                );
+            }
         }
     }
     let all = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, args.count));
@@ -327,12 +346,15 @@ fn chosen_sampler(checkpoint: &Checkpoint, args: &ModelArgs) -> Result<SamplerCo
             SamplerKind::UniPc(s) => Some(&mut s.sigmas.curve),
             _ => None,
         };
-        *curve.ok_or_else(|| anyhow!("--karras: the sampler {name} has no such spacing"))? = Curve::Karras;
+        match curve {
+            Some(curve) => *curve = Curve::Karras,
+            None => return usage(format!("--karras: the sampler {name} has no such spacing")),
+        }
     }
     if let Some(eta) = args.eta {
         match &mut sampler.kind {
             SamplerKind::Ddim(ddim) => ddim.eta = eta,
-            _ => bail!("--eta belongs to the sampler ddim; this is {name}"),
+            _ => return usage(format!("--eta belongs to the sampler ddim; this is {name}")),
         }
     }
     Ok(sampler)
@@ -464,10 +486,10 @@ fn draw(
     if let Some(error) = failure {
         return Err(error);
     }
-    let timings = outcome?;
-    if done < requests.len() {
-        bail!("stopped after {done} of {} pictures", requests.len());
+    if stop.is_set() && done < requests.len() {
+        return Err(Halted { done, all: requests.len() }.into());
     }
+    let timings = outcome?;
     if args.json { print(&serde_json::to_string(&timings)?) } else { Ok(()) }
 }
 

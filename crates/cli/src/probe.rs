@@ -400,8 +400,8 @@ fn of_parameters<M: Module>(network: &M, gradients: &Gradients) -> Vec<NamedValu
         out: Vec<NamedValues>,
     }
     impl ModuleVisitor for Collect<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name);
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.push(name, container);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.path.pop();

@@ -14,7 +14,8 @@ pub mod schedule;
 pub mod stable_diffusion;
 
 pub use guidance::{Conditions, GuidedUNet, rescale_guidance};
+pub use noise::{NoiseKind, PictureNoise};
 pub use objective::{Estimate, Prediction};
-pub use pipeline::{GenerateOptions, TextToImage, initial_latents};
+pub use pipeline::{GenerateOptions, TextToImage};
 pub use samplers::{Denoiser, Progress, Run, Sampler, SamplerConfig, SamplerError, SamplerKind};
 pub use schedule::{NoiseSchedule, ScheduleConfig, ScheduleError, ScheduleKind, Spacing};

@@ -1,11 +1,11 @@
 //! From prompts to pictures.
 
 use crate::guidance::{Conditions, GuidedUNet};
+use crate::noise::{NoiseKind, PictureNoise};
 use crate::objective::Prediction;
 use crate::samplers::{Ddim, Progress, Run, Sampler, SamplerConfig, SamplerError, SamplerKind};
 use crate::schedule::{NoiseSchedule, ScheduleConfig, Spacing};
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use calotype_kernels::{Purpose, Stream};
+use burn::tensor::{DType, Tensor};
 use calotype_models::{Autoencoder, UNet};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
@@ -30,36 +30,6 @@ impl Default for GenerateOptions {
     fn default() -> Self {
         Self { steps: 50, guidance: 7.5, eta: 0.0, spacing: Spacing::Leading, steps_offset: 1 }
     }
-}
-
-/// Standard normal latents, `[pictures, height, width, channels]`.
-///
-/// Picture `first + i` draws from its own stream, so that it does not depend on how pictures are
-/// batched.
-pub fn initial_latents(
-    seed: u64,
-    first: u64,
-    pictures: usize,
-    [height, width, channels]: [usize; 3],
-    device: &Device,
-) -> Tensor<4> {
-    noise_latents(seed, Purpose::InitialLatent, first, pictures, [height, width, channels], device)
-}
-
-fn noise_latents(
-    seed: u64,
-    purpose: Purpose,
-    first: u64,
-    pictures: usize,
-    [height, width, channels]: [usize; 3],
-    device: &Device,
-) -> Tensor<4> {
-    let size = height * width * channels;
-    let mut data = vec![0f32; pictures * size];
-    for (i, row) in data.chunks_exact_mut(size.max(1)).enumerate() {
-        Stream::new(seed, purpose, first + i as u64).fill_normal(row);
-    }
-    Tensor::from_data(TensorData::new(data, [pictures, height, width, channels]), device)
 }
 
 /// A text-to-image pipeline on encoded prompts.
@@ -109,7 +79,9 @@ impl TextToImage<'_> {
         };
         let sampler = Sampler::with_schedule(&config, self.schedule, options.steps)?;
         let (pictures, device) = (context.dims()[0], context.device());
-        let x = initial_latents(seed, first, pictures, self.latent_size, &device);
+        let numbers: Vec<u64> = (first..).take(pictures).collect();
+        let noise = PictureNoise::new(NoiseKind::Philox, seed, &numbers, &device);
+        let x = noise.draw(self.latent_size);
         let denoiser = GuidedUNet {
             unet: self.unet,
             cond: Conditions { context, added: None },
@@ -119,12 +91,7 @@ impl TextToImage<'_> {
             extra: None,
             dtype: self.dtype,
         };
-        let fresh = |step: usize| {
-            // Each step's noise is a stream of its own, far from the other steps' picture numbers.
-            let first = first + ((step as u64 + 1) << 40);
-            let purpose = Purpose::Noise;
-            noise_latents(seed, purpose, first, pictures, self.latent_size, &device)
-        };
+        let fresh = |_: usize| noise.draw(self.latent_size);
         let latent = sampler.sample(&denoiser, x, Run { noise: Some(&fresh), ..Run::new(callback) })?;
         let latent = latent.div_scalar(self.scale_factor).cast(self.dtype);
         Ok(self.autoencoder.decode(latent).cast(DType::F32))

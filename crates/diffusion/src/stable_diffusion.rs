@@ -38,6 +38,13 @@ pub enum GenerateError {
     Setting(String),
 }
 
+impl GenerateError {
+    /// Whether the settings are at fault, not the work.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Setting(_) | Self::Sampler(_))
+    }
+}
+
 /// One picture to draw.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {

@@ -95,9 +95,9 @@ pub enum WeightPrecision {
 pub struct Path(Vec<String>);
 
 impl Path {
-    /// Enters a field.
-    pub fn push(&mut self, name: &str) {
-        self.0.push(name.to_owned());
+    /// Enters a field of a container, as Burn's traversals name both. The variant of an enum is no part of the path.
+    pub fn push(&mut self, name: &str, container: &str) {
+        self.0.push(if container.starts_with("Enum:") { String::new() } else { name.to_owned() });
     }
 
     /// Leaves the innermost field.
@@ -105,10 +105,10 @@ impl Path {
         self.0.pop();
     }
 
-    /// The dotted path. The variant of an enum, whose name begins with a capital unlike a field's, is no part of it.
+    /// The dotted path.
     pub fn name(&self) -> String {
-        let fields = self.0.iter().filter(|name| !name.starts_with(|c: char| c.is_ascii_uppercase()));
-        fields.map(String::as_str).collect::<Vec<_>>().join(".")
+        let fields: Vec<&str> = self.0.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+        fields.join(".")
     }
 }
 
@@ -167,8 +167,8 @@ pub fn collect<M: Module>(module: &M) -> Vec<NamedValues> {
         out: Vec<NamedValues>,
     }
     impl ModuleVisitor for Collect {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name);
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.push(name, container);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.path.pop();
@@ -195,8 +195,8 @@ pub fn layout<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
         out: Vec<(String, Vec<usize>)>,
     }
     impl ModuleVisitor for Layout {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name);
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.push(name, container);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.path.pop();
@@ -221,8 +221,8 @@ pub fn load<M: Module, E>(module: M, lookup: impl FnMut(&str, &[usize]) -> Resul
         error: Option<E>,
     }
     impl<F: FnMut(&str, &[usize]) -> Result<Vec<f32>, E>, E> ModuleMapper for Load<F, E> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name);
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.push(name, container);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.path.pop();
@@ -284,8 +284,8 @@ pub fn load_with<'a, M: Module, E: From<StateError>>(
         }
     }
     impl<'a, F: FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>, E: From<StateError>> ModuleMapper for Load<F, E> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name);
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.push(name, container);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.path.pop();

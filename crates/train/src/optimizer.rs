@@ -63,8 +63,8 @@ impl Optimizer {
             slots: Vec<Slot>,
         }
         impl ModuleVisitor for Start {
-            fn enter_module(&mut self, name: &str, _: &str) {
-                self.path.push(name);
+            fn enter_module(&mut self, name: &str, container: &str) {
+                self.path.push(name, container);
             }
             fn exit_module(&mut self, _: &str, _: &str) {
                 self.path.pop();

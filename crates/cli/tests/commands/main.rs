@@ -2,6 +2,7 @@
 
 mod basics;
 mod bench;
+mod checkpoints;
 mod common;
 mod determinism;
 mod errors;

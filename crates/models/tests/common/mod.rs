@@ -12,8 +12,8 @@ pub fn gradients<M: Module>(module: &M, gradients: &Gradients) -> Vec<(String, O
         out: Vec<(String, Option<Vec<f32>>)>,
     }
     impl ModuleVisitor for Collect<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name);
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.push(name, container);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.path.pop();
