@@ -29,6 +29,8 @@ def randomise(module, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            if parameter.dim() == 0:
+                continue
             if parameter.dim() == 1:
                 parameter.normal_(0, 0.05, generator=generator)
                 if name.endswith("weight"):
@@ -416,8 +418,9 @@ def run_case(args, name, case, folder):
         model = randomise(case.make(), 5)
         inputs = case.inputs()
     grad = case.gradients and not args.no_grad
-    for value in inputs.values():
-        value.requires_grad_(grad and value.is_floating_point())
+    for key, value in inputs.items():
+        # Times and sizes are numbers to the probe, not inputs that anything is learnt through.
+        value.requires_grad_(grad and value.is_floating_point() and key not in ("timestep", "time_ids"))
     with contextlib.nullcontext() if grad else torch.no_grad():
         outputs = case.run(model, inputs)
     tensors = {key: value.detach().contiguous() for key, value in inputs.items()}
@@ -438,7 +441,8 @@ def run_case(args, name, case, folder):
 
 
 def convert(args, source, target):
-    command = [args.calotype, "convert", source, target, "--to", "single-file"]
+    # A Stable Diffusion 2 UNet alone does not say what it predicts.
+    command = [args.calotype, "convert", source, target, "--to", "single-file", "--prediction", "epsilon"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stderr.strip())

@@ -53,8 +53,8 @@ Pictures and latents are [batch, channels, height, width], as the originals take
   image-encoder    pixel_values                                               image_embeds, last_hidden_state, pooler_output
   classifier       pixel_values                                               logits
   inception        pixel_values in 0..1                                       features, logits
-Gradients are `grad.KEY`: of inputs by their names, of parameters by the checkpoint's own keys. `grad_output.NAME` instead of
-`grad_output` back-propagates another output.";
+Gradients are `grad.KEY`: of inputs by their names (not of timestep, time_ids and input_ids), of parameters by the
+checkpoint's own keys. `grad_output.NAME` instead of `grad_output` back-propagates another output.";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Probed {

@@ -128,7 +128,7 @@ fn conversions_round_trip_bit_for_bit() {
             assert_eq!(tensor.data(), after.get(tensor.name()).unwrap().data(), "{component}: {}", tensor.name());
         }
     }
-    fail(calotype(&["convert"]).arg(model()).arg(&back).args(["--to", "diffusers"]), 1, &["back"]);
+    fail(calotype(&["convert"]).arg(model()).arg(&back).args(["--to", "diffusers"]), 2, &["back", "exists already"]);
 }
 
 #[test]

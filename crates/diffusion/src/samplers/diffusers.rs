@@ -317,9 +317,11 @@ pub(super) fn read(config: &Value, name: Option<&str>) -> Result<SamplerConfig, 
     };
     let find = |name: &str| CLASSES.iter().find(|class| class.class == name || class.name == name);
     let Some(class) = named.and_then(find) else {
-        let class = named.map_or("missing".to_owned(), |name| format!("`{name}`"));
-        let known = CLASSES.iter().map(|class| class.class).collect::<Vec<_>>().join(", ");
-        return Err(SamplerError::Class { class, known });
+        let unknown = |name| format!("`{name}` is no sampler or scheduler that is known here");
+        let problem = named.map_or("`_class_name` is missing".to_owned(), unknown);
+        let known =
+            CLASSES.iter().map(|class| format!("{} ({})", class.name, class.class)).collect::<Vec<_>>().join(", ");
+        return Err(SamplerError::Class { problem, known });
     };
     let fields = Fields { class, object };
     fields.check()?;

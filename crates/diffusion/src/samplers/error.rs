@@ -7,10 +7,10 @@ pub enum SamplerError {
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
     /// A scheduler configuration that names no scheduler, or an unknown one.
-    #[error("scheduler configuration: `_class_name` is {class}; known schedulers: {known}")]
+    #[error("scheduler: {problem}; known are {known}")]
     Class {
-        /// What stands there.
-        class: String,
+        /// What stands there, or not.
+        problem: String,
         /// The known names.
         known: String,
     },
