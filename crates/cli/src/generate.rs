@@ -451,7 +451,6 @@ fn draw(
     let (mut failure, mut done) = (None, 0);
     let mut hear = |event: Event<'_>| {
         let outcome = match event {
-            Event::Sampler(_) => Ok(()),
             Event::Overlong(cut) => {
                 eprintln!(
                     "warning: prompt `{}`: its last {} tokens are not drawn (`{}`); --long-prompts keeps them",
@@ -472,7 +471,7 @@ fn draw(
                 done += 1;
                 let path = common.out.join(format!("{:05}.png", request.number));
                 let order = Order { request: request.clone(), ..order.clone() };
-                write_picture(&path, pixels, Some(&order)).and_then(|()| print(&path.display().to_string()))
+                write_picture(&path, pixels.clone(), Some(&order)).and_then(|()| print(&path.display().to_string()))
             }
         };
         if let Err(error) = outcome {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub enum PromptError {
     /// A text encoder could not be loaded.
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Load(Box<LoadError>),
     /// The checkpoint's own tokenizer cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -25,6 +25,12 @@ pub enum PromptError {
         /// What does not fit.
         source: InputError,
     },
+}
+
+impl From<LoadError> for PromptError {
+    fn from(error: LoadError) -> Self {
+        Self::Load(Box::new(error))
+    }
 }
 
 /// What a UNet is told about one picture.

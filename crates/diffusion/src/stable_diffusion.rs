@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub enum GenerateError {
     /// A network could not be loaded.
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Load(Box<LoadError>),
     /// A prompt could not be encoded.
     #[error(transparent)]
     Prompt(#[from] PromptError),
@@ -36,6 +36,12 @@ pub enum GenerateError {
     /// Settings that exclude each other or the checkpoint.
     #[error("{0}")]
     Setting(String),
+}
+
+impl From<LoadError> for GenerateError {
+    fn from(error: LoadError) -> Self {
+        Self::Load(Box::new(error))
+    }
 }
 
 impl GenerateError {
@@ -139,8 +145,6 @@ pub struct Painter<'a> {
 
 /// What is heard of a generation while it goes on.
 pub enum Event<'a> {
-    /// The checkpoint says nothing of its sampler, or the settings changed it: this one is used.
-    Sampler(&'a SamplerConfig),
     /// A prompt was cut.
     Overlong(&'a Overlong),
     /// A call of the UNet is done.
@@ -155,7 +159,7 @@ pub enum Event<'a> {
         /// What was asked for.
         request: &'a Request,
         /// Its pixels.
-        pixels: Tensor<3>,
+        pixels: &'a Tensor<3>,
     },
 }
 
@@ -295,7 +299,6 @@ pub fn generate(
         Some(config) => config.clone(),
         None => sampler_of(painter.checkpoint, None)?,
     };
-    let _ = hear(Event::Sampler(&config));
     let sampler = Sampler::new(&config, settings.steps)?;
     let loader = Loader {
         checkpoint: painter.checkpoint,
@@ -420,7 +423,7 @@ impl<'a> Studio<'a> {
                 let _watch = Watch::start(&mut timings.decode);
                 self.decode(latents.clone().narrow(0, i, 1))?
             };
-            if hear(Event::Picture { request, pixels }).is_break() {
+            if hear(Event::Picture { request, pixels: &pixels }).is_break() {
                 break;
             }
         }

@@ -115,7 +115,7 @@ pub enum TensorFileError {
         /// The tensor.
         tensor: String,
         /// What is wrong with it.
-        reason: TensorFault,
+        reason: Box<TensorFault>,
     },
     /// The index of a sharded checkpoint is damaged or does not fit its shards.
     #[error("{}: {reason}", file.display())]

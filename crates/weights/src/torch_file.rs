@@ -362,7 +362,11 @@ impl TorchFile {
     }
 
     fn tensor_fault(&self, tensor: &str, reason: TensorFault) -> TensorFileError {
-        TensorFileError::Tensor { file: self.map.path().to_owned(), tensor: tensor.to_owned(), reason }
+        TensorFileError::Tensor {
+            file: self.map.path().to_owned(),
+            tensor: tensor.to_owned(),
+            reason: Box::new(reason),
+        }
     }
 
     /// The element type, or the error that names it.
