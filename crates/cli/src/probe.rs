@@ -46,13 +46,13 @@ Pictures and latents are [batch, channels, height, width], as the originals take
   network          inputs                                                     outputs, that of grad_output first
   unet             sample, timestep, encoder_hidden_states,                   sample
                    SDXL: text_embeds, time_ids
-  vae-encoder      sample                                                     moments (means, log-variances), mean, logvar
-  vae-decoder      sample                                                     sample
+  vae-encoder      sample (or x, pixel_values)                                moments (means, log-variances), mean, logvar
+  vae-decoder      sample (or z)                                              sample
   text-encoder,    input_ids                                                  last_hidden_state, pooler_output, text_embeds,
   text-encoder-2                                                              hidden_states.N and hidden_states.-2
   image-encoder    pixel_values                                               image_embeds, last_hidden_state, pooler_output
   classifier       pixel_values                                               logits
-  inception        pixel_values in 0..1                                       features, logits
+  inception        pixel_values (or x) in 0..1                                features, logits
 Gradients are `grad.KEY`: of inputs by their names (not of timestep, time_ids and input_ids), of parameters by the
 checkpoint's own keys. `grad_output.NAME` instead of `grad_output` back-propagates another output.";
 
@@ -138,8 +138,10 @@ impl Inputs {
         Ok(if self.grad { tensor.require_grad() } else { tensor })
     }
 
-    /// A picture or latent as the networks take it, `[batch, height, width, channels]`.
-    fn picture(&mut self, name: &str) -> Result<Tensor<4>> {
+    /// A picture or latent as the networks take it, `[batch, height, width, channels]`; under the first of these names that
+    /// is there.
+    fn picture(&mut self, names: &[&str]) -> Result<Tensor<4>> {
+        let name = names.iter().copied().find(|name| self.has(name)).unwrap_or(names[0]);
         let tensor = self.data::<4>(name)?;
         self.taken.push(Taken::Picture(name.to_owned(), tensor.clone()));
         Ok(tensor.permute([0, 2, 3, 1]).cast(self.dtype))
@@ -257,7 +259,7 @@ impl Probe<'_> {
             Probed::Unet => self.unet(loader),
             Probed::VaeEncoder => {
                 let vae = loader.autoencoder()?.1;
-                let moments = vae.encode(self.inputs.picture("sample")?);
+                let moments = vae.encode(self.inputs.picture(&["sample", "x", "pixel_values"])?);
                 let outputs = [
                     ("moments", Output::Picture(moments.moments.clone())),
                     ("mean", Output::Picture(moments.mean())),
@@ -267,13 +269,13 @@ impl Probe<'_> {
             }
             Probed::VaeDecoder => {
                 let vae = loader.autoencoder()?.1;
-                let picture = vae.decode(self.inputs.picture("sample")?);
+                let picture = vae.decode(self.inputs.picture(&["sample", "z"])?);
                 self.finish(&vae, [("sample", Output::Picture(picture))])
             }
             Probed::TextEncoder | Probed::TextEncoder2 => self.text(loader),
             Probed::ImageEncoder => {
                 let tower = loader.image_encoder()?.1;
-                let out = tower.forward(self.inputs.picture("pixel_values")?)?;
+                let out = tower.forward(self.inputs.picture(&["pixel_values"])?)?;
                 let mut outputs: Vec<(&str, Output)> = Vec::new();
                 outputs.extend(out.image_embeds.map(|embeds| ("image_embeds", Output::Row(embeds))));
                 outputs.push(("last_hidden_state", Output::Tokens(out.last_hidden_state)));
@@ -282,7 +284,7 @@ impl Probe<'_> {
             }
             Probed::Classifier => {
                 let vit = loader.classifier()?.1;
-                let logits = vit.forward(self.inputs.picture("pixel_values")?)?;
+                let logits = vit.forward(self.inputs.picture(&["pixel_values"])?)?;
                 self.finish(&vit, [("logits", Output::Row(logits))])
             }
             Probed::Inception => {
@@ -290,7 +292,7 @@ impl Probe<'_> {
                     bail!("inception: gradients are not offered, for its norms are folded into its convolutions");
                 }
                 let inception = loader.inception()?;
-                let out = inception.forward(self.inputs.picture("pixel_values")?)?;
+                let out = inception.forward(self.inputs.picture(&["pixel_values", "x"])?)?;
                 let outputs = [("features", Output::Row(out.features)), ("logits", Output::Row(out.logits))];
                 self.finish(&inception, outputs)
             }
@@ -299,7 +301,7 @@ impl Probe<'_> {
 
     fn unet(mut self, loader: &Loader) -> Result<Vec<NamedValues>> {
         let (config, unet) = loader.unet()?;
-        let x = self.inputs.picture("sample")?;
+        let x = self.inputs.picture(&["sample"])?;
         let batch = x.dims()[0];
         let mut times = self.inputs.numbers("timestep")?;
         if times.len() == 1 {

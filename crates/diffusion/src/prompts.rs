@@ -120,8 +120,7 @@ pub fn encode_prompts(
         let tokenizer = tokenizer(checkpoint, component)?;
         let (_, encoder) = loader.text_encoder(component)?;
         let tower = Tower { component, tokenizer, encoder, which: states(checkpoint, options.clip_skip) };
-        for prompt in &unique {
-            let (here, cut) = tower.encode(prompt, options, loader.device)?;
+        for (prompt, (here, cut)) in unique.iter().zip(tower.encode(&unique, options, loader.device)?) {
             overlong.extend(cut.filter(|new: &Overlong| !overlong.iter().any(|o: &Overlong| o.prompt == new.prompt)));
             let joined = match encoded.remove(*prompt) {
                 None => here,
@@ -144,26 +143,47 @@ struct Tower {
     which: TextStates,
 }
 
+/// Most rows of tokens that are encoded at once.
+const ROWS: usize = 16;
+
 impl Tower {
+    /// What each prompt becomes, and what was cut from it.
     fn encode(
         &self,
-        prompt: &str,
+        prompts: &[&str],
         options: &PromptOptions,
         device: &Device,
-    ) -> Result<(Conditioning, Option<Overlong>), PromptError> {
-        let rows = if options.chunked { self.tokenizer.chunks(prompt) } else { vec![self.tokenizer.encode(prompt)] };
-        let cut = rows.iter().find(|row| row.truncated > 0).map(|row| Overlong {
-            prompt: prompt.to_owned(),
-            tokens: row.truncated,
-            lost: row.lost.clone(),
-        });
-        let (states, pooled) = self.states(&rows, options.dtype, device)?;
-        let [count, tokens, channels] = states.dims();
-        let states = states.cast(DType::F32).reshape([1, count * tokens, channels]);
-        Ok((Conditioning { states, pooled }, cut))
+    ) -> Result<Vec<(Conditioning, Option<Overlong>)>, PromptError> {
+        let rows_of = |prompt: &&str| match options.chunked {
+            true => self.tokenizer.chunks(prompt),
+            false => vec![self.tokenizer.encode(prompt)],
+        };
+        let rows: Vec<Vec<Tokens>> = prompts.iter().map(rows_of).collect();
+        let (mut states, mut pooled) = (Vec::new(), Vec::new());
+        for some in rows.concat().chunks(ROWS) {
+            let (of_rows, of_ends) = self.states(some, options.dtype, device)?;
+            states.push(of_rows.cast(DType::F32));
+            pooled.extend(of_ends);
+        }
+        let states = Tensor::cat(states, 0);
+        let pooled = (!pooled.is_empty()).then(|| Tensor::cat(pooled, 0));
+        let [_, tokens, channels] = states.dims();
+        let mut first = 0;
+        let of_prompt = |(prompt, rows): (&&str, &Vec<Tokens>)| {
+            let here = states.clone().narrow(0, first, rows.len()).reshape([1, rows.len() * tokens, channels]);
+            let pooled = pooled.clone().map(|pooled| pooled.narrow(0, first, 1));
+            first += rows.len();
+            let cut = rows.iter().find(|row| row.truncated > 0).map(|row| Overlong {
+                prompt: (*prompt).to_owned(),
+                tokens: row.truncated,
+                lost: row.lost.clone(),
+            });
+            (Conditioning { states: here, pooled }, cut)
+        };
+        Ok(prompts.iter().zip(&rows).map(of_prompt).collect())
     }
 
-    /// States of all rows, and the pooled state of the first one where the encoder has a projection.
+    /// States and, where the encoder has a projection, the pooled states of rows of tokens.
     fn states(
         &self,
         rows: &[Tokens],
@@ -183,7 +203,7 @@ impl Tower {
         if self.which.skip > layers {
             return Err(misfit(InputError::Skip { skip: self.which.skip, layers }));
         }
-        let pooled = text_embeds.map(|pooled| pooled.narrow(0, 0, 1).cast(DType::F32));
+        let pooled = text_embeds.map(|pooled| pooled.cast(DType::F32));
         Ok((hidden_states.swap_remove(layers - self.which.skip), pooled))
     }
 }
