@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 use calotype_weights::Dtype;
 use calotype_weights::layout::{Checkpoint, ConvertOptions, Family, OpenOptions, Prediction, Target, convert, inspect};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
@@ -89,6 +89,20 @@ fn dtype(name: &str) -> Result<Dtype> {
         "bf16" => Ok(Dtype::BF16),
         _ => Err(anyhow!("`{name}` is no type to write weights in; known: f32, f16, bf16")),
     }
+}
+
+/// Opens a checkpoint for use, and tells which of its tensors are in no network.
+pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+    const SHOWN: usize = 5;
+    let checkpoint = Checkpoint::open_with(path, options)?;
+    if let [first, ..] = checkpoint.unused() {
+        let (count, path) = (checkpoint.unused().len(), path.display());
+        eprintln!(
+            "warning: {path}: {count} tensors are in no network that is known, and are not used: `{first}` and so on"
+        );
+        checkpoint.unused().iter().skip(1).take(SHOWN - 1).for_each(|key| eprintln!("         `{key}`"));
+    }
+    Ok(checkpoint)
 }
 
 /// Tells what a checkpoint holds. Problems are told too and are no failure.

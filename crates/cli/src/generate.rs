@@ -1,6 +1,6 @@
 //! `generate --model`: pictures from a checkpoint of Stable Diffusion, each with its settings inside.
 
-use crate::checkpoint::OpenArgs;
+use crate::checkpoint::{OpenArgs, open};
 use crate::commands::{Usage, print};
 use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -290,7 +290,7 @@ pub(crate) fn generate_command(args: &ModelArgs, common: &Common) -> Result<()> 
     order.change(args, common)?;
     let requests = requests(args, common, &order)?;
     let device = calotype_train::device::device(common.device)?;
-    let checkpoint = Checkpoint::open_with(&order.model, &order.opened)?;
+    let checkpoint = open(&order.model, &order.opened)?;
     if order.settings.sampler.is_none() || args.sampler.is_some() || args.karras || args.eta.is_some() {
         order.settings.sampler = Some(chosen_sampler(&checkpoint, args)?);
     }

@@ -1,6 +1,6 @@
 //! `probe`: one network of a checkpoint on given tensors, and its gradients, for comparison with the original.
 
-use crate::checkpoint::OpenArgs;
+use crate::checkpoint::{OpenArgs, open};
 use crate::commands::print;
 use anyhow::{Context, Result, anyhow, bail};
 use burn::module::{Module, ModuleVisitor, Param};
@@ -85,7 +85,7 @@ impl Probed {
 
 /// Runs one network and writes what it gives.
 pub(crate) fn probe_command(args: &ProbeArgs) -> Result<()> {
-    let checkpoint = Checkpoint::open_with(&args.model, &args.open.options())?;
+    let checkpoint = open(&args.model, &args.open.options())?;
     let device = calotype_train::device::device(&args.device)?;
     let device = if args.grad { device.autodiff() } else { device };
     let dtype = if args.precision == "bf16" { DType::BF16 } else { DType::F32 };
