@@ -214,45 +214,11 @@ pub fn layout<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
 ///
 /// # Errors
 /// The first error of `lookup` ends the loading.
-pub fn load<M: Module, E>(module: M, lookup: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>) -> Result<M, E> {
-    struct Load<F, E> {
-        path: Path,
-        lookup: F,
-        error: Option<E>,
-    }
-    impl<F: FnMut(&str, &[usize]) -> Result<Vec<f32>, E>, E> ModuleMapper for Load<F, E> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.push(name, container);
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            if self.error.is_some() {
-                return param;
-            }
-            let (id, tensor, mapper) = param.consume();
-            let (shape, device) = (tensor.dims(), tensor.device());
-            let tensor = match (self.lookup)(&self.path.name(), &checkpoint_shape(&shape)) {
-                Ok(values) => {
-                    let data = TensorData::new(from_checkpoint(&values, &shape), shape);
-                    let grad = tensor.is_require_grad();
-                    Tensor::from_data(data, &device).set_require_grad(grad)
-                }
-                Err(error) => {
-                    self.error = Some(error);
-                    tensor
-                }
-            };
-            Param::from_mapped_value(id, tensor, mapper)
-        }
-    }
-    let mut mapper = Load { path: Path::default(), lookup, error: None };
-    let module = module.map(&mut mapper);
-    match mapper.error {
-        Some(error) => Err(error),
-        None => Ok(module),
-    }
+pub fn load<M: Module, E>(module: M, mut lookup: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>) -> Result<M, E> {
+    replace(module, |name, shape| {
+        let values = lookup(name, &checkpoint_shape(shape))?;
+        Ok(TensorData::new(from_checkpoint(&values, shape), shape.to_vec()))
+    })
 }
 
 /// Replaces every parameter of a module by the stored tensor that `lookup` gives for its key and checkpoint shape.
@@ -265,25 +231,25 @@ pub fn load<M: Module, E>(module: M, lookup: impl FnMut(&str, &[usize]) -> Resul
 pub fn load_with<'a, M: Module, E: From<StateError>>(
     module: M,
     precision: WeightPrecision,
-    lookup: impl FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>,
+    mut lookup: impl FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>,
 ) -> Result<M, E> {
-    struct Load<F, E> {
+    replace(module, |name, shape| {
+        let needed = checkpoint_shape(shape);
+        let stored = lookup(name, &needed)?;
+        let half = precision == WeightPrecision::Bf16 && shape.len() > 1;
+        let data = if half { parameter::<bf16>(&stored, shape) } else { parameter::<f32>(&stored, shape) };
+        Ok(data.map_err(|misfit| misfit.at(name, &stored, needed))?)
+    })
+}
+
+/// Replaces every parameter of a module by what `data` gives for its key and its shape in memory.
+fn replace<M: Module, E>(module: M, data: impl FnMut(&str, &[usize]) -> Result<TensorData, E>) -> Result<M, E> {
+    struct Replace<F, E> {
         path: Path,
-        precision: WeightPrecision,
-        lookup: F,
+        data: F,
         error: Option<E>,
     }
-    impl<'a, F: FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>, E: From<StateError>> Load<F, E> {
-        fn data(&mut self, shape: &[usize]) -> Result<TensorData, E> {
-            let name = self.path.name();
-            let needed = checkpoint_shape(shape);
-            let stored = (self.lookup)(&name, &needed)?;
-            let half = self.precision == WeightPrecision::Bf16 && shape.len() > 1;
-            let data = if half { parameter::<bf16>(&stored, shape) } else { parameter::<f32>(&stored, shape) };
-            Ok(data.map_err(|misfit| misfit.at(&name, &stored, needed))?)
-        }
-    }
-    impl<'a, F: FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>, E: From<StateError>> ModuleMapper for Load<F, E> {
+    impl<F: FnMut(&str, &[usize]) -> Result<TensorData, E>, E> ModuleMapper for Replace<F, E> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.push(name, container);
         }
@@ -296,7 +262,7 @@ pub fn load_with<'a, M: Module, E: From<StateError>>(
             }
             let (id, tensor, mapper) = param.consume();
             let (shape, device, grad) = (tensor.dims(), tensor.device(), tensor.is_require_grad());
-            let tensor = match self.data(&shape) {
+            let tensor = match (self.data)(&self.path.name(), &shape) {
                 Ok(data) => {
                     drop(tensor);
                     let dtype = data.dtype();
@@ -310,7 +276,7 @@ pub fn load_with<'a, M: Module, E: From<StateError>>(
             Param::from_mapped_value(id, tensor, mapper)
         }
     }
-    let mut mapper = Load { path: Path::default(), precision, lookup, error: None };
+    let mut mapper = Replace { path: Path::default(), data, error: None };
     let module = module.map(&mut mapper);
     match mapper.error {
         Some(error) => Err(error),
