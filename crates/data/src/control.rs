@@ -33,7 +33,10 @@ impl<'a> Control<'a> {
     }
 
     /// Reports progress, then fails if the stage should stop.
-    pub(crate) fn checkpoint(&mut self, stage: &'static str, done: usize, total: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn checkpoint(&mut self, stage: &'static str, done: usize, total: usize) -> Result<()> {
         if let Some(report) = &mut self.progress {
             report(done, total);
         }

@@ -10,13 +10,16 @@ use serde::de::DeserializeOwned;
 use crate::{Error, Result};
 
 /// Temporary name in the same folder: hidden, so that a scan for `*.tar` passes it by.
-pub(crate) fn partial_name(path: &Path) -> PathBuf {
+pub fn partial_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.partial"))
 }
 
 /// Makes a rename durable: without it the new name may be lost with the power.
-pub(crate) fn sync_folder(dir: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn sync_folder(dir: &Path) -> Result<()> {
     #[cfg(unix)]
     File::open(dir).and_then(|f| f.sync_all()).map_err(Error::io("sync folder", dir))?;
     #[cfg(not(unix))]
@@ -25,7 +28,10 @@ pub(crate) fn sync_folder(dir: &Path) -> Result<()> {
 }
 
 /// Flushes `file`, which was written as [`partial_name`]`(path)`, and gives it its name.
-pub(crate) fn publish(file: File, path: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn publish(file: File, path: &Path) -> Result<()> {
     let partial = partial_name(path);
     file.sync_all().map_err(Error::io("sync", &partial))?;
     drop(file);
@@ -37,7 +43,10 @@ pub(crate) fn publish(file: File, path: &Path) -> Result<()> {
 }
 
 /// Writes `value` as indented JSON, atomically.
-pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Io`], [`Error::BadIndex`] if it has no JSON form.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: format!("cannot be written as JSON: {e}") })?;
     text.push(b'\n');
@@ -48,7 +57,10 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 }
 
 /// Reads JSON; `None` if there is no such file.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+///
+/// # Errors
+/// [`Error::Io`], [`Error::BadIndex`] if it does not parse.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -19,7 +19,7 @@
 pub mod control;
 pub mod emoji;
 mod error;
-mod files;
+pub mod files;
 pub mod image;
 pub mod loader;
 pub mod npy;

@@ -1,0 +1,48 @@
+//! What the stages have in common when they fail.
+
+use std::path::{Path, PathBuf};
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a stage ended early. Errors of one stage alone are a type of that stage's module.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Settings that contradict each other or make no sense.
+    #[error("{0}")]
+    Usage(String),
+
+    /// A dataset could not be read or written, or the stage was asked to stop.
+    #[error(transparent)]
+    Data(#[from] calotype_data::Error),
+
+    /// The operating system refused something.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried ("open", "write", ...).
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Its answer.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the command line is to blame (exit code 2).
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Error::Usage(_))
+    }
+
+    /// Whether the stage stopped on request, with everything kept that was done.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Error::Data(calotype_data::Error::Interrupted { .. }))
+    }
+
+    /// A closure for `map_err` on input and output.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| Error::Io { action, path, source }
+    }
+}

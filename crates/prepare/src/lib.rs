@@ -1,0 +1,18 @@
+//! Stages that prepare data, from lists of addresses and folders of pictures to shards that a cluster trains from.
+//!
+//! Each stage is a settings type (which is its command line, too), and a `run` that does the work, can be killed at any
+//! instant and started again, reports progress, and ends with a [`Report`]: what went in, what came out, and what
+//! was left out, by kind. Stages that split over an array of jobs take [`slices::SliceArgs`].
+//!
+//! The crate knows no models, so that machines that only prepare data need none: the stages that run encoders are in
+//! `calotype-train`.
+
+pub mod command;
+pub mod emoji;
+mod error;
+pub mod report;
+pub mod slices;
+
+pub use command::DataStage;
+pub use error::{Error, Result};
+pub use report::Report;

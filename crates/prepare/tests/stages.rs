@@ -1,0 +1,3 @@
+//! The stages as a process sees them: real files, a real server, real kills.
+
+mod support;
