@@ -1,17 +1,14 @@
 use crate::generate::{Common, Halted, generate_command};
-use crate::{BenchCommand, DataCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
+use crate::{BenchCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
 use anyhow::{Context, Result};
 use calotype_bench::{BenchError, KernelRow, UNetBench, run_kernels, run_unet};
-use calotype_data::emoji::{self, Split};
-use calotype_data::{Control, Dataset, ShardLimits};
 use calotype_diffusion::stable_diffusion::GenerateError;
 use calotype_quickstart::{EvaluationRecipe, Generator, GeneratorFolders, Options, QuickstartError, run};
 use calotype_train::device::{DeviceError, available, device};
-use calotype_train::precache::PrecacheRecipe;
 use calotype_train::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe, Kind};
 use calotype_train::stages::{self, MODEL, Recipe, Site, StageEnd, StageError};
 use calotype_train::trainer::TrainingSummary;
-use calotype_train::{Progress, RecipeError, RecipeLoader, Resolved, StopFlag};
+use calotype_train::{RecipeError, RecipeLoader, Resolved, StopFlag};
 use calotype_weights::layout::LayoutError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,8 +20,8 @@ include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 /// Stopped on request with everything saved.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped after {samples} samples, everything is saved; run the same command again to go on")]
-struct Stopped {
-    samples: u64,
+pub(crate) struct Stopped {
+    pub(crate) samples: u64,
 }
 
 /// A recipe of another kind than was asked for.
@@ -53,11 +50,13 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.is::<Stopped>()
         || error.is::<Halted>()
         || matches!(error.downcast_ref(), Some(QuickstartError::Interrupted { .. }))
-        || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }));
+        || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }))
+        || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_interrupted);
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
         || error.downcast_ref::<QuickstartError>().is_some_and(QuickstartError::is_usage)
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
+        || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.is::<DeviceError>()
         || error.is::<Usage>()
         || error.downcast_ref::<GenerateError>().is_some_and(GenerateError::is_usage)
@@ -71,7 +70,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 /// Built-in recipes, and those of a `recipes` folder in the current directory.
-fn recipe_loader() -> RecipeLoader {
+pub(crate) fn recipe_loader() -> RecipeLoader {
     RecipeLoader::new().embedded(RECIPES).folder("recipes")
 }
 
@@ -236,44 +235,6 @@ fn slug(prompt: &str) -> String {
 
 fn load_path<T: DeserializeOwned + Serialize>(path: &Path) -> Result<T> {
     Ok(RecipeLoader::new().load(&path.display().to_string(), &[])?.value)
-}
-
-pub(crate) fn data(command: &DataCommand) -> Result<()> {
-    let stop = StopFlag::install().context("cannot listen for signals")?;
-    match command {
-        DataCommand::Emoji { out, split, resolution, drawings } => {
-            let split = if split == "train" { Split::Train } else { Split::HeldOut };
-            let total = emoji::combinations(split, *drawings)?.len();
-            let mut progress = Progress::new("emoji", total as u64);
-            let mut control =
-                Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
-            let limits = ShardLimits::default();
-            let index = emoji::write_dataset(out, *resolution, limits, split, *drawings, &mut control)?;
-            drop(control);
-            progress.finish();
-            print(&format!("{} samples in {} shards in {}", index.samples, index.shards.len(), out.display()))
-        }
-        DataCommand::Precache { recipe, overrides, device: name } => {
-            let recipe: PrecacheRecipe = recipe_loader().load(recipe, overrides)?.value;
-            match stages::precache(&recipe, &device(name)?, &stop)? {
-                StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
-                StageEnd::Done(samples) => print(&format!("{samples} samples in {}", recipe.out)),
-            }
-        }
-        DataCommand::Check { path } => {
-            let dataset = Dataset::open(path)?;
-            let mut progress = Progress::new("check", dataset.len() as u64);
-            let mut control =
-                Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
-            let report = dataset.verify(&mut control)?;
-            drop(control);
-            progress.finish();
-            print(&format!(
-                "{} samples in {} shards, {} bytes; {} shards had no checksum to compare",
-                report.samples, report.shards, report.bytes, report.without_checksum
-            ))
-        }
-    }
 }
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {

@@ -240,7 +240,7 @@ pub fn precache(recipe: &PrecacheRecipe, device: &Device, stop: &StopFlag) -> Re
     let mut progress = Progress::new("precache", source.len() as u64);
     let limits = ShardLimits { samples: recipe.shard_samples, ..ShardLimits::default() };
     let mut control =
-        Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
+        Control::default().with_progress(|_, done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
     let encoded = data_precache::precache(&source, &mut encoders, out, recipe.batch_size, limits, &mut control);
     drop(control);
     match encoded {
