@@ -231,9 +231,10 @@ impl Writer {
             self.out.push(b'J');
             self.out.extend_from_slice(&short.to_le_bytes());
         } else {
-            // Two's complement: the ninth byte keeps the sign of numbers of 64 bits.
-            self.out.extend_from_slice(&[0x8a, 9]);
-            self.out.extend_from_slice(&(value as u128).to_le_bytes()[..9]);
+            // Two's complement in as many bytes as it takes: a ninth one only keeps the sign of the largest numbers.
+            let length = if i64::try_from(value).is_ok() { 8 } else { 9 };
+            self.out.extend_from_slice(&[0x8a, length]);
+            self.out.extend_from_slice(&(value as u128).to_le_bytes()[..usize::from(length)]);
         }
     }
 

@@ -3,15 +3,16 @@
 //! Shards are taken one after the other and their samples in parallel, so memory is that of a decoded picture for each
 //! thread. What is compared over all samples (keys, parts, shapes) is kept as hashes and numbers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use calotype_data::files::write_json;
 use calotype_data::image::RgbImage;
-use calotype_data::npy::{NpyArray, NpyData};
+use calotype_data::npy::NpyArray;
 use calotype_data::pickled::{PICKLE_PART, read_arrays};
+use calotype_data::quarantine::QUARANTINE_FILE;
 use calotype_data::webdataset::{DatasetIndex, ShardRecord, TarShard};
 use calotype_data::{Control, Quarantine, SampleRef};
 use rayon::prelude::*;
@@ -36,7 +37,8 @@ pub struct CheckArgs {
     /// Folders of shards (searched with their subfolders), or single tar files.
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// Write the list of samples that are corrupt or odd into each folder's quarantine.json: training leaves them out.
+    /// Write the list of samples that are corrupt or odd into each folder's quarantine.json: training leaves them out. What
+    /// the list said before of the shards that are checked is replaced.
     #[arg(long)]
     pub quarantine: bool,
     /// Kinds of problems that are not looked for, "empty-caption,odd-array".
@@ -135,7 +137,7 @@ pub enum CheckError {
     #[error("{corrupt} corrupt samples or shards\n{table}\n{advice}")]
     Corrupt {
         /// How many.
-        corrupt: u64,
+        corrupt: usize,
         /// All findings, by kind.
         table: String,
         /// What to do.
@@ -173,10 +175,10 @@ struct Findings<'a> {
 /// Checks everything.
 ///
 /// # Errors
-/// [`Error::Check`] if something is corrupt that no quarantine was asked for, [`Error::Data`], [`Error::Usage`].
+/// [`Error::Check`] if something is corrupt that no quarantine lists, [`Error::Data`], [`Error::Io`].
 pub fn run(args: &CheckArgs, control: &mut Control<'_>) -> Result<Report> {
     let started = Instant::now();
-    let mut check = Check { args, folders: folders(args)?, ..Check::default_of(args) };
+    let mut check = Check::new(args, folders(args)?);
     check.read(control)?;
     check.compare()?;
     check
@@ -250,10 +252,10 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    fn default_of(args: &'a CheckArgs) -> Self {
+    fn new(args: &'a CheckArgs, folders: Vec<Folder>) -> Self {
         Check {
             args,
-            folders: Vec::new(),
+            folders,
             findings: Vec::new(),
             shards: 0,
             samples: 0,
@@ -274,8 +276,9 @@ impl<'a> Check<'a> {
 
     fn read(&mut self, control: &mut Control<'_>) -> Result<()> {
         let listed: usize = self.folders.iter().map(|folder| folder.shards.len()).sum();
+        let mut done = 0;
         for folder in 0..self.folders.len() {
-            let found = std::mem::take(&mut self.folders[folder].shards);
+            let found = self.folders[folder].shards.clone();
             let records: HashMap<String, ShardRecord> = (self.folders[folder].index.iter())
                 .flat_map(|index| index.shards.iter().map(|record| (record.file.clone(), record.clone())))
                 .collect();
@@ -283,22 +286,22 @@ impl<'a> Check<'a> {
                 self.find(Problem::OtherShard, folder, name, "", "is named by the index but absent".to_owned());
             }
             for (number, tar) in found.iter().enumerate() {
-                control.checkpoint("check (shards)", self.shards, listed)?;
-                self.read_shard(folder, number, tar, records.get(&tar.name), control)?;
-                self.shards += 1;
+                self.read_shard((folder, number), tar, records.get(&tar.name), &mut || {
+                    Ok(control.checkpoint("check (shards)", done, listed)?)
+                })?;
+                done += 1;
             }
-            self.folders[folder].shards = found;
         }
+        self.shards = done;
         Ok(())
     }
 
     fn read_shard(
         &mut self,
-        folder: usize,
-        number: usize,
+        (folder, number): (usize, usize),
         tar: &FoundTar,
         record: Option<&ShardRecord>,
-        control: &mut Control<'_>,
+        checkpoint: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let shard = TarShard::open(&tar.path)?;
         self.bytes += shard.bytes();
@@ -312,9 +315,7 @@ impl<'a> Check<'a> {
         }
         let mut forms = Vec::with_capacity(shard.len());
         for first in (0..shard.len()).step_by(STEP) {
-            if first > 0 {
-                control.checkpoint("check (samples of a shard)", first, shard.len())?;
-            }
+            checkpoint()?;
             let numbers: Vec<usize> = (first..(first + STEP).min(shard.len())).collect();
             let looked: Vec<Option<Looked>> =
                 numbers.par_iter().map(|i| shard.get(*i).map(|sample| self.look(&sample))).collect();
@@ -336,22 +337,19 @@ impl<'a> Check<'a> {
         }
         // The first of equal samples is kept.
         let place = (folder as u32, number as u32);
-        match self.keys.entry(short_hash(key)) {
-            std::collections::hash_map::Entry::Vacant(entry) => drop(entry.insert(place)),
-            std::collections::hash_map::Entry::Occupied(first) => {
-                let first = *first.get();
-                let detail = format!("is in {} too", self.shard_name(first, (folder, number), shard));
+        let hash = short_hash(key);
+        match self.keys.get(&hash).copied() {
+            None => drop(self.keys.insert(hash, place)),
+            Some(first) => {
+                let detail = format!("is in {} too", self.shard_name(first));
                 self.find(Problem::DuplicateKey, folder, shard, key, detail);
             }
         }
         if let Some(content) = looked.content {
             let first = *self.contents.entry(content).or_insert((place.0, place.1, i as u32));
             if first != (place.0, place.1, i as u32) {
-                let detail = format!(
-                    "has the content of sample {} of {}",
-                    first.2,
-                    self.shard_name((first.0, first.1), (folder, number), shard)
-                );
+                let detail =
+                    format!("has the content of sample {} of {}", first.2, self.shard_name((first.0, first.1)));
                 self.find(Problem::DuplicateContent, folder, shard, key, detail);
             }
         }
@@ -363,14 +361,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Name of a shard that was read before, or of the one that is being read.
-    fn shard_name(&self, place: (u32, u32), current: (usize, usize), name: &str) -> String {
-        if (place.0 as usize, place.1 as usize) == current {
-            return name.to_owned();
-        }
-        let folder = &self.folders[place.0 as usize];
-        // The list of the folder that is being read is in use; its shards are named by their number.
-        folder.shards.get(place.1 as usize).map_or_else(|| format!("shard number {}", place.1), |tar| tar.name.clone())
+    fn shard_name(&self, (folder, number): (u32, u32)) -> &str {
+        &self.folders[folder as usize].shards[number as usize].name
     }
 
     /// Reads all parts of a sample.
@@ -486,18 +478,25 @@ impl<'a> Check<'a> {
         Ok(write_json(path, &Findings { shards, samples, bytes, shards_without_checksum, counts, findings })?)
     }
 
+    /// Writes the list of each folder. What a list says of shards that were not checked now stays.
     fn write_quarantine(&self) -> Result<Vec<String>> {
         let mut notes = Vec::new();
-        for (number, folder) in self.folders.iter().enumerate() {
-            let mut list = Quarantine::new();
-            for finding in self.findings.iter().filter(|finding| finding.folder == number) {
+        let dirs: BTreeSet<&Path> = self.folders.iter().map(|folder| folder.dir.as_path()).collect();
+        for dir in dirs {
+            let of_dir = |folder: &&Folder| folder.dir == dir;
+            let checked = self.folders.iter().filter(of_dir).flat_map(|folder| &folder.shards);
+            let checked: HashSet<&str> = checked.map(|tar| tar.name.as_str()).collect();
+            let before = Quarantine::read(dir)?;
+            let mut list: Quarantine =
+                before.records().filter(|record| !checked.contains(record.shard.as_str())).collect();
+            for finding in self.findings.iter().filter(|finding| of_dir(&&self.folders[finding.folder])) {
                 if !finding.problem.is_of_shard() {
                     let reason = format!("{}: {}", finding.problem.name(), finding.detail);
                     list.insert(finding.shard.clone(), finding.key.clone(), reason);
                 }
             }
-            list.write(&folder.dir)?;
-            notes.push(format!("{} samples listed in {}/quarantine.json", list.len(), folder.dir.display()));
+            list.write(dir)?;
+            notes.push(format!("{} samples listed in {}", list.len(), dir.join(QUARANTINE_FILE).display()));
         }
         Ok(notes)
     }
@@ -519,22 +518,20 @@ impl<'a> Check<'a> {
         table
     }
 
-    /// Fails if there is something corrupt that nothing was done about.
+    /// Fails if there is something corrupt that training would come upon.
     fn verdict(&self, report: &Report) -> Result<()> {
-        let counts = self.counts();
-        let of = |wanted: &dyn Fn(&Problem) -> bool| {
-            counts.iter().filter(|(problem, _)| wanted(problem)).map(|(_, count)| count).sum::<u64>()
-        };
-        let (corrupt, shards) = (of(&|problem| problem.is_corrupt()), of(&|problem| problem.is_of_shard()));
-        if corrupt == 0 || (self.args.quarantine && shards == 0) {
-            return Ok(());
-        }
-        let advice = match shards {
-            0 => "use --quarantine to have training leave them out",
+        let lists = self.folders.iter().map(|folder| Ok(Quarantine::read(&folder.dir)?)).collect::<Result<Vec<_>>>()?;
+        let listed = |finding: &&Finding| lists[finding.folder].contains(&finding.shard, &finding.key);
+        let corrupt = self.findings.iter().filter(|finding| finding.problem.is_corrupt() && !listed(finding));
+        let (shards, samples): (Vec<&Finding>, Vec<&Finding>) =
+            corrupt.partition(|finding| finding.problem.is_of_shard());
+        let advice = match (shards.len(), samples.len()) {
+            (0, 0) => return Ok(()),
+            (0, _) => "use --quarantine to have training leave them out",
             _ => "copy the shards again, or `data reorganize --skip-corrupt` them; for samples, use --quarantine",
         };
         let table = format!("{report}\n{}", self.table());
-        Err(Error::Check(CheckError::Corrupt { corrupt, table, advice }))
+        Err(Error::Check(CheckError::Corrupt { corrupt: shards.len() + samples.len(), table, advice }))
     }
 }
 
@@ -651,10 +648,10 @@ fn look_at_array(name: &str, array: &NpyArray, looked: &mut Looked) {
         Some(part) => part.1 = form,
         None => looked.form.push((name.to_owned(), form)),
     }
-    let (finite, zero) = match array.data() {
-        NpyData::F32(values) => (values.iter().all(|x| x.is_finite()), values.iter().all(|x| *x == 0.0)),
-        NpyData::F16(values) => (values.iter().all(|x| x.is_finite()), values.iter().all(|x| x.to_f32() == 0.0)),
-        NpyData::I64(_) => (true, false),
+    let (finite, zero) = match array.to_f32() {
+        Ok(values) => (values.iter().all(|x| x.is_finite()), values.iter().all(|x| *x == 0.0)),
+        // Integers are finite, and zeros among them mean nothing.
+        Err(_) => (true, false),
     };
     if !finite {
         looked.problems.push((Problem::NotFinite, format!("`{name}`")));

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use calotype_data::files::{read_json, write_bytes, write_json};
 use calotype_data::webdataset::ShardFile;
@@ -144,7 +145,7 @@ pub fn run(args: &ReorganizeArgs, control: &mut Control<'_>) -> Result<Report> {
     }
     let inputs = inputs(args)?;
     let slices = args.slices.slices()?;
-    if args.merge && slices.len() > 1 {
+    if args.merge && slices.iter().any(|slice| slice.count > 1) {
         return Err(Error::Usage("--merge is one piece of work: run it once, without --task-count".to_owned()));
     }
     let selection = Selection::new(args)?;
@@ -280,8 +281,11 @@ struct Join {
     extensions: Vec<String>,
 }
 
-/// Where samples of sources are by their key alone: number of the file, and of the sample in it.
-type Places = HashMap<[u8; 16], (u32, u32)>;
+/// Number of a source's file, and of a sample in it.
+type Place = (u32, u32);
+
+/// Where samples of sources are by their key alone.
+type Places = HashMap<[u8; 16], Place>;
 
 impl Selection {
     fn new(args: &ReorganizeArgs) -> Result<Self> {
@@ -522,7 +526,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The sample that a sample was made from, if parts of it are wanted and it is there.
-    fn source(&self, sample: &SampleRef<'_>) -> Result<Option<(std::sync::Arc<OpenTar>, usize)>> {
+    fn source(&self, sample: &SampleRef<'_>) -> Result<Option<(Arc<OpenTar>, usize)>> {
         let Some(join) = &self.selection.join else { return Ok(None) };
         if let Some(places) = &self.places {
             let Some(&(file, at)) = places.get(&short_hash(sample.key())) else { return Ok(None) };
@@ -552,7 +556,7 @@ fn places(join: Option<&Join>, inputs: &[FoundTar], open: &OpenTars) -> Result<O
             None => {}
         }
     }
-    let keys = |(number, file): (usize, &FoundTar)| -> Result<Vec<([u8; 16], (u32, u32))>> {
+    let keys = |(number, file): (usize, &FoundTar)| -> Result<Vec<([u8; 16], Place)>> {
         let opened = open.open(&file.path)?;
         let samples = opened.shard().samples().enumerate();
         Ok(samples.map(|(i, sample)| (short_hash(sample.key()), (number as u32, i as u32))).collect())

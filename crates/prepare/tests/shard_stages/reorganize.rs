@@ -39,6 +39,7 @@ fn parts_are_chosen_and_what_lacks_them_is_counted() {
     members.push(("./000000009.txt".to_owned(), b"a".to_vec()));
     members.push(("./000000009.PNG".to_owned(), b"b".to_vec()));
     members.push(("000000009.json".to_owned(), b"{}".to_vec()));
+    members.push(("without.txt".to_owned(), b"a picture".to_vec()));
     members.push(("README".to_owned(), b"no sample".to_vec()));
     members.push((format!("{}/{}.png", "d".repeat(90), "k".repeat(150)), b"b".to_vec()));
     members.push((format!("{}/{}.txt", "d".repeat(90), "k".repeat(150)), b"b".to_vec()));
