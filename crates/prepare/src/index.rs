@@ -9,18 +9,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, UNIX_EPOCH};
 
 use calotype_data::files::{partial_name, read_json, sync_folder, write_bytes, write_json};
+use calotype_data::quarantine::QUARANTINE_FILE;
 use calotype_data::wdinfo::{WDINFO_JSON, WDINFO_PICKLE};
 use calotype_data::webdataset::{DatasetIndex, INDEX_FILE, PROGRESS_FILE, ShardRecord, TarShard};
-use calotype_data::{Control, WdInfo};
+use calotype_data::{Control, Quarantine, WdInfo};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::reorganize::{Plan, Selection};
-use crate::tars::{FoundTar, find_tars, marker, short_hash};
+use crate::plan::{Plan, Selection};
+use crate::tars::{FoundTar, find_tars, marker, named, short_hash};
 use crate::{Error, Report, Result};
 
-/// Times of change of the shards that the index describes.
+/// What is known of the shards, by which unchanged ones are told.
 const STATE_FILE: &str = ".index-state.json";
 
 /// What a merge is about to replace, so that one that is killed can be finished or undone.
@@ -28,9 +29,6 @@ const JOURNAL_FILE: &str = ".merge.json";
 
 /// Beginning of the names of merged shards, as in NeMo.
 const MERGED: &str = "last_few_";
-
-/// Damaged shards that a message names.
-const NAMED: usize = 8;
 
 /// Settings of the stage.
 #[derive(Clone, Debug, clap::Args)]
@@ -129,7 +127,7 @@ pub fn run(args: &IndexArgs, control: &mut Control<'_>) -> Result<Report> {
     let index = folder.index(meta, &mut report)?;
     folder.save(&index)?;
     remove(&args.dir.join(JOURNAL_FILE))?;
-    report.taken = folder.shards.iter().map(|shard| shard.record.samples as u64).sum();
+    report.taken = folder.shards.iter().map(|shard| shard.known.record.samples as u64).sum();
     report.written = index.samples as u64;
     report.bytes = index.shards.iter().map(|shard| shard.bytes).sum();
     report.notes.push(format!(
@@ -169,24 +167,35 @@ fn shards_of(dir: &Path) -> Result<Vec<FoundTar>> {
     Ok(found)
 }
 
-/// Nanoseconds since 1970 at which a file was changed, by shard.
-type State = BTreeMap<String, u64>;
+/// What is remembered of each shard, by name.
+type State = BTreeMap<String, Known>;
+
+/// A shard when it was read.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+struct Known {
+    /// Time of its last change, in nanoseconds since 1970.
+    modified: u64,
+    /// Whether NeMo's mark was beside it.
+    marked: bool,
+    record: ShardRecord,
+}
 
 /// The shards of a folder, with what is known of them.
 struct Folder<'a> {
     dir: &'a Path,
     before: Option<DatasetIndex>,
     shards: Vec<Indexed>,
+    /// Whether all is as it was when the index was made: then no keys were read, and the old index tells which shards count.
+    unchanged: bool,
 }
 
 /// One shard.
 struct Indexed {
     tar: FoundTar,
-    modified: u64,
-    record: ShardRecord,
+    known: Known,
     /// Whether its content was read, and not only its headers or nothing.
     read: bool,
-    /// Hashes of its keys; empty if nothing was read at all.
+    /// Hashes of its keys; empty if the folder is unchanged.
     keys: Vec<[u8; 16]>,
 }
 
@@ -195,25 +204,24 @@ impl<'a> Folder<'a> {
         let found = shards_of(dir)?;
         let before = DatasetIndex::read(dir)?;
         let state: State = read_json(&dir.join(STATE_FILE))?.unwrap_or_default();
-        let records = before.iter().flat_map(|index| &index.shards);
-        let records: HashMap<&str, &ShardRecord> = records.map(|record| (record.file.as_str(), record)).collect();
-        let modified = found.iter().map(|tar| modified(&tar.path)).collect::<Result<Vec<_>>>()?;
-        let known: Vec<Option<&ShardRecord>> = (found.iter().zip(&modified))
-            .map(|(tar, modified)| {
-                let record = records.get(tar.name.as_str()).filter(|_| !reread)?;
-                let same = record.bytes == tar.bytes && state.get(&tar.name) == Some(modified);
-                (same && record.blake3.is_some()).then_some(*record)
-            })
-            .collect();
-        let nothing_new = known.iter().all(Option::is_some);
-        let work: Vec<(FoundTar, u64, Option<&ShardRecord>)> =
-            found.into_iter().zip(modified).zip(known).map(|((tar, modified), known)| (tar, modified, known)).collect();
+        let mut work = Vec::with_capacity(found.len());
+        for tar in found {
+            let (modified, marked) = (modified(&tar.path)?, tar.is_marked());
+            let same = |known: &&Known| {
+                !reread && known.modified == modified && known.marked == marked && known.record.bytes == tar.bytes
+            };
+            let known = state.get(&tar.name).filter(same);
+            work.push((tar, modified, marked, known));
+        }
+        let unchanged = before.is_some() && state.len() == work.len() && work.iter().all(|(.., known)| known.is_some());
         let (mut shards, mut damaged) = (Vec::with_capacity(work.len()), Vec::new());
         for (number, some) in work.chunks(2 * rayon::current_num_threads()).enumerate() {
             control.checkpoint("index", number * 2 * rayon::current_num_threads(), work.len())?;
-            let read = some.par_iter().map(|(tar, modified, known)| match known {
-                Some(record) if nothing_new => Ok(Ok(unread(tar, *modified, record))),
-                _ => read_shard(tar, *modified, *known),
+            let read = some.par_iter().map(|(tar, modified, marked, known)| match known {
+                Some(known) if unchanged => {
+                    Ok(Ok(Indexed { tar: tar.clone(), known: (*known).clone(), read: false, keys: Vec::new() }))
+                }
+                _ => read_shard(tar, *modified, *marked, *known),
             });
             for shard in read.collect::<Result<Vec<_>>>()? {
                 match shard {
@@ -223,10 +231,9 @@ impl<'a> Folder<'a> {
             }
         }
         if !damaged.is_empty() {
-            let named = damaged.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
-            return Err(IndexError::Damaged { count: damaged.len(), named }.into());
+            return Err(IndexError::Damaged { count: damaged.len(), named: named(&damaged) }.into());
         }
-        Ok(Folder { dir, before, shards })
+        Ok(Folder { dir, before, shards, unchanged })
     }
 
     /// The index, without shards that NeMo has merged into others.
@@ -235,11 +242,16 @@ impl<'a> Folder<'a> {
         let merged: HashSet<[u8; 16]> =
             self.shards.iter().filter(|shard| is_merged(shard)).flat_map(|shard| shard.keys.iter().copied()).collect();
         let mut seen: HashMap<[u8; 16], usize> = HashMap::new();
+        let listed = self.before.iter().filter(|_| self.unchanged).flat_map(|index| &index.shards);
+        let listed: HashSet<&str> = listed.map(|record| record.file.as_str()).collect();
         for (number, shard) in self.shards.iter().enumerate() {
-            let again = shard.keys.iter().all(|key| merged.contains(key)) && !shard.keys.is_empty();
-            if again && !is_merged(shard) && shard.tar.is_marked() {
+            let repeats = match self.unchanged {
+                true => !listed.contains(shard.tar.name.as_str()),
+                false => is_left_over(shard, &merged),
+            };
+            if repeats {
                 let reason = format!("in a shard that was merged into {MERGED}*");
-                *report.left_out.entry(reason).or_default() += shard.record.samples as u64;
+                *report.left_out.entry(reason).or_default() += shard.known.record.samples as u64;
                 continue;
             }
             for (place, key) in shard.keys.iter().enumerate() {
@@ -247,15 +259,7 @@ impl<'a> Folder<'a> {
                     return Err(duplicate(shard, place, &self.shards[first]));
                 }
             }
-            records.push(shard.record.clone());
-        }
-        // Without keys nothing was read, for nothing was new: then the old index holds.
-        match &self.before {
-            Some(before) if self.shards.iter().all(|shard| shard.keys.is_empty()) => {
-                let listed: HashSet<&str> = before.shards.iter().map(|shard| shard.file.as_str()).collect();
-                records.retain(|record| listed.contains(record.file.as_str()));
-            }
-            _ => {}
+            records.push(shard.known.record.clone());
         }
         Ok(DatasetIndex::new(records, meta))
     }
@@ -264,9 +268,15 @@ impl<'a> Folder<'a> {
         if self.before.as_ref() != Some(index) {
             index.write(self.dir)?;
         }
-        let state: State = self.shards.iter().map(|shard| (shard.tar.name.clone(), shard.modified)).collect();
+        let state: State = self.shards.iter().map(|shard| (shard.tar.name.clone(), shard.known.clone())).collect();
         Ok(write_json(&self.dir.join(STATE_FILE), &state)?)
     }
+}
+
+/// Whether a shard is one that NeMo has merged into others, and left where it was.
+fn is_left_over(shard: &Indexed, merged: &HashSet<[u8; 16]>) -> bool {
+    let marked = shard.known.marked && !is_merged(shard) && !shard.keys.is_empty();
+    marked && shard.keys.iter().all(|key| merged.contains(key))
 }
 
 fn is_merged(shard: &Indexed) -> bool {
@@ -284,28 +294,30 @@ fn modified(path: &Path) -> Result<u64> {
     Ok(time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64))
 }
 
-fn unread(tar: &FoundTar, modified: u64, record: &ShardRecord) -> Indexed {
-    Indexed { tar: tar.clone(), modified, record: record.clone(), read: false, keys: Vec::new() }
-}
-
 /// Reads a shard, or only its headers if it is `known`; what is damaged is told in words.
 fn read_shard(
     tar: &FoundTar,
     modified: u64,
-    known: Option<&ShardRecord>,
+    marked: bool,
+    known: Option<&Known>,
 ) -> Result<std::result::Result<Indexed, String>> {
     let shard = TarShard::open(&tar.path)?;
     if let Some(damage) = shard.damage() {
         return Ok(Err(damage.to_string()));
     }
     let keys: Vec<[u8; 16]> = shard.samples().map(|sample| short_hash(sample.key())).collect();
-    let record = known.cloned().unwrap_or_else(|| ShardRecord {
-        file: tar.name.clone(),
-        samples: shard.len(),
-        bytes: shard.bytes(),
-        blake3: Some(shard.blake3()),
+    let read = known.is_none();
+    let known = known.cloned().unwrap_or_else(|| Known {
+        modified,
+        marked,
+        record: ShardRecord {
+            file: tar.name.clone(),
+            samples: shard.len(),
+            bytes: shard.bytes(),
+            blake3: Some(shard.blake3()),
+        },
     });
-    Ok(Ok(Indexed { tar: tar.clone(), modified, record, read: known.is_none(), keys }))
+    Ok(Ok(Indexed { tar: tar.clone(), known, read, keys }))
 }
 
 /// What most shards hold; the larger count if two are equally frequent.
@@ -401,11 +413,32 @@ fn merge(args: &IndexArgs, meta: &Map<String, Value>, control: &mut Control<'_>)
     if plan.samples() % chunk > 0 {
         write_bytes(&marker(&dir.join(name(shards - 1))), b"")?;
     }
+    move_quarantine(dir, &plan, &journal, chunk)?;
     journal.written = true;
     write_json(&dir.join(JOURNAL_FILE), &journal)?;
     finish_merge(dir)?;
     let samples = plan.samples();
     Ok(Some(format!("{} shards that were not full, of {samples} samples, merged into {shards}", inputs.len())))
+}
+
+/// Lists the samples of the quarantine that lie in merged shards in their new shards, too.
+fn move_quarantine(dir: &Path, plan: &Plan<'_>, journal: &Journal, chunk: usize) -> Result<()> {
+    let mut list = Quarantine::read(dir)?;
+    for record in list.records().collect::<Vec<_>>() {
+        let Some(input) = journal.inputs.iter().position(|name| *name == record.shard) else { continue };
+        if let Some(place) = plan.place(input, &record.key)? {
+            list.insert(journal.outputs[place / chunk].clone(), record.key, record.reason);
+        }
+    }
+    write_quarantine(dir, &list)
+}
+
+/// Writes the list, unless there is none and nothing to list.
+fn write_quarantine(dir: &Path, list: &Quarantine) -> Result<()> {
+    if list.is_empty() && !dir.join(QUARANTINE_FILE).exists() {
+        return Ok(());
+    }
+    Ok(list.write(dir)?)
 }
 
 fn reasons(account: &Report) -> Option<String> {
@@ -435,6 +468,8 @@ fn finish_merge(dir: &Path) -> Result<Option<Map<String, Value>>> {
         }
     }
     sync_folder(dir)?;
+    let list = Quarantine::read(dir)?;
+    write_quarantine(dir, &list.records().filter(|record| !gone.contains(&record.shard)).collect())?;
     if !journal.written {
         remove(&path)?;
         return Ok(None);

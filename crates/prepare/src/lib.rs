@@ -13,6 +13,7 @@ pub mod emoji;
 mod error;
 pub mod index;
 mod jpeg;
+mod plan;
 pub mod reorganize;
 pub mod report;
 pub mod slices;

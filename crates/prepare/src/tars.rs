@@ -25,6 +25,16 @@ pub struct FoundTar {
 }
 
 impl FoundTar {
+    /// The folders that may have lists about it, with its name below each: the one that was searched, and its own.
+    pub fn homes(&self) -> [(&Path, &str); 2] {
+        let mut searched = self.path.as_path();
+        for _ in self.name.split('/') {
+            searched = searched.parent().unwrap_or(Path::new(""));
+        }
+        let own = self.path.parent().unwrap_or(Path::new(""));
+        [(searched, &self.name), (own, self.name.rsplit('/').next().unwrap_or(&self.name))]
+    }
+
     /// Whether NeMo's mark of shards that are not full lies beside it.
     pub fn is_marked(&self) -> bool {
         marker(&self.path).exists()
@@ -134,6 +144,12 @@ impl OpenTars {
         kept.push((path.to_path_buf(), Arc::clone(&shard)));
         Ok(shard)
     }
+}
+
+/// The first few of some faults, for a message.
+pub fn named(faults: &[String]) -> String {
+    const SHOWN: usize = 8;
+    faults.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ")
 }
 
 /// 128 bits of a text's BLAKE3: a billion keys collide with probability below 2⁻⁶⁸.

@@ -1,7 +1,7 @@
 use std::fs;
 
 use calotype_data::wdinfo::WdInfo;
-use calotype_data::{Dataset, DatasetIndex};
+use calotype_data::{Dataset, DatasetIndex, Quarantine};
 use calotype_prepare::Error;
 use calotype_prepare::index::IndexError;
 
@@ -60,8 +60,17 @@ fn shards_that_are_not_full_are_replaced_by_full_ones() {
     let mut index = DatasetIndex::read(dir.path()).unwrap().unwrap();
     index.meta.insert("licence".to_owned(), "CC0".into());
     index.write(dir.path()).unwrap();
+    let mut list = Quarantine::new();
+    for (shard, key) in [("00000.tar", "000000001"), ("00002.tar", "000000009"), ("00005.tar", "000000020")] {
+        list.insert(shard, key, "ugly");
+    }
+    list.write(dir.path()).unwrap();
     let report = data(&["index", text(dir.path()), "--merge", "--wdinfo"]).unwrap();
     assert_eq!((report.taken, report.written), (21, 21), "{report}");
+    let list = Quarantine::read(dir.path()).unwrap();
+    let listed: Vec<String> = list.records().map(|record| format!("{} {}", record.shard, record.key)).collect();
+    let expected = ["00000.tar 000000001", "last_few_00000.tar 000000009", "last_few_00002.tar 000000020"];
+    assert_eq!(listed, expected);
     let expected = [
         "00000.tar",
         "00001.tar",
@@ -71,6 +80,7 @@ fn shards_that_are_not_full_are_replaced_by_full_ones() {
         "last_few_00001.tar",
         "last_few_00002.tar",
         "last_few_00002.tar.INCOMPLETE",
+        "quarantine.json",
         "wdinfo.json",
         "wdinfo.pkl",
     ];
@@ -100,7 +110,8 @@ fn what_nemo_has_merged_counts_once() {
     assert_eq!(info.tar_files, ["00000.tar", "last_few_00000.tar"]);
     // And again without reading anything.
     let report = data(&["index", text(dir.path())]).unwrap();
-    assert_eq!(report.written, 8, "{report}");
+    assert_eq!((report.taken, report.written, report.left_out_in_all()), (12, 8, 4), "{report}");
+    assert!(last_note(&report).contains("0 of them read"), "{report}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use std::fs;
 
+use calotype_data::Quarantine;
 use calotype_prepare::Error;
 use calotype_prepare::reorganize::ReorganizeError;
 
@@ -164,4 +165,22 @@ fn bad_settings_are_the_command_lines_fault() {
     data(&["reorganize", text(&input), text(&out)]).unwrap();
     let error = data(&["reorganize", text(&input), text(&out), "--samples-per-shard", "2"]).unwrap_err();
     assert!(matches!(error, Error::Reorganize(ReorganizeError::OtherPlan { .. })) && error.is_usage(), "{error}");
+}
+
+#[test]
+fn samples_in_quarantine_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, out) = (dir.path().join("in"), dir.path().join("out"));
+    shards(&input.join("deep"), &[3, 3]);
+    let mut list = Quarantine::new();
+    list.insert("deep/00000.tar", "000000001", "ugly");
+    list.write(&input).unwrap();
+    let mut list = Quarantine::new();
+    list.insert("00001.tar", "000000003", "ugly");
+    list.write(&input.join("deep")).unwrap();
+    let report = data(&["reorganize", text(&input), text(&out)]).unwrap();
+    assert_eq!((report.taken, report.written, report.left_out["in quarantine"]), (6, 4, 2), "{report}");
+    Quarantine::new().write(&input).unwrap();
+    let error = data(&["reorganize", text(&input), text(&out)]).unwrap_err();
+    assert!(matches!(error, Error::Reorganize(ReorganizeError::OtherPlan { .. })), "{error}");
 }
