@@ -17,6 +17,18 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
 
+    /// Shards could not be reorganized.
+    #[error(transparent)]
+    Reorganize(#[from] crate::reorganize::ReorganizeError),
+
+    /// Shards could not be indexed.
+    #[error(transparent)]
+    Index(#[from] crate::index::IndexError),
+
+    /// A check found samples that cannot be used.
+    #[error(transparent)]
+    Check(#[from] crate::check::CheckError),
+
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -32,7 +44,12 @@ pub enum Error {
 impl Error {
     /// Whether the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
-        matches!(self, Error::Usage(_))
+        match self {
+            Error::Usage(_) => true,
+            Error::Reorganize(error) => error.is_usage(),
+            Error::Index(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     /// Whether the stage stopped on request, with everything kept that was done.

@@ -7,11 +7,17 @@
 //! The crate knows no models, so that machines that only prepare data need none: the stages that run encoders are in
 //! `calotype-train`.
 
+pub mod check;
 pub mod command;
 pub mod emoji;
 mod error;
+pub mod index;
+mod jpeg;
+mod plan;
+pub mod reorganize;
 pub mod report;
 pub mod slices;
+mod tars;
 
 pub use command::DataStage;
 pub use error::{Error, Result};

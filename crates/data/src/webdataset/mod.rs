@@ -18,8 +18,12 @@
 mod index;
 mod reader;
 mod scan;
+mod shard_file;
+mod tar_shard;
 mod writer;
 
 pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION};
 pub use reader::{Dataset, VerifyReport, index_folder};
+pub use shard_file::ShardFile;
+pub use tar_shard::TarShard;
 pub use writer::{ShardLimits, ShardWriter};
