@@ -12,6 +12,7 @@
 //! - [`emoji`]: the embedded captioned pictures (Twemoji), a real dataset that needs no download.
 //! - [`precache`]: running an encoder over a dataset once, restartably.
 //! - [`npy`]: NumPy arrays as sample parts.
+//! - [`quarantine`]: samples that a check found unfit, left out by every source.
 //! - [`control`]: progress reports and clean stopping of long stages.
 //!
 //! The crate knows no models: encoders reach it through the trait [`precache::SampleEncoder`].
@@ -25,6 +26,7 @@ pub mod loader;
 pub mod npy;
 pub mod order;
 pub mod precache;
+pub mod quarantine;
 pub mod sample;
 pub mod webdataset;
 
@@ -32,5 +34,6 @@ pub use control::Control;
 pub use error::{BoxError, Error, Result};
 pub use loader::{Batch, Loader, LoaderConfig, OnError};
 pub use order::GlobalOrder;
+pub use quarantine::Quarantine;
 pub use sample::{Sample, SampleRef};
 pub use webdataset::{Dataset, DatasetIndex, ShardLimits, ShardWriter};
