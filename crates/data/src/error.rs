@@ -240,6 +240,15 @@ pub enum Error {
         source: NpyError,
     },
 
+    /// A `.npz` archive that cannot be used.
+    #[error("{}: {source}", path.display())]
+    Npz {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<crate::npz::NpzError>,
+    },
+
     /// Decoding one sample in the loader failed.
     #[error("sample `{key}` (position {position}): {source}")]
     Decode {

@@ -11,7 +11,8 @@
 //! Under [`OnError::Skip`], if the sample at position `p` cannot be decoded, the sample at position `p + 1` is decoded
 //! in its place, then `p + 2`, and so on; the decoder is still told `p`. What position `p` delivers thereby remains a
 //! pure function of dataset, order and `p`: nothing shifts, and no rank has to know what another one skipped. (Position
-//! `p + 1` delivers its own sample too, so that one is seen twice in this epoch.) Each skip is logged and counted.
+//! `p + 1` delivers its own sample too, so that one is seen twice in this epoch.) Where batches have buckets, the next
+//! position is sought within the batch, so that its pictures are of one size. Each skip is logged and counted.
 //! Errors of whole shards (truncated, unreadable) are never skipped.
 
 use std::collections::BTreeMap;
@@ -316,7 +317,7 @@ where
         };
         let mut last = String::new();
         for step in 0..tries {
-            let (_, index) = self.order.index(position.wrapping_add(step));
+            let index = self.order.replacement(position, step);
             let sample = self.dataset.get(index)?;
             let source = match (self.decode)(position, &sample) {
                 Ok(item) => return Ok(item),

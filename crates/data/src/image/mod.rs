@@ -5,15 +5,19 @@
 //! Evaluation", 2022). So these functions repeat its integer arithmetic, and the tests compare byte for byte.
 //! JPEG decoding is not part of that promise: decoders differ by one or two levels.
 
-mod resample;
+mod decode;
+mod levels;
+pub(crate) mod resample;
 pub mod text;
 
-use std::io::Cursor;
-
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
-use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, ImageReader};
+use image::{ExtendedColorType, ImageEncoder};
 
 use crate::{Error, Result};
+pub(crate) use decode::decode_rgb_into;
+pub use decode::{DecodeOptions, dimensions};
+pub(crate) use levels::levels_to_f32;
+pub(crate) use resample::Crop;
 pub use resample::Filter;
 
 /// An RGB picture, rows from the top, `[height, width, 3]`.
@@ -59,15 +63,20 @@ impl RgbImage {
         RgbImage::new(width, height, colour.repeat(width * height))
     }
 
-    /// Decodes a PNG or JPEG. As with Pillow's `convert("RGB")`, alpha is dropped, grey is spread over the channels,
-    /// and EXIF orientation is left alone. `key` names the sample in errors.
+    /// Decodes a PNG, JPEG, WebP, GIF or BMP as Pillow's `convert("RGB")` does, with the default [`DecodeOptions`].
+    /// `key` names the sample in errors.
     ///
     /// # Errors
     /// [`Error::BadImage`].
     pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
-        let picture = decode(key, bytes)?.into_rgb8();
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
-        Ok(RgbImage { width, height, data: picture.into_raw() })
+        RgbImage::decode_with(key, bytes, &DecodeOptions::default())
+    }
+
+    /// Decodes with a limit of pixels, and upright if asked. Errors as [`RgbImage::decode`].
+    pub fn decode_with(key: &str, bytes: &[u8], options: &DecodeOptions) -> Result<Self> {
+        let mut data = Vec::new();
+        let (width, height) = decode::decode_rgb_into(key, bytes, options, &mut data)?;
+        Ok(RgbImage { width, height, data })
     }
 
     /// Encodes a PNG.
@@ -117,15 +126,30 @@ impl RgbImage {
         Ok(RgbImage { width, height, data })
     }
 
+    /// The rectangle of `size` pixels, (width, height), whose upper left corner is `corner`, (x, y), of this
+    /// picture resized to `to`: the same bytes as [`RgbImage::resize`] and then [`RgbImage::crop`] give, without
+    /// making the rest.
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub fn resize_crop(
+        &self,
+        to: (usize, usize),
+        corner: (usize, usize),
+        size: (usize, usize),
+        filter: Filter,
+    ) -> Result<Self> {
+        let crop = Crop { x: corner.0, y: corner.1, width: size.0, height: size.1 };
+        let mut data = Vec::new();
+        resample::resize_crop::<3>(&self.data, (self.width, self.height), to, &crop, filter, &mut data)?;
+        Ok(RgbImage { width: size.0, height: size.1, data })
+    }
+
     /// Resizes so that the shorter side is `side`, the longer one in proportion, rounded down: as torchvision's
     /// `Resize(side)`. Errors as [`RgbImage::resize`].
     pub fn resize_shorter(&self, side: usize, filter: Filter) -> Result<Self> {
-        let longer = |long: usize, short: usize| side * long / short;
-        if self.width <= self.height {
-            self.resize(side, longer(self.height, self.width), filter)
-        } else {
-            self.resize(longer(self.width, self.height), side, filter)
-        }
+        let (width, height) = shorter_to((self.width, self.height), side)?;
+        self.resize(width, height, filter)
     }
 
     /// The rectangle of `width` x `height` pixels whose upper left corner is (`x`, `y`).
@@ -133,15 +157,10 @@ impl RgbImage {
     /// # Errors
     /// [`Error::InvalidArgument`] if it is empty or reaches outside.
     pub fn crop(&self, x: usize, y: usize, width: usize, height: usize) -> Result<Self> {
-        let fits = |at: usize, size: usize, all: usize| size > 0 && at.checked_add(size).is_some_and(|end| end <= all);
-        if !fits(x, width, self.width) || !fits(y, height, self.height) {
-            let detail = format!("{width}x{height} at ({x}, {y}) of a {}x{} picture", self.width, self.height);
-            return Err(Error::InvalidArgument { what: "crop", detail });
-        }
+        let crop = Crop { x, y, width, height };
+        crop.check((self.width, self.height))?;
         let mut data = Vec::with_capacity(3 * width * height);
-        for row in self.data.chunks_exact(3 * self.width).skip(y).take(height) {
-            data.extend_from_slice(&row[3 * x..3 * (x + width)]);
-        }
+        resample::copy_crop::<3>(&self.data, self.width, &crop, &mut data);
         Ok(RgbImage { width, height, data })
     }
 
@@ -202,12 +221,12 @@ impl RgbaImage {
         Ok(RgbaImage { width, height, data })
     }
 
-    /// Decodes a PNG or JPEG (which is opaque). `key` names the sample in errors.
+    /// Decodes a PNG, JPEG, WebP, GIF or BMP; what has no alpha is opaque. `key` names the sample in errors.
     ///
     /// # Errors
     /// [`Error::BadImage`].
     pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
-        let picture = decode(key, bytes)?.into_rgba8();
+        let picture = decode::decode_any(key, bytes)?.into_rgba8();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         Ok(RgbaImage { width, height, data: picture.into_raw() })
     }
@@ -286,6 +305,20 @@ fn divide_by_alpha(data: &mut [u8]) {
     }
 }
 
+/// Size of a picture of `size`, (width, height), whose shorter side becomes `side`, the longer one in proportion, rounded
+/// down.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if the longer side overflows.
+pub(crate) fn shorter_to(size: (usize, usize), side: usize) -> Result<(usize, usize)> {
+    let (short, long) = (size.0.min(size.1).max(1), size.0.max(size.1));
+    let Some(product) = side.checked_mul(long) else {
+        let detail = format!("the shorter side of {}x{} to {side}", size.0, size.1);
+        return Err(Error::InvalidArgument { what: "resize", detail });
+    };
+    Ok(if size.0 <= size.1 { (side, product / short) } else { (product / short, side) })
+}
+
 fn check_size(width: usize, height: usize, channels: usize, found: usize) -> Result<()> {
     let needed = width.checked_mul(height).and_then(|n| n.checked_mul(channels));
     if width == 0 || height == 0 || needed != Some(found) {
@@ -293,16 +326,6 @@ fn check_size(width: usize, height: usize, channels: usize, found: usize) -> Res
         return Err(Error::InvalidArgument { what: "picture", detail });
     }
     Ok(())
-}
-
-fn decode(key: &str, bytes: &[u8]) -> Result<DynamicImage> {
-    let bad = |detail: String| Error::BadImage { key: key.to_owned(), detail };
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| bad(e.to_string()))?;
-    match reader.format() {
-        Some(ImageFormat::Png | ImageFormat::Jpeg) => {}
-        _ => return Err(bad(format!("neither PNG nor JPEG ({} bytes)", bytes.len()))),
-    }
-    reader.decode().map_err(|e| bad(e.to_string()))
 }
 
 fn encode_png(data: &[u8], width: usize, height: usize, kind: ExtendedColorType, effort: PngEffort) -> Result<Vec<u8>> {
