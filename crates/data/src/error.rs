@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::npy::NpyError;
+use crate::pickled::PickledFault;
 
 /// An error of any type, as closures and encoders of other crates return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -247,6 +248,15 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         source: Box<crate::npz::NpzError>,
+    },
+
+    /// A malformed pickled dictionary of arrays.
+    #[error("sample `{key}`: pickled arrays: {fault}")]
+    Pickled {
+        /// Key of the sample.
+        key: String,
+        /// What is wrong with them.
+        fault: Box<PickledFault>,
     },
 
     /// Decoding one sample in the loader failed.

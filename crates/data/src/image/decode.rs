@@ -25,7 +25,10 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
 use super::RgbImage;
-use crate::{Error, Result};
+use crate::Error;
+
+/// A file's fault in words, to which the sample's name is added.
+type Result<T, E = String> = std::result::Result<T, E>;
 
 /// Formats that are read.
 const FORMATS: [ImageFormat; 5] =
@@ -52,7 +55,7 @@ impl Default for DecodeOptions {
 ///
 /// # Errors
 /// [`Error::BadImage`].
-pub fn dimensions(key: &str, bytes: &[u8]) -> Result<(usize, usize)> {
+pub fn dimensions(key: &str, bytes: &[u8]) -> crate::Result<(usize, usize)> {
     let bad = |detail: String| Error::BadImage { key: key.to_owned(), detail };
     let (width, height) = reader(bytes).map_err(bad)?.into_dimensions().map_err(|e| bad(e.to_string()))?;
     Ok((width as usize, height as usize))
@@ -67,11 +70,11 @@ pub(crate) fn decode_rgb_into(
     bytes: &[u8],
     options: &DecodeOptions,
     out: &mut Vec<u8>,
-) -> Result<(usize, usize)> {
+) -> crate::Result<(usize, usize)> {
     rgb_into(bytes, options, out).map_err(|detail| Error::BadImage { key: key.to_owned(), detail })
 }
 
-fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<(usize, usize), String> {
+fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<(usize, usize)> {
     if bytes.starts_with(b"\xff\xd8\xff") {
         return jpeg_into(bytes, options, out);
     }
@@ -85,7 +88,7 @@ fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<
 ///
 /// # Errors
 /// [`Error::BadImage`].
-pub(super) fn decode_any(key: &str, bytes: &[u8]) -> Result<DynamicImage> {
+pub(super) fn decode_any(key: &str, bytes: &[u8]) -> crate::Result<DynamicImage> {
     let bad = |detail: String| Error::BadImage { key: key.to_owned(), detail };
     if bytes.starts_with(b"\xff\xd8\xff") {
         return Ok(DynamicImage::ImageRgb8(rgb_buffer(RgbImage::decode(key, bytes)?)));
@@ -93,7 +96,7 @@ pub(super) fn decode_any(key: &str, bytes: &[u8]) -> Result<DynamicImage> {
     Ok(upper_bytes(any(bytes, &DecodeOptions::default()).map_err(bad)?))
 }
 
-fn any(bytes: &[u8], options: &DecodeOptions) -> Result<DynamicImage, String> {
+fn any(bytes: &[u8], options: &DecodeOptions) -> Result<DynamicImage> {
     let mut decoder = reader(bytes)?.into_decoder().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions();
     check_pixels(u64::from(width), u64::from(height), options)?;
@@ -106,7 +109,7 @@ fn any(bytes: &[u8], options: &DecodeOptions) -> Result<DynamicImage, String> {
     Ok(picture)
 }
 
-fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
+fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     match reader.format() {
         Some(format) if FORMATS.contains(&format) => Ok(reader),
@@ -114,7 +117,7 @@ fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
     }
 }
 
-fn check_pixels(width: u64, height: u64, options: &DecodeOptions) -> Result<(), String> {
+fn check_pixels(width: u64, height: u64, options: &DecodeOptions) -> Result<()> {
     if width == 0 || height == 0 {
         return Err(format!("{width}x{height} pixels"));
     }
@@ -148,7 +151,7 @@ fn upper_bytes(picture: DynamicImage) -> DynamicImage {
     narrowed.expect("as many levels as before")
 }
 
-fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<(usize, usize), String> {
+fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<(usize, usize)> {
     let settings = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(usize::from(u16::MAX))
