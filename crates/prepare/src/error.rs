@@ -17,6 +17,10 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
 
+    /// The COCO stage's own errors.
+    #[error(transparent)]
+    Coco(Box<crate::coco::CocoError>),
+
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -29,10 +33,20 @@ pub enum Error {
     },
 }
 
+impl From<crate::coco::CocoError> for Error {
+    fn from(error: crate::coco::CocoError) -> Self {
+        Error::Coco(Box::new(error))
+    }
+}
+
 impl Error {
     /// Whether the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
-        matches!(self, Error::Usage(_))
+        match self {
+            Error::Usage(_) => true,
+            Error::Coco(error) => matches!(**error, crate::coco::CocoError::OtherSettings { .. }),
+            _ => false,
+        }
     }
 
     /// Whether the stage stopped on request, with everything kept that was done.

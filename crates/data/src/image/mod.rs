@@ -12,6 +12,7 @@ pub mod text;
 
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
+use jpeg_encoder::{ChromaSubsamplingMethod, ColorType as JpegColour, SamplingFactor};
 
 use crate::{Error, Result};
 pub(crate) use decode::decode_rgb_into;
@@ -83,8 +84,39 @@ impl RgbImage {
     ///
     /// # Errors
     /// [`Error::BadImage`] (sides beyond the format's limit of 2³¹ - 1).
-    pub fn encode_png(&self, effort: PngEffort) -> Result<Vec<u8>> {
+    pub fn encode_jpeg(data: &[u8], width: usize, height: usize, colour: JpegColour, quality: u8) -> Result<Vec<u8>> {
+        let bad = |detail: String| Error::BadImage { key: "(output)".to_owned(), detail };
+        let side = |n: usize| u16::try_from(n).map_err(|_| bad(format!("side of {n} pixels")));
+        let mut out = Vec::new();
+        let mut encoder = jpeg_encoder::Encoder::new(&mut out, quality.clamp(1, 100));
+        encoder.set_sampling_factor(SamplingFactor::F_2_2);
+        encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
+        encoder.encode(data, side(width)?, side(height)?, colour).map_err(|e| bad(e.to_string()))?;
+        Ok(out)
+    }
+
+    fn encode_png(&self, effort: PngEffort) -> Result<Vec<u8>> {
         encode_png(&self.data, self.width, self.height, ExtendedColorType::Rgb8, effort)
+    }
+
+    /// Encodes a JPEG of `quality` 1 to 100 as Pillow's `save` does by default: libjpeg's tables, colour at half the
+    /// resolution (4:2:0), baseline.
+    ///
+    /// # Errors
+    /// [`Error::BadImage`] (sides beyond the format's limit of 65,535).
+    pub fn encode_jpeg(&self, quality: u8) -> Result<Vec<u8>> {
+        encode_jpeg(&self.data, self.width, self.height, JpegColour::Rgb, quality)
+    }
+
+    /// Encodes the first channel as a grey JPEG; errors as [`RgbImage::encode_jpeg`].
+    pub fn encode_grey_jpeg(&self, quality: u8) -> Result<Vec<u8>> {
+        let grey: Vec<u8> = self.data.iter().copied().step_by(3).collect();
+        encode_jpeg(&grey, self.width, self.height, JpegColour::Luma, quality)
+    }
+
+    /// Whether all pixels are grey.
+    pub fn is_grey(&self) -> bool {
+        self.data.as_chunks::<3>().0.iter().all(|[r, g, b]| r == g && g == b)
     }
 
     /// Pixels in a row.
@@ -182,13 +214,16 @@ impl RgbImage {
         RgbImage { width, height, data }
     }
 
-    /// Mirrors left and right.
+    /// The picture mirrored left and right.
     pub fn flip_horizontal(&self) -> Self {
-        let mut data = Vec::with_capacity(self.data.len());
-        for row in self.data.chunks_exact(3 * self.width) {
-            row.chunks_exact(3).rev().for_each(|pixel| data.extend_from_slice(pixel));
-        }
-        RgbImage { width: self.width, height: self.height, data }
+        let mut flipped = self.clone();
+        flipped.mirror();
+        flipped
+    }
+
+    /// Mirrors left and right, in place.
+    pub fn mirror(&mut self) {
+        self.data.chunks_exact_mut(3 * self.width).for_each(|row| row.as_chunks_mut::<3>().0.reverse());
     }
 
     /// The pixels as numbers from `low` (level 0) to `high` (level 255), channels last, `[height, width, 3]`.
