@@ -214,10 +214,8 @@ impl Pipeline {
         out: &mut Vec<f32>,
     ) -> Result<SizeConditioning> {
         self.with_levels(key, bytes, seed, position, |levels, plan| {
-            let at = out.len();
-            out.resize(at + levels.len(), 0.0);
             let (width, flip) = (plan.crop.width, plan.flip);
-            image::levels_to_f32(levels, width, self.settings.range, flip, self.settings.layout, &mut out[at..]);
+            image::append_levels(levels, width, self.settings.range, flip, self.settings.layout, out);
             Ok(plan.conditioning)
         })
     }
@@ -226,10 +224,8 @@ impl Pipeline {
     /// a quarter of the memory of their numbers, so that threads had better hand over these, and a batch be made of
     /// them where it is needed.
     pub fn append_picture(&self, picture: &RgbImage, out: &mut Vec<f32>) {
-        let at = out.len();
-        out.resize(at + picture.data().len(), 0.0);
         let (range, layout) = (self.settings.range, self.settings.layout);
-        image::levels_to_f32(picture.data(), picture.width(), range, false, layout, &mut out[at..]);
+        image::append_levels(picture.data(), picture.width(), range, false, layout, out);
     }
 
     fn with_levels<T>(

@@ -73,7 +73,7 @@ fn fifty_pictures_are_resized_as_by_pillow() {
     let mut pictures: Vec<RgbImage> = (0..40).map(|seed| noise(SIZES[seed as usize % 20], seed)).collect();
     for emoji in EMOJI {
         let drawing = PngTwemojiAsset::from_emoji(emoji).unwrap_or_else(|| panic!("{emoji}"));
-        pictures.push(RgbaImage::decode(emoji, drawing.data).unwrap().over([255, 255, 255]));
+        pictures.push(RgbaImage::decode(emoji, drawing).unwrap().over([255, 255, 255]));
     }
     let file = golden("resized.txt");
     let lines: Vec<&str> = std::str::from_utf8(&file).unwrap().lines().collect();

@@ -283,7 +283,7 @@ fn training_tsv(rows: &[Annotation]) -> String {
 ///
 /// # Errors
 /// [`CocoError::UnknownImage`].
-fn sdxl_tsv(rows: &[Annotation], images: &[Image], path: &Path) -> Result<String, CocoError> {
+fn sdxl_tsv(rows: &[Annotation], images: &[Image], path: &Path) -> std::result::Result<String, CocoError> {
     let by_id: HashMap<u64, &Image> = images.iter().map(|image| (image.id, image)).collect();
     let mut text = "id\timage_id\tcaption\theight\twidth\tfile_name\tcoco_url\n".to_owned();
     for row in rows {
@@ -381,7 +381,7 @@ impl Pictures {
     }
 
     /// A picture's file; `None` if there is none.
-    fn get(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, PictureFault> {
+    fn get(&self, name: &str) -> std::result::Result<Option<Cow<'_, [u8]>>, PictureFault> {
         match self {
             Pictures::Folder(dir) => match fs::read(dir.join(name)) {
                 Ok(bytes) => Ok(Some(Cow::Owned(bytes))),

@@ -144,11 +144,14 @@ impl ZipFile {
     }
 }
 
+/// Names and contents.
+pub type Contents<'a> = Vec<(String, Cow<'a, [u8]>)>;
+
 /// Names and contents of a zip archive in memory, by name, with all checksums compared.
 ///
 /// # Errors
 /// Whatever is wrong with it.
-pub fn unzip(bytes: &[u8]) -> Result<Vec<(String, Cow<'_, [u8]>)>, ArchiveFault> {
+pub fn unzip(bytes: &[u8]) -> Result<Contents<'_>, ArchiveFault> {
     let archive = ZipArchive::read(bytes)?;
     archive.entries().iter().map(|entry| Ok((entry.name(bytes), entry.verified(bytes)?))).collect()
 }

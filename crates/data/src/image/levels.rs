@@ -2,44 +2,33 @@
 
 use crate::transform::Layout;
 
-/// Pixels `[height, width, 3]` as numbers from `range.0` (level 0) to `range.1` (level 255), rows mirrored if `flip`,
-/// into `out` in `layout`. Both have the same length.
-pub(crate) fn levels_to_f32(
+/// Appends pixels `[height, width, 3]` to `out` as numbers from `range.0` (level 0) to `range.1` (level 255), rows
+/// mirrored if `flip`, in `layout`.
+pub(crate) fn append_levels(
     levels: &[u8],
     width: usize,
     range: (f32, f32),
     flip: bool,
     layout: Layout,
-    out: &mut [f32],
+    out: &mut Vec<f32>,
 ) {
     let (scale, low) = ((range.1 - range.0) / 255.0, range.0);
+    let number = |level: &u8| f32::from(*level) * scale + low;
+    out.reserve(levels.len());
     match (layout, flip) {
-        (Layout::Hwc, false) => convert(levels, scale, low, out),
+        (Layout::Hwc, false) => out.extend(levels.iter().map(number)),
         (Layout::Hwc, true) => {
-            for (row, out) in levels.chunks_exact(3 * width).zip(out.chunks_exact_mut(3 * width)) {
-                let pixels = row.as_chunks::<3>().0.iter().rev();
-                for (pixel, out) in pixels.zip(out.as_chunks_mut::<3>().0) {
-                    *out = pixel.map(|level| f32::from(level) * scale + low);
-                }
+            for row in levels.chunks_exact(3 * width) {
+                out.extend(row.as_chunks::<3>().0.iter().rev().flatten().map(number));
             }
         }
         (Layout::Chw, _) => {
-            let plane = levels.len() / 3;
-            for (channel, out) in out.chunks_exact_mut(plane.max(1)).enumerate() {
-                for (row, out) in levels.chunks_exact(3 * width).zip(out.chunks_exact_mut(width)) {
-                    let values = row.iter().skip(channel).step_by(3).map(|level| f32::from(*level) * scale + low);
-                    match flip {
-                        false => out.iter_mut().zip(values).for_each(|(out, value)| *out = value),
-                        true => out.iter_mut().rev().zip(values).for_each(|(out, value)| *out = value),
-                    }
+            for channel in 0..3 {
+                for row in levels.chunks_exact(3 * width) {
+                    let values = row.as_chunks::<3>().0.iter().map(|pixel| number(&pixel[channel]));
+                    if flip { out.extend(values.rev()) } else { out.extend(values) }
                 }
             }
         }
-    }
-}
-
-fn convert(levels: &[u8], scale: f32, low: f32, out: &mut [f32]) {
-    for (out, level) in out.iter_mut().zip(levels) {
-        *out = f32::from(*level) * scale + low;
     }
 }

@@ -17,7 +17,7 @@ use jpeg_encoder::{ChromaSubsamplingMethod, ColorType as JpegColour, SamplingFac
 use crate::{Error, Result};
 pub(crate) use decode::decode_rgb_into;
 pub use decode::{DecodeOptions, dimensions};
-pub(crate) use levels::levels_to_f32;
+pub(crate) use levels::append_levels;
 pub(crate) use resample::Crop;
 pub use resample::Filter;
 
@@ -84,18 +84,7 @@ impl RgbImage {
     ///
     /// # Errors
     /// [`Error::BadImage`] (sides beyond the format's limit of 2³¹ - 1).
-    pub fn encode_jpeg(data: &[u8], width: usize, height: usize, colour: JpegColour, quality: u8) -> Result<Vec<u8>> {
-        let bad = |detail: String| Error::BadImage { key: "(output)".to_owned(), detail };
-        let side = |n: usize| u16::try_from(n).map_err(|_| bad(format!("side of {n} pixels")));
-        let mut out = Vec::new();
-        let mut encoder = jpeg_encoder::Encoder::new(&mut out, quality.clamp(1, 100));
-        encoder.set_sampling_factor(SamplingFactor::F_2_2);
-        encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
-        encoder.encode(data, side(width)?, side(height)?, colour).map_err(|e| bad(e.to_string()))?;
-        Ok(out)
-    }
-
-    fn encode_png(&self, effort: PngEffort) -> Result<Vec<u8>> {
+    pub fn encode_png(&self, effort: PngEffort) -> Result<Vec<u8>> {
         encode_png(&self.data, self.width, self.height, ExtendedColorType::Rgb8, effort)
     }
 
@@ -361,6 +350,17 @@ fn check_size(width: usize, height: usize, channels: usize, found: usize) -> Res
         return Err(Error::InvalidArgument { what: "picture", detail });
     }
     Ok(())
+}
+
+fn encode_jpeg(data: &[u8], width: usize, height: usize, colour: JpegColour, quality: u8) -> Result<Vec<u8>> {
+    let bad = |detail: String| Error::BadImage { key: "(output)".to_owned(), detail };
+    let side = |n: usize| u16::try_from(n).map_err(|_| bad(format!("side of {n} pixels")));
+    let mut out = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut out, quality.clamp(1, 100));
+    encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
+    encoder.encode(data, side(width)?, side(height)?, colour).map_err(|e| bad(e.to_string()))?;
+    Ok(out)
 }
 
 fn encode_png(data: &[u8], width: usize, height: usize, kind: ExtendedColorType, effort: PngEffort) -> Result<Vec<u8>> {
