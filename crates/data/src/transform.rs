@@ -240,7 +240,10 @@ impl Pipeline {
             let size = image::decode_rgb_into(key, bytes, &self.settings.decode, decoded)?;
             let plan = self.plan(size, &mut Stream::new(seed, Purpose::Augmentation, position))?;
             resample::resize_crop::<3>(decoded, size, plan.resized, &plan.crop, self.settings.filter, cut)?;
-            take(cut, &plan)
+            let taken = take(cut, &plan);
+            image::release_if_large(decoded);
+            image::release_if_large(cut);
+            taken
         })
     }
 

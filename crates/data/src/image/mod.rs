@@ -343,6 +343,14 @@ pub(crate) fn shorter_to(size: (usize, usize), side: usize) -> Result<(usize, us
     Ok(if size.0 <= size.1 { (side, product / short) } else { (product / short, side) })
 }
 
+/// Gives back memory that a thread kept for its next picture, if the one before was unusually large.
+pub(crate) fn release_if_large(scratch: &mut Vec<u8>) {
+    const MOST: usize = 64 << 20;
+    if scratch.capacity() > MOST {
+        *scratch = Vec::new();
+    }
+}
+
 fn check_size(width: usize, height: usize, channels: usize, found: usize) -> Result<()> {
     let needed = width.checked_mul(height).and_then(|n| n.checked_mul(channels));
     if width == 0 || height == 0 || needed != Some(found) {

@@ -342,7 +342,10 @@ fn resize_with<const C: usize>(
     } else if filter == Filter::Nearest {
         nearest::<C>(data, from, to, crop, out);
     } else {
-        BETWEEN.with_borrow_mut(|between| both_passes::<C>(isa, data, from, to, crop, filter, between, out));
+        BETWEEN.with_borrow_mut(|between| {
+            both_passes::<C>(isa, data, from, to, crop, filter, between, out);
+            super::release_if_large(between);
+        });
     }
     Ok(())
 }
