@@ -241,6 +241,15 @@ pub enum Error {
         source: NpyError,
     },
 
+    /// A `.npz` archive that cannot be used.
+    #[error("{}: {source}", path.display())]
+    Npz {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<crate::npz::NpzError>,
+    },
+
     /// A malformed pickled dictionary of arrays.
     #[error("sample `{key}`: pickled arrays: {fault}")]
     Pickled {

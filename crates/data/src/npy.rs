@@ -1,4 +1,4 @@
-//! NumPy's `.npy` arrays as sample parts: `f32`, `f16` and `i64`, little-endian, C order, any rank.
+//! NumPy's `.npy` arrays as sample parts: `f64`, `f32`, `f16` and `i64`, little-endian, C order, any rank.
 //!
 //! Source: NumPy Enhancement Proposal 1 ("A Simple File Format for NumPy Arrays") and `numpy/lib/format.py`.
 //! Written as version 1.0 with the data 64-byte aligned; versions 1.0, 2.0 and 3.0 are read.
@@ -18,6 +18,8 @@ pub struct NpyArray {
 /// The values of an [`NpyArray`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum NpyData {
+    /// `<f8`
+    F64(Vec<f64>),
     /// `<f4`
     F32(Vec<f32>),
     /// `<f2`
@@ -56,7 +58,7 @@ pub enum NpyError {
         detail: String,
     },
     /// A type of value that is not read.
-    #[error(".npy dtype `{descr}` is not read; use <f4, <f2 or <i8 (numpy: array.astype(\"<f4\"))")]
+    #[error(".npy dtype `{descr}` is not read; use <f8, <f4, <f2 or <i8 (numpy: array.astype(\"<f4\"))")]
     UnsupportedDtype {
         /// NumPy's name of the type.
         descr: String,
@@ -91,9 +93,10 @@ pub enum NpyError {
 }
 
 impl NpyData {
-    /// NumPy's name of the type: `<f4`, `<f2` or `<i8`.
+    /// NumPy's name of the type: `<f8`, `<f4`, `<f2` or `<i8`.
     pub fn descr(&self) -> &'static str {
         match self {
+            NpyData::F64(_) => "<f8",
             NpyData::F32(_) => "<f4",
             NpyData::F16(_) => "<f2",
             NpyData::I64(_) => "<i8",
@@ -103,6 +106,7 @@ impl NpyData {
     /// Number of values.
     pub fn len(&self) -> usize {
         match self {
+            NpyData::F64(v) => v.len(),
             NpyData::F32(v) => v.len(),
             NpyData::F16(v) => v.len(),
             NpyData::I64(v) => v.len(),
@@ -118,7 +122,7 @@ impl NpyData {
         match self {
             NpyData::F32(_) => 4,
             NpyData::F16(_) => 2,
-            NpyData::I64(_) => 8,
+            NpyData::I64(_) | NpyData::F64(_) => 8,
         }
     }
 
@@ -126,6 +130,7 @@ impl NpyData {
     pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
         // Value by value, so that the file is little-endian on every machine; compilers make it a copy.
         match self {
+            NpyData::F64(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::F32(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::F16(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::I64(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
@@ -181,6 +186,20 @@ impl NpyArray {
             NpyData::F32(v) => Ok(v.clone()),
             NpyData::F16(v) => Ok(v.iter().map(|x| x.to_f32()).collect()),
             NpyData::I64(_) => Err(NpyError::WrongDtype { expected: "f32 or f16", found: "i64" }),
+            NpyData::F64(_) => Err(NpyError::WrongDtype { expected: "f32 or f16", found: "f64" }),
+        }
+    }
+
+    /// The values as `f64` (narrower floating-point numbers are widened, which loses nothing).
+    ///
+    /// # Errors
+    /// [`NpyError::WrongDtype`] for integers.
+    pub fn to_f64(&self) -> Result<Vec<f64>, NpyError> {
+        match &self.data {
+            NpyData::F64(v) => Ok(v.clone()),
+            NpyData::F32(v) => Ok(v.iter().map(|x| f64::from(*x)).collect()),
+            NpyData::F16(v) => Ok(v.iter().map(|x| x.to_f64()).collect()),
+            NpyData::I64(_) => Err(NpyError::WrongDtype { expected: "f64, f32 or f16", found: "i64" }),
         }
     }
 
@@ -191,6 +210,7 @@ impl NpyArray {
     pub fn as_i64(&self) -> Result<&[i64], NpyError> {
         match &self.data {
             NpyData::I64(v) => Ok(v),
+            NpyData::F64(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f64" }),
             NpyData::F32(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f32" }),
             NpyData::F16(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f16" }),
         }
@@ -244,7 +264,7 @@ impl NpyArray {
         let size = match descr {
             "<f4" => 4,
             "<f2" => 2,
-            "<i8" => 8,
+            "<i8" | "<f8" => 8,
             _ => return Err(NpyError::UnsupportedDtype { descr: descr.to_owned() }),
         };
         let needed = byte_count(&shape, size)?;
@@ -254,6 +274,7 @@ impl NpyArray {
         let data = match size {
             4 => NpyData::F32(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             2 => NpyData::F16(data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+            _ if descr == "<f8" => NpyData::F64(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
             _ => NpyData::I64(data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
         };
         Ok(NpyArray { shape, data })
@@ -402,6 +423,7 @@ mod tests {
             NpyArray::from_f32(&[3], vec![1.0, -2.0, f32::MAX]),
             NpyArray::from_f32(&[2, 0, 3], vec![]),
             NpyArray::f16_from_f32(&[1, 2, 2, 1], &[0.1, 0.2, 65504.0, -1e-7]),
+            NpyArray::new(vec![2], NpyData::F64(vec![f64::MIN_POSITIVE, -0.1])),
             NpyArray::from_i64(&[2, 2], vec![i64::MIN, -1, 0, i64::MAX]),
         ];
         for array in arrays {

@@ -2,7 +2,7 @@
 
 use calotype_data::Control;
 
-use crate::{Report, Result, check, emoji, index, reorganize};
+use crate::{Report, Result, check, coco, emoji, index, reorganize};
 
 /// A stage and its settings.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -15,6 +15,8 @@ pub enum DataStage {
     Index(index::IndexArgs),
     /// Read everything, and list corrupt and odd samples.
     Check(check::CheckArgs),
+    /// Make the benchmarks' evaluation set of COCO-2014: the exact list of captions, the pictures in one size.
+    Coco(coco::CocoArgs),
 }
 
 impl DataStage {
@@ -28,6 +30,7 @@ impl DataStage {
             DataStage::Reorganize(args) => reorganize::run(args, control),
             DataStage::Index(args) => index::run(args, control),
             DataStage::Check(args) => check::run(args, control),
+            DataStage::Coco(args) => coco::run(args, control),
         }
     }
 }

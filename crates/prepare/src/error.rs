@@ -28,6 +28,8 @@ pub enum Error {
     /// A check found samples that cannot be used.
     #[error(transparent)]
     Check(#[from] crate::check::CheckError),
+    /// The COCO stage's own errors.
+    Coco(Box<crate::coco::CocoError>),
 
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -41,6 +43,12 @@ pub enum Error {
     },
 }
 
+impl From<crate::coco::CocoError> for Error {
+    fn from(error: crate::coco::CocoError) -> Self {
+        Error::Coco(Box::new(error))
+    }
+}
+
 impl Error {
     /// Whether the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
@@ -48,6 +56,7 @@ impl Error {
             Error::Usage(_) => true,
             Error::Reorganize(error) => error.is_usage(),
             Error::Index(error) => error.is_usage(),
+            Error::Coco(error) => matches!(**error, crate::coco::CocoError::OtherSettings { .. }),
             _ => false,
         }
     }

@@ -7,7 +7,9 @@
 //! The crate knows no models, so that machines that only prepare data need none: the stages that run encoders are in
 //! `calotype-train`.
 
+pub mod bench;
 pub mod check;
+pub mod coco;
 pub mod command;
 pub mod emoji;
 mod error;
