@@ -60,8 +60,10 @@ fn compositing_equals_pillow() {
 fn arrays_equal_numpy() {
     let f32s = NpyArray::from_f32(&[2, 3, 4], (0..24).map(|i| i as f32 / 8.0).collect()).unwrap();
     let f16s = NpyArray::f16_from_f32(&[5], &[-2.0, -1.0, 0.0, 1.0, 2.0]).unwrap();
+    let bf16s = NpyArray::bf16_from_f32(&[5], &[-2.0, -1.0, 0.0, 1.0, 2.0]).unwrap();
     let i64s = NpyArray::new(vec![], NpyData::I64(vec![-7])).unwrap();
-    for (name, array) in [("array_f32.npy", f32s), ("array_f16.npy", f16s), ("array_i64.npy", i64s)] {
+    let arrays = [("array_f32.npy", f32s), ("array_f16.npy", f16s), ("array_bf16.npy", bf16s), ("array_i64.npy", i64s)];
+    for (name, array) in arrays {
         assert_eq!(NpyArray::from_bytes(&golden(name)).unwrap(), array, "{name}");
         assert_eq!(array.to_bytes(), golden(name), "{name}");
     }

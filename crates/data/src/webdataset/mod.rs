@@ -18,8 +18,11 @@
 mod index;
 mod reader;
 mod scan;
+mod shard_file;
 mod writer;
 
 pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION};
+pub(crate) use reader::is_shard_as_recorded;
 pub use reader::{Dataset, VerifyReport, index_folder};
+pub use shard_file::ShardFile;
 pub use writer::{ShardLimits, ShardWriter};

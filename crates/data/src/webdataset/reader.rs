@@ -256,6 +256,18 @@ pub(super) fn keys_of_checked_shard(dir: &Path, record: &ShardRecord) -> Result<
     }
 }
 
+/// Whether a finished shard is there and has the length and checksum of its record.
+pub(crate) fn is_shard_as_recorded(dir: &Path, record: &ShardRecord) -> Result<bool> {
+    match open_shard(dir, record) {
+        Ok(shard) => {
+            let found = blake3::hash(&shard.map).to_hex().to_string();
+            Ok(record.blake3.as_ref().is_none_or(|expected| *expected == found))
+        }
+        Err(Error::MissingShard { .. } | Error::TruncatedTar { .. } | Error::SizeMismatch { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn starts(index: &DatasetIndex) -> Vec<usize> {
     let firsts = index.shards.iter().scan(0, |next, shard| {
         let first = *next;

@@ -1,22 +1,18 @@
 //! Writing datasets.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tar::{EntryType, Header};
 
 use super::index::{DatasetIndex, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION, is_plain_name};
 use super::reader::keys_of_checked_shard;
-use super::scan::split_name;
-use crate::files::{partial_name, publish, read_json, write_json};
+use super::shard_file::{BLOCK, ShardFile, headers, tar_size};
+use crate::files::{read_json, write_json};
 use crate::{Error, Result, Sample};
-
-/// Length of tar blocks, in bytes.
-const BLOCK: usize = 512;
 
 /// When a shard is full. A shard holds at least one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +39,7 @@ pub struct ShardWriter {
     dir: PathBuf,
     progress: Progress,
     keys: HashSet<[u8; 16]>,
-    open: Option<OpenShard>,
+    open: Option<ShardFile>,
 }
 
 /// The content of `progress.json`.
@@ -54,31 +50,6 @@ struct Progress {
     limits: ShardLimits,
     meta: Map<String, Value>,
     shards: Vec<ShardRecord>,
-}
-
-struct OpenShard {
-    file: String,
-    out: BufWriter<HashingFile>,
-    samples: usize,
-    bytes: u64,
-}
-
-/// A file that knows the checksum of what was written to it.
-struct HashingFile {
-    file: File,
-    hasher: blake3::Hasher,
-}
-
-impl Write for HashingFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
 }
 
 impl ShardWriter {
@@ -147,7 +118,7 @@ impl ShardWriter {
 
     /// Samples written so far, those of the open shard included.
     pub fn samples_written(&self) -> usize {
-        self.samples_done() + self.open.as_ref().map_or(0, |shard| shard.samples)
+        self.samples_done() + self.open.as_ref().map_or(0, ShardFile::samples)
     }
 
     /// Appends a sample.
@@ -156,7 +127,8 @@ impl ShardWriter {
     /// [`Error::InvalidName`] for a key or extension that would not be read back as it is, [`Error::MissingPart`] for
     /// a sample without parts, [`Error::DuplicateKey`], [`Error::Io`]. The dataset is unchanged by the first three.
     pub fn write(&mut self, sample: &Sample) -> Result<()> {
-        let headers = headers(sample)?;
+        // Checked before anything changes.
+        headers(sample)?;
         let size = tar_size(sample);
         if self.open.as_ref().is_some_and(|shard| self.is_full(shard, size)) {
             self.close_shard()?;
@@ -167,16 +139,10 @@ impl ShardWriter {
             let first = self.dir.clone();
             return Err(Error::DuplicateKey { key: sample.key.clone(), first, second: self.dir.join(name) });
         }
-        if self.open.is_none() {
-            self.open = Some(self.open_shard(name)?);
+        match &mut self.open {
+            Some(shard) => shard.write(sample),
+            None => self.open.insert(ShardFile::create(&self.dir.join(name))?).write(sample),
         }
-        if let Some(shard) = &mut self.open {
-            let path = self.dir.join(&shard.file);
-            append(&mut shard.out, sample, &headers).map_err(Error::io("write", &path))?;
-            shard.samples += 1;
-            shard.bytes += size;
-        }
-        Ok(())
     }
 
     /// Finishes the last shard and writes `index.json`; the dataset exists from then on.
@@ -196,50 +162,23 @@ impl ShardWriter {
         Ok(index)
     }
 
-    fn is_full(&self, shard: &OpenShard, next: u64) -> bool {
+    fn is_full(&self, shard: &ShardFile, next: u64) -> bool {
         let limits = self.progress.limits;
-        shard.samples >= limits.samples || shard.bytes + next + 2 * BLOCK as u64 > limits.bytes
+        shard.samples() >= limits.samples || shard.bytes() + next + 2 * BLOCK as u64 > limits.bytes
     }
 
     fn shard_name(&self) -> String {
         format!("{}-{:06}.tar", self.progress.prefix, self.progress.shards.len())
     }
 
-    fn open_shard(&self, name: String) -> Result<OpenShard> {
-        let partial = partial_name(&self.dir.join(&name));
-        let file = File::create(&partial).map_err(Error::io("create", &partial))?;
-        let file = HashingFile { file, hasher: blake3::Hasher::new() };
-        Ok(OpenShard { file: name, out: BufWriter::with_capacity(1 << 20, file), samples: 0, bytes: 0 })
-    }
-
     fn close_shard(&mut self) -> Result<()> {
-        let Some(mut shard) = self.open.take() else { return Ok(()) };
-        let path = self.dir.join(&shard.file);
-        // Two zero blocks end a tar (POSIX.1-1988).
-        shard.out.write_all(&[0; 2 * BLOCK]).map_err(Error::io("write", &path))?;
-        let HashingFile { file, hasher } =
-            shard.out.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
-        publish(file, &path)?;
-        self.progress.shards.push(ShardRecord {
-            file: shard.file,
-            samples: shard.samples,
-            bytes: shard.bytes + 2 * BLOCK as u64,
-            blake3: Some(hasher.finalize().to_hex().to_string()),
-        });
+        let Some(shard) = self.open.take() else { return Ok(()) };
+        self.progress.shards.push(shard.finish()?);
         self.save_progress()
     }
 
     fn save_progress(&self) -> Result<()> {
         write_json(&self.dir.join(PROGRESS_FILE), &self.progress)
-    }
-}
-
-impl Drop for ShardWriter {
-    fn drop(&mut self) {
-        // A shard that was not finished is of no use to anyone; failing to remove it harms nobody.
-        if let Some(shard) = self.open.take() {
-            let _ = fs::remove_file(partial_name(&self.dir.join(&shard.file)));
-        }
     }
 }
 
@@ -320,53 +259,4 @@ fn short_hash(key: &str) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&blake3::hash(key.as_bytes()).as_bytes()[..16]);
     short
-}
-
-/// Bytes that a sample takes in a tar.
-fn tar_size(sample: &Sample) -> u64 {
-    sample.parts.values().map(|bytes| (BLOCK + bytes.len().next_multiple_of(BLOCK)) as u64).sum()
-}
-
-fn append(out: &mut impl Write, sample: &Sample, headers: &[Header]) -> io::Result<()> {
-    for (header, bytes) in headers.iter().zip(sample.parts.values()) {
-        out.write_all(header.as_bytes())?;
-        out.write_all(bytes)?;
-        out.write_all(&[0; BLOCK][..bytes.len().next_multiple_of(BLOCK) - bytes.len()])?;
-    }
-    Ok(())
-}
-
-/// The headers of a sample's members, all checked before anything is written.
-fn headers(sample: &Sample) -> Result<Vec<Header>> {
-    if sample.parts.is_empty() {
-        let key = sample.key.clone();
-        return Err(Error::MissingPart { key, part: "(any)".to_owned(), present: "no parts".to_owned() });
-    }
-    sample.parts.iter().map(|(extension, bytes)| header(&sample.key, extension, bytes.len() as u64)).collect()
-}
-
-/// A USTAR header (POSIX.1-1988) that says nothing of when, where and by whom it was written.
-fn header(key: &str, extension: &str, size: u64) -> Result<Header> {
-    let name = format!("{key}.{extension}");
-    let invalid = |detail: String| Error::InvalidName { name: name.clone(), detail };
-    if name.contains('\0') || split_name(&name).is_none_or(|(k, e)| k != key || e != extension || e.is_empty()) {
-        let detail = "a key has no dot in its file name, an extension is lower case and not empty";
-        return Err(invalid(detail.to_owned()));
-    }
-    let mut header = Header::new_ustar();
-    header.set_path(&name).map_err(|e| invalid(format!("{e}; a tar name has at most 255 bytes")))?;
-    if header.path_bytes() != name.as_bytes() {
-        return Err(invalid("tar would change it (a leading or doubled `/` or `./`)".to_owned()));
-    }
-    if size >= 1 << 33 {
-        return Err(invalid(format!("{size} bytes; a USTAR member has less than 8 GiB")));
-    }
-    header.set_entry_type(EntryType::Regular);
-    header.set_size(size);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_cksum();
-    Ok(header)
 }
