@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::npy::NpyError;
+use crate::pickled::PickledFault;
 
 /// An error of any type, as closures and encoders of other crates return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -238,6 +239,15 @@ pub enum Error {
         part: String,
         /// What is wrong with it.
         source: NpyError,
+    },
+
+    /// A malformed pickled dictionary of arrays.
+    #[error("sample `{key}`: pickled arrays: {fault}")]
+    Pickled {
+        /// Key of the sample.
+        key: String,
+        /// What is wrong with them.
+        fault: Box<PickledFault>,
     },
 
     /// Decoding one sample in the loader failed.

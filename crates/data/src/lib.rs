@@ -12,6 +12,8 @@
 //! - [`emoji`]: the embedded captioned pictures (Twemoji), a real dataset that needs no download.
 //! - [`precache`]: running an encoder over a dataset once, restartably.
 //! - [`npy`]: NumPy arrays as sample parts.
+//! - [`pickled`]: NeMo's pickled dictionaries of NumPy arrays as sample parts.
+//! - [`wdinfo`]: NeMo's list of shards.
 //! - [`control`]: progress reports and clean stopping of long stages.
 //!
 //! The crate knows no models: encoders reach it through the trait [`precache::SampleEncoder`].
@@ -24,8 +26,10 @@ pub mod image;
 pub mod loader;
 pub mod npy;
 pub mod order;
+pub mod pickled;
 pub mod precache;
 pub mod sample;
+pub mod wdinfo;
 pub mod webdataset;
 
 pub use control::Control;
@@ -33,4 +37,5 @@ pub use error::{BoxError, Error, Result};
 pub use loader::{Batch, Loader, LoaderConfig, OnError};
 pub use order::GlobalOrder;
 pub use sample::{Sample, SampleRef};
+pub use wdinfo::WdInfo;
 pub use webdataset::{Dataset, DatasetIndex, ShardLimits, ShardWriter};

@@ -129,7 +129,8 @@ impl NpyData {
         }
     }
 
-    fn append_to(&self, out: &mut Vec<u8>) {
+    /// Appends the values in C order, little-endian.
+    pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
         // Value by value, so that the file is little-endian on every machine; compilers make it a copy.
         match self {
             NpyData::F32(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
@@ -247,11 +248,19 @@ impl NpyArray {
         if fortran && shape.len() > 1 {
             return Err(NpyError::FortranOrder);
         }
-        let size = match descr.as_str() {
+        NpyArray::from_le_bytes(&descr, shape, data)
+    }
+
+    /// An array of the type that NumPy names `descr`, from its values in C order, little-endian.
+    ///
+    /// # Errors
+    /// [`NpyError::UnsupportedDtype`], [`NpyError::WrongLength`], [`NpyError::ShapeOverflow`].
+    pub fn from_le_bytes(descr: &str, shape: Vec<usize>, data: &[u8]) -> Result<Self, NpyError> {
+        let size = match descr {
             "<f4" => 4,
             "<f2" | "<V2" | "|V2" => 2,
             "<i8" => 8,
-            _ => return Err(NpyError::UnsupportedDtype { descr }),
+            _ => return Err(NpyError::UnsupportedDtype { descr: descr.to_owned() }),
         };
         let needed = byte_count(&shape, size)?;
         if data.len() != needed {

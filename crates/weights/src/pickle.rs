@@ -17,7 +17,7 @@ mod globals;
 mod machine;
 mod value;
 
-pub use value::{Kind, Value};
+pub use value::{Array, ArrayFault, Kind, Value};
 
 pub(crate) use arena::{Elements, Span, TensorRecord};
 

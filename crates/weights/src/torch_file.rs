@@ -772,7 +772,7 @@ fn extent(record: &TensorRecord) -> Option<usize> {
 }
 
 /// Whether the elements lie one after the other in row-major order.
-fn is_dense(record: &TensorRecord) -> bool {
+pub(crate) fn is_dense(record: &TensorRecord) -> bool {
     if record.shape.contains(&0) {
         return true;
     }
@@ -793,7 +793,7 @@ fn repeating_limit(file_bytes: usize) -> usize {
 }
 
 /// Copies a strided tensor into row-major order. The caller has checked that all elements lie within `storage`.
-fn gather(storage: &[u8], size: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
+pub(crate) fn gather(storage: &[u8], size: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
     let total = shape.iter().product::<usize>() * size;
     let mut dense = Vec::with_capacity(total);
     // Inner axes that lie densely are copied as one run.

@@ -1,8 +1,12 @@
 //! Looking at the values of a pickle.
 
+use std::borrow::Cow;
+
 use super::Pickle;
-use super::arena::{Handle, Items, Node, StorageRecord, TensorRecord, Unpacked};
+use super::arena::{Elements, Handle, Items, Node, StorageRecord, TensorRecord, Unpacked};
 use super::machine::slice;
+use crate::tensor_file::Dtype;
+use crate::torch_file::{gather, is_dense};
 
 /// One value of a [`Pickle`]. Values may contain themselves or be shared: walk them with [`identity`](Self::identity) in mind.
 #[derive(Clone, Copy)]
@@ -49,6 +53,28 @@ pub enum Kind<'a> {
     /// An object of a class outside the list, by the full name of the class. Only with
     /// [`skip_unknown_objects`](super::ReadOptions::skip_unknown_objects).
     Object(&'a str),
+}
+
+/// A numpy array that lies in the pickle itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array<'a> {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Size of each axis; none for a single element.
+    pub shape: Vec<usize>,
+    /// The elements in C order, little-endian.
+    pub data: Cow<'a, [u8]>,
+}
+
+/// Why the elements of an array cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArrayFault {
+    /// Elements of a type that is not read, by its name.
+    #[error("holds elements of type {0}, which is not read")]
+    Dtype(&'static str),
+    /// A tensor of torch's, whose elements are beside the pickle.
+    #[error("is a torch tensor, whose elements are not in the pickle")]
+    Elsewhere,
 }
 
 impl std::fmt::Debug for Value<'_> {
@@ -149,6 +175,30 @@ impl<'a> Value<'a> {
             Unpacked::Node(index) => Some(index),
             _ => None,
         }
+    }
+
+    /// The numpy array, if it is one; arrays in Fortran order and big-endian ones are converted. `None` for anything
+    /// else. A converted copy takes as many bytes as the pickle itself has of the array.
+    ///
+    /// # Errors
+    /// [`ArrayFault`].
+    pub fn array(self) -> Option<Result<Array<'a>, ArrayFault>> {
+        let record = self.pickle.tensor(self.tensor()?)?;
+        let Elements::Inline { bytes, big_endian } = record.elements else { return Some(Err(ArrayFault::Elsewhere)) };
+        let dtype = match record.dtype {
+            Ok(dtype) => dtype,
+            Err(name) => return Some(Err(ArrayFault::Dtype(name))),
+        };
+        // That the bytes are as many as shape and type need was checked when the array was built.
+        let bytes = self.pickle.bytes(bytes, self.source);
+        let mut data = match is_dense(record) {
+            true => Cow::Borrowed(bytes),
+            false => Cow::Owned(gather(bytes, dtype.size(), &record.shape, &record.strides)),
+        };
+        if big_endian && dtype.size() > 1 {
+            data.to_mut().chunks_exact_mut(dtype.size()).for_each(<[u8]>::reverse);
+        }
+        Some(Ok(Array { dtype, shape: record.shape.clone(), data }))
     }
 
     /// The number of the tensor (see [`Pickle::tensor`]), if it is one.
