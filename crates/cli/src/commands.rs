@@ -1,10 +1,14 @@
 use crate::generate::{Common, Halted, generate_command};
 use crate::{BenchCommand, DataCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
 use anyhow::{Context, Result};
+use burn::tensor::Device;
 use calotype_bench::{BenchError, KernelRow, UNetBench, run_kernels, run_unet};
 use calotype_data::emoji::{self, Split};
+use calotype_data::precache::Share;
 use calotype_data::{Control, Dataset, ShardLimits};
 use calotype_diffusion::stable_diffusion::GenerateError;
+use calotype_prepare::Report;
+use calotype_prepare::slices::{Slice, SliceArgs};
 use calotype_quickstart::{EvaluationRecipe, Generator, GeneratorFolders, Options, QuickstartError, run};
 use calotype_train::device::{DeviceError, available, device};
 use calotype_train::precache::PrecacheRecipe;
@@ -17,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 
@@ -62,6 +67,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.is::<Usage>()
         || error.downcast_ref::<GenerateError>().is_some_and(GenerateError::is_usage)
         || error.is::<NotTraining>()
+        || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.downcast_ref::<LayoutError>().is_some_and(LayoutError::is_usage);
     match (interrupted, usage) {
         (true, _) => 130,
@@ -253,12 +259,9 @@ pub(crate) fn data(command: &DataCommand) -> Result<()> {
             progress.finish();
             print(&format!("{} samples in {} shards in {}", index.samples, index.shards.len(), out.display()))
         }
-        DataCommand::Precache { recipe, overrides, device: name } => {
+        DataCommand::Precache { recipe, overrides, device: name, slices } => {
             let recipe: PrecacheRecipe = recipe_loader().load(recipe, overrides)?.value;
-            match stages::precache(&recipe, &device(name)?, &stop)? {
-                StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
-                StageEnd::Done(samples) => print(&format!("{samples} samples in {}", recipe.out)),
-            }
+            precache(&recipe, slices, &device(name)?, &stop)
         }
         DataCommand::Check { path } => {
             let dataset = Dataset::open(path)?;
@@ -274,6 +277,38 @@ pub(crate) fn data(command: &DataCommand) -> Result<()> {
             ))
         }
     }
+}
+
+/// The slices of a precache stage that this process has to do, one after the other.
+fn precache(recipe: &PrecacheRecipe, slices: &SliceArgs, device: &Device, stop: &StopFlag) -> Result<()> {
+    for Slice { id, count } in slices.slices()? {
+        let started = Instant::now();
+        let done = match stages::precache(recipe, Share { number: id, of: count }, device, stop)? {
+            StageEnd::Interrupted { samples } => return Err(Stopped { samples }.into()),
+            StageEnd::Done(done) => done,
+        };
+        let mut report = Report {
+            taken: done.samples as u64,
+            written: done.samples as u64,
+            bytes: done.bytes,
+            seconds: started.elapsed().as_secs_f64(),
+            ..Report::new(format!("precache, slice {} of {count}", id + 1))
+        };
+        if done.encoded < done.samples {
+            report.notes.push(format!("{} samples were there already", done.samples - done.encoded));
+        }
+        if done.truncated > 0 {
+            report
+                .notes
+                .push(format!("{} captions were longer than a text encoder's context and were cut", done.truncated));
+        }
+        report.notes.push(match done.finished {
+            Some(samples) => format!("the dataset is complete: {samples} samples in {}", recipe.out),
+            None => format!("other slices are not done yet; the last one completes {}", recipe.out),
+        });
+        print(&report.to_string())?;
+    }
+    Ok(())
 }
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {

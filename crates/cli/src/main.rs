@@ -131,7 +131,9 @@ enum DataCommand {
         #[arg(long, value_name = "N")]
         drawings: Option<usize>,
     },
-    /// Encode a dataset once by a precache recipe.
+    /// Run frozen encoders over a dataset once, by a precache recipe: pictures to latents, captions to embeddings.
+    ///
+    /// May be killed at any instant and started again, and split over an array of jobs: the result is the same.
     Precache {
         /// A recipe file, or the name of a built-in recipe.
         recipe: String,
@@ -141,6 +143,8 @@ enum DataCommand {
         /// cpu, or a device that this build was made with.
         #[arg(long, default_value = "cpu", value_name = "NAME")]
         device: String,
+        #[command(flatten)]
+        slices: calotype_prepare::slices::SliceArgs,
     },
     /// Read all shards of a dataset and compare their checksums.
     Check {

@@ -7,6 +7,8 @@ pub mod checkpoint;
 pub mod clip;
 pub mod device;
 pub mod diffusion;
+pub mod encoders;
+pub mod inputs;
 pub mod optimizer;
 pub mod precache;
 pub mod progress;

@@ -1,5 +1,8 @@
 //! The typed content of training recipes.
 
+use crate::encoders::TextSettings;
+use crate::inputs::InputSettings;
+use crate::precache::{caption_part, picture_parts};
 use burn::tensor::{DType, Device};
 use calotype_data::OnError;
 use calotype_diffusion::{Prediction, ScheduleConfig};
@@ -64,6 +67,12 @@ impl Precision {
 pub struct DataSettings {
     /// Folder of webdataset shards.
     pub path: String,
+    /// Extensions of the picture's part, for stages that read pictures; the first one that a sample has is taken.
+    #[serde(default = "picture_parts", skip_serializing_if = "are_picture_parts")]
+    pub pictures: Vec<String>,
+    /// Extension of the caption's part, for stages that read captions.
+    #[serde(default = "caption_part", skip_serializing_if = "is_caption_part")]
+    pub caption: String,
     /// Decoding threads.
     #[serde(default = "one")]
     pub threads: usize,
@@ -74,6 +83,18 @@ pub struct DataSettings {
     /// damaged pictures, look like any others. Only sets too large to be read at every start should go without.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub verify: bool,
+    /// Beginning of the identity of the encoders that made the dataset, or of the hash of one encoder's weights, as the
+    /// dataset's index tells them; with another one, training does not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_encoder: Option<String>,
+}
+
+fn are_picture_parts(parts: &[String]) -> bool {
+    parts == picture_parts()
+}
+
+fn is_caption_part(part: &str) -> bool {
+    part == caption_part()
 }
 
 fn one() -> usize {
@@ -357,6 +378,9 @@ pub struct DiffusionObjective {
     pub prediction: Prediction,
     /// Share of samples whose caption is replaced by the empty one, for guidance.
     pub caption_dropout: f64,
+    /// What latents are multiplied by; by default what the dataset's encoder says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_factor: Option<f64>,
 }
 
 /// Training of the UNet on precached latents and text states.
@@ -365,8 +389,14 @@ pub struct DiffusionObjective {
 pub struct DiffusionRecipe {
     /// Always `diffusion`.
     pub kind: Kind,
-    /// Precached moments and text states.
+    /// Precached moments, with text states or captions.
     pub data: DataSettings,
+    /// Where they are in a sample.
+    #[serde(default, skip_serializing_if = "InputSettings::is_default")]
+    pub inputs: InputSettings,
+    /// The text encoder, where captions are encoded during training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextSettings>,
     /// The UNet.
     pub model: UNetConfig,
     /// The noise schedule.
@@ -436,7 +466,11 @@ impl DiffusionRecipe {
     pub fn validate(&self) -> Result<(), SettingError> {
         self.course().validate()?;
         let p = self.objective.caption_dropout;
-        check((0.0..=1.0).contains(&p), "objective.caption_dropout", || format!("{p} is not a share in 0..1"))
+        check((0.0..=1.0).contains(&p), "objective.caption_dropout", || format!("{p} is not a share in 0..1"))?;
+        let scale = self.objective.scale_factor;
+        check(scale.is_none_or(|scale| scale > 0.0 && scale.is_finite()), "objective.scale_factor", || {
+            "must be a positive number".to_owned()
+        })
     }
 }
 

@@ -197,20 +197,27 @@ impl Dataset {
         Ok(())
     }
 
-    /// Fails unless the dataset was encoded by the encoder of this identity
+    /// Identity of the encoders that made the dataset, if any did
     /// (see [`crate::precache::SampleEncoder::identity`]).
+    pub fn encoder(&self) -> Option<&str> {
+        self.meta().get(crate::precache::META_ENCODER)?.as_str()
+    }
+
+    /// Fails unless the dataset was encoded by encoders whose identity, or one of them by weights whose hash, begins
+    /// with `wanted`.
     ///
     /// # Errors
     /// [`Error::EncoderMismatch`].
-    pub fn require_encoder(&self, identity: &str) -> Result<()> {
-        let found = self.meta().get(crate::precache::META_ENCODER).and_then(Value::as_str);
-        if found == Some(identity) {
+    pub fn require_encoder(&self, wanted: &str) -> Result<()> {
+        let encoders = self.meta().get(crate::precache::META_ENCODERS).and_then(Value::as_object);
+        let weights = encoders.into_iter().flat_map(Map::values).filter_map(|facts| facts.get("weights")?.as_str());
+        if !wanted.is_empty() && self.encoder().into_iter().chain(weights).any(|known| known.starts_with(wanted)) {
             return Ok(());
         }
         Err(Error::EncoderMismatch {
             path: self.dir.clone(),
-            expected: identity.to_owned(),
-            found: found.unwrap_or("no encoder").to_owned(),
+            expected: wanted.to_owned(),
+            found: self.encoder().unwrap_or("no encoder").to_owned(),
         })
     }
 }

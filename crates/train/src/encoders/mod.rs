@@ -94,8 +94,11 @@ fn own_config(path: &Path) -> Result<Option<Value>, EncoderError> {
     Ok((!published).then_some(config))
 }
 
-/// A network whose configuration and tensors are known, and whose weights are not in memory yet.
-pub struct Frozen<C> {
+/// Makes a network of its configuration.
+type Build<C, M> = fn(&C, &mut Init<'_>) -> Result<M, ConfigError>;
+
+/// A network whose configuration and tensors are known, and whose weights are read at its first use.
+pub struct Frozen<C, M> {
     /// Its configuration.
     pub config: C,
     /// BLAKE3, in hexadecimal, of its tensors' names, types, shapes and elements: the same in every layout of
@@ -103,28 +106,30 @@ pub struct Frozen<C> {
     pub weights: String,
     path: PathBuf,
     source: Box<dyn TensorSource>,
+    build: Build<C, M>,
+    network: Option<M>,
     /// The whole checkpoint, for what lies beside the network; none for a folder that training wrote.
     checkpoint: Option<Box<Checkpoint>>,
 }
 
-impl<C> std::fmt::Debug for Frozen<C> {
+impl<C, M> std::fmt::Debug for Frozen<C, M> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Frozen").field("path", &self.path).field("weights", &self.weights).finish()
     }
 }
 
-impl<C> Frozen<C> {
-    /// Opens a component of the model at `path`. `own` reads the configuration that training writes, `published` that
-    /// of diffusers or transformers, `build` makes the network.
+impl<C, M: Module> Frozen<C, M> {
+    /// Opens a component of the model at `path`. `own` makes the configuration of the one that training writes,
+    /// `published` of that of diffusers or transformers.
     ///
     /// # Errors
     /// [`EncoderError`].
-    fn open<W: DeserializeOwned, M: Module, E: std::error::Error + Send + Sync + 'static>(
+    fn open<W: DeserializeOwned, E: std::error::Error + Send + Sync + 'static>(
         path: &Path,
         component: Component,
         own: impl FnOnce(W) -> C,
         published: impl FnOnce(&Value) -> Result<C, E>,
-        build: impl FnOnce(&C, &mut Init) -> Result<M, ConfigError>,
+        build: Build<C, M>,
     ) -> Result<Self, EncoderError> {
         let (config, source, checkpoint): (C, Box<dyn TensorSource>, _) = match Origin::open(path)? {
             Origin::Own { config, tensors } => {
@@ -141,32 +146,25 @@ impl<C> Frozen<C> {
                 (config, Box::new(source), Some(checkpoint))
             }
         };
-        let network = build(&config, &mut Init::placeholders(&Device::flex())).map_err(|e| config_error(path, e))?;
-        let names = state::layout(&network).into_iter().map(|(name, _)| name).collect();
+        let empty = build(&config, &mut Init::placeholders(&Device::flex())).map_err(|e| config_error(path, e))?;
+        let names = state::layout(&empty).into_iter().map(|(name, _)| name).collect();
         let weights = hash_tensors(source.as_ref(), names)?;
-        Ok(Self { config, weights, path: path.to_owned(), source, checkpoint })
-    }
-
-    /// Where it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { config, weights, path: path.to_owned(), source, build, network: None, checkpoint })
     }
 
     /// The network with its weights, without autodiff; for activations in `bf16`, weights of rank two and more are too.
-    fn load<M: Module>(
-        &self,
-        device: &Device,
-        dtype: DType,
-        build: impl FnOnce(&C, &mut Init) -> Result<M, ConfigError>,
-    ) -> Result<M, EncoderError> {
-        let network =
-            build(&self.config, &mut Init::placeholders(device)).map_err(|error| config_error(&self.path, error))?;
-        let precision = if dtype == DType::BF16 { WeightPrecision::Bf16 } else { WeightPrecision::F32 };
-        Ok(fill_from(network, self.source.as_ref(), precision, &|_| None)?)
-    }
-
-    fn input_error(&self, source: InputError) -> EncoderError {
-        EncoderError::Input { path: self.path.clone(), source }
+    /// It stays on the device of the first call.
+    fn network(&mut self, device: &Device, dtype: DType) -> Result<&M, EncoderError> {
+        let network = match self.network.take() {
+            Some(network) => network,
+            None => {
+                let empty = (self.build)(&self.config, &mut Init::placeholders(device));
+                let empty = empty.map_err(|error| config_error(&self.path, error))?;
+                let precision = if dtype == DType::BF16 { WeightPrecision::Bf16 } else { WeightPrecision::F32 };
+                fill_from(empty, self.source.as_ref(), precision, &|_| None)?
+            }
+        };
+        Ok(self.network.insert(network))
     }
 }
 

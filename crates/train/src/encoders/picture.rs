@@ -2,7 +2,6 @@
 
 use super::{EncoderError, Frozen};
 use crate::batches::stack;
-use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use calotype_data::image::{Filter, RgbImage};
 use calotype_models::{
@@ -11,7 +10,7 @@ use calotype_models::{
 use calotype_weights::layout::Component;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Mean of the channels, in `0..1`, that CLIP's picture towers were trained with (Radford et al. 2021).
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -88,22 +87,15 @@ impl PictureInput {
     }
 }
 
-enum Opened {
-    Autoencoder(Frozen<AutoencoderConfig>),
-    Clip(Frozen<ImageEncoderConfig>),
-    Classifier(Frozen<VitConfig>),
-}
-
-enum Network {
-    Autoencoder(Autoencoder),
-    Clip(ClipImageEncoder),
-    Classifier(Vit),
+enum Model {
+    Autoencoder(Frozen<AutoencoderConfig, Autoencoder>),
+    Clip(Frozen<ImageEncoderConfig, ClipImageEncoder>),
+    Classifier(Frozen<VitConfig, Vit>),
 }
 
 /// A network that looks at pictures. Its weights are read at its first use.
 pub struct PictureEncoder {
-    opened: Opened,
-    network: Option<Network>,
+    model: Model,
     output: PictureOutput,
     input: PictureInput,
     dtype: DType,
@@ -130,22 +122,22 @@ impl PictureEncoder {
         dtype: DType,
         device: &Device,
     ) -> Result<Self, EncoderError> {
-        let opened = match kind {
-            PictureKind::Autoencoder => Opened::Autoencoder(Frozen::open(
+        let model = match kind {
+            PictureKind::Autoencoder => Model::Autoencoder(Frozen::open(
                 path,
                 Component::Vae,
                 |config: AutoencoderConfig| config,
                 AutoencoderConfig::from_diffusers,
                 |config, init| config.init(init),
             )?),
-            PictureKind::Clip => Opened::Clip(Frozen::open(
+            PictureKind::Clip => Model::Clip(Frozen::open(
                 path,
                 Component::ImageEncoder,
                 |config: ClipConfig| ImageEncoderConfig { vision: config.vision, projection: Some(config.projection) },
                 ImageEncoderConfig::from_transformers,
                 |config, init| config.init(init),
             )?),
-            PictureKind::Classifier => Opened::Classifier(Frozen::open(
+            PictureKind::Classifier => Model::Classifier(Frozen::open(
                 path,
                 Component::Classifier,
                 |config: VitConfig| config,
@@ -153,14 +145,8 @@ impl PictureEncoder {
                 |config, init| config.init(init),
             )?),
         };
-        let encoder = Self {
-            output: opened.output(output)?,
-            input: opened.input(input),
-            network: None,
-            opened,
-            dtype,
-            device: device.clone(),
-        };
+        let encoder =
+            Self { output: model.output(output)?, input: model.input(input), model, dtype, device: device.clone() };
         encoder.check_side()?;
         Ok(encoder)
     }
@@ -172,27 +158,27 @@ impl PictureEncoder {
 
     /// What latents are multiplied by for diffusion, if it is an autoencoder that says so.
     pub fn scaling_factor(&self) -> Option<f32> {
-        match &self.opened {
-            Opened::Autoencoder(frozen) => frozen.config.scaling_factor,
+        match &self.model {
+            Model::Autoencoder(frozen) => frozen.config.scaling_factor,
             _ => None,
         }
     }
 
     /// BLAKE3 of the weights, see [`Frozen::weights`].
     pub fn weights(&self) -> &str {
-        match &self.opened {
-            Opened::Autoencoder(frozen) => &frozen.weights,
-            Opened::Clip(frozen) => &frozen.weights,
-            Opened::Classifier(frozen) => &frozen.weights,
+        match &self.model {
+            Model::Autoencoder(frozen) => &frozen.weights,
+            Model::Clip(frozen) => &frozen.weights,
+            Model::Classifier(frozen) => &frozen.weights,
         }
     }
 
     /// What shapes its output, to be recorded.
     pub fn facts(&self) -> Value {
-        let config = match &self.opened {
-            Opened::Autoencoder(frozen) => json!(frozen.config),
-            Opened::Clip(frozen) => json!(frozen.config),
-            Opened::Classifier(frozen) => json!(frozen.config),
+        let config = match &self.model {
+            Model::Autoencoder(frozen) => json!(frozen.config),
+            Model::Clip(frozen) => json!(frozen.config),
+            Model::Classifier(frozen) => json!(frozen.config),
         };
         json!({
             "weights": self.weights(),
@@ -208,56 +194,49 @@ impl PictureEncoder {
     /// # Errors
     /// [`EncoderError`]: the weights cannot be read, or the pictures do not fit.
     pub fn encode(&mut self, pictures: &[Vec<f32>]) -> Result<(Vec<usize>, Vec<f32>), EncoderError> {
-        if self.network.is_none() {
-            self.network = Some(self.opened.load(&self.device, self.dtype)?);
-        }
         let side = self.input.side;
-        let rows = pictures.iter().map(Vec::as_slice);
-        let batch: Tensor<4> = stack(rows, &[side, side, 3], self.dtype, &self.device);
-        match (&self.network, &self.opened) {
-            (Some(Network::Autoencoder(network)), _) => Ok(rows_of(network.encode(batch).moments.permute([0, 3, 1, 2]))),
-            (Some(Network::Clip(network)), Opened::Clip(frozen)) => {
-                let output = network.forward(batch).map_err(|error| frozen.input_error(error))?;
-                match (self.output, output.image_embeds) {
-                    (PictureOutput::States, _) => Ok(rows_of(output.last_hidden_state)),
+        let (device, dtype, output) = (&self.device, self.dtype, self.output);
+        let batch: Tensor<4> = stack(pictures.iter().map(Vec::as_slice), &[side, side, 3], dtype, device);
+        let misfit = |path: PathBuf| move |source| EncoderError::Input { path, source };
+        match &mut self.model {
+            Model::Autoencoder(frozen) => {
+                Ok(rows_of(frozen.network(device, dtype)?.encode(batch).moments.permute([0, 3, 1, 2])))
+            }
+            Model::Clip(frozen) => {
+                let misfit = misfit(frozen.path.clone());
+                let found = frozen.network(device, dtype)?.forward(batch).map_err(misfit)?;
+                match (output, found.image_embeds) {
+                    (PictureOutput::States, _) => Ok(rows_of(found.last_hidden_state)),
                     (PictureOutput::Projected, Some(projected)) => Ok(rows_of(projected)),
-                    _ => Ok(rows_of(output.pooler_output)),
+                    _ => Ok(rows_of(found.pooler_output)),
                 }
             }
-            (Some(Network::Classifier(network)), Opened::Classifier(frozen)) => {
-                let states = network.last_hidden_state(batch).map_err(|error| frozen.input_error(error))?;
-                match self.output {
+            Model::Classifier(frozen) => {
+                let misfit = misfit(frozen.path.clone());
+                let states = frozen.network(device, dtype)?.last_hidden_state(batch).map_err(misfit)?;
+                match output {
                     PictureOutput::States => Ok(rows_of(states)),
                     _ => Ok(rows_of(states.narrow(1, 0, 1).squeeze_dim::<2>(1))),
                 }
             }
-            _ => unreachable!("the network is of the kind that was opened"),
         }
     }
 
     /// An autoencoder halves pictures several times.
     fn check_side(&self) -> Result<(), EncoderError> {
-        let (Opened::Autoencoder(frozen), side) = (&self.opened, self.input.side) else { return Ok(()) };
+        let Model::Autoencoder(frozen) = &self.model else { return Ok(()) };
+        let side = self.input.side;
         let multiple = frozen.config.downscale();
         if side > 0 && side.is_multiple_of(multiple) {
             return Ok(());
         }
-        let problem = format!("a resolution of {side} pixels is no multiple of {multiple}, by which it shrinks pictures");
+        let problem =
+            format!("a resolution of {side} pixels is no multiple of {multiple}, by which it shrinks pictures");
         Err(EncoderError::Output { path: frozen.path.clone(), problem })
     }
 }
 
-impl Opened {
-    fn load(&self, device: &Device, dtype: DType) -> Result<Network, EncoderError> {
-        match self {
-            Self::Autoencoder(frozen) => {
-                frozen.load(device, dtype, |c, init| c.init(init)).map(|n: Autoencoder| Network::Autoencoder(n.valid()))
-            }
-            Self::Clip(frozen) => frozen.load(device, dtype, |c, init| c.init(init)).map(Network::Clip),
-            Self::Classifier(frozen) => frozen.load(device, dtype, |c, init| c.init(init)).map(Network::Classifier),
-        }
-    }
-
+impl Model {
     fn input(&self, autoencoder: PictureInput) -> PictureInput {
         match self {
             Self::Autoencoder(_) => autoencoder,

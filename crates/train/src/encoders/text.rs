@@ -10,6 +10,7 @@ use calotype_weights::layout::{Checkpoint, Component};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Which states are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,9 +69,8 @@ pub(crate) fn first() -> Component {
 /// A text encoder with its tokenizer. Its weights are read at its first use.
 #[derive(Debug)]
 pub struct TextTower {
-    frozen: Frozen<TextEncoderConfig>,
-    network: Option<ClipTextEncoder>,
-    tokenizer: ClipTokenizer,
+    frozen: Frozen<TextEncoderConfig, ClipTextEncoder>,
+    tokenizer: Arc<ClipTokenizer>,
     which: TextStates,
     dtype: DType,
     device: Device,
@@ -94,16 +94,14 @@ impl TextTower {
     pub fn open(settings: &TextSettings, device: &Device) -> Result<Self, EncoderError> {
         let path = Path::new(&settings.model);
         let own = |config: ClipConfig| TextEncoderConfig { text: config.text, projection: Some(config.projection) };
-        let frozen = Frozen::open(path, settings.component, own, TextEncoderConfig::from_transformers, |c, init| {
-            c.init(init)
-        })?;
+        let frozen =
+            Frozen::open(path, settings.component, own, TextEncoderConfig::from_transformers, |c, init| c.init(init))?;
         let checkpoint = frozen.checkpoint.as_deref();
         Ok(Self {
             which: states(settings.states, checkpoint),
-            tokenizer: tokenizer(settings, &frozen.config, checkpoint)?,
+            tokenizer: Arc::new(tokenizer(settings, &frozen.config, checkpoint)?),
             dtype: settings.precision.dtype(device),
             device: device.clone(),
-            network: None,
             frozen,
         })
     }
@@ -128,6 +126,11 @@ impl TextTower {
         &self.tokenizer
     }
 
+    /// The tokenizer, for other threads.
+    pub fn shared_tokenizer(&self) -> Arc<ClipTokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+
     /// What shapes its output, to be recorded.
     pub fn facts(&self) -> Value {
         json!({
@@ -145,44 +148,33 @@ impl TextTower {
     /// # Errors
     /// [`EncoderError`]: the weights cannot be read, the tokens do not fit the encoder, or it has no projection.
     pub fn encode(&mut self, rows: &[Tokens], pooled: bool) -> Result<TextEncoding, EncoderError> {
-        if self.network.is_none() {
-            self.network = Some(self.frozen.load(&self.device, self.dtype, |config, init| config.init(init))?);
-        }
         let ids: Vec<i32> = rows.iter().flat_map(|row| row.ids.iter().copied()).collect();
         let ids = TensorData::new(ids, [rows.len(), self.tokenizer.context_length()]);
         let ids = Tensor::<2, Int>::from_data(ids, &self.device);
-        match &self.network {
-            Some(network) if pooled => self.all_outputs(network, ids),
-            Some(network) => {
-                let states = network.text_model.conditioning(ids, self.dtype, self.which);
-                let states = states.map_err(|error| self.frozen.input_error(error))?.cast(DType::F32);
-                Ok(TextEncoding { states, pooled: None })
-            }
-            None => unreachable!("loaded above"),
+        let (path, which, dtype) = (self.frozen.path.clone(), self.which, self.dtype);
+        let network = self.frozen.network(&self.device, dtype)?;
+        let misfit = |source| EncoderError::Input { path: path.clone(), source };
+        if !pooled {
+            let states = network.text_model.conditioning(ids, dtype, which).map_err(misfit)?;
+            return Ok(TextEncoding { states: states.cast(DType::F32), pooled: None });
         }
-    }
-
-    /// States and pooled states of one pass.
-    fn all_outputs(&self, network: &ClipTextEncoder, ids: Tensor<2, Int>) -> Result<TextEncoding, EncoderError> {
-        let misfit = |error| self.frozen.input_error(error);
-        let mut output = network.forward(ids.clone(), self.dtype).map_err(misfit)?;
-        let pooled = output.text_embeds.take().map(|pooled| pooled.cast(DType::F32));
-        if pooled.is_none() {
+        let mut output = network.forward(ids.clone(), dtype).map_err(misfit)?;
+        let Some(pooled) = output.text_embeds.take() else {
             let problem = "this text encoder has no projection, so there are no pooled states: leave out pooled_part";
-            return Err(EncoderError::Output { path: self.frozen.path.clone(), problem: problem.to_owned() });
-        }
+            return Err(EncoderError::Output { path, problem: problem.to_owned() });
+        };
         let layers = output.hidden_states.len() - 1;
-        if self.which.skip > layers {
-            return Err(misfit(InputError::Skip { skip: self.which.skip, layers }));
+        if which.skip > layers {
+            return Err(misfit(InputError::Skip { skip: which.skip, layers }));
         }
-        let states = match self.which {
+        let states = match which {
             TextStates { skip: 0, final_norm: true } => output.last_hidden_state,
             TextStates { skip, final_norm: false } => output.hidden_states.swap_remove(layers - skip),
-            // The norm of a layer that is not the last: a second pass, which no published model needs together with
-            // pooled states.
-            which => network.text_model.conditioning(ids, self.dtype, which).map_err(misfit)?,
+            // The norm of a layer that is not the last needs a pass of its own; no published model takes such states
+            // together with pooled ones.
+            which => network.text_model.conditioning(ids, dtype, which).map_err(misfit)?,
         };
-        Ok(TextEncoding { states: states.cast(DType::F32), pooled })
+        Ok(TextEncoding { states: states.cast(DType::F32), pooled: Some(pooled.cast(DType::F32)) })
     }
 }
 
