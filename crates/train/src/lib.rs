@@ -8,6 +8,7 @@ pub mod clip;
 pub mod device;
 pub mod diffusion;
 pub mod encoders;
+pub mod fid;
 pub mod inputs;
 pub mod optimizer;
 pub mod precache;

@@ -61,15 +61,19 @@ pub enum ResizeFilter {
     Lanczos,
     /// Pillow's box.
     Box,
+    /// Bicubic in floats, never rounded to levels: torchvision's `Resize` of tensors, behind `ToTensor`.
+    TorchBicubic,
 }
 
-impl From<ResizeFilter> for Filter {
-    fn from(filter: ResizeFilter) -> Self {
-        match filter {
-            ResizeFilter::Bicubic => Filter::Bicubic,
-            ResizeFilter::Bilinear => Filter::Bilinear,
-            ResizeFilter::Lanczos => Filter::Lanczos3,
-            ResizeFilter::Box => Filter::Box,
+impl ResizeFilter {
+    /// Pillow's filter; none if levels are not rounded.
+    fn of_levels(self) -> Option<Filter> {
+        match self {
+            ResizeFilter::Bicubic => Some(Filter::Bicubic),
+            ResizeFilter::Bilinear => Some(Filter::Bilinear),
+            ResizeFilter::Lanczos => Some(Filter::Lanczos3),
+            ResizeFilter::Box => Some(Filter::Box),
+            ResizeFilter::TorchBicubic => None,
         }
     }
 }
@@ -572,13 +576,13 @@ fn prepare_pictures(
     }
     let one = |sample: &Sample| -> Result<Vec<Vec<f32>>, BoxError> {
         let image = decode_picture(sample, &recipe.pictures)?;
-        Ok(inputs.iter().map(|input| input.prepare(&image, recipe.filter.into())).collect::<Result<_, _>>()?)
+        Ok(inputs.iter().map(|input| input.prepare(&image, recipe.filter.of_levels())).collect::<Result<_, _>>()?)
     };
     let threads = calotype_kernels::threads().clamp(1, batch.len().max(1));
     let each = batch.len().div_ceil(threads).max(1);
     let prepared: Vec<Result<Vec<Vec<Vec<f32>>>, BoxError>> = std::thread::scope(|scope| {
-        let some = |samples| scope.spawn(move || Vec::from_iter(samples).into_iter().map(one).collect());
-        let workers: Vec<_> = batch.chunks(each).map(some).collect();
+        let some = |samples: &[Sample]| samples.iter().map(one).collect();
+        let workers: Vec<_> = batch.chunks(each).map(|samples| scope.spawn(move || some(samples))).collect();
         workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err("decoding panicked".into()))).collect()
     });
     let mut of_input: Vec<Vec<Vec<f32>>> = vec![Vec::with_capacity(batch.len()); inputs.len()];
@@ -634,10 +638,12 @@ fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value>
 /// A short hash of the description, and the encoders in words, so that a difference can be seen.
 fn identity(encoders: &[Encoder], description: &Map<String, Value>) -> String {
     let hash = blake3::hash(Value::Object(description.clone()).to_string().as_bytes()).to_hex();
+    let name = |value: Value| value.as_str().unwrap_or_default().to_owned();
     let words = encoders.iter().map(|encoder| {
-        let kind = json!(encoder.settings.kind);
-        let side = encoder.input().map(|input| format!(", {} pixels", input.side)).unwrap_or_default();
-        format!("{}: {} {}{side}", encoder.name, kind.as_str().unwrap_or_default(), &encoder.weights()[..12])
+        let (kind, dtype) = (name(json!(encoder.settings.kind)), name(json!(encoder.settings.dtype)));
+        let side = encoder.input().map(|input| format!(" of {} pixels", input.side)).unwrap_or_default();
+        let padding = if encoder.settings.without_padding { " without padding" } else { "" };
+        format!("{}: {kind} {}{side} to {dtype}{padding}", encoder.name, &encoder.weights()[..12])
     });
     format!("{} ({})", &hash[..16], words.collect::<Vec<_>>().join("; "))
 }

@@ -118,10 +118,12 @@ impl From<EncoderError> for StageError {
 impl StageError {
     /// Whether the recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::Setting(_) | Self::Config(_) | Self::Schedule(_) | Self::Train(TrainError::OtherRecipe { .. })
-        )
+        match self {
+            Self::Setting(_) | Self::Config(_) | Self::Schedule(_) => true,
+            Self::Train(error) => matches!(error, TrainError::OtherRecipe { .. } | TrainError::OtherEncoder { .. }),
+            Self::Encoder(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {

@@ -16,7 +16,9 @@ use calotype_train::StopFlag;
 use calotype_train::artifacts::{WEIGHTS, save_model};
 use calotype_train::precache::PrecacheRecipe;
 use calotype_train::settings::DiffusionRecipe;
-use calotype_train::stages::{CONDITIONING, PrecacheSummary, Recipe, Site, StageEnd, StageError, precache, train_diffusion};
+use calotype_train::stages::{
+    CONDITIONING, PrecacheSummary, Recipe, Site, StageEnd, StageError, precache, train_diffusion,
+};
 use calotype_train::trainer::{TrainError, TrainingSummary};
 use std::collections::BTreeMap;
 use std::fs;
@@ -54,8 +56,13 @@ fn clip_config() -> ClipConfig {
 }
 
 fn captions(number: usize) -> String {
-    ["a cat", "two large dogs on a red background", "", "  a tree ", "ten words are more than fit into twelve tokens of text"]
-        [number % 5]
+    [
+        "a cat",
+        "two large dogs on a red background",
+        "",
+        "  a tree ",
+        "ten words are more than fit into twelve tokens of text",
+    ][number % 5]
         .to_owned()
 }
 
@@ -145,7 +152,8 @@ fn run_recipe(recipe: &PrecacheRecipe, share: Share) -> Result<PrecacheSummary, 
     }
 }
 
-const MOMENTS: &str = "[encoders.moments]\nkind = \"autoencoder\"\nmodel = AUTOENCODER\npart = \"npy\"\nbatch_axis = true\n";
+const MOMENTS: &str =
+    "[encoders.moments]\nkind = \"autoencoder\"\nmodel = AUTOENCODER\npart = \"npy\"\nbatch_axis = true\n";
 const STATES: &str = "[encoders.text]\nkind = \"text\"\nmodel = CLIP\npart = \"states.npy\"\n";
 
 fn array(dataset: &Dataset, number: usize, part: &str) -> NpyArray {
@@ -235,10 +243,7 @@ fn numbers_are_rounded_and_packed_as_asked() {
         let (moments, states) = (moments.to_f32().unwrap(), states.to_f32().unwrap());
         let rounded = NpyArray::f16_from_f32(&[1, 8, 4, 4], &moments).unwrap();
         assert_eq!(array(&half, number, "npy"), rounded);
-        assert_eq!(
-            array(&half, number, "states.npy"),
-            NpyArray::bf16_from_f32(&[TOKENS, 32], &states).unwrap()
-        );
+        assert_eq!(array(&half, number, "states.npy"), NpyArray::bf16_from_f32(&[TOKENS, 32], &states).unwrap());
         let sample = nemo.get(number).unwrap();
         let names: Vec<&str> = sample.parts().map(|(part, _)| part).collect();
         assert_eq!(names, ["pickle", "txt"]);
@@ -388,12 +393,11 @@ fn tokens_that_were_left_out_are_those_of_the_empty_caption() {
 #[test]
 fn states_of_two_encoders_are_joined() {
     let world = World::new();
-    world.run("two", &format!("{MOMENTS}{STATES}[encoders.second]\nkind = \"text\"\nmodel = CLIP\nstates = \"penultimate\"\n"));
-    let (recipe, text) = diffusion(
-        &world.path("two"),
-        "",
-        "[inputs]\nstates = [\"states.npy\", \"second.npy\"]\n",
+    world.run(
+        "two",
+        &format!("{MOMENTS}{STATES}[encoders.second]\nkind = \"text\"\nmodel = CLIP\nstates = \"penultimate\"\n"),
     );
+    let (recipe, text) = diffusion(&world.path("two"), "", "[inputs]\nstates = [\"states.npy\", \"second.npy\"]\n");
     let error = train(&world.path("run-narrow"), &(recipe.clone(), text.clone())).unwrap_err().to_string();
     assert!(error.contains("64 channels"), "{error}");
     let wide = text.replace("context_channels = 32", "context_channels = 64");

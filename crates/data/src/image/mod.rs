@@ -5,6 +5,7 @@
 //! Evaluation", 2022). So these functions repeat its integer arithmetic, and the tests compare byte for byte.
 //! JPEG decoding is not part of that promise: decoders differ by one or two levels.
 
+pub mod floats;
 mod resample;
 pub mod text;
 

@@ -66,6 +66,17 @@ pub enum EncoderError {
     },
 }
 
+impl EncoderError {
+    /// Whether what was asked for, not the work, is at fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Layout(error) => error.is_usage(),
+            Self::Output { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// Where a model's configuration and tensors are.
 enum Origin {
     /// A folder that training wrote.

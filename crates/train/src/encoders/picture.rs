@@ -3,6 +3,7 @@
 use super::{EncoderError, Frozen};
 use crate::batches::stack;
 use burn::tensor::{DType, Device, Tensor};
+use calotype_data::image::floats::fit_floats;
 use calotype_data::image::{Filter, RgbImage};
 use calotype_models::{
     Autoencoder, AutoencoderConfig, ClipConfig, ClipImageEncoder, ImageEncoderConfig, Vit, VitConfig,
@@ -68,11 +69,16 @@ impl PictureInput {
         Self { side, low: at(0.0), high: at(1.0) }
     }
 
-    /// A picture as `[side, side, 3]`.
+    /// A picture as `[side, side, 3]`, resized with one of Pillow's filters, or without one as torchvision resizes tensors.
     ///
     /// # Errors
     /// Those of resizing.
-    pub fn prepare(&self, image: &RgbImage, filter: Filter) -> Result<Vec<f32>, calotype_data::Error> {
+    pub fn prepare(&self, image: &RgbImage, filter: Option<Filter>) -> Result<Vec<f32>, calotype_data::Error> {
+        let Some(filter) = filter else {
+            let values = fit_floats(image, self.side)?;
+            let span: [f32; 3] = std::array::from_fn(|c| self.high[c] - self.low[c]);
+            return Ok(values.iter().enumerate().map(|(i, value)| value * span[i % 3] + self.low[i % 3]).collect());
+        };
         let fitted;
         let image = match (image.width(), image.height()) == (self.side, self.side) {
             true => image,
@@ -82,8 +88,8 @@ impl PictureInput {
             }
         };
         let scale: [f32; 3] = std::array::from_fn(|c| (self.high[c] - self.low[c]) / 255.0);
-        let pixels = image.data().chunks_exact(3);
-        Ok(pixels.flat_map(|pixel| (0..3).map(|c| f32::from(pixel[c]) * scale[c] + self.low[c])).collect())
+        let values = image.data().iter().enumerate();
+        Ok(values.map(|(i, level)| f32::from(*level) * scale[i % 3] + self.low[i % 3]).collect())
     }
 }
 
