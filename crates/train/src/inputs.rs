@@ -166,7 +166,7 @@ struct StatesPart {
 }
 
 /// What a sample says of its caption.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Condition {
     /// States, `[tokens, channels]`.
     States(Vec<f32>),

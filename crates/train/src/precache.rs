@@ -256,7 +256,7 @@ impl PrecacheRecipe {
         }
         let names: Vec<(&str, String)> = self.outputs();
         for (encoder, output) in &names {
-            if let Some(other) = taken.insert(output, encoder) {
+            if let Some(other) = taken.insert(output, *encoder) {
                 return bad(
                     "encoders",
                     format!("`{encoder}` writes `{output}`, which `{other}` has already; set part"),

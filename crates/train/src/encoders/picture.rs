@@ -222,7 +222,10 @@ impl PictureEncoder {
                 let states = frozen.network(device, dtype)?.last_hidden_state(batch).map_err(misfit)?;
                 match output {
                     PictureOutput::States => Ok(rows_of(states)),
-                    _ => Ok(rows_of(states.narrow(1, 0, 1).squeeze_dim::<2>(1))),
+                    _ => {
+                        let [pictures, _, channels] = states.dims();
+                        Ok(rows_of(states.narrow(1, 0, 1).reshape([pictures, channels])))
+                    }
                 }
             }
         }
