@@ -16,13 +16,16 @@
 //! either someone else's dataset (it is scanned) or an unfinished one (`progress.json` tells, and is refused).
 
 mod index;
+mod mapped;
 mod reader;
 mod scan;
 mod shard_file;
 mod writer;
 
+pub(crate) use index::is_plain_name;
 pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION};
-pub(crate) use reader::is_shard_as_recorded;
-pub use reader::{Dataset, VerifyReport, index_folder};
 pub use shard_file::ShardFile;
+pub(crate) use mapped::{LeaveOut, MappedShard, map_file, map_open, named, starts};
+pub use reader::{Dataset, VerifyReport, index_folder};
+pub(crate) use reader::{digest, is_shard_as_recorded, kept_counts};
 pub use writer::{ShardLimits, ShardWriter};
