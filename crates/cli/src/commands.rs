@@ -1,35 +1,27 @@
 use crate::generate::{Common, Halted, generate_command};
-use crate::{BenchCommand, DataCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
+use crate::{BenchCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
 use anyhow::{Context, Result};
-use burn::tensor::Device;
 use calotype_bench::{BenchError, KernelRow, UNetBench, run_kernels, run_unet};
-use calotype_data::emoji::{self, Split};
-use calotype_data::precache::Share;
-use calotype_data::{Control, Dataset, ShardLimits};
 use calotype_diffusion::stable_diffusion::GenerateError;
-use calotype_prepare::Report;
-use calotype_prepare::slices::{Slice, SliceArgs};
 use calotype_quickstart::{EvaluationRecipe, Generator, GeneratorFolders, Options, QuickstartError, run};
 use calotype_train::device::{DeviceError, available, device};
-use calotype_train::precache::PrecacheRecipe;
 use calotype_train::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe, Kind};
 use calotype_train::stages::{self, MODEL, Recipe, Site, StageEnd, StageError};
 use calotype_train::trainer::TrainingSummary;
-use calotype_train::{Progress, RecipeError, RecipeLoader, Resolved, StopFlag};
+use calotype_train::{RecipeError, RecipeLoader, Resolved, StopFlag};
 use calotype_weights::layout::LayoutError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 
 /// Stopped on request with everything saved.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped after {samples} samples, everything is saved; run the same command again to go on")]
-struct Stopped {
-    samples: u64,
+pub(crate) struct Stopped {
+    pub(crate) samples: u64,
 }
 
 /// A recipe of another kind than was asked for.
@@ -58,16 +50,17 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.is::<Stopped>()
         || error.is::<Halted>()
         || matches!(error.downcast_ref(), Some(QuickstartError::Interrupted { .. }))
-        || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }));
+        || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }))
+        || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_interrupted);
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
         || error.downcast_ref::<QuickstartError>().is_some_and(QuickstartError::is_usage)
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
+        || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.is::<DeviceError>()
         || error.is::<Usage>()
         || error.downcast_ref::<GenerateError>().is_some_and(GenerateError::is_usage)
         || error.is::<NotTraining>()
-        || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.downcast_ref::<LayoutError>().is_some_and(LayoutError::is_usage);
     match (interrupted, usage) {
         (true, _) => 130,
@@ -77,7 +70,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 /// Built-in recipes, and those of a `recipes` folder in the current directory.
-fn recipe_loader() -> RecipeLoader {
+pub(crate) fn recipe_loader() -> RecipeLoader {
     RecipeLoader::new().embedded(RECIPES).folder("recipes")
 }
 
@@ -242,73 +235,6 @@ fn slug(prompt: &str) -> String {
 
 fn load_path<T: DeserializeOwned + Serialize>(path: &Path) -> Result<T> {
     Ok(RecipeLoader::new().load(&path.display().to_string(), &[])?.value)
-}
-
-pub(crate) fn data(command: &DataCommand) -> Result<()> {
-    let stop = StopFlag::install().context("cannot listen for signals")?;
-    match command {
-        DataCommand::Emoji { out, split, resolution, drawings } => {
-            let split = if split == "train" { Split::Train } else { Split::HeldOut };
-            let total = emoji::combinations(split, *drawings)?.len();
-            let mut progress = Progress::new("emoji", total as u64);
-            let mut control =
-                Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
-            let limits = ShardLimits::default();
-            let index = emoji::write_dataset(out, *resolution, limits, split, *drawings, &mut control)?;
-            drop(control);
-            progress.finish();
-            print(&format!("{} samples in {} shards in {}", index.samples, index.shards.len(), out.display()))
-        }
-        DataCommand::Precache { recipe, overrides, device: name, slices } => {
-            let recipe: PrecacheRecipe = recipe_loader().load(recipe, overrides)?.value;
-            precache(&recipe, slices, &device(name)?, &stop)
-        }
-        DataCommand::Check { path } => {
-            let dataset = Dataset::open(path)?;
-            let mut progress = Progress::new("check", dataset.len() as u64);
-            let mut control =
-                Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
-            let report = dataset.verify(&mut control)?;
-            drop(control);
-            progress.finish();
-            print(&format!(
-                "{} samples in {} shards, {} bytes; {} shards had no checksum to compare",
-                report.samples, report.shards, report.bytes, report.without_checksum
-            ))
-        }
-    }
-}
-
-/// The slices of a precache stage that this process has to do, one after the other.
-fn precache(recipe: &PrecacheRecipe, slices: &SliceArgs, device: &Device, stop: &StopFlag) -> Result<()> {
-    for Slice { id, count } in slices.slices()? {
-        let started = Instant::now();
-        let done = match stages::precache(recipe, Share { number: id, of: count }, device, stop)? {
-            StageEnd::Interrupted { samples } => return Err(Stopped { samples }.into()),
-            StageEnd::Done(done) => done,
-        };
-        let mut report = Report {
-            taken: done.samples as u64,
-            written: done.samples as u64,
-            bytes: done.bytes,
-            seconds: started.elapsed().as_secs_f64(),
-            ..Report::new(format!("precache, slice {} of {count}", id + 1))
-        };
-        if done.encoded < done.samples {
-            report.notes.push(format!("{} samples were there already", done.samples - done.encoded));
-        }
-        if done.truncated > 0 {
-            report
-                .notes
-                .push(format!("{} captions were longer than a text encoder's context and were cut", done.truncated));
-        }
-        report.notes.push(match done.finished {
-            Some(samples) => format!("the dataset is complete: {samples} samples in {}", recipe.out),
-            None => format!("other slices are not done yet; the last one completes {}", recipe.out),
-        });
-        print(&report.to_string())?;
-    }
-    Ok(())
 }
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod commands;
+mod data;
 mod generate;
 mod probe;
 
@@ -35,9 +36,8 @@ enum Command {
     Generate(Box<GenerateArgs>),
     /// Run one network of a checkpoint on given tensors, with gradients if wanted.
     Probe(probe::ProbeArgs),
-    /// Make, encode and check datasets.
-    #[command(subcommand)]
-    Data(DataCommand),
+    /// Fetch, make, encode and check datasets.
+    Data(data::DataArgs),
     /// Tell what a checkpoint holds: layout, family, components, prediction type, problems.
     Inspect(checkpoint::InspectArgs),
     /// Write a checkpoint in another layout: a diffusers folder, a single file, or a folder of Calotype's.
@@ -113,44 +113,6 @@ struct GenerateArgs {
     device: String,
     #[command(flatten)]
     model: generate::ModelArgs,
-}
-
-#[derive(Debug, Subcommand)]
-enum DataCommand {
-    /// Write the embedded captioned pictures as webdataset shards.
-    Emoji {
-        /// Folder to write.
-        out: PathBuf,
-        /// train (all but the held-out tenth) or held_out.
-        #[arg(long, default_value = "train", value_parser = ["train", "held_out"])]
-        split: String,
-        /// Side of the pictures in pixels.
-        #[arg(long, default_value_t = 64, value_name = "PIXELS")]
-        resolution: usize,
-        /// Use only this many drawings, evenly chosen.
-        #[arg(long, value_name = "N")]
-        drawings: Option<usize>,
-    },
-    /// Run frozen encoders over a dataset once, by a precache recipe: pictures to latents, captions to embeddings.
-    ///
-    /// May be killed at any instant and started again, and split over an array of jobs: the result is the same.
-    Precache {
-        /// A recipe file, or the name of a built-in recipe.
-        recipe: String,
-        /// Overrides, e.g. source=pictures.
-        #[arg(value_name = "KEY=VALUE")]
-        overrides: Vec<String>,
-        /// cpu, or a device that this build was made with.
-        #[arg(long, default_value = "cpu", value_name = "NAME")]
-        device: String,
-        #[command(flatten)]
-        slices: calotype_prepare::slices::SliceArgs,
-    },
-    /// Read all shards of a dataset and compare their checksums.
-    Check {
-        /// Folder of webdataset shards.
-        path: PathBuf,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -239,7 +201,7 @@ fn main() -> ExitCode {
         Command::Quickstart(args) => commands::quickstart(&args),
         Command::Train(args) => commands::train(&args),
         Command::Generate(args) => commands::generate(&args),
-        Command::Data(command) => commands::data(&command),
+        Command::Data(args) => data::data(&args),
         Command::Probe(args) => probe::probe_command(&args),
         Command::Inspect(args) => checkpoint::inspect_command(&args),
         Command::Convert(args) => checkpoint::convert_command(&args),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
 
-type Progress<'a> = Box<dyn FnMut(usize, usize) + 'a>;
+type Progress<'a> = Box<dyn FnMut(&'static str, usize, usize) + 'a>;
 type Stop<'a> = Box<dyn Fn() -> bool + 'a>;
 
 /// What a long stage reports to, and asks whether to go on. The default reports to nobody and never stops.
@@ -15,8 +15,8 @@ pub struct Control<'a> {
 }
 
 impl<'a> Control<'a> {
-    /// Calls `report(done, total)`, in samples, as work goes on.
-    pub fn with_progress(mut self, report: impl FnMut(usize, usize) + 'a) -> Self {
+    /// Calls `report(stage, done, total)`, in samples, as work goes on.
+    pub fn with_progress(mut self, report: impl FnMut(&'static str, usize, usize) + 'a) -> Self {
         self.progress = Some(Box::new(report));
         self
     }
@@ -38,7 +38,7 @@ impl<'a> Control<'a> {
     /// [`Error::Interrupted`].
     pub fn checkpoint(&mut self, stage: &'static str, done: usize, total: usize) -> Result<()> {
         if let Some(report) = &mut self.progress {
-            report(done, total);
+            report(stage, done, total);
         }
         match &self.stop {
             Some(stop) if stop() => Err(Error::Interrupted { stage, done, total }),

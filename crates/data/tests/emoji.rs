@@ -83,7 +83,7 @@ fn the_dataset_is_written_and_is_the_same_again() {
     let dir = tempfile::tempdir().unwrap();
     let limits = ShardLimits { samples: 100, bytes: 1 << 30 };
     let mut last = (0, 0);
-    let mut control = Control::default().with_progress(|done, total| last = (done, total));
+    let mut control = Control::default().with_progress(|_, done, total| last = (done, total));
     let index =
         emoji::write_dataset(dir.path().join("a"), 32, limits, Split::HeldOut, Some(200), &mut control).unwrap();
     drop(control);

@@ -310,7 +310,7 @@ impl Tour<'_> {
             let mut progress = Progress::new(&format!("dataset {name}"), total as u64);
             let limits = ShardLimits { samples: recipe.shard_samples, ..ShardLimits::default() };
             let mut control = Control::default()
-                .with_progress(|done, _| progress.set(done as u64, &[]))
+                .with_progress(|_, done, _| progress.set(done as u64, &[]))
                 .with_stop(|| self.stop.is_set());
             let written =
                 emoji::write_dataset(&folder, recipe.resolution, limits, split, recipe.drawings, &mut control);

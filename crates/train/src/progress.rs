@@ -55,6 +55,14 @@ impl Progress {
         self
     }
 
+    /// Says that the stage turned out to have `total` samples.
+    pub fn set_total(&mut self, total: u64) {
+        self.total = total;
+        if let Display::Bar(bar) = &self.display {
+            bar.set_length(total);
+        }
+    }
+
     /// Reports that `samples` of the total are done, with named numbers such as the loss.
     pub fn set(&mut self, samples: u64, fields: &[(&str, f64)]) {
         self.set_at(samples, fields, Instant::now());

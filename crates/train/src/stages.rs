@@ -248,7 +248,7 @@ pub fn precache(
     let out = Path::new(&recipe.out);
     let mut progress = Progress::new("precache", source.len() as u64);
     let mut control =
-        Control::default().with_progress(|done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
+        Control::default().with_progress(|_, done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
     let encoded = data_precache::precache(&source, &mut encoders, out, recipe.shards(), share, &mut control);
     drop(control);
     match encoded {

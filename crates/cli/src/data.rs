@@ -1,0 +1,129 @@
+//! `calotype data`: the stages of `calotype-prepare`, and those that need models.
+
+use crate::commands::{Stopped, print, recipe_loader};
+use anyhow::{Context, Result};
+use calotype_data::precache::Share;
+use calotype_data::{Control, Dataset};
+use calotype_prepare::slices::{Slice, SliceArgs};
+use calotype_prepare::{DataStage, Report};
+use calotype_train::device::device;
+use calotype_train::precache::PrecacheRecipe;
+use calotype_train::stages::{self, StageEnd};
+use calotype_train::{Progress, StopFlag};
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(Debug, Args)]
+pub(crate) struct DataArgs {
+    /// Print the account of what was done as one JSON object.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: DataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    #[command(flatten)]
+    Stage(DataStage),
+    /// Run frozen encoders over a dataset once, by a precache recipe: pictures to latents, captions to embeddings.
+    ///
+    /// May be killed at any instant and started again, and shared out over an array of jobs: the result is the same.
+    Precache(PrecacheArgs),
+    /// Read all shards of a dataset and compare their checksums.
+    Check {
+        /// Folder of webdataset shards.
+        path: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct PrecacheArgs {
+    /// A recipe file, or the name of a built-in recipe.
+    recipe: String,
+    /// Overrides, e.g. source=pictures.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// cpu, or a device that this build was made with.
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: String,
+    #[command(flatten)]
+    slices: SliceArgs,
+}
+
+pub(crate) fn data(args: &DataArgs) -> Result<()> {
+    let stop = StopFlag::install().context("cannot listen for signals")?;
+    match &args.command {
+        DataCommand::Stage(stage) => {
+            let report = with_progress(&stop, |control| stage.run(control))?;
+            tell(&report, args.json)
+        }
+        DataCommand::Precache(precache) => tell(&run_precache(precache, &stop)?, args.json),
+        DataCommand::Check { path } => {
+            let dataset = Dataset::open(path)?;
+            let report = with_progress(&stop, |control| dataset.verify(control))?;
+            print(&format!(
+                "{} samples in {} shards, {} bytes; {} shards had no checksum to compare",
+                report.samples, report.shards, report.bytes, report.without_checksum
+            ))
+        }
+    }
+}
+
+/// The slices of a precache stage that this process has to do, one after the other.
+fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Report> {
+    let recipe: PrecacheRecipe = recipe_loader().load(&args.recipe, &args.overrides)?.value;
+    let device = device(&args.device)?;
+    let mut report = Report::new("precache");
+    let mut finished = None;
+    let started = Instant::now();
+    for Slice { id, count } in args.slices.slices()? {
+        let done = match stages::precache(&recipe, Share { number: id, of: count }, &device, stop)? {
+            StageEnd::Interrupted { samples } => return Err(Stopped { samples }.into()),
+            StageEnd::Done(done) => done,
+        };
+        report.taken += done.samples as u64;
+        report.written += done.samples as u64;
+        report.bytes += done.bytes;
+        if done.encoded < done.samples {
+            report.notes.push(format!("slice {id}: {} samples were there already", done.samples - done.encoded));
+        }
+        if done.truncated > 0 {
+            let cut = "captions were longer than a text encoder's context and were cut";
+            report.notes.push(format!("slice {id}: {} {cut}", done.truncated));
+        }
+        finished = done.finished;
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    report.notes.push(match finished {
+        Some(samples) => format!("the dataset is complete: {samples} samples in {}", recipe.out),
+        None => format!("other slices are not done yet; the last one completes {}", recipe.out),
+    });
+    Ok(report)
+}
+
+/// Does `work` with a display of its progress, under the name that it gives itself.
+fn with_progress<T, E>(stop: &StopFlag, work: impl FnOnce(&mut Control<'_>) -> Result<T, E>) -> Result<T, E> {
+    let mut display: Option<Progress> = None;
+    let mut control = Control::default()
+        .with_progress(|stage, done, total| {
+            let progress = display.get_or_insert_with(|| Progress::new(stage, total as u64).starting_at(done as u64));
+            progress.set_total(total as u64);
+            progress.set(done as u64, &[]);
+        })
+        .with_stop(|| stop.is_set());
+    let result = work(&mut control);
+    drop(control);
+    if let Some(progress) = &mut display {
+        progress.finish();
+    }
+    result
+}
+
+fn tell(report: &Report, json: bool) -> Result<()> {
+    match json {
+        true => print(&serde_json::to_string(report)?),
+        false => print(&report.to_string()),
+    }
+}
