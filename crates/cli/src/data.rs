@@ -76,7 +76,7 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Report> {
     let recipe: PrecacheRecipe = recipe_loader().load(&args.recipe, &args.overrides)?.value;
     let device = device(&args.device)?;
     let mut report = Report::new("precache");
-    let mut finished = None;
+    let mut last = None;
     let started = Instant::now();
     for Slice { id, count } in args.slices.slices()? {
         let done = match stages::precache(&recipe, Share { number: id, of: count }, &device, stop)? {
@@ -93,9 +93,11 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Report> {
             let cut = "captions were longer than a text encoder's context and were cut";
             report.notes.push(format!("slice {id}: {} {cut}", done.truncated));
         }
-        finished = done.finished;
+        last = Some(done);
     }
     report.seconds = started.elapsed().as_secs_f64();
+    let (finished, left_out) = last.map_or_else(Default::default, |done| (done.finished, done.left_out));
+    report.notes.extend(left_out.iter().map(|(reason, samples)| format!("{samples} samples of the source: {reason}")));
     report.notes.push(match finished {
         Some(samples) => format!("the dataset is complete: {samples} samples in {}", recipe.out),
         None => format!("other slices are not done yet; the last one completes {}", recipe.out),

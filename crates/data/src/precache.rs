@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::files::{read_json, sync_folder, write_json};
 use crate::webdataset::{INDEX_FILE, PROGRESS_FILE, ShardFile, ShardRecord, is_shard_as_recorded};
-use crate::{BoxError, Control, Dataset, DatasetIndex, Error, Result, Sample};
+use crate::{BoxError, Control, Dataset, DatasetIndex, Error, Result, Sample, Source};
 
 /// Key of the encoders' identity in a precached dataset's `meta`.
 pub const META_ENCODER: &str = "encoder";
@@ -24,11 +24,34 @@ pub const META_ENCODER: &str = "encoder";
 /// Key of what the identity stands for: models, their weights' hashes, transforms.
 pub const META_ENCODERS: &str = "encoders";
 
-/// Key of the source dataset's digest ([`DatasetIndex::digest`]) in a precached dataset's `meta`.
+/// Key of the source's digest ([`Source::digest`]) in a precached dataset's `meta`.
 pub const META_SOURCE: &str = "source";
 
-/// Key of the source dataset's own `meta`.
+/// Key of the source's own `meta`.
 pub const META_SOURCE_META: &str = "source_meta";
+
+/// Identity of the encoders that made a dataset with this `meta`, if any did ([`SampleEncoder::identity`]).
+pub fn encoder_of(meta: &Map<String, Value>) -> Option<&str> {
+    meta.get(META_ENCODER)?.as_str()
+}
+
+/// Fails unless the dataset `name` was encoded by encoders whose identity, or one of them by weights whose hash, begins
+/// with `wanted`.
+///
+/// # Errors
+/// [`Error::EncoderMismatch`].
+pub fn require_encoder(name: &str, meta: &Map<String, Value>, wanted: &str) -> Result<()> {
+    let encoders = meta.get(META_ENCODERS).and_then(Value::as_object);
+    let weights = encoders.into_iter().flat_map(Map::values).filter_map(|facts| facts.get("weights")?.as_str());
+    if !wanted.is_empty() && encoder_of(meta).into_iter().chain(weights).any(|known| known.starts_with(wanted)) {
+        return Ok(());
+    }
+    Err(Error::EncoderMismatch {
+        path: PathBuf::from(name),
+        expected: wanted.to_owned(),
+        found: encoder_of(meta).unwrap_or("no encoder").to_owned(),
+    })
+}
 
 /// Prefix of precached shards.
 const PREFIX: &str = "encoded";
@@ -118,9 +141,9 @@ struct Plan {
 /// [`Error::EncoderMismatch`] or [`Error::FolderInUse`] if `out_dir` holds another finished dataset,
 /// [`Error::ProgressMismatch`] if it holds another unfinished one, [`Error::EncoderContract`] if keys or counts do not
 /// match, [`Error::Encode`], [`Error::DuplicateKey`] within a shard, [`Error::Interrupted`], [`Error::InvalidArgument`],
-/// [`Error::Io`], and those of [`Dataset::get`].
+/// [`Error::Io`], and those of [`Source::get`].
 pub fn precache(
-    dataset: &Dataset,
+    dataset: &dyn Source,
     encoder: &mut dyn SampleEncoder,
     out_dir: impl AsRef<Path>,
     layout: PrecacheLayout,
@@ -172,21 +195,21 @@ fn check_arguments(layout: PrecacheLayout, share: Share) -> Result<()> {
     Ok(())
 }
 
-fn meta(dataset: &Dataset, encoder: &dyn SampleEncoder) -> Map<String, Value> {
+fn meta(dataset: &dyn Source, encoder: &dyn SampleEncoder) -> Map<String, Value> {
     let mut meta = Map::new();
     meta.insert(META_ENCODER.to_owned(), Value::String(encoder.identity()));
     meta.insert(META_ENCODERS.to_owned(), Value::Object(encoder.description()));
-    meta.insert(META_SOURCE.to_owned(), Value::String(dataset.index().digest()));
+    meta.insert(META_SOURCE.to_owned(), Value::String(dataset.digest()));
     meta.insert(META_SOURCE_META.to_owned(), Value::Object(dataset.meta().clone()));
     meta
 }
 
 fn identity_in(meta: &Map<String, Value>) -> String {
-    meta.get(META_ENCODER).and_then(Value::as_str).unwrap_or("no encoder").to_owned()
+    encoder_of(meta).unwrap_or("no encoder").to_owned()
 }
 
 struct Stage<'a> {
-    dataset: &'a Dataset,
+    dataset: &'a dyn Source,
     out: &'a Path,
     share: Share,
     plan: Plan,
@@ -351,9 +374,9 @@ impl Stage<'_> {
     }
 }
 
-fn encode_batch(dataset: &Dataset, encoder: &mut dyn SampleEncoder, batch: Range<usize>) -> Result<Vec<Sample>> {
+fn encode_batch(dataset: &dyn Source, encoder: &mut dyn SampleEncoder, batch: Range<usize>) -> Result<Vec<Sample>> {
     let first = batch.start;
-    let inputs = batch.map(|i| Ok(dataset.get(i)?.to_sample())).collect::<Result<Vec<_>>>()?;
+    let inputs = batch.map(|i| Ok(dataset.get(i)?.into_sample())).collect::<Result<Vec<_>>>()?;
     let outputs = encoder.encode(&inputs).map_err(|source| Error::Encode { first, source })?;
     if outputs.len() != inputs.len() {
         let detail = format!("{} samples in, {} out, from sample {first} on", inputs.len(), outputs.len());

@@ -8,13 +8,13 @@ use crate::trainer::BoxError;
 use burn::tensor::Device;
 use calotype_data::npy::NpyArray;
 use calotype_data::pickled::{PickledArrays, read_arrays};
-use calotype_data::{Dataset, Error, SampleRef};
+use calotype_data::{Error, SampleRef, Source};
 use calotype_models::state::values_of;
 use calotype_models::tokenizer::{ClipTokenizer, Tokens};
 use calotype_weights::{NamedTensor, TensorFile, TensorFileError, TensorSource, write_safetensors};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where training finds moments and states in a sample.
@@ -129,6 +129,12 @@ impl Conditioning {
             }
         }
         Ok(found)
+    }
+
+    /// Reads the file of the first source that is a folder with one; sources that were encoded alike have equal ones.
+    fn of_sources(specs: &[(&str, f64)]) -> Result<Self, TensorFileError> {
+        let folders = specs.iter().map(|(spec, _)| Path::new(*spec));
+        folders.into_iter().find(|path| path.join(CONDITIONING).is_file()).map_or(Ok(Self::default()), Self::read)
     }
 
     /// Writes the file into a dataset's folder, atomically.
@@ -293,12 +299,13 @@ impl DiffusionInputs {
     /// # Errors
     /// [`StageError`]: parts are missing or of the wrong shape, the text encoder cannot be loaded, or the recipe asks
     /// for what is not known.
-    pub fn open(recipe: &DiffusionRecipe, dataset: &Dataset, device: &Device) -> Result<Self, StageError> {
+    pub fn open(recipe: &DiffusionRecipe, dataset: &dyn Source, device: &Device) -> Result<Self, StageError> {
         let inputs = &recipe.inputs;
-        let conditioning = Conditioning::read(dataset.dir())?;
+        let conditioning = Conditioning::of_sources(&recipe.data.specs())?;
         let scale_factor = scale_factor(recipe, &conditioning)?;
-        let wrong = |source: BoxError| StageError::Dataset { path: dataset.dir().to_owned(), source };
-        let sample = dataset.get(0)?;
+        let wrong = |source: BoxError| StageError::Dataset { path: PathBuf::from(dataset.name()), source };
+        let held = dataset.get(0)?;
+        let sample = held.sample();
         let mut arrays = Arrays::of(&sample);
         let moments = ArrayAddress::parse(&inputs.moments);
         let latent = first_latent(&sample, &mut arrays, &moments).map_err(wrong)?;
@@ -331,9 +338,8 @@ fn scale_factor(recipe: &DiffusionRecipe, conditioning: &Conditioning) -> Result
     recipe.objective.scale_factor.or(conditioning.scale_factor).ok_or_else(|| SettingError {
         key: "objective.scale_factor",
         problem: format!(
-            "is not set, and there is no {CONDITIONING} in {} that tells it; set what latents are multiplied by \
-             (0.18215 for Stable Diffusion 1 and 2, 0.13025 for XL)",
-            recipe.data.path
+            "is not set, and there is no {CONDITIONING} beside the data that tells it; set what latents are multiplied \
+             by (0.18215 for Stable Diffusion 1 and 2, 0.13025 for XL)"
         ),
     })
 }
@@ -404,9 +410,8 @@ fn check_parts(parts: &[StatesPart], recipe: &DiffusionRecipe) -> Result<(), Set
     }
     if recipe.objective.caption_dropout > 0.0 && parts.iter().any(|part| part.empty.is_none()) {
         let problem = format!(
-            "needs the states of the empty caption, and there is no {CONDITIONING} in {} that tells them; set it to 0, \
-             or name the dataset's text encoder in [text] together with inputs.states",
-            recipe.data.path
+            "needs the states of the empty caption, and there is no {CONDITIONING} beside the data that tells them; set \
+             it to 0, or name the data's text encoder in [text] together with inputs.states"
         );
         return Err(SettingError { key: "objective.caption_dropout", problem });
     }

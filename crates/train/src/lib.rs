@@ -15,6 +15,7 @@ pub mod precache;
 pub mod progress;
 pub mod recipe;
 pub mod settings;
+pub mod sources;
 pub mod stages;
 pub mod stop;
 pub mod system;

@@ -3,14 +3,14 @@
 use crate::encoders::picture::PictureInput;
 use crate::encoders::text::{StatesChoice, TextSettings, TokenizerChoice, first};
 use crate::encoders::{EncoderError, PictureEncoder, PictureKind, PictureOutput, TextTower};
-use crate::settings::{Precision, SettingError};
+use crate::settings::{Precision, SettingError, is_usual};
 use crate::trainer::BoxError;
 use burn::tensor::Device;
 use calotype_data::image::{Filter, RgbImage};
 use calotype_data::npy::{NpyArray, NpyData, NpyError};
 use calotype_data::pickled::{PICKLE_PART, PickledArrays, write_arrays};
 use calotype_data::precache::{PrecacheLayout, SampleEncoder};
-use calotype_data::{Dataset, Sample};
+use calotype_data::{Dataset, Sample, SourceOptions};
 use calotype_models::state::values_of;
 use calotype_models::tokenizer::Tokens;
 use calotype_weights::layout::Component;
@@ -182,7 +182,7 @@ pub struct EncoderSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrecacheRecipe {
-    /// Folder of the pictures' dataset.
+    /// The pictures: a folder of shards, pictures or parquet files, or a pattern or list of shards, here or elsewhere.
     pub source: String,
     /// Folder to write.
     pub out: String,
@@ -213,6 +213,9 @@ pub struct PrecacheRecipe {
     /// Precision of the encoders' activations.
     #[serde(default)]
     pub precision: Precision,
+    /// How the source is read.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub source_options: SourceOptions,
     /// The encoders, by name.
     pub encoders: BTreeMap<String, EncoderSettings>,
 }

@@ -12,17 +12,19 @@ use crate::inputs::{Conditioning, DiffusionInputs};
 use crate::precache::{Encoders, PrecacheRecipe, measure_scale_factor};
 use crate::progress::Progress;
 use crate::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe, SettingError};
+use crate::sources::open_source;
 use crate::stop::StopFlag;
 use crate::trainer::{BoxError, Objective, Outcome, RECIPE, RunContext, TrainError, TrainingSummary, train};
 use burn::module::Module;
 use burn::tensor::Device;
-use calotype_data::precache::{self as data_precache, Share};
+use calotype_data::precache::{self as data_precache, Share, encoder_of};
 use calotype_data::{Control, Dataset};
 use calotype_diffusion::{NoiseSchedule, ScheduleError};
 use calotype_models::{ConfigError, Init};
 use calotype_weights::{TensorFileError, durable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Figures of a finished stage.
@@ -228,6 +230,8 @@ pub struct PrecacheSummary {
     pub bytes: u64,
     /// Captions that were cut, of those encoded now.
     pub truncated: u64,
+    /// Samples of the whole source that are left out, by reason.
+    pub left_out: BTreeMap<&'static str, usize>,
     /// Samples of the whole dataset, if all shares are done.
     pub finished: Option<usize>,
 }
@@ -243,13 +247,16 @@ pub fn precache(
     stop: &StopFlag,
 ) -> Result<StageEnd<PrecacheSummary>, StageError> {
     recipe.validate()?;
-    let source = Dataset::open(&recipe.source)?;
+    let source = calotype_data::source::open(&recipe.source, &recipe.source_options)?;
     let mut encoders = Encoders::open(recipe, device)?;
     let out = Path::new(&recipe.out);
     let mut progress = Progress::new("precache", source.len() as u64);
-    let mut control =
-        Control::default().with_progress(|_, done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
-    let encoded = data_precache::precache(&source, &mut encoders, out, recipe.shards(), share, &mut control);
+    let report = |_: &'static str, done: usize, total: usize| {
+        progress.set_total(total as u64);
+        progress.set(done as u64, &[]);
+    };
+    let mut control = Control::default().with_progress(report).with_stop(|| stop.is_set());
+    let encoded = data_precache::precache(source.as_ref(), &mut encoders, out, recipe.shards(), share, &mut control);
     drop(control);
     match encoded {
         Ok(done) => {
@@ -262,6 +269,7 @@ pub fn precache(
                 encoded: done.encoded,
                 bytes: done.bytes,
                 truncated: encoders.truncated(),
+                left_out: source.left_out(),
                 finished: done.index.map(|index| index.samples),
             }))
         }
@@ -297,10 +305,10 @@ pub fn train_diffusion(recipe: Recipe<'_, DiffusionRecipe>, site: &Site<'_>) -> 
         return Ok(StageEnd::Done(summary));
     }
     let schedule = NoiseSchedule::new(&value.schedule)?;
-    let dataset = Dataset::open(&value.data.path)?;
-    let inputs = DiffusionInputs::open(value, &dataset, site.device)?;
+    let dataset = open_source(&value.data, None)?;
+    let inputs = DiffusionInputs::open(value, dataset.as_ref(), site.device)?;
     let mut config = diffusion_config(value, &inputs)?;
-    config.dataset_encoder = dataset.encoder().map(str::to_owned);
+    config.dataset_encoder = encoder_of(dataset.meta()).map(str::to_owned);
     drop(dataset);
     let objective = DiffusionObjective::new(value, schedule, inputs, site.device);
     config.text_encoder = objective.encoders();

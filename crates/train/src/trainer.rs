@@ -8,11 +8,13 @@ use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore};
 use crate::optimizer::{NotFinite, Optimizer};
 use crate::progress::Progress;
 use crate::settings::{Course, DataSettings};
+use crate::sources::open_source;
 use crate::stop::StopFlag;
 use crate::tracker::{Tracker, TrackerError};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use calotype_data::{Batch, Control, Dataset, GlobalOrder, Loader, LoaderConfig, SampleRef};
+use calotype_data::precache::encoder_of;
+use calotype_data::{Batch, Loader, LoaderConfig, SampleRef, Source};
 use calotype_models::state;
 use calotype_ops::in_backward::{Uses, count_uses};
 use calotype_weights::{NamedTensor, TensorFileError};
@@ -230,9 +232,12 @@ pub fn train<O: Objective>(
     data: &DataSettings,
     context: &RunContext<'_>,
 ) -> Result<Outcome<O::Model>, TrainError> {
-    let dataset = open_dataset(data, context.stop)?;
-    claim_encoders(context.folder, &dataset, objective.encoders())?;
+    let dataset = open_source(data, Some(context.stop))?;
+    claim_encoders(context.folder, dataset.as_ref(), objective.encoders())?;
     let mut run = Run::open(model, course, context)?;
+    for (reason, samples) in dataset.left_out() {
+        run.progress.message(&format!("{}: {samples} samples are left out: {reason}", context.stage));
+    }
     let mut loader = run.loader(objective, dataset, data)?;
     let skipped_before = run.state.skipped;
     while let Some(batch) = loader.next() {
@@ -308,10 +313,10 @@ impl<'a, M: Module> Run<'a, M> {
     fn loader<O: Objective<Model = M>>(
         &self,
         objective: &O,
-        dataset: Arc<Dataset>,
+        dataset: Arc<dyn Source>,
         data: &DataSettings,
     ) -> Result<Loader<O::Item>, TrainError> {
-        let order = Arc::new(GlobalOrder::new(self.course.run.seed, dataset.len())?);
+        let order = Arc::new(dataset.order(&data.order(self.course.run.seed))?);
         let config = LoaderConfig {
             start: self.samples,
             end: Some(self.total()),
@@ -476,22 +481,6 @@ impl<'a, M: Module> Run<'a, M> {
     }
 }
 
-/// Opens a dataset without its samples in quarantine and, unless the recipe says otherwise, reads it through once for damage.
-fn open_dataset(data: &DataSettings, stop: &StopFlag) -> Result<Arc<Dataset>, TrainError> {
-    let dataset = Dataset::open(&data.path)?.without_quarantined()?;
-    if let Some(wanted) = &data.require_encoder {
-        dataset.require_encoder(wanted)?;
-    }
-    if data.verify {
-        match dataset.verify(&mut Control::default().with_stop(|| stop.is_set())) {
-            // The training loop sees the same flag before its first step.
-            Ok(_) | Err(calotype_data::Error::Interrupted { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(Arc::new(dataset))
-}
-
 /// Largest size on disk of a run's checkpoints, one in the making included.
 pub fn checkpoint_bytes(parameters: usize, course: &Course<'_>) -> u64 {
     // Weights and two moments, and the average where there is one, in f32.
@@ -531,10 +520,10 @@ struct EncoderRecord {
 
 /// Writes beside a new run which encoders it depends on, or compares them with those that the run was begun with: a
 /// dataset that was encoded anew by another model has the same shapes, and nothing else would tell.
-fn claim_encoders(folder: &Path, dataset: &Dataset, training: Option<String>) -> Result<(), TrainError> {
+fn claim_encoders(folder: &Path, dataset: &dyn Source, training: Option<String>) -> Result<(), TrainError> {
     let path = folder.join(ENCODERS);
     let io = |source| TrainError::Io { path: path.clone(), source };
-    let now = EncoderRecord { dataset: dataset.encoder().map(str::to_owned), training };
+    let now = EncoderRecord { dataset: encoder_of(dataset.meta()).map(str::to_owned), training };
     let begun: EncoderRecord = match std::fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map_err(|error| io(error.into()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

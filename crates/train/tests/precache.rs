@@ -457,3 +457,57 @@ fn recipes_that_cannot_be() {
     let error = run_recipe(&recipe, Share::ALL).unwrap_err().to_string();
     assert!(error.contains("30 pixels is no multiple of 8"), "{error}");
 }
+
+#[test]
+fn any_source_will_do() {
+    let world = World::new();
+    // A plain folder of pictures with captions beside them.
+    let folder = world.path("folder");
+    fs::create_dir(&folder).unwrap();
+    for number in 0..SAMPLES {
+        let png = picture(number).encode_png(PngEffort::Fast).unwrap();
+        fs::write(folder.join(format!("{}.png", key(number))), png).unwrap();
+        fs::write(folder.join(format!("{}.txt", key(number))), captions(number)).unwrap();
+    }
+    let from_shards = world.run("from-shards", &format!("{MOMENTS}{STATES}"));
+    let mut recipe = world.recipe("from-folder", &format!("{MOMENTS}{STATES}"));
+    recipe.source = folder.to_str().unwrap().to_owned();
+    run_recipe(&recipe, Share::ALL).unwrap();
+    let from_folder = Dataset::open(world.path("from-folder")).unwrap();
+    for number in 0..SAMPLES {
+        for part in ["npy", "states.npy"] {
+            assert_eq!(array(&from_folder, number, part), array(&from_shards, number, part));
+        }
+    }
+    // Two sources with weights, shards one after the other.
+    let sources = |second: &Path| {
+        let first = world.path("from-shards");
+        let sources = format!("sources = [{{ path = {first:?}, weight = 3 }}, {{ path = {second:?} }}]");
+        let (_, text) = diffusion(&first, &format!("shuffle = {{ shards = {{ buffer = 6 }} }}\n{sources}"), "");
+        let text = text.replace(&format!("path = {first:?}\n"), "");
+        (toml::from_str(&text).unwrap(), text)
+    };
+    train(&world.path("mixture"), &sources(&world.path("from-folder"))).unwrap();
+    world.run("otherwise", &format!("{MOMENTS}{STATES}dtype = \"f16\"\n"));
+    let error = train(&world.path("mismatch"), &sources(&world.path("otherwise"))).unwrap_err().to_string();
+    assert!(error.contains("was encoded by") && error.contains("to f16"), "{error}");
+    // Samples in quarantine are left out, and both sources and none are refused.
+    let mut list = calotype_data::Quarantine::new();
+    list.insert("encoded-000000.tar", key(1), "a test");
+    list.write(&world.path("from-shards")).unwrap();
+    let short = format!("{MOMENTS}{STATES}");
+    let mut again = world.recipe("again", &short);
+    again.source = world.path("from-shards").to_str().unwrap().to_owned();
+    again.encoders.remove("moments");
+    assert_eq!(run_recipe(&again, Share::ALL).unwrap().left_out.values().sum::<usize>(), 1);
+    for more in ["sources = [{ path = \"x\" }]", "path = \"\""] {
+        let (recipe, text) = diffusion(&world.path("from-shards"), "", "");
+        let text = match more {
+            "path = \"\"" => text.replace(&format!("path = {:?}\n", world.path("from-shards")), ""),
+            more => text.replace("[data]\n", &format!("[data]\n{more}\n")),
+        };
+        let recipe = toml::from_str(&text).unwrap_or(recipe);
+        let error = train(&world.path("none"), &(recipe, text)).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains("data.path"), "{error}");
+    }
+}

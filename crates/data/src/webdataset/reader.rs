@@ -242,28 +242,17 @@ impl Dataset {
         Ok(())
     }
 
-    /// Identity of the encoders that made the dataset, if any did
-    /// (see [`crate::precache::SampleEncoder::identity`]).
+    /// Identity of the encoders that made the dataset, if any did ([`crate::precache::encoder_of`]).
     pub fn encoder(&self) -> Option<&str> {
-        self.meta().get(crate::precache::META_ENCODER)?.as_str()
+        crate::precache::encoder_of(self.meta())
     }
 
-    /// Fails unless the dataset was encoded by encoders whose identity, or one of them by weights whose hash, begins
-    /// with `wanted`.
+    /// Fails unless the dataset was made by these encoders ([`crate::precache::require_encoder`]).
     ///
     /// # Errors
     /// [`Error::EncoderMismatch`].
     pub fn require_encoder(&self, wanted: &str) -> Result<()> {
-        let encoders = self.meta().get(crate::precache::META_ENCODERS).and_then(Value::as_object);
-        let weights = encoders.into_iter().flat_map(Map::values).filter_map(|facts| facts.get("weights")?.as_str());
-        if !wanted.is_empty() && self.encoder().into_iter().chain(weights).any(|known| known.starts_with(wanted)) {
-            return Ok(());
-        }
-        Err(Error::EncoderMismatch {
-            path: self.dir.clone(),
-            expected: wanted.to_owned(),
-            found: self.encoder().unwrap_or("no encoder").to_owned(),
-        })
+        crate::precache::require_encoder(&self.dir.display().to_string(), self.meta(), wanted)
     }
 }
 
