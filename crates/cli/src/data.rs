@@ -2,7 +2,9 @@
 
 use crate::commands::{Stopped, print, recipe_loader};
 use anyhow::{Context, Result};
+use calotype_data::precache::Share;
 use calotype_data::{Control, Dataset};
+use calotype_prepare::slices::{Slice, SliceArgs};
 use calotype_prepare::{DataStage, Report};
 use calotype_train::device::device;
 use calotype_train::precache::PrecacheRecipe;
@@ -10,6 +12,7 @@ use calotype_train::stages::{self, StageEnd};
 use calotype_train::{Progress, StopFlag};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
+use std::time::Instant;
 
 #[derive(Debug, Args)]
 pub(crate) struct DataArgs {
@@ -24,7 +27,9 @@ pub(crate) struct DataArgs {
 enum DataCommand {
     #[command(flatten)]
     Stage(DataStage),
-    /// Encode a dataset once by a precache recipe.
+    /// Run frozen encoders over a dataset once, by a precache recipe: pictures to latents, captions to embeddings.
+    ///
+    /// May be killed at any instant and started again, and shared out over an array of jobs: the result is the same.
     Precache(PrecacheArgs),
     /// Read all shards of a dataset and compare their checksums.
     Check {
@@ -43,6 +48,8 @@ struct PrecacheArgs {
     /// cpu, or a device that this build was made with.
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     device: String,
+    #[command(flatten)]
+    slices: SliceArgs,
 }
 
 pub(crate) fn data(args: &DataArgs) -> Result<()> {
@@ -52,13 +59,7 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
             let report = with_progress(&stop, |control| stage.run(control))?;
             tell(&report, args.json)
         }
-        DataCommand::Precache(precache) => {
-            let recipe: PrecacheRecipe = recipe_loader().load(&precache.recipe, &precache.overrides)?.value;
-            match stages::precache(&recipe, &device(&precache.device)?, &stop)? {
-                StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
-                StageEnd::Done(samples) => print(&format!("{samples} samples in {}", recipe.out)),
-            }
-        }
+        DataCommand::Precache(precache) => tell(&run_precache(precache, &stop)?, args.json),
         DataCommand::Check { path } => {
             let dataset = Dataset::open(path)?;
             let report = with_progress(&stop, |control| dataset.verify(control))?;
@@ -68,6 +69,40 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
             ))
         }
     }
+}
+
+/// The slices of a precache stage that this process has to do, one after the other.
+fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Report> {
+    let recipe: PrecacheRecipe = recipe_loader().load(&args.recipe, &args.overrides)?.value;
+    let device = device(&args.device)?;
+    let mut report = Report::new("precache");
+    let mut last = None;
+    let started = Instant::now();
+    for Slice { id, count } in args.slices.slices()? {
+        let done = match stages::precache(&recipe, Share { number: id, of: count }, &device, stop)? {
+            StageEnd::Interrupted { samples } => return Err(Stopped { samples }.into()),
+            StageEnd::Done(done) => done,
+        };
+        report.taken += done.samples as u64;
+        report.written += done.samples as u64;
+        report.bytes += done.bytes;
+        if done.encoded < done.samples {
+            report.notes.push(format!("slice {id}: {} samples were there already", done.samples - done.encoded));
+        }
+        if done.truncated > 0 {
+            let cut = "captions were longer than a text encoder's context and were cut";
+            report.notes.push(format!("slice {id}: {} {cut}", done.truncated));
+        }
+        last = Some(done);
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    let (finished, left_out) = last.map_or_else(Default::default, |done| (done.finished, done.left_out));
+    report.notes.extend(left_out.iter().map(|(reason, samples)| format!("{samples} samples of the source: {reason}")));
+    report.notes.push(match finished {
+        Some(samples) => format!("the dataset is complete: {samples} samples in {}", recipe.out),
+        None => format!("other slices are not done yet; the last one completes {}", recipe.out),
+    });
+    Ok(report)
 }
 
 /// Does `work` with a display of its progress, under the name that it gives itself.

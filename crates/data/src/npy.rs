@@ -1,9 +1,12 @@
-//! NumPy's `.npy` arrays as sample parts: `f64`, `f32`, `f16` and `i64`, little-endian, C order, any rank.
+//! NumPy's `.npy` arrays as sample parts: `f64`, `f32`, `f16`, `bf16` and `i64`, little-endian, C order, any rank.
+//!
+//! NumPy itself has no `bf16`. The package `ml_dtypes`, which adds it, makes `numpy.save` name the type `<V2`; so does
+//! this writer. `numpy.load` gives such an array as voids of two bytes: `array.view(ml_dtypes.bfloat16)` in Python.
 //!
 //! Source: NumPy Enhancement Proposal 1 ("A Simple File Format for NumPy Arrays") and `numpy/lib/format.py`.
 //! Written as version 1.0 with the data 64-byte aligned; versions 1.0, 2.0 and 3.0 are read.
 
-use half::f16;
+use half::{bf16, f16};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 const ALIGN: usize = 64;
@@ -24,6 +27,8 @@ pub enum NpyData {
     F32(Vec<f32>),
     /// `<f2`
     F16(Vec<f16>),
+    /// `<V2`
+    Bf16(Vec<bf16>),
     /// `<i8`
     I64(Vec<i64>),
 }
@@ -58,7 +63,9 @@ pub enum NpyError {
         detail: String,
     },
     /// A type of value that is not read.
-    #[error(".npy dtype `{descr}` is not read; use <f8, <f4, <f2 or <i8 (numpy: array.astype(\"<f4\"))")]
+    #[error(
+        ".npy dtype `{descr}` is not read; use <f8, <f4, <f2, <V2 (bfloat16) or <i8 (numpy: array.astype(\"<f4\"))"
+    )]
     UnsupportedDtype {
         /// NumPy's name of the type.
         descr: String,
@@ -93,12 +100,13 @@ pub enum NpyError {
 }
 
 impl NpyData {
-    /// NumPy's name of the type: `<f8`, `<f4`, `<f2` or `<i8`.
+    /// NumPy's name of the type: `<f8`, `<f4`, `<f2`, `<V2` (that of `bf16`) or `<i8`.
     pub fn descr(&self) -> &'static str {
         match self {
             NpyData::F64(_) => "<f8",
             NpyData::F32(_) => "<f4",
             NpyData::F16(_) => "<f2",
+            NpyData::Bf16(_) => "<V2",
             NpyData::I64(_) => "<i8",
         }
     }
@@ -109,6 +117,7 @@ impl NpyData {
             NpyData::F64(v) => v.len(),
             NpyData::F32(v) => v.len(),
             NpyData::F16(v) => v.len(),
+            NpyData::Bf16(v) => v.len(),
             NpyData::I64(v) => v.len(),
         }
     }
@@ -121,7 +130,7 @@ impl NpyData {
     fn value_size(&self) -> usize {
         match self {
             NpyData::F32(_) => 4,
-            NpyData::F16(_) => 2,
+            NpyData::F16(_) | NpyData::Bf16(_) => 2,
             NpyData::I64(_) | NpyData::F64(_) => 8,
         }
     }
@@ -133,6 +142,7 @@ impl NpyData {
             NpyData::F64(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::F32(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::F16(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
+            NpyData::Bf16(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::I64(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
         }
     }
@@ -162,6 +172,11 @@ impl NpyArray {
         NpyArray::new(shape.to_vec(), NpyData::F16(values.iter().map(|x| f16::from_f32(*x)).collect()))
     }
 
+    /// A `bf16` array, each value rounded to nearest even; errors as [`NpyArray::new`].
+    pub fn bf16_from_f32(shape: &[usize], values: &[f32]) -> Result<Self, NpyError> {
+        NpyArray::new(shape.to_vec(), NpyData::Bf16(values.iter().map(|x| bf16::from_f32(*x)).collect()))
+    }
+
     /// An `i64` array; errors as [`NpyArray::new`].
     pub fn from_i64(shape: &[usize], values: Vec<i64>) -> Result<Self, NpyError> {
         NpyArray::new(shape.to_vec(), NpyData::I64(values))
@@ -177,7 +192,7 @@ impl NpyArray {
         &self.data
     }
 
-    /// The values as `f32` (`f16` is widened, which loses nothing).
+    /// The values as `f32` (`f16` and `bf16` are widened, which loses nothing).
     ///
     /// # Errors
     /// [`NpyError::WrongDtype`] for integers.
@@ -185,8 +200,9 @@ impl NpyArray {
         match &self.data {
             NpyData::F32(v) => Ok(v.clone()),
             NpyData::F16(v) => Ok(v.iter().map(|x| x.to_f32()).collect()),
-            NpyData::I64(_) => Err(NpyError::WrongDtype { expected: "f32 or f16", found: "i64" }),
-            NpyData::F64(_) => Err(NpyError::WrongDtype { expected: "f32 or f16", found: "f64" }),
+            NpyData::Bf16(v) => Ok(v.iter().map(|x| x.to_f32()).collect()),
+            NpyData::I64(_) => Err(NpyError::WrongDtype { expected: "f32, f16 or bf16", found: "i64" }),
+            NpyData::F64(_) => Err(NpyError::WrongDtype { expected: "f32, f16 or bf16", found: "f64" }),
         }
     }
 
@@ -199,7 +215,8 @@ impl NpyArray {
             NpyData::F64(v) => Ok(v.clone()),
             NpyData::F32(v) => Ok(v.iter().map(|x| f64::from(*x)).collect()),
             NpyData::F16(v) => Ok(v.iter().map(|x| x.to_f64()).collect()),
-            NpyData::I64(_) => Err(NpyError::WrongDtype { expected: "f64, f32 or f16", found: "i64" }),
+            NpyData::Bf16(v) => Ok(v.iter().map(|x| x.to_f64()).collect()),
+            NpyData::I64(_) => Err(NpyError::WrongDtype { expected: "f64, f32, f16 or bf16", found: "i64" }),
         }
     }
 
@@ -213,6 +230,7 @@ impl NpyArray {
             NpyData::F64(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f64" }),
             NpyData::F32(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f32" }),
             NpyData::F16(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f16" }),
+            NpyData::Bf16(_) => Err(NpyError::WrongDtype { expected: "i64", found: "bf16" }),
         }
     }
 
@@ -263,7 +281,7 @@ impl NpyArray {
     pub fn from_le_bytes(descr: &str, shape: Vec<usize>, data: &[u8]) -> Result<Self, NpyError> {
         let size = match descr {
             "<f4" => 4,
-            "<f2" => 2,
+            "<f2" | "<V2" | "|V2" => 2,
             "<i8" | "<f8" => 8,
             _ => return Err(NpyError::UnsupportedDtype { descr: descr.to_owned() }),
         };
@@ -273,6 +291,9 @@ impl NpyArray {
         }
         let data = match size {
             4 => NpyData::F32(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            2 if descr.ends_with("V2") => {
+                NpyData::Bf16(data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
+            }
             2 => NpyData::F16(data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
             _ if descr == "<f8" => NpyData::F64(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
             _ => NpyData::I64(data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
@@ -424,6 +445,7 @@ mod tests {
             NpyArray::from_f32(&[2, 0, 3], vec![]),
             NpyArray::f16_from_f32(&[1, 2, 2, 1], &[0.1, 0.2, 65504.0, -1e-7]),
             NpyArray::new(vec![2], NpyData::F64(vec![f64::MIN_POSITIVE, -0.1])),
+            NpyArray::bf16_from_f32(&[3, 1], &[0.1, -3e38, 0.0]),
             NpyArray::from_i64(&[2, 2], vec![i64::MIN, -1, 0, i64::MAX]),
         ];
         for array in arrays {

@@ -1,28 +1,77 @@
-//! Running an encoder over a dataset once: pictures to latents, captions to embeddings.
+//! Running encoders over a dataset once: pictures to latents, captions to embeddings.
+//!
+//! Shard `i` of the output holds the encoded samples `i · n .. (i + 1) · n` of the source, whoever writes it; so the
+//! work can be shared out among any number of processes and ended at any instant, and the result is the same, byte for
+//! byte. Until all shards are there, the folder holds `progress.json`, which says what is being made, and a record
+//! for each finished shard in `.precache/`; the process that finds the last record writes `index.json`.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{BoxError, Control, Dataset, DatasetIndex, Error, Result, Sample, ShardLimits, ShardWriter};
+use crate::files::{read_json, sync_folder, write_json};
+use crate::webdataset::{INDEX_FILE, PROGRESS_FILE, ShardFile, ShardRecord, is_shard_as_recorded};
+use crate::{BoxError, Control, Dataset, DatasetIndex, Error, Result, Sample, Source};
 
-/// Key of the encoder's identity in a precached dataset's `meta`.
+/// Key of the encoders' identity in a precached dataset's `meta`.
 pub const META_ENCODER: &str = "encoder";
 
-/// Key of the source dataset's digest ([`DatasetIndex::digest`]) in a precached dataset's `meta`.
+/// Key of what the identity stands for: models, their weights' hashes, transforms.
+pub const META_ENCODERS: &str = "encoders";
+
+/// Key of the source's digest ([`Source::digest`]) in a precached dataset's `meta`.
 pub const META_SOURCE: &str = "source";
 
-/// Key of the source dataset's own `meta`.
+/// Key of the source's own `meta`.
 pub const META_SOURCE_META: &str = "source_meta";
+
+/// Identity of the encoders that made a dataset with this `meta`, if any did ([`SampleEncoder::identity`]).
+pub fn encoder_of(meta: &Map<String, Value>) -> Option<&str> {
+    meta.get(META_ENCODER)?.as_str()
+}
+
+/// Fails unless the dataset `name` was encoded by encoders whose identity, or one of them by weights whose hash, begins
+/// with `wanted`.
+///
+/// # Errors
+/// [`Error::EncoderMismatch`].
+pub fn require_encoder(name: &str, meta: &Map<String, Value>, wanted: &str) -> Result<()> {
+    let encoders = meta.get(META_ENCODERS).and_then(Value::as_object);
+    let weights = encoders.into_iter().flat_map(Map::values).filter_map(|facts| facts.get("weights")?.as_str());
+    if !wanted.is_empty() && encoder_of(meta).into_iter().chain(weights).any(|known| known.starts_with(wanted)) {
+        return Ok(());
+    }
+    Err(Error::EncoderMismatch {
+        path: PathBuf::from(name),
+        expected: wanted.to_owned(),
+        found: encoder_of(meta).unwrap_or("no encoder").to_owned(),
+    })
+}
 
 /// Prefix of precached shards.
 const PREFIX: &str = "encoded";
 
+/// Folder of the records of finished shards, while some are not.
+const RECORDS: &str = ".precache";
+
+/// Version of the progress file.
+const VERSION: u32 = 2;
+
 /// What turns samples into encoded samples.
 pub trait SampleEncoder {
-    /// A hash of everything that shapes the output: weights, transform, precision. Datasets whose encoders have the
+    /// Stands for everything that shapes the output: weights, transform, precision. Datasets whose encoders have the
     /// same identity are interchangeable.
     fn identity(&self) -> String;
+
+    /// What the identity stands for, for people and for checks of single facts.
+    fn description(&self) -> Map<String, Value> {
+        Map::new()
+    }
 
     /// Encodes a batch: one output for each input, in order, with the same keys.
     ///
@@ -31,83 +80,303 @@ pub trait SampleEncoder {
     fn encode(&mut self, batch: &[Sample]) -> std::result::Result<Vec<Sample>, BoxError>;
 }
 
-/// Encodes all samples of `dataset`, `batch` at a time, into a new dataset in `out_dir`.
+/// How the output is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrecacheLayout {
+    /// Samples that are encoded at once; the last ones of a shard are fewer.
+    pub batch: usize,
+    /// Samples of a shard; those of the last one are fewer.
+    pub shard_samples: usize,
+}
+
+/// One process's share of the shards: `number` of `of` equal, contiguous parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Number, from 0.
+    pub number: usize,
+    /// How many shares there are.
+    pub of: usize,
+}
+
+impl Share {
+    /// All of the work.
+    pub const ALL: Self = Self { number: 0, of: 1 };
+
+    fn range(self, shards: usize) -> Range<usize> {
+        // In 128 bits: the product of two sizes fits.
+        let at = |number: usize| (shards as u128 * number as u128 / self.of as u128) as usize;
+        at(self.number)..at(self.number + 1)
+    }
+}
+
+/// What a call of [`precache`] did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Precached {
+    /// Samples of the share.
+    pub samples: usize,
+    /// Samples of it that this call encoded; the others were there.
+    pub encoded: usize,
+    /// Length of the share's shards, in bytes.
+    pub bytes: u64,
+    /// The index of the whole dataset, if all shares are done.
+    pub index: Option<DatasetIndex>,
+}
+
+/// The content of the progress file.
+#[derive(Serialize, Deserialize)]
+struct Plan {
+    version: u32,
+    layout: PrecacheLayout,
+    samples: usize,
+    meta: Map<String, Value>,
+}
+
+/// Encodes a share of `dataset` into a new dataset in `out_dir`.
 ///
-/// It may be ended at any instant and called again: finished shards are recognised by `progress.json`, checked by their
-/// checksums, and not encoded again; the batches are the same as in an uninterrupted run. If `out_dir` already holds the
-/// finished dataset of this encoder and source, its index is returned and nothing is done.
+/// It may be ended at any instant and called again: finished shards are recognised by their records, compared with
+/// their checksums, and not encoded again. Several processes may work on different shares at once. If `out_dir` already
+/// holds the finished dataset of this encoder and source, nothing is done.
 ///
 /// # Errors
 /// [`Error::EncoderMismatch`] or [`Error::FolderInUse`] if `out_dir` holds another finished dataset,
 /// [`Error::ProgressMismatch`] if it holds another unfinished one, [`Error::EncoderContract`] if keys or counts do not
-/// match, [`Error::Encode`], [`Error::Interrupted`], and those of [`Dataset::get`] and [`ShardWriter::resume`].
+/// match, [`Error::Encode`], [`Error::DuplicateKey`] within a shard, [`Error::Interrupted`], [`Error::InvalidArgument`],
+/// [`Error::Io`], and those of [`Source::get`].
 pub fn precache(
-    dataset: &Dataset,
+    dataset: &dyn Source,
     encoder: &mut dyn SampleEncoder,
     out_dir: impl AsRef<Path>,
-    batch: usize,
-    limits: ShardLimits,
+    layout: PrecacheLayout,
+    share: Share,
     control: &mut Control<'_>,
-) -> Result<DatasetIndex> {
-    let out_dir = out_dir.as_ref();
-    if batch == 0 {
-        return Err(Error::InvalidArgument { what: "encoder batch", detail: "must be at least 1".to_owned() });
+) -> Result<Precached> {
+    check_arguments(layout, share)?;
+    let stage = Stage {
+        dataset,
+        out: out_dir.as_ref(),
+        share,
+        plan: Plan { version: VERSION, layout, samples: dataset.len(), meta: meta(dataset, encoder) },
+    };
+    let range = share.range(stage.shards());
+    let total = range.clone().map(|shard| stage.samples_of(shard).len()).sum();
+    let mut done = Precached { samples: total, encoded: 0, bytes: 0, index: None };
+    if let Some(index) = stage.finished()? {
+        done.bytes = index.shards[range].iter().map(|shard| shard.bytes).sum();
+        return Ok(Precached { index: Some(index), ..done });
     }
-    let meta = meta(dataset, encoder);
-    if let Some(index) = finished(out_dir, &meta)? {
-        return Ok(index);
+    stage.claim()?;
+    let mut samples = 0;
+    for shard in range {
+        let record = match stage.kept(shard)? {
+            Some(record) => record,
+            None => {
+                let record = stage.encode_shard(shard, encoder, (samples, total), control)?;
+                done.encoded += record.samples;
+                record
+            }
+        };
+        samples += record.samples;
+        done.bytes += record.bytes;
     }
-    let mut writer = ShardWriter::resume(out_dir, PREFIX, limits, meta)?;
-    let done = writer.samples_done();
-    // Batches keep their borders when a run goes on, since an encoder's rounding may depend on what shares a batch.
-    for first in (done / batch * batch..dataset.len()).step_by(batch) {
-        control.checkpoint("precache", writer.samples_written(), dataset.len())?;
-        let outputs = encode_batch(dataset, encoder, first, batch)?;
-        for sample in &outputs[done.saturating_sub(first).min(outputs.len())..] {
-            writer.write(sample)?;
-        }
-    }
-    let index = writer.finish()?;
-    if index.samples != dataset.len() {
-        let detail = format!("{} samples in, {} out", dataset.len(), index.samples);
-        return Err(Error::EncoderContract { detail });
-    }
+    done.index = stage.conclude()?;
     // The work is done and whole: a stop that is asked for now changes nothing.
-    let _ = control.checkpoint("precache", index.samples, dataset.len());
-    Ok(index)
+    let _ = control.checkpoint("precache", total, total);
+    Ok(done)
 }
 
-fn meta(dataset: &Dataset, encoder: &dyn SampleEncoder) -> Map<String, Value> {
+fn check_arguments(layout: PrecacheLayout, share: Share) -> Result<()> {
+    let bad = |what: &'static str, detail: String| Err(Error::InvalidArgument { what, detail });
+    if layout.batch == 0 || layout.shard_samples == 0 {
+        return bad("encoder batch or samples of a shard", "must be at least 1".to_owned());
+    }
+    if share.number >= share.of {
+        return bad("share", format!("number {} of {}", share.number, share.of));
+    }
+    Ok(())
+}
+
+fn meta(dataset: &dyn Source, encoder: &dyn SampleEncoder) -> Map<String, Value> {
     let mut meta = Map::new();
     meta.insert(META_ENCODER.to_owned(), Value::String(encoder.identity()));
-    meta.insert(META_SOURCE.to_owned(), Value::String(dataset.index().digest()));
+    meta.insert(META_ENCODERS.to_owned(), Value::Object(encoder.description()));
+    meta.insert(META_SOURCE.to_owned(), Value::String(dataset.digest()));
     meta.insert(META_SOURCE_META.to_owned(), Value::Object(dataset.meta().clone()));
     meta
 }
 
-/// The index of a finished dataset in `out_dir`, if it is the one that is to be made.
-fn finished(out_dir: &Path, meta: &Map<String, Value>) -> Result<Option<DatasetIndex>> {
-    let Some(index) = DatasetIndex::read(out_dir)? else { return Ok(None) };
-    if index.meta == *meta {
-        // Opening checks that the shards are all there.
-        Dataset::open(out_dir)?;
-        return Ok(Some(index));
-    }
-    let text = |meta: &Map<String, Value>| match meta.get(META_ENCODER) {
-        Some(Value::String(identity)) => identity.clone(),
-        _ => "no encoder".to_owned(),
-    };
-    let (expected, found) = (text(meta), text(&index.meta));
-    if expected == found {
-        let found = "a dataset encoded from another source".to_owned();
-        return Err(Error::FolderInUse { path: out_dir.to_path_buf(), found });
-    }
-    Err(Error::EncoderMismatch { path: out_dir.to_path_buf(), expected, found })
+fn identity_in(meta: &Map<String, Value>) -> String {
+    encoder_of(meta).unwrap_or("no encoder").to_owned()
 }
 
-fn encode_batch(dataset: &Dataset, encoder: &mut dyn SampleEncoder, first: usize, batch: usize) -> Result<Vec<Sample>> {
-    let end = (first + batch).min(dataset.len());
-    let inputs = (first..end).map(|i| Ok(dataset.get(i)?.to_sample())).collect::<Result<Vec<_>>>()?;
+struct Stage<'a> {
+    dataset: &'a dyn Source,
+    out: &'a Path,
+    share: Share,
+    plan: Plan,
+}
+
+impl Stage<'_> {
+    fn shards(&self) -> usize {
+        self.plan.samples.div_ceil(self.plan.layout.shard_samples)
+    }
+
+    /// Numbers of the source's samples in a shard.
+    fn samples_of(&self, shard: usize) -> Range<usize> {
+        let size = self.plan.layout.shard_samples;
+        shard * size..((shard + 1) * size).min(self.plan.samples)
+    }
+
+    fn file_of(&self, shard: usize) -> String {
+        format!("{PREFIX}-{shard:06}.tar")
+    }
+
+    fn record_path(&self, shard: usize) -> PathBuf {
+        self.out.join(RECORDS).join(format!("{PREFIX}-{shard:06}.json"))
+    }
+
+    /// The index of a finished dataset in the folder, if it is the one that is to be made.
+    fn finished(&self) -> Result<Option<DatasetIndex>> {
+        let Some(index) = DatasetIndex::read(self.out)? else { return Ok(None) };
+        let (expected, found) = (identity_in(&self.plan.meta), identity_in(&index.meta));
+        let folder = self.out.to_path_buf();
+        if expected != found {
+            return Err(Error::EncoderMismatch { path: folder, expected, found });
+        }
+        if index.meta != self.plan.meta {
+            return Err(Error::FolderInUse { path: folder, found: "a dataset encoded from another source".to_owned() });
+        }
+        if index.shards.len() != self.shards() || index.samples != self.plan.samples {
+            let found = "the same dataset in shards of another size".to_owned();
+            return Err(Error::FolderInUse { path: folder, found });
+        }
+        // Opening checks that the shards are all there.
+        Dataset::open(self.out)?;
+        self.clean();
+        Ok(Some(index))
+    }
+
+    /// Makes the folder this dataset's, or checks that it is.
+    fn claim(&self) -> Result<()> {
+        let records = self.out.join(RECORDS);
+        let path = self.out.join(PROGRESS_FILE);
+        if let Some(plan) = read_json::<Plan>(&path)? {
+            self.compare("version", &VERSION, &plan.version)?;
+            self.compare("encoder", &identity_in(&self.plan.meta), &identity_in(&plan.meta))?;
+            self.compare("source", &self.plan.meta, &plan.meta)?;
+            self.compare("layout of shards", &self.plan.layout, &plan.layout)?;
+        } else if !records.is_dir() {
+            self.refuse_foreign_shards()?;
+        }
+        fs::create_dir_all(&records).map_err(Error::io("create folder", &records))?;
+        self.write_shared(&path, &self.plan)
+    }
+
+    /// Writes a file that other processes may be writing, with the same content, at the same time.
+    fn write_shared<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
+        let own = self.out.join(RECORDS).join(format!(
+            "{}-of-{}.{}.tmp",
+            self.share.number,
+            self.share.of,
+            std::process::id()
+        ));
+        write_json(&own, value)?;
+        fs::rename(&own, path).map_err(Error::io("rename to", path))?;
+        sync_folder(self.out)
+    }
+
+    fn compare<T: PartialEq + std::fmt::Debug>(&self, what: &'static str, expected: &T, found: &T) -> Result<()> {
+        if expected == found {
+            return Ok(());
+        }
+        let (expected, found) = (format!("{expected:?}"), format!("{found:?}"));
+        Err(Error::ProgressMismatch { path: self.out.to_path_buf(), what, expected, found })
+    }
+
+    fn refuse_foreign_shards(&self) -> Result<()> {
+        let entries = match fs::read_dir(self.out) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::io("list", self.out))?,
+        };
+        for entry in entries {
+            let found = entry.map_err(Error::io("list", self.out))?.file_name().to_string_lossy().into_owned();
+            if found.ends_with(".tar") {
+                return Err(Error::FolderInUse { path: self.out.to_path_buf(), found });
+            }
+        }
+        Ok(())
+    }
+
+    /// The record of a shard that is finished and as it was left.
+    fn kept(&self, shard: usize) -> Result<Option<ShardRecord>> {
+        let Some(record) = read_json::<ShardRecord>(&self.record_path(shard))? else { return Ok(None) };
+        let known = record.file == self.file_of(shard) && record.samples == self.samples_of(shard).len();
+        if known && is_shard_as_recorded(self.out, &record)? {
+            return Ok(Some(record));
+        }
+        tracing::warn!(shard = %self.out.join(&record.file).display(), "shard is not as it was left: encoded again");
+        Ok(None)
+    }
+
+    /// Writes a shard and its record. `progress` is the number of samples before it, and in all.
+    fn encode_shard(
+        &self,
+        shard: usize,
+        encoder: &mut dyn SampleEncoder,
+        (before, total): (usize, usize),
+        control: &mut Control<'_>,
+    ) -> Result<ShardRecord> {
+        let path = self.out.join(self.file_of(shard));
+        let range = self.samples_of(shard);
+        let mut file = ShardFile::create(&path)?;
+        let mut keys = HashSet::new();
+        for first in range.clone().step_by(self.plan.layout.batch) {
+            control.checkpoint("precache", before + file.samples(), total)?;
+            let batch = first..(first + self.plan.layout.batch).min(range.end);
+            for sample in encode_batch(self.dataset, encoder, batch)? {
+                file.write(&sample)?;
+                if let Some(key) = keys.replace(sample.key) {
+                    return Err(Error::DuplicateKey { key, first: path.clone(), second: path });
+                }
+            }
+        }
+        let record = file.finish()?;
+        write_json(&self.record_path(shard), &record)?;
+        Ok(record)
+    }
+
+    /// Writes the index if all shards are there.
+    fn conclude(&self) -> Result<Option<DatasetIndex>> {
+        let mut records = Vec::new();
+        for shard in 0..self.shards() {
+            match read_json::<ShardRecord>(&self.record_path(shard))? {
+                Some(record) => records.push(record),
+                // Still in work elsewhere, or another process has concluded meanwhile.
+                None => return self.finished(),
+            }
+        }
+        let index = DatasetIndex::new(records, self.plan.meta.clone());
+        if index.samples != self.plan.samples {
+            let detail = format!("{} samples in, {} out", self.plan.samples, index.samples);
+            return Err(Error::EncoderContract { detail });
+        }
+        if let Err(error) = self.write_shared(&self.out.join(INDEX_FILE), &index) {
+            // Another process may have written it, and cleaned up, between the last record and here.
+            return self.finished()?.map(Some).ok_or(error);
+        }
+        self.clean();
+        Ok(Some(index))
+    }
+
+    /// Removes what a finished dataset does not need. Another process may be doing the same, and what stays harms nobody.
+    fn clean(&self) {
+        let _ = fs::remove_file(self.out.join(PROGRESS_FILE));
+        let _ = fs::remove_dir_all(self.out.join(RECORDS));
+    }
+}
+
+fn encode_batch(dataset: &dyn Source, encoder: &mut dyn SampleEncoder, batch: Range<usize>) -> Result<Vec<Sample>> {
+    let first = batch.start;
+    let inputs = batch.map(|i| Ok(dataset.get(i)?.into_sample())).collect::<Result<Vec<_>>>()?;
     let outputs = encoder.encode(&inputs).map_err(|source| Error::Encode { first, source })?;
     if outputs.len() != inputs.len() {
         let detail = format!("{} samples in, {} out, from sample {first} on", inputs.len(), outputs.len());

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the golden files of this folder. Needs Pillow 13.0.0 and NumPy 2.4:
+"""Makes the golden files of this folder. Needs Pillow 13.0.0, NumPy 2.4 and ml_dtypes:
 
-    python3 -m venv venv && venv/bin/pip install pillow==13.0.0 numpy
+    python3 -m venv venv && venv/bin/pip install pillow==13.0.0 numpy ml_dtypes
     venv/bin/python crates/data/tests/make_golden.py
 
 golden/resize.bin      cases, each: line of ASCII `mode filter in_w in_h out_w out_h`, source bytes, result bytes
@@ -15,6 +15,7 @@ import pathlib
 import random
 import tarfile
 
+import ml_dtypes
 import numpy as np
 from PIL import Image
 
@@ -75,6 +76,7 @@ def over():
 def arrays():
     np.save(HERE / "array_f32.npy", np.arange(24, dtype="<f4").reshape(2, 3, 4) / 8)
     np.save(HERE / "array_f16.npy", np.linspace(-2, 2, 5).astype("<f2"))
+    np.save(HERE / "array_bf16.npy", np.linspace(-2, 2, 5).astype(ml_dtypes.bfloat16))
     np.save(HERE / "array_i64.npy", np.array(-7, dtype="<i8"))
 
 

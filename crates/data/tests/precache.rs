@@ -4,10 +4,21 @@ use std::cell::Cell;
 use std::path::Path;
 
 use calotype_data::npy::NpyArray;
-use calotype_data::precache::{SampleEncoder, precache};
+use calotype_data::precache::{PrecacheLayout, Precached, SampleEncoder, Share, precache};
 use calotype_data::{BoxError, Control, Dataset, Error, Sample, ShardLimits, ShardWriter};
 
-const LIMITS: ShardLimits = ShardLimits { samples: 5, bytes: 1 << 20 };
+const LIMITS: ShardLimits = ShardLimits { samples: 6, bytes: 1 << 20 };
+const LAYOUT: PrecacheLayout = PrecacheLayout { batch: 4, shard_samples: 5 };
+
+fn run(
+    data: &Dataset,
+    encoder: &mut dyn SampleEncoder,
+    out: &Path,
+    share: Share,
+    control: &mut Control<'_>,
+) -> Result<Precached, Error> {
+    precache(data, encoder, out, LAYOUT, share, control)
+}
 
 /// Writes each caption's length, and the size of the batch it came in.
 struct Lengths {
@@ -46,14 +57,19 @@ fn source(dir: &Path) -> Dataset {
 fn every_sample_is_encoded_under_its_key() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (source(&dir.path().join("in")), dir.path().join("out"));
-    let index = precache(&data, &mut encoder("v1"), &out, 4, LIMITS, &mut Control::default()).unwrap();
-    assert_eq!(index.samples, 17);
+    let done = run(&data, &mut encoder("v1"), &out, Share::ALL, &mut Control::default()).unwrap();
+    assert_eq!((done.samples, done.encoded, done.index.unwrap().samples), (17, 17, 17));
     let encoded = Dataset::open(&out).unwrap();
     encoded.require_encoder("v1").unwrap();
     for i in 0..17 {
         let sample = encoded.get(i).unwrap();
         assert_eq!(sample.key(), data.get(i).unwrap().key());
-        let size = if i == 16 { 1 } else { 4 };
+        // Shards of 5 in batches of 4: the last sample of a shard is alone.
+        let size = match i {
+            15 | 16 => 2,
+            _ if i % 5 == 4 => 1,
+            _ => 4,
+        };
         assert_eq!(sample.array("length.npy").unwrap().as_i64().unwrap(), [i as i64, size]);
     }
     let error = encoded.require_encoder("v2").unwrap_err().to_string();
@@ -61,51 +77,113 @@ fn every_sample_is_encoded_under_its_key() {
     assert!(matches!(data.require_encoder("v1"), Err(Error::EncoderMismatch { found, .. }) if found == "no encoder"));
 }
 
+/// All files of a folder.
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: std::path::PathBuf| {
+        let content = if path.is_dir() { b"a folder".to_vec() } else { std::fs::read(&path).unwrap() };
+        (path.file_name().unwrap().to_string_lossy().into_owned(), content)
+    };
+    let mut files: Vec<_> = entries.map(read).collect();
+    files.sort();
+    files
+}
+
 #[test]
 fn an_interrupted_run_goes_on_and_ends_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (source(&dir.path().join("in")), dir.path().join("out"));
-    let whole =
-        precache(&data, &mut encoder("v1"), dir.path().join("whole"), 4, LIMITS, &mut Control::default()).unwrap();
+    let whole = dir.path().join("whole");
+    run(&data, &mut encoder("v1"), &whole, Share::ALL, &mut Control::default()).unwrap();
     let mut calls = 0;
     let mut interruptions = 0;
     loop {
         let mut part = encoder("v1");
-        // Each attempt may look at the flag three times: it encodes two batches.
+        // Each attempt may look at the flag three times: it encodes a shard, and one batch of the next.
         let looks = Cell::new(0);
-        let mut control = Control::default().with_stop(|| looks.replace(looks.get() + 1) == 2);
-        let result = precache(&data, &mut part, &out, 4, LIMITS, &mut control);
+        let mut control = Control::default().with_stop(|| looks.replace(looks.get() + 1) == 3);
+        let result = run(&data, &mut part, &out, Share::ALL, &mut control);
         calls += part.calls;
         match result {
-            Ok(index) => {
-                assert_eq!(index, whole);
+            Ok(done) => {
+                assert!(done.index.is_some() && done.encoded < done.samples);
                 break;
             }
-            Err(Error::Interrupted { .. }) => interruptions += 1,
+            Err(Error::Interrupted { .. }) => {
+                interruptions += 1;
+                assert!(matches!(Dataset::open(&out), Err(Error::FolderInUse { .. })), "half a dataset is none");
+            }
             Err(other) => panic!("{other}"),
         }
         assert!(interruptions < 10, "no progress between interruptions");
     }
     assert!(interruptions >= 2);
-    assert!(calls <= 5 + interruptions, "{calls} calls, {interruptions} interruptions");
+    assert!(calls <= 7 + interruptions, "{calls} calls, {interruptions} interruptions");
+    assert_eq!(files(&out), files(&whole));
+}
+
+#[test]
+fn shares_make_the_same_dataset_in_any_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = source(&dir.path().join("in"));
+    let whole = dir.path().join("whole");
+    run(&data, &mut encoder("v1"), &whole, Share::ALL, &mut Control::default()).unwrap();
+    for order in [&[0, 1, 2][..], &[2, 0, 1], &[1, 0, 1, 2], &[6, 2, 0, 1, 3, 4, 5]] {
+        let (out, of) = (dir.path().join(format!("{order:?}")), order.iter().max().unwrap() + 1);
+        let last = order.len() - 1;
+        for (at, &number) in order.iter().enumerate() {
+            let share = Share { number, of };
+            let done = run(&data, &mut encoder("v1"), &out, share, &mut Control::default()).unwrap();
+            let again = order[..at].contains(&number);
+            assert_eq!(done.encoded, if again { 0 } else { done.samples });
+            // Of more shares than shards, some are empty, so that the dataset may be whole before the last.
+            assert!(done.index.is_some() || at < last);
+        }
+        assert_eq!(files(&out), files(&whole), "{order:?}");
+    }
+    let bad = Share { number: 3, of: 3 };
+    let error = run(&data, &mut encoder("v1"), &dir.path().join("bad"), bad, &mut Control::default());
+    assert!(matches!(error, Err(Error::InvalidArgument { .. })));
+}
+
+#[test]
+fn shards_that_were_damaged_meanwhile_are_encoded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (source(&dir.path().join("in")), dir.path().join("out"));
+    let whole = dir.path().join("whole");
+    run(&data, &mut encoder("v1"), &whole, Share::ALL, &mut Control::default()).unwrap();
+    let half = Share { number: 0, of: 2 };
+    run(&data, &mut encoder("v1"), &out, half, &mut Control::default()).unwrap();
+    let shard = out.join("encoded-000001.tar");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    bytes[700] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let done = run(&data, &mut encoder("v1"), &out, Share::ALL, &mut Control::default()).unwrap();
+    assert_eq!(done.encoded, 12);
+    assert_eq!(files(&out), files(&whole));
 }
 
 #[test]
 fn a_finished_dataset_is_not_encoded_again_nor_mixed_up() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (source(&dir.path().join("in")), dir.path().join("out"));
-    let run = |encoder: &mut Lengths| precache(&data, encoder, &out, 4, LIMITS, &mut Control::default());
-    let index = run(&mut encoder("v1")).unwrap();
+    let call = |encoder: &mut Lengths| run(&data, encoder, &out, Share::ALL, &mut Control::default());
+    let first = call(&mut encoder("v1")).unwrap();
     let mut again = encoder("v1");
-    assert_eq!(run(&mut again).unwrap(), index);
-    assert_eq!(again.calls, 0);
-    assert!(matches!(run(&mut encoder("v2")), Err(Error::EncoderMismatch { .. })));
+    let second = call(&mut again).unwrap();
+    assert_eq!((second.index, second.encoded, again.calls), (first.index, 0, 0));
+    assert!(matches!(call(&mut encoder("v2")), Err(Error::EncoderMismatch { .. })));
     let half = dir.path().join("half");
     let mut stop = Control::default().with_stop(|| true);
-    let stopped = precache(&data, &mut encoder("v1"), &half, 4, LIMITS, &mut stop);
+    let stopped = run(&data, &mut encoder("v1"), &half, Share::ALL, &mut stop);
     assert!(matches!(stopped, Err(Error::Interrupted { done: 0, total: 17, .. })));
-    let other = precache(&data, &mut encoder("v2"), &half, 4, LIMITS, &mut Control::default());
-    assert!(matches!(other, Err(Error::ProgressMismatch { what: "meta", .. })));
+    let other = run(&data, &mut encoder("v2"), &half, Share::ALL, &mut Control::default());
+    assert!(matches!(other, Err(Error::ProgressMismatch { what: "encoder", .. })));
+    let layout = PrecacheLayout { batch: 3, ..LAYOUT };
+    let other = precache(&data, &mut encoder("v1"), &half, layout, Share::ALL, &mut Control::default());
+    assert!(matches!(other, Err(Error::ProgressMismatch { what: "layout of shards", .. })));
+    let foreign = run(&data, &mut encoder("v1"), data.dir(), Share::ALL, &mut Control::default());
+    assert!(matches!(foreign, Err(Error::EncoderMismatch { found, .. }) if found == "no encoder"));
 }
 
 /// Breaks the contract in one of several ways.
@@ -129,10 +207,10 @@ impl SampleEncoder for Broken {
 fn a_broken_encoder_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let data = source(&dir.path().join("in"));
-    let run = |how: &'static str| {
-        precache(&data, &mut Broken(how), dir.path().join(how), 4, LIMITS, &mut Control::default()).unwrap_err()
+    let fail = |how: &'static str| {
+        run(&data, &mut Broken(how), &dir.path().join(how), Share::ALL, &mut Control::default()).unwrap_err()
     };
-    assert!(matches!(run("count"), Error::EncoderContract { .. }));
-    assert!(matches!(run("keys"), Error::EncoderContract { .. }));
-    assert!(matches!(run("fails"), Error::Encode { first: 0, .. }));
+    assert!(matches!(fail("count"), Error::EncoderContract { .. }));
+    assert!(matches!(fail("keys"), Error::EncoderContract { .. }));
+    assert!(matches!(fail("fails"), Error::Encode { first: 0, .. }));
 }

@@ -151,30 +151,7 @@ impl Loader<'_> {
             let (path, component) = (self.checkpoint.path().to_owned(), source.component);
             return Err(LoadError::Missing { path, component, keys: source.missing.clone() });
         }
-        let name = source.origin().display().to_string();
-        let mut before: Option<String> = None;
-        load_with(network, self.precision, |key, _| {
-            // What the tensor before took of the memory map is not needed any more.
-            if let Some(before) = before.replace(key.to_owned()) {
-                source.release(&before);
-            }
-            let tensor = source.tensor(key)?;
-            let dtype = element_type(tensor.dtype).ok_or_else(|| LoadError::Dtype {
-                path: source.origin().to_owned(),
-                tensor: key.to_owned(),
-                dtype: tensor.dtype,
-            })?;
-            let stored = match self.delta(source.component, key) {
-                None => StoredTensor { source_name: &name, dtype, shape: tensor.shape, bytes: tensor.data },
-                Some(delta) => {
-                    let values = tensor.to_f32_vec().unwrap_or_default();
-                    let sum = values.iter().zip(&delta).flat_map(|(a, b)| (a + b).to_le_bytes());
-                    let bytes = Cow::Owned(sum.collect());
-                    StoredTensor { source_name: &name, dtype: DType::F32, shape: tensor.shape, bytes }
-                }
-            };
-            Ok::<_, LoadError>(stored)
-        })
+        fill_from(network, source, self.precision, &|key| self.delta(source.component, key))
     }
 
     fn delta(&self, component: Component, key: &str) -> Option<Vec<f32>> {
@@ -186,6 +163,43 @@ impl Loader<'_> {
         };
         self.adapters?.delta(component, key)
     }
+}
+
+/// Gives a network the tensors of a source that has them under the network's own keys; `delta` is what is added to a
+/// tensor, where there is anything.
+///
+/// # Errors
+/// [`LoadError`] for the first tensor that is missing or does not fit.
+pub fn fill_from<M: Module>(
+    network: M,
+    source: &dyn TensorSource,
+    precision: WeightPrecision,
+    delta: &dyn Fn(&str) -> Option<Vec<f32>>,
+) -> Result<M, LoadError> {
+    let name = source.origin().display().to_string();
+    let mut before: Option<String> = None;
+    load_with(network, precision, |key, _| {
+        // What the tensor before took of the memory map is not needed any more.
+        if let Some(before) = before.replace(key.to_owned()) {
+            source.release(&before);
+        }
+        let tensor = source.tensor(key)?;
+        let dtype = element_type(tensor.dtype).ok_or_else(|| LoadError::Dtype {
+            path: source.origin().to_owned(),
+            tensor: key.to_owned(),
+            dtype: tensor.dtype,
+        })?;
+        let stored = match delta(key) {
+            None => StoredTensor { source_name: &name, dtype, shape: tensor.shape, bytes: tensor.data },
+            Some(delta) => {
+                let values = tensor.to_f32_vec().unwrap_or_default();
+                let sum = values.iter().zip(&delta).flat_map(|(a, b)| (a + b).to_le_bytes());
+                let bytes = Cow::Owned(sum.collect());
+                StoredTensor { source_name: &name, dtype: DType::F32, shape: tensor.shape, bytes }
+            }
+        };
+        Ok::<_, LoadError>(stored)
+    })
 }
 
 /// The type of a stored weight's elements; none if it is no weight.

@@ -119,7 +119,7 @@ pub fn encode_prompts(
     for component in towers {
         let tokenizer = tokenizer(checkpoint, component)?;
         let (_, encoder) = loader.text_encoder(component)?;
-        let tower = Tower { component, tokenizer, encoder, which: states(checkpoint, options.clip_skip) };
+        let tower = Tower { component, tokenizer, encoder, which: conditioning_states(checkpoint, options.clip_skip) };
         for (prompt, (here, cut)) in unique.iter().zip(tower.encode(&unique, options, loader.device)?) {
             overlong.extend(cut.filter(|new: &Overlong| !overlong.iter().any(|o: &Overlong| o.prompt == new.prompt)));
             let joined = match encoded.remove(*prompt) {
@@ -208,15 +208,18 @@ impl Tower {
     }
 }
 
-/// Which states condition the UNet: diffusers' choice for the family.
-fn states(checkpoint: &Checkpoint, clip_skip: usize) -> TextStates {
+/// Which states condition the UNet: diffusers' choice for the family, without `clip_skip` layers more.
+pub fn conditioning_states(checkpoint: &Checkpoint, clip_skip: usize) -> TextStates {
     let base =
         if checkpoint.family().is_some_and(Family::is_sdxl) { TextStates::PENULTIMATE } else { TextStates::LAST };
     TextStates { skip: base.skip + clip_skip, ..base }
 }
 
 /// The checkpoint's own tokenizer, or the one that its family was trained with.
-fn tokenizer(checkpoint: &Checkpoint, component: Component) -> Result<ClipTokenizer, TokenizerError> {
+///
+/// # Errors
+/// Its own is there and cannot be used.
+pub fn tokenizer(checkpoint: &Checkpoint, component: Component) -> Result<ClipTokenizer, TokenizerError> {
     let folder = if component == Component::TextEncoder2 { "tokenizer_2" } else { "tokenizer" };
     let own = checkpoint.path().join(folder);
     if own.join("vocab.json").is_file() {

@@ -7,7 +7,7 @@ use calotype_kernels::{Purpose, Stream};
 use calotype_metrics::{GaussianStatistics, clip_score, frechet_distance, retrieval_top1};
 use calotype_models::state::values_of;
 use calotype_train::batches::stack;
-use calotype_train::precache::TextEncoder;
+use calotype_train::clip::TextEncoder;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use calotype_data::emoji::{self, Split};
 use calotype_data::image::{Filter, RgbImage};
+use calotype_data::precache::Share;
 use calotype_data::{Control, Dataset, ShardLimits};
 use calotype_metrics::{GridOptions, picture_grid};
 use calotype_models::Init;
@@ -96,8 +97,8 @@ impl Stages {
                 vec![
                     set("source", &train),
                     set("out", &path(&["precache"])),
-                    set("autoencoder", &autoencoder),
-                    set("clip", &clip),
+                    set("encoders.moments.model", &autoencoder),
+                    set("encoders.states.model", &clip),
                 ],
                 options,
             )?,
@@ -326,7 +327,7 @@ impl Tour<'_> {
     }
 
     fn precache(&mut self) -> Result<(), QuickstartError> {
-        match stages::precache(&self.stages.precache.value, &self.device, self.stop)? {
+        match stages::precache(&self.stages.precache.value, Share::ALL, &self.device, self.stop)? {
             StageEnd::Done(_) => Ok(()),
             StageEnd::Interrupted { samples } => Err(QuickstartError::Interrupted { stage: "precache", samples }),
         }

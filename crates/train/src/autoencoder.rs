@@ -47,14 +47,15 @@ impl Objective for AutoencoderObjective {
     fn decoder(&self) -> Decoder<Picture> {
         let (side, seed) = (self.side(), self.recipe.run.seed);
         let latent = self.latent().iter().product();
+        let parts = self.recipe.data.pictures.clone();
         Box::new(move |position, sample| -> Result<Picture, BoxError> {
             let mut noise = vec![0f32; latent];
             Stream::new(seed, Purpose::LatentPosterior, position).fill_normal(&mut noise);
-            Ok(Picture { pixels: picture(sample, side)?, noise })
+            Ok(Picture { pixels: picture(sample, &parts, side)?, noise })
         })
     }
 
-    fn loss(&self, model: &Autoencoder, batch: Batch<Picture>) -> Loss {
+    fn loss(&self, model: &Autoencoder, batch: Batch<Picture>) -> Result<Loss, BoxError> {
         let dtype = self.recipe.run.precision.dtype(&self.device);
         let pixels = batch.items.iter().map(|item| item.pixels.as_slice());
         let pictures: Tensor<4> = stack(pixels, &[self.side(), self.side(), 3], dtype, &self.device);
@@ -69,6 +70,6 @@ impl Objective for AutoencoderObjective {
         let kl = distribution.kl();
         let part = |t: &Tensor<1>| f64::from(t.clone().inner().into_scalar::<f32>());
         let parts = vec![("reconstruction", part(&reconstruction)), ("kl", part(&kl))];
-        Loss { value: reconstruction + kl.mul_scalar(self.recipe.objective.kl_weight), parts }
+        Ok(Loss { value: reconstruction + kl.mul_scalar(self.recipe.objective.kl_weight), parts })
     }
 }

@@ -5,13 +5,28 @@ use calotype_data::image::{Filter, RgbImage};
 use calotype_data::{Error, SampleRef};
 use calotype_models::tokenizer::Tokens;
 
+/// The picture of a sample: the first of `parts` that it has.
+///
+/// # Errors
+/// Names the sample where the picture is missing or unreadable.
+pub fn decode_picture(sample: &SampleRef<'_>, parts: &[String]) -> Result<RgbImage, Error> {
+    let found = parts.iter().find(|part| sample.parts().any(|(extension, _)| extension == part.as_str()));
+    match found {
+        Some(part) => RgbImage::decode(sample.key(), sample.part(part)?),
+        None => Err(Error::MissingPart {
+            key: sample.key().to_owned(),
+            part: parts.join(" or "),
+            present: sample.parts().map(|(extension, _)| extension).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
 /// A square picture of a sample, `[side, side, 3]` in `-1..1`.
 ///
 /// # Errors
-/// Names the sample where the picture is missing, unreadable or of another size.
-pub fn picture(sample: &SampleRef<'_>, side: usize) -> Result<Vec<f32>, Error> {
-    let image = RgbImage::decode(sample.key(), sample.part("png").or_else(|_| sample.part("jpg"))?)?;
-    fit(image, side)
+/// Names the sample where the picture is missing or unreadable.
+pub fn picture(sample: &SampleRef<'_>, parts: &[String], side: usize) -> Result<Vec<f32>, Error> {
+    fit(decode_picture(sample, parts)?, side)
 }
 
 /// A picture as `[side, side, 3]` in `-1..1`; one of another size has its shorter side resized (bicubic) and its middle

@@ -1,12 +1,15 @@
 //! Contrastive training of CLIP.
 
+use crate::artifacts::{ArtifactError, load_model};
 use crate::batches::{picture, stack, token_ids};
 use crate::settings::ClipRecipe;
 use crate::trainer::{BoxError, Decoder, Loss, Objective};
-use burn::tensor::Device;
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
 use calotype_data::Batch;
 use calotype_models::tokenizer::Tokens;
-use calotype_models::{Clip, ClipTokenizer};
+use calotype_models::{Clip, ClipConfig, ClipTokenizer};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,6 +41,57 @@ impl ClipObjective {
     }
 }
 
+/// A text tower with its tokenizer.
+#[derive(Debug)]
+pub struct TextEncoder {
+    clip: Clip,
+    tokenizer: ClipTokenizer,
+    device: Device,
+}
+
+impl TextEncoder {
+    /// Around a loaded model, without autodiff.
+    pub fn new(clip: Clip, config: &ClipConfig, device: &Device) -> Self {
+        let tokenizer = ClipTokenizer::new(config.text.context_length);
+        Self { clip, tokenizer, device: device.clone() }
+    }
+
+    /// From a folder of a saved model.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] naming the file.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self, ArtifactError> {
+        let (clip, config) = load_model(folder, device, ClipConfig::init)?;
+        Ok(Self::new(clip.valid(), &config, device))
+    }
+
+    /// The model with both towers.
+    pub fn clip(&self) -> &Clip {
+        &self.clip
+    }
+
+    fn tokens(&self, prompts: &[&str]) -> Vec<Tokens> {
+        prompts.iter().map(|prompt| self.tokenizer.encode(prompt)).collect()
+    }
+
+    /// Prompts of which some words do not fit the context length.
+    pub fn truncated<'a>(&self, prompts: &[&'a str]) -> Vec<&'a str> {
+        prompts.iter().copied().filter(|p| self.tokenizer.encode(p).truncated > 0).collect()
+    }
+
+    /// The states that condition a UNet, `[prompts, tokens, channels]`.
+    pub fn states(&self, prompts: &[&str]) -> Tensor<3> {
+        let (ids, _) = token_ids(&self.tokens(prompts), &self.device);
+        self.clip.text_model.states(ids, DType::F32)
+    }
+
+    /// Unit vectors in CLIP's space, `[prompts, projection]`.
+    pub fn features(&self, prompts: &[&str]) -> Tensor<2> {
+        let (ids, ends) = token_ids(&self.tokens(prompts), &self.device);
+        self.clip.text_features(ids, &ends, DType::F32)
+    }
+}
+
 impl Objective for ClipObjective {
     type Model = Clip;
     type Item = Pair;
@@ -45,14 +99,15 @@ impl Objective for ClipObjective {
     fn decoder(&self) -> Decoder<Pair> {
         let (tokenizer, truncated) = (Arc::clone(&self.tokenizer), Arc::clone(&self.truncated));
         let side = self.recipe.model.vision.image_size;
+        let (parts, caption) = (self.recipe.data.pictures.clone(), self.recipe.data.caption.clone());
         Box::new(move |_, sample| -> Result<Pair, BoxError> {
-            let tokens = tokenizer.encode(sample.text("txt")?.trim());
+            let tokens = tokenizer.encode(sample.text(&caption)?.trim());
             truncated.fetch_add(u64::from(tokens.truncated > 0), Ordering::Relaxed);
-            Ok(Pair { pixels: picture(sample, side)?, tokens })
+            Ok(Pair { pixels: picture(sample, &parts, side)?, tokens })
         })
     }
 
-    fn loss(&self, model: &Clip, batch: Batch<Pair>) -> Loss {
+    fn loss(&self, model: &Clip, batch: Batch<Pair>) -> Result<Loss, BoxError> {
         let side = self.recipe.model.vision.image_size;
         let dtype = self.recipe.run.precision.dtype(&self.device);
         let rows = batch.items.iter().map(|pair| pair.pixels.as_slice());
@@ -60,7 +115,7 @@ impl Objective for ClipObjective {
         let tokens: Vec<Tokens> = batch.items.into_iter().map(|pair| pair.tokens).collect();
         let (ids, ends) = token_ids(&tokens, &self.device);
         let texts = model.text_features(ids, &ends, dtype);
-        Loss::of(model.contrastive_loss(model.picture_features(pictures), texts))
+        Ok(Loss::of(model.contrastive_loss(model.picture_features(pictures), texts)))
     }
 
     fn notices(&self) -> Vec<String> {

@@ -1,11 +1,12 @@
-//! Training of the UNet on precached latents.
+//! Training of the UNet on precached latents, with precached text states or captions.
 
 use crate::batches::stack;
-use crate::precache::{MOMENTS, STATES};
+use crate::encoders::TextTower;
+use crate::inputs::{Condition, DiffusionInputs, SampleReader};
 use crate::settings::DiffusionRecipe;
 use crate::trainer::{BoxError, Decoder, Loss, Objective};
 use burn::tensor::{DType, Device, Tensor};
-use calotype_data::{Batch, Dataset, SampleRef};
+use calotype_data::{Batch, SampleRef};
 use calotype_diffusion::objective::add_noise;
 use calotype_diffusion::{NoiseSchedule, Prediction, ScheduleConfig};
 use calotype_kernels::{Purpose, Stream};
@@ -13,6 +14,9 @@ use calotype_models::unet::Keep;
 use calotype_models::{UNet, UNetConfig};
 use calotype_ops::mean_squared_error;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a trained UNet is saved with: all that sampling needs to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +32,12 @@ pub struct DiffusionConfig {
     pub scale_factor: f64,
     /// `[height, width, channels]` of a latent.
     pub latent_size: [usize; 3],
+    /// Identity of the encoders that made the training's dataset, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset_encoder: Option<String>,
+    /// The text encoder that ran in training, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder: Option<String>,
 }
 
 /// One sample with all the randomness of its training step.
@@ -35,39 +45,8 @@ pub struct DiffusionConfig {
 pub struct NoisySample {
     clean: Vec<f32>,
     noise: Vec<f32>,
-    states: Vec<f32>,
+    condition: Condition,
     timestep: usize,
-}
-
-/// Shapes of a precached dataset's samples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LatentShape {
-    /// `[height, width, channels]` of a latent.
-    pub latent: [usize; 3],
-    /// `[tokens, channels]` of a caption's states.
-    pub states: [usize; 2],
-}
-
-impl LatentShape {
-    /// Reads the shapes off a dataset's first sample.
-    ///
-    /// # Errors
-    /// Names the sample whose parts are missing or of the wrong rank.
-    pub fn of(dataset: &Dataset) -> Result<Self, BoxError> {
-        let sample = dataset.get(0)?;
-        let (moments, states) = (sample.array(MOMENTS)?, sample.array(STATES)?);
-        match (moments.shape(), states.shape()) {
-            (&[1, channels, height, width], &[tokens, width_of_states]) if channels % 2 == 0 => {
-                Ok(Self { latent: [height, width, channels / 2], states: [tokens, width_of_states] })
-            }
-            (moments, states) => Err(format!(
-                "sample `{}` has moments of shape {moments:?} and states of shape {states:?}; \
-                 needed are [1, 2 * latent channels, height, width] and [tokens, channels]",
-                sample.key()
-            )
-            .into()),
-        }
-    }
 }
 
 /// Mean squared error of the prediction at uniformly drawn timesteps (Ho et al. 2020, eq. 14).
@@ -75,29 +54,40 @@ impl LatentShape {
 pub struct DiffusionObjective {
     recipe: DiffusionRecipe,
     schedule: NoiseSchedule,
-    shape: LatentShape,
+    reader: SampleReader,
     scale_factor: f32,
-    empty_states: Vec<f32>,
+    /// Encodes captions, where they are not precached; in a cell, as its weights are read at the first use.
+    text: Option<RefCell<TextTower>>,
+    truncated: Arc<AtomicU64>,
     device: Device,
 }
 
 impl DiffusionObjective {
-    /// `empty_states` stand for a dropped caption: `[tokens, channels]` of the empty prompt.
-    pub fn new(
-        recipe: &DiffusionRecipe,
-        schedule: NoiseSchedule,
-        shape: LatentShape,
-        scale_factor: f64,
-        empty_states: Vec<f32>,
-        device: &Device,
-    ) -> Self {
+    /// For tensors on `device`, without autodiff.
+    pub fn new(recipe: &DiffusionRecipe, schedule: NoiseSchedule, inputs: DiffusionInputs, device: &Device) -> Self {
         Self {
             recipe: recipe.clone(),
             schedule,
-            shape,
-            scale_factor: scale_factor as f32,
-            empty_states,
+            reader: inputs.reader,
+            scale_factor: inputs.scale_factor as f32,
+            text: inputs.text.map(RefCell::new),
+            truncated: Arc::default(),
             device: device.clone(),
+        }
+    }
+
+    /// States of a batch's captions, `[batch, tokens, channels]`.
+    fn states(&self, items: &[NoisySample]) -> Result<Tensor<3>, BoxError> {
+        let (mut states, mut tokens) = (Vec::new(), Vec::new());
+        for item in items {
+            match &item.condition {
+                Condition::States(values) => states.push(values.as_slice()),
+                Condition::Tokens(row) => tokens.push(row.clone()),
+            }
+        }
+        match &self.text {
+            Some(text) => Ok(text.borrow_mut().encode(&tokens, false)?.states),
+            None => Ok(stack(states.into_iter(), &self.reader.shape().states, DType::F32, &self.device)),
         }
     }
 }
@@ -122,46 +112,40 @@ impl Objective for DiffusionObjective {
     type Item = NoisySample;
 
     fn decoder(&self) -> Decoder<NoisySample> {
-        let (shape, scale, seed) = (self.shape, self.scale_factor, self.recipe.run.seed);
+        let (scale, seed) = (self.scale_factor, self.recipe.run.seed);
         let dropout = self.recipe.objective.caption_dropout;
         let timesteps = self.schedule.timesteps() as u64;
-        let empty = self.empty_states.clone();
+        let (reader, truncated) = (self.reader.clone(), Arc::clone(&self.truncated));
         Box::new(move |position, sample: &SampleRef<'_>| -> Result<NoisySample, BoxError> {
-            let size = shape.latent.iter().product();
+            let latent = reader.shape().latent;
+            let size = latent.iter().product();
             let stream = |purpose| Stream::new(seed, purpose, position);
             let mut posterior = vec![0f32; size];
             stream(Purpose::LatentPosterior).fill_normal(&mut posterior);
             let mut noise = vec![0f32; size];
             stream(Purpose::Noise).fill_normal(&mut noise);
-            let moments = sample.array(MOMENTS)?.to_f32()?;
-            if moments.len() != 2 * size {
-                let key = sample.key();
-                return Err(format!("sample `{key}` has {} moments instead of {}", moments.len(), 2 * size).into());
-            }
             let drop = stream(Purpose::CaptionDropout).uniform_f64() < dropout;
-            let states = if drop { empty.clone() } else { sample.array(STATES)?.to_f32()? };
-            if states.len() != empty.len() {
-                let (key, got) = (sample.key(), states.len());
-                return Err(format!("sample `{key}` has {got} text state values instead of {}", empty.len()).into());
+            let (moments, condition) = reader.read(sample, drop)?;
+            if let Condition::Tokens(tokens) = &condition {
+                truncated.fetch_add(u64::from(tokens.truncated > 0), Ordering::Relaxed);
             }
             Ok(NoisySample {
-                clean: draw_latent(&moments, shape.latent, scale, &posterior),
+                clean: draw_latent(&moments, latent, scale, &posterior),
                 noise,
-                states,
+                condition,
                 timestep: stream(Purpose::Timestep).below(timesteps) as usize,
             })
         })
     }
 
-    fn loss(&self, model: &UNet, batch: Batch<NoisySample>) -> Loss {
+    fn loss(&self, model: &UNet, batch: Batch<NoisySample>) -> Result<Loss, BoxError> {
         let items = &batch.items;
         let device = &self.device;
         let stacked = |pick: fn(&NoisySample) -> &[f32]| -> Tensor<4> {
-            stack(items.iter().map(pick), &self.shape.latent, DType::F32, device)
+            stack(items.iter().map(pick), &self.reader.shape().latent, DType::F32, device)
         };
         let (clean, noise) = (stacked(|s| &s.clean), stacked(|s| &s.noise));
-        let states: Tensor<3> =
-            stack(items.iter().map(|s| s.states.as_slice()), &self.shape.states, DType::F32, device);
+        let states = self.states(items)?;
         let timesteps: Vec<usize> = items.iter().map(|s| s.timestep).collect();
         let noisy = add_noise(&self.schedule, clean.clone(), noise.clone(), &timesteps);
         let target = self.recipe.objective.prediction.target(&self.schedule, clean, noise, &timesteps);
@@ -169,7 +153,19 @@ impl Objective for DiffusionObjective {
         let keep = if self.recipe.memory.recompute_blocks { Keep::Inputs } else { Keep::Activations };
         let output =
             model.forward_keeping(keep, noisy.cast(self.recipe.run.precision.dtype(&self.device)), &t, states, None);
-        Loss::of(mean_squared_error(output.cast(DType::F32), target))
+        Ok(Loss::of(mean_squared_error(output.cast(DType::F32), target)))
+    }
+
+    fn encoders(&self) -> Option<String> {
+        let (settings, tower) = (self.recipe.text.as_ref()?, self.text.as_ref()?);
+        Some(format!("{} {}", settings.component, tower.borrow().weights()))
+    }
+
+    fn notices(&self) -> Vec<String> {
+        match self.truncated.load(Ordering::Relaxed) {
+            0 => Vec::new(),
+            n => vec![format!("{n} captions were longer than {} tokens and were cut", self.reader.shape().states[0])],
+        }
     }
 }
 

@@ -1,39 +1,211 @@
-//! The frozen encoders' outputs as a dataset: moments of pictures and states of captions.
+//! Frozen encoders' outputs as a dataset: moments of pictures, states of captions, features.
 
-use crate::artifacts::{ArtifactError, load_model, weights_hash};
-use crate::batches::{fit, stack, token_ids};
-use crate::settings::Precision;
+use crate::encoders::picture::PictureInput;
+use crate::encoders::text::{StatesChoice, TextSettings, TokenizerChoice, first};
+use crate::encoders::{EncoderError, PictureEncoder, PictureKind, PictureOutput, TextTower};
+use crate::settings::{Precision, SettingError, is_usual};
 use crate::trainer::BoxError;
-use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
-use calotype_data::npy::NpyArray;
-use calotype_data::precache::SampleEncoder;
-use calotype_data::{Dataset, Sample};
+use burn::tensor::Device;
+use calotype_data::image::{Filter, RgbImage};
+use calotype_data::npy::{NpyArray, NpyData, NpyError};
+use calotype_data::pickled::{PICKLE_PART, PickledArrays, write_arrays};
+use calotype_data::precache::{PrecacheLayout, SampleEncoder};
+use calotype_data::{Dataset, Sample, SourceOptions};
 use calotype_models::state::values_of;
 use calotype_models::tokenizer::Tokens;
-use calotype_models::{Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipTokenizer};
+use calotype_weights::layout::Component;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Extension of the autoencoder's moments: `f32`, `[1, 2 * latent, height, width]`, as in MLPerf.
+/// Usual extension of the autoencoder's moments, as in MLPerf.
 pub const MOMENTS: &str = "npy";
-/// Extension of the text tower's states: `f16`, `[tokens, channels]`.
+/// Usual extension of the text tower's states.
 pub const STATES: &str = "states.npy";
 
-/// Encodes a dataset of pictures with captions.
+/// Version of what an identity stands for.
+const IDENTITY_VERSION: u32 = 1;
+
+/// Which numbers an autoencoder is given for the levels 0 to 255.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputRange {
+    /// -1 to 1: what autoencoders are trained with.
+    #[default]
+    MinusOneOne,
+    /// 0 to 1: what MLPerf Training's Stable Diffusion gave its autoencoder by mistake, and keeps, since the published
+    /// moments were made so (mlcommons/training issue 721).
+    MlperfZeroOne,
+}
+
+impl InputRange {
+    fn of(self, side: usize) -> PictureInput {
+        match self {
+            Self::MinusOneOne => PictureInput::in_range(side, -1.0, 1.0),
+            Self::MlperfZeroOne => PictureInput::in_range(side, 0.0, 1.0),
+        }
+    }
+}
+
+/// How pictures are resized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResizeFilter {
+    /// Pillow's bicubic.
+    #[default]
+    Bicubic,
+    /// Pillow's bilinear.
+    Bilinear,
+    /// Pillow's Lanczos.
+    Lanczos,
+    /// Pillow's box.
+    Box,
+    /// Bicubic in floats, never rounded to levels: torchvision's `Resize` of tensors, behind `ToTensor`.
+    TorchBicubic,
+}
+
+impl ResizeFilter {
+    /// Pillow's filter; none if levels are not rounded.
+    fn of_levels(self) -> Option<Filter> {
+        match self {
+            ResizeFilter::Bicubic => Some(Filter::Bicubic),
+            ResizeFilter::Bilinear => Some(Filter::Bilinear),
+            ResizeFilter::Lanczos => Some(Filter::Lanczos3),
+            ResizeFilter::Box => Some(Filter::Box),
+            ResizeFilter::TorchBicubic => None,
+        }
+    }
+}
+
+/// In which form the arrays of a sample are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArrayLayout {
+    /// A `.npy` part for each array, as in MLPerf.
+    #[default]
+    Parts,
+    /// One part `pickle`: a pickled dictionary of all arrays, by the encoders' names, as NeMo's precached shards.
+    Nemo,
+}
+
+/// Type of an array's numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArrayType {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// IEEE 754's 16 bits.
+    F16,
+    /// The upper 16 bits of `f32`; `.npy` files mark it as `ml_dtypes` does.
+    Bf16,
+}
+
+impl ArrayType {
+    fn array(self, shape: &[usize], values: &[f32]) -> Result<NpyArray, NpyError> {
+        match self {
+            Self::F32 => NpyArray::from_f32(shape, values.to_vec()),
+            Self::F16 => NpyArray::f16_from_f32(shape, values),
+            Self::Bf16 => NpyArray::bf16_from_f32(shape, values),
+        }
+    }
+}
+
+/// What kind of network an encoder is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncoderKind {
+    /// A KL autoencoder: pictures to moments of latents.
+    Autoencoder,
+    /// A CLIP text tower: captions to states, and to a pooled state.
+    Text,
+    /// A CLIP picture tower: pictures to embeddings.
+    ClipImage,
+    /// A ViT classifier: pictures to the states in front of its classifier.
+    Vit,
+}
+
+impl EncoderKind {
+    fn picture(self) -> Option<PictureKind> {
+        match self {
+            Self::Autoencoder => Some(PictureKind::Autoencoder),
+            Self::ClipImage => Some(PictureKind::Clip),
+            Self::Vit => Some(PictureKind::Classifier),
+            Self::Text => None,
+        }
+    }
+}
+
+/// One encoder of a precache recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderSettings {
+    /// What kind of network.
+    pub kind: EncoderKind,
+    /// Checkpoint of any layout, or a folder of a model that training wrote.
+    pub model: String,
+    /// Which text encoder of a checkpoint that has two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub component: Option<Component>,
+    /// Extension of the output's part; by default the encoder's name and `.npy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
+    /// Type of the output's numbers.
+    #[serde(default)]
+    pub dtype: ArrayType,
+    /// Precision of activations; by default the recipe's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// Pictures: what is taken of the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<PictureOutput>,
+    /// Pictures: whether the array has a leading axis of one, as MLPerf's moments `[1, 8, 64, 64]`.
+    #[serde(default)]
+    pub batch_axis: bool,
+    /// Texts: which states are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub states: Option<StatesChoice>,
+    /// Texts: which tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerChoice>,
+    /// Texts: whether the states behind the end of the text are left out. Training puts those of the empty prompt in
+    /// their place, which are not the same: a token's states depend on all tokens before it.
+    #[serde(default)]
+    pub without_padding: bool,
+    /// Texts: extension of the part (in NeMo's layout: the name) of the pooled and projected state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooled_part: Option<String>,
+}
+
+/// Encodes a dataset of captioned pictures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrecacheRecipe {
-    /// Folder of the pictures' dataset.
+    /// The pictures: a folder of shards, pictures or parquet files, or a pattern or list of shards, here or elsewhere.
     pub source: String,
     /// Folder to write.
     pub out: String,
-    /// Folder of the autoencoder.
-    pub autoencoder: String,
-    /// Folder of the CLIP model whose text tower is used.
-    pub clip: String,
-    /// Side of the pictures in pixels.
+    /// Side of the pictures that autoencoders take, in pixels.
     pub resolution: usize,
+    /// How pictures are resized; the shorter side to `resolution`, then the middle is cut out.
+    #[serde(default)]
+    pub filter: ResizeFilter,
+    /// Which numbers autoencoders take.
+    #[serde(default)]
+    pub input_range: InputRange,
+    /// Extensions of the picture's part; the first one that a sample has is taken.
+    #[serde(default = "picture_parts")]
+    pub pictures: Vec<String>,
+    /// Extension of the caption's part.
+    #[serde(default = "caption_part")]
+    pub caption: String,
+    /// Parts that are kept as they are, where a sample has them.
+    #[serde(default = "kept_parts")]
+    pub keep: Vec<String>,
+    /// In which form arrays are kept.
+    #[serde(default)]
+    pub layout: ArrayLayout,
     /// Samples encoded at a time.
     pub batch_size: usize,
     /// Samples of one shard.
@@ -41,133 +213,248 @@ pub struct PrecacheRecipe {
     /// Precision of the encoders' activations.
     #[serde(default)]
     pub precision: Precision,
+    /// How the source is read.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub source_options: SourceOptions,
+    /// The encoders, by name.
+    pub encoders: BTreeMap<String, EncoderSettings>,
 }
 
-/// Both encoders, ready to run.
-#[derive(Debug)]
-pub struct Encoders {
-    autoencoder: Autoencoder,
-    text: TextEncoder,
-    resolution: usize,
-    precision: Precision,
-    identity: String,
-    device: Device,
+/// Extensions of pictures, in the order in which they are looked for.
+pub(crate) fn picture_parts() -> Vec<String> {
+    ["png", "jpg", "jpeg", "webp"].map(str::to_owned).to_vec()
 }
 
-/// A text tower with its tokenizer.
-#[derive(Debug)]
-pub struct TextEncoder {
-    clip: Clip,
-    tokenizer: ClipTokenizer,
-    device: Device,
+pub(crate) fn caption_part() -> String {
+    "txt".to_owned()
 }
 
-impl TextEncoder {
-    /// Around a loaded model, without autodiff.
-    pub fn new(clip: Clip, config: &ClipConfig, device: &Device) -> Self {
-        let tokenizer = ClipTokenizer::new(config.text.context_length);
-        Self { clip, tokenizer, device: device.clone() }
+fn kept_parts() -> Vec<String> {
+    vec![caption_part()]
+}
+
+impl PrecacheRecipe {
+    /// How the output is cut into shards.
+    pub fn shards(&self) -> PrecacheLayout {
+        PrecacheLayout { batch: self.batch_size, shard_samples: self.shard_samples }
     }
 
-    /// From a folder of a saved model.
+    /// Checks what the types cannot.
     ///
     /// # Errors
-    /// [`ArtifactError`] naming the file.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, ArtifactError> {
-        let (clip, config) = load_model(folder, device, ClipConfig::init)?;
-        Ok(Self::new(clip.valid(), &config, device))
+    /// [`SettingError`] naming the key.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        let bad = |key: &'static str, problem: String| Err(SettingError { key, problem });
+        for (key, value) in [("batch_size", self.batch_size), ("shard_samples", self.shard_samples)] {
+            if value == 0 {
+                return bad(key, "must be at least 1".to_owned());
+            }
+        }
+        if self.encoders.is_empty() {
+            return bad("encoders", "names no encoder; add one as [encoders.NAME] with kind and model".to_owned());
+        }
+        let mut taken: BTreeMap<&str, &str> = self.keep.iter().map(|part| (part.as_str(), "keep")).collect();
+        if self.layout == ArrayLayout::Nemo {
+            taken.clear();
+        }
+        let names: Vec<(&str, String)> = self.outputs();
+        for (encoder, output) in &names {
+            if let Some(other) = taken.insert(output, *encoder) {
+                return bad(
+                    "encoders",
+                    format!("`{encoder}` writes `{output}`, which `{other}` has already; set part"),
+                );
+            }
+        }
+        self.encoders.iter().try_for_each(|(name, encoder)| encoder.validate(name, self.layout))
     }
 
-    /// The model with both towers.
-    pub fn clip(&self) -> &Clip {
-        &self.clip
-    }
-
-    fn tokens(&self, prompts: &[&str]) -> Vec<Tokens> {
-        prompts.iter().map(|prompt| self.tokenizer.encode(prompt)).collect()
-    }
-
-    /// Prompts of which some words do not fit the context length.
-    pub fn truncated<'a>(&self, prompts: &[&'a str]) -> Vec<&'a str> {
-        prompts.iter().copied().filter(|p| self.tokenizer.encode(p).truncated > 0).collect()
-    }
-
-    /// The states that condition a UNet, `[prompts, tokens, channels]`.
-    pub fn states(&self, prompts: &[&str]) -> Tensor<3> {
-        let (ids, _) = token_ids(&self.tokens(prompts), &self.device);
-        self.clip.text_model.states(ids, DType::F32)
-    }
-
-    /// Unit vectors in CLIP's space, `[prompts, projection]`.
-    pub fn features(&self, prompts: &[&str]) -> Tensor<2> {
-        let (ids, ends) = token_ids(&self.tokens(prompts), &self.device);
-        self.clip.text_features(ids, &ends, DType::F32)
+    /// Names of the arrays that are written, with their encoders'.
+    fn outputs(&self) -> Vec<(&str, String)> {
+        let of = |(name, encoder): (&'_ String, &EncoderSettings)| {
+            let main = encoder.output_name(name, self.layout);
+            [Some(main), encoder.pooled_part.clone()].into_iter().flatten().collect::<Vec<_>>()
+        };
+        self.encoders
+            .iter()
+            .flat_map(|(name, encoder)| of((name, encoder)).into_iter().map(|n| (name.as_str(), n)))
+            .collect()
     }
 }
+
+impl EncoderSettings {
+    /// Part, or name in the dictionary, of the output.
+    fn output_name(&self, name: &str, layout: ArrayLayout) -> String {
+        match layout {
+            ArrayLayout::Nemo => name.to_owned(),
+            ArrayLayout::Parts => self.part.clone().unwrap_or_else(|| format!("{name}.npy")),
+        }
+    }
+
+    fn validate(&self, name: &str, layout: ArrayLayout) -> Result<(), SettingError> {
+        let text = self.kind == EncoderKind::Text;
+        let (kind, other) = if text { ("a text encoder", "pictures") } else { ("an encoder of pictures", "texts") };
+        // Settings that say nothing here, as they were misunderstood.
+        let idle = [
+            (text && self.output.is_some(), "output"),
+            (text && self.batch_axis, "batch_axis"),
+            (!text && self.component.is_some(), "component"),
+            (!text && self.states.is_some(), "states"),
+            (!text && self.tokenizer.is_some(), "tokenizer"),
+            (!text && self.without_padding, "without_padding"),
+            (!text && self.pooled_part.is_some(), "pooled_part"),
+        ];
+        let bad = |problem: String| Err(SettingError { key: "encoders", problem });
+        if let Some((_, key)) = idle.iter().find(|(set, _)| *set) {
+            return bad(format!("`{name}` is {kind}, and `{key}` is a setting of encoders of {other}; remove it"));
+        }
+        if layout == ArrayLayout::Nemo && self.part.is_some() {
+            return bad(format!(
+                "`{name}`: the arrays of a pickle have no parts; rename the encoder, and remove `part`"
+            ));
+        }
+        if layout == ArrayLayout::Nemo && self.dtype == ArrayType::Bf16 {
+            return bad(format!("`{name}`: NumPy cannot unpickle bf16 by itself; use dtype f16 or f32"));
+        }
+        Ok(())
+    }
+
+    fn text(&self, precision: Precision) -> TextSettings {
+        TextSettings {
+            model: self.model.clone(),
+            component: self.component.unwrap_or_else(first),
+            states: self.states.unwrap_or_default(),
+            tokenizer: self.tokenizer.unwrap_or_default(),
+            precision,
+        }
+    }
+}
+
+enum Network {
+    Picture(Box<PictureEncoder>),
+    Text(Box<TextTower>),
+}
+
+/// An encoder with the settings of its output.
+struct Encoder {
+    name: String,
+    settings: EncoderSettings,
+    network: Network,
+}
+
+/// All encoders of a recipe. Their weights are read when the first batch comes.
+pub struct Encoders {
+    recipe: PrecacheRecipe,
+    encoders: Vec<Encoder>,
+    identity: String,
+    description: Map<String, Value>,
+    /// Captions that were longer than an encoder's context.
+    truncated: u64,
+}
+
+/// Named arrays of one sample.
+type Arrays = Vec<(String, NpyArray)>;
 
 impl Encoders {
-    /// Loads both encoders that a recipe names.
+    /// Opens all encoders that a recipe names.
     ///
     /// # Errors
-    /// [`ArtifactError`] naming the file.
-    pub fn load(recipe: &PrecacheRecipe, device: &Device) -> Result<Self, ArtifactError> {
-        let (autoencoder_folder, clip_folder) = (Path::new(&recipe.autoencoder), Path::new(&recipe.clip));
-        let (autoencoder, _) = load_model(autoencoder_folder, device, AutoencoderConfig::init)?;
-        let identity = format!(
-            "autoencoder {} clip {} resolution {} precision {:?}",
-            weights_hash(autoencoder_folder)?,
-            weights_hash(clip_folder)?,
-            recipe.resolution,
-            recipe.precision,
-        );
-        Ok(Self {
-            autoencoder: autoencoder.valid(),
-            text: TextEncoder::load(clip_folder, device)?,
-            resolution: recipe.resolution,
-            precision: recipe.precision,
-            identity,
-            device: device.clone(),
+    /// [`EncoderError`] naming the model.
+    pub fn open(recipe: &PrecacheRecipe, device: &Device) -> Result<Self, EncoderError> {
+        let encoders = recipe
+            .encoders
+            .iter()
+            .map(|(name, settings)| Encoder::open(name, settings, recipe, device))
+            .collect::<Result<Vec<_>, _>>()?;
+        let description = describe(recipe, &encoders);
+        let identity = identity(&encoders, &description);
+        Ok(Self { recipe: recipe.clone(), encoders, identity, description, truncated: 0 })
+    }
+
+    /// Captions that were cut so far.
+    pub fn truncated(&self) -> u64 {
+        self.truncated
+    }
+
+    /// What latents are multiplied by for diffusion, where an autoencoder says so.
+    pub fn scaling_factor(&self) -> Option<f64> {
+        self.encoders.iter().find_map(|encoder| match &encoder.network {
+            Network::Picture(network) => network.scaling_factor().map(f64::from),
+            Network::Text(_) => None,
         })
     }
 
-    /// The encoder of captions.
-    pub fn text(&self) -> &TextEncoder {
-        &self.text
+    /// Address ([`crate::inputs::ArrayAddress`]) of the first autoencoder's moments.
+    pub fn moments(&self) -> Option<String> {
+        let moments = self.encoders.iter().find(|encoder| encoder.settings.kind == EncoderKind::Autoencoder)?;
+        Some(self.address(&moments.settings.output_name(&moments.name, self.recipe.layout)))
     }
 
-    fn moments(&self, batch: &[Sample]) -> Result<Vec<NpyArray>, BoxError> {
-        let pixels = batch
-            .iter()
-            .map(|sample| {
-                let image = calotype_data::image::RgbImage::decode(&sample.key, sample.part("png")?)?;
-                Ok(fit(image, self.resolution)?)
-            })
-            .collect::<Result<Vec<_>, BoxError>>()?;
-        let side = self.resolution;
-        let rows = pixels.iter().map(Vec::as_slice);
-        let pictures: Tensor<4> = stack(rows, &[side, side, 3], self.precision.dtype(&self.device), &self.device);
-        let moments = self.autoencoder.encode(pictures).moments.cast(DType::F32).permute([0, 3, 1, 2]);
-        let [_, channels, height, width] = moments.dims();
-        let values = values_of(moments);
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            let key = &batch[i / (channels * height * width)].key;
-            return Err(format!("the autoencoder's moments of sample `{key}` are not finite").into());
+    fn address(&self, output: &str) -> String {
+        match self.recipe.layout {
+            ArrayLayout::Parts => output.to_owned(),
+            ArrayLayout::Nemo => format!("{PICKLE_PART}:{output}"),
         }
-        values
-            .chunks_exact(channels * height * width)
-            .map(|row| Ok(NpyArray::from_f32(&[1, channels, height, width], row.to_vec())?))
-            .collect()
     }
 
-    fn states(&self, batch: &[Sample]) -> Result<Vec<NpyArray>, BoxError> {
-        let captions =
-            batch.iter().map(|sample| Ok(sample.text("txt")?.trim())).collect::<Result<Vec<_>, BoxError>>()?;
-        let states = self.text.states(&captions);
-        let [_, tokens, channels] = states.dims();
-        values_of(states)
-            .chunks_exact(tokens * channels)
-            .map(|row| Ok(NpyArray::f16_from_f32(&[tokens, channels], row)?))
-            .collect()
+    /// What each text encoder makes of the empty caption, padding and all, by address.
+    ///
+    /// # Errors
+    /// [`EncoderError`].
+    pub fn empty_captions(&mut self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>, EncoderError> {
+        let mut empty = Vec::new();
+        let layout = self.recipe.layout;
+        for encoder in &mut self.encoders {
+            let Network::Text(tower) = &mut encoder.network else { continue };
+            let rows = [tower.tokenizer().encode("")];
+            let encoding = tower.encode(&rows, encoder.settings.pooled_part.is_some())?;
+            empty.push((
+                encoder.settings.output_name(&encoder.name, layout),
+                tower.shape().to_vec(),
+                values_of(encoding.states),
+            ));
+            if let (Some(pooled), Some(part)) = (encoding.pooled, &encoder.settings.pooled_part) {
+                empty.push((part.clone(), vec![pooled.dims()[1]], values_of(pooled)));
+            }
+        }
+        Ok(empty.into_iter().map(|(output, shape, values)| (self.address(&output), shape, values)).collect())
+    }
+
+    fn encode_all(&mut self, batch: &[Sample]) -> Result<Vec<Arrays>, BoxError> {
+        let inputs: Vec<PictureInput> = self.encoders.iter().filter_map(Encoder::input).collect();
+        let mut pictures = prepare_pictures(batch, &self.recipe, &inputs)?.into_iter();
+        let mut arrays: Vec<Arrays> = vec![Vec::new(); batch.len()];
+        for encoder in &mut self.encoders {
+            let encoded = match &mut encoder.network {
+                Network::Picture(network) => {
+                    let (shape, values) = network.encode(&pictures.next().unwrap_or_default())?;
+                    encoder.picture_arrays(batch, &shape, &values, self.recipe.layout)?
+                }
+                Network::Text(_) => {
+                    let (encoded, cut) = encoder.text_arrays(batch, &self.recipe)?;
+                    self.truncated += cut;
+                    encoded
+                }
+            };
+            arrays.iter_mut().zip(encoded).for_each(|(all, of_encoder)| all.extend(of_encoder));
+        }
+        Ok(arrays)
+    }
+
+    fn finish(&self, sample: &Sample, arrays: Arrays) -> Sample {
+        let mut out = Sample::new(sample.key.clone());
+        for part in &self.recipe.keep {
+            if let Some(bytes) = sample.parts.get(part) {
+                out = out.with(part.clone(), bytes.clone());
+            }
+        }
+        match self.recipe.layout {
+            ArrayLayout::Parts => arrays.into_iter().fold(out, |out, (part, array)| out.with(part, array.to_bytes())),
+            ArrayLayout::Nemo => {
+                let arrays: PickledArrays = arrays.into_iter().collect();
+                out.with(PICKLE_PART, write_arrays(&arrays))
+            }
+        }
     }
 }
 
@@ -176,34 +463,209 @@ impl SampleEncoder for Encoders {
         self.identity.clone()
     }
 
+    fn description(&self) -> Map<String, Value> {
+        self.description.clone()
+    }
+
     fn encode(&mut self, batch: &[Sample]) -> Result<Vec<Sample>, BoxError> {
-        let (moments, states) = (self.moments(batch)?, self.states(batch)?);
+        let arrays = self.encode_all(batch)?;
+        Ok(batch.iter().zip(arrays).map(|(sample, arrays)| self.finish(sample, arrays)).collect())
+    }
+}
+
+impl Encoder {
+    fn open(
+        name: &str,
+        settings: &EncoderSettings,
+        recipe: &PrecacheRecipe,
+        device: &Device,
+    ) -> Result<Self, EncoderError> {
+        let precision = settings.precision.unwrap_or(recipe.precision);
+        let network = match settings.kind.picture() {
+            None => Network::Text(Box::new(TextTower::open(&settings.text(precision), device)?)),
+            Some(kind) => Network::Picture(Box::new(PictureEncoder::open(
+                Path::new(&settings.model),
+                kind,
+                settings.output.unwrap_or_default(),
+                recipe.input_range.of(recipe.resolution),
+                precision.dtype(device),
+                device,
+            )?)),
+        };
+        Ok(Self { name: name.to_owned(), settings: settings.clone(), network })
+    }
+
+    fn input(&self) -> Option<PictureInput> {
+        match &self.network {
+            Network::Picture(network) => Some(*network.input()),
+            Network::Text(_) => None,
+        }
+    }
+
+    fn weights(&self) -> &str {
+        match &self.network {
+            Network::Picture(network) => network.weights(),
+            Network::Text(tower) => tower.weights(),
+        }
+    }
+
+    fn picture_arrays(
+        &self,
+        batch: &[Sample],
+        shape: &[usize],
+        values: &[f32],
+        layout: ArrayLayout,
+    ) -> Result<Vec<Arrays>, BoxError> {
+        let output = self.settings.output_name(&self.name, layout);
+        let whole = if self.settings.batch_axis { [&[1], shape].concat() } else { shape.to_vec() };
+        let rows = values.chunks_exact(shape.iter().product::<usize>().max(1));
         batch
             .iter()
-            .zip(moments.iter().zip(&states))
-            .map(|(sample, (moments, states))| {
-                Ok(Sample::new(sample.key.clone())
-                    .with("txt", sample.part("txt")?)
-                    .with(MOMENTS, moments.to_bytes())
-                    .with(STATES, states.to_bytes()))
-            })
+            .zip(rows)
+            .map(|(sample, row)| Ok(vec![(output.clone(), self.array(sample, &whole, row)?)]))
             .collect()
     }
+
+    /// The arrays, and how many captions were cut.
+    fn text_arrays(&mut self, batch: &[Sample], recipe: &PrecacheRecipe) -> Result<(Vec<Arrays>, u64), BoxError> {
+        let Network::Text(tower) = &mut self.network else { return Ok((Vec::new(), 0)) };
+        let captions = batch.iter().map(|sample| Ok(sample.text(&recipe.caption)?.trim()));
+        let captions = captions.collect::<Result<Vec<_>, calotype_data::Error>>()?;
+        let rows: Vec<Tokens> = captions.iter().map(|caption| tower.tokenizer().encode(caption)).collect();
+        let encoding = tower.encode(&rows, self.settings.pooled_part.is_some())?;
+        let [tokens, channels] = tower.shape();
+        let output = self.settings.output_name(&self.name, recipe.layout);
+        let states = values_of(encoding.states);
+        let pooled = encoding.pooled.map(|pooled| (pooled.dims()[1], values_of(pooled)));
+        let mut arrays = Vec::with_capacity(batch.len());
+        for (number, (sample, states)) in batch.iter().zip(states.chunks_exact(tokens * channels)).enumerate() {
+            let kept = if self.settings.without_padding { (rows[number].end + 1).min(tokens) } else { tokens };
+            let mut of_sample =
+                vec![(output.clone(), self.array(sample, &[kept, channels], &states[..kept * channels])?)];
+            if let (Some(part), Some((length, values))) = (&self.settings.pooled_part, &pooled) {
+                let row = &values[number * length..(number + 1) * length];
+                of_sample.push((part.clone(), self.array(sample, &[*length], row)?));
+            }
+            arrays.push(of_sample);
+        }
+        Ok((arrays, rows.iter().filter(|row| row.truncated > 0).count() as u64))
+    }
+
+    /// An array whose numbers are all finite, in its own type too.
+    fn array(&self, sample: &Sample, shape: &[usize], values: &[f32]) -> Result<NpyArray, BoxError> {
+        let array = self.settings.dtype.array(shape, values)?;
+        let finite = match array.data() {
+            NpyData::F16(values) => values.iter().all(|value| value.is_finite()),
+            _ => values.iter().all(|value| value.is_finite()),
+        };
+        if finite {
+            return Ok(array);
+        }
+        let (key, name, dtype) = (&sample.key, &self.name, self.settings.dtype);
+        let advice = "check the picture and the model, or take dtype f32 and precision f32";
+        Err(format!("encoder `{name}` gave numbers that are not finite as {dtype:?} for sample `{key}`: {advice}")
+            .into())
+    }
+}
+
+/// The pictures of a batch as every encoder takes them: one list for each of `inputs`.
+fn prepare_pictures(
+    batch: &[Sample],
+    recipe: &PrecacheRecipe,
+    inputs: &[PictureInput],
+) -> Result<Vec<Vec<Vec<f32>>>, BoxError> {
+    if inputs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let one = |sample: &Sample| -> Result<Vec<Vec<f32>>, BoxError> {
+        let image = decode_picture(sample, &recipe.pictures)?;
+        Ok(inputs.iter().map(|input| input.prepare(&image, recipe.filter.of_levels())).collect::<Result<_, _>>()?)
+    };
+    let threads = calotype_kernels::threads().clamp(1, batch.len().max(1));
+    let each = batch.len().div_ceil(threads).max(1);
+    let prepared: Vec<Result<Vec<Vec<Vec<f32>>>, BoxError>> = std::thread::scope(|scope| {
+        let some = |samples: &[Sample]| samples.iter().map(one).collect();
+        let workers: Vec<_> = batch.chunks(each).map(|samples| scope.spawn(move || some(samples))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err("decoding panicked".into()))).collect()
+    });
+    let mut of_input: Vec<Vec<Vec<f32>>> = vec![Vec::with_capacity(batch.len()); inputs.len()];
+    for samples in prepared {
+        for sample in samples? {
+            of_input.iter_mut().zip(sample).for_each(|(all, picture)| all.push(picture));
+        }
+    }
+    Ok(of_input)
+}
+
+fn decode_picture(sample: &Sample, parts: &[String]) -> Result<RgbImage, calotype_data::Error> {
+    match parts.iter().find(|part| sample.parts.contains_key(*part)) {
+        Some(part) => RgbImage::decode(&sample.key, sample.part(part)?),
+        None => Err(calotype_data::Error::MissingPart {
+            key: sample.key.clone(),
+            part: parts.join(" or "),
+            present: sample.parts.keys().cloned().collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+/// All that shapes the output.
+fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value> {
+    let of = |encoder: &Encoder| {
+        let mut facts = match &encoder.network {
+            Network::Picture(network) => network.facts(),
+            Network::Text(tower) => tower.facts(),
+        };
+        let settings = &encoder.settings;
+        facts["kind"] = json!(settings.kind);
+        facts["name"] = json!(settings.output_name(&encoder.name, recipe.layout));
+        facts["dtype"] = json!(settings.dtype);
+        facts["without_padding"] = json!(settings.without_padding);
+        facts["pooled"] = json!(settings.pooled_part);
+        facts["batch_axis"] = json!(settings.batch_axis);
+        (encoder.name.clone(), facts)
+    };
+    let mut description: Map<String, Value> = encoders.iter().map(of).collect();
+    let transform = json!({
+        "version": IDENTITY_VERSION,
+        "filter": recipe.filter,
+        "fit": "shorter side, then centre crop",
+        "pictures": recipe.pictures,
+        "caption": recipe.caption,
+        "keep": recipe.keep,
+        "layout": recipe.layout,
+    });
+    description.insert("transform".to_owned(), transform);
+    description
+}
+
+/// A short hash of the description, and the encoders in words, so that a difference can be seen.
+fn identity(encoders: &[Encoder], description: &Map<String, Value>) -> String {
+    let hash = blake3::hash(Value::Object(description.clone()).to_string().as_bytes()).to_hex();
+    let name = |value: Value| value.as_str().unwrap_or_default().to_owned();
+    let words = encoders.iter().map(|encoder| {
+        let (kind, dtype) = (name(json!(encoder.settings.kind)), name(json!(encoder.settings.dtype)));
+        let side = encoder.input().map(|input| format!(" of {} pixels", input.side)).unwrap_or_default();
+        let padding = if encoder.settings.without_padding { " without padding" } else { "" };
+        format!("{}: {kind} {}{side} to {dtype}{padding}", encoder.name, &encoder.weights()[..12])
+    });
+    format!("{} ({})", &hash[..16], words.collect::<Vec<_>>().join("; "))
 }
 
 /// Samples whose means the latents' deviation is measured on.
 const MEASURED: usize = 4096;
 
 /// One over the standard deviation of a precached dataset's latent means, so that scaled latents have deviation one
-/// (Rombach et al. 2022, appendix G); 0.18215 in Stable Diffusion.
+/// (Rombach et al. 2022, appendix G); 0.18215 in Stable Diffusion. `moments` is the arrays' address.
 ///
 /// # Errors
 /// Those of reading samples.
-pub fn measure_scale_factor(dataset: &Dataset) -> Result<f64, BoxError> {
+pub fn measure_scale_factor(dataset: &Dataset, moments: &str) -> Result<f64, BoxError> {
     let step = dataset.len().div_ceil(MEASURED).max(1);
+    let address = crate::inputs::ArrayAddress::parse(moments);
     let (mut sum, mut squares, mut count) = (0f64, 0f64, 0f64);
     for i in (0..dataset.len()).step_by(step) {
-        let moments = dataset.get(i)?.array(MOMENTS)?.to_f32()?;
+        let sample = dataset.get(i)?;
+        let moments = crate::inputs::Arrays::of(&sample).get(&address)?.to_f32()?;
         for &value in &moments[..moments.len() / 2] {
             sum += f64::from(value);
             squares += f64::from(value).powi(2);

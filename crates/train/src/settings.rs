@@ -1,7 +1,10 @@
 //! The typed content of training recipes.
 
+use crate::encoders::TextSettings;
+use crate::inputs::InputSettings;
+use crate::precache::{caption_part, picture_parts};
 use burn::tensor::{DType, Device};
-use calotype_data::OnError;
+use calotype_data::{OnError, OrderConfig, Shuffle, SourceOptions};
 use calotype_diffusion::{Prediction, ScheduleConfig};
 use calotype_kernels::multiplies_bf16;
 use calotype_models::{AutoencoderConfig, ClipConfig, UNetConfig};
@@ -58,12 +61,52 @@ impl Precision {
     }
 }
 
+/// One source of a mixture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightedSource {
+    /// As `path` of the data's settings.
+    pub path: String,
+    /// How often its samples are seen, in proportion to the other sources' weights.
+    #[serde(default = "weight")]
+    pub weight: f64,
+}
+
+fn weight() -> f64 {
+    1.0
+}
+
+pub(crate) fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// Where samples come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// Folder of webdataset shards.
+    /// What is read: a folder of shards, pictures or parquet files, a pattern or list of shards
+    /// (`data/{00000..00831}.tar`), here or on other machines (`https://`, `s3://`, `gs://`, `az://`).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
+    /// Several of these instead, each with a weight.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<WeightedSource>,
+    /// How they are read: kind, columns, cache of shards on other machines, whether samples of `quarantine.json` are
+    /// left out.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub source: SourceOptions,
+    /// How samples are mixed: `full`, `sequential`, or `shards = { buffer = N }`, which reads shards one after the other.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub shuffle: Shuffle,
+    /// Whether epochs draw samples with replacement, as `resampled = True` of the `webdataset` library.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub resampled: bool,
+    /// Extensions of the picture's part, for stages that read pictures; the first one that a sample has is taken.
+    #[serde(default = "picture_parts", skip_serializing_if = "are_picture_parts")]
+    pub pictures: Vec<String>,
+    /// Extension of the caption's part, for stages that read captions.
+    #[serde(default = "caption_part", skip_serializing_if = "is_caption_part")]
+    pub caption: String,
     /// Decoding threads.
     #[serde(default = "one")]
     pub threads: usize,
@@ -74,6 +117,40 @@ pub struct DataSettings {
     /// damaged pictures, look like any others. Only sets too large to be read at every start should go without.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub verify: bool,
+    /// Beginning of the identity of the encoders that made the dataset, or of the hash of one encoder's weights, as the
+    /// dataset's index tells them; with another one, training does not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_encoder: Option<String>,
+}
+
+impl DataSettings {
+    /// All sources with their weights.
+    pub fn specs(&self) -> Vec<(&str, f64)> {
+        match self.path.as_str() {
+            "" => self.sources.iter().map(|source| (source.path.as_str(), source.weight)).collect(),
+            path => vec![(path, 1.0)],
+        }
+    }
+
+    /// The order in which a run of this seed sees the samples.
+    pub fn order(&self, seed: u64) -> OrderConfig {
+        OrderConfig { seed, shuffle: self.shuffle, resampled: self.resampled }
+    }
+
+    fn validate(&self) -> Result<(), SettingError> {
+        let one = self.path.is_empty() != self.sources.is_empty();
+        check(one, "data.path", || {
+            "or `data.sources` has to name what is read, and not both: add `data.path=FOLDER`".to_owned()
+        })
+    }
+}
+
+fn are_picture_parts(parts: &[String]) -> bool {
+    parts == picture_parts()
+}
+
+fn is_caption_part(part: &str) -> bool {
+    part == caption_part()
 }
 
 fn one() -> usize {
@@ -357,6 +434,9 @@ pub struct DiffusionObjective {
     pub prediction: Prediction,
     /// Share of samples whose caption is replaced by the empty one, for guidance.
     pub caption_dropout: f64,
+    /// What latents are multiplied by; by default what the dataset's encoder says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_factor: Option<f64>,
 }
 
 /// Training of the UNet on precached latents and text states.
@@ -365,8 +445,14 @@ pub struct DiffusionObjective {
 pub struct DiffusionRecipe {
     /// Always `diffusion`.
     pub kind: Kind,
-    /// Precached moments and text states.
+    /// Precached moments, with text states or captions.
     pub data: DataSettings,
+    /// Where they are in a sample.
+    #[serde(default, skip_serializing_if = "InputSettings::is_default")]
+    pub inputs: InputSettings,
+    /// The text encoder, where captions are encoded during training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextSettings>,
     /// The UNet.
     pub model: UNetConfig,
     /// The noise schedule.
@@ -396,6 +482,7 @@ impl ClipRecipe {
     /// # Errors
     /// [`SettingError`] naming the key.
     pub fn validate(&self) -> Result<(), SettingError> {
+        self.data.validate()?;
         self.course().validate()?;
         check(self.run.batch_size >= 2, "run.batch_size", || {
             "contrastive training needs at least 2 samples to tell apart".to_owned()
@@ -414,6 +501,7 @@ impl AutoencoderRecipe {
     /// # Errors
     /// [`SettingError`] naming the key.
     pub fn validate(&self) -> Result<(), SettingError> {
+        self.data.validate()?;
         self.course().validate()?;
         let (side, multiple) = (self.objective.resolution, self.model.downscale());
         check(side > 0 && side.is_multiple_of(multiple), "objective.resolution", || {
@@ -434,9 +522,14 @@ impl DiffusionRecipe {
     /// # Errors
     /// [`SettingError`] naming the key.
     pub fn validate(&self) -> Result<(), SettingError> {
+        self.data.validate()?;
         self.course().validate()?;
         let p = self.objective.caption_dropout;
-        check((0.0..=1.0).contains(&p), "objective.caption_dropout", || format!("{p} is not a share in 0..1"))
+        check((0.0..=1.0).contains(&p), "objective.caption_dropout", || format!("{p} is not a share in 0..1"))?;
+        let scale = self.objective.scale_factor;
+        check(scale.is_none_or(|scale| scale > 0.0 && scale.is_finite()), "objective.scale_factor", || {
+            "must be a positive number".to_owned()
+        })
     }
 }
 

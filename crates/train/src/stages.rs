@@ -6,19 +6,22 @@
 use crate::artifacts::{ArtifactError, save_model};
 use crate::autoencoder::AutoencoderObjective;
 use crate::clip::ClipObjective;
-use crate::diffusion::{DiffusionConfig, DiffusionObjective, LatentShape};
+use crate::diffusion::{DiffusionConfig, DiffusionObjective};
+use crate::encoders::EncoderError;
+use crate::inputs::{Conditioning, DiffusionInputs};
 use crate::precache::{Encoders, PrecacheRecipe, measure_scale_factor};
 use crate::progress::Progress;
 use crate::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe, SettingError};
+use crate::sources::open_source;
 use crate::stop::StopFlag;
 use crate::trainer::{BoxError, Objective, Outcome, RECIPE, RunContext, TrainError, TrainingSummary, train};
 use burn::module::Module;
 use burn::tensor::Device;
-use calotype_data::{Control, Dataset, ShardLimits, precache as data_precache};
+use calotype_data::precache::{self as data_precache, Share, encoder_of};
+use calotype_data::{Control, Dataset};
 use calotype_diffusion::{NoiseSchedule, ScheduleError};
-use calotype_models::state::values_of;
 use calotype_models::{ConfigError, Init};
-use calotype_weights::{NamedTensor, TensorFile, TensorFileError, durable, write_safetensors};
+use calotype_weights::{TensorFileError, durable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -87,6 +90,9 @@ pub enum StageError {
     /// A tensor file is missing or damaged.
     #[error(transparent)]
     Tensor(#[from] TensorFileError),
+    /// A frozen encoder cannot be used.
+    #[error(transparent)]
+    Encoder(Box<EncoderError>),
     /// A dataset's samples are not what the stage needs.
     #[error("{}: {source}", path.display())]
     Dataset {
@@ -105,13 +111,21 @@ pub enum StageError {
     },
 }
 
+impl From<EncoderError> for StageError {
+    fn from(error: EncoderError) -> Self {
+        Self::Encoder(Box::new(error))
+    }
+}
+
 impl StageError {
     /// Whether the recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::Setting(_) | Self::Config(_) | Self::Schedule(_) | Self::Train(TrainError::OtherRecipe { .. })
-        )
+        match self {
+            Self::Setting(_) | Self::Config(_) | Self::Schedule(_) => true,
+            Self::Train(error) => matches!(error, TrainError::OtherRecipe { .. } | TrainError::OtherEncoder { .. }),
+            Self::Encoder(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
@@ -205,67 +219,79 @@ pub fn train_autoencoder(recipe: Recipe<'_, AutoencoderRecipe>, site: &Site<'_>)
     run_training("autoencoder", &objective, init, (&value.course(), &value.data), recipe.text, &value.model, site)
 }
 
-/// What a precached dataset says of itself beside its samples.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Conditioning {
-    /// States of the empty prompt, `[tokens, channels]`.
-    pub empty_states: Vec<f32>,
-    /// What latents are multiplied by.
-    pub scale_factor: f64,
+/// What a precache stage did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrecacheSummary {
+    /// Samples of the share of the work.
+    pub samples: usize,
+    /// Samples of it that were encoded now; the others were there.
+    pub encoded: usize,
+    /// Length of the share's shards, in bytes.
+    pub bytes: u64,
+    /// Captions that were cut, of those encoded now.
+    pub truncated: u64,
+    /// Samples of the whole source that are left out, by reason.
+    pub left_out: BTreeMap<&'static str, usize>,
+    /// Samples of the whole dataset, if all shares are done.
+    pub finished: Option<usize>,
 }
 
-impl Conditioning {
-    /// Reads what [`precache`] wrote into the dataset's folder.
-    ///
-    /// # Errors
-    /// [`TensorFileError`] naming the file.
-    pub fn read(folder: &Path) -> Result<Self, TensorFileError> {
-        let file = TensorFile::open(folder.join(CONDITIONING))?;
-        let scale = file.get("scale_factor")?.to_f32_vec_finite()?;
-        Ok(Self {
-            empty_states: file.get("empty_states")?.to_f32_vec_finite()?,
-            scale_factor: scale.first().map_or(1.0, |&s| f64::from(s)),
-        })
-    }
-}
-
-/// Encodes pictures and captions once; restartable. Gives the number of samples.
+/// Encodes a share of a dataset once; restartable.
 ///
 /// # Errors
 /// [`StageError`].
-pub fn precache(recipe: &PrecacheRecipe, device: &Device, stop: &StopFlag) -> Result<StageEnd<usize>, StageError> {
-    let source = Dataset::open(&recipe.source)?;
-    let mut encoders = Encoders::load(recipe, device)?;
+pub fn precache(
+    recipe: &PrecacheRecipe,
+    share: Share,
+    device: &Device,
+    stop: &StopFlag,
+) -> Result<StageEnd<PrecacheSummary>, StageError> {
+    recipe.validate()?;
+    let source = calotype_data::source::open(&recipe.source, &recipe.source_options)?;
+    let mut encoders = Encoders::open(recipe, device)?;
     let out = Path::new(&recipe.out);
     let mut progress = Progress::new("precache", source.len() as u64);
-    let limits = ShardLimits { samples: recipe.shard_samples, ..ShardLimits::default() };
-    let mut control =
-        Control::default().with_progress(|_, done, _| progress.set(done as u64, &[])).with_stop(|| stop.is_set());
-    let encoded = data_precache::precache(&source, &mut encoders, out, recipe.batch_size, limits, &mut control);
+    let report = |_: &'static str, done: usize, total: usize| {
+        progress.set_total(total as u64);
+        progress.set(done as u64, &[]);
+    };
+    let mut control = Control::default().with_progress(report).with_stop(|| stop.is_set());
+    let encoded = data_precache::precache(source.as_ref(), &mut encoders, out, recipe.shards(), share, &mut control);
     drop(control);
     match encoded {
-        Ok(index) => {
+        Ok(done) => {
             progress.finish();
-            write_conditioning(&encoders, out)?;
-            Ok(StageEnd::Done(index.samples))
+            if done.index.is_some() {
+                write_conditioning(&mut encoders, out)?;
+            }
+            Ok(StageEnd::Done(PrecacheSummary {
+                samples: done.samples,
+                encoded: done.encoded,
+                bytes: done.bytes,
+                truncated: encoders.truncated(),
+                left_out: source.left_out(),
+                finished: done.index.map(|index| index.samples),
+            }))
         }
         Err(calotype_data::Error::Interrupted { done, .. }) => Ok(StageEnd::Interrupted { samples: done as u64 }),
         Err(error) => Err(error.into()),
     }
 }
 
-fn write_conditioning(encoders: &Encoders, out: &Path) -> Result<(), StageError> {
+/// Writes beside a finished dataset what its samples do not say, unless it is there.
+fn write_conditioning(encoders: &mut Encoders, out: &Path) -> Result<(), StageError> {
+    if out.join(CONDITIONING).is_file() {
+        return Ok(());
+    }
     let dataset = Dataset::open(out)?;
-    let scale =
-        measure_scale_factor(&dataset).map_err(|source| StageError::Dataset { path: out.to_owned(), source })? as f32;
-    let states = encoders.text().states(&[""]);
-    let [_, tokens, channels] = states.dims();
-    let states = values_of(states);
-    let tensors = [
-        NamedTensor::from_f32("empty_states", [tokens, channels], &states),
-        NamedTensor::from_f32("scale_factor", [1], std::slice::from_ref(&scale)),
-    ];
-    Ok(write_safetensors(&out.join(CONDITIONING), &tensors, &BTreeMap::new())?)
+    let wrong = |source| StageError::Dataset { path: out.to_owned(), source };
+    let scale_factor = match (encoders.scaling_factor(), encoders.moments()) {
+        (None, Some(moments)) => Some(measure_scale_factor(&dataset, &moments).map_err(wrong)?),
+        (known, _) => known,
+    };
+    let empty = encoders.empty_captions()?.into_iter();
+    let empty = empty.map(|(address, shape, values)| (address, (shape, values))).collect();
+    Ok(Conditioning { empty, scale_factor }.write(out)?)
 }
 
 /// Trains the UNet on a precached dataset.
@@ -278,34 +304,24 @@ pub fn train_diffusion(recipe: Recipe<'_, DiffusionRecipe>, site: &Site<'_>) -> 
     if let Some(summary) = done_earlier(site, recipe.text)? {
         return Ok(StageEnd::Done(summary));
     }
-    let config = diffusion_config(value)?;
-    let shape = latent_shape(Path::new(&value.data.path))?;
-    let conditioning = Conditioning::read(Path::new(&value.data.path))?;
     let schedule = NoiseSchedule::new(&value.schedule)?;
-    let objective = DiffusionObjective::new(
-        value,
-        schedule,
-        shape,
-        conditioning.scale_factor,
-        conditioning.empty_states,
-        site.device,
-    );
+    let dataset = open_source(&value.data, None)?;
+    let inputs = DiffusionInputs::open(value, dataset.as_ref(), site.device)?;
+    let mut config = diffusion_config(value, &inputs)?;
+    config.dataset_encoder = encoder_of(dataset.meta()).map(str::to_owned);
+    drop(dataset);
+    let objective = DiffusionObjective::new(value, schedule, inputs, site.device);
+    config.text_encoder = objective.encoders();
     let init = |init: &mut Init<'_>| value.model.init(init);
     run_training("diffusion", &objective, init, (&value.course(), &value.data), recipe.text, &config, site)
-}
-
-fn latent_shape(folder: &Path) -> Result<LatentShape, StageError> {
-    let dataset = Dataset::open(folder)?;
-    LatentShape::of(&dataset).map_err(|source| StageError::Dataset { path: folder.to_owned(), source })
 }
 
 /// What the UNet of a recipe will be saved with; also checks that it fits its dataset.
 ///
 /// # Errors
 /// [`StageError`].
-pub fn diffusion_config(recipe: &DiffusionRecipe) -> Result<DiffusionConfig, StageError> {
-    let folder = Path::new(&recipe.data.path);
-    let shape = latent_shape(folder)?;
+pub fn diffusion_config(recipe: &DiffusionRecipe, inputs: &DiffusionInputs) -> Result<DiffusionConfig, StageError> {
+    let shape = inputs.reader.shape();
     let [height, width, channels] = shape.latent;
     let model = &recipe.model;
     let multiple = model.size_multiple();
@@ -328,7 +344,9 @@ pub fn diffusion_config(recipe: &DiffusionRecipe) -> Result<DiffusionConfig, Sta
         model: model.clone(),
         schedule: recipe.schedule.clone(),
         prediction: recipe.objective.prediction,
-        scale_factor: Conditioning::read(folder)?.scale_factor,
+        scale_factor: inputs.scale_factor,
         latent_size: shape.latent,
+        dataset_encoder: None,
+        text_encoder: None,
     })
 }

@@ -8,11 +8,13 @@ use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore};
 use crate::optimizer::{NotFinite, Optimizer};
 use crate::progress::Progress;
 use crate::settings::{Course, DataSettings};
+use crate::sources::open_source;
 use crate::stop::StopFlag;
 use crate::tracker::{Tracker, TrackerError};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use calotype_data::{Batch, Control, Dataset, GlobalOrder, Loader, LoaderConfig, SampleRef};
+use calotype_data::precache::encoder_of;
+use calotype_data::{Batch, Loader, LoaderConfig, SampleRef, Source};
 use calotype_models::state;
 use calotype_ops::in_backward::{Uses, count_uses};
 use calotype_weights::{NamedTensor, TensorFileError};
@@ -54,7 +56,15 @@ pub trait Objective {
     fn decoder(&self) -> Decoder<Self::Item>;
 
     /// The loss of a batch.
-    fn loss(&self, model: &Self::Model, batch: Batch<Self::Item>) -> Loss;
+    ///
+    /// # Errors
+    /// A frozen encoder that runs in training cannot take the batch.
+    fn loss(&self, model: &Self::Model, batch: Batch<Self::Item>) -> Result<Loss, BoxError>;
+
+    /// The frozen encoders that run in training: kind and hash of their weights, to be recorded beside the run.
+    fn encoders(&self) -> Option<String> {
+        None
+    }
 
     /// What the user should hear at the end: counts of things that were cut or left out.
     fn notices(&self) -> Vec<String> {
@@ -149,6 +159,29 @@ pub enum TrainError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The run was begun with other encoders.
+    #[error(
+        "{} was begun with {what} `{expected}`, and now it is `{found}`; \
+         take the former again, or start in another folder", folder.display()
+    )]
+    OtherEncoder {
+        /// The run's folder.
+        folder: PathBuf,
+        /// Which encoders.
+        what: &'static str,
+        /// Those that it was begun with.
+        expected: String,
+        /// Those of now.
+        found: String,
+    },
+    /// A batch's loss could not be computed.
+    #[error("after {samples} samples: {source}")]
+    Loss {
+        /// Samples seen before the step.
+        samples: u64,
+        /// The cause.
+        source: BoxError,
+    },
     /// The loss or a gradient is not a number any more.
     #[error("{stage}: {what} is not finite after {samples} samples; {advice}")]
     NotFinite {
@@ -181,6 +214,8 @@ const MODEL: &str = "model.";
 const CHECKPOINT_PREFIX: &str = "checkpoint";
 /// Folder of a run's checkpoints, inside the run's own.
 pub const CHECKPOINTS: &str = "checkpoints";
+/// File name of the record of the encoders that a run depends on.
+pub const ENCODERS: &str = "encoders.json";
 /// File name of the recipe beside a run.
 pub const RECIPE: &str = "recipe.toml";
 
@@ -197,8 +232,12 @@ pub fn train<O: Objective>(
     data: &DataSettings,
     context: &RunContext<'_>,
 ) -> Result<Outcome<O::Model>, TrainError> {
-    let dataset = open_dataset(data, context.stop)?;
+    let dataset = open_source(data, Some(context.stop))?;
+    claim_encoders(context.folder, dataset.as_ref(), objective.encoders())?;
     let mut run = Run::open(model, course, context)?;
+    for (reason, samples) in dataset.left_out() {
+        run.progress.message(&format!("{}: {samples} samples are left out: {reason}", context.stage));
+    }
     let mut loader = run.loader(objective, dataset, data)?;
     let skipped_before = run.state.skipped;
     while let Some(batch) = loader.next() {
@@ -274,10 +313,10 @@ impl<'a, M: Module> Run<'a, M> {
     fn loader<O: Objective<Model = M>>(
         &self,
         objective: &O,
-        dataset: Arc<Dataset>,
+        dataset: Arc<dyn Source>,
         data: &DataSettings,
     ) -> Result<Loader<O::Item>, TrainError> {
-        let order = Arc::new(GlobalOrder::new(self.course.run.seed, dataset.len())?);
+        let order = Arc::new(dataset.order(&data.order(self.course.run.seed))?);
         let config = LoaderConfig {
             start: self.samples,
             end: Some(self.total()),
@@ -297,10 +336,12 @@ impl<'a, M: Module> Run<'a, M> {
     fn step<O: Objective<Model = M>>(mut self, objective: &O, batch: Batch<O::Item>) -> Result<Self, TrainError> {
         let count = batch.items.len() as u64;
         let forward = || objective.loss(&self.model, batch);
-        let (Loss { value: loss, parts }, uses) = match self.course.optimizer.in_backward {
+        let samples = self.samples;
+        let (computed, uses) = match self.course.optimizer.in_backward {
             true => count_uses(forward),
             false => (forward(), Uses::default()),
         };
+        let Loss { value: loss, parts } = computed.map_err(|source| TrainError::Loss { samples, source })?;
         let value = f64::from(loss.clone().inner().into_scalar::<f32>());
         let norm;
         (self, norm) = if self.course.optimizer.in_backward && calotype_ops::uses_kernels(&loss.device()) {
@@ -440,19 +481,6 @@ impl<'a, M: Module> Run<'a, M> {
     }
 }
 
-/// Opens a dataset without its samples in quarantine and, unless the recipe says otherwise, reads it through once for damage.
-fn open_dataset(data: &DataSettings, stop: &StopFlag) -> Result<Arc<Dataset>, TrainError> {
-    let dataset = Dataset::open(&data.path)?.without_quarantined()?;
-    if data.verify {
-        match dataset.verify(&mut Control::default().with_stop(|| stop.is_set())) {
-            // The training loop sees the same flag before its first step.
-            Ok(_) | Err(calotype_data::Error::Interrupted { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(Arc::new(dataset))
-}
-
 /// Largest size on disk of a run's checkpoints, one in the making included.
 pub fn checkpoint_bytes(parameters: usize, course: &Course<'_>) -> u64 {
     // Weights and two moments, and the average where there is one, in f32.
@@ -475,12 +503,43 @@ fn claim_folder(context: &RunContext<'_>) -> Result<(), TrainError> {
             Err(TrainError::OtherRecipe { folder: context.folder.to_owned(), difference })
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            calotype_weights::durable::replace_file(&path, |file| {
-                std::io::Write::write_all(file, context.recipe.as_bytes())
-            })
-            .map_err(io)
+            calotype_weights::durable::replace_file(&path, |file| file.write_all(context.recipe.as_bytes())).map_err(io)
         }
         Err(error) => Err(io(error)),
+    }
+}
+
+/// Which frozen encoders a run depends on.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct EncoderRecord {
+    /// Identity of those that made the dataset.
+    dataset: Option<String>,
+    /// Those that run in training.
+    training: Option<String>,
+}
+
+/// Writes beside a new run which encoders it depends on, or compares them with those that the run was begun with: a
+/// dataset that was encoded anew by another model has the same shapes, and nothing else would tell.
+fn claim_encoders(folder: &Path, dataset: &dyn Source, training: Option<String>) -> Result<(), TrainError> {
+    let path = folder.join(ENCODERS);
+    let io = |source| TrainError::Io { path: path.clone(), source };
+    let now = EncoderRecord { dataset: encoder_of(dataset.meta()).map(str::to_owned), training };
+    let begun: EncoderRecord = match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| io(error.into()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = serde_json::to_vec_pretty(&now).map_err(|error| io(error.into()))?;
+            std::fs::create_dir_all(folder).map_err(io)?;
+            return calotype_weights::durable::replace_file(&path, |file| file.write_all(&text)).map_err(io);
+        }
+        Err(error) => return Err(io(error)),
+    };
+    let pairs = [("data of the encoders", begun.dataset, now.dataset), ("the encoder", begun.training, now.training)];
+    match pairs.into_iter().find(|(_, begun, now)| begun != now) {
+        None => Ok(()),
+        Some((what, expected, found)) => {
+            let [expected, found] = [expected, found].map(|encoder| encoder.unwrap_or_else(|| "none".to_owned()));
+            Err(TrainError::OtherEncoder { folder: folder.to_owned(), what, expected, found })
+        }
     }
 }
 

@@ -6,4 +6,5 @@ mod checkpoints;
 mod common;
 mod determinism;
 mod errors;
+mod precache;
 mod resume;

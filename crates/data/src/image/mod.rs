@@ -6,6 +6,7 @@
 //! JPEG decoding is not part of that promise: decoders differ by one or two levels.
 
 mod decode;
+pub mod floats;
 mod levels;
 pub(crate) mod resample;
 pub mod text;

@@ -27,7 +27,7 @@ pub(crate) use index::is_plain_name;
 pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION};
 pub(crate) use mapped::{LeaveOut, MappedShard, map_file, map_open, named, starts};
 pub use reader::{Dataset, VerifyReport, index_folder};
-pub(crate) use reader::{digest, kept_counts};
+pub(crate) use reader::{digest, is_shard_as_recorded, kept_counts};
 pub use shard_file::ShardFile;
 pub use tar_shard::TarShard;
 pub use writer::{ShardLimits, ShardWriter};

@@ -242,21 +242,17 @@ impl Dataset {
         Ok(())
     }
 
-    /// Fails unless the dataset was encoded by the encoder of this identity
-    /// (see [`crate::precache::SampleEncoder::identity`]).
+    /// Identity of the encoders that made the dataset, if any did ([`crate::precache::encoder_of`]).
+    pub fn encoder(&self) -> Option<&str> {
+        crate::precache::encoder_of(self.meta())
+    }
+
+    /// Fails unless the dataset was made by these encoders ([`crate::precache::require_encoder`]).
     ///
     /// # Errors
     /// [`Error::EncoderMismatch`].
-    pub fn require_encoder(&self, identity: &str) -> Result<()> {
-        let found = self.meta().get(crate::precache::META_ENCODER).and_then(Value::as_str);
-        if found == Some(identity) {
-            return Ok(());
-        }
-        Err(Error::EncoderMismatch {
-            path: self.dir.clone(),
-            expected: identity.to_owned(),
-            found: found.unwrap_or("no encoder").to_owned(),
-        })
+    pub fn require_encoder(&self, wanted: &str) -> Result<()> {
+        crate::precache::require_encoder(&self.dir.display().to_string(), self.meta(), wanted)
     }
 }
 
@@ -298,6 +294,18 @@ pub(super) fn keys_of_checked_shard(dir: &Path, record: &ShardRecord) -> Result<
             Err(Error::ChecksumMismatch { path: shard.path, expected: expected.clone(), found })
         }
         _ => Ok(scan_shard(&shard.path, &shard.map)?.samples.into_iter().map(|sample| sample.key).collect()),
+    }
+}
+
+/// Whether a finished shard is there and has the length and checksum of its record.
+pub(crate) fn is_shard_as_recorded(dir: &Path, record: &ShardRecord) -> Result<bool> {
+    match open_shard(dir, record) {
+        Ok(shard) => {
+            let found = blake3::hash(&shard.map).to_hex().to_string();
+            Ok(record.blake3.as_ref().is_none_or(|expected| *expected == found))
+        }
+        Err(Error::MissingShard { .. } | Error::TruncatedTar { .. } | Error::SizeMismatch { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,0 +1,419 @@
+//! What diffusion training takes from a dataset's samples: moments of latents, and states of captions or the captions.
+
+use crate::encoders::TextTower;
+use crate::precache::{MOMENTS, STATES};
+use crate::settings::{DiffusionRecipe, SettingError};
+use crate::stages::{CONDITIONING, StageError};
+use crate::trainer::BoxError;
+use burn::tensor::Device;
+use calotype_data::npy::NpyArray;
+use calotype_data::pickled::{PickledArrays, read_arrays};
+use calotype_data::{Error, SampleRef, Source};
+use calotype_models::state::values_of;
+use calotype_models::tokenizer::{ClipTokenizer, Tokens};
+use calotype_weights::{NamedTensor, TensorFile, TensorFileError, TensorSource, write_safetensors};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where training finds moments and states in a sample.
+///
+/// An address is a part's extension (`npy`, `states.npy`), or, for pickled dictionaries of arrays as NeMo writes them,
+/// the extension and the array's name: `pickle:autoencoderkl_image`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InputSettings {
+    /// Address of the autoencoder's moments, `[2 · latent, height, width]`, with or without a leading axis of one.
+    pub moments: String,
+    /// Addresses of precached states of captions, `[tokens, channels]`; those of several text encoders are joined along
+    /// the channels. By default `states.npy`, unless the recipe names a text encoder (`[text]`), which then encodes the
+    /// captions during training. With both, the encoder only says what an empty caption's states are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub states: Option<Vec<String>>,
+}
+
+impl Default for InputSettings {
+    fn default() -> Self {
+        Self { moments: MOMENTS.to_owned(), states: None }
+    }
+}
+
+impl InputSettings {
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Where an array is in a sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArrayAddress {
+    part: String,
+    /// Name in the pickled dictionary.
+    entry: Option<String>,
+}
+
+impl ArrayAddress {
+    /// Of `part` or `part:name`.
+    pub fn parse(text: &str) -> Self {
+        match text.split_once(':') {
+            Some((part, entry)) => Self { part: part.to_owned(), entry: Some(entry.to_owned()) },
+            None => Self { part: text.to_owned(), entry: None },
+        }
+    }
+}
+
+/// The arrays of a sample. Pickles are read once.
+pub struct Arrays<'a> {
+    sample: &'a SampleRef<'a>,
+    pickles: BTreeMap<String, PickledArrays>,
+}
+
+impl<'a> Arrays<'a> {
+    /// Of this sample.
+    pub fn of(sample: &'a SampleRef<'a>) -> Self {
+        Self { sample, pickles: BTreeMap::new() }
+    }
+
+    /// One array.
+    ///
+    /// # Errors
+    /// [`Error::MissingPart`], [`Error::Npy`], [`Error::Pickled`].
+    pub fn get(&mut self, address: &ArrayAddress) -> Result<NpyArray, Error> {
+        let Some(entry) = &address.entry else { return self.sample.array(&address.part) };
+        if !self.pickles.contains_key(&address.part) {
+            let arrays = read_arrays(self.sample.key(), self.sample.part(&address.part)?)?;
+            self.pickles.insert(address.part.clone(), arrays);
+        }
+        let arrays = &self.pickles[&address.part];
+        arrays.get(entry).cloned().ok_or_else(|| Error::MissingPart {
+            key: self.sample.key().to_owned(),
+            part: format!("{}:{entry}", address.part),
+            present: arrays.keys().map(|name| format!("{}:{name}", address.part)).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+/// What a precached dataset says of itself beside its samples.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conditioning {
+    /// What text encoders make of the empty caption, padding and all: shape and values by address.
+    pub empty: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    /// What latents are multiplied by.
+    pub scale_factor: Option<f64>,
+}
+
+/// What names of the empty caption's tensors begin with.
+const EMPTY: &str = "empty.";
+/// Name of the scale factor's tensor.
+const SCALE_FACTOR: &str = "scale_factor";
+
+impl Conditioning {
+    /// Reads the file of a dataset's folder; nothing is known where there is none.
+    ///
+    /// # Errors
+    /// [`TensorFileError`] naming the file.
+    pub fn read(folder: &Path) -> Result<Self, TensorFileError> {
+        let path = folder.join(CONDITIONING);
+        if !path.is_file() {
+            return Ok(Self::default());
+        }
+        let file = TensorFile::open(path)?;
+        let mut found = Self::default();
+        for info in file.entries() {
+            let values = file.get(&info.name)?.to_f32_vec_finite()?;
+            match info.name.strip_prefix(EMPTY) {
+                Some(address) => drop(found.empty.insert(address.to_owned(), (info.shape, values))),
+                None if info.name == SCALE_FACTOR => found.scale_factor = values.first().map(|&s| f64::from(s)),
+                None => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads the file of the first source that is a folder with one; sources that were encoded alike have equal ones.
+    fn of_sources(specs: &[(&str, f64)]) -> Result<Self, TensorFileError> {
+        let folders = specs.iter().map(|(spec, _)| Path::new(*spec));
+        folders.into_iter().find(|path| path.join(CONDITIONING).is_file()).map_or(Ok(Self::default()), Self::read)
+    }
+
+    /// Writes the file into a dataset's folder, atomically.
+    ///
+    /// # Errors
+    /// [`TensorFileError`] naming the file.
+    pub fn write(&self, folder: &Path) -> Result<(), TensorFileError> {
+        let scale = self.scale_factor.map(|scale| [scale as f32]);
+        let empty = self.empty.iter();
+        let mut tensors: Vec<NamedTensor<'_>> = empty
+            .map(|(address, (shape, values))| NamedTensor::from_f32(format!("{EMPTY}{address}"), shape.clone(), values))
+            .collect();
+        tensors.extend(scale.as_ref().map(|scale| NamedTensor::from_f32(SCALE_FACTOR, [1], scale)));
+        write_safetensors(&folder.join(CONDITIONING), &tensors, &BTreeMap::new())
+    }
+}
+
+/// Shapes of what training takes of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentShape {
+    /// `[height, width, channels]` of a latent.
+    pub latent: [usize; 3],
+    /// `[tokens, channels]` of a caption's states.
+    pub states: [usize; 2],
+}
+
+/// Precached states of one text encoder.
+#[derive(Clone, Debug)]
+struct StatesPart {
+    address: ArrayAddress,
+    tokens: usize,
+    channels: usize,
+    /// Those of the empty caption, `[tokens, channels]`, where they are known.
+    empty: Option<Vec<f32>>,
+}
+
+/// What a sample says of its caption.
+#[derive(Clone, Debug)]
+pub enum Condition {
+    /// States, `[tokens, channels]`.
+    States(Vec<f32>),
+    /// Tokens, for the text encoder.
+    Tokens(Tokens),
+}
+
+/// Reads what training takes of a sample; can be shared between threads.
+#[derive(Clone, Debug)]
+pub struct SampleReader {
+    moments: ArrayAddress,
+    shape: LatentShape,
+    captions: Captions,
+}
+
+#[derive(Clone, Debug)]
+enum Captions {
+    Precached(Vec<StatesPart>),
+    Encoded { part: String, tokenizer: Arc<ClipTokenizer> },
+}
+
+impl SampleReader {
+    /// Shapes of what it reads.
+    pub fn shape(&self) -> LatentShape {
+        self.shape
+    }
+
+    /// Moments of the latent, and what the caption says; with `drop`, what an empty caption says.
+    ///
+    /// # Errors
+    /// Name the sample whose parts are missing, or not as the recipe says.
+    pub fn read(&self, sample: &SampleRef<'_>, drop: bool) -> Result<(Vec<f32>, Condition), BoxError> {
+        let mut arrays = Arrays::of(sample);
+        let moments = arrays.get(&self.moments)?;
+        if latent_of(moments.shape()) != Some(self.shape.latent) {
+            let [height, width, channels] = self.shape.latent;
+            let (key, found) = (sample.key(), moments.shape());
+            let needed = [2 * channels, height, width];
+            return Err(format!("sample `{key}` has moments of shape {found:?} instead of {needed:?}").into());
+        }
+        let moments = moments.to_f32()?;
+        if moments.iter().any(|value| !value.is_finite()) {
+            return Err(format!("sample `{}` has moments that are not finite", sample.key()).into());
+        }
+        let condition = match &self.captions {
+            Captions::Encoded { part, tokenizer } => {
+                let caption = if drop { "" } else { sample.text(part)?.trim() };
+                Condition::Tokens(tokenizer.encode(caption))
+            }
+            Captions::Precached(parts) => {
+                let states = parts.iter().map(|part| part.read(sample, &mut arrays, drop));
+                Condition::States(join_channels(&states.collect::<Result<Vec<_>, _>>()?, parts))
+            }
+        };
+        Ok((moments, condition))
+    }
+}
+
+impl StatesPart {
+    /// `[tokens, channels]`, the tokens behind the text's end filled in where they were left out.
+    fn read(&self, sample: &SampleRef<'_>, arrays: &mut Arrays<'_>, drop: bool) -> Result<Vec<f32>, BoxError> {
+        if let (true, Some(empty)) = (drop, &self.empty) {
+            return Ok(empty.clone());
+        }
+        let array = arrays.get(&self.address)?;
+        let (key, needed) = (sample.key(), [self.tokens, self.channels]);
+        let misfit = |detail: &str| -> BoxError {
+            format!("sample `{key}` has states of shape {:?} instead of {needed:?}{detail}", array.shape()).into()
+        };
+        let &[tokens, channels] = array.shape() else { return Err(misfit("")) };
+        if channels != self.channels || tokens > self.tokens {
+            return Err(misfit(""));
+        }
+        let mut states = array.to_f32()?;
+        if tokens < self.tokens {
+            let missing = "; the empty caption's states, which stand for tokens that were left out, are not known: copy \
+                           conditioning.safetensors of the dataset too, or name its text encoder in [text]";
+            let empty = self.empty.as_ref().ok_or_else(|| misfit(missing))?;
+            states.extend_from_slice(&empty[tokens * channels..]);
+        }
+        Ok(states)
+    }
+}
+
+/// States of several encoders side by side in each token.
+fn join_channels(states: &[Vec<f32>], parts: &[StatesPart]) -> Vec<f32> {
+    if let [one] = states {
+        return one.clone();
+    }
+    let tokens = parts.first().map_or(0, |part| part.tokens);
+    let mut joined = Vec::with_capacity(states.iter().map(Vec::len).sum());
+    for token in 0..tokens {
+        for (states, part) in states.iter().zip(parts) {
+            joined.extend_from_slice(&states[token * part.channels..(token + 1) * part.channels]);
+        }
+    }
+    joined
+}
+
+/// `[height, width, channels]` of the latent whose moments have a shape.
+fn latent_of(shape: &[usize]) -> Option<[usize; 3]> {
+    match *shape {
+        [1, channels, height, width] | [channels, height, width] if channels > 0 && channels % 2 == 0 => {
+            Some([height, width, channels / 2])
+        }
+        _ => None,
+    }
+}
+
+/// All that diffusion training needs to know of its dataset.
+#[derive(Debug)]
+pub struct DiffusionInputs {
+    /// Reads samples.
+    pub reader: SampleReader,
+    /// What latents are multiplied by.
+    pub scale_factor: f64,
+    /// Encodes captions during training; none where their states are precached.
+    pub text: Option<TextTower>,
+}
+
+impl DiffusionInputs {
+    /// Looks at the first sample of a recipe's dataset, and at what lies beside the dataset.
+    ///
+    /// # Errors
+    /// [`StageError`]: parts are missing or of the wrong shape, the text encoder cannot be loaded, or the recipe asks
+    /// for what is not known.
+    pub fn open(recipe: &DiffusionRecipe, dataset: &dyn Source, device: &Device) -> Result<Self, StageError> {
+        let inputs = &recipe.inputs;
+        let conditioning = Conditioning::of_sources(&recipe.data.specs())?;
+        let scale_factor = scale_factor(recipe, &conditioning)?;
+        let wrong = |source: BoxError| StageError::Dataset { path: PathBuf::from(dataset.name()), source };
+        let held = dataset.get(0)?;
+        let sample = held.sample();
+        let mut arrays = Arrays::of(&sample);
+        let moments = ArrayAddress::parse(&inputs.moments);
+        let latent = first_latent(&sample, &mut arrays, &moments).map_err(wrong)?;
+        let tower = recipe.text.as_ref().map(|text| TextTower::open(text, device)).transpose()?;
+        let (states, captions, text) = match (tower, &inputs.states) {
+            (Some(tower), None) => {
+                let tokenizer = tower.shared_tokenizer();
+                (tower.shape(), Captions::Encoded { part: recipe.data.caption.clone(), tokenizer }, Some(tower))
+            }
+            (tower, addresses) => {
+                let default = [STATES.to_owned()];
+                let addresses = addresses.as_deref().unwrap_or(&default);
+                let mut empty = conditioning.empty;
+                if let Some(mut tower) = tower {
+                    empty.extend(empty_of(&mut tower, addresses)?);
+                }
+                let parts = addresses.iter().map(|address| first_states(&sample, &mut arrays, address, &empty));
+                let parts = parts.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+                check_parts(&parts, recipe)?;
+                let channels = parts.iter().map(|part| part.channels).sum();
+                ([parts[0].tokens, channels], Captions::Precached(parts), None)
+            }
+        };
+        let reader = SampleReader { moments, shape: LatentShape { latent, states }, captions };
+        Ok(Self { reader, scale_factor, text })
+    }
+}
+
+fn scale_factor(recipe: &DiffusionRecipe, conditioning: &Conditioning) -> Result<f64, SettingError> {
+    recipe.objective.scale_factor.or(conditioning.scale_factor).ok_or_else(|| SettingError {
+        key: "objective.scale_factor",
+        problem: format!(
+            "is not set, and there is no {CONDITIONING} beside the data that tells it; set what latents are multiplied \
+             by (0.18215 for Stable Diffusion 1 and 2, 0.13025 for XL)"
+        ),
+    })
+}
+
+/// The empty caption's states of the recipe's text encoder, for its only address.
+fn empty_of(
+    tower: &mut TextTower,
+    addresses: &[String],
+) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>, StageError> {
+    let [address] = addresses else {
+        let problem = "stands for one text encoder, but inputs.states names several".to_owned();
+        return Err(SettingError { key: "text", problem }.into());
+    };
+    let rows = [tower.tokenizer().encode("")];
+    let states = values_of(tower.encode(&rows, false)?.states);
+    Ok(BTreeMap::from([(address.clone(), (tower.shape().to_vec(), states))]))
+}
+
+fn first_latent(
+    sample: &SampleRef<'_>,
+    arrays: &mut Arrays<'_>,
+    moments: &ArrayAddress,
+) -> Result<[usize; 3], BoxError> {
+    let array = arrays.get(moments)?;
+    latent_of(array.shape()).ok_or_else(|| {
+        let (key, found) = (sample.key(), array.shape());
+        format!("sample `{key}` has moments of shape {found:?}; needed is [2 * latent channels, height, width]").into()
+    })
+}
+
+fn first_states(
+    sample: &SampleRef<'_>,
+    arrays: &mut Arrays<'_>,
+    address: &str,
+    empty: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+) -> Result<StatesPart, BoxError> {
+    let (key, place) = (sample.key(), ArrayAddress::parse(address));
+    let array = arrays.get(&place)?;
+    let &[tokens, channels] = array.shape() else {
+        let found = array.shape();
+        return Err(
+            format!("sample `{key}` has states of shape {found:?} in {address}; needed is [tokens, channels]").into()
+        );
+    };
+    match empty.get(address) {
+        None => Ok(StatesPart { address: place, tokens, channels, empty: None }),
+        Some((shape, values)) if shape.len() == 2 && shape[1] == channels && shape[0] >= tokens => {
+            Ok(StatesPart { address: place, tokens: shape[0], channels, empty: Some(values.clone()) })
+        }
+        Some((shape, _)) => {
+            let found = array.shape();
+            Err(format!(
+                "sample `{key}` has states of shape {found:?} in {address}, those of the empty caption have {shape:?}"
+            )
+            .into())
+        }
+    }
+}
+
+fn check_parts(parts: &[StatesPart], recipe: &DiffusionRecipe) -> Result<(), SettingError> {
+    let Some(first) = parts.first() else {
+        return Err(SettingError { key: "inputs.states", problem: "is empty; name the states' parts".to_owned() });
+    };
+    if let Some(other) = parts.iter().find(|part| part.tokens != first.tokens) {
+        let problem =
+            format!("names states of {} and of {} tokens, which cannot be joined", first.tokens, other.tokens);
+        return Err(SettingError { key: "inputs.states", problem });
+    }
+    if recipe.objective.caption_dropout > 0.0 && parts.iter().any(|part| part.empty.is_none()) {
+        let problem = format!(
+            "needs the states of the empty caption, and there is no {CONDITIONING} beside the data that tells them; set \
+             it to 0, or name the data's text encoder in [text] together with inputs.states"
+        );
+        return Err(SettingError { key: "objective.caption_dropout", problem });
+    }
+    Ok(())
+}

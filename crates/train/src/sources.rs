@@ -1,0 +1,73 @@
+//! What a recipe's data settings stand for.
+
+use crate::settings::DataSettings;
+use crate::stop::StopFlag;
+use calotype_data::precache::{encoder_of, require_encoder};
+use calotype_data::source::{SourceKind, open};
+use calotype_data::{Control, Dataset, DatasetIndex, Error, Mixture, Source};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Opens the source, or the mixture of sources, of a recipe. With `stop`, folders of shards are read through once for
+/// damage, unless the recipe says otherwise; shards of other machines are compared with their checksums when they come.
+///
+/// # Errors
+/// Those of opening and of checking; [`Error::EncoderMismatch`] if the recipe requires other encoders, or if sources
+/// of one mixture were encoded by different ones.
+pub fn open_source(data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<dyn Source>, Error> {
+    let mut sources = Vec::new();
+    for (spec, weight) in data.specs() {
+        sources.push((open_one(spec, data, stop)?, weight));
+    }
+    same_encoders(&sources)?;
+    let source = match sources.len() {
+        1 => sources.swap_remove(0).0,
+        _ => Arc::new(Mixture::new(sources)?),
+    };
+    if let Some(wanted) = &data.require_encoder {
+        require_encoder(&source.name(), source.meta(), wanted)?;
+    }
+    Ok(source)
+}
+
+fn open_one(spec: &str, data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<dyn Source>, Error> {
+    let shards = matches!(data.source.kind, None | Some(SourceKind::Webdataset)) && is_shard_folder(Path::new(spec))?;
+    let Some(stop) = stop.filter(|_| data.verify && shards) else { return open(spec, &data.source) };
+    let dataset = Dataset::open(spec)?;
+    match dataset.verify(&mut Control::default().with_stop(|| stop.is_set())) {
+        // The training loop sees the same flag before its first step.
+        Ok(_) | Err(Error::Interrupted { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(Arc::new(if data.source.quarantine { dataset.without_quarantined()? } else { dataset }))
+}
+
+/// Whether a path is a folder of shards on this machine, with or without an index of ours.
+fn is_shard_folder(path: &Path) -> Result<bool, Error> {
+    if !path.is_dir() {
+        return Ok(false);
+    }
+    if path.join(calotype_data::webdataset::INDEX_FILE).is_file() {
+        // Other formats have an index of this name, too.
+        return Ok(DatasetIndex::read(path).is_ok_and(|index| index.is_some()));
+    }
+    let listing = |source| Error::Io { action: "list", path: path.to_owned(), source };
+    for entry in std::fs::read_dir(path).map_err(listing)? {
+        if entry.map_err(listing)?.path().extension().is_some_and(|extension| extension == "tar") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn same_encoders(sources: &[(Arc<dyn Source>, f64)]) -> Result<(), Error> {
+    let encoder = |source: &Arc<dyn Source>| encoder_of(source.meta()).unwrap_or("no encoder").to_owned();
+    let Some((first, _)) = sources.first() else { return Ok(()) };
+    let expected = encoder(first);
+    match sources.iter().find(|(source, _)| encoder(source) != expected) {
+        None => Ok(()),
+        Some((other, _)) => {
+            Err(Error::EncoderMismatch { path: PathBuf::from(other.name()), expected, found: encoder(other) })
+        }
+    }
+}
