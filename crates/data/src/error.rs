@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::mds::MdsError;
 use crate::npy::NpyError;
 
 /// An error of any type, as closures and encoders of other crates return it.
@@ -239,6 +240,10 @@ pub enum Error {
         /// What is wrong with it.
         source: NpyError,
     },
+
+    /// An MDS dataset that cannot be read or written.
+    #[error(transparent)]
+    Mds(#[from] Box<MdsError>),
 
     /// Decoding one sample in the loader failed.
     #[error("sample `{key}` (position {position}): {source}")]

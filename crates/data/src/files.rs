@@ -50,9 +50,17 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: format!("cannot be written as JSON: {e}") })?;
     text.push(b'\n');
+    write_bytes(path, &text)
+}
+
+/// Writes a file, atomically.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = partial_name(path);
     let mut file = File::create(&partial).map_err(Error::io("create", &partial))?;
-    file.write_all(&text).map_err(Error::io("write", &partial))?;
+    file.write_all(bytes).map_err(Error::io("write", &partial))?;
     publish(file, path)
 }
 

@@ -6,6 +6,7 @@
 //!
 //! - [`sample`]: one sample: a key and named parts (bytes).
 //! - [`webdataset`]: tar shards with an index and checksums, written atomically and read through memory maps.
+//! - [`mds`]: MosaicML Streaming's shards, read and written.
 //! - [`order`]: the endless stream of sample positions as a pure function of (seed, position).
 //! - [`loader`]: background threads that deliver batches strictly in that order.
 //! - [`image`]: decoding, encoding and Pillow-exact resizing of 8-bit pictures.
@@ -22,6 +23,7 @@ mod error;
 pub mod files;
 pub mod image;
 pub mod loader;
+pub mod mds;
 pub mod npy;
 pub mod order;
 pub mod precache;
