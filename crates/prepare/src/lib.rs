@@ -8,10 +8,13 @@
 //! `calotype-train`.
 
 pub mod command;
+pub mod convert;
 pub mod emoji;
 mod error;
+pub mod output;
 pub mod report;
 pub mod slices;
+pub mod synth;
 
 pub use command::DataStage;
 pub use error::{Error, Result};

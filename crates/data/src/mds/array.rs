@@ -44,6 +44,11 @@ impl ArrayType {
         self.name
     }
 
+    /// NumPy's name in `.npy` files: `<f4`.
+    pub fn descr(self) -> &'static str {
+        self.descr
+    }
+
     /// Bytes of a value.
     pub fn size(self) -> usize {
         self.size
@@ -100,7 +105,10 @@ pub(super) fn encode(kind: Option<ArrayType>, shape: Option<&[usize]>, npy: &[u8
         return Err(format!("{} {:?} from {} bytes", found.name, array.shape, array.data.len()));
     }
     if array.shape.is_empty() || array.data.is_empty() || array.shape.len() > MOST_AXES {
-        return Err(format!("an array of shape {:?}; MDS holds those with 1 to 63 axes, none of length 0", array.shape));
+        return Err(format!(
+            "an array of shape {:?}; MDS holds those with 1 to 63 axes, none of length 0",
+            array.shape
+        ));
     }
     let mut out = Vec::with_capacity(array.data.len() + 16);
     match kind {

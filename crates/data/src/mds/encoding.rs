@@ -19,7 +19,7 @@ use std::str::FromStr;
 use half::f16;
 
 use super::array::{self, ArrayType};
-use super::{picture, pickle};
+use super::{pickle, picture};
 use crate::Sample;
 
 /// The encodings, for messages and help.
@@ -192,17 +192,50 @@ impl Scalar {
 macro_rules! with_scalar {
     ($scalar:expr, $T:ident => $body:expr) => {
         match $scalar {
-            Scalar::Int | Scalar::Int64 => { type $T = i64; $body }
-            Scalar::UInt8 => { type $T = u8; $body }
-            Scalar::UInt16 => { type $T = u16; $body }
-            Scalar::UInt32 => { type $T = u32; $body }
-            Scalar::UInt64 => { type $T = u64; $body }
-            Scalar::Int8 => { type $T = i8; $body }
-            Scalar::Int16 => { type $T = i16; $body }
-            Scalar::Int32 => { type $T = i32; $body }
-            Scalar::Float16 => { type $T = f16; $body }
-            Scalar::Float32 => { type $T = f32; $body }
-            Scalar::Float64 => { type $T = f64; $body }
+            Scalar::Int | Scalar::Int64 => {
+                type $T = i64;
+                $body
+            }
+            Scalar::UInt8 => {
+                type $T = u8;
+                $body
+            }
+            Scalar::UInt16 => {
+                type $T = u16;
+                $body
+            }
+            Scalar::UInt32 => {
+                type $T = u32;
+                $body
+            }
+            Scalar::UInt64 => {
+                type $T = u64;
+                $body
+            }
+            Scalar::Int8 => {
+                type $T = i8;
+                $body
+            }
+            Scalar::Int16 => {
+                type $T = i16;
+                $body
+            }
+            Scalar::Int32 => {
+                type $T = i32;
+                $body
+            }
+            Scalar::Float16 => {
+                type $T = f16;
+                $body
+            }
+            Scalar::Float32 => {
+                type $T = f32;
+                $body
+            }
+            Scalar::Float64 => {
+                type $T = f64;
+                $body
+            }
         }
     };
 }
@@ -339,7 +372,8 @@ fn decode_list(column: &str, value: &[u8], kind: ListKind, sample: &mut Sample) 
     for (number, size) in sizes.as_chunks::<4>().0.iter().enumerate() {
         let size = u32::from_le_bytes(*size) as usize;
         let element = rest.split_at_checked(size);
-        let (element, after) = element.ok_or_else(|| format!("element {number} of {size} bytes reaches past the end"))?;
+        let (element, after) =
+            element.ok_or_else(|| format!("element {number} of {size} bytes reaches past the end"))?;
         rest = after;
         let part = if kind == ListKind::Pil { picture::decode(element)? } else { element.to_vec() };
         sample.parts.insert(element_name(column, number), part);

@@ -22,7 +22,9 @@ pub struct MdsError {
 #[non_exhaustive]
 pub enum MdsFault {
     /// There is no index.
-    #[error("there is no such file; name the folder that holds an MDS dataset's index.json (of a split: its subfolder)")]
+    #[error(
+        "there is no such file; name the folder that holds an MDS dataset's index.json (of a split: its subfolder)"
+    )]
     MissingIndex,
     /// The index is no JSON, or not of the right shape.
     #[error("not an index of MDS shards: {0}; copy it again, or write the dataset again")]

@@ -31,7 +31,7 @@ pub use error::{MdsError, MdsFault, MdsResult};
 pub use hash::HASHES;
 pub use index::{ColumnList, MdsColumn, MdsFileInfo, MdsIndex, MdsShardInfo};
 pub use reader::{MdsDataset, MdsReadOptions};
-pub use writer::{MdsOptions, MdsSchema, MdsShard, MdsWriter, SIZE_LIMIT};
+pub use writer::{MdsOptions, MdsSchema, MdsShard, MdsWriter, SIZE_LIMIT, shard_name};
 
 /// Name of the index.
 pub const INDEX_FILE: &str = "index.json";

@@ -22,4 +22,4 @@ mod writer;
 
 pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION};
 pub use reader::{Dataset, VerifyReport, index_folder};
-pub use writer::{ShardLimits, ShardWriter};
+pub use writer::{END_BYTES, ShardLimits, ShardWriter, size_in_shard, write_shard};

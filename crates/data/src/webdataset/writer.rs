@@ -168,7 +168,7 @@ impl ShardWriter {
             return Err(Error::DuplicateKey { key: sample.key.clone(), first, second: self.dir.join(name) });
         }
         if self.open.is_none() {
-            self.open = Some(self.open_shard(name)?);
+            self.open = Some(open_shard(&self.dir, name)?);
         }
         if let Some(shard) = &mut self.open {
             let path = self.dir.join(&shard.file);
@@ -205,27 +205,9 @@ impl ShardWriter {
         format!("{}-{:06}.tar", self.progress.prefix, self.progress.shards.len())
     }
 
-    fn open_shard(&self, name: String) -> Result<OpenShard> {
-        let partial = partial_name(&self.dir.join(&name));
-        let file = File::create(&partial).map_err(Error::io("create", &partial))?;
-        let file = HashingFile { file, hasher: blake3::Hasher::new() };
-        Ok(OpenShard { file: name, out: BufWriter::with_capacity(1 << 20, file), samples: 0, bytes: 0 })
-    }
-
     fn close_shard(&mut self) -> Result<()> {
-        let Some(mut shard) = self.open.take() else { return Ok(()) };
-        let path = self.dir.join(&shard.file);
-        // Two zero blocks end a tar (POSIX.1-1988).
-        shard.out.write_all(&[0; 2 * BLOCK]).map_err(Error::io("write", &path))?;
-        let HashingFile { file, hasher } =
-            shard.out.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
-        publish(file, &path)?;
-        self.progress.shards.push(ShardRecord {
-            file: shard.file,
-            samples: shard.samples,
-            bytes: shard.bytes + 2 * BLOCK as u64,
-            blake3: Some(hasher.finalize().to_hex().to_string()),
-        });
+        let Some(shard) = self.open.take() else { return Ok(()) };
+        self.progress.shards.push(close_shard(&self.dir, shard)?);
         self.save_progress()
     }
 
@@ -241,6 +223,69 @@ impl Drop for ShardWriter {
             let _ = fs::remove_file(partial_name(&self.dir.join(&shard.file)));
         }
     }
+}
+
+/// Writes one shard on its own, atomically, for stages that write many at once; the caller writes the index and sees to it
+/// that keys are unique. Without samples there is no file.
+///
+/// # Errors
+/// Those of `samples`, [`Error::InvalidName`] and [`Error::MissingPart`] as [`ShardWriter::write`], [`Error::Io`].
+pub fn write_shard(
+    dir: &Path,
+    file: &str,
+    samples: impl IntoIterator<Item = Result<Sample>>,
+) -> Result<Option<ShardRecord>> {
+    let mut open: Option<OpenShard> = None;
+    let mut write = |sample: Sample| {
+        let headers = headers(&sample)?;
+        let shard = match &mut open {
+            Some(shard) => shard,
+            None => open.insert(open_shard(dir, file.to_owned())?),
+        };
+        append(&mut shard.out, &sample, &headers).map_err(Error::io("write", &dir.join(file)))?;
+        shard.samples += 1;
+        shard.bytes += tar_size(&sample);
+        Ok(())
+    };
+    if let Err(error) = samples.into_iter().try_for_each(|sample| write(sample?)) {
+        // As in `Drop`: of no use to anyone.
+        let _ = fs::remove_file(partial_name(&dir.join(file)));
+        return Err(error);
+    }
+    open.map(|shard| close_shard(dir, shard)).transpose()
+}
+
+/// Bytes that a sample takes in a shard; [`END_BYTES`] come once per shard.
+///
+/// # Errors
+/// [`Error::InvalidName`], [`Error::MissingPart`].
+pub fn size_in_shard(sample: &Sample) -> Result<u64> {
+    headers(sample)?;
+    Ok(tar_size(sample))
+}
+
+/// Bytes at the end of every shard.
+pub const END_BYTES: u64 = 2 * BLOCK as u64;
+
+fn open_shard(dir: &Path, name: String) -> Result<OpenShard> {
+    let partial = partial_name(&dir.join(&name));
+    let file = File::create(&partial).map_err(Error::io("create", &partial))?;
+    let file = HashingFile { file, hasher: blake3::Hasher::new() };
+    Ok(OpenShard { file: name, out: BufWriter::with_capacity(1 << 20, file), samples: 0, bytes: 0 })
+}
+
+fn close_shard(dir: &Path, mut shard: OpenShard) -> Result<ShardRecord> {
+    let path = dir.join(&shard.file);
+    // Two zero blocks end a tar (POSIX.1-1988).
+    shard.out.write_all(&[0; 2 * BLOCK]).map_err(Error::io("write", &path))?;
+    let HashingFile { file, hasher } = shard.out.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
+    publish(file, &path)?;
+    Ok(ShardRecord {
+        file: shard.file,
+        samples: shard.samples,
+        bytes: shard.bytes + END_BYTES,
+        blake3: Some(hasher.finalize().to_hex().to_string()),
+    })
 }
 
 fn check_arguments(prefix: &str, limits: ShardLimits) -> Result<()> {
