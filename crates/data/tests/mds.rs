@@ -40,12 +40,11 @@ fn check_part(what: &str, found: &[u8], expected: &Value) {
         assert_eq!(serde_json::from_slice::<Value>(found).unwrap(), expected["value"], "{what}");
     } else {
         let (found, expected) = (std::str::from_utf8(found).unwrap(), expected["value"].as_str().unwrap());
-        let numbers = (found.parse::<f64>(), expected.parse::<f64>());
-        // Python writes 1e+300 where Rust writes 1e300.
-        assert!(
-            found == expected || matches!(numbers, (Ok(a), Ok(b)) if a == b || a.is_nan() && b.is_nan()),
-            "{what}: {found}"
-        );
+        // Python writes 1e+300 where Rust writes 1e300, and 16 digits of a number of 16 or 32 bits.
+        let narrow = what.ends_with("f16") || what.ends_with("f32");
+        let same = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan() || narrow && a as f32 == b as f32;
+        let numbers = found.parse::<f64>().ok().zip(expected.parse::<f64>().ok());
+        assert!(found == expected || numbers.is_some_and(|(a, b)| same(a, b)), "{what}: {found}");
     }
 }
 
@@ -252,8 +251,8 @@ macro_rules! field {
 /// Cases for `plain`: the changes go to the index and to the first shard, whose length and hashes are then corrected.
 const SHARD_CASES: [Case; 17] = [
     ("empty", keep, |b| b.clear(), "the shard has only 0 bytes"),
-    ("count", keep, |b| set(b, 0, 77), "holds 77 samples, the index says 2"),
-    ("count in the index", field!("samples" = 1), same, "holds 2 samples, the index says 1"),
+    ("count", keep, |b| set(b, 0, 77), "holds 77 samples, the index says 3"),
+    ("count in the index", field!("samples" = 1), same, "holds 3 samples, the index says 1"),
     ("count beyond memory", field!("samples" = u32::MAX), |b| set(b, 0, u32::MAX), "take a table of 17179869188 bytes"),
     ("first offset", keep, |b| set(b, 1, 3), "entry 0 points to byte 3"),
     ("offsets backwards", keep, |b| set(b, 2, 20), "entry 1 points to byte 20"),
@@ -263,7 +262,7 @@ const SHARD_CASES: [Case; 17] = [
         keep,
         |b| {
             let n = b.len() as u32 - 1;
-            set(b, 3, n)
+            set(b, 4, n)
         },
         "the last sample ends at byte",
     ),
@@ -474,14 +473,17 @@ fn damaged(name: &str, case: &Case, data: &str, correct_hashes: bool) -> Result<
 
 #[test]
 fn damage_is_named() {
+    let mut wrong = Vec::new();
     let runs = SHARD_CASES.iter().map(|case| ("plain", "raw_data", true, case));
     let runs = runs.chain(INDEX_CASES.iter().map(|case| ("plain", "raw_data", false, case)));
     for (name, data, correct, case) in runs.chain(ZIP_CASES.iter().map(|case| ("zstd", "zip_data", false, case))) {
         match damaged(name, case, data, correct) {
-            Err(error) => assert!(!case.3.is_empty() && error.to_string().contains(case.3), "{}: {error}", case.0),
-            Ok(_) => assert!(case.3.is_empty(), "{}: no error", case.0),
+            Err(error) if !case.3.is_empty() && error.to_string().contains(case.3) => {}
+            Ok(_) if case.3.is_empty() => {}
+            other => wrong.push(format!("{}: {:?}", case.0, other.map(|_| "no error").map_err(|e| e.to_string()))),
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
