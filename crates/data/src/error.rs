@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::mds::MdsError;
+use crate::mds::{MdsError, MdsFault};
 use crate::npy::NpyError;
 
 /// An error of any type, as closures and encoders of other crates return it.
@@ -277,6 +277,64 @@ pub enum Error {
         message: String,
     },
 
+    /// One sample of a source that cannot be read, while its neighbours can.
+    #[error("sample `{key}` of {}: {detail}", path.display())]
+    BadSample {
+        /// The file that holds the sample.
+        path: PathBuf,
+        /// Key of the sample.
+        key: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// A row of a table (metadata, parquet) that cannot be used.
+    #[error("{}, row {row}: {detail}", path.display())]
+    BadRow {
+        /// The table.
+        path: PathBuf,
+        /// Number of the row, from 1, without the header.
+        row: u64,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// A table that cannot be used at all.
+    #[error("{}: {detail}", path.display())]
+    BadTable {
+        /// The table.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        detail: String,
+    },
+
+    /// A pattern of file names that cannot be expanded.
+    #[error("pattern `{pattern}`: {detail}")]
+    BadPattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// A source that cannot be told what it is, or that holds nothing usable.
+    #[error("source `{spec}`: {detail}")]
+    BadSource {
+        /// The source, as given.
+        spec: String,
+        /// What is wrong with it, and what to do.
+        detail: String,
+    },
+
+    /// A file on another machine that cannot be had.
+    #[error("cannot fetch {url}: {detail}")]
+    Fetch {
+        /// Its address, without credentials and query.
+        url: String,
+        /// What went wrong, and after how many attempts.
+        detail: String,
+    },
+
     /// A setting that makes no sense.
     #[error("invalid {what}: {detail}")]
     InvalidArgument {
@@ -310,6 +368,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the error is of one sample alone, so that a reader may go on without it.
+    pub fn concerns_one_sample(&self) -> bool {
+        match self {
+            Error::BadSample { .. } | Error::BadRow { .. } | Error::BadImage { .. } => true,
+            Error::Mds(error) => matches!(error.fault, MdsFault::Value { .. }),
+            _ => false,
+        }
+    }
+
     /// A closure for `map_err` on input and output.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();

@@ -5,6 +5,7 @@
 //! ```
 //!
 //! - [`sample`]: one sample: a key and named parts (bytes).
+//! - [`source`]: where samples come from: shards here and elsewhere, folders of pictures, parquet files, mixtures.
 //! - [`webdataset`]: tar shards with an index and checksums, written atomically and read through memory maps.
 //! - [`mds`]: MosaicML Streaming's shards, read and written.
 //! - [`order`]: the endless stream of sample positions as a pure function of (seed, position).
@@ -13,6 +14,7 @@
 //! - [`emoji`]: the embedded captioned pictures (Twemoji), a real dataset that needs no download.
 //! - [`precache`]: running an encoder over a dataset once, restartably.
 //! - [`npy`]: NumPy arrays as sample parts.
+//! - [`quarantine`]: samples that a check found unfit, left out by every source.
 //! - [`control`]: progress reports and clean stopping of long stages.
 //!
 //! The crate knows no models: encoders reach it through the trait [`precache::SampleEncoder`].
@@ -27,12 +29,16 @@ pub mod mds;
 pub mod npy;
 pub mod order;
 pub mod precache;
+pub mod quarantine;
 pub mod sample;
+pub mod source;
 pub mod webdataset;
 
 pub use control::Control;
 pub use error::{BoxError, Error, Result};
 pub use loader::{Batch, Loader, LoaderConfig, OnError};
-pub use order::GlobalOrder;
-pub use sample::{Sample, SampleRef};
+pub use order::{GlobalOrder, OrderConfig, Shuffle};
+pub use quarantine::Quarantine;
+pub use sample::{HeldSample, Sample, SampleRef};
+pub use source::{Mixture, Source, SourceOptions};
 pub use webdataset::{Dataset, DatasetIndex, ShardLimits, ShardWriter};

@@ -13,16 +13,25 @@
 //! pure function of dataset, order and `p`: nothing shifts, and no rank has to know what another one skipped. (Position
 //! `p + 1` delivers its own sample too, so that one is seen twice in this epoch.) Each skip is logged and counted.
 //! Errors of whole shards (truncated, unreadable) are never skipped.
+//!
+//! # Sources on other machines
+//!
+//! Where samples are fetched ([`Source::read_ahead`]), one more thread walks along the stream in front of the others and
+//! has the shards fetched that come next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::{BoxError, Dataset, Error, GlobalOrder, Result, SampleRef};
+use crate::{BoxError, Error, GlobalOrder, Result, SampleRef, Source};
 
 /// Samples tried in the place of a corrupt one before the loader gives up.
 const MOST_TRIES: u64 = 64;
+
+/// Samples that are looked ahead for what must be fetched.
+const MOST_AHEAD: u64 = 1 << 16;
 
 /// Skips of which the details are kept; all are counted and logged.
 const KEPT_SKIPS: usize = 1000;
@@ -160,9 +169,9 @@ impl<T> Shared<T> {
 }
 
 /// What one worker thread needs.
-struct Worker<T, F> {
+struct Worker<T, S: ?Sized, F> {
     shared: Arc<Shared<T>>,
-    dataset: Arc<Dataset>,
+    dataset: Arc<S>,
     order: Arc<GlobalOrder>,
     config: LoaderConfig,
     decode: Arc<F>,
@@ -175,8 +184,9 @@ impl<T: Send + 'static> Loader<T> {
     /// # Errors
     /// [`Error::InvalidArgument`] if settings make no sense or the order is for another number of samples,
     /// [`Error::Io`] if a thread cannot be started.
-    pub fn new<F, E>(dataset: Arc<Dataset>, order: Arc<GlobalOrder>, config: LoaderConfig, decode: F) -> Result<Self>
+    pub fn new<S, F, E>(dataset: Arc<S>, order: Arc<GlobalOrder>, config: LoaderConfig, decode: F) -> Result<Self>
     where
+        S: Source + ?Sized + 'static,
         F: Fn(u64, &SampleRef<'_>) -> std::result::Result<T, E> + Send + Sync + 'static,
         E: Into<BoxError>,
     {
@@ -207,8 +217,16 @@ impl<T: Send + 'static> Loader<T> {
             let thread = std::thread::Builder::new()
                 .name(format!("loader-{number}"))
                 .spawn(move || worker.run())
-                .map_err(Error::io("start loader thread for", dataset.dir()))?;
+                .map_err(Error::io("start loader thread for", Path::new(&dataset.name())))?;
             loader.threads.push(thread);
+        }
+        if dataset.read_ahead() > 0 {
+            let ahead = ReadAhead { shared, dataset: Arc::clone(&dataset), order, config };
+            // Not waited for: a fetch may take long, and its result is kept in the cache whoever asks for it.
+            std::thread::Builder::new()
+                .name("loader-ahead".to_owned())
+                .spawn(move || ahead.run())
+                .map_err(Error::io("start read-ahead thread for", Path::new(&dataset.name())))?;
         }
         Ok(loader)
     }
@@ -260,8 +278,9 @@ impl<T> Drop for Loader<T> {
     }
 }
 
-impl<T, F> Worker<T, F>
+impl<T, S, F> Worker<T, S, F>
 where
+    S: Source + ?Sized,
     F: Fn(u64, &SampleRef<'_>) -> std::result::Result<T, BoxError>,
 {
     fn run(&self) {
@@ -317,18 +336,34 @@ where
         let mut last = String::new();
         for step in 0..tries {
             let (_, index) = self.order.index(position.wrapping_add(step));
-            let sample = self.dataset.get(index)?;
-            let source = match (self.decode)(position, &sample) {
+            let (key, error) = match self.decoded(position, index)? {
                 Ok(item) => return Ok(item),
-                Err(source) => source,
+                Err(failed) => failed,
             };
             if self.config.on_error == OnError::Fail {
-                return Err(Error::Decode { position, key: sample.key().to_owned(), source });
+                return Err(error);
             }
-            last = source.to_string();
-            self.count_skip(Skipped { position, key: sample.key().to_owned(), error: last.clone() });
+            last = match error {
+                Error::Decode { source, .. } => source.to_string(),
+                other => other.to_string(),
+            };
+            self.count_skip(Skipped { position, key, error: last.clone() });
         }
         Err(Error::TooManyBadSamples { position, tries, last })
+    }
+
+    /// Sample `index` as the item of `position`; the inner error, with the sample's key, is of that sample alone.
+    fn decoded(&self, position: u64, index: usize) -> Result<std::result::Result<T, (String, Error)>> {
+        let held = match self.dataset.get(index) {
+            Ok(held) => held,
+            Err(error) if error.concerns_one_sample() => return Ok(Err((format!("#{index}"), error))),
+            Err(error) => return Err(error),
+        };
+        let sample = held.sample();
+        Ok((self.decode)(position, &sample).map_err(|source| {
+            let key = sample.key().to_owned();
+            (key.clone(), Error::Decode { position, key, source })
+        }))
     }
 
     fn count_skip(&self, skip: Skipped) {
@@ -337,6 +372,56 @@ where
         state.skipped += 1;
         if state.skips.len() < KEPT_SKIPS {
             state.skips.push(skip);
+        }
+    }
+}
+
+/// What prepares the samples that come, for sources that fetch them.
+struct ReadAhead<T, S: ?Sized> {
+    shared: Arc<Shared<T>>,
+    dataset: Arc<S>,
+    order: Arc<GlobalOrder>,
+    config: LoaderConfig,
+}
+
+impl<T, S: Source + ?Sized> ReadAhead<T, S> {
+    fn run(&self) {
+        // Batches for which something was fetched and that are not delivered yet.
+        let mut fetched = VecDeque::new();
+        for number in 0.. {
+            let Some(positions) = self.config.positions(number) else { return };
+            for position in positions {
+                if !self.wait_for_room(number, &mut fetched) {
+                    return;
+                }
+                let (_, index) = self.order.index(position);
+                match self.dataset.prepare(index) {
+                    Ok(true) => fetched.push_back(number),
+                    Ok(false) => {}
+                    Err(error) if error.concerns_one_sample() => {}
+                    // Whoever needs the sample comes upon the error too, and delivers it.
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+
+    /// Waits until batch `number` is near enough; false when the loader stops.
+    fn wait_for_room(&self, number: u64, fetched: &mut VecDeque<u64>) -> bool {
+        let local = (self.config.global_batch / self.config.world) as u64;
+        let farthest = (MOST_AHEAD / local.max(1)).max(self.config.prefetch as u64);
+        let mut state = self.shared.lock();
+        loop {
+            if state.stop {
+                return false;
+            }
+            while fetched.front().is_some_and(|number| *number < state.next_delivered) {
+                fetched.pop_front();
+            }
+            if fetched.len() < self.dataset.read_ahead() && number < state.next_delivered + farthest {
+                return true;
+            }
+            state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

@@ -1,8 +1,11 @@
 //! One sample: a key and named parts.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::npy::NpyArray;
+use crate::webdataset::MappedShard;
 use crate::{Error, Result};
 
 /// A sample that owns its bytes: what writers and encoders handle.
@@ -14,12 +17,78 @@ pub struct Sample {
     pub parts: BTreeMap<String, Vec<u8>>,
 }
 
-/// A sample whose bytes lie in a memory-mapped shard: what readers and decoders handle.
+/// A sample whose bytes lie elsewhere, in a memory-mapped shard or a [`Sample`]: what decoders handle.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleRef<'a> {
     key: &'a str,
-    parts: &'a [(String, std::ops::Range<usize>)],
-    bytes: &'a [u8],
+    parts: Parts<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Parts<'a> {
+    /// Extensions with their ranges in the bytes.
+    Ranges(&'a [(String, Range<usize>)], &'a [u8]),
+    /// Parts of a sample that owns them.
+    Owned(&'a BTreeMap<String, Vec<u8>>),
+}
+
+/// A sample as a source hands it out, with what keeps its bytes alive.
+#[derive(Debug)]
+pub struct HeldSample<'a>(Held<'a>);
+
+#[derive(Debug)]
+enum Held<'a> {
+    /// Bytes live as long as the source.
+    Borrowed(SampleRef<'a>),
+    /// Bytes live as long as the shard, which the source may give up meanwhile.
+    Shared(Arc<MappedShard>, usize),
+    /// Bytes were read or made for this sample.
+    Owned(Sample),
+}
+
+impl HeldSample<'_> {
+    /// Sample `number` of a shard that may go away.
+    ///
+    /// # Panics
+    /// In [`HeldSample::sample`], if the shard has no such sample.
+    pub(crate) fn shared(shard: Arc<MappedShard>, number: usize) -> Self {
+        HeldSample(Held::Shared(shard, number))
+    }
+
+    /// The sample.
+    pub fn sample(&self) -> SampleRef<'_> {
+        match &self.0 {
+            Held::Borrowed(sample) => *sample,
+            Held::Shared(shard, number) => shard.sample(*number),
+            Held::Owned(sample) => SampleRef::from(sample),
+        }
+    }
+
+    /// The sample with bytes of its own; copies them unless they are already.
+    pub fn into_sample(self) -> Sample {
+        match self.0 {
+            Held::Owned(sample) => sample,
+            other => HeldSample(other).sample().to_sample(),
+        }
+    }
+}
+
+impl<'a> From<SampleRef<'a>> for HeldSample<'a> {
+    fn from(sample: SampleRef<'a>) -> Self {
+        HeldSample(Held::Borrowed(sample))
+    }
+}
+
+impl From<Sample> for HeldSample<'_> {
+    fn from(sample: Sample) -> Self {
+        HeldSample(Held::Owned(sample))
+    }
+}
+
+impl<'a> From<&'a Sample> for SampleRef<'a> {
+    fn from(sample: &'a Sample) -> Self {
+        SampleRef { key: &sample.key, parts: Parts::Owned(&sample.parts) }
+    }
 }
 
 impl Sample {
@@ -69,8 +138,8 @@ impl Sample {
 
 impl<'a> SampleRef<'a> {
     /// `parts` are extensions with their ranges in `bytes`, checked by the shard's scan.
-    pub(crate) fn new(key: &'a str, parts: &'a [(String, std::ops::Range<usize>)], bytes: &'a [u8]) -> Self {
-        SampleRef { key, parts, bytes }
+    pub(crate) fn new(key: &'a str, parts: &'a [(String, Range<usize>)], bytes: &'a [u8]) -> Self {
+        SampleRef { key, parts: Parts::Ranges(parts, bytes) }
     }
 
     /// Name, unique in its dataset.
@@ -78,10 +147,14 @@ impl<'a> SampleRef<'a> {
         self.key
     }
 
-    /// Extensions and bytes, in the shard's order.
+    /// Extensions and bytes, in the source's order.
     pub fn parts(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
-        let bytes = self.bytes;
-        self.parts.iter().map(move |(extension, range)| (extension.as_str(), &bytes[range.clone()]))
+        let (ranges, bytes, owned) = match self.parts {
+            Parts::Ranges(ranges, bytes) => (ranges, bytes, None),
+            Parts::Owned(parts) => (&[][..], &[][..], Some(parts)),
+        };
+        let ranges = ranges.iter().map(move |(extension, range)| (extension.as_str(), &bytes[range.clone()]));
+        ranges.chain(owned.into_iter().flatten().map(|(extension, bytes)| (extension.as_str(), bytes.as_slice())))
     }
 
     /// Bytes of a part.

@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use calotype_data::files::{read_json, write_json};
 use calotype_data::mds::encoding::RawKind;
 use calotype_data::mds::{Encoding, KEY_COLUMN, MdsColumn, MdsDataset, MdsSchema};
-use calotype_data::webdataset::INDEX_FILE;
-use calotype_data::{Control, Dataset, Sample};
+use calotype_data::source::{self, SourceKind};
+use calotype_data::{Control, Sample, SampleRef, Source, SourceOptions};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -31,13 +32,32 @@ const CHUNK: usize = 1024;
 /// Settings of the stage.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConvertArgs {
-    /// Dataset to read: a folder of tar shards or of MDS shards.
-    pub input: PathBuf,
+    /// Dataset to read: a folder of tar shards, of MDS shards, of pictures (with metadata.jsonl or metadata.csv, caption files
+    /// beside the pictures, or in folders by class) or of parquet files; a file; a pattern like x-{000..831}.tar; an address.
+    pub input: String,
     /// Folder to write.
     pub out: PathBuf,
     /// Where the dataset goes.
     #[command(flatten)]
     pub output: OutputArgs,
+    /// What the input is, if its content does not tell.
+    #[arg(long, value_name = "KIND", value_parser = ["webdataset", "mds", "imagefolder", "parquet"])]
+    pub from: Option<String>,
+    /// Column of pictures in parquet files.
+    #[arg(long, value_name = "NAME")]
+    pub image_column: Option<String>,
+    /// Column of captions in parquet files and metadata tables.
+    #[arg(long, value_name = "NAME")]
+    pub caption_column: Option<String>,
+    /// Column of unique keys in parquet files.
+    #[arg(long, value_name = "NAME")]
+    pub key_column: Option<String>,
+    /// Extensions of caption files beside pictures, comma separated [default: txt,caption].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub caption_extensions: Vec<String>,
+    /// Take the samples, too, that quarantine.json names.
+    #[arg(long)]
+    pub with_quarantined: bool,
     /// New names of parts (tar: extensions, MDS: columns), as OLD=NEW, comma separated: jpg=image,txt=caption.
     #[arg(long, value_name = "OLD=NEW", value_delimiter = ',', value_parser = parse_pair)]
     pub map: Vec<(String, String)>,
@@ -98,57 +118,74 @@ const ENCODINGS: [(&str, &str); 9] = [
 ];
 
 /// A dataset to be read.
-enum Input {
-    Shards(Dataset),
-    Mds(MdsDataset),
+struct Input {
+    source: Arc<dyn Source>,
+    /// Columns that all samples have, where that is known.
+    columns: Option<Vec<MdsColumn>>,
 }
 
 impl Input {
-    fn open(path: &Path) -> Result<Self> {
-        let index: Option<Value> = read_json(&path.join(INDEX_FILE))?;
-        let streaming = index.is_some_and(|index| index.get("format").is_none() && index.get("shards").is_some());
-        Ok(if streaming { Input::Mds(MdsDataset::open(path)?) } else { Input::Shards(Dataset::open(path)?) })
+    fn open(args: &ConvertArgs) -> Result<Self> {
+        let options = args.source_options()?;
+        let path = Path::new(&args.input);
+        let is_mds = match options.kind {
+            Some(kind) => kind == SourceKind::Mds,
+            None => source::kind(&args.input)? == Some(SourceKind::Mds),
+        };
+        if !is_mds {
+            return Ok(Input { source: source::open(&args.input, &options)?, columns: None });
+        }
+        let dataset = MdsDataset::open(path)?;
+        let dataset = if options.quarantine { dataset.without_quarantined()? } else { dataset };
+        let columns = Some(dataset.columns().to_vec());
+        Ok(Input { source: Arc::new(dataset), columns })
     }
 
     fn len(&self) -> usize {
-        match self {
-            Input::Shards(dataset) => dataset.len(),
-            Input::Mds(dataset) => dataset.len(),
-        }
-    }
-
-    fn digest(&self) -> String {
-        match self {
-            Input::Shards(dataset) => dataset.index().digest(),
-            Input::Mds(dataset) => dataset.digest().to_owned(),
-        }
-    }
-
-    fn meta(&self) -> Map<String, Value> {
-        match self {
-            Input::Shards(dataset) => dataset.meta().clone(),
-            Input::Mds(_) => Map::new(),
-        }
+        self.source.len()
     }
 
     fn get(&self, i: usize) -> calotype_data::Result<Sample> {
-        match self {
-            Input::Shards(dataset) => Ok(dataset.get(i)?.to_sample()),
-            Input::Mds(dataset) => dataset.get(i),
-        }
+        Ok(self.source.get(i)?.into_sample())
     }
 
-    /// Columns that all samples have, of a kind that is known.
     fn columns(&self) -> Option<&[MdsColumn]> {
-        match self {
-            Input::Shards(_) => None,
-            Input::Mds(dataset) => Some(dataset.columns()),
-        }
+        self.columns.as_deref()
     }
 
     /// Whether every sample's key is its number.
     fn is_numbered(&self) -> bool {
         self.columns().is_some_and(|columns| !columns.iter().any(|column| column.name == KEY_COLUMN))
+    }
+}
+
+impl ConvertArgs {
+    fn source_options(&self) -> Result<SourceOptions> {
+        let kind = match &self.from {
+            Some(name) => Some(
+                serde_json::from_value(Value::String(name.clone()))
+                    .map_err(|e| Error::Usage(format!("--from {name}: {e}")))?,
+            ),
+            None => None,
+        };
+        let mut options = SourceOptions {
+            kind,
+            image_column: self.image_column.clone(),
+            caption_column: self.caption_column.clone(),
+            key_column: self.key_column.clone(),
+            quarantine: !self.with_quarantined,
+            ..SourceOptions::default()
+        };
+        if !self.caption_extensions.is_empty() {
+            options.caption_extensions = self.caption_extensions.clone();
+        }
+        Ok(options)
+    }
+
+    /// Whether the stage goes on without a sample after this error of reading it.
+    fn skips(&self, error: &calotype_data::Error) -> bool {
+        use calotype_data::Error::{Fetch, Io};
+        self.skip_bad && !matches!(error, Io { .. } | Fetch { .. })
     }
 }
 
@@ -182,7 +219,7 @@ struct Conversion<'a> {
 /// writing; [`calotype_data::Error::Interrupted`].
 pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Report> {
     args.output.check()?;
-    let input = Input::open(&args.input)?;
+    let input = Input::open(args)?;
     let settings = settings(args, &input);
     let ledger = open_ledger(STAGE, &args.out, &settings)?;
     let mut conversion = Conversion::new(args, &input);
@@ -206,18 +243,20 @@ pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Report> {
         total: input.len(),
         ledger: &ledger,
         settings: &settings,
-        meta: input.meta(),
+        meta: input.source.meta().clone(),
         make: &make,
     };
     let mut report = job.run(&args.slices, control)?;
     report.notes.extend(plan.notes);
+    let left_out = input.source.left_out();
+    report.notes.extend(left_out.iter().map(|(reason, count)| format!("not taken from the input: {count} {reason}")));
     Ok(report)
 }
 
 /// Everything that shapes the output.
 fn settings(args: &ConvertArgs, input: &Input) -> Value {
     json!({
-        "input": input.digest(),
+        "input": input.source.digest(),
         "output": args.output.settings(),
         "map": args.map,
         "parts": args.parts,
@@ -307,28 +346,21 @@ impl<'a> Conversion<'a> {
 
     /// Key and parts of sample `i`; none if it cannot be read and that is to be skipped.
     fn look(&self, i: usize) -> calotype_data::Result<Option<Found>> {
-        let found = match (self.input, &self.args.key_part) {
-            // Without a look at the parts' bytes.
-            (Input::Shards(dataset), None) => dataset.get(i).map(|sample| Found {
-                key: sample.key().to_owned(),
-                parts: sample.parts().map(|(name, _)| name.to_owned()).collect(),
-            }),
-            _ => self.input.get(i).map(|sample| Found {
-                key: self.own_key(&sample),
-                parts: sample.parts.keys().map(|name| self.column_of(name).to_owned()).collect(),
-            }),
-        };
-        match found {
-            Ok(found) => Ok(Some(found)),
-            Err(_) if self.args.skip_bad => Ok(None),
+        match self.input.source.get(i) {
+            Ok(held) => {
+                let sample = held.sample();
+                let parts = sample.parts().map(|(name, _)| self.column_of(name).to_owned()).collect();
+                Ok(Some(Found { key: self.own_key(sample), parts }))
+            }
+            Err(error) if self.args.skips(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     /// The key that a sample brings along.
-    fn own_key(&self, sample: &Sample) -> String {
+    fn own_key(&self, sample: SampleRef<'_>) -> String {
         let part = self.args.key_part.as_ref().and_then(|part| sample.text(part).ok());
-        part.map_or_else(|| sample.key.clone(), |text| text.trim().to_owned())
+        part.unwrap_or(sample.key()).trim().to_owned()
     }
 
     /// The key as the output can hold it.
@@ -448,13 +480,13 @@ impl<'a> Conversion<'a> {
     fn sample(&self, i: usize) -> calotype_data::Result<Made> {
         let source = match self.input.get(i) {
             Ok(source) => source,
-            Err(error) if self.args.skip_bad => {
+            Err(error) if self.args.skips(&error) => {
                 tracing::warn!(sample = i, "left out: {error}");
                 return Ok(Made::LeftOut("cannot be read".to_owned()));
             }
             Err(error) => return Err(error),
         };
-        let key = self.renamed.get(&i).cloned().unwrap_or_else(|| self.own_key(&source));
+        let key = self.renamed.get(&i).cloned().unwrap_or_else(|| self.own_key(SampleRef::from(&source)));
         let mut sample = Sample::new(key);
         for (name, bytes) in source.parts {
             if let Some(name) = self.new_name(&name) {

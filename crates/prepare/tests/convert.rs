@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use calotype_data::image::{PngEffort, RgbImage};
 use calotype_data::mds::MdsDataset;
 use calotype_data::{Control, Dataset, Sample, ShardLimits, ShardWriter};
 use calotype_prepare::{DataStage, Error, Report};
@@ -210,6 +211,45 @@ fn damage_stops_the_stage_or_is_counted() {
     let report = run("convert {} {} --skip-bad", &[&mds, &out]).unwrap();
     assert_eq!((report.taken, report.written), (60, 60 - lost));
     assert_eq!(report.left_out, BTreeMap::from([("cannot be read".to_owned(), lost)]));
+}
+
+#[test]
+fn folders_of_pictures_and_quarantined_samples() {
+    let folders = Folders::new();
+    let (start, tars, mds, back) = (folders.at("start"), folders.at("tars"), folders.at("mds"), folders.at("back"));
+    for class in ["cat", "dog"] {
+        fs::create_dir_all(start.join(class)).unwrap();
+        for i in 0..4 {
+            let picture = RgbImage::filled(5 + i, 6, [i as u8, 0, 9]).unwrap().encode_png(PngEffort::Fast).unwrap();
+            fs::write(start.join(class).join(format!("{i}.x.png")), picture).unwrap();
+        }
+    }
+    let report = run("convert {} {}", &[&start, &tars]).unwrap();
+    assert_eq!((report.taken, report.written), (8, 8));
+    let dataset = Dataset::open(&tars).unwrap();
+    let last = dataset.get(7).unwrap();
+    assert_eq!((last.key(), last.text("cls").unwrap()), ("dog/3_x", "1"));
+    assert_eq!(dataset.meta()["classes"], serde_json::json!(["cat", "dog"]));
+    fs::write(start.join("metadata.jsonl"), "{\"file_name\": \"dog/2.x.png\", \"text\": \"a dog\"}\n").unwrap();
+    let report = run("convert {} {} --to mds", &[&start, &mds]).unwrap();
+    assert_eq!((report.taken, report.written), (1, 1));
+    assert!(report.notes.iter().any(|note| note.starts_with("not taken from the input: 7")), "{:?}", report.notes);
+    assert_eq!(MdsDataset::open(&mds).unwrap().get(0).unwrap().text("txt").unwrap(), "a dog");
+
+    let keyed = folders.at("keyed");
+    run("convert {} {} --to mds --shard-samples 3", &[&tars, &keyed]).unwrap();
+    let quarantine = r#"[{"shard": "shard.00001.mds", "key": "cat/3_x", "reason": "ugly"},
+        {"shard": "shard.00002.mds", "key": "000000007", "reason": "late"}]"#;
+    fs::write(keyed.join("quarantine.json"), quarantine).unwrap();
+    let report = run("convert {} {}", &[&keyed, &back]).unwrap();
+    assert_eq!(report.written, 6);
+    assert!(report.notes.contains(&"not taken from the input: 2 in quarantine".to_owned()), "{:?}", report.notes);
+    let keys: Vec<String> = samples_of(&back).into_iter().map(|sample| sample.key).collect();
+    assert_eq!(keys, ["cat/0_x", "cat/1_x", "cat/2_x", "dog/0_x", "dog/1_x", "dog/2_x"]);
+    assert_eq!(run("convert {} {} --with-quarantined", &[&keyed, &folders.at("all")]).unwrap().written, 8);
+    fs::write(keyed.join("quarantine.json"), quarantine.replace("cat/3_x", "cat/9_x")).unwrap();
+    let error = run("convert {} {}", &[&keyed, &folders.at("none")]).unwrap_err().to_string();
+    assert!(error.contains("2 samples are listed, the dataset has 1 of them"), "{error}");
 }
 
 fn program() -> PathBuf {

@@ -440,9 +440,9 @@ impl<'a, M: Module> Run<'a, M> {
     }
 }
 
-/// Opens a dataset and, unless the recipe says otherwise, reads it through once for damage.
+/// Opens a dataset without its samples in quarantine and, unless the recipe says otherwise, reads it through once for damage.
 fn open_dataset(data: &DataSettings, stop: &StopFlag) -> Result<Arc<Dataset>, TrainError> {
-    let dataset = Dataset::open(&data.path)?;
+    let dataset = Dataset::open(&data.path)?.without_quarantined()?;
     if data.verify {
         match dataset.verify(&mut Control::default().with_stop(|| stop.is_set())) {
             // The training loop sees the same flag before its first step.

@@ -1,6 +1,6 @@
 //! Reading MDS datasets.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::ops::Deref;
@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use memmap2::Mmap;
+use serde_json::{Map, Value};
 
 use super::hash::hash;
 use super::index::{MdsColumn, MdsFileInfo, MdsIndex, MdsShardInfo, read_text};
 use super::{INDEX_FILE, MdsFault, shard};
 use crate::files::partial_name;
+use crate::quarantine::{QUARANTINE_FILE, Quarantine};
+use crate::sample::HeldSample;
+use crate::source::{Removed, Source, quarantined};
 use crate::{Error, Result, Sample};
 
 /// How an [`MdsDataset`] reads.
@@ -45,9 +49,12 @@ pub struct MdsDataset {
     digest: String,
     columns: Vec<MdsColumn>,
     options: MdsReadOptions,
-    /// Number of the first sample of each shard.
+    /// Number of the first sample of each shard, those in quarantine counted.
     starts: Vec<usize>,
-    len: usize,
+    /// Number of samples, those in quarantine counted.
+    whole: usize,
+    removed: Removed,
+    meta: Map<String, Value>,
     slots: Vec<Mutex<Slot>>,
     recent: Mutex<Recent>,
 }
@@ -87,7 +94,7 @@ struct Recent {
 
 impl std::fmt::Debug for MdsDataset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MdsDataset").field("dir", &self.dir).field("samples", &self.len).finish_non_exhaustive()
+        f.debug_struct("MdsDataset").field("dir", &self.dir).field("samples", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -117,16 +124,62 @@ impl MdsDataset {
         };
         let columns = first.columns().map_err(|fault| fault.of(&path))?;
         let mut starts = Vec::with_capacity(index.shards.len());
-        let mut len = 0;
+        let mut whole = 0;
         for shard in &index.shards {
             check_length(dir, &options, shard)?;
-            starts.push(len);
-            len += shard.samples;
+            starts.push(whole);
+            whole += shard.samples;
         }
         let slots = index.shards.iter().map(|_| Mutex::new(Slot::Absent)).collect();
         let digest = blake3::hash(&text).to_hex().to_string();
-        let (dir, recent) = (dir.to_path_buf(), Mutex::default());
-        Ok(MdsDataset { dir, index, digest, columns, options, starts, len, slots, recent })
+        let (dir, recent, meta) = (dir.to_path_buf(), Mutex::default(), Map::new());
+        let removed = Removed::default();
+        Ok(MdsDataset { dir, index, digest, columns, options, starts, whole, removed, meta, slots, recent })
+    }
+
+    /// The same dataset without the samples that its `quarantine.json` names, by the shard's uncompressed or compressed file
+    /// and by key or number; unchanged if there is no such file. Sample numbers close up, [`MdsDataset::len`] shrinks, the
+    /// digest is another one; keys that are numbers stay.
+    ///
+    /// # Errors
+    /// [`Error::BadIndex`] if the list cannot be read, or names samples that the dataset has not; [`Error::EmptyDataset`]
+    /// if nothing is left; those of [`MdsDataset::get`] for the shards that are named.
+    pub fn without_quarantined(mut self) -> Result<Self> {
+        let quarantine = Quarantine::read(&self.dir)?;
+        let mut numbers = Vec::new();
+        for (shard, info) in self.index.shards.iter().enumerate() {
+            let files = [Some(&info.raw_data), info.zip_data.as_ref()].into_iter().flatten();
+            let names: Vec<&str> = files.map(|file| file.basename.as_str()).collect();
+            if names.iter().all(|name| quarantine.len_of(name) == 0) {
+                continue;
+            }
+            let bytes = self.shard(shard)?;
+            for place in 0..info.samples {
+                let number = self.starts[shard] + place;
+                let bytes = shard::sample_bytes(&bytes, place).unwrap_or_default();
+                let keys = [shard::key(&self.columns, bytes), Some(number_key(number))];
+                let mut keys = keys.iter().flatten();
+                if keys.any(|key| names.iter().any(|name| quarantine.contains(name, key))) {
+                    numbers.push(number);
+                }
+            }
+        }
+        if numbers.len() != quarantine.len() {
+            let (path, found) = (self.dir.join(QUARANTINE_FILE), numbers.len());
+            let detail = format!("{} samples are listed, the dataset has {found} of them", quarantine.len());
+            return Err(Error::BadIndex { path, detail });
+        }
+        if numbers.is_empty() {
+            return Ok(self);
+        }
+        self.removed = Removed::new(numbers);
+        self.digest =
+            blake3::hash(format!("{} without {}", self.digest, quarantine.digest()).as_bytes()).to_hex().to_string();
+        if self.is_empty() {
+            return Err(Error::EmptyDataset { path: self.dir });
+        }
+        tracing::info!(folder = %self.dir.display(), samples = self.removed.len(), "samples in quarantine are left out");
+        Ok(self)
     }
 
     /// The folder.
@@ -139,7 +192,7 @@ impl MdsDataset {
         &self.index
     }
 
-    /// BLAKE3 of the index file: equal for equal datasets.
+    /// BLAKE3 of the index file, and of the quarantine list if there is one: equal for equal datasets.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -149,14 +202,14 @@ impl MdsDataset {
         &self.columns
     }
 
-    /// Number of samples.
+    /// Number of samples, those in quarantine left out.
     pub fn len(&self) -> usize {
-        self.len
+        self.whole - self.removed.len()
     }
 
     /// Whether there are no samples (never so for a dataset that [`MdsDataset::open`] returned).
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Sample `i`, in the order of the shards.
@@ -165,19 +218,20 @@ impl MdsDataset {
     /// [`Error::OutOfRange`]; [`Error::Mds`] for a damaged sample and, at the first access to a shard, for a damaged
     /// shard; [`Error::Io`].
     pub fn get(&self, i: usize) -> Result<Sample> {
-        if i >= self.len {
-            return Err(Error::OutOfRange { index: i, len: self.len });
+        if i >= self.len() {
+            return Err(Error::OutOfRange { index: i, len: self.len() });
         }
-        let number = self.starts.partition_point(|start| *start <= i) - 1;
-        let (shard, place) = (self.shard(number)?, i - self.starts[number]);
+        let whole = self.removed.whole(i);
+        let number = self.starts.partition_point(|start| *start <= whole) - 1;
+        let (shard, place) = (self.shard(number)?, whole - self.starts[number]);
         let bytes = shard::sample_bytes(&shard, place).unwrap_or_default();
         let path = || self.dir.join(&self.index.shards[number].raw_data.basename);
-        shard::decode(&self.columns, bytes, place, format!("{i:09}")).map_err(|fault| fault.of(&path()))
+        shard::decode(&self.columns, bytes, place, number_key(whole)).map_err(|fault| fault.of(&path()))
     }
 
     /// All samples, in order; errors as [`MdsDataset::get`].
     pub fn iter(&self) -> impl Iterator<Item = Result<Sample>> {
-        (0..self.len).map(|i| self.get(i))
+        (0..self.len()).map(|i| self.get(i))
     }
 
     /// Shard `number`, brought into memory if it is not there. Threads that want the same one wait for the first of them.
@@ -271,6 +325,44 @@ impl MdsDataset {
         }
         Ok(())
     }
+}
+
+impl Source for MdsDataset {
+    fn name(&self) -> String {
+        self.dir.display().to_string()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn get(&self, i: usize) -> Result<HeldSample<'_>> {
+        Ok(self.get(i)?.into())
+    }
+
+    fn meta(&self) -> &Map<String, Value> {
+        &self.meta
+    }
+
+    fn digest(&self) -> String {
+        self.digest.clone()
+    }
+
+    fn blocks(&self) -> Vec<usize> {
+        let kept = |(start, info): (&usize, &MdsShardInfo)| {
+            info.samples - (self.removed.before(start + info.samples) - self.removed.before(*start))
+        };
+        self.starts.iter().zip(&self.index.shards).map(kept).collect()
+    }
+
+    fn left_out(&self) -> BTreeMap<&'static str, usize> {
+        quarantined(self.removed.len())
+    }
+}
+
+/// Key of a sample that has none: its number.
+fn number_key(number: usize) -> String {
+    format!("{number:09}")
 }
 
 /// Where the uncompressed file is, or would be: beside the compressed one, as Streaming leaves it, or unpacked.

@@ -70,6 +70,13 @@ pub(super) fn decode(columns: &[MdsColumn], bytes: &[u8], number: usize, key: St
     Ok(sample)
 }
 
+/// The key of a sample, if a column holds it; whatever else of the sample may be damaged.
+pub(super) fn key(columns: &[MdsColumn], bytes: &[u8]) -> Option<String> {
+    let place = columns.iter().position(|column| column.name == KEY_COLUMN)?;
+    let range = ranges(columns, bytes, 0).ok()?.into_iter().nth(place)?;
+    String::from_utf8(bytes[range].to_vec()).ok()
+}
+
 fn fault(number: usize, column: &MdsColumn, detail: String) -> MdsFault {
     MdsFault::Value { sample: number.to_string(), column: column.name.clone(), detail }
 }

@@ -73,12 +73,17 @@ impl DatasetIndex {
     /// [`Error::BadIndex`], [`Error::Io`].
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(INDEX_FILE);
-        let index: Option<DatasetIndex> = read_json(&path)?;
-        match &index {
-            Some(index) => index.check().map_err(|detail| Error::BadIndex { path, detail })?,
-            None => return Ok(None),
-        }
-        Ok(index)
+        read_json::<DatasetIndex>(&path)?.map(|index| index.checked(&path)).transpose()
+    }
+
+    /// Reads an index from the bytes of its file; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::BadIndex`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let index: DatasetIndex = serde_json::from_slice(bytes)
+            .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: e.to_string() })?;
+        index.checked(path)
     }
 
     /// Writes `index.json` into `dir`, atomically.
@@ -87,6 +92,13 @@ impl DatasetIndex {
     /// [`Error::Io`].
     pub fn write(&self, dir: &Path) -> Result<()> {
         write_json(&dir.join(INDEX_FILE), self)
+    }
+
+    fn checked(self, path: &Path) -> Result<Self> {
+        match self.check() {
+            Ok(()) => Ok(self),
+            Err(detail) => Err(Error::BadIndex { path: path.to_path_buf(), detail }),
+        }
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -109,7 +121,7 @@ impl DatasetIndex {
 }
 
 /// Whether `name` is a file name and nothing more.
-pub(super) fn is_plain_name(name: &str) -> bool {
+pub(crate) fn is_plain_name(name: &str) -> bool {
     Path::new(name).file_name().is_some_and(|file| file == name) && !name.contains(['/', '\\', '\0'])
 }
 

@@ -16,10 +16,14 @@
 //! either someone else's dataset (it is scanned) or an unfinished one (`progress.json` tells, and is refused).
 
 mod index;
+mod mapped;
 mod reader;
 mod scan;
 mod writer;
 
+pub(crate) use index::is_plain_name;
 pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION};
+pub(crate) use mapped::{LeaveOut, MappedShard, map_file, map_open, named, starts};
 pub use reader::{Dataset, VerifyReport, index_folder};
+pub(crate) use reader::{digest, kept_counts};
 pub use writer::{END_BYTES, ShardLimits, ShardWriter, size_in_shard, write_shard};

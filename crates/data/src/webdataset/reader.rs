@@ -1,7 +1,7 @@
 //! Reading datasets.
 
-use std::collections::HashMap;
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -9,7 +9,11 @@ use memmap2::Mmap;
 use serde_json::{Map, Value};
 
 use super::index::{DatasetIndex, PROGRESS_FILE, ShardRecord};
+use super::mapped::{LeaveOut, map_file, scan_healthy, starts};
 use super::scan::{ScannedShard, scan_shard};
+use crate::quarantine::{QUARANTINE_FILE, Quarantine};
+use crate::sample::HeldSample;
+use crate::source::{Source, quarantined};
 use crate::{Control, Error, Result, SampleRef};
 
 /// A dataset folder, open for random access.
@@ -21,8 +25,11 @@ pub struct Dataset {
     dir: PathBuf,
     index: DatasetIndex,
     shards: Vec<Shard>,
-    /// Number of the first sample of each shard.
+    quarantine: Quarantine,
+    /// Number of the first sample of each shard, those in quarantine left out.
     starts: Vec<usize>,
+    /// Number of samples, those in quarantine left out.
+    len: usize,
 }
 
 struct Shard {
@@ -72,8 +79,7 @@ impl Dataset {
 
     fn from_index(dir: &Path, index: DatasetIndex) -> Result<Self> {
         let shards = index.shards.iter().map(|record| open_shard(dir, record)).collect::<Result<Vec<_>>>()?;
-        let starts = starts(&index);
-        Ok(Dataset { dir: dir.to_path_buf(), index, shards, starts })
+        Ok(Dataset::build(dir, index, shards))
     }
 
     fn from_scan(dir: &Path) -> Result<Self> {
@@ -89,10 +95,51 @@ impl Dataset {
             shards.push(Shard { path, map, scanned: OnceLock::from(scanned) });
         }
         let index = DatasetIndex::new(records, Map::new());
-        let starts = starts(&index);
-        let dataset = Dataset { dir: dir.to_path_buf(), index, shards, starts };
+        let dataset = Dataset::build(dir, index, shards);
         dataset.check_keys(&mut Control::default())?;
         Ok(dataset)
+    }
+
+    fn build(dir: &Path, index: DatasetIndex, shards: Vec<Shard>) -> Self {
+        let starts = starts(index.shards.iter().map(|shard| shard.samples));
+        let len = index.samples;
+        Dataset { dir: dir.to_path_buf(), index, shards, quarantine: Quarantine::new(), starts, len }
+    }
+
+    /// The same dataset without the samples that its `quarantine.json` names; unchanged if there is no such file.
+    /// Sample numbers close up, [`Dataset::len`] shrinks, [`Dataset::digest`] is another one.
+    ///
+    /// That the listed samples exist is checked when their shard is first read.
+    ///
+    /// # Errors
+    /// [`Error::BadIndex`] if the list cannot be read, or names a shard that the dataset has not, or more samples than
+    /// a shard has; [`Error::EmptyDataset`] if nothing is left; [`Error::Io`].
+    pub fn without_quarantined(mut self) -> Result<Self> {
+        let quarantine = Quarantine::read(&self.dir)?;
+        if quarantine.is_empty() {
+            return Ok(self);
+        }
+        let records = self.index.shards.iter().map(|shard| (shard.file.as_str(), shard.samples));
+        let kept = kept_counts(&self.dir.join(QUARANTINE_FILE), &quarantine, records)?;
+        self.len = kept.iter().sum();
+        self.starts = starts(kept);
+        if self.is_empty() {
+            return Err(Error::EmptyDataset { path: self.dir });
+        }
+        self.shards.iter_mut().for_each(|shard| shard.scanned = OnceLock::new());
+        tracing::info!(folder = %self.dir.display(), samples = quarantine.len(), "samples in quarantine are left out");
+        self.quarantine = quarantine;
+        Ok(self)
+    }
+
+    /// The samples that are left out.
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
+    }
+
+    /// A checksum of the index and of which samples are left out: runs with equal ones see equal samples.
+    pub fn digest(&self) -> String {
+        digest(&self.index, &self.quarantine)
     }
 
     /// The folder.
@@ -112,7 +159,7 @@ impl Dataset {
 
     /// Number of samples.
     pub fn len(&self) -> usize {
-        self.index.samples
+        self.len
     }
 
     /// Whether there are no samples (never so for a dataset that [`Dataset::open`] returned).
@@ -148,11 +195,9 @@ impl Dataset {
             return Ok(scanned);
         }
         // Two threads may both scan; they find the same, and one result is kept.
-        let scanned = scan_shard(&shard.path, &shard.map)?;
-        let (expected, found) = (self.index.shards[number].samples, scanned.samples.len());
-        if expected != found {
-            return Err(Error::SampleCountMismatch { path: shard.path.clone(), expected, found });
-        }
+        let record = &self.index.shards[number];
+        let leave_out = LeaveOut { list: &self.quarantine, shard: &record.file, dir: &self.dir };
+        let scanned = scan_healthy(&shard.path, &shard.map, Some(record.samples), Some(leave_out))?;
         Ok(shard.scanned.get_or_init(|| scanned))
     }
 
@@ -256,13 +301,63 @@ pub(super) fn keys_of_checked_shard(dir: &Path, record: &ShardRecord) -> Result<
     }
 }
 
-fn starts(index: &DatasetIndex) -> Vec<usize> {
-    let firsts = index.shards.iter().scan(0, |next, shard| {
-        let first = *next;
-        *next += shard.samples;
-        Some(first)
+/// Numbers of samples of shards less those in quarantine; `path` is the list's, for messages.
+pub(crate) fn kept_counts<'a>(
+    path: &Path,
+    quarantine: &Quarantine,
+    shards: impl Iterator<Item = (&'a str, usize)>,
+) -> Result<Vec<usize>> {
+    let bad = |detail: String| Error::BadIndex { path: path.to_path_buf(), detail };
+    let mut unseen: BTreeSet<&str> = quarantine.shards().collect();
+    let kept = shards.map(|(file, samples)| {
+        unseen.remove(file);
+        let listed = quarantine.len_of(file);
+        samples.checked_sub(listed).ok_or_else(|| bad(format!("names {listed} samples of {file}, which has {samples}")))
     });
-    firsts.collect()
+    let kept = kept.collect::<Result<Vec<_>>>()?;
+    match unseen.first() {
+        Some(shard) => Err(bad(format!("names samples of {shard}, which is not part of the dataset"))),
+        None => Ok(kept),
+    }
+}
+
+/// A checksum of an index and of which of its samples are left out.
+pub(crate) fn digest(index: &DatasetIndex, quarantine: &Quarantine) -> String {
+    match quarantine.is_empty() {
+        true => index.digest(),
+        false => blake3::hash(format!("{}-{}", index.digest(), quarantine.digest()).as_bytes()).to_hex().to_string(),
+    }
+}
+
+impl Source for Dataset {
+    fn name(&self) -> String {
+        self.dir.display().to_string()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn get(&self, i: usize) -> Result<HeldSample<'_>> {
+        Ok(self.get(i)?.into())
+    }
+
+    fn meta(&self) -> &Map<String, Value> {
+        self.meta()
+    }
+
+    fn digest(&self) -> String {
+        self.digest()
+    }
+
+    fn blocks(&self) -> Vec<usize> {
+        let ends = self.starts.iter().skip(1).copied().chain([self.len]);
+        self.starts.iter().zip(ends).map(|(start, end)| end - start).collect()
+    }
+
+    fn left_out(&self) -> BTreeMap<&'static str, usize> {
+        quarantined(self.quarantine.len())
+    }
 }
 
 fn check_folder(dir: &Path) -> Result<()> {
@@ -301,14 +396,4 @@ fn open_shard(dir: &Path, record: &ShardRecord) -> Result<Shard> {
         return Err(Error::SizeMismatch { path, expected, size });
     }
     Ok(Shard { path, map, scanned: OnceLock::new() })
-}
-
-fn map_file(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::MissingShard { path: path.to_path_buf() },
-        _ => Error::io("open", path)(e),
-    })?;
-    // SAFETY: the map is only read. Its bytes change only if another program changes the file; bytes are only ever
-    // handed out as `&[u8]`, for which the documentation of `Dataset` demands that the files stay as they are.
-    unsafe { Mmap::map(&file) }.map_err(Error::io("memory-map", path))
 }

@@ -31,6 +31,8 @@ pub struct Reply {
     pub delay: Duration,
     /// Resets the connection after this many bytes of the body.
     pub reset_after: Option<usize>,
+    /// Stops sending after this many bytes of the body, and waits for the client to go away.
+    pub stall_after: Option<usize>,
     /// Leaves the length out, so that the body ends with the connection.
     pub without_length: bool,
 }
@@ -43,6 +45,7 @@ impl Reply {
             body: body.into(),
             delay: Duration::ZERO,
             reset_after: None,
+            stall_after: None,
             without_length: false,
         }
     }
@@ -140,7 +143,11 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
         }
         stream.write_all(head.as_bytes())?;
         if request.method != "HEAD" {
-            stream.write_all(&reply.body[..reply.reset_after.unwrap_or(reply.body.len())])?;
+            let sent = reply.reset_after.or(reply.stall_after).unwrap_or(reply.body.len());
+            stream.write_all(&reply.body[..sent])?;
+        }
+        if reply.stall_after.is_some() {
+            return std::io::copy(&mut reader, &mut std::io::sink()).map(drop);
         }
         if reply.reset_after.is_some() {
             return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));

@@ -1,0 +1,335 @@
+//! Where samples come from: one interface to folders of pictures, tables and shards, here and on other machines.
+//!
+//! [`open`] tells by the content what a folder, file, pattern or address is:
+//!
+//! | kind | what it is | module |
+//! |---|---|---|
+//! | webdataset | a folder of tar shards, a list or pattern of them, here or on other machines | [`crate::webdataset`], [`shards`], [`remote`] |
+//! | imagefolder | pictures with a metadata table, caption files, or in folders by class | [`folder`] |
+//! | parquet | tables with embedded pictures | [`parquet`] |
+//! | mds | a folder of MosaicML Streaming's shards | [`crate::mds`] |
+//!
+//! A source numbers its samples from 0; which of them are seen when is the order's matter ([`crate::order`]). Several
+//! sources with weights are a [`Mixture`].
+
+pub mod braces;
+pub mod folder;
+pub mod metadata;
+mod mixture;
+pub mod parquet;
+pub mod remote;
+mod removed;
+pub mod shards;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::mds::MdsDataset;
+use crate::order::OrderConfig;
+use crate::sample::HeldSample;
+use crate::webdataset::{FORMAT, INDEX_FILE, PROGRESS_FILE};
+use crate::{Dataset, Error, GlobalOrder, Result};
+
+pub use self::parquet::ParquetSource;
+pub use folder::FolderSource;
+pub use mixture::Mixture;
+pub use remote::RemoteOptions;
+pub(crate) use removed::Removed;
+pub use shards::ShardSet;
+
+/// Samples by number.
+///
+/// All methods are cheap but [`Source::get`] and [`Source::prepare`], which may read or fetch whole shards.
+pub trait Source: Send + Sync {
+    /// What it is called in messages: a path, pattern or address.
+    fn name(&self) -> String;
+
+    /// Number of samples, those that are left out not counted.
+    fn len(&self) -> usize;
+
+    /// Whether there are no samples.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sample `i`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; an error of which [`Error::concerns_one_sample`] is true if that sample alone cannot be
+    /// read; others if its whole file cannot.
+    fn get(&self, i: usize) -> Result<HeldSample<'_>>;
+
+    /// Free-form facts about the samples: encoder identity, class names, licence.
+    fn meta(&self) -> &Map<String, Value>;
+
+    /// A checksum: sources with equal ones hold equal samples in equal order.
+    fn digest(&self) -> String;
+
+    /// Numbers of samples that lie together (in a shard, a row group), in order; their sum is [`Source::len`]. Reading
+    /// a block's samples one soon after the other is cheaper than reading them far apart.
+    fn blocks(&self) -> Vec<usize>;
+
+    /// How many samples are left out, by reason.
+    fn left_out(&self) -> BTreeMap<&'static str, usize> {
+        BTreeMap::new()
+    }
+
+    /// In which order its samples are seen.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], as [`GlobalOrder::of`].
+    fn order(&self, config: &OrderConfig) -> Result<GlobalOrder> {
+        GlobalOrder::of(config, &self.blocks())
+    }
+
+    /// Brings sample `i` near, as its first [`Source::get`] would; true if something had to be fetched for it.
+    ///
+    /// # Errors
+    /// As [`Source::get`].
+    fn prepare(&self, i: usize) -> Result<bool> {
+        let _ = i;
+        Ok(false)
+    }
+
+    /// How many blocks a loader's background thread may prepare ahead of the samples that it delivers; 0 where
+    /// preparing does nothing.
+    fn read_ahead(&self) -> usize {
+        0
+    }
+}
+
+/// The kinds of sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// Tar shards.
+    Webdataset,
+    /// A folder of pictures.
+    Imagefolder,
+    /// Parquet files with embedded pictures.
+    Parquet,
+    /// MosaicML Streaming's shards.
+    Mds,
+}
+
+/// How a source is to be read. The default tells everything by the content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SourceOptions {
+    /// What the source is; by content if absent.
+    pub kind: Option<SourceKind>,
+    /// Column of pictures in a parquet file; by type and name if absent.
+    pub image_column: Option<String>,
+    /// Column of captions in tables; the first of [`CAPTION_COLUMNS`] if absent.
+    pub caption_column: Option<String>,
+    /// Column of unique keys in a parquet file; the file's name and the row's number if absent.
+    pub key_column: Option<String>,
+    /// Extensions of caption files beside pictures.
+    pub caption_extensions: Vec<String>,
+    /// Whether samples of `quarantine.json` are left out.
+    pub quarantine: bool,
+    /// How shards on other machines are fetched and kept.
+    pub remote: RemoteOptions,
+}
+
+impl Default for SourceOptions {
+    fn default() -> Self {
+        SourceOptions {
+            kind: None,
+            image_column: None,
+            caption_column: None,
+            key_column: None,
+            caption_extensions: ["txt", "caption"].map(str::to_owned).to_vec(),
+            quarantine: true,
+            remote: RemoteOptions::default(),
+        }
+    }
+}
+
+/// Columns that are taken for captions, the first one that a table has.
+pub const CAPTION_COLUMNS: [&str; 8] =
+    ["text", "caption", "prompt", "TEXT", "CAPTION", "captions", "label_text", "txt"];
+
+/// Columns that are taken for class labels, the first one that a table has.
+pub const LABEL_COLUMNS: [&str; 3] = ["label", "cls", "class"];
+
+/// Opens a source: a folder, a file, an address, a pattern of shards (`data/x-{000..831}.tar`), or several of these that
+/// are of one kind, joined by `::`.
+///
+/// # Errors
+/// [`Error::BadSource`] if it cannot be told what it is, [`Error::MissingFolder`], [`Error::BadPattern`], and those of
+/// the kinds' own functions: [`Dataset::open`], [`ShardSet::open`], [`FolderSource::open`], [`ParquetSource::open`].
+pub fn open(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    let path = Path::new(spec);
+    // A name with braces that is there is that, and no pattern.
+    if !path.exists() && (remote::is_remote(spec) || spec.contains(':') || braces::is_pattern(spec)) {
+        return open_names(spec, options);
+    }
+    let kind = match options.kind {
+        Some(kind) => kind,
+        None => kind_of(spec, path)?,
+    };
+    match kind {
+        SourceKind::Webdataset if path.is_file() => Ok(Arc::new(ShardSet::open(&escaped(spec), options)?)),
+        SourceKind::Webdataset => open_dataset(path, options),
+        SourceKind::Imagefolder => Ok(Arc::new(FolderSource::open(metadata_folder(path), options)?)),
+        SourceKind::Parquet => Ok(Arc::new(ParquetSource::open(path, options)?)),
+        SourceKind::Mds => open_mds(path, options),
+    }
+}
+
+/// What a local folder or file is, by its content; none for patterns and addresses.
+///
+/// # Errors
+/// As [`open`], if it cannot be told.
+pub fn kind(spec: &str) -> Result<Option<SourceKind>> {
+    let path = Path::new(spec);
+    if path.exists() { kind_of(spec, path).map(Some) } else { Ok(None) }
+}
+
+/// Opens what patterns and addresses stand for: parquet files by their names, else shards.
+fn open_names(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    let names = braces::expand_all(spec)?;
+    let parquet = names.iter().all(|name| extension_of(Path::new(name)).as_deref() == Some("parquet"));
+    match options.kind {
+        Some(SourceKind::Imagefolder) => {
+            let detail = "a folder of pictures is read by its path alone".to_owned();
+            Err(Error::BadSource { spec: spec.to_owned(), detail })
+        }
+        Some(SourceKind::Parquet) => open_tables(spec, names, options),
+        None if parquet => open_tables(spec, names, options),
+        _ => Ok(Arc::new(ShardSet::open(spec, options)?)),
+    }
+}
+
+fn open_tables(spec: &str, names: Vec<String>, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    if names.iter().any(|name| remote::is_remote(name)) {
+        let detail = "parquet files are read from this machine; fetch them first".to_owned();
+        return Err(Error::BadSource { spec: spec.to_owned(), detail });
+    }
+    let paths = names.into_iter().map(PathBuf::from).collect();
+    Ok(Arc::new(ParquetSource::open_files(spec, PathBuf::new(), paths, options)?))
+}
+
+/// A file's name as a pattern that stands for it.
+fn escaped(name: &str) -> String {
+    name.chars().flat_map(|c| matches!(c, '{' | '}' | ',' | '\\').then_some('\\').into_iter().chain([c])).collect()
+}
+
+fn open_dataset(path: &Path, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    let dataset = Dataset::open(path)?;
+    Ok(Arc::new(if options.quarantine { dataset.without_quarantined()? } else { dataset }))
+}
+
+fn open_mds(path: &Path, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    let dataset = MdsDataset::open(path)?;
+    Ok(Arc::new(if options.quarantine { dataset.without_quarantined()? } else { dataset }))
+}
+
+/// The folder of a metadata table; other paths as they are.
+fn metadata_folder(path: &Path) -> &Path {
+    match (path.is_file(), path.parent()) {
+        (true, Some(folder)) if metadata::is_metadata(path) && folder.as_os_str().is_empty() => Path::new("."),
+        (true, Some(folder)) if metadata::is_metadata(path) => folder,
+        _ => path,
+    }
+}
+
+/// What a local path is, by its content.
+fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
+    let bad = |detail: &str| Error::BadSource { spec: spec.to_owned(), detail: detail.to_owned() };
+    if path.is_file() {
+        return kind_of_file(path)?.ok_or_else(|| {
+            bad("is neither a tar shard, a parquet file, nor a metadata table; give the folder, or the kind")
+        });
+    }
+    if !path.is_dir() {
+        return Err(Error::MissingFolder { path: path.to_path_buf() });
+    }
+    if let Some(kind) = kind_of_index(path)? {
+        return Ok(kind);
+    }
+    kind_of_folder(path)?.ok_or_else(|| {
+        bad("holds no shards (*.tar, index.json), no parquet files and no pictures; check the path, or give the kind")
+    })
+}
+
+fn kind_of_file(path: &Path) -> Result<Option<SourceKind>> {
+    if metadata::is_metadata(path) {
+        return Ok(Some(SourceKind::Imagefolder));
+    }
+    let mut head = Vec::new();
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    file.take(512).read_to_end(&mut head).map_err(Error::io("read", path))?;
+    let tar = head.get(257..262) == Some(b"ustar") || extension_of(path).as_deref() == Some("tar");
+    Ok(match () {
+        () if head.starts_with(b"PAR1") => Some(SourceKind::Parquet),
+        () if tar => Some(SourceKind::Webdataset),
+        () => None,
+    })
+}
+
+/// By the index.
+fn kind_of_index(dir: &Path) -> Result<Option<SourceKind>> {
+    if dir.join(PROGRESS_FILE).is_file() {
+        return Ok(Some(SourceKind::Webdataset));
+    }
+    let index: Option<Value> = crate::files::read_json(&dir.join(INDEX_FILE))?;
+    let Some(index) = index else { return Ok(None) };
+    let ours = index.get("format").and_then(Value::as_str) == Some(FORMAT);
+    // Streaming's index says its format shard by shard.
+    let streaming = index.get("format").is_none() && index.get("shards").is_some_and(Value::is_array);
+    Ok(ours.then_some(SourceKind::Webdataset).or(streaming.then_some(SourceKind::Mds)))
+}
+
+/// By the files: shards in the folder itself, else parquet files or pictures in it or below it.
+fn kind_of_folder(dir: &Path) -> Result<Option<SourceKind>> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        if extension_of(&path).as_deref() == Some("tar") {
+            return Ok(Some(SourceKind::Webdataset));
+        }
+    }
+    let mut found = None;
+    for path in files_below(dir)? {
+        match extension_of(&path).as_deref() {
+            Some("parquet") => return Ok(Some(SourceKind::Parquet)),
+            Some(extension) if folder::PICTURES.contains(&extension) => found = Some(SourceKind::Imagefolder),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Extension in lower case.
+fn extension_of(path: &Path) -> Option<String> {
+    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}
+
+/// All files of a folder and those below it, hidden ones left out, in the order of their names.
+fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let shown = |entry: &walkdir::DirEntry| entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
+    let walk = walkdir::WalkDir::new(dir).follow_links(true).sort_by_file_name();
+    for entry in walk.into_iter().filter_entry(shown) {
+        let entry = entry.map_err(|e| {
+            let path = e.path().unwrap_or(dir).to_path_buf();
+            Error::Io { action: "list", path, source: e.into() }
+        })?;
+        if entry.file_type().is_file() {
+            files.push(entry.into_path());
+        }
+    }
+    Ok(files)
+}
+
+/// What a source's quarantine leaves out, for [`Source::left_out`].
+pub(crate) fn quarantined(samples: usize) -> BTreeMap<&'static str, usize> {
+    BTreeMap::from_iter((samples > 0).then_some(("in quarantine", samples)))
+}
