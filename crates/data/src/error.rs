@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::mds::{MdsError, MdsFault};
 use crate::npy::NpyError;
 use crate::pickled::PickledFault;
 
@@ -259,6 +260,10 @@ pub enum Error {
         fault: Box<PickledFault>,
     },
 
+    /// An MDS dataset that cannot be read or written.
+    #[error(transparent)]
+    Mds(#[from] Box<MdsError>),
+
     /// Decoding one sample in the loader failed.
     #[error("sample `{key}` (position {position}): {source}")]
     Decode {
@@ -384,7 +389,11 @@ pub enum Error {
 impl Error {
     /// Whether the error is of one sample alone, so that a reader may go on without it.
     pub fn concerns_one_sample(&self) -> bool {
-        matches!(self, Error::BadSample { .. } | Error::BadRow { .. } | Error::BadImage { .. })
+        match self {
+            Error::BadSample { .. } | Error::BadRow { .. } | Error::BadImage { .. } => true,
+            Error::Mds(error) => matches!(error.fault, MdsFault::Value { .. }),
+            _ => false,
+        }
     }
 
     /// A closure for `map_err` on input and output.

@@ -7,6 +7,7 @@
 //! - [`sample`]: one sample: a key and named parts (bytes).
 //! - [`source`]: where samples come from: shards here and elsewhere, folders of pictures, parquet files, mixtures.
 //! - [`webdataset`]: tar shards with an index and checksums, written atomically and read through memory maps.
+//! - [`mds`]: MosaicML Streaming's shards, read and written.
 //! - [`order`]: the endless stream of sample positions as a pure function of (seed, position).
 //! - [`loader`]: background threads that deliver batches strictly in that order.
 //! - [`image`]: decoding, encoding and Pillow-exact resizing of 8-bit pictures.
@@ -29,6 +30,7 @@ mod error;
 pub mod files;
 pub mod image;
 pub mod loader;
+pub mod mds;
 pub mod npy;
 pub mod npz;
 pub mod order;

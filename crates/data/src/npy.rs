@@ -236,27 +236,8 @@ impl NpyArray {
 
     /// The array as a `.npy` file, byte for byte as `numpy.save` writes it.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut header = format!(
-            "{{'descr': '{}', 'fortran_order': False, 'shape': {}, }}",
-            self.data.descr(),
-            python_tuple(&self.shape)
-        );
-        // NumPy leaves room for the first axis to grow to 20 digits (so that arrays can be appended to in place).
-        if let Some(first) = self.shape.first() {
-            header.push_str(&" ".repeat(21 - first.to_string().len()));
-        }
-        let fixed = MAGIC.len() + 2 + 2;
-        // NumPy adds a whole block of padding, not none, where the header already ends on a border.
-        let bare = fixed + header.len() + 1;
-        let padded = bare + ALIGN - bare % ALIGN;
-        header.push_str(&" ".repeat(padded - fixed - header.len() - 1));
-        header.push('\n');
-        let mut out = Vec::with_capacity(padded + self.data.len() * self.data.value_size());
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[1, 0]);
-        // A rank would have to exceed 3,000 axes to overflow this.
-        out.extend_from_slice(&(header.len() as u16).to_le_bytes());
-        out.extend_from_slice(header.as_bytes());
+        let mut out = header_bytes(self.data.descr(), &self.shape);
+        out.reserve_exact(self.data.len() * self.data.value_size());
         self.data.append_to(&mut out);
         out
     }
@@ -266,11 +247,7 @@ impl NpyArray {
     /// # Errors
     /// Every [`NpyError`] except [`NpyError::WrongDtype`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NpyError> {
-        let (header, data) = split_header(bytes)?;
-        let Header { descr, fortran, shape } = parse_header(header)?;
-        if fortran && shape.len() > 1 {
-            return Err(NpyError::FortranOrder);
-        }
+        let RawNpy { descr, shape, data } = RawNpy::parse(bytes)?;
         NpyArray::from_le_bytes(&descr, shape, data)
     }
 
@@ -299,6 +276,55 @@ impl NpyArray {
             _ => NpyData::I64(data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
         };
         Ok(NpyArray { shape, data })
+    }
+}
+
+/// What precedes the values in a `.npy` file of version 1.0, byte for byte as `numpy.save` writes it; `descr` is NumPy's
+/// name of any type of value: `<f4`, `|u1`.
+pub fn header_bytes(descr: &str, shape: &[usize]) -> Vec<u8> {
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {}, }}", python_tuple(shape));
+    // NumPy leaves room for the first axis to grow to 20 digits (so that arrays can be appended to in place).
+    if let Some(first) = shape.first() {
+        header.push_str(&" ".repeat(21 - first.to_string().len()));
+    }
+    let fixed = MAGIC.len() + 2 + 2;
+    // NumPy adds a whole block of padding, not none, where the header already ends on a border.
+    let bare = fixed + header.len() + 1;
+    let padded = bare + ALIGN - bare % ALIGN;
+    header.push_str(&" ".repeat(padded - fixed - header.len() - 1));
+    header.push('\n');
+    let mut out = Vec::with_capacity(padded);
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&[1, 0]);
+    // A rank would have to exceed 3,000 axes to overflow this.
+    out.extend_from_slice(&(header.len() as u16).to_le_bytes());
+    out.extend_from_slice(header.as_bytes());
+    out
+}
+
+/// A `.npy` file of any type of value, not interpreted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawNpy<'a> {
+    /// NumPy's name of the type: `<f4`, `|u1`.
+    pub descr: String,
+    /// Lengths of the axes, first axis slowest.
+    pub shape: Vec<usize>,
+    /// The values in C order; their length is the caller's to check against type and shape.
+    pub data: &'a [u8],
+}
+
+impl<'a> RawNpy<'a> {
+    /// Reads the header of a `.npy` file.
+    ///
+    /// # Errors
+    /// Those [`NpyError`]s that concern the header.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, NpyError> {
+        let (header, data) = split_header(bytes)?;
+        let Header { descr, fortran, shape } = parse_header(header)?;
+        if fortran && shape.len() > 1 {
+            return Err(NpyError::FortranOrder);
+        }
+        Ok(RawNpy { descr, shape, data })
     }
 }
 

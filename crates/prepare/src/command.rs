@@ -2,7 +2,7 @@
 
 use calotype_data::Control;
 
-use crate::{Report, Result, check, coco, emoji, index, reorganize};
+use crate::{Report, Result, check, coco, convert, emoji, index, reorganize, synth};
 
 /// A stage and its settings.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -17,6 +17,10 @@ pub enum DataStage {
     Check(check::CheckArgs),
     /// Make the benchmarks' evaluation set of COCO-2014: the exact list of captions, the pictures in one size.
     Coco(coco::CocoArgs),
+    /// Write a dataset anew, as webdataset or MDS shards.
+    Convert(convert::ConvertArgs),
+    /// Make random data of any shape, to measure and to try things with.
+    Synth(synth::SynthArgs),
 }
 
 impl DataStage {
@@ -31,6 +35,8 @@ impl DataStage {
             DataStage::Index(args) => index::run(args, control),
             DataStage::Check(args) => check::run(args, control),
             DataStage::Coco(args) => coco::run(args, control),
+            DataStage::Convert(args) => convert::run(args, control),
+            DataStage::Synth(args) => synth::run(args, control),
         }
     }
 }

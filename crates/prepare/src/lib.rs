@@ -11,14 +11,17 @@ pub mod bench;
 pub mod check;
 pub mod coco;
 pub mod command;
+pub mod convert;
 pub mod emoji;
 mod error;
 pub mod index;
 mod jpeg;
+pub mod output;
 mod plan;
 pub mod reorganize;
 pub mod report;
 pub mod slices;
+pub mod synth;
 mod tars;
 
 pub use command::DataStage;
