@@ -62,6 +62,14 @@ fn written_pickles_are_those_that_python_has_read() {
 }
 
 #[test]
+fn bf16_is_widened_for_python() {
+    let array = NpyArray::bf16_from_f32(&[2], &[1.5, -3e38]).unwrap();
+    let written = write_arrays(&PickledArrays::from([("states".to_owned(), array.clone())]));
+    let read = read_arrays("a", &written).unwrap();
+    assert_eq!(read["states"], NpyArray::from_f32(&[2], array.to_f32().unwrap()).unwrap());
+}
+
+#[test]
 fn lists_of_shards_come_back_in_both_forms() {
     for name in ["wdinfo_p2.pkl", "wdinfo_p4.pkl", "wdinfo_numpy.pkl", "calotype_wdinfo.pkl"] {
         assert_eq!(WdInfo::read(&golden(name)).unwrap(), wdinfo(), "{name}");
