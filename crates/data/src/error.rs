@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::mds::{MdsError, MdsFault};
 use crate::npy::NpyError;
 use crate::pickled::PickledFault;
 
@@ -241,6 +242,15 @@ pub enum Error {
         source: NpyError,
     },
 
+    /// A `.npz` archive that cannot be used.
+    #[error("{}: {source}", path.display())]
+    Npz {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<crate::npz::NpzError>,
+    },
+
     /// A malformed pickled dictionary of arrays.
     #[error("sample `{key}`: pickled arrays: {fault}")]
     Pickled {
@@ -249,6 +259,10 @@ pub enum Error {
         /// What is wrong with them.
         fault: Box<PickledFault>,
     },
+
+    /// An MDS dataset that cannot be read or written.
+    #[error(transparent)]
+    Mds(#[from] Box<MdsError>),
 
     /// Decoding one sample in the loader failed.
     #[error("sample `{key}` (position {position}): {source}")]
@@ -375,7 +389,11 @@ pub enum Error {
 impl Error {
     /// Whether the error is of one sample alone, so that a reader may go on without it.
     pub fn concerns_one_sample(&self) -> bool {
-        matches!(self, Error::BadSample { .. } | Error::BadRow { .. } | Error::BadImage { .. })
+        match self {
+            Error::BadSample { .. } | Error::BadRow { .. } | Error::BadImage { .. } => true,
+            Error::Mds(error) => matches!(error.fault, MdsFault::Value { .. }),
+            _ => false,
+        }
     }
 
     /// A closure for `map_err` on input and output.

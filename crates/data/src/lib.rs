@@ -7,12 +7,15 @@
 //! - [`sample`]: one sample: a key and named parts (bytes).
 //! - [`source`]: where samples come from: shards here and elsewhere, folders of pictures, parquet files, mixtures.
 //! - [`webdataset`]: tar shards with an index and checksums, written atomically and read through memory maps.
+//! - [`mds`]: MosaicML Streaming's shards, read and written.
 //! - [`order`]: the endless stream of sample positions as a pure function of (seed, position).
 //! - [`loader`]: background threads that deliver batches strictly in that order.
 //! - [`image`]: decoding, encoding and Pillow-exact resizing of 8-bit pictures.
+//! - [`transform`]: from a picture file to a model's input: resize, crop, flip, scale, by (seed, position).
+//! - [`buckets`]: picture sizes of many shapes and about the same area.
 //! - [`emoji`]: the embedded captioned pictures (Twemoji), a real dataset that needs no download.
 //! - [`precache`]: running an encoder over a dataset once, restartably.
-//! - [`npy`]: NumPy arrays as sample parts.
+//! - [`npy`]: NumPy arrays as sample parts; [`npz`]: archives of them, and FID statistics.
 //! - [`pickled`]: NeMo's pickled dictionaries of NumPy arrays as sample parts.
 //! - [`wdinfo`]: NeMo's list of shards.
 //! - [`quarantine`]: samples that a check found unfit, left out by every source.
@@ -20,19 +23,23 @@
 //!
 //! The crate knows no models: encoders reach it through the trait [`precache::SampleEncoder`].
 
+pub mod buckets;
 pub mod control;
 pub mod emoji;
 mod error;
 pub mod files;
 pub mod image;
 pub mod loader;
+pub mod mds;
 pub mod npy;
+pub mod npz;
 pub mod order;
 pub mod pickled;
 pub mod precache;
 pub mod quarantine;
 pub mod sample;
 pub mod source;
+pub mod transform;
 pub mod wdinfo;
 pub mod webdataset;
 

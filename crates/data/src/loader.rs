@@ -11,7 +11,8 @@
 //! Under [`OnError::Skip`], if the sample at position `p` cannot be decoded, the sample at position `p + 1` is decoded
 //! in its place, then `p + 2`, and so on; the decoder is still told `p`. What position `p` delivers thereby remains a
 //! pure function of dataset, order and `p`: nothing shifts, and no rank has to know what another one skipped. (Position
-//! `p + 1` delivers its own sample too, so that one is seen twice in this epoch.) Each skip is logged and counted.
+//! `p + 1` delivers its own sample too, so that one is seen twice in this epoch.) Where batches have buckets, the next
+//! position is sought within the batch, so that its pictures are of one size. Each skip is logged and counted.
 //! Errors of whole shards (truncated, unreadable) are never skipped.
 //!
 //! # Sources on other machines
@@ -191,8 +192,8 @@ impl<T: Send + 'static> Loader<T> {
         E: Into<BoxError>,
     {
         config.check()?;
-        if order.len() != dataset.len() {
-            let detail = format!("order of {} samples, dataset of {}", order.len(), dataset.len());
+        if order.samples() != dataset.len() {
+            let detail = format!("order of {} samples, dataset of {}", order.samples(), dataset.len());
             return Err(Error::InvalidArgument { what: "loader order", detail });
         }
         let state = State {
@@ -335,7 +336,7 @@ where
         };
         let mut last = String::new();
         for step in 0..tries {
-            let (_, index) = self.order.index(position.wrapping_add(step));
+            let index = self.order.replacement(position, step);
             let (key, error) = match self.decoded(position, index)? {
                 Ok(item) => return Ok(item),
                 Err(failed) => failed,

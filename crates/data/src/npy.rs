@@ -1,4 +1,4 @@
-//! NumPy's `.npy` arrays as sample parts: `f32`, `f16`, `bf16` and `i64`, little-endian, C order, any rank.
+//! NumPy's `.npy` arrays as sample parts: `f64`, `f32`, `f16`, `bf16` and `i64`, little-endian, C order, any rank.
 //!
 //! NumPy itself has no `bf16`. The package `ml_dtypes`, which adds it, makes `numpy.save` name the type `<V2`; so does
 //! this writer. `numpy.load` gives such an array as voids of two bytes: `array.view(ml_dtypes.bfloat16)` in Python.
@@ -21,6 +21,8 @@ pub struct NpyArray {
 /// The values of an [`NpyArray`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum NpyData {
+    /// `<f8`
+    F64(Vec<f64>),
     /// `<f4`
     F32(Vec<f32>),
     /// `<f2`
@@ -61,7 +63,9 @@ pub enum NpyError {
         detail: String,
     },
     /// A type of value that is not read.
-    #[error(".npy dtype `{descr}` is not read; use <f4, <f2, <V2 (bfloat16) or <i8 (numpy: array.astype(\"<f4\"))")]
+    #[error(
+        ".npy dtype `{descr}` is not read; use <f8, <f4, <f2, <V2 (bfloat16) or <i8 (numpy: array.astype(\"<f4\"))"
+    )]
     UnsupportedDtype {
         /// NumPy's name of the type.
         descr: String,
@@ -96,9 +100,10 @@ pub enum NpyError {
 }
 
 impl NpyData {
-    /// NumPy's name of the type: `<f4`, `<f2`, `<V2` (that of `bf16`) or `<i8`.
+    /// NumPy's name of the type: `<f8`, `<f4`, `<f2`, `<V2` (that of `bf16`) or `<i8`.
     pub fn descr(&self) -> &'static str {
         match self {
+            NpyData::F64(_) => "<f8",
             NpyData::F32(_) => "<f4",
             NpyData::F16(_) => "<f2",
             NpyData::Bf16(_) => "<V2",
@@ -109,6 +114,7 @@ impl NpyData {
     /// Number of values.
     pub fn len(&self) -> usize {
         match self {
+            NpyData::F64(v) => v.len(),
             NpyData::F32(v) => v.len(),
             NpyData::F16(v) => v.len(),
             NpyData::Bf16(v) => v.len(),
@@ -125,7 +131,7 @@ impl NpyData {
         match self {
             NpyData::F32(_) => 4,
             NpyData::F16(_) | NpyData::Bf16(_) => 2,
-            NpyData::I64(_) => 8,
+            NpyData::I64(_) | NpyData::F64(_) => 8,
         }
     }
 
@@ -133,6 +139,7 @@ impl NpyData {
     pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
         // Value by value, so that the file is little-endian on every machine; compilers make it a copy.
         match self {
+            NpyData::F64(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::F32(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::F16(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             NpyData::Bf16(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
@@ -195,6 +202,21 @@ impl NpyArray {
             NpyData::F16(v) => Ok(v.iter().map(|x| x.to_f32()).collect()),
             NpyData::Bf16(v) => Ok(v.iter().map(|x| x.to_f32()).collect()),
             NpyData::I64(_) => Err(NpyError::WrongDtype { expected: "f32, f16 or bf16", found: "i64" }),
+            NpyData::F64(_) => Err(NpyError::WrongDtype { expected: "f32, f16 or bf16", found: "f64" }),
+        }
+    }
+
+    /// The values as `f64` (narrower floating-point numbers are widened, which loses nothing).
+    ///
+    /// # Errors
+    /// [`NpyError::WrongDtype`] for integers.
+    pub fn to_f64(&self) -> Result<Vec<f64>, NpyError> {
+        match &self.data {
+            NpyData::F64(v) => Ok(v.clone()),
+            NpyData::F32(v) => Ok(v.iter().map(|x| f64::from(*x)).collect()),
+            NpyData::F16(v) => Ok(v.iter().map(|x| x.to_f64()).collect()),
+            NpyData::Bf16(v) => Ok(v.iter().map(|x| x.to_f64()).collect()),
+            NpyData::I64(_) => Err(NpyError::WrongDtype { expected: "f64, f32, f16 or bf16", found: "i64" }),
         }
     }
 
@@ -205,6 +227,7 @@ impl NpyArray {
     pub fn as_i64(&self) -> Result<&[i64], NpyError> {
         match &self.data {
             NpyData::I64(v) => Ok(v),
+            NpyData::F64(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f64" }),
             NpyData::F32(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f32" }),
             NpyData::F16(_) => Err(NpyError::WrongDtype { expected: "i64", found: "f16" }),
             NpyData::Bf16(_) => Err(NpyError::WrongDtype { expected: "i64", found: "bf16" }),
@@ -213,27 +236,8 @@ impl NpyArray {
 
     /// The array as a `.npy` file, byte for byte as `numpy.save` writes it.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut header = format!(
-            "{{'descr': '{}', 'fortran_order': False, 'shape': {}, }}",
-            self.data.descr(),
-            python_tuple(&self.shape)
-        );
-        // NumPy leaves room for the first axis to grow to 20 digits (so that arrays can be appended to in place).
-        if let Some(first) = self.shape.first() {
-            header.push_str(&" ".repeat(21 - first.to_string().len()));
-        }
-        let fixed = MAGIC.len() + 2 + 2;
-        // NumPy adds a whole block of padding, not none, where the header already ends on a border.
-        let bare = fixed + header.len() + 1;
-        let padded = bare + ALIGN - bare % ALIGN;
-        header.push_str(&" ".repeat(padded - fixed - header.len() - 1));
-        header.push('\n');
-        let mut out = Vec::with_capacity(padded + self.data.len() * self.data.value_size());
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[1, 0]);
-        // A rank would have to exceed 3,000 axes to overflow this.
-        out.extend_from_slice(&(header.len() as u16).to_le_bytes());
-        out.extend_from_slice(header.as_bytes());
+        let mut out = header_bytes(self.data.descr(), &self.shape);
+        out.reserve_exact(self.data.len() * self.data.value_size());
         self.data.append_to(&mut out);
         out
     }
@@ -243,11 +247,7 @@ impl NpyArray {
     /// # Errors
     /// Every [`NpyError`] except [`NpyError::WrongDtype`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NpyError> {
-        let (header, data) = split_header(bytes)?;
-        let Header { descr, fortran, shape } = parse_header(header)?;
-        if fortran && shape.len() > 1 {
-            return Err(NpyError::FortranOrder);
-        }
+        let RawNpy { descr, shape, data } = RawNpy::parse(bytes)?;
         NpyArray::from_le_bytes(&descr, shape, data)
     }
 
@@ -259,7 +259,7 @@ impl NpyArray {
         let size = match descr {
             "<f4" => 4,
             "<f2" | "<V2" | "|V2" => 2,
-            "<i8" => 8,
+            "<i8" | "<f8" => 8,
             _ => return Err(NpyError::UnsupportedDtype { descr: descr.to_owned() }),
         };
         let needed = byte_count(&shape, size)?;
@@ -272,9 +272,59 @@ impl NpyArray {
                 NpyData::Bf16(data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
             }
             2 => NpyData::F16(data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+            _ if descr == "<f8" => NpyData::F64(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
             _ => NpyData::I64(data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
         };
         Ok(NpyArray { shape, data })
+    }
+}
+
+/// What precedes the values in a `.npy` file of version 1.0, byte for byte as `numpy.save` writes it; `descr` is NumPy's
+/// name of any type of value: `<f4`, `|u1`.
+pub fn header_bytes(descr: &str, shape: &[usize]) -> Vec<u8> {
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {}, }}", python_tuple(shape));
+    // NumPy leaves room for the first axis to grow to 20 digits (so that arrays can be appended to in place).
+    if let Some(first) = shape.first() {
+        header.push_str(&" ".repeat(21 - first.to_string().len()));
+    }
+    let fixed = MAGIC.len() + 2 + 2;
+    // NumPy adds a whole block of padding, not none, where the header already ends on a border.
+    let bare = fixed + header.len() + 1;
+    let padded = bare + ALIGN - bare % ALIGN;
+    header.push_str(&" ".repeat(padded - fixed - header.len() - 1));
+    header.push('\n');
+    let mut out = Vec::with_capacity(padded);
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&[1, 0]);
+    // A rank would have to exceed 3,000 axes to overflow this.
+    out.extend_from_slice(&(header.len() as u16).to_le_bytes());
+    out.extend_from_slice(header.as_bytes());
+    out
+}
+
+/// A `.npy` file of any type of value, not interpreted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawNpy<'a> {
+    /// NumPy's name of the type: `<f4`, `|u1`.
+    pub descr: String,
+    /// Lengths of the axes, first axis slowest.
+    pub shape: Vec<usize>,
+    /// The values in C order; their length is the caller's to check against type and shape.
+    pub data: &'a [u8],
+}
+
+impl<'a> RawNpy<'a> {
+    /// Reads the header of a `.npy` file.
+    ///
+    /// # Errors
+    /// Those [`NpyError`]s that concern the header.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, NpyError> {
+        let (header, data) = split_header(bytes)?;
+        let Header { descr, fortran, shape } = parse_header(header)?;
+        if fortran && shape.len() > 1 {
+            return Err(NpyError::FortranOrder);
+        }
+        Ok(RawNpy { descr, shape, data })
     }
 }
 
@@ -420,6 +470,7 @@ mod tests {
             NpyArray::from_f32(&[3], vec![1.0, -2.0, f32::MAX]),
             NpyArray::from_f32(&[2, 0, 3], vec![]),
             NpyArray::f16_from_f32(&[1, 2, 2, 1], &[0.1, 0.2, 65504.0, -1e-7]),
+            NpyArray::new(vec![2], NpyData::F64(vec![f64::MIN_POSITIVE, -0.1])),
             NpyArray::bf16_from_f32(&[3, 1], &[0.1, -3e38, 0.0]),
             NpyArray::from_i64(&[2, 2], vec![i64::MIN, -1, 0, i64::MAX]),
         ];

@@ -23,7 +23,15 @@
 //!
 //! Several sources, each with a weight and an order of its own: which source a position takes from is a fixed pattern
 //! in which every stretch has the sources in proportion to their weights, to within one sample for two sources and a few
-//! for many. Position `p` takes the next sample of its source's own stream, whose epochs come and go independently.
+//! for many. Position `p` takes the next sample of own stream, whose epochs come and go independently.
+//!
+//! # Buckets
+//!
+//! Where pictures belong to buckets of different sizes ([`crate::buckets`]), every batch has to be of one bucket.
+//! Epoch `e` is then made so: the samples are permuted as without buckets; each bucket takes its own in that order, is
+//! filled up to whole batches by repeating its first ones, and is cut into batches; and the batches of all buckets are
+//! permuted in turn. Every sample is seen in every epoch, those that fill up twice or more, and all epochs
+//! have the same length.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -77,6 +85,7 @@ pub struct GlobalOrder {
     /// How many places each part has in the pattern.
     quotas: Vec<u64>,
     len: usize,
+    samples: usize,
 }
 
 /// The order within one source.
@@ -94,6 +103,16 @@ enum Kind {
     Full { seed: u64, epochs: Cache<Vec<u32>> },
     Drawn { seed: u64 },
     Blocks(BlockOrder),
+    Buckets { seed: u64, samples: BucketedSamples, epochs: Cache<Vec<u32>> },
+}
+
+/// Which samples make batches with each other.
+#[derive(Debug)]
+struct BucketedSamples {
+    /// Bucket of each sample.
+    bucket: Vec<u16>,
+    /// Samples in a batch over all ranks.
+    batch: usize,
 }
 
 impl GlobalOrder {
@@ -118,7 +137,7 @@ impl GlobalOrder {
     pub fn of(config: &OrderConfig, blocks: &[usize]) -> Result<Self> {
         let part = Part::new(config, config.seed, blocks, 0)?;
         let len = part.len;
-        Ok(GlobalOrder { parts: vec![part], pattern: Vec::new(), quotas: vec![1], len })
+        Ok(GlobalOrder { parts: vec![part], pattern: Vec::new(), quotas: vec![1], len, samples: len })
     }
 
     /// The order of a mixture: sources' blocks, and weights that need not add up to one. Samples are numbered through,
@@ -136,10 +155,50 @@ impl GlobalOrder {
             parts.push(part);
         }
         let quotas = quotas(&sources.iter().map(|(_, weight)| *weight).collect::<Vec<_>>())?;
-        Ok(GlobalOrder { parts, pattern: pattern(&quotas), quotas, len })
+        Ok(GlobalOrder { parts, pattern: pattern(&quotas), quotas, len, samples: len })
     }
 
-    /// Samples of all sources; the length of an epoch if there is one.
+    /// Shuffled, in batches of `global_batch` samples of one bucket each; `bucket[i]` is that of sample `i`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the filled-up epoch is empty or longer than 2³² - 1, or `global_batch` is 0.
+    pub fn bucketed(seed: u64, bucket: Vec<u16>, global_batch: usize) -> Result<Self> {
+        if global_batch == 0 {
+            return Err(Error::InvalidArgument { what: "global batch", detail: "must be at least 1".to_owned() });
+        }
+        let mut counts = vec![0usize; usize::from(bucket.iter().max().copied().unwrap_or(0)) + 1];
+        bucket.iter().for_each(|b| counts[usize::from(*b)] += 1);
+        let len = checked_len(counts.iter().map(|count| count.div_ceil(global_batch).saturating_mul(global_batch)))?;
+        let samples = bucket.len();
+        let buckets = BucketedSamples { bucket, batch: global_batch };
+        let part = Part { kind: Kind::Buckets { seed, samples: buckets, epochs: Cache::default() }, first: 0, len };
+        Ok(GlobalOrder { parts: vec![part], pattern: Vec::new(), quotas: vec![1], len, samples })
+    }
+
+    /// Number of different samples.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// Samples that an epoch repeats to fill up the batches of buckets.
+    pub fn repeats(&self) -> usize {
+        self.len - self.samples
+    }
+
+    /// Sample number of the `step`-th replacement for a corrupt sample at `position`: the next positions' samples, but
+    /// within the batch where batches have buckets.
+    pub fn replacement(&self, position: u64, step: u64) -> usize {
+        let at = match &self.parts[0].kind {
+            Kind::Buckets { samples, .. } => {
+                let batch = samples.batch as u64;
+                position - position % batch + (position % batch + step % batch) % batch
+            }
+            _ => position.wrapping_add(step),
+        };
+        self.index(at).1
+    }
+
+    /// Samples of all sources; the length of an epoch if there is one, repeated samples included.
     #[expect(clippy::len_without_is_empty, reason = "an order is never empty")]
     pub fn len(&self) -> usize {
         self.len
@@ -159,11 +218,7 @@ impl GlobalOrder {
 
 impl Part {
     fn new(config: &OrderConfig, seed: u64, blocks: &[usize], first: usize) -> Result<Self> {
-        let len = blocks.iter().try_fold(0usize, |sum, block| sum.checked_add(*block)).unwrap_or(usize::MAX);
-        if len == 0 || u32::try_from(len).is_err() {
-            let detail = format!("{len} samples; an order needs 1 to {} of them", u32::MAX);
-            return Err(Error::InvalidArgument { what: "dataset length", detail });
-        }
+        let len = checked_len(blocks.iter().copied())?;
         let kind = match (config.shuffle, config.resampled) {
             (Shuffle::Sequential, false) => Kind::Sequential,
             (Shuffle::Sequential, true) => {
@@ -192,8 +247,42 @@ impl Part {
             }
             Kind::Drawn { seed } => Stream::new(*seed, Purpose::DatasetOrder, position).below(self.len as u64) as usize,
             Kind::Blocks(order) => order.sample(epoch, place),
+            Kind::Buckets { seed, samples, epochs } => {
+                epochs.get((epoch, 0), || samples.epoch(*seed, epoch))[place] as usize
+            }
         };
         (epoch, self.first + sample)
+    }
+}
+
+/// The sum of the parts, if an order can have as many samples.
+fn checked_len(mut parts: impl Iterator<Item = usize>) -> Result<usize> {
+    let len = parts.try_fold(0usize, |sum, part| sum.checked_add(part)).unwrap_or(usize::MAX);
+    if len == 0 || u32::try_from(len).is_err() {
+        let detail = format!("{len} samples; an order needs 1 to {} of them", u32::MAX);
+        return Err(Error::InvalidArgument { what: "dataset length", detail });
+    }
+    Ok(len)
+}
+
+impl BucketedSamples {
+    /// An epoch by the rule at the top of this file.
+    fn epoch(&self, seed: u64, epoch: u64) -> Vec<u32> {
+        let mut queues: Vec<Vec<u32>> = Vec::new();
+        for sample in permutation(seed, epoch, self.bucket.len()) {
+            let bucket = usize::from(self.bucket[sample as usize]);
+            if queues.len() <= bucket {
+                queues.resize_with(bucket + 1, Vec::new);
+            }
+            queues[bucket].push(sample);
+        }
+        for queue in &mut queues {
+            let count = queue.len();
+            (count..count.next_multiple_of(self.batch)).for_each(|i| queue.push(queue[i % count]));
+        }
+        let batches: Vec<&[u32]> = queues.iter().flat_map(|queue| queue.chunks_exact(self.batch)).collect();
+        let order = permutation(sub_seed(seed, BATCHES), epoch, batches.len());
+        order.iter().flat_map(|batch| batches[*batch as usize]).copied().collect()
     }
 }
 
@@ -288,6 +377,7 @@ impl BlockOrder {
 const BLOCKS: u64 = 1 << 40;
 const GROUPS: u64 = (1 << 40) + 1;
 const DRAWS: u64 = (1 << 40) + 2;
+const BATCHES: u64 = (1 << 40) + 3;
 
 /// A seed of its own for each use. Epochs of the seed's own permutations count from 0, these from the other end.
 fn sub_seed(seed: u64, number: u64) -> u64 {
@@ -364,6 +454,32 @@ impl<T> Cache<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn batches_are_of_one_bucket_and_nothing_is_left_out() {
+        let bucket: Vec<u16> = (0..101).map(|i| [0, 0, 0, 2, 2, 7][i % 6]).collect();
+        let order = GlobalOrder::bucketed(9, bucket.clone(), 8).unwrap();
+        assert_eq!((order.len(), order.repeats()), (56 + 40 + 16, 11));
+        let mut epochs = Vec::new();
+        for epoch in [0, 1, 5] {
+            let first = epoch * order.len() as u64;
+            let samples: Vec<usize> = (first..first + order.len() as u64).map(|p| order.index(p).1).collect();
+            for batch in samples.chunks(8) {
+                assert!(batch.iter().all(|sample| bucket[*sample] == bucket[batch[0]]), "{batch:?}");
+            }
+            let seen: std::collections::BTreeSet<_> = samples.iter().collect();
+            assert_eq!(seen.len(), 101);
+            epochs.push(samples);
+        }
+        assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2]);
+        for position in 0..order.len() as u64 {
+            let own = order.index(position).1;
+            assert_eq!(order.replacement(position, 0), own);
+            assert!((1..8).all(|step| bucket[order.replacement(position, step)] == bucket[own]));
+        }
+        assert!(matches!(GlobalOrder::bucketed(0, vec![], 4), Err(Error::InvalidArgument { .. })));
+        assert!(matches!(GlobalOrder::bucketed(0, vec![0], 0), Err(Error::InvalidArgument { .. })));
+    }
 
     #[test]
     fn every_epoch_visits_every_sample_once_in_its_own_order() {

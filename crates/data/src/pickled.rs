@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use calotype_weights::pickle::{self, Array, ArrayFault, Kind, PickleError, ReadOptions, Value};
 use calotype_weights::tensor_file::Dtype;
 
-use crate::npy::{NpyArray, NpyError};
+use crate::npy::{NpyArray, NpyData, NpyError};
 use crate::{Error, Result};
 
 /// The arrays of a sample, by name.
@@ -231,9 +231,10 @@ impl Writer {
             self.out.push(b'J');
             self.out.extend_from_slice(&short.to_le_bytes());
         } else {
-            // Two's complement: the ninth byte keeps the sign of numbers of 64 bits.
-            self.out.extend_from_slice(&[0x8a, 9]);
-            self.out.extend_from_slice(&(value as u128).to_le_bytes()[..9]);
+            // Two's complement in as many bytes as it takes: a ninth one only keeps the sign of the largest numbers.
+            let length = if i64::try_from(value).is_ok() { 8 } else { 9 };
+            self.out.extend_from_slice(&[0x8a, length]);
+            self.out.extend_from_slice(&(value as u128).to_le_bytes()[..usize::from(length)]);
         }
     }
 
@@ -261,8 +262,13 @@ impl Writer {
     }
 
     /// An array as `ndarray.__reduce__` describes it: an empty one, and the state that fills it. NumPy 2 keeps the old
-    /// name of its module for such files.
+    /// name of its module for such files. NumPy has no `bf16`: such values are widened to `f32`, which loses nothing.
     fn array(&mut self, array: &NpyArray) {
+        let widened = match array.data() {
+            NpyData::Bf16(values) => Some(NpyData::F32(values.iter().map(|value| value.to_f32()).collect())),
+            _ => None,
+        };
+        let data = widened.as_ref().unwrap_or(array.data());
         self.global("numpy.core.multiarray", "_reconstruct");
         self.global("numpy", "ndarray");
         // ((0,), b"b"): shape and type of the empty array.
@@ -270,11 +276,11 @@ impl Writer {
         self.out.push(b'(');
         array.shape().iter().for_each(|axis| self.integer(*axis));
         self.out.push(b't');
-        self.dtype(array.data().descr());
+        self.dtype(data.descr());
         self.out.push(0x89);
-        let mut data = Vec::new();
-        array.data().append_to(&mut data);
-        self.bytes(&data);
+        let mut bytes = Vec::new();
+        data.append_to(&mut bytes);
+        self.bytes(&bytes);
         self.out.extend_from_slice(b"tb");
     }
 

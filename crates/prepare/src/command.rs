@@ -2,13 +2,25 @@
 
 use calotype_data::Control;
 
-use crate::{Report, Result, emoji};
+use crate::{Report, Result, check, coco, convert, emoji, index, reorganize, synth};
 
 /// A stage and its settings.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum DataStage {
     /// Write the embedded captioned pictures as webdataset shards.
     Emoji(emoji::EmojiArgs),
+    /// Sort samples into shards of equal counts; merge shards that are not full; join parts from other shards.
+    Reorganize(reorganize::ReorganizeArgs),
+    /// List the shards of a folder with sizes, counts and checksums: index.json, and NeMo's wdinfo.
+    Index(index::IndexArgs),
+    /// Read everything, and list corrupt and odd samples.
+    Check(check::CheckArgs),
+    /// Make the benchmarks' evaluation set of COCO-2014: the exact list of captions, the pictures in one size.
+    Coco(coco::CocoArgs),
+    /// Write a dataset anew, as webdataset or MDS shards.
+    Convert(convert::ConvertArgs),
+    /// Make random data of any shape, to measure and to try things with.
+    Synth(synth::SynthArgs),
 }
 
 impl DataStage {
@@ -19,6 +31,12 @@ impl DataStage {
     pub fn run(&self, control: &mut Control<'_>) -> Result<Report> {
         match self {
             DataStage::Emoji(args) => emoji::run(args, control),
+            DataStage::Reorganize(args) => reorganize::run(args, control),
+            DataStage::Index(args) => index::run(args, control),
+            DataStage::Check(args) => check::run(args, control),
+            DataStage::Coco(args) => coco::run(args, control),
+            DataStage::Convert(args) => convert::run(args, control),
+            DataStage::Synth(args) => synth::run(args, control),
         }
     }
 }

@@ -17,6 +17,20 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
 
+    /// Shards could not be reorganized.
+    #[error(transparent)]
+    Reorganize(#[from] crate::reorganize::ReorganizeError),
+
+    /// Shards could not be indexed.
+    #[error(transparent)]
+    Index(#[from] crate::index::IndexError),
+
+    /// A check found samples that cannot be used.
+    #[error(transparent)]
+    Check(#[from] crate::check::CheckError),
+    /// The COCO stage's own errors.
+    Coco(Box<crate::coco::CocoError>),
+
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -29,10 +43,22 @@ pub enum Error {
     },
 }
 
+impl From<crate::coco::CocoError> for Error {
+    fn from(error: crate::coco::CocoError) -> Self {
+        Error::Coco(Box::new(error))
+    }
+}
+
 impl Error {
     /// Whether the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
-        matches!(self, Error::Usage(_))
+        match self {
+            Error::Usage(_) => true,
+            Error::Reorganize(error) => error.is_usage(),
+            Error::Index(error) => error.is_usage(),
+            Error::Coco(error) => matches!(**error, crate::coco::CocoError::OtherSettings { .. }),
+            _ => false,
+        }
     }
 
     /// Whether the stage stopped on request, with everything kept that was done.

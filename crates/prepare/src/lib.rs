@@ -7,11 +7,22 @@
 //! The crate knows no models, so that machines that only prepare data need none: the stages that run encoders are in
 //! `calotype-train`.
 
+pub mod bench;
+pub mod check;
+pub mod coco;
 pub mod command;
+pub mod convert;
 pub mod emoji;
 mod error;
+pub mod index;
+mod jpeg;
+pub mod output;
+mod plan;
+pub mod reorganize;
 pub mod report;
 pub mod slices;
+pub mod synth;
+mod tars;
 
 pub use command::DataStage;
 pub use error::{Error, Result};

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Report, Result};
 
 /// Folder, in a stage's output, of the accounts of finished slices.
-const LEDGER: &str = ".slices";
+pub(crate) const LEDGER: &str = ".slices";
 
 /// How a stage is split over jobs. Without any of these and outside of a Slurm array, the work is one slice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]

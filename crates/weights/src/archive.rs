@@ -7,6 +7,10 @@
 use std::borrow::Cow;
 use std::io::Read;
 use std::ops::Range;
+use std::path::Path;
+
+use crate::error::TensorFileError;
+use crate::map::MappedFile;
 
 /// What is wrong with a zip or tar archive.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -98,6 +102,58 @@ pub(crate) fn unpacking_limit(file_bytes: u64) -> u64 {
     const RATIO: u64 = 20;
     const SMALL_FILES: u64 = 512 << 10;
     file_bytes.saturating_mul(RATIO).saturating_add(SMALL_FILES)
+}
+
+/// A zip archive on disk, mapped into memory, for readers of other things than weights.
+pub struct ZipFile {
+    map: MappedFile,
+    archive: ZipArchive,
+}
+
+impl std::fmt::Debug for ZipFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ZipFile").field("path", &self.map.path()).finish_non_exhaustive()
+    }
+}
+
+impl ZipFile {
+    /// Opens the archive and checks its directory.
+    ///
+    /// # Errors
+    /// `Archive` of [`TensorFileError`] if it is damaged, and those of reading a file.
+    pub fn open(path: &Path) -> Result<Self, TensorFileError> {
+        let map = MappedFile::open(path)?;
+        let fault = |reason| TensorFileError::Archive { file: path.to_owned(), reason };
+        let archive = ZipArchive::read(map.bytes()).map_err(fault)?;
+        Ok(ZipFile { map, archive })
+    }
+
+    /// The entries' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.archive.entries().iter().map(|entry| entry.name(self.map.bytes()))
+    }
+
+    /// Content of the entry of that name, with its checksum compared; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`ArchiveFault::Unpacking`], [`ArchiveFault::Checksum`].
+    pub fn content(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, ArchiveFault> {
+        let bytes = self.map.bytes();
+        let Some(entry) = self.archive.entry(bytes, name) else { return Ok(None) };
+        entry.verified(bytes).map(Some)
+    }
+}
+
+/// Names and contents.
+pub type Contents<'a> = Vec<(String, Cow<'a, [u8]>)>;
+
+/// Names and contents of a zip archive in memory, by name, with all checksums compared.
+///
+/// # Errors
+/// Whatever is wrong with it.
+pub fn unzip(bytes: &[u8]) -> Result<Contents<'_>, ArchiveFault> {
+    let archive = ZipArchive::read(bytes)?;
+    archive.entries().iter().map(|entry| Ok((entry.name(bytes), entry.verified(bytes)?))).collect()
 }
 
 /// The directory of a zip archive. All ranges count from the start of the archive's bytes, which methods ask for again.
@@ -216,8 +272,16 @@ impl ZipEntry {
 
     /// Compares the content with the directory's checksum.
     pub(crate) fn verify(&self, bytes: &[u8]) -> Result<(), ArchiveFault> {
+        self.verified(bytes).map(|_| ())
+    }
+
+    /// The content, with its checksum compared.
+    fn verified<'a>(&self, bytes: &'a [u8]) -> Result<Cow<'a, [u8]>, ArchiveFault> {
         let content = self.content(bytes)?;
-        if self.stored { self.compare_checksum(&content, bytes) } else { Ok(()) }
+        if self.stored {
+            self.compare_checksum(&content, bytes)?;
+        }
+        Ok(content)
     }
 
     fn compare_checksum(&self, content: &[u8], bytes: &[u8]) -> Result<(), ArchiveFault> {

@@ -5,16 +5,21 @@
 //! Evaluation", 2022). So these functions repeat its integer arithmetic, and the tests compare byte for byte.
 //! JPEG decoding is not part of that promise: decoders differ by one or two levels.
 
+mod decode;
 pub mod floats;
-mod resample;
+mod levels;
+pub(crate) mod resample;
 pub mod text;
 
-use std::io::Cursor;
-
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
-use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, ImageReader};
+use image::{ExtendedColorType, ImageEncoder};
+use jpeg_encoder::{ChromaSubsamplingMethod, ColorType as JpegColour, SamplingFactor};
 
 use crate::{Error, Result};
+pub(crate) use decode::decode_rgb_into;
+pub use decode::{DecodeOptions, dimensions};
+pub(crate) use levels::append_levels;
+pub(crate) use resample::Crop;
 pub use resample::Filter;
 
 /// An RGB picture, rows from the top, `[height, width, 3]`.
@@ -60,15 +65,20 @@ impl RgbImage {
         RgbImage::new(width, height, colour.repeat(width * height))
     }
 
-    /// Decodes a PNG or JPEG. As with Pillow's `convert("RGB")`, alpha is dropped, grey is spread over the channels,
-    /// and EXIF orientation is left alone. `key` names the sample in errors.
+    /// Decodes a PNG, JPEG, WebP, GIF or BMP as Pillow's `convert("RGB")` does, with the default [`DecodeOptions`].
+    /// `key` names the sample in errors.
     ///
     /// # Errors
     /// [`Error::BadImage`].
     pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
-        let picture = decode(key, bytes)?.into_rgb8();
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
-        Ok(RgbImage { width, height, data: picture.into_raw() })
+        RgbImage::decode_with(key, bytes, &DecodeOptions::default())
+    }
+
+    /// Decodes with a limit of pixels, and upright if asked. Errors as [`RgbImage::decode`].
+    pub fn decode_with(key: &str, bytes: &[u8], options: &DecodeOptions) -> Result<Self> {
+        let mut data = Vec::new();
+        let (width, height) = decode::decode_rgb_into(key, bytes, options, &mut data)?;
+        Ok(RgbImage { width, height, data })
     }
 
     /// Encodes a PNG.
@@ -77,6 +87,26 @@ impl RgbImage {
     /// [`Error::BadImage`] (sides beyond the format's limit of 2³¹ - 1).
     pub fn encode_png(&self, effort: PngEffort) -> Result<Vec<u8>> {
         encode_png(&self.data, self.width, self.height, ExtendedColorType::Rgb8, effort)
+    }
+
+    /// Encodes a JPEG of `quality` 1 to 100 as Pillow's `save` does by default: libjpeg's tables, colour at half the
+    /// resolution (4:2:0), baseline.
+    ///
+    /// # Errors
+    /// [`Error::BadImage`] (sides beyond the format's limit of 65,535).
+    pub fn encode_jpeg(&self, quality: u8) -> Result<Vec<u8>> {
+        encode_jpeg(&self.data, self.width, self.height, JpegColour::Rgb, quality)
+    }
+
+    /// Encodes the first channel as a grey JPEG; errors as [`RgbImage::encode_jpeg`].
+    pub fn encode_grey_jpeg(&self, quality: u8) -> Result<Vec<u8>> {
+        let grey: Vec<u8> = self.data.iter().copied().step_by(3).collect();
+        encode_jpeg(&grey, self.width, self.height, JpegColour::Luma, quality)
+    }
+
+    /// Whether all pixels are grey.
+    pub fn is_grey(&self) -> bool {
+        self.data.as_chunks::<3>().0.iter().all(|[r, g, b]| r == g && g == b)
     }
 
     /// Pixels in a row.
@@ -118,15 +148,30 @@ impl RgbImage {
         Ok(RgbImage { width, height, data })
     }
 
+    /// The rectangle of `size` pixels, (width, height), whose upper left corner is `corner`, (x, y), of this
+    /// picture resized to `to`: the same bytes as [`RgbImage::resize`] and then [`RgbImage::crop`] give, without
+    /// making the rest.
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub fn resize_crop(
+        &self,
+        to: (usize, usize),
+        corner: (usize, usize),
+        size: (usize, usize),
+        filter: Filter,
+    ) -> Result<Self> {
+        let crop = Crop { x: corner.0, y: corner.1, width: size.0, height: size.1 };
+        let mut data = Vec::new();
+        resample::resize_crop::<3>(&self.data, (self.width, self.height), to, &crop, filter, &mut data)?;
+        Ok(RgbImage { width: size.0, height: size.1, data })
+    }
+
     /// Resizes so that the shorter side is `side`, the longer one in proportion, rounded down: as torchvision's
     /// `Resize(side)`. Errors as [`RgbImage::resize`].
     pub fn resize_shorter(&self, side: usize, filter: Filter) -> Result<Self> {
-        let longer = |long: usize, short: usize| side * long / short;
-        if self.width <= self.height {
-            self.resize(side, longer(self.height, self.width), filter)
-        } else {
-            self.resize(longer(self.width, self.height), side, filter)
-        }
+        let (width, height) = shorter_to((self.width, self.height), side)?;
+        self.resize(width, height, filter)
     }
 
     /// The rectangle of `width` x `height` pixels whose upper left corner is (`x`, `y`).
@@ -134,15 +179,10 @@ impl RgbImage {
     /// # Errors
     /// [`Error::InvalidArgument`] if it is empty or reaches outside.
     pub fn crop(&self, x: usize, y: usize, width: usize, height: usize) -> Result<Self> {
-        let fits = |at: usize, size: usize, all: usize| size > 0 && at.checked_add(size).is_some_and(|end| end <= all);
-        if !fits(x, width, self.width) || !fits(y, height, self.height) {
-            let detail = format!("{width}x{height} at ({x}, {y}) of a {}x{} picture", self.width, self.height);
-            return Err(Error::InvalidArgument { what: "crop", detail });
-        }
+        let crop = Crop { x, y, width, height };
+        crop.check((self.width, self.height))?;
         let mut data = Vec::with_capacity(3 * width * height);
-        for row in self.data.chunks_exact(3 * self.width).skip(y).take(height) {
-            data.extend_from_slice(&row[3 * x..3 * (x + width)]);
-        }
+        resample::copy_crop::<3>(&self.data, self.width, &crop, &mut data);
         Ok(RgbImage { width, height, data })
     }
 
@@ -164,13 +204,16 @@ impl RgbImage {
         RgbImage { width, height, data }
     }
 
-    /// Mirrors left and right.
+    /// The picture mirrored left and right.
     pub fn flip_horizontal(&self) -> Self {
-        let mut data = Vec::with_capacity(self.data.len());
-        for row in self.data.chunks_exact(3 * self.width) {
-            row.chunks_exact(3).rev().for_each(|pixel| data.extend_from_slice(pixel));
-        }
-        RgbImage { width: self.width, height: self.height, data }
+        let mut flipped = self.clone();
+        flipped.mirror();
+        flipped
+    }
+
+    /// Mirrors left and right, in place.
+    pub fn mirror(&mut self) {
+        self.data.chunks_exact_mut(3 * self.width).for_each(|row| row.as_chunks_mut::<3>().0.reverse());
     }
 
     /// The pixels as numbers from `low` (level 0) to `high` (level 255), channels last, `[height, width, 3]`.
@@ -203,12 +246,12 @@ impl RgbaImage {
         Ok(RgbaImage { width, height, data })
     }
 
-    /// Decodes a PNG or JPEG (which is opaque). `key` names the sample in errors.
+    /// Decodes a PNG, JPEG, WebP, GIF or BMP; what has no alpha is opaque. `key` names the sample in errors.
     ///
     /// # Errors
     /// [`Error::BadImage`].
     pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
-        let picture = decode(key, bytes)?.into_rgba8();
+        let picture = decode::decode_any(key, bytes)?.into_rgba8();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         Ok(RgbaImage { width, height, data: picture.into_raw() })
     }
@@ -287,6 +330,28 @@ fn divide_by_alpha(data: &mut [u8]) {
     }
 }
 
+/// Size of a picture of `size`, (width, height), whose shorter side becomes `side`, the longer one in proportion, rounded
+/// down.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if the longer side overflows.
+pub(crate) fn shorter_to(size: (usize, usize), side: usize) -> Result<(usize, usize)> {
+    let (short, long) = (size.0.min(size.1).max(1), size.0.max(size.1));
+    let Some(product) = side.checked_mul(long) else {
+        let detail = format!("the shorter side of {}x{} to {side}", size.0, size.1);
+        return Err(Error::InvalidArgument { what: "resize", detail });
+    };
+    Ok(if size.0 <= size.1 { (side, product / short) } else { (product / short, side) })
+}
+
+/// Gives back memory that a thread kept for its next picture, if the one before was unusually large.
+pub(crate) fn release_if_large(scratch: &mut Vec<u8>) {
+    const MOST: usize = 64 << 20;
+    if scratch.capacity() > MOST {
+        *scratch = Vec::new();
+    }
+}
+
 fn check_size(width: usize, height: usize, channels: usize, found: usize) -> Result<()> {
     let needed = width.checked_mul(height).and_then(|n| n.checked_mul(channels));
     if width == 0 || height == 0 || needed != Some(found) {
@@ -296,14 +361,15 @@ fn check_size(width: usize, height: usize, channels: usize, found: usize) -> Res
     Ok(())
 }
 
-fn decode(key: &str, bytes: &[u8]) -> Result<DynamicImage> {
-    let bad = |detail: String| Error::BadImage { key: key.to_owned(), detail };
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| bad(e.to_string()))?;
-    match reader.format() {
-        Some(ImageFormat::Png | ImageFormat::Jpeg) => {}
-        _ => return Err(bad(format!("neither PNG nor JPEG ({} bytes)", bytes.len()))),
-    }
-    reader.decode().map_err(|e| bad(e.to_string()))
+fn encode_jpeg(data: &[u8], width: usize, height: usize, colour: JpegColour, quality: u8) -> Result<Vec<u8>> {
+    let bad = |detail: String| Error::BadImage { key: "(output)".to_owned(), detail };
+    let side = |n: usize| u16::try_from(n).map_err(|_| bad(format!("side of {n} pixels")));
+    let mut out = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut out, quality.clamp(1, 100));
+    encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
+    encoder.encode(data, side(width)?, side(height)?, colour).map_err(|e| bad(e.to_string()))?;
+    Ok(out)
 }
 
 fn encode_png(data: &[u8], width: usize, height: usize, kind: ExtendedColorType, effort: PngEffort) -> Result<Vec<u8>> {

@@ -7,6 +7,7 @@
 //! | webdataset | a folder of tar shards, a list or pattern of them, here or on other machines | [`crate::webdataset`], [`shards`], [`remote`] |
 //! | imagefolder | pictures with a metadata table, caption files, or in folders by class | [`folder`] |
 //! | parquet | tables with embedded pictures | [`parquet`] |
+//! | mds | a folder of MosaicML Streaming's shards | [`crate::mds`] |
 //!
 //! A source numbers its samples from 0; which of them are seen when is the order's matter ([`crate::order`]). Several
 //! sources with weights are a [`Mixture`].
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::mds::MdsDataset;
 use crate::order::OrderConfig;
 use crate::sample::HeldSample;
 use crate::webdataset::{FORMAT, INDEX_FILE, PROGRESS_FILE};
@@ -112,6 +114,8 @@ pub enum SourceKind {
     Imagefolder,
     /// Parquet files with embedded pictures.
     Parquet,
+    /// MosaicML Streaming's shards.
+    Mds,
 }
 
 /// How a source is to be read. The default tells everything by the content.
@@ -176,7 +180,17 @@ pub fn open(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
         SourceKind::Webdataset => open_dataset(path, options),
         SourceKind::Imagefolder => Ok(Arc::new(FolderSource::open(metadata_folder(path), options)?)),
         SourceKind::Parquet => Ok(Arc::new(ParquetSource::open(path, options)?)),
+        SourceKind::Mds => open_mds(path, options),
     }
+}
+
+/// What a local folder or file is, by its content; none for patterns and addresses.
+///
+/// # Errors
+/// As [`open`], if it cannot be told.
+pub fn kind(spec: &str) -> Result<Option<SourceKind>> {
+    let path = Path::new(spec);
+    if path.exists() { kind_of(spec, path).map(Some) } else { Ok(None) }
 }
 
 /// Opens what patterns and addresses stand for: parquet files by their names, else shards.
@@ -210,6 +224,11 @@ fn escaped(name: &str) -> String {
 
 fn open_dataset(path: &Path, options: &SourceOptions) -> Result<Arc<dyn Source>> {
     let dataset = Dataset::open(path)?;
+    Ok(Arc::new(if options.quarantine { dataset.without_quarantined()? } else { dataset }))
+}
+
+fn open_mds(path: &Path, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    let dataset = MdsDataset::open(path)?;
     Ok(Arc::new(if options.quarantine { dataset.without_quarantined()? } else { dataset }))
 }
 
@@ -256,7 +275,7 @@ fn kind_of_file(path: &Path) -> Result<Option<SourceKind>> {
     })
 }
 
-/// By the index: ours says what it is.
+/// By the index.
 fn kind_of_index(dir: &Path) -> Result<Option<SourceKind>> {
     if dir.join(PROGRESS_FILE).is_file() {
         return Ok(Some(SourceKind::Webdataset));
@@ -264,7 +283,9 @@ fn kind_of_index(dir: &Path) -> Result<Option<SourceKind>> {
     let index: Option<Value> = crate::files::read_json(&dir.join(INDEX_FILE))?;
     let Some(index) = index else { return Ok(None) };
     let ours = index.get("format").and_then(Value::as_str) == Some(FORMAT);
-    Ok(ours.then_some(SourceKind::Webdataset))
+    // Streaming's index says its format shard by shard.
+    let streaming = index.get("format").is_none() && index.get("shards").is_some_and(Value::is_array);
+    Ok(ours.then_some(SourceKind::Webdataset).or(streaming.then_some(SourceKind::Mds)))
 }
 
 /// By the files: shards in the folder itself, else parquet files or pictures in it or below it.

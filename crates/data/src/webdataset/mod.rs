@@ -20,6 +20,7 @@ mod mapped;
 mod reader;
 mod scan;
 mod shard_file;
+mod tar_shard;
 mod writer;
 
 pub(crate) use index::is_plain_name;
@@ -27,5 +28,6 @@ pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VE
 pub(crate) use mapped::{LeaveOut, MappedShard, map_file, map_open, named, starts};
 pub use reader::{Dataset, VerifyReport, index_folder};
 pub(crate) use reader::{digest, is_shard_as_recorded, kept_counts};
-pub use shard_file::ShardFile;
+pub use shard_file::{END_BYTES, ShardFile, size_in_shard, write_shard};
+pub use tar_shard::TarShard;
 pub use writer::{ShardLimits, ShardWriter};

@@ -77,7 +77,7 @@ fn add_part(
 }
 
 /// Where the member's data lie; an error if the file ends before.
-fn data_range<R: std::io::Read>(path: &Path, bytes: &[u8], entry: &Entry<'_, R>) -> Result<Range<usize>> {
+pub(super) fn data_range<R: std::io::Read>(path: &Path, bytes: &[u8], entry: &Entry<'_, R>) -> Result<Range<usize>> {
     let (header, start) = (entry.raw_header_position(), entry.raw_file_position());
     let bad = |detail: &str| Error::BadHeader { path: path.to_path_buf(), offset: header, detail: detail.to_owned() };
     if entry.header().entry_type() == EntryType::GNUSparse {
@@ -96,7 +96,7 @@ fn data_range<R: std::io::Read>(path: &Path, bytes: &[u8], entry: &Entry<'_, R>)
 }
 
 /// Key and extension of a member; `None` if it belongs to no sample.
-fn member_name<R: std::io::Read>(path: &Path, entry: &Entry<'_, R>) -> Result<Option<(String, String)>> {
+pub(super) fn member_name<R: std::io::Read>(path: &Path, entry: &Entry<'_, R>) -> Result<Option<(String, String)>> {
     if !matches!(entry.header().entry_type(), EntryType::Regular | EntryType::Continuous) {
         return Ok(None);
     }
@@ -122,7 +122,7 @@ pub(super) fn split_name(name: &str) -> Option<(String, String)> {
 }
 
 /// A tar ends with zero blocks; one that ends without them was cut exactly between two members.
-fn check_end_marker(path: &Path, bytes: &[u8], end: u64) -> Result<()> {
+pub(super) fn check_end_marker(path: &Path, bytes: &[u8], end: u64) -> Result<()> {
     let needed = end + BLOCK;
     if (bytes.len() as u64) < needed {
         return Err(Error::TruncatedTar { path: path.to_path_buf(), offset: end, needed, size: bytes.len() as u64 });
@@ -131,7 +131,7 @@ fn check_end_marker(path: &Path, bytes: &[u8], end: u64) -> Result<()> {
 }
 
 /// Tells a header cut by the file's end from one that is damaged. `offset` is the end of the member before.
-fn header_error(path: &Path, bytes: &[u8], offset: u64, error: &std::io::Error) -> Error {
+pub(super) fn header_error(path: &Path, bytes: &[u8], offset: u64, error: &std::io::Error) -> Error {
     let path = path.to_path_buf();
     let size = bytes.len() as u64;
     if error.kind() == ErrorKind::UnexpectedEof || size < offset + BLOCK {

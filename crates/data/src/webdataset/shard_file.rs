@@ -14,6 +14,9 @@ use crate::{Error, Result, Sample};
 /// Length of tar blocks, in bytes.
 pub(super) const BLOCK: usize = 512;
 
+/// Bytes at the end of every shard.
+pub const END_BYTES: u64 = 2 * BLOCK as u64;
+
 /// A shard in the making, under a temporary name until [`ShardFile::finish`]; one that is dropped before leaves nothing.
 ///
 /// The bytes are a function of the samples alone: headers carry no time, user or machine. Whether keys repeat is the
@@ -88,7 +91,7 @@ impl ShardFile {
     /// [`Error::Io`].
     pub fn finish(mut self) -> Result<ShardRecord> {
         let file = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = self.bytes + 2 * BLOCK as u64;
+        let bytes = self.bytes + END_BYTES;
         let mut record = ShardRecord { file, samples: self.samples, bytes, blake3: None };
         if let Some(mut out) = self.out.take() {
             // Two zero blocks end a tar (POSIX.1-1988).
@@ -109,6 +112,32 @@ impl Drop for ShardFile {
             let _ = fs::remove_file(partial_name(&self.path));
         }
     }
+}
+
+/// Writes the shard `path` from `samples`, atomically; the caller writes the index and sees to it that keys are unique.
+/// Without samples there is no file.
+///
+/// # Errors
+/// Those of `samples` and of [`ShardFile`].
+pub fn write_shard(path: &Path, samples: impl IntoIterator<Item = Result<Sample>>) -> Result<Option<ShardRecord>> {
+    let mut open: Option<ShardFile> = None;
+    for sample in samples {
+        let sample = sample?;
+        match &mut open {
+            Some(shard) => shard.write(&sample)?,
+            None => open.insert(ShardFile::create(path)?).write(&sample)?,
+        }
+    }
+    open.map(ShardFile::finish).transpose()
+}
+
+/// Bytes that a sample takes in a shard; [`END_BYTES`] come once per shard.
+///
+/// # Errors
+/// [`Error::InvalidName`], [`Error::MissingPart`].
+pub fn size_in_shard(sample: &Sample) -> Result<u64> {
+    headers(sample)?;
+    Ok(tar_size(sample))
 }
 
 /// Bytes that a sample takes in a tar.

@@ -1,0 +1,16 @@
+#![no_main]
+//! Picture files of all kinds, with a limit of pixels, as they are stored and upright.
+
+use calotype_data::image::{DecodeOptions, RgbImage, dimensions};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|content: &[u8]| {
+    let _ = dimensions("fuzz", content);
+    for orient in [false, true] {
+        let options = DecodeOptions { max_pixels: 1 << 20, orient };
+        if let Ok(picture) = RgbImage::decode_with("fuzz", content, &options) {
+            assert!(picture.width() * picture.height() <= 1 << 20);
+            assert_eq!(picture.data().len(), 3 * picture.width() * picture.height());
+        }
+    }
+});
