@@ -63,9 +63,7 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
             tell(&report, args.json)
         }
         DataCommand::Precache(precache) => tell(&run_precache(precache, &stop)?, args.json),
-        DataCommand::FidStats(stats) => {
-            tell(&with_progress(&stop, |control| fid_stats(stats, control))?, args.json)
-        }
+        DataCommand::FidStats(stats) => tell(&with_progress(&stop, |control| fid_stats(stats, control))?, args.json),
         DataCommand::Check { path } => {
             let dataset = Dataset::open(path)?;
             let report = with_progress(&stop, |control| dataset.verify(control))?;
