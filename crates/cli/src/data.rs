@@ -1,6 +1,7 @@
 //! `calotype data`: the stages of `calotype-prepare`, and those that need models.
 
 use crate::commands::{Stopped, print, recipe_loader};
+use crate::fid_stats::{FidStatsArgs, fid_stats};
 use anyhow::{Context, Result};
 use calotype_data::precache::Share;
 use calotype_data::{Control, Dataset};
@@ -31,6 +32,8 @@ enum DataCommand {
     ///
     /// May be killed at any instant and started again, and shared out over an array of jobs: the result is the same.
     Precache(PrecacheArgs),
+    /// Compute the statistics that the Fréchet inception distance compares generated pictures with.
+    FidStats(FidStatsArgs),
     /// Read all shards of a dataset and compare their checksums.
     Check {
         /// Folder of webdataset shards.
@@ -60,6 +63,7 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
             tell(&report, args.json)
         }
         DataCommand::Precache(precache) => tell(&run_precache(precache, &stop)?, args.json),
+        DataCommand::FidStats(stats) => tell(&with_progress(&stop, |control| fid_stats(stats, control))?, args.json),
         DataCommand::Check { path } => {
             let dataset = Dataset::open(path)?;
             let report = with_progress(&stop, |control| dataset.verify(control))?;

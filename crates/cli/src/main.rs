@@ -3,6 +3,7 @@
 mod checkpoint;
 mod commands;
 mod data;
+mod fid_stats;
 mod generate;
 mod probe;
 

@@ -423,7 +423,8 @@ fn other_encoders_are_noticed() {
     train(&run, &recipe("")).unwrap();
     fs::remove_file(run.join("result.json")).unwrap();
     fs::remove_dir_all(world.path("data")).unwrap();
-    let noise = &mut Init::repeated_noise(0.05, &device());
+    let device = device();
+    let noise = &mut Init::repeated_noise(0.05, &device);
     let other = clip_config().init(noise).unwrap().valid();
     save_model(&world.path("clip"), &other, &clip_config()).unwrap();
     let changed = world.run("data", &format!("{MOMENTS}{STATES}"));

@@ -1,7 +1,13 @@
-//! `data precache`: killed, shared out, and refused.
+//! `data precache`: killed, shared out, and refused; `data fid-stats`.
 
 use crate::common::{calotype, fail, finished, start, succeed, text};
+use burn::tensor::{Device, Tensor, TensorData};
+use calotype_data::image::{PngEffort, RgbImage};
+use calotype_data::npz::FeatureStatistics;
 use calotype_kernels::{Purpose, Stream};
+use calotype_models::state::{self, NamedValues};
+use calotype_models::{InceptionConfig, Init};
+use calotype_weights::{NamedTensor, write_safetensors};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -87,4 +93,42 @@ fn refused() {
     fail(&mut precache(&out, &["encoders.moments.model=/nowhere"]), 1, &["/nowhere"]);
     succeed(&mut precache(&out, &[]));
     fail(&mut precache(&out, &["encoders.states.dtype=f32"]), 1, &["was encoded by", "this run needs"]);
+}
+
+#[test]
+fn statistics_of_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    // A network of random weights, as pytorch-fid stores it.
+    let device = Device::flex();
+    let network = InceptionConfig::default().init(&mut Init::repeated_noise(0.05, &device));
+    let tensors = state::collect(&network);
+    let named = |t: &NamedValues| NamedTensor::from_f32(t.name.clone(), t.shape.clone(), &t.values).into_owned();
+    let named: Vec<_> = tensors.iter().map(named).collect();
+    write_safetensors(&at("inception.safetensors"), &named, &BTreeMap::new()).unwrap();
+
+    let mut features = Vec::new();
+    fs::create_dir(at("pictures")).unwrap();
+    for (number, (width, height)) in [(40, 32), (40, 32), (33, 50)].into_iter().enumerate() {
+        let levels = (0..3 * width * height).map(|i| (i * (37 + number) % 256) as u8).collect();
+        let picture = RgbImage::new(width, height, levels).unwrap();
+        let png = picture.encode_png(PngEffort::Fast).unwrap();
+        fs::write(at("pictures").join(format!("{number}.png")), png).unwrap();
+        let pixels = TensorData::new(picture.to_f32_hwc(0.0, 1.0), [1, height, width, 3]);
+        let output = network.folded().forward(Tensor::<4>::from_data(pixels, &device)).unwrap();
+        features.push(state::values_of(output.features));
+    }
+    let mut command = calotype(&["data", "fid-stats"]);
+    command.arg(at("pictures")).arg(at("stats.npz")).arg("--inception").arg(at("inception.safetensors"));
+    succeed(&mut command);
+    let found = FeatureStatistics::read(&at("stats.npz")).unwrap();
+    assert_eq!((found.mean.len(), found.covariance.len()), (2048, 2048 * 2048));
+    for (i, mean) in found.mean.iter().enumerate() {
+        let column: Vec<f64> = features.iter().map(|row| f64::from(row[i])).collect();
+        let expected = column.iter().sum::<f64>() / 3.0;
+        let variance = column.iter().map(|value| (value - expected).powi(2)).sum::<f64>() / 2.0;
+        assert!((mean - expected).abs() <= 1e-4 * expected.abs().max(1e-3), "{mean} instead of {expected}");
+        let found = found.covariance[i * 2049];
+        assert!((found - variance).abs() <= 1e-3 * variance.max(1e-6), "{found} instead of {variance}");
+    }
 }
