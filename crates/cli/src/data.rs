@@ -3,8 +3,8 @@
 use crate::commands::{Stopped, print, recipe_loader};
 use crate::fid_stats::{FidStatsArgs, fid_stats};
 use anyhow::{Context, Result};
+use calotype_data::Control;
 use calotype_data::precache::Share;
-use calotype_data::{Control, Dataset};
 use calotype_prepare::slices::{Slice, SliceArgs};
 use calotype_prepare::{DataStage, Report};
 use calotype_train::device::device;
@@ -34,11 +34,6 @@ enum DataCommand {
     Precache(PrecacheArgs),
     /// Compute the statistics that the Fréchet inception distance compares generated pictures with.
     FidStats(FidStatsArgs),
-    /// Read all shards of a dataset and compare their checksums.
-    Check {
-        /// Folder of webdataset shards.
-        path: PathBuf,
-    },
 }
 
 #[derive(Debug, Args)]
@@ -64,14 +59,6 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
         }
         DataCommand::Precache(precache) => tell(&run_precache(precache, &stop)?, args.json),
         DataCommand::FidStats(stats) => tell(&with_progress(&stop, |control| fid_stats(stats, control))?, args.json),
-        DataCommand::Check { path } => {
-            let dataset = Dataset::open(path)?;
-            let report = with_progress(&stop, |control| dataset.verify(control))?;
-            print(&format!(
-                "{} samples in {} shards, {} bytes; {} shards had no checksum to compare",
-                report.samples, report.shards, report.bytes, report.without_checksum
-            ))
-        }
     }
 }
 

@@ -55,7 +55,7 @@ pub struct CheckArgs {
     pub duplicates: bool,
     /// Write the findings, all of them, to this file as JSON.
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    pub findings: Option<PathBuf>,
     /// Examples that are shown of each kind of problem.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub examples: usize,
@@ -161,7 +161,7 @@ pub struct Finding {
     folder: usize,
 }
 
-/// What `--json` writes.
+/// What `--findings` writes.
 #[derive(Serialize)]
 struct Findings<'a> {
     shards: usize,
@@ -185,7 +185,7 @@ pub fn run(args: &CheckArgs, control: &mut Control<'_>) -> Result<Report> {
         .findings
         .sort_by(|a, b| (a.folder, &a.shard, &a.key, a.problem).cmp(&(b.folder, &b.shard, &b.key, b.problem)));
     let mut report = check.report();
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.findings {
         check.write_json(path)?;
     }
     if args.quarantine {

@@ -15,7 +15,7 @@ use calotype_data::source::{self, SourceKind};
 use calotype_data::{Control, Sample, SampleRef, Source, SourceOptions};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::output::{Form, Job, Layout, Made, OutputArgs, divide, open_ledger};
 use crate::slices::SliceArgs;

@@ -28,7 +28,9 @@ pub enum Error {
     /// A check found samples that cannot be used.
     #[error(transparent)]
     Check(#[from] crate::check::CheckError),
-    /// The COCO stage's own errors.
+
+    /// The evaluation set could not be made.
+    #[error(transparent)]
     Coco(Box<crate::coco::CocoError>),
 
     /// The operating system refused something.

@@ -75,7 +75,7 @@ fn check(folder: &Path, more: &[&str]) -> Result<Report, Error> {
 /// The kinds of problems of the samples, and the details, by the JSON report.
 fn findings(folder: &Path, more: &[&str]) -> Vec<(String, String, String)> {
     let json = folder.join("report");
-    let _ = check(folder, &[&["--json", text(&json)], more].concat());
+    let _ = check(folder, &[&["--findings", text(&json)], more].concat());
     let report: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
     let of = |finding: &serde_json::Value, field: &str| finding[field].as_str().unwrap().to_owned();
     let all = report["findings"].as_array().unwrap();
