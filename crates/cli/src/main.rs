@@ -8,6 +8,7 @@ mod generate;
 mod probe;
 
 use calotype_bench::{Family, Mode, Precision};
+use calotype_prepare::bench::LoaderBench;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -122,6 +123,10 @@ enum BenchCommand {
     Kernels(BenchKernelsArgs),
     /// A UNet with random weights: its forward pass, or a training step with AdamW.
     Unet(BenchUnetArgs),
+    /// The loader: JPEG shards to batches of resized, cropped and mirrored pictures.
+    Data(LoaderBench),
+    /// The download stage against a server in the same process.
+    Download(BenchDownloadArgs),
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +140,25 @@ struct BenchKernelsArgs {
     /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BenchDownloadArgs {
+    /// Pictures to download.
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    images: usize,
+    /// Side of the pictures in pixels.
+    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
+    pixels: usize,
+    /// Folder of the pictures, which must not exist yet.
+    #[arg(long, default_value = "runs/bench-download", value_name = "DIR")]
+    out: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Settings of the stage, as `calotype data download --help` lists them, after `--` [default: --resize-mode=no].
+    #[arg(last = true, value_name = "SETTING")]
+    settings: Vec<String>,
 }
 
 #[derive(Debug, Args)]
