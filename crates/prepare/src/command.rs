@@ -2,13 +2,15 @@
 
 use calotype_data::Control;
 
-use crate::{Report, Result, emoji};
+use crate::{Report, Result, download, emoji};
 
 /// A stage and its settings.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum DataStage {
     /// Write the embedded captioned pictures as webdataset shards.
     Emoji(emoji::EmojiArgs),
+    /// Download the pictures of a list of addresses into webdataset shards.
+    Download(Box<download::DownloadArgs>),
 }
 
 impl DataStage {
@@ -19,6 +21,7 @@ impl DataStage {
     pub fn run(&self, control: &mut Control<'_>) -> Result<Report> {
         match self {
             DataStage::Emoji(args) => emoji::run(args, control),
+            DataStage::Download(args) => download::run(args, control),
         }
     }
 }

@@ -17,6 +17,10 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
 
+    /// The download stage could not do its work.
+    #[error(transparent)]
+    Download(#[from] Box<crate::download::DownloadError>),
+
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -32,7 +36,11 @@ pub enum Error {
 impl Error {
     /// Whether the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
-        matches!(self, Error::Usage(_))
+        match self {
+            Error::Usage(_) => true,
+            Error::Download(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     /// Whether the stage stopped on request, with everything kept that was done.
@@ -44,5 +52,11 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::Io { action, path, source }
+    }
+}
+
+impl From<crate::download::DownloadError> for Error {
+    fn from(error: crate::download::DownloadError) -> Self {
+        Error::Download(Box::new(error))
     }
 }

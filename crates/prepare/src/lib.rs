@@ -8,6 +8,7 @@
 //! `calotype-train`.
 
 pub mod command;
+pub mod download;
 pub mod emoji;
 mod error;
 pub mod report;
