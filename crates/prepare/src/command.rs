@@ -2,7 +2,7 @@
 
 use calotype_data::Control;
 
-use crate::{Report, Result, check, coco, convert, emoji, index, reorganize, synth};
+use crate::{Report, Result, check, coco, convert, download, emoji, index, reorganize, synth};
 
 /// A stage and its settings.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -21,6 +21,8 @@ pub enum DataStage {
     Convert(convert::ConvertArgs),
     /// Make random data of any shape, to measure and to try things with.
     Synth(synth::SynthArgs),
+    /// Download the pictures of a list of addresses into webdataset shards.
+    Download(Box<download::DownloadArgs>),
 }
 
 impl DataStage {
@@ -37,6 +39,7 @@ impl DataStage {
             DataStage::Coco(args) => coco::run(args, control),
             DataStage::Convert(args) => convert::run(args, control),
             DataStage::Synth(args) => synth::run(args, control),
+            DataStage::Download(args) => download::run(args, control),
         }
     }
 }

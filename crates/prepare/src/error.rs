@@ -33,6 +33,10 @@ pub enum Error {
     #[error(transparent)]
     Coco(Box<crate::coco::CocoError>),
 
+    /// The download stage could not do its work.
+    #[error(transparent)]
+    Download(#[from] Box<crate::download::DownloadError>),
+
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -59,6 +63,7 @@ impl Error {
             Error::Reorganize(error) => error.is_usage(),
             Error::Index(error) => error.is_usage(),
             Error::Coco(error) => matches!(**error, crate::coco::CocoError::OtherSettings { .. }),
+            Error::Download(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -72,5 +77,11 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::Io { action, path, source }
+    }
+}
+
+impl From<crate::download::DownloadError> for Error {
+    fn from(error: crate::download::DownloadError) -> Self {
+        Error::Download(Box::new(error))
     }
 }

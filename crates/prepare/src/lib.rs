@@ -12,6 +12,7 @@ pub mod check;
 pub mod coco;
 pub mod command;
 pub mod convert;
+pub mod download;
 pub mod emoji;
 mod error;
 pub mod index;
