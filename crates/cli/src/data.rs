@@ -12,7 +12,6 @@ use calotype_train::precache::PrecacheRecipe;
 use calotype_train::stages::{self, StageEnd};
 use calotype_train::{Progress, StopFlag};
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
 use std::time::Instant;
 
 #[derive(Debug, Args)]
