@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::fetch::FetchError;
+use crate::filter::FilterError;
+
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -16,6 +19,14 @@ pub enum Error {
     /// A dataset could not be read or written, or the stage was asked to stop.
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
+
+    /// Something could not be fetched.
+    #[error(transparent)]
+    Fetch(Box<FetchError>),
+
+    /// Tables could not be filtered.
+    #[error(transparent)]
+    Filter(Box<FilterError>),
 
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -32,7 +43,12 @@ pub enum Error {
 impl Error {
     /// Whether the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
-        matches!(self, Error::Usage(_))
+        match self {
+            Error::Usage(_) => true,
+            Error::Fetch(error) => error.is_usage(),
+            Error::Filter(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     /// Whether the stage stopped on request, with everything kept that was done.
@@ -44,5 +60,17 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::Io { action, path, source }
+    }
+}
+
+impl From<FilterError> for Error {
+    fn from(error: FilterError) -> Self {
+        Error::Filter(Box::new(error))
+    }
+}
+
+impl From<FetchError> for Error {
+    fn from(error: FetchError) -> Self {
+        Error::Fetch(Box::new(error))
     }
 }

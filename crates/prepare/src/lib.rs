@@ -10,6 +10,9 @@
 pub mod command;
 pub mod emoji;
 mod error;
+pub mod fetch;
+pub mod filter;
+mod names;
 pub mod report;
 pub mod slices;
 
