@@ -39,7 +39,10 @@ fn noise(length: usize) -> Vec<u8> {
 fn command(folder: &Path, args: &[&str]) -> Command {
     let program = std::env::current_exe().unwrap().parent().unwrap().join("../examples/data");
     let mut command = Command::new(program);
-    command.env_clear().env("HOME", folder).current_dir(folder).arg("fetch").args(args).args(["--pause", "0.01"]);
+    command.env_clear().env("HOME", folder).current_dir(folder).arg("fetch").args(args);
+    if !args.contains(&"--pause") {
+        command.args(["--pause", "0.01"]);
+    }
     command
 }
 
@@ -300,11 +303,9 @@ fn large_files_of_repositories_are_continued_and_verified() {
     let contents = hub.files["data/a.parquet"].clone();
     let server = Server::start(move |request| hub.answer(request));
     let run = |pause: &str| {
-        let mut command = command(folder.path(), &["datasets/org/set", "--pattern", "*a.parquet", "--tries", "2"]);
-        command
-            .args(["--pause", pause])
-            .env("HF_ENDPOINT", server.url(""))
-            .env("HF_HUB_CACHE", folder.path().join("hub"));
+        let args = ["datasets/org/set", "--pattern", "*a.parquet", "--tries", "2", "--pause", pause];
+        let mut command = command(folder.path(), &args);
+        command.env("HF_ENDPOINT", server.url("")).env("HF_HUB_CACHE", folder.path().join("hub"));
         command
     };
     let blob = folder.path().join("hub/datasets--org--set/blobs").join(sha256(&contents));
@@ -338,8 +339,7 @@ fn transfers_are_continued_after_resets_and_kills() {
     let partial = folder.path().join("out/.a.bin.partial");
     let url = server.url("/a.bin");
     for part in 1..=3 {
-        let mut command = command(folder.path(), &[&url, "out"]);
-        command.args(["--pause", "60"]);
+        let command = command(folder.path(), &[&url, "out", "--pause", "60"]);
         // A reset may lose what is still on its way.
         let before = fs::metadata(&partial).map_or(0, |file| file.len());
         kill_at(command, &partial, before + 1);
@@ -387,9 +387,7 @@ fn files_that_changed_in_between_start_over() {
             }
         });
         let url = server.url("/a.bin");
-        let mut first = command(folder.path(), &[&url, "out"]);
-        first.args(["--pause", "60"]);
-        kill_at(first, &folder.path().join("out/.a.bin.partial"), 1);
+        kill_at(command(folder.path(), &[&url, "out", "--pause", "60"]), &folder.path().join("out/.a.bin.partial"), 1);
         changed.store(true, Ordering::SeqCst);
         good(folder.path(), &[&url, "out"]);
         assert!(fs::read(folder.path().join("out/a.bin")).unwrap() == new, "{name}");

@@ -302,4 +302,16 @@ mod tests {
         assert_eq!(parse_sums(b"\n\xff\xfe").unwrap_err().message, "it is not UTF-8 text");
         assert_eq!(parse_sums(b"").unwrap(), []);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(content: Vec<u8>, path in ".{0,20}") {
+            let _ = parse_sums(&content);
+            for line in [format!("{MD5}  {path}"), format!("\\{MD5} *{path}"), format!("MD5 ({path}) = {MD5}")] {
+                for sum in parse_sums(line.as_bytes()).unwrap_or_default() {
+                    assert!(sum.path.is_empty() || safe_path(&sum.path).is_some());
+                }
+            }
+        }
+    }
 }

@@ -504,9 +504,7 @@ impl Transfer<'_> {
                     }
                 }
                 Err(Failure::Lasting(error)) => {
-                    if self.have == 0 {
-                        self.discard();
-                    }
+                    self.give_up();
                     return Err(error);
                 }
                 Err(Failure::Passing(error, wait)) => {
@@ -514,6 +512,7 @@ impl Transfer<'_> {
                         tries = 1;
                     }
                     if tries >= client.tries {
+                        self.give_up();
                         return Err(error.into());
                     }
                     client.wait(tries, wait, &error).await;
@@ -715,6 +714,13 @@ impl Transfer<'_> {
         // Or it would name what is written from now on.
         let _ = fs::remove_file(version_path(&self.partial));
         Ok(())
+    }
+
+    /// Leaves what a later run can continue, and nothing else.
+    fn give_up(&self) {
+        if self.have == 0 {
+            self.discard();
+        }
     }
 
     fn discard(&self) {
