@@ -2,6 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::check::CheckError;
+use crate::coco::CocoError;
+use crate::download::DownloadError;
+use crate::fetch::FetchError;
+use crate::filter::FilterError;
+use crate::index::IndexError;
+use crate::reorganize::ReorganizeError;
+
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -17,25 +25,33 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
 
-    /// Shards could not be reorganized.
+    /// Something could not be fetched.
     #[error(transparent)]
-    Reorganize(#[from] crate::reorganize::ReorganizeError),
+    Fetch(Box<FetchError>),
 
-    /// Shards could not be indexed.
+    /// Tables could not be filtered.
     #[error(transparent)]
-    Index(#[from] crate::index::IndexError),
-
-    /// A check found samples that cannot be used.
-    #[error(transparent)]
-    Check(#[from] crate::check::CheckError),
-
-    /// The evaluation set could not be made.
-    #[error(transparent)]
-    Coco(Box<crate::coco::CocoError>),
+    Filter(Box<FilterError>),
 
     /// The download stage could not do its work.
     #[error(transparent)]
-    Download(#[from] Box<crate::download::DownloadError>),
+    Download(Box<DownloadError>),
+
+    /// Shards could not be reorganized.
+    #[error(transparent)]
+    Reorganize(#[from] ReorganizeError),
+
+    /// Shards could not be indexed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+
+    /// A check found samples that cannot be used.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+
+    /// The evaluation set could not be made.
+    #[error(transparent)]
+    Coco(Box<CocoError>),
 
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -49,21 +65,17 @@ pub enum Error {
     },
 }
 
-impl From<crate::coco::CocoError> for Error {
-    fn from(error: crate::coco::CocoError) -> Self {
-        Error::Coco(Box::new(error))
-    }
-}
-
 impl Error {
     /// Whether the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Usage(_) => true,
+            Error::Fetch(error) => error.is_usage(),
+            Error::Filter(error) => error.is_usage(),
+            Error::Download(error) => error.is_usage(),
             Error::Reorganize(error) => error.is_usage(),
             Error::Index(error) => error.is_usage(),
-            Error::Coco(error) => matches!(**error, crate::coco::CocoError::OtherSettings { .. }),
-            Error::Download(error) => error.is_usage(),
+            Error::Coco(error) => matches!(**error, CocoError::OtherSettings { .. }),
             _ => false,
         }
     }
@@ -80,8 +92,28 @@ impl Error {
     }
 }
 
-impl From<crate::download::DownloadError> for Error {
-    fn from(error: crate::download::DownloadError) -> Self {
+// Large errors are boxed, so that results stay small.
+
+impl From<FetchError> for Error {
+    fn from(error: FetchError) -> Self {
+        Error::Fetch(Box::new(error))
+    }
+}
+
+impl From<FilterError> for Error {
+    fn from(error: FilterError) -> Self {
+        Error::Filter(Box::new(error))
+    }
+}
+
+impl From<DownloadError> for Error {
+    fn from(error: DownloadError) -> Self {
         Error::Download(Box::new(error))
+    }
+}
+
+impl From<CocoError> for Error {
+    fn from(error: CocoError) -> Self {
+        Error::Coco(Box::new(error))
     }
 }
