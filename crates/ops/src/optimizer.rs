@@ -1,6 +1,7 @@
 //! Optimizer steps on parameter tensors, in place where the storage is not shared.
 
 use crate::element::{Dense, tensor};
+use crate::flex::PACKED;
 use crate::profile::{Pass, Work, span};
 use crate::uses_kernels;
 use burn::backend::flex::{Flex, FlexTensor};
@@ -109,6 +110,8 @@ fn run(steps: &mut [Step], pace: &Pace) {
     let _span = span(Pass::Optimizer, || Work::stream("adamw", &[], touched, DType::F32));
     let Pace { hyper, step, gradient_scale, ema_decay } = pace;
     kernels::adamw_step(hyper, *step, *gradient_scale, *ema_decay, steps.iter_mut().map(Step::elements));
+    // Those of the weights that have just changed, and of averages that an evaluation used.
+    PACKED.sweep();
 }
 
 /// One step of a parameter: AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, in torch's order of
