@@ -141,7 +141,7 @@ fn faulty(request: &Request) -> Reply {
         "/other-robot.jpg" => picture_reply(good()).header("X-Robots-Tag", "otherbot: noai"),
         "/500.jpg" => Reply::new(500, "text/plain", ""),
         "/403.jpg" => Reply::new(403, "image/jpeg", good()),
-        "/slow.jpg" => Reply { delay: Duration::from_secs(3), ..picture_reply(good()) },
+        "/slow.jpg" => Reply { delay: Duration::from_secs(60), ..picture_reply(good()) },
         "/reset.jpg" => Reply { reset_after: Some(100), ..picture_reply(good()) },
         "/page.html" => Reply::new(200, "Text/HTML; charset=utf-8", "<html>gone</html>"),
         "/loop.jpg" => Reply::redirect("/pool.jpg"),
@@ -156,7 +156,8 @@ fn faulty(request: &Request) -> Reply {
         "/cut.jpg" => picture_reply(good()[..good().len() * 2 / 3].to_vec()),
         "/cut.png" => picture_reply(drawing(1)[..drawing(1).len() / 2].to_vec()),
         "/cut.webp" => picture_reply(encoded(&rgb(4), ImageFormat::WebP)[..300].to_vec()),
-        "/junk.jpg" => picture_reply(b"\xff\xd8\xff\xe0 no more than a beginning".to_vec()),
+        "/cut-early.jpg" => picture_reply(good()[..30].to_vec()),
+        "/damaged.png" => picture_reply(damaged(drawing(1))),
         "/text.jpg" => picture_reply(b"no picture".to_vec()),
         "/empty.jpg" => picture_reply(Vec::new()),
         "/svg.jpg" => Reply::new(200, "image/svg+xml", "<svg xmlns='http://www.w3.org/2000/svg'/>"),
@@ -169,6 +170,14 @@ fn faulty(request: &Request) -> Reply {
         }
         _ => Reply::new(404, "text/plain", "not here"),
     }
+}
+
+/// A PNG with a wrong byte among those of its pixels.
+fn damaged(png: &[u8]) -> Vec<u8> {
+    let pixels = png.windows(4).position(|kind| kind == b"IDAT").unwrap();
+    let mut bytes = png.to_vec();
+    bytes[pixels + 40] ^= 0xff;
+    bytes
 }
 
 /// The head of a PNG that promises 60,000 x 60,000 pixels.
@@ -200,7 +209,6 @@ const FAULTS: [(&str, Option<FailureKind>); 41] = {
         ("/other-robot.jpg", None),
         ("/500.jpg", Some(Http(500))),
         ("/403.jpg", Some(Http(403))),
-        ("/slow.jpg", Some(Timeout)),
         ("/reset.jpg", Some(Broken)),
         ("/page.html", Some(WrongType)),
         ("/loop.jpg", Some(RedirectLoop)),
@@ -213,7 +221,8 @@ const FAULTS: [(&str, Option<FailureKind>); 41] = {
         ("/cut.jpg", Some(Truncated)),
         ("/cut.png", Some(Truncated)),
         ("/cut.webp", Some(Truncated)),
-        ("/junk.jpg", Some(Undecodable)),
+        ("/cut-early.jpg", Some(Truncated)),
+        ("/damaged.png", Some(Undecodable)),
         ("/text.jpg", Some(NotAPicture)),
         ("/empty.jpg", Some(NotAPicture)),
         ("/svg.jpg", Some(NotAPicture)),
@@ -229,7 +238,9 @@ const FAULTS: [(&str, Option<FailureKind>); 41] = {
     ]
 };
 
-const QUICK: [&str; 4] = ["--timeout=0.8", "--retries=1", "--backoff=0.01", "--max-bytes=1000000"];
+/// Nothing here is to fail for the time that a busy machine takes.
+const QUICK: [&str; 5] =
+    ["--timeout=100", "--connect-timeout=100", "--retries=1", "--backoff=0.01", "--max-bytes=1000000"];
 
 #[test]
 fn failures_are_counted_by_kind_and_nothing_else_is_lost() {
@@ -306,6 +317,58 @@ fn failures_are_counted_by_kind_and_nothing_else_is_lost() {
     // What may pass was tried again, what does not pass was not.
     let asked = |path: &str| server.requests().iter().filter(|request| request.path == path).count();
     assert_eq!([asked("/500.jpg"), asked("/reset.jpg"), asked("/404.jpg"), asked("/loop.jpg")], [2, 2, 1, 1]);
+}
+
+#[test]
+fn servers_that_do_not_answer_are_given_up() {
+    let server = Server::start(faulty);
+    // The whole answer has to come in time, not each of its pieces.
+    let dripping = TcpListener::bind("127.0.0.1:0").unwrap();
+    let dripping_at = dripping.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in dripping.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n");
+                while stream.write_all(b"x").is_ok() {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            });
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list.txt");
+    fs::write(&list, format!("{}\nhttp://{dripping_at}/\n", server.url("/slow.jpg"))).unwrap();
+    let options = ["--allow-private", "--timeout=0.5", "--retries=1", "--backoff=0.01"];
+    let report = run(&list, &dir.path().join("out"), &options).unwrap();
+    assert_eq!(left_out(&report), BTreeMap::from([("timed out".to_owned(), 2)]));
+    // A shard without samples is one all the same.
+    assert_eq!(members(&dir.path().join("out/00000.tar")), []);
+    assert_eq!(table(&dir.path().join("out/00000.parquet")).num_rows(), 2);
+}
+
+#[test]
+fn a_run_that_is_stopped_keeps_its_shards() {
+    let server = Server::start(|request| {
+        let reply = picture_reply(drawing(2).to_vec());
+        // The second shard waits until the first one is done and the stage is stopped.
+        Reply { delay: Duration::from_secs(if request.path >= "/5".to_owned() { 60 } else { 0 }), ..reply }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list.txt");
+    fs::write(&list, (0..9).map(|n| server.url(&format!("/{n}\n"))).collect::<String>()).unwrap();
+    let out = dir.path().join("out");
+    let words = ["download", list.to_str().unwrap(), out.to_str().unwrap(), "--allow-private"];
+    let line = Line::parse_from(words.iter().chain(&["--number-sample-per-shard=5", "--timeout=100"]));
+    let first = out.join("00000_stats.json");
+    let seen = std::cell::RefCell::new(Vec::new());
+    let mut control = Control::default()
+        .with_progress(|done, total| seen.borrow_mut().push((done, total)))
+        .with_stop(|| first.exists());
+    let error = download::run(&line.args, &mut control).unwrap_err();
+    assert!(error.is_interrupted(), "{error}");
+    assert_eq!(seen.borrow().last(), Some(&(5, 9)));
+    assert!(!out.join("00001.tar").exists());
 }
 
 /// The report tells the most bytes that were in memory at once.
@@ -435,8 +498,8 @@ fn memory_is_bounded_by_the_settings() {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(run.wait().unwrap().success());
-    // 24 bodies are 192 MiB; 16 and two long ones may be held, each copied once by its vector's growth.
-    assert!(peak > 0 && peak < 110 << 10, "{peak} kB");
+    // 24 bodies are 192 MiB, those of unknown length twice that while their vectors grow; two of them may grow at once.
+    assert!(peak > 0 && peak < 150 << 10, "{peak} kB");
     assert_eq!(members(&dir.path().join("out/00000.tar")).iter().filter(|(name, _)| name.ends_with("jpg")).count(), 24);
 }
 
@@ -641,7 +704,7 @@ fn columns_of_text_lists_get_the_types_of_their_cells() {
         (ListFormat::Csv, "\u{feff}url,x\r\na,True\r\n\r\nb,false\r\n", "[true,false]"),
         (ListFormat::Csv, "url,x\na,1\nb,one\nc,\n", r#"["1","one",""]"#),
         (ListFormat::Csv, "url,x\na,\"1\n2, \"\"3\"\"\"\n", r#"["1\n2, \"3\""]"#),
-        (ListFormat::Csv, "url,x\na,99999999999999999999\n", "[1e20]"),
+        (ListFormat::Csv, "url,x\na,99999999999999999999\n", "[1e+20]"),
         (ListFormat::Csv, "url,x\na,\nb,NA\n", "[null,null]"),
         (ListFormat::Tsv, "x\turl\n1,5\ta\n", r#"["1,5"]"#),
         (ListFormat::Jsonl, "{\"url\":\"a\",\"x\":1}\n\n {\"x\":2.5} \n{\"url\":null}\n", "[1.0,2.5,null]"),
@@ -654,6 +717,35 @@ fn columns_of_text_lists_get_the_types_of_their_cells() {
     // What looks like a number stays as it is written where text is wanted.
     let batch = read_text_list("list", b"x,url\n007,8.50\n", ListFormat::Csv, &wanted(Holds::Caption)).unwrap();
     assert_eq!((column(&batch, "x"), column(&batch, "url")), (vec!["007".into()], vec!["8.50".into()]));
+}
+
+#[test]
+fn damaged_lists_end_in_rows_or_errors() {
+    let seeds = [
+        "url,x\na,1\nb,\"2\"\n",
+        "x\turl\n1.5\ta\n",
+        "{\"url\":\"a\",\"x\":1}\n{\"url\":null}\n",
+        "{\"url\":\"\\ud83d\\ude00\",\"x\":[{}]}",
+    ];
+    let formats = [ListFormat::Csv, ListFormat::Tsv, ListFormat::Jsonl, ListFormat::Txt];
+    let mut random = Stream::new(6, Purpose::DatasetOrder, 0);
+    let mut good = 0;
+    for round in 0..4000 {
+        let mut list = seeds[round % seeds.len()].as_bytes().to_vec();
+        for _ in 0..=random.below(4) {
+            let at = random.below(list.len() as u64) as usize;
+            match random.below(3) {
+                0 => list[at] = random.next_u32() as u8,
+                1 => list.truncate(at + 1),
+                _ => list.insert(at, b",\"\n\t\r{}\xff"[random.below(8) as usize]),
+            }
+        }
+        let format = formats[random.below(4) as usize];
+        let wanted =
+            if format == ListFormat::Txt { wanted(Holds::Anything)[1..].to_vec() } else { wanted(Holds::Anything) };
+        good += u32::from(read_text_list("list", &list, format, &wanted).is_ok_and(|rows| rows.num_rows() < 20));
+    }
+    assert!(good > 500, "{good}");
 }
 
 /// A parquet file with these columns.

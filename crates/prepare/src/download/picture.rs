@@ -167,7 +167,7 @@ pub fn open<'a>(bytes: &'a [u8], options: &PictureOptions) -> Result<Opened<'a>,
     let mut limits = Limits::default();
     limits.max_alloc = Some(options.max_pixels.saturating_mul(16));
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(|error| failure(&error))?;
+    let decoder = reader.into_decoder().map_err(|error| failure(&error, format, bytes))?;
     let (width, height) = decoder.dimensions();
     let (to_width, to_height, _) = target(width, height, options).unwrap_or_default();
     // A line of pixels, brought to size by its shorter side, is a bomb of another kind.
@@ -200,11 +200,13 @@ impl Opened<'_> {
     pub fn finish(self, options: &PictureOptions) -> Result<Picture, Failure> {
         let (original_width, original_height) = self.decoder.dimensions();
         check_sides(original_width, original_height, options)?;
-        if self.format == ImageFormat::Jpeg && !jpeg_has_end(self.bytes) {
+        // Decoders fill what is missing of a JPEG with grey, and say nothing.
+        if self.format == ImageFormat::Jpeg && is_cut(self.format, self.bytes) {
             return Err(FailureKind::Truncated.into());
         }
         let is_same_format = self.format == options.format.format();
-        let decoded = DynamicImage::from_decoder(self.decoder).map_err(|error| failure(&error))?;
+        let decoded = DynamicImage::from_decoder(self.decoder);
+        let decoded = decoded.map_err(|error| failure(&error, self.format, self.bytes))?;
         let has_alpha = matches!(
             decoded.color(),
             ColorType::La8 | ColorType::La16 | ColorType::Rgba8 | ColorType::Rgba16 | ColorType::Rgba32F
@@ -314,16 +316,52 @@ fn undecodable(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Undecodable, error.to_string())
 }
 
-fn failure(error: &ImageError) -> Failure {
+fn failure(error: &ImageError, format: ImageFormat, bytes: &[u8]) -> Failure {
     match error {
-        ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => FailureKind::Truncated.into(),
         ImageError::Limits(_) => FailureKind::TooManyPixels.into(),
+        // A damaged stream inside of a complete file ends too early, too.
+        ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof && !tells_its_end(format) => {
+            FailureKind::Truncated.into()
+        }
+        _ if is_cut(format, bytes) => FailureKind::Truncated.into(),
         error => undecodable(error),
     }
 }
 
-/// Whether the marker that ends a JPEG (EOI) comes after its scans. Decoders fill what is missing with grey and say
-/// nothing (ITU-T T.81, annex B).
+/// Whether [`is_cut`] knows the format.
+fn tells_its_end(format: ImageFormat) -> bool {
+    matches!(format, ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP)
+}
+
+/// Whether the file ends before it says.
+fn is_cut(format: ImageFormat, bytes: &[u8]) -> bool {
+    match format {
+        ImageFormat::Jpeg => !jpeg_has_end(bytes),
+        ImageFormat::Png => !png_has_end(bytes),
+        // The length of what follows stands behind `RIFF`.
+        ImageFormat::WebP => match bytes.get(4..8) {
+            Some(&[a, b, c, d]) => (bytes.len() as u64) < 8 + u64::from(u32::from_le_bytes([a, b, c, d])),
+            _ => true,
+        },
+        _ => false,
+    }
+}
+
+/// Whether the chunks up to `IEND` are all there (PNG specification, section 5.3: length, type, data, checksum).
+fn png_has_end(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    while let Some(([a, b, c, d, kind @ ..], after)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+        let Some(next) = length.checked_add(4).and_then(|end| after.get(end..)) else { return false };
+        if kind == b"IEND" {
+            return true;
+        }
+        rest = next;
+    }
+    false
+}
+
+/// Whether the marker that ends a JPEG (EOI) comes after its scans (ITU-T T.81, annex B).
 fn jpeg_has_end(bytes: &[u8]) -> bool {
     const START: u8 = 0xd8;
     const END: u8 = 0xd9;
