@@ -10,6 +10,7 @@ mod probe;
 use calotype_bench::{Family, Mode, Precision};
 use calotype_prepare::bench::LoaderBench;
 use clap::{Args, Parser, Subcommand};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,7 +41,7 @@ enum Command {
     Probe(probe::ProbeArgs),
     /// Fetch, make, encode and check datasets.
     Data(data::DataArgs),
-    /// Tell what a checkpoint holds: layout, family, components, prediction type, problems.
+    /// Tell what a checkpoint holds (layout, family, components, prediction type, problems), or a dataset.
     Inspect(checkpoint::InspectArgs),
     /// Write a checkpoint in another layout: a diffusers folder, a single file, or a folder of Calotype's.
     Convert(checkpoint::ConvertArgs),
@@ -217,7 +218,12 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let filter = tracing_subscriber::EnvFilter::try_from_env("CALOTYPE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,calotype=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
     let cli = Cli::parse();
     if let Some(threads) = cli.threads {
         calotype_kernels::set_threads(threads.max(1));

@@ -1,7 +1,7 @@
 //! Which tables there are, and into which parts their rows go.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -138,7 +138,7 @@ pub(super) fn find_tables(args: &FilterArgs) -> Result<Vec<Table>> {
         let (folder, rest) = fixed_folder(&args.input);
         (folder, pattern(&rest, Star::InName)?)
     } else {
-        return Err(FilterError::NoTables { input: args.input.clone() }.into());
+        return Err(Error::io("find", input)(ErrorKind::NotFound.into()));
     };
     // A folder to write may be inside of the one to read.
     let own = fs::canonicalize(&args.out).ok();
