@@ -363,7 +363,7 @@ fn a_run_that_is_stopped_keeps_its_shards() {
     let first = out.join("00000_stats.json");
     let seen = std::cell::RefCell::new(Vec::new());
     let mut control = Control::default()
-        .with_progress(|done, total| seen.borrow_mut().push((done, total)))
+        .with_progress(|_, done, total| seen.borrow_mut().push((done, total)))
         .with_stop(|| first.exists());
     let error = download::run(&line.args, &mut control).unwrap_err();
     assert!(error.is_interrupted(), "{error}");

@@ -241,11 +241,11 @@ mod tests {
         }
         // `printf 'hello\n' | git hash-object --stdin`
         let blob = Digest::git_blob("ce013625030ba8dba906f756967f9e9ca394464a").unwrap();
-        let mut hashers = Hashers::new(&[blob.clone()], Some(6));
+        let mut hashers = Hashers::new(std::slice::from_ref(&blob), Some(6));
         hashers.update(b"hel");
         hashers.update(b"lo\n");
         assert_eq!(hashers.mismatch(), None);
-        let (wanted, found) = Hashers::new(&[blob.clone()], Some(0)).mismatch().unwrap();
+        let (wanted, found) = Hashers::new(std::slice::from_ref(&blob), Some(0)).mismatch().unwrap();
         assert_eq!((wanted, found.as_str()), (blob, "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"));
     }
 

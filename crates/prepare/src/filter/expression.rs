@@ -138,6 +138,12 @@ const COMPARISONS: [(&str, Comparison); 8] = [
 /// Longest first, so that `<=` is not read as `<`.
 const SYMBOLS: [&str; 15] = ["<=", ">=", "<>", "!=", "==", "=", "<", ">", "(", ")", ",", "+", "-", "*", "/"];
 
+/// A test by a pattern, and the regular expression that the pattern stands for.
+type PatternTest = (&'static str, fn(&str) -> String);
+
+const PATTERNS: [PatternTest; 3] =
+    [("like", |text| like(text, "(?s)")), ("ilike", |text| like(text, "(?si)")), ("matches", str::to_owned)];
+
 const KEYWORDS: [&str; 12] =
     ["and", "or", "not", "in", "is", "null", "like", "ilike", "matches", "between", "true", "false"];
 
@@ -461,9 +467,7 @@ impl Parser<'_> {
             let below = Kind::Compare(Comparison::LessOrEqual, Box::new(left), Box::new(high));
             return Ok(Ok(Kind::All(vec![self.node(above, start)?, self.node(below, start)?])));
         }
-        let patterns: [(&str, fn(&str) -> String); 3] =
-            [("like", |text| like(text, "(?s)")), ("ilike", |text| like(text, "(?si)")), ("matches", str::to_owned)];
-        for (word, pattern) in patterns {
+        for (word, pattern) in PATTERNS {
             if self.take_word(word) {
                 let Token::Literal(Literal::Text(text)) = self.peek() else {
                     return Err(self.error(format!("a text in quotes was expected after `{word}`")));

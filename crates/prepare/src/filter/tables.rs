@@ -145,8 +145,8 @@ pub(super) fn find_tables(args: &FilterArgs) -> Result<Vec<Table>> {
     let mut tables = Vec::new();
     let walk = WalkDir::new(&folder).follow_links(true).sort_by_file_name().into_iter();
     let visible = |entry: &walkdir::DirEntry| {
-        let hidden = entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.');
-        !hidden && !(entry.depth() > 0 && own.is_some() && fs::canonicalize(entry.path()).ok() == own)
+        let is_own = || own.is_some() && fs::canonicalize(entry.path()).ok() == own;
+        entry.depth() == 0 || !(entry.file_name().to_string_lossy().starts_with('.') || is_own())
     };
     for entry in walk.filter_entry(visible) {
         let entry = entry.map_err(|error| {
