@@ -18,7 +18,6 @@ mod error;
 pub mod fetch;
 pub mod filter;
 pub mod index;
-mod jpeg;
 mod names;
 pub mod output;
 mod plan;
