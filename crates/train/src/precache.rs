@@ -3,6 +3,7 @@
 use crate::encoders::picture::PictureInput;
 use crate::encoders::text::{StatesChoice, TextSettings, TokenizerChoice, first};
 use crate::encoders::{EncoderError, PictureEncoder, PictureKind, PictureOutput, TextTower};
+use crate::inputs::EmptyCaption;
 use crate::settings::{Precision, SettingError, is_usual};
 use crate::trainer::BoxError;
 use burn::tensor::Device;
@@ -401,7 +402,7 @@ impl Encoders {
     ///
     /// # Errors
     /// [`EncoderError`].
-    pub fn empty_captions(&mut self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>, EncoderError> {
+    pub fn empty_captions(&mut self) -> Result<EmptyCaption, EncoderError> {
         let mut empty = Vec::new();
         let layout = self.recipe.layout;
         for encoder in &mut self.encoders {
@@ -417,7 +418,7 @@ impl Encoders {
                 empty.push((part.clone(), vec![pooled.dims()[1]], values_of(pooled)));
             }
         }
-        Ok(empty.into_iter().map(|(output, shape, values)| (self.address(&output), shape, values)).collect())
+        Ok(empty.into_iter().map(|(output, shape, values)| (self.address(&output), (shape, values))).collect())
     }
 
     fn encode_all(&mut self, batch: &[Sample]) -> Result<Vec<Arrays>, BoxError> {

@@ -289,8 +289,7 @@ fn write_conditioning(encoders: &mut Encoders, out: &Path) -> Result<(), StageEr
         (None, Some(moments)) => Some(measure_scale_factor(&dataset, &moments).map_err(wrong)?),
         (known, _) => known,
     };
-    let empty = encoders.empty_captions()?.into_iter();
-    let empty = empty.map(|(address, shape, values)| (address, (shape, values))).collect();
+    let empty = encoders.empty_captions()?;
     Ok(Conditioning { empty, scale_factor }.write(out)?)
 }
 
