@@ -16,6 +16,7 @@
 //! - [`npy`]: NumPy arrays as sample parts; [`npz`]: archives of them, and FID statistics.
 //! - [`pickled`]: NeMo's pickled dictionaries of NumPy arrays as sample parts.
 //! - [`wdinfo`]: NeMo's list of shards.
+//! - [`quarantine`]: samples that a check found unfit, left out by every source.
 //! - [`control`]: progress reports and clean stopping of long stages.
 //!
 //! The crate knows no models: encoders reach it through the trait [`precache::SampleEncoder`].
@@ -32,6 +33,7 @@ pub mod npz;
 pub mod order;
 pub mod pickled;
 pub mod precache;
+pub mod quarantine;
 pub mod sample;
 pub mod transform;
 pub mod wdinfo;
@@ -41,6 +43,7 @@ pub use control::Control;
 pub use error::{BoxError, Error, Result};
 pub use loader::{Batch, Loader, LoaderConfig, OnError};
 pub use order::GlobalOrder;
+pub use quarantine::Quarantine;
 pub use sample::{Sample, SampleRef};
 pub use wdinfo::WdInfo;
 pub use webdataset::{Dataset, DatasetIndex, ShardLimits, ShardWriter};
