@@ -852,6 +852,19 @@ fn lists_that_cannot_be_used_are_refused_by_name() {
 }
 
 #[test]
+fn the_benchmark_downloads_what_it_serves() {
+    for (options, width) in [(&[][..], 32), (&["--resize-mode=border".to_owned(), "--image-size=8".to_owned()], 8)] {
+        let dir = tempfile::tempdir().unwrap();
+        let report = download::bench::bench_download(dir.path(), 70, 32, options).unwrap();
+        assert_eq!((report.taken, report.written), (70, 70));
+        let members = members(&dir.path().join("shards/00000.tar"));
+        assert_eq!(RgbImage::decode("bench", &members[0].1).unwrap().width(), width);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    assert!(download::bench::bench_download(dir.path(), 1, 32, &["--nonsense".to_owned()]).unwrap_err().is_usage());
+}
+
+#[test]
 fn settings_that_make_no_sense_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("list.csv");
