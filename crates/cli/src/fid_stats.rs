@@ -1,13 +1,14 @@
 //! `calotype data fid-stats`: what the Fréchet inception distance compares generated pictures with.
 
 use anyhow::Result;
+use calotype_data::image::RgbImage;
 use calotype_data::npz::FeatureStatistics;
 use calotype_data::source::folder::PICTURES;
 use calotype_data::source::{SourceOptions, open};
 use calotype_data::{Control, Source};
 use calotype_metrics::GaussianAccumulator;
 use calotype_prepare::Report;
-use calotype_train::batches::decode_picture;
+use calotype_train::batches::picture_bytes;
 use calotype_train::device::device;
 use calotype_train::fid::FidEncoder;
 use clap::Args;
@@ -53,12 +54,17 @@ fn statistics(
     control: &mut Control<'_>,
 ) -> Result<FeatureStatistics> {
     let parts = PICTURES.map(str::to_owned);
+    let picture = |number: usize| {
+        let held = source.get(number)?;
+        let sample = held.sample();
+        RgbImage::decode(sample.key(), picture_bytes(&sample, &parts)?)
+    };
     let mut features = GaussianAccumulator::new(FidEncoder::WIDTH)?;
     for first in (0..source.len()).step_by(batch) {
         control.checkpoint("fid-stats", first, source.len())?;
         let numbers = first..(first + batch).min(source.len());
-        let pictures = numbers.map(|i| decode_picture(&source.get(i)?.sample(), &parts));
-        features.push(&encoder.features(&pictures.collect::<Result<Vec<_>, _>>()?)?)?;
+        let pictures = numbers.map(picture).collect::<calotype_data::Result<Vec<_>>>()?;
+        features.push(&encoder.features(&pictures)?)?;
     }
     let found = features.finish()?;
     Ok(FeatureStatistics { mean: found.mean, covariance: found.covariance })

@@ -352,7 +352,7 @@ fn a_run_that_is_stopped_keeps_its_shards() {
     let server = Server::start(|request| {
         let reply = picture_reply(drawing(2).to_vec());
         // The second shard waits until the first one is done and the stage is stopped.
-        Reply { delay: Duration::from_secs(if request.path >= "/5".to_owned() { 60 } else { 0 }), ..reply }
+        Reply { delay: Duration::from_secs(if *request.path >= *"/5" { 60 } else { 0 }), ..reply }
     });
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("list.txt");
