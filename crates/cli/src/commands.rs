@@ -125,9 +125,9 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
 
 /// A training recipe of any kind.
 enum AnyRecipe {
-    Clip(Resolved<ClipRecipe>),
-    Autoencoder(Resolved<AutoencoderRecipe>),
-    Diffusion(Resolved<DiffusionRecipe>),
+    Clip(Box<Resolved<ClipRecipe>>),
+    Autoencoder(Box<Resolved<AutoencoderRecipe>>),
+    Diffusion(Box<Resolved<DiffusionRecipe>>),
 }
 
 impl AnyRecipe {
@@ -136,11 +136,11 @@ impl AnyRecipe {
         let table: Resolved<toml::Table> = loader.load(name, &[])?;
         let kind = table.value.get("kind").cloned().map(toml::Value::try_into::<Kind>);
         match kind {
-            Some(Ok(Kind::Clip)) => Ok(Self::Clip(loader.load(name, overrides)?)),
-            Some(Ok(Kind::Autoencoder)) => Ok(Self::Autoencoder(loader.load(name, overrides)?)),
-            Some(Ok(Kind::Diffusion)) => Ok(Self::Diffusion(loader.load(name, overrides)?)),
+            Some(Ok(Kind::Clip)) => Ok(Self::Clip(Box::new(loader.load(name, overrides)?))),
+            Some(Ok(Kind::Autoencoder)) => Ok(Self::Autoencoder(Box::new(loader.load(name, overrides)?))),
+            Some(Ok(Kind::Diffusion)) => Ok(Self::Diffusion(Box::new(loader.load(name, overrides)?))),
             // The typed loader explains what a wrong `kind` should be.
-            Some(Err(_)) => Ok(Self::Clip(loader.load(name, overrides)?)),
+            Some(Err(_)) => Ok(Self::Clip(Box::new(loader.load(name, overrides)?))),
             None => Err(NotTraining { name: name.to_owned() }.into()),
         }
     }

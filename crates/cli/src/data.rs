@@ -42,7 +42,7 @@ pub(crate) struct DataArgs {
 #[derive(Debug, Subcommand)]
 enum DataCommand {
     #[command(flatten)]
-    Stage(DataStage),
+    Stage(Box<DataStage>),
     /// Run frozen encoders over a dataset once, by a precache recipe: pictures to latents, captions to embeddings.
     ///
     /// May be killed at any instant and started again, and shared out over an array of jobs: the result is the same.

@@ -40,7 +40,7 @@ enum Command {
     /// Run one network of a checkpoint on given tensors, with gradients if wanted.
     Probe(probe::ProbeArgs),
     /// Fetch, make, encode and check datasets.
-    Data(data::DataArgs),
+    Data(Box<data::DataArgs>),
     /// Tell what a checkpoint holds (layout, family, components, prediction type, problems), or a dataset.
     Inspect(checkpoint::InspectArgs),
     /// Write a checkpoint in another layout: a diffusers folder, a single file, or a folder of Calotype's.
