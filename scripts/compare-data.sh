@@ -2,7 +2,7 @@
 # Times Calotype's loader and PyTorch's DataLoader (torchvision on PIL pictures, webdataset library) on the same shards
 # of JPEGs, in turn on the same cores, and prints their rates and ratio.
 #
-#   scripts/compare-data.sh [--shards FOLDER] [--samples N] [--size N] [--threads N] [--passes N] [--small]
+#   scripts/compare-data.sh [--shards FOLDER] [--samples N] [--size N] [--variants NAME,...] [--threads N] [--passes N] [--small]
 #
 # FOLDER is made by the benchmark if it holds no shards. --small compares on JPEGs that have SIZE already, so that
 # nothing is resized. CALOTYPE_PEER_PYTHON names a Python that has torch, torchvision and webdataset; without it one is
@@ -15,10 +15,10 @@ die() {
     exit 2
 }
 
-shards="" samples=600 size=512 threads="$(nproc)" passes=3 sides=(640 1024)
+shards="" variants="" samples=600 size=512 threads="$(nproc)" passes=3 sides=(640 1024)
 while [ $# -gt 0 ]; do
     case "$1" in
-        --shards | --samples | --size | --threads | --passes)
+        --shards | --samples | --size | --threads | --passes | --variants)
             [ $# -ge 2 ] || die "$1 needs a value"
             printf -v "${1#--}" '%s' "$2"
             shift 2
@@ -50,7 +50,8 @@ run_ours() {
         --size "$size" --threads "$threads" --passes "$passes"
 }
 ours="$(run_ours)"
-peer="$("$python" scripts/bench_data_peer.py "$shards" --size "$size" --workers "$threads" --passes "$passes")"
+peer="$("$python" scripts/bench_data_peer.py "$shards" --size "$size" --workers "$threads" --passes "$passes" \
+    ${variants:+--variants "$variants"})"
 # Once more, since the machine may have been slower in one half than in the other.
 again="$(run_ours)"
 "$python" - "$ours" "$again" "$peer" <<'PYTHON'

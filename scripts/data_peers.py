@@ -246,6 +246,40 @@ def reads_webdataset(folder):
     return f"{len(rows)} samples, digest {hashlib.sha256(repr(theirs).encode()).hexdigest()[:12]}"
 
 
+@check("pickles: Python reads ours")
+def python_reads_pickles(folder):
+    import pickle
+
+    tests = Path(__file__).parent.parent / "crates" / "data" / "tests"
+    subprocess.run([sys.executable, tests / "make_pickles.py", "read"], check=True, stdout=subprocess.DEVNULL)
+    data("synth", folder / "shards", "--preset", "nemo-precached", "--samples", 6, "--shard-samples", 2, "--resolution", 64)
+    data("index", folder / "shards", "--wdinfo")
+    with open(folder / "shards" / "wdinfo.pkl", "rb") as file:
+        info = pickle.load(file)
+    same("shards", info["tar_files"], sorted(path.name for path in (folder / "shards").glob("*.tar")))
+    same("counts", (info["chunk_size"], info["total_key_count"]), (2, 6))
+    return "golden files, and a list of 3 shards"
+
+
+@check("coco: pandas makes the same list")
+def coco_list(folder):
+    import pandas
+
+    captions = [
+        {"image_id": i * 7919 % 2500 * 3 + 1, "id": i * 10007 % 9973, "caption": f"a cat {i}, \"two\"\ndogs"} for i in range(9000)
+    ]
+    images = [{"id": p * 3 + 1, "height": 480, "width": 640, "file_name": f"{p}.jpg", "coco_url": ""} for p in range(2500)]
+    annotations = folder / "captions_val2014.json"
+    annotations.write_text(json.dumps({"images": images, "annotations": captions}))
+    rows = pandas.DataFrame(captions).sample(frac=1, random_state=2023)
+    rows = rows.drop_duplicates(subset=["image_id"], keep="first")[:2000].sort_values(by=["id"])
+    rows["caption"] = rows["caption"].str.replace("\n", "").str.strip()
+    data("coco", annotations, folder / "out", "--count", 2000)
+    (ours,) = (folder / "out").rglob("*.tsv")
+    same("list", ours.read_text(), rows.to_csv(sep="\t", index=False))
+    return f"{len(rows)} of {len(captions)} captions"
+
+
 def run_checks(names, keep):
     results = {}
     for name in names:

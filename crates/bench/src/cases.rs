@@ -5,7 +5,7 @@ use crate::setting::Precision;
 use calotype_kernels::{
     self as kernels, Activation, AdamW, AttentionShape, Conv2dShape, Element, Layout, Matrix, bf16,
 };
-use calotype_kernels::{PackedWeights, Purpose, Stream};
+use calotype_kernels::{PackedWeights, Purpose, Stepped, Stream};
 
 /// What an operation is held against, where memory decides.
 #[derive(Clone, Copy, Debug)]
@@ -447,7 +447,29 @@ impl Cases<bf16> {
     }
 }
 
-/// The optimizer's passes over `len` parameters.
+/// AdamW on `len` elements that are `parameters` of about the same size.
+fn adamw(len: usize, parameters: usize, average: bool) -> Box<dyn FnOnce() -> Box<dyn FnMut()>> {
+    let chunk = len.div_ceil(parameters);
+    Box::new(move || {
+        let (mut p, g) = (noise::<f32>(len), noise::<f32>(len));
+        let (mut m, mut v) = (g.clone(), vec![1f32; len]);
+        let mut averages = if average { p.clone() } else { vec![] };
+        Box::new(move || {
+            let mut averages = averages.chunks_mut(chunk);
+            let slices = p.chunks_mut(chunk).zip(g.chunks(chunk)).zip(m.chunks_mut(chunk)).zip(v.chunks_mut(chunk));
+            let stepped = slices.map(|(((parameter, gradient), first_moment), second_moment)| Stepped {
+                parameter,
+                gradient,
+                first_moment,
+                second_moment,
+                average: averages.next(),
+            });
+            kernels::adamw_step(&AdamW::default(), 1, 1.0, 0.999, stepped);
+        })
+    })
+}
+
+/// The optimizer's passes over `len` elements of parameters.
 fn optimizer(len: usize) -> Vec<Case> {
     let case = |operation, work, prepare: Box<dyn FnOnce() -> Box<dyn FnMut()>>| Case {
         operation,
@@ -459,27 +481,9 @@ fn optimizer(len: usize) -> Vec<Case> {
     };
     let bytes = |times: usize, limit| Work::Memory((4 * len * times) as f64, limit);
     vec![
-        case(
-            "adamw",
-            bytes(7, Limit::Copy),
-            Box::new(move || {
-                let (mut p, g) = (noise::<f32>(len), noise::<f32>(len));
-                let (mut m, mut v) = (g.clone(), vec![1f32; len]);
-                Box::new(move || kernels::adamw_step(&AdamW::default(), 1, 1.0, &mut p, &g, &mut m, &mut v))
-            }),
-        ),
-        case(
-            "adamw, ema",
-            bytes(9, Limit::Copy),
-            Box::new(move || {
-                let (mut p, g) = (noise::<f32>(len), noise::<f32>(len));
-                let (mut m, mut v, mut average) = (g.clone(), vec![1f32; len], p.clone());
-                Box::new(move || {
-                    let average = (&mut average[..], 0.999);
-                    kernels::adamw_ema_step(&AdamW::default(), 1, 1.0, &mut p, &g, (&mut m, &mut v), average);
-                })
-            }),
-        ),
+        case("adamw", bytes(7, Limit::Copy), adamw(len, 1, false)),
+        case("adamw, 700 parameters", bytes(7, Limit::Copy), adamw(len, 700, false)),
+        case("adamw, ema", bytes(9, Limit::Copy), adamw(len, 1, true)),
         case(
             "ema",
             bytes(3, Limit::Copy),
@@ -494,7 +498,7 @@ fn optimizer(len: usize) -> Vec<Case> {
             Box::new(move || {
                 let g = noise::<f32>(len);
                 Box::new(move || {
-                    std::hint::black_box(kernels::sum_of_squares(&g));
+                    std::hint::black_box(kernels::sums_of_squares(&[&g]));
                 })
             }),
         ),

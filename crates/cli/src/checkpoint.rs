@@ -2,6 +2,7 @@
 
 use crate::commands::print;
 use anyhow::{Result, anyhow};
+use calotype_data::source::{self, Source, SourceOptions};
 use calotype_weights::Dtype;
 use calotype_weights::layout::{Checkpoint, ConvertOptions, Family, OpenOptions, Prediction, Target, convert, inspect};
 use clap::Args;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A diffusers folder, a model's folder, a folder of Calotype's, or a file of weights.
+    /// A diffusers folder, a model's folder, a folder of Calotype's, or a file of weights; or a dataset.
     path: PathBuf,
     /// Print one JSON object.
     #[arg(long)]
@@ -105,10 +106,37 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Tells what a checkpoint holds. Problems are told too and are no failure.
+/// Tells what a checkpoint holds, or what has none and can be read as a dataset. Problems are told too and are no failure.
 pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
-    let report = inspect(&args.path, &args.open.options(), args.tensors)?;
-    if args.json { print(&serde_json::to_string_pretty(&report)?) } else { print(report.to_string().trim_end()) }
+    match inspect(&args.path, &args.open.options(), args.tensors) {
+        Ok(report) if args.json => print(&serde_json::to_string_pretty(&report)?),
+        Ok(report) => print(report.to_string().trim_end()),
+        Err(error) => match args.path.to_str().map(|spec| source::open(spec, &SourceOptions::default())) {
+            Some(Ok(dataset)) => inspect_dataset(&*dataset, args.json),
+            // Neither: the folder may still be meant as a checkpoint.
+            _ => Err(error.into()),
+        },
+    }
+}
+
+fn inspect_dataset(dataset: &dyn Source, json: bool) -> Result<()> {
+    let first = dataset.get(0)?;
+    let first = first.sample();
+    let parts: Vec<_> = first.parts().map(|(name, bytes)| (name, bytes.len())).collect();
+    if json {
+        let parts: serde_json::Map<_, _> =
+            parts.iter().map(|(name, bytes)| ((*name).to_owned(), (*bytes).into())).collect();
+        return print(&serde_json::to_string_pretty(&serde_json::json!({
+            "dataset": dataset.name(), "samples": dataset.len(), "blocks": dataset.blocks().len(),
+            "left_out": dataset.left_out(), "first": { "key": first.key(), "part_bytes": parts }, "meta": dataset.meta(),
+        }))?);
+    }
+    print(&format!("dataset    {}", dataset.name()))?;
+    print(&format!("samples    {} in {} shards, files or row groups", dataset.len(), dataset.blocks().len()))?;
+    dataset.left_out().iter().try_for_each(|(reason, count)| print(&format!("left out   {count}, {reason}")))?;
+    let parts: Vec<_> = parts.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)")).collect();
+    print(&format!("first      `{}`: {}", first.key(), parts.join(", ")))?;
+    dataset.meta().iter().try_for_each(|(name, value)| print(&format!("{name:<10} {value}")))
 }
 
 /// Writes a checkpoint in another layout.

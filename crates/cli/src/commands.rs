@@ -2,7 +2,10 @@ use crate::generate::{Common, Halted, generate_command};
 use crate::{BenchCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
 use anyhow::{Context, Result};
 use calotype_bench::{BenchError, KernelRow, UNetBench, run_kernels, run_unet};
+use calotype_data::Control;
 use calotype_diffusion::stable_diffusion::GenerateError;
+use calotype_prepare::bench::bench_loader;
+use calotype_prepare::download::bench::bench_download;
 use calotype_quickstart::{EvaluationRecipe, Generator, GeneratorFolders, Options, QuickstartError, run};
 use calotype_train::device::{DeviceError, available, device};
 use calotype_train::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe, Kind};
@@ -250,6 +253,14 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
                 }
                 print(&row.to_string())
             })
+        }
+        BenchCommand::Data(args) => {
+            let figures = bench_loader(args, &mut Control::default())?;
+            print(&if args.json { serde_json::to_string(&figures)? } else { figures.to_string() })
+        }
+        BenchCommand::Download(args) => {
+            let report = bench_download(&args.out, args.images, args.pixels, &args.settings)?;
+            print(&if args.json { serde_json::to_string(&report)? } else { report.to_string() })
         }
         BenchCommand::Unet(args) => {
             let (report, profile) = run_unet(&UNetBench {

@@ -3,8 +3,8 @@
 use crate::commands::{Stopped, print, recipe_loader};
 use crate::fid_stats::{FidStatsArgs, fid_stats};
 use anyhow::{Context, Result};
+use calotype_data::Control;
 use calotype_data::precache::Share;
-use calotype_data::{Control, Dataset};
 use calotype_prepare::slices::{Slice, SliceArgs};
 use calotype_prepare::{DataStage, Report};
 use calotype_train::device::device;
@@ -12,10 +12,25 @@ use calotype_train::precache::PrecacheRecipe;
 use calotype_train::stages::{self, StageEnd};
 use calotype_train::{Progress, StopFlag};
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
 use std::time::Instant;
 
+/// The two usual ways to a training run.
+const WAYS: &str = "\
+From a folder of pictures (with caption files, metadata.jsonl or metadata.csv, or in folders by class):
+  calotype data convert PICTURES shards
+  calotype data check shards --quarantine
+  calotype data precache data/precache/quickstart source=shards out=encoded ...
+
+From a list of addresses (parquet):
+  calotype data filter LIST kept --licensed --min-width 512
+  calotype data download kept downloaded --url-col URL --caption-col TEXT --resize-mode no
+  calotype data reorganize downloaded shards --samples-per-shard 1000
+  calotype data check shards --quarantine
+
+Then: calotype train <recipe> data.path=shards";
+
 #[derive(Debug, Args)]
+#[command(after_help = WAYS)]
 pub(crate) struct DataArgs {
     /// Print the account of what was done as one JSON object.
     #[arg(long, global = true)]
@@ -34,11 +49,6 @@ enum DataCommand {
     Precache(PrecacheArgs),
     /// Compute the statistics that the Fréchet inception distance compares generated pictures with.
     FidStats(FidStatsArgs),
-    /// Read all shards of a dataset and compare their checksums.
-    Check {
-        /// Folder of webdataset shards.
-        path: PathBuf,
-    },
 }
 
 #[derive(Debug, Args)]
@@ -64,14 +74,6 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
         }
         DataCommand::Precache(precache) => tell(&run_precache(precache, &stop)?, args.json),
         DataCommand::FidStats(stats) => tell(&with_progress(&stop, |control| fid_stats(stats, control))?, args.json),
-        DataCommand::Check { path } => {
-            let dataset = Dataset::open(path)?;
-            let report = with_progress(&stop, |control| dataset.verify(control))?;
-            print(&format!(
-                "{} samples in {} shards, {} bytes; {} shards had no checksum to compare",
-                report.samples, report.shards, report.bytes, report.without_checksum
-            ))
-        }
     }
 }
 
@@ -109,19 +111,26 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Report> {
     Ok(report)
 }
 
-/// Does `work` with a display of its progress, under the name that it gives itself.
+/// Does `work` with a display of its progress: one for each name under which it reports.
 fn with_progress<T, E>(stop: &StopFlag, work: impl FnOnce(&mut Control<'_>) -> Result<T, E>) -> Result<T, E> {
-    let mut display: Option<Progress> = None;
+    let mut display: Option<(&'static str, Progress)> = None;
     let mut control = Control::default()
         .with_progress(|stage, done, total| {
-            let progress = display.get_or_insert_with(|| Progress::new(stage, total as u64).starting_at(done as u64));
-            progress.set_total(total as u64);
-            progress.set(done as u64, &[]);
+            if display.as_ref().is_none_or(|(shown, _)| *shown != stage) {
+                if let Some((_, mut before)) = display.take() {
+                    before.finish();
+                }
+                display = Some((stage, Progress::new(stage, total as u64).starting_at(done as u64)));
+            }
+            if let Some((_, progress)) = &mut display {
+                progress.set_total(total as u64);
+                progress.set(done as u64, &[]);
+            }
         })
         .with_stop(|| stop.is_set());
     let result = work(&mut control);
     drop(control);
-    if let Some(progress) = &mut display {
+    if let Some((_, progress)) = &mut display {
         progress.finish();
     }
     result

@@ -8,7 +8,9 @@ mod generate;
 mod probe;
 
 use calotype_bench::{Family, Mode, Precision};
+use calotype_prepare::bench::LoaderBench;
 use clap::{Args, Parser, Subcommand};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -39,7 +41,7 @@ enum Command {
     Probe(probe::ProbeArgs),
     /// Fetch, make, encode and check datasets.
     Data(data::DataArgs),
-    /// Tell what a checkpoint holds: layout, family, components, prediction type, problems.
+    /// Tell what a checkpoint holds (layout, family, components, prediction type, problems), or a dataset.
     Inspect(checkpoint::InspectArgs),
     /// Write a checkpoint in another layout: a diffusers folder, a single file, or a folder of Calotype's.
     Convert(checkpoint::ConvertArgs),
@@ -122,6 +124,10 @@ enum BenchCommand {
     Kernels(BenchKernelsArgs),
     /// A UNet with random weights: its forward pass, or a training step with AdamW.
     Unet(BenchUnetArgs),
+    /// The loader: JPEG shards to batches of resized, cropped and mirrored pictures.
+    Data(LoaderBench),
+    /// The download stage against a server in the same process.
+    Download(BenchDownloadArgs),
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +141,25 @@ struct BenchKernelsArgs {
     /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BenchDownloadArgs {
+    /// Pictures to download.
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    images: usize,
+    /// Side of the pictures in pixels.
+    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
+    pixels: usize,
+    /// Folder of the pictures, which must not exist yet.
+    #[arg(long, default_value = "runs/bench-download", value_name = "DIR")]
+    out: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Settings of the stage, as `calotype data download --help` lists them, after `--` [default: --resize-mode=no].
+    #[arg(last = true, value_name = "SETTING")]
+    settings: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -193,7 +218,12 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let filter = tracing_subscriber::EnvFilter::try_from_env("CALOTYPE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,calotype=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
     let cli = Cli::parse();
     if let Some(threads) = cli.threads {
         calotype_kernels::set_threads(threads.max(1));

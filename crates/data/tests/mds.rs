@@ -366,7 +366,7 @@ const INDEX_CASES: [Case; 24] = [
             i["shards"][0]["column_names"].as_array_mut().unwrap().pop();
         },
         same,
-        "names, 26 encodings, 26 sizes",
+        "names, 27 encodings, 27 sizes",
     ),
     ("name twice", field!("column_names" / 0 = "a_int"), same, "`a_int` is there twice"),
     (

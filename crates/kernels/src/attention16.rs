@@ -775,14 +775,18 @@ impl<'a, K: Kernel16> Backward<'a, K> {
         let k = shape.head(self.saved.k, shape.key_tokens, head);
         let v = shape.head(self.saved.v, shape.key_tokens, head);
         let k_columns = Operand { source: k, k_rows: true };
-        dq.fill(0.0);
+        // Queries before all of these keys get nothing from them.
+        dq[..self.first_block(range.start) * self.dq_len()].fill(0.0);
         with_scratch(
             sizes.iter().sum(),
             #[inline(always)]
-            |memory_of_task| {
-                // What is only there to fill whole steps must be finite: it meets zeros.
-                memory_of_task.fill(0.0);
-                let [k_rows, v_rows, kt, scores, slopes, p, ds, pairs, dk, dv] = carve(memory_of_task, sizes);
+            |memory| {
+                let [k_rows, v_rows, kt, scores, slopes, p, ds, pairs, dk, dv] = carve(memory, sizes);
+                if line(queries) < queries.next_multiple_of(32) {
+                    // Not every column is written, but all must be finite: they meet probabilities of zero.
+                    scores.fill(0.0);
+                    slopes.fill(0.0);
+                }
                 let [k_rows, v_rows, kt, p, ds, pairs] =
                     [k_rows, v_rows, kt, p, ds, pairs].map(bytemuck::cast_slice_mut::<f32, bf16>);
                 for j in range.clone().step_by(keys) {
@@ -790,15 +794,19 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                     let padded = n.next_multiple_of(K::K_STEP);
                     pack_rows(kernel, &k, (j, n), d, k_rows, rows_stride);
                     pack_rows(kernel, &v, (j, n), d, v_rows, rows_stride);
+                    for rows in [&mut *k_rows, v_rows] {
+                        // What fills the last tile makes scores, too.
+                        rows[n * rows_stride..n.next_multiple_of(16) * rows_stride].fill(bf16::ZERO);
+                    }
                     pack_transposed(kernel.vectors(), &k_columns, (j, n), (0, d), kt, columns_stride);
-                    dk.fill(0.0);
-                    dv.fill(0.0);
-                    for i in 0..self.blocks() {
+                    let first = self.first_block(j);
+                    if first == self.blocks() {
+                        dk.fill(0.0);
+                        dv.fill(0.0);
+                    }
+                    for i in first..self.blocks() {
                         let i0 = i * self.block;
                         let m = self.block.min(queries - i0);
-                        if shape.causal && i0 + m <= j {
-                            continue;
-                        }
                         let (m_step, m_even) = (m.next_multiple_of(K::K_STEP), m.next_multiple_of(32));
                         let parts = self.prepared(i);
                         let [q_columns, dout_columns, q_rows, dout_rows, lse, delta] = parts.map(
@@ -839,11 +847,11 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                             panel[n.next_multiple_of(2) * 32..].fill(bf16::ZERO);
                         }
                         let right = bytemuck::cast_slice(dout_rows);
-                        multiply(kernel, (n, d, m_step), (p, p_stride), right, (dv, sums_stride), true);
+                        multiply(kernel, (n, d, m_step), (p, p_stride), right, (dv, sums_stride), i > first);
                         let right = bytemuck::cast_slice(q_rows);
-                        multiply(kernel, (n, d, m_step), (ds, p_stride), right, (dk, sums_stride), true);
+                        multiply(kernel, (n, d, m_step), (ds, p_stride), right, (dk, sums_stride), i > first);
                         let sums = (&mut dq[i * self.dq_len()..][..self.dq_len()], self.dq_stride);
-                        multiply(kernel, (d, m_even, padded), (kt, columns_stride), pairs, sums, true);
+                        multiply(kernel, (d, m_even, padded), (kt, columns_stride), pairs, sums, j > range.start);
                     }
                     for i in 0..n {
                         let [_, to_k, to_v] = self.gradients;
@@ -853,6 +861,18 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                 }
             },
         );
+    }
+
+    /// The first block of queries of which one sees key `j`; the number of blocks if there is none.
+    #[inline(always)]
+    fn first_block(&self, j: usize) -> usize {
+        if !self.shape.causal {
+            0
+        } else if j < self.shape.query_tokens {
+            j / self.block
+        } else {
+            self.blocks()
+        }
     }
 
     /// Adds the parts of dQ^T of all groups of keys, in their order, for one block of queries.

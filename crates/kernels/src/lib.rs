@@ -65,7 +65,7 @@ pub use gemm::{Layout, Matrix, gemm};
 pub use half::{bf16, f16};
 pub use linear::{linear_backward_input, linear_backward_weight, linear_forward};
 pub use norm::{group_norm_backward, group_norm_forward, layer_norm_backward, layer_norm_forward};
-pub use optimizer::{AdamW, adamw_ema_step, adamw_step, ema_step, sum_of_squares};
+pub use optimizer::{AdamW, Stepped, adamw_step, ema_step, sums_of_squares};
 pub use packed::{PackedWeights, conv2d_forward_packed, linear_forward_packed, linear_geglu_forward_packed};
 pub use peak::{ArithmeticPeak, MemoryBandwidth, bf16_peaks, f32_peak, memory_bandwidth};
 pub use pointwise::{

@@ -1,8 +1,11 @@
 //! Linear layers: `y = x w^T + bias`.
 
 use crate::element::Element;
+use crate::math::{load_up_to, store_up_to};
 use crate::pointwise::sum_rows;
 use crate::product::{Dense, Epilogue, Operand, Rows, product};
+use crate::simd::{Simd, dispatch};
+use crate::threads::for_chunks;
 
 /// `y[m, n] = x[m, k] w[n, k]^T + bias[n] + residual[m, n]`.
 ///
@@ -82,6 +85,10 @@ pub fn linear_backward_weight<T: Element>(
     assert!(dy.len() == m * n, "linear_backward_weight: dy has {} elements, not {m} x {n}", dy.len());
     assert!(x.len() == m * k, "linear_backward_weight: x has {} elements, not {m} x {k}", x.len());
     assert!(dw.len() == n * k, "linear_backward_weight: dw has {} elements, not {n} x {k}", dw.len());
+    if m <= FEW {
+        outer_products(dy, x, dw, (m, k, n));
+        return db.into_iter().for_each(|db| sum_rows(dy, db, m, n));
+    }
     product(
         (n, k, m),
         &Operand { source: Dense { data: dy, stride: n }, k_rows: true },
@@ -92,5 +99,34 @@ pub fn linear_backward_weight<T: Element>(
     );
     if let Some(db) = db {
         sum_rows(dy, db, m, n);
+    }
+}
+
+/// Rows for which tiles and packing are more work than the sums.
+const FEW: usize = 4;
+
+/// `dw = dy^T x` for a few rows, in their order: the work is to write dw.
+fn outer_products<T: Element>(dy: &[T], x: &[T], dw: &mut [f32], (m, k, n): (usize, usize, usize)) {
+    /// Elements of a task.
+    const CHUNK: usize = 16 * 1024;
+    let rows = CHUNK.div_ceil(k.max(1));
+    for_chunks(dw, (rows * k).max(1), |task, dw| {
+        dispatch!(|s| for (i, dw) in dw.chunks_exact_mut(k.max(1)).enumerate() {
+            outer_row(s, dy, x, dw, (m, task * rows + i, n));
+        });
+    });
+}
+
+/// Row `i` of dw.
+#[inline(always)]
+fn outer_row<S: Simd, T: Element>(s: S, dy: &[T], x: &[T], dw: &mut [f32], (m, i, n): (usize, usize, usize)) {
+    let k = dw.len();
+    for c in (0..k).step_by(S::LANES) {
+        let end = (c + S::LANES).min(k);
+        let mut sum = s.splat(0.0);
+        for r in 0..m {
+            sum = s.fma(s.splat(dy[r * n + i].to_f32()), load_up_to(s, &x[r * k + c..r * k + end]), sum);
+        }
+        store_up_to(s, sum, &mut dw[c..end]);
     }
 }

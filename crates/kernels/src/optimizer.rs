@@ -2,7 +2,8 @@
 
 use crate::math::{load_up_to, store_up_to};
 use crate::simd::{Simd, dispatch};
-use crate::threads::{SharedMut, for_chunks, for_chunks3};
+use crate::threads::{SharedMut, for_chunks, parallel_for};
+use std::ops::Range;
 
 /// Elements of a task.
 const CHUNK: usize = 16 * 1024;
@@ -29,53 +30,100 @@ impl Default for AdamW {
     }
 }
 
-/// One step, PyTorch's semantics, with `g' = grad_scale g`:
-///
-/// `p *= 1 - lr weight_decay; m = beta1 m + (1 - beta1) g'; v = beta2 v + (1 - beta2) g'^2;`
-/// `p -= lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)`.
-///
-/// `step` counts from 1; `grad_scale` is where clipping and averaging over accumulated batches go.
-///
-/// # Panics
-///
-/// If the slices differ in length or `step` is zero.
-pub fn adamw_step(params: &AdamW, step: u64, grad_scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let factors = Factors::new(params, step, grad_scale);
-    check_lengths("adamw_step", p.len(), [g.len(), m.len(), v.len(), p.len()]);
-    for_chunks3((p, CHUNK), (m, CHUNK), (v, CHUNK), |i, p, m, v| {
-        let g = &g[i * CHUNK..][..p.len()];
-        dispatch!(|s| adamw_chunk(s, &factors, p, g, (m, v), None));
-    });
+/// A parameter's elements and what AdamW keeps for them; all slices have the same length.
+#[derive(Debug)]
+pub struct Stepped<'a> {
+    /// The parameter.
+    pub parameter: &'a mut [f32],
+    /// Its gradient.
+    pub gradient: &'a [f32],
+    /// Decaying mean of its gradients.
+    pub first_moment: &'a mut [f32],
+    /// Decaying mean of their squares.
+    pub second_moment: &'a mut [f32],
+    /// Decaying mean of the parameter, if one is kept.
+    pub average: Option<&'a mut [f32]>,
 }
 
-/// [`adamw_step`], then [`ema_step`] with the new parameter, in one pass over memory.
+impl<'a> Stepped<'a> {
+    fn check(&self) {
+        let lens = [self.gradient.len(), self.first_moment.len(), self.second_moment.len()];
+        let average = self.average.as_ref().map_or(self.parameter.len(), |average| average.len());
+        assert!(
+            lens.iter().chain([&average]).all(|&len| len == self.parameter.len()),
+            "adamw_step: p has {} elements, the others {lens:?} and {average}",
+            self.parameter.len()
+        );
+    }
+
+    /// Cuts off the first `len` elements, or all if they are fewer.
+    fn split_off(&mut self, len: usize) -> Self {
+        fn front<'a>(slice: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+            slice.split_off_mut(..len).expect("all slices have the same length")
+        }
+        let len = len.min(self.parameter.len());
+        Self {
+            parameter: front(&mut self.parameter, len),
+            gradient: self.gradient.split_off(..len).expect("all slices have the same length"),
+            first_moment: front(&mut self.first_moment, len),
+            second_moment: front(&mut self.second_moment, len),
+            average: self.average.as_mut().map(|average| front(average, len)),
+        }
+    }
+}
+
+/// One step of all `parameters` in one pass over memory, PyTorch's semantics, with `g' = grad_scale g`:
+///
+/// `p *= 1 - lr weight_decay; m = beta1 m + (1 - beta1) g'; v = beta2 v + (1 - beta2) g'^2;`
+/// `p -= lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)`,
+/// and [`ema_step`] with `ema_decay` and the new p where an average is kept.
+///
+/// `step` counts from 1; `grad_scale` is where clipping and averaging over accumulated batches go. Small parameters share a
+/// task, large ones are cut.
 ///
 /// # Panics
 ///
-/// If the slices differ in length or `step` is zero.
-pub fn adamw_ema_step(
+/// If the slices of a parameter differ in length or `step` is zero.
+pub fn adamw_step<'a>(
     params: &AdamW,
     step: u64,
     grad_scale: f32,
-    p: &mut [f32],
-    g: &[f32],
-    (m, v): (&mut [f32], &mut [f32]),
-    (ema, decay): (&mut [f32], f32),
+    ema_decay: f32,
+    parameters: impl IntoIterator<Item = Stepped<'a>>,
 ) {
-    let factors = Factors::new(params, step, grad_scale);
-    check_lengths("adamw_ema_step", p.len(), [g.len(), m.len(), v.len(), ema.len()]);
-    let rest = (1.0 - decay as f64) as f32;
-    let ema = SharedMut::new(ema);
-    for_chunks3((p, CHUNK), (m, CHUNK), (v, CHUNK), |i, p, m, v| {
-        let range = i * CHUNK..i * CHUNK + p.len();
-        // SAFETY: chunks with different numbers do not overlap.
-        let ema = unsafe { ema.range(range.clone()) };
-        dispatch!(|s| adamw_chunk(s, &factors, p, &g[range], (m, v), Some((ema, rest))));
+    let factors = Factors::new(params, step, grad_scale, ema_decay);
+    let mut pieces = Vec::new();
+    for mut parameter in parameters {
+        parameter.check();
+        while !parameter.parameter.is_empty() {
+            pieces.push(parameter.split_off(CHUNK));
+        }
+    }
+    let tasks = group(pieces.iter().map(|piece| piece.parameter.len()));
+    let pieces = SharedMut::new(&mut pieces);
+    parallel_for(tasks.len(), |task| {
+        // SAFETY: tasks have different pieces.
+        for piece in unsafe { pieces.range(tasks[task].clone()) } {
+            dispatch!(|s| adamw_piece(s, &factors, piece));
+        }
     });
 }
 
-fn check_lengths(op: &str, p: usize, others: [usize; 4]) {
-    assert!(others.iter().all(|&len| len == p), "{op}: p has {p} elements, the others {others:?}");
+/// Ranges of neighbouring pieces that have [`CHUNK`] elements together, or the one more that a last piece brings.
+fn group(pieces: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    let mut tasks: Vec<Range<usize>> = Vec::new();
+    let mut filled = CHUNK;
+    for (i, len) in pieces.enumerate() {
+        match tasks.last_mut() {
+            Some(task) if filled < CHUNK => task.end = i + 1,
+            _ => {
+                tasks.push(i..i + 1);
+                filled = 0;
+            }
+        }
+        filled += len;
+    }
+    tasks
 }
 
 /// The constants of a step.
@@ -88,10 +136,12 @@ struct Factors {
     root: f32,
     /// What weight decay leaves.
     keep: f32,
+    /// The new parameter's share of its average.
+    ema_rest: f32,
 }
 
 impl Factors {
-    fn new(params: &AdamW, step: u64, grad_scale: f32) -> Self {
+    fn new(params: &AdamW, step: u64, grad_scale: f32, ema_decay: f32) -> Self {
         assert!(step > 0, "optimizer steps count from 1");
         let correction = |beta: f32| 1.0 - (step as f64 * (beta as f64).ln()).exp();
         Self {
@@ -100,26 +150,21 @@ impl Factors {
             rate: (params.lr as f64 / correction(params.beta1)) as f32,
             root: (1.0 / correction(params.beta2).sqrt()) as f32,
             keep: (1.0 - params.lr as f64 * params.weight_decay as f64) as f32,
+            ema_rest: rest_of(ema_decay),
         }
     }
 }
 
 #[inline(always)]
-fn adamw_chunk<S: Simd>(
-    s: S,
-    factors: &Factors,
-    p: &mut [f32],
-    g: &[f32],
-    (m, v): (&mut [f32], &mut [f32]),
-    mut ema: Option<(&mut [f32], f32)>,
-) {
+fn adamw_piece<S: Simd>(s: S, factors: &Factors, piece: &mut Stepped<'_>) {
+    let Stepped { parameter: p, gradient: g, first_moment: m, second_moment: v, average } = piece;
     let params = &factors.params;
     let (beta1, beta2) = (s.splat(params.beta1), s.splat(params.beta2));
     let rest1 = s.splat((1.0 - params.beta1 as f64) as f32);
     let rest2 = s.splat((1.0 - params.beta2 as f64) as f32);
     let (grad_scale, rate) = (s.splat(factors.grad_scale), s.splat(factors.rate));
     let (root, keep) = (s.splat(factors.root), s.splat(factors.keep));
-    let eps = s.splat(params.eps);
+    let (eps, ema_rest) = (s.splat(params.eps), s.splat(factors.ema_rest));
     for i in (0..p.len()).step_by(S::LANES) {
         let j = (i + S::LANES).min(p.len());
         let g = s.mul(load_up_to(s, &g[i..j]), grad_scale);
@@ -130,9 +175,9 @@ fn adamw_chunk<S: Simd>(
         store_up_to(s, mean, &mut m[i..j]);
         store_up_to(s, square, &mut v[i..j]);
         store_up_to(s, weight, &mut p[i..j]);
-        if let Some((ema, rest)) = &mut ema {
-            let average = moved(s, load_up_to(s, &ema[i..j]), weight, s.splat(*rest));
-            store_up_to(s, average, &mut ema[i..j]);
+        if let Some(average) = average {
+            let moved = moved(s, load_up_to(s, &average[i..j]), weight, ema_rest);
+            store_up_to(s, moved, &mut average[i..j]);
         }
     }
 }
@@ -144,7 +189,7 @@ fn adamw_chunk<S: Simd>(
 /// If the slices differ in length.
 pub fn ema_step(ema: &mut [f32], p: &[f32], decay: f32) {
     assert!(ema.len() == p.len(), "ema_step: ema has {} elements, p {}", ema.len(), p.len());
-    let rest = (1.0 - decay as f64) as f32;
+    let rest = rest_of(decay);
     for_chunks(ema, CHUNK, |i, ema| {
         let p = &p[i * CHUNK..][..ema.len()];
         dispatch!(|s| ema_chunk(s, ema, p, rest));
@@ -161,29 +206,41 @@ fn ema_chunk<S: Simd>(s: S, ema: &mut [f32], p: &[f32], rest: f32) {
     }
 }
 
+/// `1 - decay`, rounded once.
+fn rest_of(decay: f32) -> f32 {
+    (1.0 - decay as f64) as f32
+}
+
 /// In the form `ema + rest (p - ema)`, which leaves an average that equals its weight alone.
 #[inline(always)]
 fn moved<S: Simd>(s: S, ema: S::V, p: S::V, rest: S::V) -> S::V {
     s.fma(rest, s.sub(p, ema), ema)
 }
 
-/// Sum of the squares of a gradient, for clipping by the norm: f32 over runs of 1,024, f64 above that, in a fixed
-/// order.
-pub fn sum_of_squares(g: &[f32]) -> f64 {
+/// Sums of the squares of gradients, for clipping by the norm, in one pass over all of them. Each is f32 over runs of 1,024,
+/// f64 above that, in a fixed order.
+pub fn sums_of_squares(gradients: &[&[f32]]) -> Vec<f64> {
     const RUN: usize = 1024;
-    let mut sums = vec![0.0f64; g.len().div_ceil(RUN)];
-    let shared = SharedMut::new(&mut sums);
-    let tasks = g.len().div_ceil(32 * RUN);
-    crate::threads::parallel_for(tasks, |task| {
-        let g = &g[task * 32 * RUN..((task + 1) * 32 * RUN).min(g.len())];
-        let begin = task * 32;
-        // SAFETY: tasks have different runs.
-        let sums = unsafe { shared.range(begin..begin + g.len().div_ceil(RUN)) };
-        for (run, sum) in g.chunks(RUN).zip(sums) {
-            *sum = dispatch!(|s| squares(s, run)) as f64;
+    let pieces: Vec<&[f32]> = gradients.iter().flat_map(|g| g.chunks(CHUNK)).collect();
+    let tasks = group(pieces.iter().map(|piece| piece.len()));
+    let mut runs = vec![[0.0f32; CHUNK / RUN]; pieces.len()];
+    let shared = SharedMut::new(&mut runs);
+    parallel_for(tasks.len(), |task| {
+        // SAFETY: tasks have different pieces.
+        let runs = unsafe { shared.range(tasks[task].clone()) };
+        for (piece, sums) in pieces[tasks[task].clone()].iter().zip(runs) {
+            for (run, sum) in piece.chunks(RUN).zip(sums) {
+                *sum = dispatch!(|s| squares(s, run));
+            }
         }
     });
-    sums.iter().sum()
+    let mut rest = runs.as_slice();
+    let total = |g: &&[f32]| {
+        let (own, others) = rest.split_at(g.len().div_ceil(CHUNK));
+        rest = others;
+        own.as_flattened().iter().take(g.len().div_ceil(RUN)).map(|&run| f64::from(run)).sum()
+    };
+    gradients.iter().map(total).collect()
 }
 
 #[inline(always)]

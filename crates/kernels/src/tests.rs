@@ -600,6 +600,36 @@ fn losses() {
     }
 }
 
+/// Cuts a slice into parameters of odd sizes, empty ones among them.
+fn pieces(mut values: &[f32]) -> Vec<&[f32]> {
+    let mut pieces = vec![];
+    for len in [0, 1, 7, 0, 5_000, 16_384, 16_385, 33, usize::MAX] {
+        let (piece, rest) = values.split_at(len.min(values.len()));
+        pieces.push(piece);
+        values = rest;
+    }
+    pieces
+}
+
+/// A step of all [`pieces`] of p, m, v and ema.
+fn step_pieces(settings: &AdamW, step: u64, state: &mut [Vec<f32>; 4], g: &[f32]) {
+    let [mut p, mut m, mut v, mut ema] = state.each_mut().map(Vec::as_mut_slice);
+    let stepped = pieces(g).into_iter().map(|gradient| {
+        fn front<'a>(slice: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+            slice.split_off_mut(..len).expect("as long as g")
+        }
+        let len = gradient.len();
+        Stepped {
+            parameter: front(&mut p, len),
+            gradient,
+            first_moment: front(&mut m, len),
+            second_moment: front(&mut v, len),
+            average: Some(front(&mut ema, len)),
+        }
+    });
+    adamw_step(settings, step, 0.5, 0.9, stepped.collect::<Vec<_>>());
+}
+
 #[test]
 fn optimizer() {
     for len in [0, 1, 17, 40_000] {
@@ -610,13 +640,17 @@ fn optimizer() {
         for step in 1..=5u64 {
             let g = values(len, 1 + step);
             let mut once = [&p, &m, &v, &ema].map(|values| values.clone());
-            let [p1, m1, v1, ema1] = &mut once;
-            adamw_ema_step(&settings, step, 0.5, p1, &g, (m1, v1), (ema1, 0.9));
-            adamw_step(&settings, step, 0.5, &mut p, &g, &mut m, &mut v);
+            step_pieces(&settings, step, &mut once, &g);
+            let [parameter, first_moment, second_moment] = [&mut p, &mut m, &mut v].map(Vec::as_mut_slice);
+            let alone = Stepped { parameter, gradient: &g, first_moment, second_moment, average: None };
+            adamw_step(&settings, step, 0.5, 0.0, [alone]);
             ema_step(&mut ema, &p, 0.9);
-            assert!(once == [&p, &m, &v, &ema].map(|values| values.clone()), "one pass differs from two");
-            let squares: f64 = g.iter().map(|&g| (g as f64).powi(2)).sum();
-            assert!((sum_of_squares(&g) - squares).abs() <= 2e-6 * squares);
+            assert!(once == [&p, &m, &v, &ema].map(|values| values.clone()), "many parameters differ from one");
+            let squares = |g: &[f32]| g.iter().map(|&g| (g as f64).powi(2)).sum::<f64>();
+            for (g, got) in pieces(&g).iter().zip(sums_of_squares(&pieces(&g))) {
+                assert!((got - squares(g)).abs() <= 2e-6 * squares(g));
+                assert!(got.to_bits() == sums_of_squares(&[g])[0].to_bits(), "a sum depends on the others");
+            }
             let (b1, b2) = (settings.beta1 as f64, settings.beta2 as f64);
             for ([p, m, v, ema], g) in exact.iter_mut().zip(&g) {
                 let g = 0.5 * *g as f64;
@@ -705,7 +739,11 @@ fn fingerprint<T: Element>() -> Vec<u32> {
     keep(&dx);
     floats.extend(dgamma.iter().chain(&dbeta));
     floats.push(mse_loss(&x, &dy, None, batch));
-    floats.push(sum_of_squares(&values(100_000, 1)) as f32);
+    let g = values(100_000, 1);
+    let mut state = [2, 3, 4, 5].map(|seed| values(g.len(), seed).into_iter().map(f32::abs).collect());
+    step_pieces(&AdamW::default(), 3, &mut state, &g);
+    floats.extend(state.concat());
+    floats.extend(sums_of_squares(&pieces(&g)).into_iter().map(|sum| sum as f32));
     bits.extend(floats.iter().map(|x| x.to_bits()));
     bits
 }

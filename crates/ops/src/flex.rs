@@ -435,7 +435,7 @@ fn stream(pass: Pass, operation: &'static str, t: &Dense, times: usize) -> Span 
 
 /// Packed weights of inference, by `[out, rows, columns, in]`; a linear layer's are those of a 1x1 convolution, and of a
 /// 0x0 one if its outputs are values and gates.
-static PACKED: PackedCache<[usize; 4], Option<PackedWeights>> = PackedCache::new();
+pub(crate) static PACKED: PackedCache<[usize; 4], Option<PackedWeights>> = PackedCache::new();
 
 /// A weight in packed form, if it has one and is wanted.
 type Packed = Option<Arc<Option<PackedWeights>>>;

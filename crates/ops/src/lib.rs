@@ -27,7 +27,9 @@ mod recompute;
 pub use calotype_kernels::{Activation, AdamW, Pooling};
 pub use flex::DiffusionOps;
 pub use functions::*;
-pub use optimizer::{Pace, Trained, adamw_step, ema_step, optimizer_step, sum_of_squares};
+pub use optimizer::{
+    Pace, Trained, adamw_step, ema_step, optimizer_step, optimizer_steps, sum_of_squares, sums_of_squares,
+};
 pub use recompute::{Inputs, MapInput, joined, recomputed};
 
 use burn::backend::DispatchDevice;

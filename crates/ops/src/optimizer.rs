@@ -1,11 +1,12 @@
 //! Optimizer steps on parameter tensors, in place where the storage is not shared.
 
 use crate::element::{Dense, tensor};
+use crate::flex::PACKED;
 use crate::profile::{Pass, Work, span};
 use crate::uses_kernels;
 use burn::backend::flex::{Flex, FlexTensor};
-use burn::tensor::Tensor;
-use calotype_kernels::{self as kernels, AdamW};
+use burn::tensor::{DType, Tensor};
+use calotype_kernels::{self as kernels, AdamW, Stepped};
 
 /// A parameter and what the optimizer keeps for it; all `f32`, of the same shape and without autodiff.
 #[derive(Clone, Debug)]
@@ -56,6 +57,63 @@ fn wrap<const D: usize>(t: FlexTensor) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(t)
 }
 
+/// A [`Trained`] of the CPU backend and its gradient.
+struct Step {
+    gradient: Dense,
+    parameter: FlexTensor,
+    first_moment: FlexTensor,
+    second_moment: FlexTensor,
+    average: Option<FlexTensor>,
+}
+
+impl Step {
+    fn new<const D: usize>(state: Trained<D>, gradient: Tensor<D>) -> Self {
+        let own = |t| whole(primitive(t));
+        Self {
+            gradient: Dense::new(primitive(gradient)),
+            parameter: own(state.parameter),
+            first_moment: own(state.first_moment),
+            second_moment: own(state.second_moment),
+            average: state.average.map(own),
+        }
+    }
+
+    fn elements(&mut self) -> Stepped<'_> {
+        Stepped {
+            parameter: self.parameter.storage_mut(),
+            gradient: self.gradient.slice(),
+            first_moment: self.first_moment.storage_mut(),
+            second_moment: self.second_moment.storage_mut(),
+            average: self.average.as_mut().map(FlexTensor::storage_mut),
+        }
+    }
+
+    /// Elements that a step reads and writes.
+    fn touched(&self) -> usize {
+        let times = if self.average.is_some() { 9 } else { 7 };
+        times * self.gradient.slice::<f32>().len()
+    }
+
+    fn finish<const D: usize>(self) -> Trained<D> {
+        Trained {
+            parameter: wrap(self.parameter),
+            first_moment: wrap(self.first_moment),
+            second_moment: wrap(self.second_moment),
+            average: self.average.map(wrap),
+        }
+    }
+}
+
+/// The kernel on all of `steps`.
+fn run(steps: &mut [Step], pace: &Pace) {
+    let touched = steps.iter().map(Step::touched).sum();
+    let _span = span(Pass::Optimizer, || Work::stream("adamw", &[], touched, DType::F32));
+    let Pace { hyper, step, gradient_scale, ema_decay } = pace;
+    kernels::adamw_step(hyper, *step, *gradient_scale, *ema_decay, steps.iter_mut().map(Step::elements));
+    // Those of the weights that have just changed, and of averages that an evaluation used.
+    PACKED.sweep();
+}
+
 /// One step of a parameter: AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, in torch's order of
 /// operations), then `average = decay · average + (1 - decay) · parameter`.
 ///
@@ -67,30 +125,27 @@ fn wrap<const D: usize>(t: FlexTensor) -> Tensor<D> {
 /// # Panics
 /// If a tensor carries autodiff.
 pub fn optimizer_step<const D: usize>(state: Trained<D>, gradient: Tensor<D>, pace: &Pace) -> Trained<D> {
-    let Trained { parameter, first_moment, second_moment, average } = state;
-    if !uses_kernels(&parameter.device()) {
-        return crate::portable::optimizer_step(
-            Trained { parameter, first_moment, second_moment, average },
-            gradient,
-            pace,
-        );
+    if !uses_kernels(&state.parameter.device()) {
+        return crate::portable::optimizer_step(state, gradient, pace);
     }
-    let [mut p, mut m, mut v] = [parameter, first_moment, second_moment].map(|t| whole(primitive(t)));
-    let g = Dense::new(primitive(gradient));
-    let mut average = average.map(|average| whole(primitive(average)));
-    let touched = if average.is_some() { 9 } else { 7 } * g.slice::<f32>().len();
-    let _span = span(Pass::Optimizer, || Work::stream("adamw", &[], touched, g.dtype()));
-    let (hyper, step, scale, g) = (&pace.hyper, pace.step, pace.gradient_scale, g.slice::<f32>());
-    let (parameter, first, second) = (p.storage_mut::<f32>(), m.storage_mut::<f32>(), v.storage_mut::<f32>());
-    match &mut average {
-        Some(average) => {
-            let average = (average.storage_mut::<f32>(), pace.ema_decay);
-            kernels::adamw_ema_step(hyper, step, scale, parameter, g, (first, second), average);
-        }
-        None => kernels::adamw_step(hyper, step, scale, parameter, g, first, second),
+    let mut step = Step::new(state, gradient);
+    run(std::slice::from_mut(&mut step), pace);
+    step.finish()
+}
+
+/// [`optimizer_step`] of many parameters, each with its gradient, in their order; on the CPU in one pass over memory, with the
+/// same bits.
+///
+/// # Panics
+/// If a tensor carries autodiff, or they are on different devices.
+pub fn optimizer_steps(states: Vec<(Trained<1>, Tensor<1>)>, pace: &Pace) -> Vec<Trained<1>> {
+    let Some((first, _)) = states.first() else { return Vec::new() };
+    if !uses_kernels(&first.parameter.device()) {
+        return states.into_iter().map(|(state, g)| crate::portable::optimizer_step(state, g, pace)).collect();
     }
-    let average = average.map(wrap);
-    Trained { parameter: wrap(p), first_moment: wrap(m), second_moment: wrap(v), average }
+    let mut steps: Vec<_> = states.into_iter().map(|(state, gradient)| Step::new(state, gradient)).collect();
+    run(&mut steps, pace);
+    steps.into_iter().map(Step::finish).collect()
 }
 
 /// [`optimizer_step`] without an average; returns the new parameter and both moments.
@@ -121,13 +176,21 @@ pub fn ema_step<const D: usize>(average: Tensor<D>, parameter: Tensor<D>, decay:
 
 /// The sum of the squares of all elements, in `f64` and in a fixed order on the CPU.
 pub fn sum_of_squares<const D: usize>(tensor: &Tensor<D>) -> f64 {
-    if uses_kernels(&tensor.device())
-        && let Ok(primitive) = tensor.clone().without_autodiff().try_into_primitive::<Flex>()
-    {
-        let values = Dense::new(primitive);
-        let size = values.slice::<f32>().len();
-        let _span = span(Pass::Optimizer, || Work::stream("sum of squares", &[], size, values.dtype()));
-        return kernels::sum_of_squares(values.slice::<f32>());
-    }
-    f64::from(tensor.clone().powi_scalar(2).sum().into_scalar::<f32>())
+    let size = tensor.shape().num_elements();
+    sums_of_squares(&[tensor.clone().without_autodiff().reshape([size])])[0]
+}
+
+/// [`sum_of_squares`] of each tensor; on the CPU in one pass over all of them.
+pub fn sums_of_squares(tensors: &[Tensor<1>]) -> Vec<f64> {
+    let values = |t: &Tensor<1>| {
+        let kernels = uses_kernels(&t.device());
+        kernels.then(|| t.clone().without_autodiff().try_into_primitive::<Flex>().ok().map(Dense::new)).flatten()
+    };
+    let Some(values) = tensors.iter().map(values).collect::<Option<Vec<_>>>() else {
+        return tensors.iter().map(|t| f64::from(t.clone().powi_scalar(2).sum().into_scalar::<f32>())).collect();
+    };
+    let slices: Vec<&[f32]> = values.iter().map(Dense::slice).collect();
+    let size = slices.iter().map(|values| values.len()).sum();
+    let _span = span(Pass::Optimizer, || Work::stream("sum of squares", &[], size, DType::F32));
+    kernels::sums_of_squares(&slices)
 }

@@ -6,8 +6,8 @@
 //! them, `Arc::get_mut` refuses). So an entry that is found is never out of date, and nobody needs to invalidate one.
 //!
 //! Memory: at most one packed copy for each form that a living weight was multiplied in; in bf16 that is half of `f32`
-//! weights again, and as much as weights that are `bf16` themselves. Entries whose weight is gone are removed whenever another weight is packed, and by
-//! [`PackedCache::sweep`].
+//! weights again, and as much as weights that are `bf16` themselves. Entries whose weight is gone are removed whenever another weight is packed, and after
+//! each optimizer step, by [`PackedCache::sweep`].
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Bytes, Element};

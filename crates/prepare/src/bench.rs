@@ -234,11 +234,11 @@ fn sample(settings: &LoaderBench, number: u64) -> calotype_data::Result<Sample> 
         .with("json", format!("{{\"width\": {width}, \"height\": {height}}}\n")))
 }
 
-/// Noise whose power falls with the square of the frequency, as that of photographs does (Field, "Relations between the
+/// Noise in octaves of falling power, somewhat more of the fine ones than photographs have (Field, "Relations between the
 /// statistics of natural images and the response properties of cortical cells", 1987); colours vary less than light.
 fn scene(width: usize, height: usize, stream: &mut Stream) -> calotype_data::Result<RgbImage> {
     let mut sum = vec![0.0f32; width * height * 3];
-    let mut amplitude = 0.5;
+    let mut amplitude = 0.4;
     let mut cells = 4;
     while cells <= 1024 {
         let (w, h) = ((width * cells / 1024).max(2), (height * cells / 1024).max(2));
@@ -251,7 +251,7 @@ fn scene(width: usize, height: usize, stream: &mut Stream) -> calotype_data::Res
         for (sum, level) in sum.iter_mut().zip(octave.data()) {
             *sum += (f32::from(*level) - 128.0) * amplitude;
         }
-        amplitude *= 0.5;
+        amplitude *= 0.7;
         cells *= 2;
     }
     RgbImage::new(width, height, sum.iter().map(|value| (128.0 + 1.6 * value) as u8).collect())

@@ -18,7 +18,6 @@ use calotype_data::{Control, Quarantine, SampleRef};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::jpeg::is_whole_jpeg;
 use crate::tars::{FoundTar, find_tars, short_hash};
 use crate::{Error, Report, Result};
 
@@ -55,7 +54,7 @@ pub struct CheckArgs {
     pub duplicates: bool,
     /// Write the findings, all of them, to this file as JSON.
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    pub findings: Option<PathBuf>,
     /// Examples that are shown of each kind of problem.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub examples: usize,
@@ -161,7 +160,7 @@ pub struct Finding {
     folder: usize,
 }
 
-/// What `--json` writes.
+/// What `--findings` writes.
 #[derive(Serialize)]
 struct Findings<'a> {
     shards: usize,
@@ -185,7 +184,7 @@ pub fn run(args: &CheckArgs, control: &mut Control<'_>) -> Result<Report> {
         .findings
         .sort_by(|a, b| (a.folder, &a.shard, &a.key, a.problem).cmp(&(b.folder, &b.shard, &b.key, b.problem)));
     let mut report = check.report();
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.findings {
         check.write_json(path)?;
     }
     if args.quarantine {
@@ -405,10 +404,6 @@ impl<'a> Check<'a> {
             Ok(picture) => picture,
             Err(error) => return looked.problems.push((Problem::BadPicture, format!("`{part}`: {error}"))),
         };
-        // Decoders of JPEG fill up what is missing with grey.
-        if bytes.starts_with(b"\xff\xd8") && !is_whole_jpeg(bytes) {
-            return looked.problems.push((Problem::BadPicture, format!("`{part}` is truncated")));
-        }
         let (short, long) = (picture.width().min(picture.height()), picture.width().max(picture.height()));
         let size = format!("`{part}` has {} x {} pixels", picture.width(), picture.height());
         if short < self.args.min_side {
@@ -509,9 +504,10 @@ impl<'a> Check<'a> {
             // Writing to a text cannot fail.
             let _ = writeln!(table, "{count:>8}  {grade:<8}{}", problem.name());
             let of_kind = self.findings.iter().filter(|finding| finding.problem == problem);
-            for Finding { shard, key, detail, .. } in of_kind.take(self.args.examples) {
+            for Finding { shard, key, detail, folder, .. } in of_kind.take(self.args.examples) {
+                let shard = self.folders[*folder].dir.join(shard);
                 let separator = if key.is_empty() { "" } else { " " };
-                let _ = writeln!(table, "            {shard}{separator}{key}: {detail}");
+                let _ = writeln!(table, "            {}{separator}{key}: {detail}", shard.display());
             }
         }
         table.truncate(table.trim_end().len());
@@ -648,7 +644,7 @@ fn look_at_array(name: &str, array: &NpyArray, looked: &mut Looked) {
         Some(part) => part.1 = form,
         None => looked.form.push((name.to_owned(), form)),
     }
-    let (finite, zero) = match array.to_f32() {
+    let (finite, zero) = match array.to_f64() {
         Ok(values) => (values.iter().all(|x| x.is_finite()), values.iter().all(|x| *x == 0.0)),
         // Integers are finite, and zeros among them mean nothing.
         Err(_) => (true, false),

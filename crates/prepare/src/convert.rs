@@ -15,7 +15,7 @@ use calotype_data::source::{self, SourceKind};
 use calotype_data::{Control, Sample, SampleRef, Source, SourceOptions};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::output::{Form, Job, Layout, Made, OutputArgs, divide, open_ledger};
 use crate::slices::SliceArgs;
@@ -360,7 +360,7 @@ impl<'a> Conversion<'a> {
     /// The key that a sample brings along.
     fn own_key(&self, sample: SampleRef<'_>) -> String {
         let part = self.args.key_part.as_ref().and_then(|part| sample.text(part).ok());
-        part.unwrap_or(sample.key()).trim().to_owned()
+        part.map_or(sample.key(), str::trim).to_owned()
     }
 
     /// The key as the output can hold it.

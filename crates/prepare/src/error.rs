@@ -2,6 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::check::CheckError;
+use crate::coco::CocoError;
+use crate::download::DownloadError;
+use crate::fetch::FetchError;
+use crate::filter::FilterError;
+use crate::index::IndexError;
+use crate::reorganize::ReorganizeError;
+
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -17,19 +25,33 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
 
+    /// Something could not be fetched.
+    #[error(transparent)]
+    Fetch(Box<FetchError>),
+
+    /// Tables could not be filtered.
+    #[error(transparent)]
+    Filter(Box<FilterError>),
+
+    /// The download stage could not do its work.
+    #[error(transparent)]
+    Download(Box<DownloadError>),
+
     /// Shards could not be reorganized.
     #[error(transparent)]
-    Reorganize(#[from] crate::reorganize::ReorganizeError),
+    Reorganize(#[from] ReorganizeError),
 
     /// Shards could not be indexed.
     #[error(transparent)]
-    Index(#[from] crate::index::IndexError),
+    Index(#[from] IndexError),
 
     /// A check found samples that cannot be used.
     #[error(transparent)]
-    Check(#[from] crate::check::CheckError),
-    /// The COCO stage's own errors.
-    Coco(Box<crate::coco::CocoError>),
+    Check(#[from] CheckError),
+
+    /// The evaluation set could not be made.
+    #[error(transparent)]
+    Coco(Box<CocoError>),
 
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -43,20 +65,17 @@ pub enum Error {
     },
 }
 
-impl From<crate::coco::CocoError> for Error {
-    fn from(error: crate::coco::CocoError) -> Self {
-        Error::Coco(Box::new(error))
-    }
-}
-
 impl Error {
     /// Whether the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Usage(_) => true,
+            Error::Fetch(error) => error.is_usage(),
+            Error::Filter(error) => error.is_usage(),
+            Error::Download(error) => error.is_usage(),
             Error::Reorganize(error) => error.is_usage(),
             Error::Index(error) => error.is_usage(),
-            Error::Coco(error) => matches!(**error, crate::coco::CocoError::OtherSettings { .. }),
+            Error::Coco(error) => matches!(**error, CocoError::OtherSettings { .. }),
             _ => false,
         }
     }
@@ -70,5 +89,31 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::Io { action, path, source }
+    }
+}
+
+// Large errors are boxed, so that results stay small.
+
+impl From<FetchError> for Error {
+    fn from(error: FetchError) -> Self {
+        Error::Fetch(Box::new(error))
+    }
+}
+
+impl From<FilterError> for Error {
+    fn from(error: FilterError) -> Self {
+        Error::Filter(Box::new(error))
+    }
+}
+
+impl From<DownloadError> for Error {
+    fn from(error: DownloadError) -> Self {
+        Error::Download(Box::new(error))
+    }
+}
+
+impl From<CocoError> for Error {
+    fn from(error: CocoError) -> Self {
+        Error::Coco(Box::new(error))
     }
 }

@@ -56,6 +56,10 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.taken == 0 && self.seconds == 0.0 && !self.notes.is_empty() {
+            // An answer to a question, no work.
+            return f.write_str(&self.notes.join("\n"));
+        }
         let megabytes = self.bytes as f64 / 1e6;
         write!(f, "{}: {} in, {} out, {megabytes:.1} MB, {:.1} s", self.stage, self.taken, self.written, self.seconds)?;
         if self.seconds > 0.0 {

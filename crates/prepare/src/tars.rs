@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -52,11 +53,14 @@ pub fn marker(shard: &Path) -> PathBuf {
 /// folder's sorted by name. Hidden files and folders are passed by.
 ///
 /// # Errors
-/// [`Error::Io`] for a path that cannot be read.
+/// [`Error::Data`] for a path that does not exist, [`Error::Io`] for one that cannot be read.
 pub fn find_tars(paths: &[PathBuf]) -> Result<Vec<FoundTar>> {
     let mut found = Vec::new();
     for path in paths {
-        let metadata = fs::metadata(path).map_err(Error::io("open", path))?;
+        let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => calotype_data::Error::MissingFolder { path: path.clone() }.into(),
+            _ => Error::io("open", path)(error),
+        })?;
         if metadata.is_file() {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             found.push(FoundTar { name, path: path.clone(), bytes: metadata.len() });

@@ -1,6 +1,6 @@
 //! Training of the KL autoencoder.
 
-use crate::batches::{picture, stack};
+use crate::batches::{Pictures, stack};
 use crate::settings::{AutoencoderRecipe, Reconstruction};
 use crate::trainer::{BoxError, Decoder, Loss, Objective};
 use burn::tensor::{DType, Device, Tensor};
@@ -20,13 +20,18 @@ pub struct Picture {
 #[derive(Debug)]
 pub struct AutoencoderObjective {
     recipe: AutoencoderRecipe,
+    pictures: Pictures,
     device: Device,
 }
 
 impl AutoencoderObjective {
     /// For tensors on `device`, without autodiff.
-    pub fn new(recipe: &AutoencoderRecipe, device: &Device) -> Self {
-        Self { recipe: recipe.clone(), device: device.clone() }
+    ///
+    /// # Errors
+    /// Those of [`Pictures::new`].
+    pub fn new(recipe: &AutoencoderRecipe, device: &Device) -> Result<Self, calotype_data::Error> {
+        let pictures = Pictures::new(&recipe.data, recipe.objective.resolution, recipe.run.seed)?;
+        Ok(Self { recipe: recipe.clone(), pictures, device: device.clone() })
     }
 
     fn side(&self) -> usize {
@@ -45,13 +50,13 @@ impl Objective for AutoencoderObjective {
     type Item = Picture;
 
     fn decoder(&self) -> Decoder<Picture> {
-        let (side, seed) = (self.side(), self.recipe.run.seed);
+        let seed = self.recipe.run.seed;
         let latent = self.latent().iter().product();
-        let parts = self.recipe.data.pictures.clone();
+        let pictures = self.pictures.clone();
         Box::new(move |position, sample| -> Result<Picture, BoxError> {
             let mut noise = vec![0f32; latent];
             Stream::new(seed, Purpose::LatentPosterior, position).fill_normal(&mut noise);
-            Ok(Picture { pixels: picture(sample, &parts, side)?, noise })
+            Ok(Picture { pixels: pictures.read(position, sample)?, noise })
         })
     }
 

@@ -1,18 +1,20 @@
 //! From decoded samples to tensors.
 
+use crate::settings::DataSettings;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use calotype_data::image::{Filter, RgbImage};
+use calotype_data::transform::{CropSettings, Pipeline, Resize, Transform};
 use calotype_data::{Error, SampleRef};
 use calotype_models::tokenizer::Tokens;
 
 /// The picture of a sample: the first of `parts` that it has.
 ///
 /// # Errors
-/// Names the sample where the picture is missing or unreadable.
-pub fn decode_picture(sample: &SampleRef<'_>, parts: &[String]) -> Result<RgbImage, Error> {
+/// Names the sample where the picture is missing.
+pub fn picture_bytes<'a>(sample: &SampleRef<'a>, parts: &[String]) -> Result<&'a [u8], Error> {
     let found = parts.iter().find(|part| sample.parts().any(|(extension, _)| extension == part.as_str()));
     match found {
-        Some(part) => RgbImage::decode(sample.key(), sample.part(part)?),
+        Some(part) => sample.part(part),
         None => Err(Error::MissingPart {
             key: sample.key().to_owned(),
             part: parts.join(" or "),
@@ -21,12 +23,41 @@ pub fn decode_picture(sample: &SampleRef<'_>, parts: &[String]) -> Result<RgbIma
     }
 }
 
-/// A square picture of a sample, `[side, side, 3]` in `-1..1`.
-///
-/// # Errors
-/// Names the sample where the picture is missing or unreadable.
-pub fn picture(sample: &SampleRef<'_>, parts: &[String], side: usize) -> Result<Vec<f32>, Error> {
-    fit(decode_picture(sample, parts)?, side)
+/// Reads samples' pictures as squares, cropped and mirrored as a recipe says, by its seed and the sample's position.
+#[derive(Clone, Debug)]
+pub struct Pictures {
+    parts: Vec<String>,
+    pipeline: Pipeline,
+    seed: u64,
+}
+
+impl Pictures {
+    /// Of `side` pixels.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a probability of mirroring outside of 0 to 1.
+    pub fn new(data: &DataSettings, side: usize, seed: u64) -> Result<Self, Error> {
+        let augment = &data.augment;
+        let transform = Transform {
+            resize: Resize::Shorter(side),
+            filter: augment.filter,
+            crop: Some(CropSettings { place: augment.crop, size: None }),
+            flip: augment.flip,
+            ..Transform::default()
+        };
+        Ok(Self { parts: data.pictures.clone(), pipeline: transform.build()?, seed })
+    }
+
+    /// The picture of the sample at a position, `[side, side, 3]` in `-1..1`.
+    ///
+    /// # Errors
+    /// Names the sample where the picture is missing or unreadable.
+    pub fn read(&self, position: u64, sample: &SampleRef<'_>) -> Result<Vec<f32>, Error> {
+        let mut values = Vec::new();
+        let bytes = picture_bytes(sample, &self.parts)?;
+        self.pipeline.append(sample.key(), bytes, self.seed, position, &mut values)?;
+        Ok(values)
+    }
 }
 
 /// A picture as `[side, side, 3]` in `-1..1`; one of another size has its shorter side resized (bicubic) and its middle
@@ -63,4 +94,34 @@ pub fn token_ids(tokens: &[Tokens], device: &Device) -> (Tensor<2, Int>, Vec<usi
     let ids: Vec<i32> = tokens.iter().flat_map(|t| t.ids.iter().copied()).collect();
     let ids = Tensor::from_data(TensorData::new(ids, [tokens.len(), length]), device);
     (ids, tokens.iter().map(|t| t.end).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Augment;
+    use calotype_data::Sample;
+    use calotype_data::image::PngEffort;
+    use calotype_data::transform::Place;
+
+    #[test]
+    fn pictures_are_cut_by_seed_and_position() {
+        let picture = RgbImage::new(40, 24, (0..40 * 24 * 3).map(|i| (i * 7 % 251) as u8).collect()).unwrap();
+        let sample = Sample::new("a").with("png", picture.encode_png(PngEffort::Fast).unwrap());
+        let read = |augment: &Augment, seed: u64, position: u64| {
+            let data = DataSettings { augment: augment.clone(), ..toml::from_str("path = 'x'").unwrap() };
+            Pictures::new(&data, 16, seed).unwrap().read(position, &SampleRef::from(&sample)).unwrap()
+        };
+        let plain = Augment::default();
+        assert_eq!(read(&plain, 1, 2), fit(picture, 16).unwrap());
+        let random = Augment { crop: Place::Random, flip: 0.5, ..plain };
+        assert_eq!(read(&random, 1, 2), read(&random, 1, 2));
+        assert!((0..20).any(|position| read(&random, 1, position) != read(&random, 1, 2)));
+        assert!((0..20).any(|position| read(&random, 1, position) != read(&random, 3, position)));
+        let data = DataSettings {
+            augment: Augment { flip: 2.0, ..Augment::default() },
+            ..toml::from_str("path = 'x'").unwrap()
+        };
+        assert!(Pictures::new(&data, 16, 0).is_err());
+    }
 }

@@ -1,7 +1,7 @@
 //! Contrastive training of CLIP.
 
 use crate::artifacts::{ArtifactError, load_model};
-use crate::batches::{picture, stack, token_ids};
+use crate::batches::{Pictures, stack, token_ids};
 use crate::settings::ClipRecipe;
 use crate::trainer::{BoxError, Decoder, Loss, Objective};
 use burn::module::Module;
@@ -24,6 +24,7 @@ pub struct Pair {
 #[derive(Debug)]
 pub struct ClipObjective {
     recipe: ClipRecipe,
+    pictures: Pictures,
     device: Device,
     tokenizer: Arc<ClipTokenizer>,
     truncated: Arc<AtomicU64>,
@@ -31,13 +32,17 @@ pub struct ClipObjective {
 
 impl ClipObjective {
     /// For tensors on `device`, without autodiff.
-    pub fn new(recipe: &ClipRecipe, device: &Device) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Those of [`Pictures::new`].
+    pub fn new(recipe: &ClipRecipe, device: &Device) -> Result<Self, calotype_data::Error> {
+        Ok(Self {
             recipe: recipe.clone(),
+            pictures: Pictures::new(&recipe.data, recipe.model.vision.image_size, recipe.run.seed)?,
             device: device.clone(),
             tokenizer: Arc::new(ClipTokenizer::new(recipe.model.text.context_length)),
             truncated: Arc::default(),
-        }
+        })
     }
 }
 
@@ -98,12 +103,11 @@ impl Objective for ClipObjective {
 
     fn decoder(&self) -> Decoder<Pair> {
         let (tokenizer, truncated) = (Arc::clone(&self.tokenizer), Arc::clone(&self.truncated));
-        let side = self.recipe.model.vision.image_size;
-        let (parts, caption) = (self.recipe.data.pictures.clone(), self.recipe.data.caption.clone());
-        Box::new(move |_, sample| -> Result<Pair, BoxError> {
+        let (pictures, caption) = (self.pictures.clone(), self.recipe.data.caption.clone());
+        Box::new(move |position, sample| -> Result<Pair, BoxError> {
             let tokens = tokenizer.encode(sample.text(&caption)?.trim());
             truncated.fetch_add(u64::from(tokens.truncated > 0), Ordering::Relaxed);
-            Ok(Pair { pixels: picture(sample, &parts, side)?, tokens })
+            Ok(Pair { pixels: pictures.read(position, sample)?, tokens })
         })
     }
 

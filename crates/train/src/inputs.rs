@@ -94,11 +94,14 @@ impl<'a> Arrays<'a> {
     }
 }
 
+/// What text encoders make of the empty caption, padding and all: shape and values by address.
+pub type EmptyCaption = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
 /// What a precached dataset says of itself beside its samples.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conditioning {
-    /// What text encoders make of the empty caption, padding and all: shape and values by address.
-    pub empty: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    /// The empty caption, for dropout and guidance.
+    pub empty: EmptyCaption,
     /// What latents are multiplied by.
     pub scale_factor: Option<f64>,
 }
@@ -345,10 +348,7 @@ fn scale_factor(recipe: &DiffusionRecipe, conditioning: &Conditioning) -> Result
 }
 
 /// The empty caption's states of the recipe's text encoder, for its only address.
-fn empty_of(
-    tower: &mut TextTower,
-    addresses: &[String],
-) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>, StageError> {
+fn empty_of(tower: &mut TextTower, addresses: &[String]) -> Result<EmptyCaption, StageError> {
     let [address] = addresses else {
         let problem = "stands for one text encoder, but inputs.states names several".to_owned();
         return Err(SettingError { key: "text", problem }.into());
@@ -374,7 +374,7 @@ fn first_states(
     sample: &SampleRef<'_>,
     arrays: &mut Arrays<'_>,
     address: &str,
-    empty: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    empty: &EmptyCaption,
 ) -> Result<StatesPart, BoxError> {
     let (key, place) = (sample.key(), ArrayAddress::parse(address));
     let array = arrays.get(&place)?;

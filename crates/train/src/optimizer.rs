@@ -5,7 +5,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use calotype_models::state::{Path, from_checkpoint, to_checkpoint, values_of};
 use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, Uses, backward_stepping};
-use calotype_ops::{AdamW, Pace, Trained, optimizer_step, sum_of_squares};
+use calotype_ops::{AdamW, Pace, Trained, optimizer_step, optimizer_steps, sum_of_squares, sums_of_squares};
 
 /// What training keeps for each parameter beside its value; all flat, in the parameter's memory order.
 #[derive(Clone, Debug)]
@@ -18,16 +18,19 @@ struct Slot {
 }
 
 impl Slot {
-    /// One step of the slot's parameter; gives its new value. In place, where the tensors have no other owner.
-    fn step(&mut self, parameter: Tensor<1>, gradient: Tensor<1>, pace: &Pace) -> Tensor<1> {
-        let take = |t: &mut Tensor<1>| std::mem::replace(t, Tensor::zeros([0], &t.device()));
-        let state = Trained {
+    /// What a step needs beside the gradient. The slot's own tensors go with it, so that nothing else owns them.
+    fn lend(&mut self, parameter: Tensor<1>) -> Trained<1> {
+        let take = |t: &mut Tensor<1>| std::mem::replace(t, Tensor::empty([0], &t.device()));
+        Trained {
             parameter,
             first_moment: take(&mut self.first_moment),
             second_moment: take(&mut self.second_moment),
             average: self.average.take(),
-        };
-        let new = optimizer_step(state, gradient, pace);
+        }
+    }
+
+    /// Keeps what a step made of what was lent; gives the parameter's new value.
+    fn keep(&mut self, new: Trained<1>) -> Tensor<1> {
         (self.first_moment, self.second_moment, self.average) = (new.first_moment, new.second_moment, new.average);
         new.parameter
     }
@@ -93,28 +96,24 @@ impl Optimizer {
     /// # Errors
     /// [`NotFinite`] naming the first gradient, in traversal order, that is not finite.
     pub fn gradient_norm<M: Module>(&self, module: &M, gradients: &Gradients) -> Result<f64, NotFinite> {
-        struct Norm<'a> {
+        struct Collect<'a> {
             gradients: &'a Gradients,
             slots: std::slice::Iter<'a, Slot>,
-            sum: f64,
-            bad: Option<NotFinite>,
+            found: Vec<(&'a str, Tensor<1>)>,
         }
-        impl ModuleVisitor for Norm<'_> {
+        impl ModuleVisitor for Collect<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                let name = self.slots.next().map_or("", |slot| slot.name.as_str());
-                let Some(gradient) = param.val().grad(self.gradients) else { return };
-                let square = sum_of_squares(&gradient);
-                if !square.is_finite() && self.bad.is_none() {
-                    self.bad = Some(NotFinite { what: format!("gradient of `{name}`") });
-                }
-                self.sum += square;
+                let Some(slot) = self.slots.next() else { return };
+                self.found.extend(param.val().grad(self.gradients).map(|g| (slot.name.as_str(), flattened(g))));
             }
         }
-        let mut norm = Norm { gradients, slots: self.slots.iter(), sum: 0.0, bad: None };
-        module.visit(&mut norm);
-        match norm.bad {
-            Some(bad) => Err(bad),
-            None => Ok(norm.sum.sqrt()),
+        let mut collect = Collect { gradients, slots: self.slots.iter(), found: Vec::with_capacity(self.slots.len()) };
+        module.visit(&mut collect);
+        let (names, found): (Vec<_>, Vec<_>) = collect.found.into_iter().unzip();
+        let squares = sums_of_squares(&found);
+        match names.iter().zip(&squares).find(|(_, square)| !square.is_finite()) {
+            Some((name, _)) => Err(NotFinite { what: format!("gradient of `{name}`") }),
+            None => Ok(squares.iter().sum::<f64>().sqrt()),
         }
     }
 
@@ -131,7 +130,15 @@ impl Optimizer {
         let clip = gradient_clip > 0.0 && gradient_norm > gradient_clip;
         let scale = if clip { (gradient_clip / gradient_norm) as f32 } else { 1.0 };
         let pace = self.next_pace(course, samples, scale);
-        module.map(&mut Step { gradients, slots: self.slots.iter_mut(), pace })
+        let count = self.slots.len();
+        let mut lend =
+            Lend { gradients, slots: self.slots.iter_mut(), steps: Vec::with_capacity(count), stepped: Vec::new() };
+        let module = module.map(&mut lend);
+        let Lend { steps, stepped, .. } = lend;
+        let mut new = optimizer_steps(steps, &pace).into_iter();
+        let keep = |(slot, stepped): (&mut Slot, bool)| stepped.then(|| Some((slot.keep(new.next()?), true))).flatten();
+        let values: Vec<_> = self.slots.iter_mut().zip(stepped).map(keep).collect();
+        module.map(&mut PutBack { slots: self.slots.iter(), values: values.into_iter() })
     }
 
     /// The same step without clipping, taken during the backward pass of `loss`: each gradient is used as soon as it is
@@ -160,7 +167,7 @@ impl Optimizer {
                 Some(gradient) => stepper.step(index, after.parameter, gradient),
                 None => after.parameter,
             };
-            (parameter, trainable)
+            Some((parameter, trainable))
         };
         let values: Vec<_> = parameters.into_iter().zip(take.trainable).enumerate().map(step).collect();
         self.slots = stepper.slots;
@@ -270,24 +277,31 @@ fn owned_copy<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     flat(values_of(tensor), &device)
 }
 
-struct Step<'a> {
-    gradients: &'a mut Gradients,
-    slots: std::slice::IterMut<'a, Slot>,
-    pace: Pace,
+fn flattened<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let size = tensor.shape().num_elements();
+    tensor.reshape([size])
 }
 
-impl ModuleMapper for Step<'_> {
+/// Takes the parameters that have a gradient out of a module, which gets empty ones instead, and what their slots keep.
+struct Lend<'a> {
+    gradients: &'a mut Gradients,
+    slots: std::slice::IterMut<'a, Slot>,
+    /// Those parameters, with their gradients.
+    steps: Vec<(Trained<1>, Tensor<1>)>,
+    /// Which parameters they are.
+    stepped: Vec<bool>,
+}
+
+impl ModuleMapper for Lend<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(slot) = self.slots.next() else { return param };
         let (id, tensor, mapper) = param.consume();
-        let Some(gradient) = tensor.grad_remove(self.gradients) else {
-            return Param::from_mapped_value(id, tensor, mapper);
-        };
-        let shape = tensor.dims();
-        let size = shape.iter().product::<usize>();
-        let parameter = tensor.inner().reshape([size]);
-        let parameter = slot.step(parameter, gradient.reshape([size]), &self.pace);
-        Param::from_mapped_value(id, parameter.reshape(shape).autodiff().require_grad(), mapper)
+        let gradient = tensor.grad_remove(self.gradients);
+        self.stepped.push(gradient.is_some());
+        let Some(gradient) = gradient else { return Param::from_mapped_value(id, tensor, mapper) };
+        let empty = Tensor::empty([0; D], &tensor.device());
+        self.steps.push((slot.lend(flattened(tensor.inner())), flattened(gradient)));
+        Param::from_mapped_value(id, empty, mapper)
     }
 }
 
@@ -323,20 +337,24 @@ impl StepParameter for Stepper {
         if let Some(squares) = &mut self.squares {
             squares[index] = sum_of_squares(&gradient);
         }
-        self.slots[index].step(parameter, gradient, &self.pace)
+        let slot = &mut self.slots[index];
+        let new = optimizer_step(slot.lend(parameter), gradient, &self.pace);
+        slot.keep(new)
     }
 }
 
-/// Puts the new values into the module that [`Take`] emptied.
+/// Puts the new values into the module that [`Take`] or [`Lend`] emptied.
 struct PutBack<'a> {
     slots: std::slice::Iter<'a, Slot>,
-    /// With each, whether it wants a gradient.
-    values: std::vec::IntoIter<(Tensor<1>, bool)>,
+    /// With each, whether it wants a gradient; none where the parameter is still in its place.
+    values: std::vec::IntoIter<Option<(Tensor<1>, bool)>>,
 }
 
 impl ModuleMapper for PutBack<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (Some(slot), Some((value, trainable))) = (self.slots.next(), self.values.next()) else { return param };
+        let (Some(slot), Some((value, trainable))) = (self.slots.next(), self.values.next().flatten()) else {
+            return param;
+        };
         let (id, _, mapper) = param.consume();
         let shape: [usize; D] = std::array::from_fn(|i| slot.shape[i]);
         Param::from_mapped_value(id, value.reshape(shape).autodiff().set_require_grad(trainable), mapper)

@@ -1,8 +1,10 @@
 //! Frozen encoders' outputs as a dataset: moments of pictures, states of captions, features.
 
+use crate::batches::picture_bytes;
 use crate::encoders::picture::PictureInput;
 use crate::encoders::text::{StatesChoice, TextSettings, TokenizerChoice, first};
 use crate::encoders::{EncoderError, PictureEncoder, PictureKind, PictureOutput, TextTower};
+use crate::inputs::EmptyCaption;
 use crate::settings::{Precision, SettingError, is_usual};
 use crate::trainer::BoxError;
 use burn::tensor::Device;
@@ -10,7 +12,7 @@ use calotype_data::image::{Filter, RgbImage};
 use calotype_data::npy::{NpyArray, NpyData, NpyError};
 use calotype_data::pickled::{PICKLE_PART, PickledArrays, write_arrays};
 use calotype_data::precache::{PrecacheLayout, SampleEncoder};
-use calotype_data::{Dataset, Sample, SourceOptions};
+use calotype_data::{Dataset, Sample, SampleRef, SourceOptions};
 use calotype_models::state::values_of;
 use calotype_models::tokenizer::Tokens;
 use calotype_weights::layout::Component;
@@ -401,7 +403,7 @@ impl Encoders {
     ///
     /// # Errors
     /// [`EncoderError`].
-    pub fn empty_captions(&mut self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>, EncoderError> {
+    pub fn empty_captions(&mut self) -> Result<EmptyCaption, EncoderError> {
         let mut empty = Vec::new();
         let layout = self.recipe.layout;
         for encoder in &mut self.encoders {
@@ -417,7 +419,7 @@ impl Encoders {
                 empty.push((part.clone(), vec![pooled.dims()[1]], values_of(pooled)));
             }
         }
-        Ok(empty.into_iter().map(|(output, shape, values)| (self.address(&output), shape, values)).collect())
+        Ok(empty.into_iter().map(|(output, shape, values)| (self.address(&output), (shape, values))).collect())
     }
 
     fn encode_all(&mut self, batch: &[Sample]) -> Result<Vec<Arrays>, BoxError> {
@@ -578,7 +580,7 @@ fn prepare_pictures(
         return Ok(Vec::new());
     }
     let one = |sample: &Sample| -> Result<Vec<Vec<f32>>, BoxError> {
-        let image = decode_picture(sample, &recipe.pictures)?;
+        let image = RgbImage::decode(&sample.key, picture_bytes(&SampleRef::from(sample), &recipe.pictures)?)?;
         Ok(inputs.iter().map(|input| input.prepare(&image, recipe.filter.of_levels())).collect::<Result<_, _>>()?)
     };
     let threads = calotype_kernels::threads().clamp(1, batch.len().max(1));
@@ -595,17 +597,6 @@ fn prepare_pictures(
         }
     }
     Ok(of_input)
-}
-
-fn decode_picture(sample: &Sample, parts: &[String]) -> Result<RgbImage, calotype_data::Error> {
-    match parts.iter().find(|part| sample.parts.contains_key(*part)) {
-        Some(part) => RgbImage::decode(&sample.key, sample.part(part)?),
-        None => Err(calotype_data::Error::MissingPart {
-            key: sample.key.clone(),
-            part: parts.join(" or "),
-            present: sample.parts.keys().cloned().collect::<Vec<_>>().join(", "),
-        }),
-    }
 }
 
 /// All that shapes the output.

@@ -4,6 +4,8 @@ use crate::encoders::TextSettings;
 use crate::inputs::InputSettings;
 use crate::precache::{caption_part, picture_parts};
 use burn::tensor::{DType, Device};
+use calotype_data::image::Filter;
+use calotype_data::transform::Place;
 use calotype_data::{OnError, OrderConfig, Shuffle, SourceOptions};
 use calotype_diffusion::{Prediction, ScheduleConfig};
 use calotype_kernels::multiplies_bf16;
@@ -104,6 +106,9 @@ pub struct DataSettings {
     /// Extensions of the picture's part, for stages that read pictures; the first one that a sample has is taken.
     #[serde(default = "picture_parts", skip_serializing_if = "are_picture_parts")]
     pub pictures: Vec<String>,
+    /// How pictures become squares, for stages that read pictures.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub augment: Augment,
     /// Extension of the caption's part, for stages that read captions.
     #[serde(default = "caption_part", skip_serializing_if = "is_caption_part")]
     pub caption: String,
@@ -141,7 +146,29 @@ impl DataSettings {
         let one = self.path.is_empty() != self.sources.is_empty();
         check(one, "data.path", || {
             "or `data.sources` has to name what is read, and not both: add `data.path=FOLDER`".to_owned()
+        })?;
+        check((0.0..=1.0).contains(&self.augment.flip), "data.augment.flip", || {
+            format!("{} is no probability; use 0 to 1", self.augment.flip)
         })
+    }
+}
+
+/// How pictures become squares: the shorter side is resized, a square is cut out, and some are mirrored. What is random
+/// is a function of the run's seed and the sample's position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Augment {
+    /// Where the square is cut out: `center` or `random`.
+    pub crop: Place,
+    /// Probability of mirroring left and right.
+    pub flip: f32,
+    /// Filter of resizing: `nearest`, `box`, `bilinear`, `bicubic` or `lanczos`, each as Pillow's.
+    pub filter: Filter,
+}
+
+impl Default for Augment {
+    fn default() -> Self {
+        Self { crop: Place::Center, flip: 0.0, filter: Filter::Bicubic }
     }
 }
 

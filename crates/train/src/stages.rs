@@ -199,7 +199,7 @@ pub fn train_clip(recipe: Recipe<'_, ClipRecipe>, site: &Site<'_>) -> Result<Sta
     if let Some(summary) = done_earlier(site, recipe.text)? {
         return Ok(StageEnd::Done(summary));
     }
-    let objective = ClipObjective::new(value, site.device);
+    let objective = ClipObjective::new(value, site.device)?;
     let init = |init: &mut Init<'_>| value.model.init(init);
     run_training("clip", &objective, init, (&value.course(), &value.data), recipe.text, &value.model, site)
 }
@@ -214,7 +214,7 @@ pub fn train_autoencoder(recipe: Recipe<'_, AutoencoderRecipe>, site: &Site<'_>)
     if let Some(summary) = done_earlier(site, recipe.text)? {
         return Ok(StageEnd::Done(summary));
     }
-    let objective = AutoencoderObjective::new(value, site.device);
+    let objective = AutoencoderObjective::new(value, site.device)?;
     let init = |init: &mut Init<'_>| value.model.init(init);
     run_training("autoencoder", &objective, init, (&value.course(), &value.data), recipe.text, &value.model, site)
 }
@@ -289,8 +289,7 @@ fn write_conditioning(encoders: &mut Encoders, out: &Path) -> Result<(), StageEr
         (None, Some(moments)) => Some(measure_scale_factor(&dataset, &moments).map_err(wrong)?),
         (known, _) => known,
     };
-    let empty = encoders.empty_captions()?.into_iter();
-    let empty = empty.map(|(address, shape, values)| (address, (shape, values))).collect();
+    let empty = encoders.empty_captions()?;
     Ok(Conditioning { empty, scale_factor }.write(out)?)
 }
 

@@ -233,8 +233,8 @@ pub fn train<O: Objective>(
     context: &RunContext<'_>,
 ) -> Result<Outcome<O::Model>, TrainError> {
     let dataset = open_source(data, Some(context.stop))?;
-    claim_encoders(context.folder, dataset.as_ref(), objective.encoders())?;
     let mut run = Run::open(model, course, context)?;
+    claim_encoders(context.folder, dataset.as_ref(), objective.encoders())?;
     for (reason, samples) in dataset.left_out() {
         run.progress.message(&format!("{}: {samples} samples are left out: {reason}", context.stage));
     }

@@ -173,17 +173,14 @@ fn damaged_shards() {
     let mut bytes = whole.clone();
     bytes[whole.len() / 2..][..8].iter_mut().for_each(|byte| *byte ^= 0x55);
     fs::write(&shard, &bytes).unwrap();
-    for command in [&mut run, &mut check] {
-        fail(command, 1, &[text(&shard), "has blake3", "the file is damaged: copy it again from its source"]);
-    }
+    fail(&mut run, 1, &[text(&shard), "has blake3", "the file is damaged: copy it again from its source"]);
+    fail(&mut check, 1, &[text(&shard), "has blake3", "copy the shards again"]);
     fs::write(&shard, &whole[..whole.len() / 3]).unwrap();
-    for command in [&mut run, &mut check] {
-        fail(command, 1, &[text(&shard), "is truncated at offset", "copy it again from its source"]);
-    }
+    fail(&mut run, 1, &[text(&shard), "is truncated at offset", "copy it again from its source"]);
+    fail(&mut check, 1, &[text(&shard), "is truncated at offset", "copy the shards again"]);
     fs::remove_file(&shard).unwrap();
-    for command in [&mut run, &mut check] {
-        fail(command, 1, &[text(&shard), "absent", "copy it back"]);
-    }
+    fail(&mut run, 1, &[text(&shard), "absent", "copy it back"]);
+    fail(&mut check, 1, &[text(&shard), "absent", "copy the shards again"]);
     fs::write(&shard, &whole).unwrap();
     succeed(&mut check);
     succeed(&mut run);

@@ -6,6 +6,7 @@
 //! | a palette, 1, 2 or 4 bits | its colours |
 //! | alpha, or one transparent colour | the colour that is stored, alpha dropped |
 //! | 16 bits a channel | the upper 8 bits |
+//! | 16 bits of grey alone | the level, at most 255: Pillow takes it for a count, and clips it |
 //! | CMYK or YCCK (JPEG) | inverted as Adobe stores it, then multiplied by black |
 //! | several frames (GIF, WebP) | the first |
 //! | colour profile | left alone |
@@ -127,7 +128,8 @@ fn check_pixels(width: u64, height: u64, options: &DecodeOptions) -> Result<()> 
     Ok(())
 }
 
-/// Of 16 bits the upper 8, which is how Pillow reads such files (`RGB;16B` and its like); rounding would be 1 off.
+/// Of 16 bits the upper 8, which is how Pillow reads such files (`RGB;16B` and its like); rounding would be 1 off. Grey
+/// alone it opens in mode `I;16`, whose conversion clips.
 fn upper_bytes(picture: DynamicImage) -> DynamicImage {
     fn upper(levels: Vec<u16>) -> Vec<u8> {
         levels.into_iter().map(|level| (level >> 8) as u8).collect()
@@ -135,7 +137,8 @@ fn upper_bytes(picture: DynamicImage) -> DynamicImage {
     let (width, height) = (picture.width(), picture.height());
     let narrowed = match picture {
         DynamicImage::ImageLuma16(p) => {
-            ImageBuffer::from_raw(width, height, upper(p.into_raw())).map(DynamicImage::ImageLuma8)
+            let clipped = p.into_raw().into_iter().map(|level| level.min(255) as u8).collect();
+            ImageBuffer::from_raw(width, height, clipped).map(DynamicImage::ImageLuma8)
         }
         DynamicImage::ImageLumaA16(p) => {
             ImageBuffer::from_raw(width, height, upper(p.into_raw())).map(DynamicImage::ImageLumaA8)

@@ -3,7 +3,7 @@
 use crate::common::{Body, Report, excess, from_vec, oracle, subject, to_vec};
 use burn::tensor::{DType, Device, Tensor};
 use calotype_kernels::{Purpose, Stream};
-use calotype_ops::{AdamW, adamw_step, ema_step, sum_of_squares};
+use calotype_ops::{AdamW, Pace, Trained, adamw_step, ema_step, optimizer_step, optimizer_steps, sum_of_squares};
 
 const STEPS: u64 = 10;
 
@@ -144,6 +144,31 @@ fn sums_of_squares() {
         close(format!("view {i}"), subject(), sum_of_squares(&view), exact);
     }
     report.finish();
+}
+
+/// Many parameters in one pass get the bits that each gets alone; with and without an average.
+#[test]
+fn many_parameters_step_as_each_alone() {
+    let device = subject().device();
+    let pace = Pace { hyper: adamw_hypers()[1], step: 3, gradient_scale: 0.37, ema_decay: 0.9 };
+    let state = |(i, n): (usize, usize)| {
+        let at = |index| from_vec(&normals(n, 10 * i as u64 + index), DType::F32, &device);
+        let average = (i % 2 == 0).then(|| at(3));
+        let state = Trained { parameter: at(0), first_moment: at(1), second_moment: at(2).abs(), average };
+        (state, at(4))
+    };
+    let bits = |new: Trained<1>| {
+        let all = [Some(new.parameter), Some(new.first_moment), Some(new.second_moment), new.average];
+        all.into_iter().flatten().flat_map(to_vec).map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let states = || [1, 3, 7, 16_385, 17, 40_000, 5_000].into_iter().enumerate().map(state);
+    let together: Vec<_> = optimizer_steps(states().collect(), &pace).into_iter().map(bits).collect();
+    let alone: Vec<_> = states().map(|(state, gradient)| bits(optimizer_step(state, gradient, &pace))).collect();
+    assert!(together == alone);
+    assert!(optimizer_steps(Vec::new(), &pace).is_empty());
+    let gradients: Vec<_> = states().map(|(_, gradient)| gradient).collect();
+    let each: Vec<_> = gradients.iter().map(sum_of_squares).collect();
+    assert_eq!(calotype_ops::sums_of_squares(&gradients), each);
 }
 
 /// Whether a handle held elsewhere still has its numbers after `step`, which gets clones of all four tensors.

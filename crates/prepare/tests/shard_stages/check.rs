@@ -75,7 +75,7 @@ fn check(folder: &Path, more: &[&str]) -> Result<Report, Error> {
 /// The kinds of problems of the samples, and the details, by the JSON report.
 fn findings(folder: &Path, more: &[&str]) -> Vec<(String, String, String)> {
     let json = folder.join("report");
-    let _ = check(folder, &[&["--json", text(&json)], more].concat());
+    let _ = check(folder, &[&["--findings", text(&json)], more].concat());
     let report: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
     let of = |finding: &serde_json::Value, field: &str| finding[field].as_str().unwrap().to_owned();
     let all = report["findings"].as_array().unwrap();
@@ -98,10 +98,10 @@ fn every_kind_of_problem_is_found_by_its_name() {
     let cut = |bytes: Vec<u8>, length: usize| bytes[..bytes.len() - length].to_vec();
     type Row = (Vec<(&'static str, Option<Vec<u8>>)>, &'static str, &'static str);
     let rows: Vec<Row> = vec![
-        (some("jpg", &cut(jpeg(), 40)), "bad-picture", "`jpg` is truncated"),
+        (some("jpg", &cut(jpeg(), 40)), "bad-picture", "truncated: the JPEG has no end marker"),
         (some("jpg", &jpeg()[..100]), "bad-picture", "picture cannot be used"),
-        (some("jpg", b"<html>not found</html>"), "bad-picture", "neither"),
-        (some("jpg", b""), "bad-picture", "neither"),
+        (some("jpg", b"<html>not found</html>"), "bad-picture", "none of PNG"),
+        (some("jpg", b""), "bad-picture", "none of PNG"),
         (some("jpg", &cut(png(30, 30), 30)), "bad-picture", "picture cannot be used"),
         (some("jpg", &png(30, 9)), "small-picture", "30 x 9 pixels"),
         (some("jpg", &png(100, 20)), "long-picture", "100 x 20 pixels"),

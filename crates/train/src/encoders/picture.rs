@@ -94,7 +94,7 @@ impl PictureInput {
 }
 
 enum Model {
-    Autoencoder(Frozen<AutoencoderConfig, Autoencoder>),
+    Autoencoder(Box<Frozen<AutoencoderConfig, Autoencoder>>),
     Clip(Frozen<ImageEncoderConfig, ClipImageEncoder>),
     Classifier(Frozen<VitConfig, Vit>),
 }
@@ -129,13 +129,13 @@ impl PictureEncoder {
         device: &Device,
     ) -> Result<Self, EncoderError> {
         let model = match kind {
-            PictureKind::Autoencoder => Model::Autoencoder(Frozen::open(
+            PictureKind::Autoencoder => Model::Autoencoder(Box::new(Frozen::open(
                 path,
                 Component::Vae,
                 |config: AutoencoderConfig| config,
                 AutoencoderConfig::from_diffusers,
                 |config, init| config.init(init),
-            )?),
+            )?)),
             PictureKind::Clip => Model::Clip(Frozen::open(
                 path,
                 Component::ImageEncoder,

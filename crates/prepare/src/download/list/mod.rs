@@ -1,0 +1,359 @@
+//! Lists of pictures: parquet, csv, tsv, jsonl, or plain text with a URL a line; one file or a folder of them.
+//!
+//! The rows of each file make shards of their own, as with img2dataset. Nothing of a list is kept in memory but the
+//! rows of the shards that are being worked on.
+
+mod columns;
+mod json;
+mod table;
+mod text;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use arrow_array::RecordBatch;
+use serde::Serialize;
+
+pub use json::json_value;
+use text::TextRows;
+
+/// Formats of lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ListFormat {
+    /// A URL a line.
+    Txt,
+    /// Columns with a header, divided by commas.
+    Csv,
+    /// Columns with a header, divided by tabs.
+    Tsv,
+    /// A JSON object a line.
+    Jsonl,
+    /// Apache Parquet.
+    Parquet,
+}
+
+impl fmt::Display for ListFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ListFormat::Txt => "txt",
+            ListFormat::Csv => "csv",
+            ListFormat::Tsv => "tsv",
+            ListFormat::Jsonl => "jsonl",
+            ListFormat::Parquet => "parquet",
+        })
+    }
+}
+
+/// What is wrong with a list.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListError {
+    /// There is no such file or folder.
+    #[error("list {} does not exist", path.display())]
+    Missing {
+        /// The list.
+        path: PathBuf,
+    },
+
+    /// A folder without files of a known format.
+    #[error(
+        "folder {} holds no lists (*.parquet, *.csv, *.tsv, *.jsonl, *.txt, also with .gz); \
+         give --input-format if they are named otherwise", path.display()
+    )]
+    NoFiles {
+        /// The folder.
+        path: PathBuf,
+    },
+
+    /// Files of several formats in one folder.
+    #[error("folder {} holds lists of several formats ({found}); choose one with --input-format", path.display())]
+    Mixed {
+        /// The folder.
+        path: PathBuf,
+        /// The formats.
+        found: String,
+    },
+
+    /// A name that does not tell the format.
+    #[error("the name of {} does not tell its format; give --input-format", path.display())]
+    UnknownFormat {
+        /// The list.
+        path: PathBuf,
+    },
+
+    /// A list without rows.
+    #[error("list {} holds no rows", path.display())]
+    Empty {
+        /// The list.
+        path: PathBuf,
+    },
+
+    /// A column that was asked for is not there.
+    #[error("list {} has no column `{column}`; it has: {present}", path.display())]
+    MissingColumn {
+        /// The list.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// Those that are there.
+        present: String,
+    },
+
+    /// A header that names a column twice.
+    #[error("list {} has two columns `{column}`; rename one of them", path.display())]
+    DuplicateColumn {
+        /// The list.
+        path: PathBuf,
+        /// The column.
+        column: String,
+    },
+
+    /// A column of a type that cannot serve.
+    #[error("list {}: column `{column}` holds {found}, not {needed}", path.display())]
+    WrongType {
+        /// The list.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// Its type.
+        found: String,
+        /// What it is needed as.
+        needed: &'static str,
+    },
+
+    /// A row that cannot be read.
+    #[error("list {}, row {row}: {detail}", path.display())]
+    BadRow {
+        /// The list.
+        path: PathBuf,
+        /// Number of the row, from 1, without the header.
+        row: u64,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// A parquet file that cannot be read.
+    #[error("list {} is no parquet file that can be read: {detail}; copy it again from its source", path.display())]
+    Parquet {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// A list that became another one while it was read.
+    #[error("list {} has changed while it was read", path.display())]
+    Changed {
+        /// The list.
+        path: PathBuf,
+    },
+
+    /// The operating system refused something.
+    #[error("cannot read list {}: {source}", path.display())]
+    Io {
+        /// The list.
+        path: PathBuf,
+        /// Its answer.
+        source: std::io::Error,
+    },
+}
+
+impl ListError {
+    /// Whether the command line is to blame.
+    pub fn is_usage(&self) -> bool {
+        use ListError::*;
+        matches!(self, Missing { .. } | NoFiles { .. } | Mixed { .. } | UnknownFormat { .. } | MissingColumn { .. })
+    }
+}
+
+type Result<T> = std::result::Result<T, ListError>;
+
+/// A column to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Wanted {
+    /// Its name in the list.
+    pub column: String,
+    /// Its name in the samples.
+    pub name: String,
+    /// What it has to hold.
+    pub holds: Holds,
+}
+
+/// What a column has to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Holds {
+    /// Text; whatever looks like a number in a csv stays as it is written.
+    Text,
+    /// Captions: text, or other single values.
+    Caption,
+    /// Anything that JSON has.
+    Anything,
+}
+
+/// A file of a list.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ListFile {
+    /// Where it is.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// File name, for the record.
+    pub name: String,
+    /// Length, in bytes.
+    pub bytes: u64,
+    /// Number of rows.
+    pub rows: usize,
+    format: ListFormat,
+    #[serde(skip)]
+    kinds: Vec<columns::Kind>,
+}
+
+/// A list that was looked through: its files are there, have the columns, and each of their rows can be read.
+#[derive(Clone, Debug)]
+pub struct ImageList {
+    files: Vec<ListFile>,
+    wanted: Vec<Wanted>,
+}
+
+impl ImageList {
+    /// Looks through `path`: a file, or a folder whose files of one format are read in the order of their names. Text
+    /// lists are read to their end, for the types of their columns; of parquet the footers are enough.
+    ///
+    /// # Errors
+    /// [`ListError`].
+    pub fn open(path: &Path, format: Option<ListFormat>, wanted: &[Wanted]) -> Result<Self> {
+        let files = find_files(path, format)?
+            .into_iter()
+            .map(|(path, format)| survey(path, format, wanted))
+            .collect::<Result<Vec<_>>>()?;
+        if files.iter().all(|file| file.rows == 0) {
+            return Err(ListError::Empty { path: path.to_path_buf() });
+        }
+        Ok(ImageList { files, wanted: wanted.to_vec() })
+    }
+
+    /// The files, in order.
+    pub fn files(&self) -> &[ListFile] {
+        &self.files
+    }
+
+    /// A reader that stands at the beginning.
+    pub fn reader(&self) -> ListReader<'_> {
+        ListReader { list: self, text: None }
+    }
+}
+
+/// Reads rows of a list; quick if they are asked for in ascending order.
+pub struct ListReader<'a> {
+    list: &'a ImageList,
+    /// The text file that is open, and the row that comes next.
+    text: Option<(usize, TextRows, usize)>,
+}
+
+impl ListReader<'_> {
+    /// Rows `first .. first + count` of file number `file`, with the wanted columns by their names in samples.
+    ///
+    /// # Errors
+    /// [`ListError`]; [`ListError::Changed`] if there are fewer rows than were counted.
+    pub fn rows(&mut self, file: usize, first: usize, count: usize) -> Result<RecordBatch> {
+        let of = &self.list.files[file];
+        let batch = match of.format {
+            ListFormat::Parquet => table::rows(&of.path, &self.list.wanted, first, count)?,
+            _ => {
+                let (mut rows, mut next) = match self.text.take() {
+                    Some((open, rows, next)) if open == file && next <= first => (rows, next),
+                    _ => (TextRows::open(&of.path, of.format, &self.list.wanted)?, 0),
+                };
+                while next < first && rows.next_row()?.is_some() {
+                    next += 1;
+                }
+                let batch = columns::batch(&of.path, &mut rows, &of.kinds, &self.list.wanted, count)?;
+                self.text = Some((file, rows, next + batch.num_rows()));
+                batch
+            }
+        };
+        match batch.num_rows() == count {
+            true => Ok(batch),
+            false => Err(ListError::Changed { path: of.path.clone() }),
+        }
+    }
+}
+
+/// All rows of a text list (not of parquet) that `input` holds; `name` stands for it in errors.
+///
+/// # Errors
+/// [`ListError`].
+pub fn read_text_list(name: &str, input: &[u8], format: ListFormat, wanted: &[Wanted]) -> Result<RecordBatch> {
+    let path = Path::new(name);
+    let open = || TextRows::new(path, Box::new(std::io::Cursor::new(input.to_vec())), format, wanted);
+    let (kinds, rows) = columns::survey(&mut open()?, path, wanted, format)?;
+    columns::batch(path, &mut open()?, &kinds, wanted, rows)
+}
+
+fn survey(path: PathBuf, format: ListFormat, wanted: &[Wanted]) -> Result<ListFile> {
+    let bytes = std::fs::metadata(&path).map_err(|source| ListError::Io { path: path.clone(), source })?.len();
+    let (kinds, rows) = match format {
+        ListFormat::Parquet => (Vec::new(), table::count_rows(&path, wanted)?),
+        _ => columns::survey(&mut TextRows::open(&path, format, wanted)?, &path, wanted, format)?,
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(ListFile { path, name, bytes, rows, format, kinds })
+}
+
+/// The files of a list with their formats.
+fn find_files(path: &Path, format: Option<ListFormat>) -> Result<Vec<(PathBuf, ListFormat)>> {
+    let io = |source| ListError::Io { path: path.to_path_buf(), source };
+    let kind = match std::fs::metadata(path) {
+        Ok(kind) => kind,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(ListError::Missing { path: path.to_path_buf() });
+        }
+        Err(e) => return Err(io(e)),
+    };
+    if !kind.is_dir() {
+        let format = format.or_else(|| format_of(path));
+        let format = format.ok_or_else(|| ListError::UnknownFormat { path: path.to_path_buf() })?;
+        return Ok(vec![(path.to_path_buf(), format)]);
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        let file = entry.map_err(io)?.path();
+        if let Some(named) = format_of(&file).filter(|named| format.is_none_or(|format| format == *named)) {
+            found.push((file, named));
+        }
+    }
+    found.sort();
+    let mut formats: Vec<String> = found.iter().map(|(_, format)| format.to_string()).collect();
+    formats.sort();
+    formats.dedup();
+    match formats.len() {
+        0 => Err(ListError::NoFiles { path: path.to_path_buf() }),
+        1 => Ok(found),
+        _ => Err(ListError::Mixed { path: path.to_path_buf(), found: formats.join(", ") }),
+    }
+}
+
+/// The format by the name; text may be compressed by gzip.
+fn format_of(path: &Path) -> Option<ListFormat> {
+    let name = path.file_name()?.to_str()?.to_lowercase();
+    if name.starts_with('.') {
+        return None;
+    }
+    let plain = name.strip_suffix(".gz").unwrap_or(&name);
+    let format = match plain.rsplit_once('.')?.1 {
+        "txt" => ListFormat::Txt,
+        "csv" => ListFormat::Csv,
+        "tsv" => ListFormat::Tsv,
+        "jsonl" => ListFormat::Jsonl,
+        "parquet" if plain.len() == name.len() => ListFormat::Parquet,
+        _ => return None,
+    };
+    Some(format)
+}
+
+/// Names for a message, no more than a line or two of them.
+fn enumerate(names: impl Iterator<Item = impl fmt::Display>) -> String {
+    let names: Vec<String> = names.take(50).map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
