@@ -51,7 +51,9 @@ fn table(rows: u64) -> RecordBatch {
         ("SAMPLE_ID", Arc::new(Int64Array::from_iter_values(0..rows as i64)), false),
         (
             "WIDTH",
-            Arc::new(Int32Array::from_iter((0..rows).map(|row| (scattered(row, 9) % 50 != 0).then(|| side(row, 1))))),
+            Arc::new(Int32Array::from_iter(
+                (0..rows).map(|row| (!scattered(row, 9).is_multiple_of(50)).then(|| side(row, 1))),
+            )),
             true,
         ),
         ("HEIGHT", Arc::new(Int32Array::from_iter_values((0..rows).map(|row| side(row, 2)))), true),
@@ -161,7 +163,7 @@ fn short_hands_are_counted_one_after_the_other() {
     let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
     let mut kept = Vec::new();
     for row in 0..50_000_u64 {
-        let width = (scattered(row, 9) % 50 != 0).then(|| 16 + scattered(row, 1) % 2000);
+        let width = (!scattered(row, 9).is_multiple_of(50)).then(|| 16 + scattered(row, 1) % 2000);
         let height = 16 + scattered(row, 2) % 2000;
         let width_or = width.unwrap_or(0);
         let reason = if text("LICENSE", row as usize) == Some("?") {
