@@ -102,7 +102,7 @@ fn statistics_of_pictures() {
     let at = |name: &str| folder.path().join(name);
     // A network of random weights, as pytorch-fid stores it.
     let device = Device::flex();
-    let network = InceptionConfig::default().init(&mut Init::repeated_noise(0.05, &device));
+    let network = InceptionConfig::default().init(&mut Init::new(3, &device));
     let mut tensors = state::collect(&network);
     let variances = tensors.iter_mut().filter(|tensor| tensor.name.ends_with("running_var"));
     variances.for_each(|tensor| tensor.values.iter_mut().for_each(|value| *value = 1.0 + value.abs()));
@@ -134,6 +134,6 @@ fn statistics_of_pictures() {
         let variance = column.iter().map(|value| (value - expected).powi(2)).sum::<f64>() / 2.0;
         assert!((mean - expected).abs() <= 1e-4 * expected.abs().max(1e-3), "{mean} instead of {expected}");
         let found = found.covariance[i * 2049];
-        assert!((found - variance).abs() <= 1e-3 * variance.max(1e-6), "{found} instead of {variance}");
+        assert!((found - variance).abs() <= 1e-2 * variance + 1e-7, "{found} instead of {variance}");
     }
 }
