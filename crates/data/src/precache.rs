@@ -9,7 +9,7 @@ use crate::{BoxError, Control, Dataset, DatasetIndex, Error, Result, Sample, Sha
 /// Key of the encoder's identity in a precached dataset's `meta`.
 pub const META_ENCODER: &str = "encoder";
 
-/// Key of the source dataset's digest ([`DatasetIndex::digest`]) in a precached dataset's `meta`.
+/// Key of the source dataset's digest ([`Dataset::digest`]) in a precached dataset's `meta`.
 pub const META_SOURCE: &str = "source";
 
 /// Key of the source dataset's own `meta`.
@@ -80,7 +80,7 @@ pub fn precache(
 fn meta(dataset: &Dataset, encoder: &dyn SampleEncoder) -> Map<String, Value> {
     let mut meta = Map::new();
     meta.insert(META_ENCODER.to_owned(), Value::String(encoder.identity()));
-    meta.insert(META_SOURCE.to_owned(), Value::String(dataset.index().digest()));
+    meta.insert(META_SOURCE.to_owned(), Value::String(dataset.digest()));
     meta.insert(META_SOURCE_META.to_owned(), Value::Object(dataset.meta().clone()));
     meta
 }

@@ -417,7 +417,7 @@ fn addresses_that_cannot_be_used_are_named() {
     let cache = tempfile::tempdir().unwrap();
     for (spec, part) in [
         ("pipe:curl https://example.org/x.tar", "commands are not run"),
-        ("https://", "is no address"),
+        ("https://[h/x.tar", "is no address"),
         ("https://h/x-{1..2.tar", "without its `}`"),
         ("nowhere/x-{1..2}.tar", "absent"),
         ("https://h/a.parquet", "fetch them first"),

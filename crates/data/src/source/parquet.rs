@@ -3,7 +3,8 @@
 //! The picture column is a struct of `bytes` and `path`, or binary. The caption column becomes part `txt`, `label` part
 //! `cls`, other columns of texts, numbers, lists and structs of them part `json`. The picture's part is named by its
 //! content (`png`, `jpg`, ...). The key is the file's path below the folder, without extension, and the row's number:
-//! `train-00000-of-00002-00000017`; or the value of a column of unique keys.
+//! `train-00000-of-00002-00000017`; or the value of a column of unique keys. Names of classes, where the files give them,
+//! are in `meta`, as `classes`.
 //!
 //! Rows are decoded in pieces of at most [`PIECE_BYTES`] (by the file's own account), of which the latest few are kept.
 //! An order that visits a piece's rows one soon after the other therefore decodes each piece once, and a full shuffle of
@@ -27,8 +28,8 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, Parq
 use parquet::file::metadata::PageIndexPolicy;
 use serde_json::{Map, Value};
 
-use super::folder::add_fields;
-use super::{Removed, Source, SourceOptions, extension_of, files_below, quarantined};
+use super::folder::{META_CLASSES, add_fields};
+use super::{LABEL_COLUMNS, Removed, Source, SourceOptions, extension_of, files_below, quarantined};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::webdataset::starts;
@@ -123,6 +124,9 @@ impl ParquetSource {
             kept: Mutex::new(Vec::new()),
             meta: Map::new(),
         };
+        if let Some(names) = source.files.first().and_then(Table::classes) {
+            source.meta.insert(META_CLASSES.to_owned(), names);
+        }
         if options.quarantine {
             source.leave_out_quarantined()?;
         }
@@ -263,6 +267,16 @@ impl Table {
 
     fn bad(&self, detail: String) -> Error {
         Error::BadTable { path: self.path.clone(), detail }
+    }
+
+    /// The names of the label column's classes, from the features that Hugging Face's writer notes.
+    fn classes(&self) -> Option<Value> {
+        let notes = self.metadata.metadata().file_metadata().key_value_metadata()?;
+        let features = notes.iter().find(|note| note.key == "huggingface")?.value.as_ref()?;
+        let features: Value = serde_json::from_str(features).ok()?;
+        let label = LABEL_COLUMNS.into_iter().find(|label| self.metadata.schema().fields().find(label).is_some())?;
+        let names = features.get("info")?.get("features")?.get(label)?.get("names")?;
+        names.as_array()?.iter().all(Value::is_string).then(|| names.clone())
     }
 
     /// The file's rows in pieces; `number` is the file's.

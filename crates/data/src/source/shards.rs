@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -77,12 +78,9 @@ struct Folder {
     quarantine: Quarantine,
 }
 
-/// Shards that are mapped; the remote ones of them are bounded by the cache's limit.
+/// Shards that are mapped, and when each was last used. The cache's limit bounds the remote ones of them.
 #[derive(Default)]
-struct OpenShards {
-    shards: HashMap<usize, (Arc<MappedShard>, u64)>,
-    clock: u64,
-}
+struct OpenShards(HashMap<usize, (Arc<MappedShard>, SystemTime)>);
 
 impl ShardSet {
     /// Opens shards by a specification: paths, addresses, patterns with braces, joined by `::`; an address that ends with
@@ -171,30 +169,41 @@ impl ShardSet {
         }
         let record = &self.index.shards[number];
         let Shard { place, folder } = &self.shards[number];
+        self.mark_used();
         let (map, fetched) = place.map(record, self.cache.as_ref())?;
         let folder = &self.folders[*folder];
         let leave_out = LeaveOut { list: &folder.quarantine, shard: &record.file, dir: Path::new(&folder.shown) };
         let shard = MappedShard::new(&place.shown(), map, Some(record.samples), Some(leave_out))?;
         let shard = Arc::new(shard);
-        self.lock().put(number, Arc::clone(&shard));
+        self.lock().0.insert(number, (Arc::clone(&shard), SystemTime::now()));
         if fetched {
             self.close_others(number);
         }
         Ok((shard, fetched))
     }
 
-    /// Gives up remote shards that the cache gave up, and the longest unused ones beyond its limit: while they are
-    /// mapped, their room on disk is not free.
+    /// Tells the cache when its shards were last used, before it may have to choose which of them leave.
+    fn mark_used(&self) {
+        let Some(cache) = &self.cache else { return };
+        let used: Vec<(usize, SystemTime)> = self.lock().0.iter().map(|(number, (_, used))| (*number, *used)).collect();
+        for (number, used) in used {
+            if let Place::Remote(file) = &self.shards[number].place {
+                cache.mark(file, used);
+            }
+        }
+    }
+
+    /// Gives up remote shards that the cache gave up: while they are mapped, their room on disk is not free.
     fn close_others(&self, keep: usize) {
         let Some(cache) = &self.cache else { return };
-        let gone = |number: usize| match &self.shards[number].place {
+        let gone = |number: &usize| match &self.shards[*number].place {
             Place::Here(_) => false,
-            Place::Remote(file) => number != keep && !cache.path(file).exists(),
+            Place::Remote(file) => *number != keep && !cache.path(file).exists(),
         };
-        let open: Vec<usize> = self.lock().shards.keys().copied().collect();
-        let gone: Vec<usize> = open.into_iter().filter(|number| gone(*number)).collect();
+        let open: Vec<usize> = self.lock().0.keys().copied().collect();
+        let gone: Vec<usize> = open.into_iter().filter(gone).collect();
         let mut open = self.lock();
-        gone.iter().for_each(|number| drop(open.shards.remove(number)));
+        gone.iter().for_each(|number| drop(open.0.remove(number)));
     }
 
     fn place_of(&self, i: usize) -> Result<(usize, usize)> {
@@ -249,15 +258,9 @@ impl Source for ShardSet {
 
 impl OpenShards {
     fn take(&mut self, number: usize) -> Option<Arc<MappedShard>> {
-        self.clock += 1;
-        let (shard, used) = self.shards.get_mut(&number)?;
-        *used = self.clock;
+        let (shard, used) = self.0.get_mut(&number)?;
+        *used = SystemTime::now();
         Some(Arc::clone(shard))
-    }
-
-    fn put(&mut self, number: usize, shard: Arc<MappedShard>) {
-        self.clock += 1;
-        self.shards.insert(number, (shard, self.clock));
     }
 }
 

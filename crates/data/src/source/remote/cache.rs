@@ -98,6 +98,13 @@ impl ShardCache {
         Ok((map, true))
     }
 
+    /// Marks a shard as last used at `time`, as far as the file system allows: only the order of leaving depends on it.
+    pub fn mark(&self, file: &RemoteFile, time: SystemTime) {
+        if let Ok(file) = File::open(self.path(file)) {
+            let _ = file.set_modified(time);
+        }
+    }
+
     /// What was found out about a shard that no index tells about.
     pub fn count(&self, file: &RemoteFile) -> Result<Option<Count>> {
         read_json(&self.count_path(file))
@@ -125,7 +132,7 @@ impl ShardCache {
         if expected.bytes.is_some_and(|expected| expected != bytes) {
             return Ok(None);
         }
-        // Only the order of leaving depends on it.
+        // As in `mark`.
         let _ = file.set_modified(SystemTime::now());
         map_open(path, &file).map(Some)
     }

@@ -173,9 +173,17 @@ impl RemoteFile {
         Error::Fetch { url: self.shown(), detail: detail.into() }
     }
 
-    /// What went wrong, without the signatures that a query may hold.
+    /// What went wrong, down to the first cause, without the signatures that a query may hold.
     fn detail(&self, error: &StoreError) -> String {
-        let text = error.to_string();
+        let mut text = error.to_string();
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(next) = cause.source() {
+            cause = next;
+        }
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
         match self.url.query() {
             Some(query) if !query.is_empty() => text.replace(query, "…"),
             _ => text,
@@ -318,6 +326,7 @@ impl RemoteFile {
     ) -> std::result::Result<(), Failure> {
         let mut out = partial.file.try_clone().map_err(Error::io("write", &partial.path))?;
         let mut written = partial.written;
+        let this = self.clone();
         let ended = wait(async move {
             let mut error = None;
             while let Some(chunk) = stream.next().await {
@@ -327,7 +336,7 @@ impl RemoteFile {
                         Ok(()) => Ok(chunk.len() as u64),
                         Err(e) => return (written, Some(Err(e))),
                     },
-                    Err(e) => Err(e.to_string()),
+                    Err(e) => Err(this.detail(&e)),
                 };
                 match wrote {
                     Ok(bytes) => written += bytes,
