@@ -9,6 +9,7 @@ use calotype_data::mds::{
     Compression, HASHES, INDEX_FILE, MdsColumn, MdsDataset, MdsOptions, MdsReadOptions, MdsWriter, read_shard,
 };
 use calotype_data::{Error, Sample};
+use calotype_kernels::{Purpose, Stream};
 use serde_json::{Value, json};
 
 fn golden(name: &str) -> PathBuf {
@@ -526,5 +527,28 @@ fn pickles_are_data() {
     for (pickle, expected) in table {
         let error = read(pickle).unwrap_err();
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn random_damage_is_an_error_or_another_value() {
+    for name in ["plain", "odd"] {
+        let text = fs::read(golden(name).join(INDEX_FILE)).unwrap();
+        let bytes = fs::read(golden(name).join("shard.00000.mds")).unwrap();
+        assert!(read_shard(&text, &bytes).is_ok());
+        for number in 0..600 {
+            let mut random = Stream::new(1841, Purpose::Noise, number);
+            let (mut text, mut bytes) = (text.clone(), bytes.clone());
+            let target = if number % 3 == 0 { &mut text } else { &mut bytes };
+            for _ in 0..=random.below(3) {
+                let place = random.below(target.len() as u64) as usize;
+                target[place] = random.next_u32() as u8;
+            }
+            if number % 10 == 0 {
+                target.truncate(random.below(target.len() as u64) as usize);
+            }
+            // What comes out does not matter, that something does: no panic, no endless loop, no memory beyond measure.
+            let _ = read_shard(&text, &bytes);
+        }
     }
 }
