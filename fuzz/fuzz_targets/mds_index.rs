@@ -8,7 +8,7 @@ const SHARD: &[u8] = include_bytes!("../../crates/data/tests/golden/mds/odd/shar
 
 fuzz_target!(|text: &[u8]| {
     if let Ok(index) = MdsIndex::parse(text) {
-        assert_eq!(index.samples(), index.shards.iter().map(|shard| shard.samples).sum());
+        assert_eq!(index.samples(), index.shards.iter().map(|shard| shard.samples).sum::<usize>());
         let _ = read_shard(text, SHARD);
     }
 });
