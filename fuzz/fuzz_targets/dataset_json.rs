@@ -16,7 +16,10 @@ fuzz_target!(|content: &[u8]| {
         counts.values().sum::<usize>();
     }
     if let Ok(list) = Quarantine::parse(path, content) {
-        assert_eq!(list.records().map(|record| list.contains(&record.shard, &record.key)).filter(|found| !found).count(), 0);
+        assert_eq!(
+            list.records().map(|record| list.contains(&record.shard, &record.key)).filter(|found| !found).count(),
+            0
+        );
         list.digest();
     }
 });

@@ -6,8 +6,26 @@ use libfuzzer_sys::fuzz_target;
 
 /// One column each, by the first byte of the input.
 const ENCODINGS: [&str; 20] = [
-    "bytes", "str", "int", "uint8", "int16", "float16", "float64", "str_int", "str_float", "str_decimal", "ndarray",
-    "ndarray:float32", "pil", "jpeg", "jpeg_array", "list[pil]", "list[jpeg]", "list[png]", "json", "pkl",
+    "bytes",
+    "str",
+    "int",
+    "uint8",
+    "int16",
+    "float16",
+    "float64",
+    "str_int",
+    "str_float",
+    "str_decimal",
+    "ndarray",
+    "ndarray:float32",
+    "pil",
+    "jpeg",
+    "jpeg_array",
+    "list[pil]",
+    "list[jpeg]",
+    "list[png]",
+    "json",
+    "pkl",
 ];
 
 fuzz_target!(|input: &[u8]| {

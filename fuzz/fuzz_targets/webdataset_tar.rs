@@ -1,8 +1,8 @@
 #![no_main]
 //! Tar shards without an index: found, scanned, and every part of every sample read.
 
-use calotype_data::source::{ShardSet, SourceOptions};
 use calotype_data::Source;
+use calotype_data::source::{ShardSet, SourceOptions};
 use calotype_fuzz::input_file;
 use libfuzzer_sys::fuzz_target;
 
