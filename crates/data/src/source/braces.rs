@@ -8,10 +8,10 @@
 use crate::{Error, Result};
 
 /// Most names that patterns may expand to.
-pub const MOST_NAMES: usize = 10_000_000;
+pub const MOST_NAMES: usize = 1_000_000;
 
 /// Most bytes of all names together.
-const MOST_BYTES: usize = 1 << 30;
+const MOST_BYTES: usize = 1 << 27;
 
 /// Depth to which braces may be nested.
 const DEEPEST: usize = 32;
@@ -20,7 +20,7 @@ const DEEPEST: usize = 32;
 ///
 /// # Errors
 /// [`Error::BadPattern`] for unbalanced or too deeply nested braces, for numbers beyond 64 bits, and for more than
-/// [`MOST_NAMES`] names or a gigabyte of them.
+/// [`MOST_NAMES`] names or 128 MiB of them.
 pub fn expand(pattern: &str) -> Result<Vec<String>> {
     let expanded = Expander { depth: 0 }.pattern(pattern).map_err(|detail| bad(pattern, detail))?;
     Ok(expanded.iter().map(|name| unescape(name)).collect())
@@ -214,7 +214,7 @@ fn within_limits(names: usize, bytes: usize) -> std::result::Result<(), String> 
 }
 
 fn too_many() -> String {
-    format!("expands to more than {MOST_NAMES} names, or a gigabyte of them")
+    format!("expands to more than {MOST_NAMES} names, or 128 MiB of them")
 }
 
 fn unescape(name: &str) -> String {
