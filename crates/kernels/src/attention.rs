@@ -11,7 +11,7 @@ use crate::product::{Dense, Operand, pack_b};
 use crate::scratch::with_scratch;
 use crate::simd::{Simd, dispatch};
 use crate::threads::{SharedMut, parallel_for};
-use crate::tile::{KC, MicroKernel, ROW_STRIDE};
+use crate::tile::{Ahead, KC, MicroKernel, ROW_STRIDE};
 
 /// Shape of an attention. Queries and outputs are `[batch, query_tokens, heads * head_dim]`, keys and values
 /// `[batch, key_tokens, heads * head_dim]`.
@@ -161,7 +161,16 @@ fn multiply<S: MicroKernel>(
                 let run = s.tile(rows, vectors, columns);
                 // SAFETY: `s` proves the instruction set; the slices are as long as the tile reads and writes.
                 unsafe {
-                    run(depth, a.as_ptr(), ROW_STRIDE, b.as_ptr(), c.as_mut_ptr(), stride, accumulate || piece > 0)
+                    run(
+                        depth,
+                        a.as_ptr(),
+                        ROW_STRIDE,
+                        b.as_ptr(),
+                        c.as_mut_ptr(),
+                        stride,
+                        accumulate || piece > 0,
+                        &Ahead::nothing(b.as_ptr()),
+                    )
                 };
             }
         }

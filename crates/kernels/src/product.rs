@@ -9,9 +9,9 @@ use half::bf16;
 use crate::element::Element;
 use crate::math::{gelu, load_up_to, store_up_to};
 use crate::scratch::with_scratch;
-use crate::simd::{Simd, dispatch};
+use crate::simd::{Simd, dispatch, prefetch_all};
 use crate::threads::{SharedMut, for_chunks, parallel_for};
-use crate::tile::{KC, MicroKernel, ROW_STRIDE};
+use crate::tile::{Ahead, KC, MicroKernel, ROW_STRIDE};
 
 /// A matrix that can be read by pieces of rows.
 pub trait Source: Sync {
@@ -33,6 +33,16 @@ pub trait Source: Sync {
     #[inline(always)]
     fn wide_row(&self, _row: usize, _column: usize, _len: usize) -> Option<&[f32]> {
         None
+    }
+
+    /// Brings the elements `column..column + len` of `row` nearer, if they lie like that in memory: a hint that they are read soon.
+    #[inline(always)]
+    fn fetch(&self, row: usize, column: usize, len: usize) {
+        if let Some(row) = self.wide_row(row, column, len) {
+            prefetch_all(row);
+        } else if let Some(row) = self.half_row(row, column, len) {
+            prefetch_all(row);
+        }
     }
 
     /// The elements `column..column + k` of `rows` rows from `row` on, and the distance between these rows, if they are bf16
@@ -349,25 +359,31 @@ struct Plan {
 impl Plan {
     fn new<S: MicroKernel>(m: usize, n: usize, k: usize, b_reusable: bool) -> Plan {
         // Enough tasks for many cores to be busy most of the time.
-        const TASKS: usize = 32;
+        const TASKS: usize = 16;
         let (tile_rows, width) = (S::ROWS, S::WIDTH);
         let even = |total: usize, most: usize, unit: usize| {
             let parts = total.div_ceil(most).max(1);
             total.div_ceil(parts).next_multiple_of(unit).max(unit)
         };
-        let columns = even(n, 384, width);
-        let mut rows = even(m, 16 * tile_rows, tile_rows);
-        let tiles = |rows: usize| m.div_ceil(rows) * n.div_ceil(columns);
+        let mut columns = even(n, 384, width);
+        // One block where it is only a little higher, so that B is read once.
+        let most = if m <= 20 * tile_rows { 20 } else { 16 };
+        let mut rows = even(m, most * tile_rows, tile_rows);
+        let tiles = |rows: usize, columns: usize| m.div_ceil(rows) * n.div_ceil(columns);
         let mut share = k.max(1);
         let square = m.max(n);
-        if tiles(rows) < TASKS && k >= 1024 && (k >= 4 * square || !b_reusable) {
+        if tiles(rows, columns) < TASKS && k >= 1024 && (k >= 4 * square || !b_reusable) {
             // A small C and long sums: cut the sums. A piece costs as much again as 32 to 64 steps of the sum.
-            let parts = TASKS.div_ceil(tiles(rows).max(1)).min(k / 512).max(1);
+            let parts = TASKS.div_ceil(tiles(rows, columns).max(1)).min(k / 512).max(1);
             share = k.div_ceil(parts).next_multiple_of(8);
         }
         if share >= k {
-            while tiles(rows) < TASKS && rows > 2 * tile_rows {
-                rows = (rows / 2).next_multiple_of(tile_rows);
+            while tiles(rows, columns) < TASKS && (rows > 2 * tile_rows || columns > 2 * width) {
+                if rows > 2 * tile_rows && (rows >= columns || columns <= 2 * width) {
+                    rows = (rows / 2).next_multiple_of(tile_rows);
+                } else {
+                    columns = (columns / 2).next_multiple_of(width);
+                }
             }
         }
         let piece = even(share, KC, 8).min(KC);
@@ -375,6 +391,9 @@ impl Plan {
         Plan { rows, columns, piece, share, shared }
     }
 }
+
+/// How many rows ahead packing fetches from memory, where rows are too short and too far apart for the processor to see them coming.
+pub const FETCH: usize = 2;
 
 /// Length of a packed piece of B: `k` rows, columns rounded up to whole vectors.
 fn packed_columns<S: Simd>(n: usize) -> usize {
@@ -396,6 +415,9 @@ pub fn pack_b<S: MicroKernel, X: Source>(
     if b.k_rows && X::DIRECT {
         // Line by line, because lines may be pages apart.
         for p in 0..k {
+            if p + FETCH < k {
+                b.source.fetch(k0 + p + FETCH, n0, n);
+            }
             for j in 0..panels {
                 let w = width(j);
                 let used = w.min(n - j * S::WIDTH);
@@ -411,6 +433,9 @@ pub fn pack_b<S: MicroKernel, X: Source>(
             |line| {
                 line[n..].fill(0.0);
                 for p in 0..k {
+                    if p + FETCH < k {
+                        b.source.fetch(k0 + p + FETCH, n0, n);
+                    }
                     b.source.fill(s, k0 + p, n0, &mut line[..n]);
                     for j in 0..panels {
                         let w = width(j);
@@ -432,6 +457,9 @@ pub fn pack_b<S: MicroKernel, X: Source>(
                     for i in 0..S::LANES {
                         let line = &mut lines[i * stride..][..stride];
                         if i < used {
+                            if j + i + FETCH < n {
+                                b.source.fetch(n0 + j + i + FETCH, k0, k);
+                            }
                             b.source.fill(s, n0 + j + i, k0, &mut line[..k]);
                         } else {
                             line.fill(0.0);
@@ -478,11 +506,17 @@ fn packed_rows(m: usize, k: usize, k_rows: bool) -> usize {
 fn pack_a<S: Simd, X: Source>(s: S, a: &Operand<X>, (k0, k): (usize, usize), (m0, m): (usize, usize), to: &mut [f32]) {
     if !a.k_rows {
         for i in 0..m {
+            if i + FETCH < m {
+                a.source.fetch(m0 + i + FETCH, k0, k);
+            }
             a.source.fill(s, m0 + i, k0, &mut to[i * ROW_STRIDE..][..k]);
         }
         return;
     }
     for p in 0..k {
+        if p + FETCH < k {
+            a.source.fetch(k0 + p + FETCH, m0, m);
+        }
         a.source.fill(s, k0 + p, m0, &mut to[p * line_stride(m)..][..m]);
     }
 }
@@ -541,6 +575,16 @@ fn plan_for<S: MicroKernel>(_: S, m: usize, n: usize, k: usize, b_reusable: bool
 
 fn columns_for<S: Simd>(_: S, n: usize) -> usize {
     packed_columns::<S>(n)
+}
+
+/// A piece of the inner dimension.
+struct Piece {
+    begin: usize,
+    depth: usize,
+    /// Length of the piece after it, or 0.
+    next: usize,
+    /// The first one that a task sums up.
+    first: bool,
 }
 
 struct Run<'a, A, B, T> {
@@ -610,10 +654,9 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
             |memory| {
                 let (packed_a, memory) = memory.split_at_mut(a_size);
                 let (packed_b, sums) = memory.split_at_mut(b_size);
-                for q in 0..pieces {
-                    let begin = k0 + q * piece;
+                for begin in (k0..k1.max(k0 + 1)).step_by(piece.max(1)) {
                     let depth = piece.min(k1 - begin);
-                    let last = q + 1 == pieces;
+                    let next = piece.min(k1 - begin - depth);
                     let b: &[f32] = match self.packed {
                         Some((all, line)) => &all[line * begin + n0 * depth..][..depth * packed_columns::<S>(n)],
                         None => {
@@ -622,45 +665,96 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                         }
                     };
                     pack_a(s, self.a, (begin, depth), (m0, m), packed_a);
-                    for j in 0..panels {
-                        let used = S::WIDTH.min(n - j * S::WIDTH);
-                        let vectors = used.div_ceil(S::LANES);
-                        let b = &b[j * S::WIDTH * depth..][..vectors * S::LANES * depth];
-                        for i in 0..tiles {
-                            let rows = S::ROWS.min(m - i * S::ROWS);
-                            let at = if pieces == 1 { 0 } else { (j * tiles + i) * tile_size };
-                            let sum = &mut sums[at..at + tile_size];
-                            let a = if self.a.k_rows {
-                                let length = if depth == 0 { 0 } else { (depth - 1) * line_stride(m) + rows };
-                                &packed_a[(i * S::ROWS).min(packed_a.len())..][..length]
-                            } else {
-                                &packed_a[i * S::ROWS * ROW_STRIDE..][..rows * ROW_STRIDE]
-                            };
-                            let run = s.tile(rows, vectors, self.a.k_rows);
-                            // SAFETY: `s` proves the instruction set. A: rows * ROW_STRIDE floats, or `depth` lines, B:
-                            // width * depth, C: rows of WIDTH, as sliced above.
-                            unsafe {
-                                run(depth, a.as_ptr(), line_stride(m), b.as_ptr(), sum.as_mut_ptr(), S::WIDTH, q > 0);
-                            }
-                            if last {
-                                for r in 0..rows {
-                                    let sum = &sum[r * S::WIDTH..][..used];
-                                    let (row, column) = (m0 + i * S::ROWS + r, n0 + j * S::WIDTH);
-                                    match partial {
-                                        Some((partial, start)) => {
-                                            let begin = start + row * self.n + column;
-                                            // SAFETY: tasks write different blocks of C or different partial sums.
-                                            copy(s, sum, unsafe { partial.range(begin..begin + used) });
-                                        }
-                                        None => self.out.store(s, row, column, sum),
-                                    }
-                                }
-                            }
-                        }
-                    }
+                    let piece = Piece { begin, depth, next, first: begin == k0 };
+                    self.multiply(s, ((m0, m), (n0, n)), &piece, (packed_a, b), sums, partial);
                 }
             },
         );
+    }
+
+    /// Adds the product of a piece to the sums of a block, which it passes on after the last piece. `sums` holds a tile, or
+    /// all tiles where there are several pieces.
+    #[inline(always)]
+    fn multiply<S: MicroKernel>(
+        &self,
+        s: S,
+        ((m0, m), (n0, n)): ((usize, usize), (usize, usize)),
+        piece: &Piece,
+        (packed_a, packed_b): (&[f32], &[f32]),
+        sums: &mut [f32],
+        partial: Option<(&SharedMut<f32>, usize)>,
+    ) {
+        let depth = piece.depth;
+        let (tiles, panels, tile_size) = (m.div_ceil(S::ROWS), n.div_ceil(S::WIDTH), S::ROWS * S::WIDTH);
+        let several = sums.len() > tile_size;
+        for j in 0..panels {
+            let used = S::WIDTH.min(n - j * S::WIDTH);
+            let vectors = used.div_ceil(S::LANES);
+            let (b, next_b) = packed_b[j * S::WIDTH * depth..].split_at(vectors * S::LANES * depth);
+            for i in 0..tiles {
+                let rows = S::ROWS.min(m - i * S::ROWS);
+                let at = if several { (j * tiles + i) * tile_size } else { 0 };
+                let sum = &mut sums[at..at + tile_size];
+                let a = if self.a.k_rows {
+                    let length = if depth == 0 { 0 } else { (depth - 1) * line_stride(m) + rows };
+                    &packed_a[(i * S::ROWS).min(packed_a.len())..][..length]
+                } else {
+                    &packed_a[i * S::ROWS * ROW_STRIDE..][..rows * ROW_STRIDE]
+                };
+                let mut ahead = Ahead::nothing(b.as_ptr());
+                self.next_rows(piece, (m0, m), j * tiles + i, &mut ahead.a);
+                if self.packed.is_some() {
+                    // The tiles below each other share the next panel out.
+                    let lines = (vectors * S::LANES).div_ceil(tiles).min(8);
+                    ahead.b = (next_b.as_ptr().wrapping_add(i * lines * depth), lines);
+                }
+                let run = s.tile(rows, vectors, self.a.k_rows);
+                let (stride, c) = (line_stride(m), sum.as_mut_ptr());
+                // SAFETY: `s` proves the instruction set. A: rows * ROW_STRIDE floats, or `depth` lines, B:
+                // width * depth, C: rows of WIDTH, as sliced above.
+                unsafe { run(depth, a.as_ptr(), stride, b.as_ptr(), c, S::WIDTH, !piece.first, &ahead) };
+                if piece.next == 0 {
+                    self.finish(s, (m0 + i * S::ROWS, rows), (n0 + j * S::WIDTH, used), sum, partial);
+                }
+            }
+        }
+    }
+
+    /// The rows of A's next piece that are to come nearer during a call of the tile: as many for each call, as long as there are any.
+    #[inline(always)]
+    fn next_rows(&self, piece: &Piece, (m0, m): (usize, usize), call: usize, to: &mut [*const f32]) {
+        let (begin, source) = (piece.begin + piece.depth, &self.a.source);
+        let count = to.len();
+        for (row, to) in (call * count..).zip(to) {
+            let values = match self.a.k_rows {
+                true if row < piece.next => source.wide_row(begin + row, m0, m),
+                false if row < m && piece.next > 0 => source.wide_row(m0 + row, begin, piece.next),
+                _ => None,
+            };
+            if let Some(values) = values {
+                *to = values.as_ptr();
+            }
+        }
+    }
+
+    /// Passes finished sums on, to the output or the partial sums.
+    #[inline(always)]
+    fn finish<S: MicroKernel>(
+        &self,
+        s: S,
+        (row, rows): (usize, usize),
+        (column, columns): (usize, usize),
+        sum: &[f32],
+        partial: Option<(&SharedMut<f32>, usize)>,
+    ) {
+        let Some((partial, start)) = partial else {
+            return self.out.store_block(s, (row, rows), (column, columns), (sum, S::WIDTH));
+        };
+        for r in 0..rows {
+            let begin = start + (row + r) * self.n + column;
+            // SAFETY: tasks write different blocks of C or different partial sums.
+            copy(s, &sum[r * S::WIDTH..][..columns], unsafe { partial.range(begin..begin + columns) });
+        }
     }
 }
 

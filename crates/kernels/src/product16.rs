@@ -7,7 +7,7 @@
 use half::bf16;
 
 use crate::element::Element;
-use crate::product::{Operand, Output, Source, copy};
+use crate::product::{FETCH, Operand, Output, Source, copy};
 use crate::scratch::with_scratch;
 use crate::simd::{Avx512Bf16, Bf16Isa, bf16_isa};
 use crate::threads::{SharedMut, parallel_for};
@@ -292,6 +292,9 @@ fn pack_a<K: Kernel16, X: Source>(
     }
     let padded = k.next_multiple_of(K::K_STEP);
     for i in 0..m {
+        if i + FETCH < m {
+            a.source.fetch(m0 + i + FETCH, k0, k);
+        }
         let row = &mut to[i * A_STRIDE..][..padded];
         a.source.fill(s, m0 + i, k0, &mut row[..k]);
         row[k..].fill(bf16::ZERO);
@@ -341,6 +344,10 @@ fn interleave_rows<X: Source>(
 ) {
     let (used, rest) = to.split_at_mut(2 * n);
     rest.fill(bf16::ZERO);
+    if row + 1 + FETCH < end {
+        x.source.fetch(row + FETCH, n0, n);
+        x.source.fetch(row + FETCH + 1, n0, n);
+    }
     if row + 1 < end {
         if let (Some(a), Some(b)) = (x.source.half_row(row, n0, n), x.source.half_row(row + 1, n0, n)) {
             return interleave(s, a, b, used);
@@ -410,6 +417,9 @@ fn pack_b_transposed<X: Source>(
             for j in (0..n).step_by(16) {
                 for (i, line) in lines.chunks_exact_mut(stride).enumerate() {
                     if j + i < n {
+                        if j + i + FETCH < n {
+                            b.source.fetch(n0 + j + i + FETCH, k0, k);
+                        }
                         b.source.fill(s, n0 + j + i, k0, &mut line[..k]);
                         line[k..].fill(bf16::ZERO);
                     } else {

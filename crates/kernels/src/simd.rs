@@ -7,6 +7,27 @@
 use half::bf16;
 use std::sync::OnceLock;
 
+/// Brings the cache line at an address into the second-level cache; a hint, for any address.
+#[inline(always)]
+pub fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching is part of every x86-64 and never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// [`prefetch`] of all lines of a slice.
+#[inline(always)]
+pub fn prefetch_all<T>(values: &[T]) {
+    for i in (0..values.len()).step_by(64 / size_of::<T>()) {
+        prefetch(&raw const values[i]);
+    }
+}
+
 /// Rounds to nearest even; NaN stays NaN.
 #[inline(always)]
 pub fn round_to_bf16(value: f32) -> u16 {

@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2Fma, Avx512, Avx512Bf16, with_avx2, with_avx512};
-use crate::simd::{Scalar, Simd};
+use crate::simd::{Scalar, Simd, prefetch};
 
 /// Longest piece of the inner dimension that is packed at once.
 pub const KC: usize = 256;
@@ -23,7 +23,37 @@ pub const ROW_STRIDE: usize = KC + 16;
 ///
 /// The processor must have the instruction set the function was asked from (a token proves it), and all elements named
 /// above must be readable, those of C writable, for i < rows, p < k, j < width.
-pub type TileFn = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, bool);
+pub type TileFn = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, bool, &Ahead);
+
+/// What a tile brings nearer while it multiplies; hints only, so any address will do.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead {
+    /// Where the next panel of B lies, and how many of its cache lines to fetch in each [`Ahead::STEPS`] steps of the sums.
+    pub b: (*const f32, usize),
+    /// Rows of the next piece of A, one line of each in as many steps.
+    pub a: [*const f32; 2],
+}
+
+impl Ahead {
+    /// Steps of the sums between fetches: as many as a line has elements.
+    const STEPS: usize = 16;
+
+    /// Fetches what is near already.
+    pub fn nothing(b: *const f32) -> Self {
+        Ahead { b: (b, 0), a: [b; 2] }
+    }
+
+    #[inline(always)]
+    fn fetch(&self, at: usize) {
+        for a in self.a {
+            prefetch(a.wrapping_add(at));
+        }
+        let (b, lines) = self.b;
+        for line in at / Self::STEPS * lines..(at / Self::STEPS + 1) * lines {
+            prefetch(b.wrapping_add(line * 16));
+        }
+    }
+}
 
 /// The micro-kernel of an instruction set. A product needs nothing else from it, so a kernel for another number format
 /// (bf16 pairs, for example) is one more implementation with its own packing.
@@ -50,21 +80,25 @@ unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     b: *const f32,
     (c, c_stride): (*mut f32, usize),
     accumulate: bool,
+    ahead: &Ahead,
 ) {
     let width = VECTORS * S::LANES;
     let mut sum = [[s.splat(0.0); VECTORS]; ROWS];
     // SAFETY: the contract of this function.
     unsafe {
-        for p in 0..k {
-            let b = std::slice::from_raw_parts(b.add(p * width), width);
-            let mut columns = [s.splat(0.0); VECTORS];
-            for v in 0..VECTORS {
-                columns[v] = s.load(&b[v * S::LANES..]);
-            }
-            for i in 0..ROWS {
-                let x = s.splat(*a.add(i * row + p * step));
+        for begin in (0..k).step_by(Ahead::STEPS) {
+            ahead.fetch(begin);
+            for p in begin..(begin + Ahead::STEPS).min(k) {
+                let b = std::slice::from_raw_parts(b.add(p * width), width);
+                let mut columns = [s.splat(0.0); VECTORS];
                 for v in 0..VECTORS {
-                    sum[i][v] = s.fma(x, columns[v], sum[i][v]);
+                    columns[v] = s.load(&b[v * S::LANES..]);
+                }
+                for i in 0..ROWS {
+                    let x = s.splat(*a.add(i * row + p * step));
+                    for v in 0..VECTORS {
+                        sum[i][v] = s.fma(x, columns[v], sum[i][v]);
+                    }
                 }
             }
         }
@@ -97,8 +131,8 @@ macro_rules! micro_kernel {
                 c: *mut f32,
                 c_stride: usize,
                 accumulate: bool,
+                ahead: &Ahead,
             ) {
-                let a = if K_MAJOR { (a, 1, a_stride) } else { (a, ROW_STRIDE, 1) };
                 // SAFETY: the contract of this function; it also promises the instruction set, so that the token and
                 // the call of the function with its features are sound.
                 unsafe {
@@ -106,7 +140,11 @@ macro_rules! micro_kernel {
                     $with(
                         s,
                         #[inline(always)]
-                        || tile::<$token, ROWS, VECTORS>(s, k, a, b, (c, c_stride), accumulate),
+                        || {
+                            // In here, so that the compiler knows the constant distances.
+                            let a = if K_MAJOR { (a, 1, a_stride) } else { (a, ROW_STRIDE, 1) };
+                            tile::<$token, ROWS, VECTORS>(s, k, a, b, (c, c_stride), accumulate, ahead);
+                        },
                     );
                 }
             }

@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use crate::element::Element;
-use crate::simd::{Amx, Avx512Bf16, Simd, with_avx512_bf16};
+use crate::simd::{Amx, Avx512Bf16, Simd, prefetch, with_avx512_bf16};
 
 /// Longest piece of the inner dimension that is packed at once.
 pub const KC: usize = 1024;
@@ -238,7 +238,8 @@ impl Kernel16 for Avx512Bf16 {
     const K_STEP: usize = 2;
     const ANY_STRIDE: bool = false;
     const TASK_ROWS: usize = 112;
-    const PIECE: usize = KC;
+    // A panel of B and the rows of a tile together are as large as the nearest cache.
+    const PIECE: usize = 512;
 
     #[inline(always)]
     fn vectors(self) -> Avx512Bf16 {
@@ -288,7 +289,14 @@ unsafe fn dot_tile<const ROWS: usize, const VECTORS: usize>(t: &Tile) {
     unsafe {
         let mut sum = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         let (mut a, mut b) = (t.a[0], t.b);
-        for _ in 0..t.k / 2 {
+        let (mut next, lines) = t.next.unwrap_or((t.b, 0));
+        for pair in 0..t.k / 2 {
+            if pair % 16 == 0 {
+                for line in 0..lines {
+                    prefetch(next.wrapping_add(line * 32));
+                }
+                next = next.wrapping_add(lines * 32);
+            }
             let mut columns = [_mm512_setzero_si512(); VECTORS];
             for v in 0..VECTORS {
                 columns[v] = _mm512_loadu_si512(b.add(v * 32).cast());
