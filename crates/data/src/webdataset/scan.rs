@@ -30,6 +30,26 @@ pub(super) struct ScannedShard {
 pub(super) fn scan_shard(path: &Path, bytes: &[u8]) -> Result<ScannedShard> {
     let mut shard = ScannedShard { samples: Vec::new(), passed_by: 0 };
     let mut seen: HashMap<String, usize> = HashMap::new();
+    walk(path, bytes, |name, range| match name {
+        Some((key, extension)) => add_part(path, &mut shard.samples, &mut seen, key, extension, range),
+        None => {
+            shard.passed_by += 1;
+            Ok(())
+        }
+    })?;
+    if shard.passed_by > 0 {
+        tracing::warn!(shard = %path.display(), members = shard.passed_by, "members that are no part of a sample passed by");
+    }
+    Ok(shard)
+}
+
+/// Goes through the members of the shard `bytes` up to its end or its first fault: for each, the key and extension, if
+/// it is a part of a sample, and where its data lie. `path` is for messages.
+pub(super) fn walk(
+    path: &Path,
+    bytes: &[u8],
+    mut member: impl FnMut(Option<(String, String)>, Range<usize>) -> Result<()>,
+) -> Result<()> {
     let mut end = 0u64;
     let mut archive = Archive::new(Cursor::new(bytes));
     let entries = archive.entries_with_seek().map_err(|e| header_error(path, bytes, 0, &e))?;
@@ -37,16 +57,9 @@ pub(super) fn scan_shard(path: &Path, bytes: &[u8]) -> Result<ScannedShard> {
         let entry = entry.map_err(|e| header_error(path, bytes, end, &e))?;
         let range = data_range(path, bytes, &entry)?;
         end = (range.end as u64).next_multiple_of(BLOCK);
-        match member_name(path, &entry)? {
-            Some((key, extension)) => add_part(path, &mut shard.samples, &mut seen, key, extension, range)?,
-            None => shard.passed_by += 1,
-        }
+        member(member_name(path, &entry)?, range)?;
     }
-    check_end_marker(path, bytes, end)?;
-    if shard.passed_by > 0 {
-        tracing::warn!(shard = %path.display(), members = shard.passed_by, "members that are no part of a sample passed by");
-    }
-    Ok(shard)
+    check_end_marker(path, bytes, end)
 }
 
 /// Adds a part to the last sample if the key is the same, else begins a sample.
@@ -77,7 +90,7 @@ fn add_part(
 }
 
 /// Where the member's data lie; an error if the file ends before.
-pub(super) fn data_range<R: std::io::Read>(path: &Path, bytes: &[u8], entry: &Entry<'_, R>) -> Result<Range<usize>> {
+fn data_range<R: std::io::Read>(path: &Path, bytes: &[u8], entry: &Entry<'_, R>) -> Result<Range<usize>> {
     let (header, start) = (entry.raw_header_position(), entry.raw_file_position());
     let bad = |detail: &str| Error::BadHeader { path: path.to_path_buf(), offset: header, detail: detail.to_owned() };
     if entry.header().entry_type() == EntryType::GNUSparse {
@@ -96,7 +109,7 @@ pub(super) fn data_range<R: std::io::Read>(path: &Path, bytes: &[u8], entry: &En
 }
 
 /// Key and extension of a member; `None` if it belongs to no sample.
-pub(super) fn member_name<R: std::io::Read>(path: &Path, entry: &Entry<'_, R>) -> Result<Option<(String, String)>> {
+fn member_name<R: std::io::Read>(path: &Path, entry: &Entry<'_, R>) -> Result<Option<(String, String)>> {
     if !matches!(entry.header().entry_type(), EntryType::Regular | EntryType::Continuous) {
         return Ok(None);
     }
@@ -122,7 +135,7 @@ pub(super) fn split_name(name: &str) -> Option<(String, String)> {
 }
 
 /// A tar ends with zero blocks; one that ends without them was cut exactly between two members.
-pub(super) fn check_end_marker(path: &Path, bytes: &[u8], end: u64) -> Result<()> {
+fn check_end_marker(path: &Path, bytes: &[u8], end: u64) -> Result<()> {
     let needed = end + BLOCK;
     if (bytes.len() as u64) < needed {
         return Err(Error::TruncatedTar { path: path.to_path_buf(), offset: end, needed, size: bytes.len() as u64 });
@@ -131,7 +144,7 @@ pub(super) fn check_end_marker(path: &Path, bytes: &[u8], end: u64) -> Result<()
 }
 
 /// Tells a header cut by the file's end from one that is damaged. `offset` is the end of the member before.
-pub(super) fn header_error(path: &Path, bytes: &[u8], offset: u64, error: &std::io::Error) -> Error {
+fn header_error(path: &Path, bytes: &[u8], offset: u64, error: &std::io::Error) -> Error {
     let path = path.to_path_buf();
     let size = bytes.len() as u64;
     if error.kind() == ErrorKind::UnexpectedEof || size < offset + BLOCK {

@@ -1,14 +1,12 @@
 //! One shard by itself, read as far as it is whole.
 
 use std::fs::File;
-use std::io::Cursor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use tar::Archive;
 
-use super::scan::{ScannedSample, check_end_marker, data_range, header_error, member_name};
+use super::scan::{ScannedSample, walk};
 use crate::{Error, Result, SampleRef};
 
 /// A tar file, open for the stages that look for damage or leave it out. Other than [`super::Dataset`], which refuses
@@ -54,20 +52,13 @@ impl TarShard {
     }
 
     fn scan(&mut self) -> Result<()> {
-        let (path, bytes) = (&self.path, &self.map[..]);
-        let mut end = 0u64;
-        let mut archive = Archive::new(Cursor::new(bytes));
-        let entries = archive.entries_with_seek().map_err(|e| header_error(path, bytes, 0, &e))?;
-        for entry in entries {
-            let entry = entry.map_err(|e| header_error(path, bytes, end, &e))?;
-            let range = data_range(path, bytes, &entry)?;
-            end = (range.end as u64).next_multiple_of(512);
-            match member_name(path, &entry)? {
+        walk(&self.path, &self.map, |name, range| {
+            match name {
                 Some((key, extension)) => add_part(&mut self.samples, key, extension, range),
                 None => self.passed_by += 1,
             }
-        }
-        check_end_marker(path, bytes, end)
+            Ok(())
+        })
     }
 
     /// The file.

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arrow_array::{ArrayRef, Int32Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};
+use calotype_data::Sample;
 use calotype_data::files::{partial_name, publish, read_json, write_json};
+use calotype_data::webdataset::ShardFile;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
@@ -203,36 +204,27 @@ impl OpenShard {
     }
 
     fn write_tar(&self, outcomes: &[Outcome]) -> Result<u64> {
-        let path = self.layout.file(self.id, ".tar");
-        let partial = partial_name(&path);
-        let file = File::create(&partial).map_err(Error::io("create", &partial))?;
-        let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, file));
+        let mut tar = ShardFile::create(&self.layout.file(self.id, ".tar"))?;
         let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
         for (row, outcome) in outcomes.iter().enumerate() {
             let Outcome::Stored(stored) = outcome else { continue };
             let mut picture = vec![0; stored.length];
             aside.0.read_exact_at(&mut picture, stored.at).map_err(Error::io("read", &self.aside_path))?;
-            let key = self.layout.key(self.id, row);
-            for (extension, bytes) in self.parts(row, outcome, picture) {
-                append(&mut tar, &format!("{key}.{extension}"), &bytes).map_err(Error::io("write", &partial))?;
-            }
+            tar.write(&self.sample(row, outcome, picture))?;
         }
-        let out = tar.into_inner().map_err(Error::io("write", &partial))?;
-        let mut file = out.into_inner().map_err(|e| Error::io("write", &partial)(e.into_error()))?;
-        let bytes = file.seek(SeekFrom::End(0)).map_err(Error::io("write", &partial))?;
-        publish(file, &path)?;
-        Ok(bytes)
+        Ok(tar.finish()?.bytes)
     }
 
-    /// The parts of a sample, in the order that the webdataset library writes them in.
-    fn parts(&self, row: usize, outcome: &Outcome, picture: Vec<u8>) -> BTreeMap<&'static str, Vec<u8>> {
-        let mut parts =
-            BTreeMap::from([(self.layout.extension, picture), ("json", json_part(&self.facts(row, outcome)))]);
-        if self.layout.captions {
-            let caption = self.rows.column_by_name("caption").map(|column| json_value(column, row));
-            parts.insert("txt", caption_text(caption.unwrap_or_default()).into_bytes());
+    /// A sample, whose parts have the order that the webdataset library writes them in.
+    fn sample(&self, row: usize, outcome: &Outcome, picture: Vec<u8>) -> Sample {
+        let facts = json_part(&self.facts(row, outcome));
+        let sample =
+            Sample::new(self.layout.key(self.id, row)).with(self.layout.extension, picture).with("json", facts);
+        if !self.layout.captions {
+            return sample;
         }
-        parts
+        let caption = self.rows.column_by_name("caption").map(|column| json_value(column, row));
+        sample.with("txt", caption_text(caption.unwrap_or_default()))
     }
 
     /// A row's facts in img2dataset's order.
@@ -378,18 +370,6 @@ fn statistics(outcomes: &[Outcome]) -> Stats {
         *stats.status_dict.entry(label.into_owned()).or_default() += 1;
     }
     stats
-}
-
-/// A member whose header says nothing of when, where and by whom it was written.
-fn append(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_size(bytes.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    tar.append_data(&mut header, Path::new(name), bytes)
 }
 
 /// Python's `str` of a caption; nothing is the empty text.
