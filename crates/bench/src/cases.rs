@@ -411,19 +411,26 @@ impl<T: Element> Cases<T> {
 }
 
 impl Cases<bf16> {
-    /// Forward passes with weights packed beforehand, as inference does them; none where packing gains nothing.
+    /// Products with weights packed beforehand; none where packing gains nothing.
     fn packed(precision: Precision) -> Vec<Case> {
         let mut all = Self::none(precision);
         if PackedWeights::for_linear(&[0.0], 1, 1).is_none() {
             return all.cases;
         }
         for (m, n, k) in LINEAR {
-            let work = Work::Arithmetic(product(m, n, k));
-            all.case(("linear", "forward packed"), format!("{m}x{n}x{k}"), work, move || {
+            let work = || Work::Arithmetic(product(m, n, k));
+            all.case(("linear", "forward packed"), format!("{m}x{n}x{k}"), work(), move || {
                 let w = PackedWeights::for_linear(&noise::<f32>(n * k), n, k).expect("as the first one");
                 let (x, bias, mut y) = (noise::<bf16>(m * k), noise::<f32>(n), vec![bf16::ZERO; m * n]);
                 Box::new(move || kernels::linear_forward_packed(&x, &w, Some(&bias), None, &mut y, m, k, n))
             });
+            if n.is_multiple_of(32) && k.is_multiple_of(32) {
+                all.case(("linear", "backward input packed"), format!("{m}x{n}x{k}"), work(), move || {
+                    let w = PackedWeights::for_linear(&noise::<f32>(n * k), n, k).expect("as the first one");
+                    let (dy, mut dx) = (noise::<bf16>(m * n), vec![bf16::ZERO; m * k]);
+                    Box::new(move || kernels::linear_backward_input_packed(&dy, &w, &mut dx, m, k, n))
+                });
+            }
         }
         for (m, c, k) in LINEAR_GEGLU {
             let work = Work::Arithmetic(product(m, 2 * c, k));
@@ -442,6 +449,13 @@ impl Cases<bf16> {
                 let mut y = vec![bf16::ZERO; s.output_len()];
                 Box::new(move || kernels::conv2d_forward_packed(&s, &x, &w, Some(&bias), None, None, &mut y))
             });
+            if cin.is_multiple_of(32) && cout.is_multiple_of(32) {
+                all.case(("conv3x3", "backward input packed"), conv_name(&s), conv_work(&s), move || {
+                    let w = PackedWeights::for_conv(&s, &noise::<f32>(s.weight_len())).expect("as the first one");
+                    let (dy, mut dx) = (noise::<bf16>(s.output_len()), vec![bf16::ZERO; s.input_len()]);
+                    Box::new(move || kernels::conv2d_backward_input_packed(&s, &dy, &w, &mut dx))
+                });
+            }
         }
         all.cases
     }
@@ -463,6 +477,7 @@ fn adamw(len: usize, parameters: usize, average: bool) -> Box<dyn FnOnce() -> Bo
                 first_moment,
                 second_moment,
                 average: averages.next(),
+                packed: None,
             });
             kernels::adamw_step(&AdamW::default(), 1, 1.0, 0.999, stepped);
         })

@@ -7,7 +7,11 @@ use crate::element::Element;
 use crate::packed::PackedWeights;
 use crate::pointwise::sum_rows;
 use crate::product::{Dense, Epilogue, Operand, Rows, Source, copy, product};
+#[cfg(target_arch = "x86_64")]
+use crate::product16::Panels;
 use crate::scratch::with_scratch;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Avx512Bf16;
 use crate::simd::{Simd, multiplies_bf16};
 use crate::threads::for_chunks;
 
@@ -404,10 +408,10 @@ pub fn conv2d_forward<T: Element>(
     }
 }
 
-/// The weights as the gradient of the input meets them: a matrix `[taps * out_channels, in_channels]`, the taps in
-/// reverse, only every `step`-th of them beginning with `first`.
-struct Flipped<'a> {
-    w: &'a [f32],
+/// The weights, `[out_channels, patch]`, as the gradient of the input meets them: a matrix `[taps * out_channels, in_channels]`, the
+/// taps in reverse, only every `step`-th of them beginning with `first`.
+struct Flipped<W> {
+    w: W,
     kernel: [usize; 2],
     out_channels: usize,
     in_channels: usize,
@@ -416,30 +420,48 @@ struct Flipped<'a> {
     taps: [usize; 2],
 }
 
-impl Flipped<'_> {
+impl<W> Flipped<W> {
+    /// Row and column of the weights where column 0 of `row` lies.
     #[inline(always)]
-    fn row(&self, row: usize, column: usize, len: usize) -> &[f32] {
+    fn at(&self, row: usize) -> (usize, usize) {
         let (tap, o) = (row / self.out_channels, row % self.out_channels);
         let (ty, tx) = (tap / self.taps[1], tap % self.taps[1]);
         let ky = self.first[0] + (self.taps[0] - 1 - ty) * self.step;
         let kx = self.first[1] + (self.taps[1] - 1 - tx) * self.step;
-        let at = ((o * self.kernel[0] + ky) * self.kernel[1] + kx) * self.in_channels + column;
-        &self.w[at..at + len]
+        (o, (ky * self.kernel[1] + kx) * self.in_channels)
     }
 }
 
-impl Source for Flipped<'_> {
+impl<W: Source> Source for Flipped<W> {
     const DIRECT: bool = false;
-    const HALF: bool = false;
+    const HALF: bool = W::HALF;
 
     #[inline(always)]
     fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
-        copy(s, self.row(row, column, out.len()), out);
+        let (o, begin) = self.at(row);
+        self.w.fill(s, o, begin + column, out);
     }
 
     #[inline(always)]
     fn wide_row(&self, row: usize, column: usize, len: usize) -> Option<&[f32]> {
-        Some(self.row(row, column, len))
+        let (o, begin) = self.at(row);
+        self.w.wide_row(o, begin + column, len)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn pack_pairs(&self, s: Avx512Bf16, (row, rows): (usize, usize), columns: (usize, usize), to: &mut Panels) -> bool {
+        let mut done = 0;
+        while done < rows {
+            let (o, begin) = self.at(row + done);
+            let len = (self.out_channels - o).min(rows - done);
+            let mut to = to.after(done);
+            if !self.w.pack_pairs(s, (o, len), (begin + columns.0, columns.1), &mut to) {
+                return false;
+            }
+            done += len;
+        }
+        true
     }
 }
 
@@ -453,9 +475,14 @@ impl Source for Flipped<'_> {
 /// If a slice does not have the length its shape says.
 pub fn conv2d_backward_input<T: Element>(shape: &Conv2dShape, dy: &[T], w: &[f32], dx: &mut [T]) {
     shape.check("conv2d_backward_input", dx.len(), w.len(), dy.len());
+    backward_input(shape, dy, Dense { data: w, stride: shape.patch() }, dx);
+}
+
+/// [`conv2d_backward_input`] with weights `[out_channels, patch]` from any source.
+pub(crate) fn backward_input<T: Element, W: Source + Copy>(shape: &Conv2dShape, dy: &[T], w: W, dx: &mut [T]) {
     let (cin, cout) = (shape.in_channels, shape.out_channels);
     if shape.is_pointwise() {
-        crate::linear::linear_backward_input(dy, w, dx, shape.positions(), cin, cout);
+        crate::linear::backward_input(dy, w, dx, (shape.positions(), cin, cout));
         return;
     }
     assert!(shape.batch * shape.height * shape.width < u32::MAX as usize, "conv2d_backward_input: over 2^32 pixels");

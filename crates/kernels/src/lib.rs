@@ -66,7 +66,10 @@ pub use half::{bf16, f16};
 pub use linear::{linear_backward_input, linear_backward_weight, linear_forward};
 pub use norm::{group_norm_backward, group_norm_forward, layer_norm_backward, layer_norm_forward};
 pub use optimizer::{AdamW, Stepped, adamw_step, ema_step, sums_of_squares};
-pub use packed::{PackedWeights, conv2d_forward_packed, linear_forward_packed, linear_geglu_forward_packed};
+pub use packed::{
+    PackedWeights, conv2d_backward_input_packed, conv2d_forward_packed, linear_backward_input_packed,
+    linear_forward_packed, linear_geglu_forward_packed,
+};
 pub use peak::{ArithmeticPeak, MemoryBandwidth, bf16_peaks, f32_peak, memory_bandwidth};
 pub use pointwise::{
     add, add_assign, bf16_to_f32, concat_channels, f32_to_bf16, mix_rows, mse_loss, mse_loss_backward, scale,

@@ -3,7 +3,7 @@
 use crate::element::Element;
 use crate::math::{load_up_to, store_up_to};
 use crate::pointwise::sum_rows;
-use crate::product::{Dense, Epilogue, Operand, Rows, product};
+use crate::product::{Dense, Epilogue, Operand, Rows, Source, product};
 use crate::simd::{Simd, dispatch};
 use crate::threads::for_chunks;
 
@@ -58,10 +58,15 @@ pub fn linear_backward_input<T: Element>(dy: &[T], w: &[f32], dx: &mut [T], m: u
     assert!(dy.len() == m * n, "linear_backward_input: dy has {} elements, not {m} x {n}", dy.len());
     assert!(w.len() == n * k, "linear_backward_input: w has {} elements, not {n} x {k}", w.len());
     assert!(dx.len() == m * k, "linear_backward_input: dx has {} elements, not {m} x {k}", dx.len());
+    backward_input(dy, Dense { data: w, stride: k }, dx, (m, k, n));
+}
+
+/// [`linear_backward_input`] with weights `[n, k]` from any source.
+pub(crate) fn backward_input<T: Element, W: Source>(dy: &[T], w: W, dx: &mut [T], (m, k, n): (usize, usize, usize)) {
     product(
         (m, k, n),
         &Operand { source: Dense { data: dy, stride: n }, k_rows: false },
-        &Operand { source: Dense { data: w, stride: k }, k_rows: true },
+        &Operand { source: w, k_rows: true },
         true,
         (dx, Rows::Linear { stride: k }),
         Epilogue::default(),

@@ -1,6 +1,7 @@
 //! Optimizer steps on f32 master weights.
 
 use crate::math::{load_up_to, store_up_to};
+use crate::packed::{PackedWeights, Renewal};
 use crate::simd::{Simd, dispatch};
 use crate::threads::{SharedMut, for_chunks, parallel_for};
 use std::ops::Range;
@@ -43,6 +44,8 @@ pub struct Stepped<'a> {
     pub second_moment: &'a mut [f32],
     /// Decaying mean of the parameter, if one is kept.
     pub average: Option<&'a mut [f32]>,
+    /// The parameter, rows of weights, in packed form.
+    pub packed: Option<&'a mut PackedWeights>,
 }
 
 impl<'a> Stepped<'a> {
@@ -54,6 +57,10 @@ impl<'a> Stepped<'a> {
             "adamw_step: p has {} elements, the others {lens:?} and {average}",
             self.parameter.len()
         );
+        if let Some(packed) = &self.packed {
+            let size = packed.renewable().map(|(rows, columns)| rows * columns);
+            assert!(size == Some(self.parameter.len()), "adamw_step: the packed weights are not those of p");
+        }
     }
 
     /// Cuts off the first `len` elements, or all if they are fewer.
@@ -68,6 +75,19 @@ impl<'a> Stepped<'a> {
             first_moment: front(&mut self.first_moment, len),
             second_moment: front(&mut self.second_moment, len),
             average: self.average.as_mut().map(|average| front(average, len)),
+            packed: None,
+        }
+    }
+
+    /// The elements in `range`.
+    fn part(&mut self, range: Range<usize>) -> Stepped<'_> {
+        Stepped {
+            parameter: &mut self.parameter[range.clone()],
+            gradient: &self.gradient[range.clone()],
+            first_moment: &mut self.first_moment[range.clone()],
+            second_moment: &mut self.second_moment[range.clone()],
+            average: self.average.as_mut().map(|average| &mut average[range]),
+            packed: None,
         }
     }
 }
@@ -78,12 +98,12 @@ impl<'a> Stepped<'a> {
 /// `p -= lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)`,
 /// and [`ema_step`] with `ema_decay` and the new p where an average is kept.
 ///
-/// `step` counts from 1; `grad_scale` is where clipping and averaging over accumulated batches go. Small parameters share a
-/// task, large ones are cut.
+/// `step` counts from 1; `grad_scale` is where clipping and averaging over accumulated batches go. Packed weights get the new values, while
+/// these are in the cache. Small parameters share a task, large ones are cut.
 ///
 /// # Panics
 ///
-/// If the slices of a parameter differ in length or `step` is zero.
+/// If the slices of a parameter differ in length, packed weights are not of its size or for GEGLU, or `step` is zero.
 pub fn adamw_step<'a>(
     params: &AdamW,
     step: u64,
@@ -92,21 +112,55 @@ pub fn adamw_step<'a>(
     parameters: impl IntoIterator<Item = Stepped<'a>>,
 ) {
     let factors = Factors::new(params, step, grad_scale, ema_decay);
+    let mut renewals = Vec::new();
     let mut pieces = Vec::new();
     for mut parameter in parameters {
         parameter.check();
+        let packed = parameter.packed.take().map(PackedWeights::renew);
+        let rows = packed.as_ref().map(|packed| (renewals.len(), Renewal::ROWS * packed.columns()));
+        renewals.extend(packed);
+        let mut begin = 0;
         while !parameter.parameter.is_empty() {
-            pieces.push(parameter.split_off(CHUNK));
+            let len = rows.map_or(CHUNK, |(_, len)| len);
+            let packed = rows.map(|(renewal, len)| (renewal, begin / len * Renewal::ROWS));
+            pieces.push((parameter.split_off(len), packed));
+            begin += len;
         }
     }
-    let tasks = group(pieces.iter().map(|piece| piece.parameter.len()));
+    let tasks = group(pieces.iter().map(|(piece, _)| piece.parameter.len()));
     let pieces = SharedMut::new(&mut pieces);
     parallel_for(tasks.len(), |task| {
         // SAFETY: tasks have different pieces.
-        for piece in unsafe { pieces.range(tasks[task].clone()) } {
-            dispatch!(|s| adamw_piece(s, &factors, piece));
+        for (piece, packed) in unsafe { pieces.range(tasks[task].clone()) } {
+            match *packed {
+                None => dispatch!(|s| adamw_piece(s, &factors, piece)),
+                Some((renewal, row)) => step_and_pack(&factors, piece, &renewals[renewal], row),
+            }
         }
     });
+}
+
+/// A step of the rows of a weight from `row` on, which are packed some pieces at a time.
+fn step_and_pack(factors: &Factors, rows: &mut Stepped<'_>, packed: &Renewal<'_>, row: usize) {
+    /// Columns between packing: memory is read fast in long runs, and a panel's rows of so many columns stay in the cache.
+    const RUN: usize = 2048;
+    let (len, columns) = (rows.parameter.len(), packed.columns());
+    let mut waiting = 0..0;
+    for (q, piece) in packed.pieces().enumerate() {
+        let begin = packed.pieces().nth(waiting.start).map_or(0, |first| first.start);
+        waiting.end = q + 1;
+        if piece.end - begin < RUN && piece.end < columns {
+            continue;
+        }
+        for at in (0..len).step_by(columns) {
+            dispatch!(|s| adamw_piece(s, factors, &mut rows.part(at + begin..at + piece.end)));
+        }
+        for q in std::mem::replace(&mut waiting, q + 1..q + 1) {
+            // SAFETY: these are all the rows of the panel, and no other task has one of them.
+            unsafe { packed.pack(q, row, rows.parameter) };
+        }
+    }
+    packed.done();
 }
 
 /// Ranges of neighbouring pieces that have [`CHUNK`] elements together, or the one more that a last piece brings.
@@ -157,7 +211,7 @@ impl Factors {
 
 #[inline(always)]
 fn adamw_piece<S: Simd>(s: S, factors: &Factors, piece: &mut Stepped<'_>) {
-    let Stepped { parameter: p, gradient: g, first_moment: m, second_moment: v, average } = piece;
+    let Stepped { parameter: p, gradient: g, first_moment: m, second_moment: v, average, .. } = piece;
     let params = &factors.params;
     let (beta1, beta2) = (s.splat(params.beta1), s.splat(params.beta2));
     let rest1 = s.splat((1.0 - params.beta1 as f64) as f32);

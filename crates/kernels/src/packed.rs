@@ -6,13 +6,15 @@ use crate::conv::Conv2dShape;
 use crate::element::Element;
 use crate::product::{Dense, Epilogue, GATED, Operand, Output, Rows, Source};
 #[cfg(target_arch = "x86_64")]
-use crate::product16::{PackedRight, product_packed};
+pub(crate) use crate::product16::Renewal;
+#[cfg(target_arch = "x86_64")]
+use crate::product16::{PackedRight, PackedRows, product_packed};
 use crate::simd::Simd;
 use crate::threads::SharedMut;
 
 /// Stands where no instructions want packed weights: there are none.
 #[cfg(not(target_arch = "x86_64"))]
-enum PackedRight {}
+pub(crate) enum PackedRight {}
 
 #[cfg(not(target_arch = "x86_64"))]
 impl PackedRight {
@@ -25,6 +27,46 @@ impl PackedRight {
     fn bytes(&self) -> usize {
         match *self {}
     }
+    fn gives_rows(&self) -> bool {
+        match *self {}
+    }
+    fn renew(&mut self) -> Renewal<'_> {
+        match *self {}
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy)]
+struct PackedRows<'a>(&'a PackedRight);
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Source for PackedRows<'_> {
+    const DIRECT: bool = false;
+    const HALF: bool = true;
+    fn fill<S: Simd, E: Element>(&self, _: S, _: usize, _: usize, _: &mut [E]) {
+        match *self.0 {}
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) enum Renewal<'a> {
+    #[expect(dead_code)]
+    None(&'a PackedRight),
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Renewal<'_> {
+    pub(crate) const ROWS: usize = 32;
+    pub(crate) fn columns(&self) -> usize {
+        match *self {
+            Self::None(right) => match *right {},
+        }
+    }
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        std::iter::empty()
+    }
+    pub(crate) unsafe fn pack(&self, _: usize, _: usize, _: &[f32]) {}
+    pub(crate) fn done(&self) {}
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -56,6 +98,13 @@ impl<W: Element> Source for GatedRows<'_, W> {
         let (panel, place) = (row / (2 * GATED), row % (2 * GATED));
         let half = if place < GATED { place } else { self.c + place - GATED };
         self.rows.fill(s, panel * GATED + half, column, out);
+    }
+}
+
+impl std::fmt::Debug for PackedWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (n, k) = self.right.size();
+        write!(f, "PackedWeights({n} x {k}, gated: {})", self.gated)
     }
 }
 
@@ -102,6 +151,21 @@ impl PackedWeights {
     /// Memory that the weights take, in bytes.
     pub fn bytes(&self) -> usize {
         self.right.bytes()
+    }
+
+    /// Whether gradients of the layer's input can be computed from it: where inputs and outputs are multiples of 32, and for
+    /// weights that were not packed for GEGLU.
+    pub fn gives_input_gradients(&self) -> bool {
+        !self.gated && self.right.gives_rows()
+    }
+
+    /// Rows and columns, `None` for weights that were packed for GEGLU: only others are packed anew by optimizer steps.
+    pub(crate) fn renewable(&self) -> Option<(usize, usize)> {
+        (!self.gated).then(|| self.right.size())
+    }
+
+    pub(crate) fn renew(&mut self) -> Renewal<'_> {
+        self.right.renew()
     }
 
     fn check(&self, op: &str, n: usize, k: usize, gated: bool) {
@@ -181,4 +245,34 @@ pub fn conv2d_forward_packed(
     shape.check("conv2d_forward_packed", x.len(), shape.weight_len(), y.len());
     let epilogue = shape.epilogue("conv2d_forward_packed", bias, channel_add, residual);
     shape.packed_product(x, w, y, epilogue);
+}
+
+/// [`crate::linear_backward_input`] on packed weights, with the bits that plain ones give.
+///
+/// # Panics
+///
+/// If a slice or the weights do not have the size the shape says, or the weights do not give input gradients.
+pub fn linear_backward_input_packed(dy: &[bf16], w: &PackedWeights, dx: &mut [bf16], m: usize, k: usize, n: usize) {
+    const OP: &str = "linear_backward_input_packed";
+    w.check(OP, n, k, false);
+    assert!(w.gives_input_gradients(), "{OP}: {n} x {k} weights give no input gradients");
+    assert!(dy.len() == m * n, "{OP}: dy has {} elements, not {m} x {n}", dy.len());
+    assert!(dx.len() == m * k, "{OP}: dx has {} elements, not {m} x {k}", dx.len());
+    crate::linear::backward_input(dy, PackedRows(&w.right), dx, (m, k, n));
+}
+
+/// [`crate::conv2d_backward_input`] on packed weights, with the bits that plain ones give.
+///
+/// # Panics
+///
+/// If a slice or the weights do not have the size the shape says, or the weights do not give input gradients.
+pub fn conv2d_backward_input_packed(shape: &Conv2dShape, dy: &[bf16], w: &PackedWeights, dx: &mut [bf16]) {
+    const OP: &str = "conv2d_backward_input_packed";
+    w.check(OP, shape.out_channels, shape.patch(), false);
+    assert!(
+        w.gives_input_gradients() && shape.in_channels.is_multiple_of(32),
+        "{OP}: these weights give no input gradients"
+    );
+    shape.check(OP, dx.len(), shape.weight_len(), dy.len());
+    crate::conv::backward_input(shape, dy, PackedRows(&w.right), dx);
 }

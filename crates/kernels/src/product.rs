@@ -8,7 +8,11 @@ use half::bf16;
 
 use crate::element::Element;
 use crate::math::{gelu, load_up_to, store_up_to};
+#[cfg(target_arch = "x86_64")]
+use crate::product16::Panels;
 use crate::scratch::with_scratch;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Avx512Bf16;
 use crate::simd::{Simd, dispatch, prefetch_all};
 use crate::threads::{SharedMut, for_chunks, parallel_for};
 use crate::tile::{Ahead, KC, MicroKernel, ROW_STRIDE};
@@ -52,6 +56,21 @@ pub trait Source: Sync {
         None
     }
 
+    /// The elements `column..column + k` of `rows` rows from `row` on, and the distance between these rows, if they are f32 and lie
+    /// evenly apart.
+    #[inline(always)]
+    fn wide_rows(&self, _row: usize, _rows: usize, _column: usize, _k: usize) -> Option<(&[f32], usize)> {
+        None
+    }
+
+    /// Writes elements in panels of pairs of rows, if that is faster than to have them row by row; `false`, with `to` in any state, if not.
+    /// A range is its beginning and its length.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn pack_pairs(&self, _: Avx512Bf16, _rows: (usize, usize), _columns: (usize, usize), _to: &mut Panels) -> bool {
+        false
+    }
+
     /// Lengths of the parts of a row that lie contiguous in memory, or the whole length.
     fn segment(&self, k: usize) -> usize {
         k
@@ -83,6 +102,15 @@ impl<X: Source> Source for &X {
     #[inline(always)]
     fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
         (**self).half_rows(row, rows, column, k)
+    }
+    #[inline(always)]
+    fn wide_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[f32], usize)> {
+        (**self).wide_rows(row, rows, column, k)
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn pack_pairs(&self, s: Avx512Bf16, rows: (usize, usize), columns: (usize, usize), to: &mut Panels) -> bool {
+        (**self).pack_pairs(s, rows, columns, to)
     }
     fn segment(&self, k: usize) -> usize {
         (**self).segment(k)
@@ -123,6 +151,12 @@ impl<T: Element> Source for Dense<'_, T> {
     fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
         let begin = row * self.stride + column;
         T::as_half(self.data).map(|data| (&data[begin..begin + (rows - 1) * self.stride + k], self.stride))
+    }
+
+    #[inline(always)]
+    fn wide_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[f32], usize)> {
+        let begin = row * self.stride + column;
+        T::as_wide(self.data).map(|data| (&data[begin..begin + (rows - 1) * self.stride + k], self.stride))
     }
 }
 

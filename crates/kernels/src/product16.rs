@@ -7,11 +7,14 @@
 use half::bf16;
 
 use crate::element::Element;
-use crate::product::{FETCH, Operand, Output, Source, copy};
+use crate::product::{Dense, FETCH, Operand, Output, Source, copy};
 use crate::scratch::with_scratch;
-use crate::simd::{Avx512Bf16, Bf16Isa, bf16_isa};
+use crate::simd::{Avx512Bf16, Bf16Isa, Simd, bf16_isa, prefetch};
 use crate::threads::{SharedMut, parallel_for};
-use crate::tile16::{A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, transpose_pairs};
+use crate::tile16::{
+    A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, past_cache_done, swap_pairs, transpose_pairs, transpose_rounded,
+};
+use std::ops::Range;
 
 /// Enough tasks for many cores to be busy most of the time.
 const TASKS: usize = 32;
@@ -93,6 +96,12 @@ impl Pieces {
         let (segment, part) = (i / self.per_segment, i % self.per_segment);
         let begin = part * self.piece;
         (segment * self.segment + begin, self.piece.min(self.segment - begin).min(self.k))
+    }
+
+    /// The piece that has an element, and its place there.
+    fn find(&self, at: usize) -> (usize, usize) {
+        let (segment, at) = (at / self.segment, at % self.segment);
+        (segment * self.per_segment + at / self.piece, at % self.piece)
     }
 
     /// Length of a piece, padded.
@@ -382,6 +391,9 @@ pub(crate) fn pack_b<K: Kernel16, X: Source>(
     if !b.k_rows {
         return pack_b_transposed(s, b, (k0, k, padded), (n0, n), to);
     }
+    if padded == k && b.source.pack_pairs(s, (k0, k), (n0, n), &mut Panels { data: to, padded, first: 0 }) {
+        return;
+    }
     with_half_scratch(
         4 * wide,
         #[inline(always)]
@@ -415,6 +427,18 @@ fn pack_b_transposed<X: Source>(
         |memory| {
             let (lines, block) = memory.split_at_mut(16 * stride);
             for j in (0..n).step_by(16) {
+                let panel = j / WIDTH;
+                let w = 2 * panel_width(n, panel);
+                let to = &mut to[panel * WIDTH * padded..][..w / 2 * padded];
+                let offset = 2 * (j - panel * WIDTH);
+                if k.is_multiple_of(32)
+                    && k > 0
+                    && j + 16 <= n
+                    && let Some((rows, stride)) = b.source.wide_rows(n0 + j, 16, k0, k)
+                {
+                    round_rows::<false>(s, rows, stride, k, &mut to[offset..], w);
+                    continue;
+                }
                 for (i, line) in lines.chunks_exact_mut(stride).enumerate() {
                     if j + i < n {
                         if j + i + FETCH < n {
@@ -426,10 +450,6 @@ fn pack_b_transposed<X: Source>(
                         line.fill(bf16::ZERO);
                     }
                 }
-                let panel = j / WIDTH;
-                let w = 2 * panel_width(n, panel);
-                let to = &mut to[panel * WIDTH * padded..][..w / 2 * padded];
-                let offset = 2 * (j - panel * WIDTH);
                 for p in (0..padded).step_by(32) {
                     if p + 32 <= padded {
                         transpose_pairs(s, &lines[p..], stride, &mut to[p / 2 * w + offset..], w);
@@ -443,6 +463,24 @@ fn pack_b_transposed<X: Source>(
             }
         },
     );
+}
+
+/// Packs 16 f32 rows of `k` elements, a multiple of 32, as 16 columns of a panel; `w` is the distance between pairs. For `PAST_CACHE`
+/// see [`transpose_rounded`]; other rows are fetched ahead.
+#[inline(always)]
+fn round_rows<const PAST_CACHE: bool>(s: Avx512Bf16, rows: &[f32], stride: usize, k: usize, to: &mut [bf16], w: usize) {
+    /// How far ahead: these are more rows than the processor follows by itself.
+    const AHEAD: usize = 96;
+    for p in (0..k).step_by(32) {
+        if !PAST_CACHE {
+            for i in 0..16 {
+                let at = rows.as_ptr().wrapping_add(i * stride + p + AHEAD);
+                prefetch(at);
+                prefetch(at.wrapping_add(16));
+            }
+        }
+        transpose_rounded::<PAST_CACHE>(s, &rows[p..], stride, &mut to[p / 2 * w..], w);
+    }
 }
 
 struct Run<'a, K, A, B, T> {
@@ -630,6 +668,80 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
     }
 }
 
+/// Room for pairs of rows in panels of [`WIDTH`] columns: `[panel, padded / 2, columns, 2]`.
+pub struct Panels<'a> {
+    data: &'a mut [bf16],
+    /// Rows of a panel.
+    padded: usize,
+    /// The row that is written first.
+    first: usize,
+}
+
+impl Panels<'_> {
+    /// The room after `rows` more rows.
+    pub fn after(&mut self, rows: usize) -> Panels<'_> {
+        Panels { data: self.data, padded: self.padded, first: self.first + rows }
+    }
+}
+
+/// Packed weights as a source of their own rows, `[n, k]`.
+#[derive(Clone, Copy)]
+pub struct PackedRows<'a>(pub &'a PackedRight);
+
+impl PackedRows<'_> {
+    /// The pair of elements of `row` that begins at the even `column`, in its panel: those of other rows and columns follow.
+    #[inline(always)]
+    fn pair(&self, row: usize, column: usize) -> &[bf16] {
+        let PackedRight { n, pieces, .. } = *self.0;
+        let (q, at) = pieces.find(column);
+        let (panel, place) = (row / WIDTH, row % WIDTH);
+        let begin = line(n) * pieces.packed_begin(q) + panel * WIDTH * pieces.padded(q);
+        &self.0.halves()[begin + at / 2 * 2 * panel_width(n, panel) + 2 * place..]
+    }
+}
+
+impl Source for PackedRows<'_> {
+    const DIRECT: bool = false;
+    const HALF: bool = true;
+
+    #[inline(always)]
+    fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            let at = column + i;
+            copy(s, &self.pair(row, at)[at % 2..][..1], std::slice::from_mut(out));
+        }
+    }
+
+    #[inline(always)]
+    fn pack_pairs(
+        &self,
+        s: Avx512Bf16,
+        (row, rows): (usize, usize),
+        (column, columns): (usize, usize),
+        to: &mut Panels,
+    ) -> bool {
+        if !self.0.gives_rows()
+            || [row, rows, to.first].iter().any(|x| x % 16 > 0)
+            || column % 32 > 0
+            || columns % 32 > 0
+        {
+            return false;
+        }
+        // In the order in which the packed weights lie, as they come from memory.
+        for r in (0..rows).step_by(16) {
+            for j in 0..columns / WIDTH {
+                let panel = &mut to.data[j * WIDTH * to.padded..][..WIDTH * to.padded];
+                let to = &mut panel[(to.first + r) * WIDTH..][..16 * WIDTH];
+                let from = self.pair(row + r, column + j * WIDTH);
+                for half in 0..2 {
+                    swap_pairs(s, &from[half * 8 * 2 * WIDTH..], &mut to[half * WIDTH..]);
+                }
+            }
+        }
+        true
+    }
+}
+
 /// One cache line of packed weights.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
@@ -661,6 +773,18 @@ impl PackedRight {
         bytemuck::cast_slice(&self.data)
     }
 
+    /// Whether [`PackedRows`] are read fast: no panel or piece is padded.
+    pub fn gives_rows(&self) -> bool {
+        self.n.is_multiple_of(WIDTH) && self.pieces.segment.is_multiple_of(32) && self.k.is_multiple_of(32)
+    }
+
+    /// For packing new values of some rows, from several threads.
+    pub fn renew(&mut self) -> Renewal<'_> {
+        let len = line(self.n) * self.pieces.packed_begin(self.pieces.count);
+        let halves: &mut [bf16] = bytemuck::cast_slice_mut(&mut self.data);
+        Renewal { data: SharedMut::new(&mut halves[..len]), n: self.n, k: self.k, pieces: self.pieces }
+    }
+
     /// Columns and inner dimension.
     pub fn size(&self) -> (usize, usize) {
         (self.n, self.k)
@@ -669,5 +793,67 @@ impl PackedRight {
     /// Memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<Line>()
+    }
+}
+
+/// Packed weights that get new values.
+pub struct Renewal<'a> {
+    data: SharedMut<'a, bf16>,
+    n: usize,
+    k: usize,
+    pieces: Pieces,
+}
+
+impl Renewal<'_> {
+    /// Rows that are packed together.
+    pub const ROWS: usize = WIDTH;
+
+    /// Columns of a row.
+    pub fn columns(&self) -> usize {
+        self.k
+    }
+
+    /// Ranges of columns that are packed together, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.pieces.count).map(|q| self.pieces.range(q)).map(|(begin, len)| begin..begin + len)
+    }
+
+    /// Packs piece `q` of the rows from `row` on, a multiple of [`Renewal::ROWS`]; `w` holds whole rows, at most as many.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may pack the same piece of the same rows meanwhile, and none may read what this one has packed before it has
+    /// called [`Renewal::done`].
+    pub unsafe fn pack(&self, q: usize, row: usize, w: &[f32]) {
+        let rows = w.len() / self.k.max(1);
+        debug_assert!(row.is_multiple_of(WIDTH) && rows <= WIDTH && row + rows <= self.n);
+        let padded = self.pieces.padded(q);
+        let begin = line(self.n) * self.pieces.packed_begin(q) + row * padded;
+        // SAFETY: panels do not overlap, nor do pieces; the rest is the contract of this function.
+        let to = unsafe { self.data.range(begin..begin + line(rows) * padded) };
+        let (k0, k) = self.pieces.range(q);
+        dispatch16!(
+            |kernel| kernel.run(
+                #[inline(always)]
+                || {
+                    if rows == WIDTH && k > 0 && k.is_multiple_of(32) {
+                        for half in 0..2 {
+                            let w = &w[half * 16 * self.k..][..16 * self.k];
+                            let to = &mut to[half * WIDTH..];
+                            round_rows::<true>(kernel.vectors(), &w[k0..], self.k, k, to, 2 * WIDTH);
+                        }
+                        return;
+                    }
+                    let w = Operand { source: Dense { data: w, stride: self.k }, k_rows: false };
+                    pack_b(kernel, &w, (k0, k), (0, rows), to);
+                }
+            ),
+            unreachable!("weights are only packed where bf16 products are")
+        );
+    }
+
+    /// To be called by a thread after its last piece.
+    pub fn done(&self) {
+        past_cache_done();
     }
 }

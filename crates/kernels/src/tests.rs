@@ -210,6 +210,83 @@ fn packed_weights_give_what_plain_weights_give() {
     }
 }
 
+#[test]
+fn packed_weights_give_the_input_gradients_of_plain_ones() {
+    for (m, n, k) in [(1, 32, 32), (17, 64, 352), (300, 320, 96), (65, 1056, 64), (2, 960, 2400)] {
+        let (dy, w) = (stored::<bf16>(&values(m * n, 1)), values(n * k, 2));
+        let Some(packed) = PackedWeights::for_linear(&w, n, k) else { return };
+        assert!(packed.gives_input_gradients());
+        let (mut plain, mut dx) = (zeros::<bf16>(m * k), zeros::<bf16>(m * k));
+        linear_backward_input(&dy, &w, &mut plain, m, k, n);
+        linear_backward_input_packed(&dy, &packed, &mut dx, m, k, n);
+        assert!(dx == plain, "linear {m} {n} {k}");
+    }
+    for (n, k) in [(33, 32), (32, 48), (16, 32)] {
+        let Some(packed) = PackedWeights::for_linear(&vec![0.0; n * k], n, k) else { return };
+        assert!(!packed.gives_input_gradients(), "{n} x {k}");
+    }
+    for (size, cin, cout, kernel, stride) in [
+        (9, 32, 64, 3, 1),
+        (16, 64, 96, 3, 2),
+        (7, 96, 352, 3, 1),
+        (5, 32, 32, 1, 1),
+        (4, 704, 32, 3, 1),
+        (6, 64, 32, 2, 2),
+    ] {
+        let shape = Conv2dShape {
+            batch: 2,
+            height: size,
+            width: size + 2,
+            in_channels: cin,
+            out_channels: cout,
+            kernel: [kernel; 2],
+            stride,
+            padding: [kernel / 2, 0, kernel / 2, 1],
+        };
+        let (dy, w) = (stored::<bf16>(&values(shape.output_len(), 1)), values(shape.weight_len(), 2));
+        let Some(packed) = PackedWeights::for_conv(&shape, &w) else { return };
+        let (mut plain, mut dx) = (zeros::<bf16>(shape.input_len()), zeros::<bf16>(shape.input_len()));
+        conv2d_backward_input(&shape, &dy, &w, &mut plain);
+        conv2d_backward_input_packed(&shape, &dy, &packed, &mut dx);
+        assert!(dx == plain, "{shape:?}");
+    }
+}
+
+#[test]
+fn optimizer_steps_pack_the_new_weights() {
+    for (n, kernel, cin) in [(1, 1, 1), (70, 1, 40), (65, 1, 1300), (33, 3, 5), (64, 3, 224)] {
+        let len = n * kernel * kernel * cin;
+        let shape = Conv2dShape {
+            batch: 1,
+            height: 6,
+            width: 5,
+            in_channels: cin,
+            out_channels: n,
+            kernel: [kernel; 2],
+            stride: 1,
+            padding: [kernel / 2; 4],
+        };
+        let [mut p, mut m, mut v, mut ema] =
+            [1, 2, 3, 4].map(|i| values(len, i).iter().map(|x| x * x).collect::<Vec<_>>());
+        let Some(mut packed) = PackedWeights::for_conv(&shape, &p) else { return };
+        let mut plain = [&p, &m, &v, &ema].map(|values| values.clone());
+        let g = values(len, 5);
+        for packed in [Some(&mut packed), None] {
+            let state = if packed.is_some() { [&mut p, &mut m, &mut v, &mut ema] } else { plain.each_mut() };
+            let [parameter, first_moment, second_moment, average] = state.map(Vec::as_mut_slice);
+            let average = Some(average);
+            let step = Stepped { parameter, gradient: &g, first_moment, second_moment, average, packed };
+            adamw_step(&AdamW::default(), 3, 0.5, 0.9, [step]);
+        }
+        assert!([&p, &m, &v, &ema].map(|values| values.clone()) == plain, "packing changes the step");
+        let x = stored::<bf16>(&values(shape.input_len(), 6));
+        let (mut old, mut new) = (zeros::<bf16>(shape.output_len()), zeros::<bf16>(shape.output_len()));
+        conv2d_forward(&shape, &x, &p, None, None, None, &mut old);
+        conv2d_forward_packed(&shape, &x, &packed, None, None, None, &mut new);
+        assert!(old == new, "{n} {kernel} {cin}");
+    }
+}
+
 fn conv_case<T: Element>(shape: &Conv2dShape) {
     let what = format!("{} {shape:?}", T::NAME);
     let (x, w) = (values(shape.input_len(), 1), values(shape.weight_len(), 2));
@@ -625,6 +702,7 @@ fn step_pieces(settings: &AdamW, step: u64, state: &mut [Vec<f32>; 4], g: &[f32]
             first_moment: front(&mut m, len),
             second_moment: front(&mut v, len),
             average: Some(front(&mut ema, len)),
+            packed: None,
         }
     });
     adamw_step(settings, step, 0.5, 0.9, stepped.collect::<Vec<_>>());
@@ -642,7 +720,7 @@ fn optimizer() {
             let mut once = [&p, &m, &v, &ema].map(|values| values.clone());
             step_pieces(&settings, step, &mut once, &g);
             let [parameter, first_moment, second_moment] = [&mut p, &mut m, &mut v].map(Vec::as_mut_slice);
-            let alone = Stepped { parameter, gradient: &g, first_moment, second_moment, average: None };
+            let alone = Stepped { parameter, gradient: &g, first_moment, second_moment, average: None, packed: None };
             adamw_step(&settings, step, 0.5, 0.0, [alone]);
             ema_step(&mut ema, &p, 0.9);
             assert!(once == [&p, &m, &v, &ema].map(|values| values.clone()), "many parameters differ from one");

@@ -367,3 +367,89 @@ pub fn transpose_pairs(s: Avx512Bf16, from: &[bf16], stride: usize, to: &mut [bf
     let (from, to) = (bytemuck::cast_slice::<bf16, f32>(from), bytemuck::cast_slice_mut::<bf16, f32>(to));
     s.transpose(from, stride / 2, to, to_stride / 2);
 }
+
+/// One cache line.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// [`transpose_pairs`] of 16 rows of 32 values each, which are rounded on the way. With `PAST_CACHE`, where the lines of `to` are those of
+/// the cache, they go to memory without being read before, and [`past_cache_done`] must be called when all are written.
+#[inline(always)]
+pub fn transpose_rounded<const PAST_CACHE: bool>(
+    s: Avx512Bf16,
+    from: &[f32],
+    stride: usize,
+    to: &mut [bf16],
+    to_stride: usize,
+) {
+    assert!(from.len() >= 15 * stride + 32 && to.len() >= 15 * to_stride + 32);
+    let mut pairs = [Line([0.0; 16]); 16];
+    for (i, pairs) in pairs.iter_mut().enumerate() {
+        let (low, high) = (s.load(&from[i * stride..]), s.load(&from[i * stride + 16..]));
+        // SAFETY: the token proves AVX-512 with BF16; both types are 64 bytes without invalid values.
+        pairs.0 = unsafe { std::mem::transmute::<__m512bh, [f32; 16]>(_mm512_cvtne2ps_pbh(high, low)) };
+    }
+    let pairs: &[f32] = bytemuck::cast_slice(&pairs);
+    if !PAST_CACHE || !to.as_ptr().cast::<Line>().is_aligned() || !to_stride.is_multiple_of(32) {
+        return s.transpose(pairs, 16, bytemuck::cast_slice_mut::<bf16, f32>(to), to_stride / 2);
+    }
+    let mut columns = [Line([0.0; 16]); 16];
+    s.transpose(pairs, 16, bytemuck::cast_slice_mut(&mut columns), 16);
+    for (j, column) in columns.iter().enumerate() {
+        // SAFETY: inside of `to` by the assertion, and aligned as checked above; the token proves the instruction.
+        unsafe { _mm512_stream_ps(to.as_mut_ptr().add(j * to_stride).cast(), _mm512_load_ps(column.0.as_ptr())) };
+    }
+}
+
+/// Orders what was written past the cache before all that this thread writes later.
+pub fn past_cache_done() {
+    // SAFETY: part of every x86-64.
+    unsafe { _mm_sfence() };
+}
+
+/// Transposes a block of 8 by 8 squares of 2 by 2 elements, and the squares themselves. Both blocks are 8 lines, [`WIDTH`] pairs apart,
+/// of 8 squares: `from` has the two elements of a column next to each other and then the other column's, `to` those of a row.
+#[inline(always)]
+pub fn swap_pairs(_: Avx512Bf16, from: &[bf16], to: &mut [bf16]) {
+    const LINE: usize = 2 * WIDTH;
+    /// The middle words of each quadruple change places.
+    const ORDER: [i16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            order[i] = (i / 4 * 4 + [0, 2, 1, 3][i % 4]) as i16;
+            i += 1;
+        }
+        order
+    };
+    assert!(from.len() >= 7 * LINE + 32 && to.len() >= 7 * LINE + 32);
+    // SAFETY: the token proves AVX-512 with BW; all lines are inside by the assertion.
+    unsafe {
+        let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+        let mut lines = [_mm512_setzero_si512(); 8];
+        for (i, line) in lines.iter_mut().enumerate() {
+            *line = _mm512_permutexvar_epi16(order, _mm512_loadu_si512(from.as_ptr().add(i * LINE).cast()));
+        }
+        for odd in 0..2 {
+            // Squares 2 q + odd of two lines in quarter q, then the quarters.
+            let mut two = [_mm512_setzero_si512(); 4];
+            for (i, two) in two.iter_mut().enumerate() {
+                let (even, other) = (lines[2 * i], lines[2 * i + 1]);
+                *two = if odd == 0 { _mm512_unpacklo_epi64(even, other) } else { _mm512_unpackhi_epi64(even, other) };
+            }
+            let [a, b, c, d] = two;
+            let (first, second) = (_mm512_shuffle_i64x2::<0x88>(a, b), _mm512_shuffle_i64x2::<0x88>(c, d));
+            let (third, fourth) = (_mm512_shuffle_i64x2::<0xdd>(a, b), _mm512_shuffle_i64x2::<0xdd>(c, d));
+            let columns = [
+                _mm512_shuffle_i64x2::<0x88>(first, second),
+                _mm512_shuffle_i64x2::<0x88>(third, fourth),
+                _mm512_shuffle_i64x2::<0xdd>(first, second),
+                _mm512_shuffle_i64x2::<0xdd>(third, fourth),
+            ];
+            for (q, column) in columns.into_iter().enumerate() {
+                _mm512_storeu_si512(to.as_mut_ptr().add((2 * q + odd) * LINE).cast(), column);
+            }
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use crate::element::{Activations, Dense, by_dtype, room, tensor};
 use crate::in_backward::{count, deliver};
-use crate::packed::PackedCache;
+use crate::packed::{PackedCache, packs_trained};
 use crate::profile::{Pass, Span, Work, span};
 use crate::{Conv2dGeometry, PoolGeometry, Pooling};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -282,6 +282,7 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&channel_add), node_of::<C>(&residual)];
         record::<C, 5>(nodes, move || {
             let op = Convolution::new(x.into_primitive(), weight.into_primitive(), bias.is_some(), geometry);
+            let op = if packs_trained() { op.with_packed() } else { op };
             let y = op.forward(
                 bias.map(|t| t.into_primitive()),
                 channel_add.map(|t| t.into_primitive()),
@@ -301,6 +302,7 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&residual)];
         record::<C, 4>(nodes, move || {
             let op = Projection::new(x.into_primitive(), weight.into_primitive(), bias.is_some());
+            let op = if packs_trained() { op.with_packed() } else { op };
             let y = op.forward(bias.map(|t| t.into_primitive()), residual.map(|t| t.into_primitive()));
             (y, Gradient::new(move |dy, wanted| op.backward(dy, wanted)))
         })
@@ -433,12 +435,21 @@ fn stream(pass: Pass, operation: &'static str, t: &Dense, times: usize) -> Span 
     span(pass, || Work::stream(operation, t.dims(), times * elements(t), t.dtype()))
 }
 
-/// Packed weights of inference, by `[out, rows, columns, in]`; a linear layer's are those of a 1x1 convolution, and of a
-/// 0x0 one if its outputs are values and gates.
-pub(crate) static PACKED: PackedCache<[usize; 4], Option<PackedWeights>> = PackedCache::new();
+/// What the packing of a weight depends on: `[out, rows, columns, in]`; a linear layer's is that of a 1x1 convolution, and of a 0x0
+/// one if its outputs are values and gates.
+pub(crate) type Form = [usize; 4];
+
+/// Packed weights of products with bf16 activations.
+pub(crate) static PACKED: PackedCache<Form, Option<PackedWeights>> = PackedCache::new();
 
 /// A weight in packed form, if it has one and is wanted.
 type Packed = Option<Arc<Option<PackedWeights>>>;
+
+/// The packed weights that gradients of a layer's input are computed from, if they can be, with the gradient of its output.
+fn for_input<'a>(packed: &'a Packed, dy: &Dense) -> Option<&'a PackedWeights> {
+    let packed = packed.as_deref().and_then(Option::as_ref);
+    packed.filter(|packed| dy.dtype() == DType::BF16 && packed.gives_input_gradients())
+}
 
 struct Convolution {
     x: Dense,
@@ -470,7 +481,7 @@ impl Convolution {
         Self { x, weight, has_bias, shape, packed: None }
     }
 
-    /// Uses the weight's packed form, made now or before: for inference.
+    /// Uses the weight's packed form, made now or before.
     fn with_packed(mut self) -> Self {
         if self.x.dtype() == DType::BF16 {
             let form = dims(&self.weight);
@@ -529,6 +540,11 @@ impl Convolution {
         by_dtype!(self.x.dtype(), T => {
             let dx = wanted[0].then(|| {
                 let _span = span(Pass::Backward, || Work::conv2d("conv2d input", &self.shape, dy.dtype()));
+                if let Some(packed) = for_input(&self.packed, &dy).filter(|_| self.shape.in_channels.is_multiple_of(32)) {
+                    let mut dx = room::<bf16>(self.shape.input_len());
+                    kernels::conv2d_backward_input_packed(&self.shape, dy.slice(), packed, &mut dx);
+                    return tensor(dx, self.x.shape());
+                }
                 let mut dx = room::<T>(self.x.slice::<T>().len());
                 kernels::conv2d_backward_input::<T>(
                     &self.shape, dy.slice(), &self.weight.wide(), &mut dx,
@@ -585,7 +601,7 @@ impl Projection {
         Self { x, weight, has_bias, packed: None }
     }
 
-    /// Uses the weight's packed form, made now or before: for inference.
+    /// Uses the weight's packed form, made now or before.
     fn with_packed(mut self) -> Self {
         if self.x.dtype() == DType::BF16 {
             let [_, k, n] = self.sizes();
@@ -660,6 +676,11 @@ impl Projection {
         by_dtype!(self.x.dtype(), T => {
             let dx = wanted[0].then(|| {
                 let _span = span(Pass::Backward, || Work::linear("linear input", [m, k, n], dy.dtype()));
+                if let Some(packed) = for_input(&self.packed, &dy) {
+                    let mut dx = room::<bf16>(m * k);
+                    kernels::linear_backward_input_packed(dy.slice(), packed, &mut dx, m, k, n);
+                    return tensor(dx, self.x.shape());
+                }
                 let mut dx = room::<T>(m * k);
                 kernels::linear_backward_input::<T>(
                     dy.slice(), &self.weight.wide(), &mut dx, m, k, n,

@@ -1,12 +1,13 @@
 //! Optimizer steps on parameter tensors, in place where the storage is not shared.
 
 use crate::element::{Dense, tensor};
-use crate::flex::PACKED;
+use crate::flex::{Form, PACKED};
 use crate::profile::{Pass, Work, span};
 use crate::uses_kernels;
 use burn::backend::flex::{Flex, FlexTensor};
 use burn::tensor::{DType, Tensor};
-use calotype_kernels::{self as kernels, AdamW, Stepped};
+use calotype_kernels::{self as kernels, AdamW, PackedWeights, Stepped};
+use std::sync::Arc;
 
 /// A parameter and what the optimizer keeps for it; all `f32`, of the same shape and without autodiff.
 #[derive(Clone, Debug)]
@@ -64,14 +65,23 @@ struct Step {
     first_moment: FlexTensor,
     second_moment: FlexTensor,
     average: Option<FlexTensor>,
+    /// The parameter's packed form, which gets the new values, too.
+    packed: Option<(Form, Arc<Option<PackedWeights>>)>,
 }
 
 impl Step {
     fn new<const D: usize>(state: Trained<D>, gradient: Tensor<D>) -> Self {
         let own = |t| whole(primitive(t));
+        let parameter = own(state.parameter);
+        // Values and gates are only packed side by side outside of training.
+        let mut forms = PACKED.take(&parameter).into_iter();
+        let packed = forms.find_map(|(form, mut packed)| {
+            (form[1] > 0 && Arc::get_mut(&mut packed).is_some()).then_some((form, packed))
+        });
         Self {
             gradient: Dense::new(primitive(gradient)),
-            parameter: own(state.parameter),
+            parameter,
+            packed,
             first_moment: own(state.first_moment),
             second_moment: own(state.second_moment),
             average: state.average.map(own),
@@ -85,16 +95,19 @@ impl Step {
             first_moment: self.first_moment.storage_mut(),
             second_moment: self.second_moment.storage_mut(),
             average: self.average.as_mut().map(FlexTensor::storage_mut),
+            packed: self.packed.as_mut().and_then(|(_, packed)| Arc::get_mut(packed)?.as_mut()),
         }
     }
 
-    /// Elements that a step reads and writes.
+    /// Elements that a step reads and writes, as `f32`.
     fn touched(&self) -> usize {
         let times = if self.average.is_some() { 9 } else { 7 };
-        times * self.gradient.slice::<f32>().len()
+        let packed = self.packed.as_ref().and_then(|(_, packed)| packed.as_ref().as_ref());
+        times * self.gradient.slice::<f32>().len() + packed.map_or(0, |packed| packed.bytes() / size_of::<f32>())
     }
 
     fn finish<const D: usize>(self) -> Trained<D> {
+        PACKED.put(&self.parameter, self.packed);
         Trained {
             parameter: wrap(self.parameter),
             first_moment: wrap(self.first_moment),
@@ -117,7 +130,8 @@ fn run(steps: &mut [Step], pace: &Pace) {
 /// One step of a parameter: AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, in torch's order of
 /// operations), then `average = decay · average + (1 - decay) · parameter`.
 ///
-/// On the CPU everything is updated in place where its storage has no other owner.
+/// On the CPU everything is updated in place where its storage has no other owner, and so are the parameter's packed weights, if it
+/// was multiplied in that form.
 ///
 /// # Shapes
 /// All tensors have the same shape.

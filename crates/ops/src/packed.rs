@@ -1,9 +1,10 @@
-//! Weights in the form that the kernels multiply with, kept from one call to the next for inference.
+//! Weights in the form that the kernels multiply with, kept from one call to the next.
 //!
 //! An entry belongs to the storage of one weight, and holds it weakly: it keeps neither the weight's numbers in memory nor
 //! an in-place change from happening in place. While the entry is there, no other storage can have the same address, and
 //! whoever changes or drops the numbers takes them out of that address first (`Arc::make_mut` and `Arc::try_unwrap` move
 //! them, `Arc::get_mut` refuses). So an entry that is found is never out of date, and nobody needs to invalidate one.
+//! Optimizer steps take a weight's forms out, pack the new numbers into them while they change the weight, and put them back.
 //!
 //! Memory: at most one packed copy for each form that a living weight was multiplied in; in bf16 that is half of `f32`
 //! weights again, and as much as weights that are `bf16` themselves. Entries whose weight is gone are removed whenever another weight is packed, and after
@@ -13,21 +14,22 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::{Bytes, Element};
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::LocalKey;
 
-struct Entry<P> {
+/// A weight's packed forms.
+struct Entry<F, P> {
     storage: Weak<Bytes>,
-    packed: Arc<P>,
+    forms: Vec<(F, Arc<P>)>,
 }
 
-/// `None` until the first is inserted, so that a cache can be a constant.
-type Entries<F, P> = Option<HashMap<(usize, F), Entry<P>>>;
+/// By the storage's address. `None` until the first is inserted, so that a cache can be a constant.
+type Entries<F, P> = Option<HashMap<usize, Entry<F, P>>>;
 
 /// Packed weights `P` by storage and form `F` (what else the packing depends on: type, geometry).
 pub struct PackedCache<F, P>(Mutex<Entries<F, P>>);
 
-impl<F: Copy + Eq + Hash, P> PackedCache<F, P> {
+impl<F: Copy + Eq, P> PackedCache<F, P> {
     /// An empty cache.
     pub const fn new() -> Self {
         Self(Mutex::new(None))
@@ -53,16 +55,27 @@ impl<F: Copy + Eq + Hash, P> PackedCache<F, P> {
             return None;
         }
         let storage = weight.data_arc();
-        let key = (Arc::as_ptr(&storage) as usize, form);
         let mut entries = self.entries();
         let entries = entries.get_or_insert_default();
-        if let Some(entry) = entries.get(&key) {
-            return Some(entry.packed.clone());
+        let found = entries.get(&address(&storage)).and_then(|entry| entry.forms.iter().find(|(f, _)| *f == form));
+        if let Some((_, packed)) = found {
+            return Some(packed.clone());
         }
         entries.retain(|_, entry| entry.storage.strong_count() > 0);
         let packed = Arc::new(pack(values));
-        entries.insert(key, Entry { storage: Arc::downgrade(&storage), packed: packed.clone() });
+        insert(entries, &storage, [(form, packed.clone())]);
         Some(packed)
+    }
+
+    /// Takes all forms of a weight out, which is about to change.
+    pub fn take(&self, weight: &FlexTensor) -> Vec<(F, Arc<P>)> {
+        let entry = self.entries().as_mut().and_then(|entries| entries.remove(&address(&weight.data_arc())));
+        entry.map_or_else(Vec::new, |entry| entry.forms)
+    }
+
+    /// Puts forms in that the caller has made from the weight's present numbers.
+    pub fn put(&self, weight: &FlexTensor, forms: impl IntoIterator<Item = (F, Arc<P>)>) {
+        insert(self.entries().get_or_insert_default(), &weight.data_arc(), forms);
     }
 
     /// Removes the entries whose weight was changed or dropped.
@@ -72,13 +85,30 @@ impl<F: Copy + Eq + Hash, P> PackedCache<F, P> {
         }
     }
 
-    /// The sum of `measure` over all entries, those not yet removed included.
+    /// The sum of `measure` over all forms, those not yet removed included.
     pub fn sum(&self, measure: impl Fn(&P) -> usize) -> usize {
-        self.entries().iter().flat_map(HashMap::values).map(|entry| measure(&entry.packed)).sum()
+        let entries = self.entries();
+        entries.iter().flat_map(HashMap::values).flat_map(|entry| &entry.forms).map(|(_, packed)| measure(packed)).sum()
     }
 }
 
-impl<F: Copy + Eq + Hash, P> Default for PackedCache<F, P> {
+fn address(storage: &Arc<Bytes>) -> usize {
+    Arc::as_ptr(storage) as usize
+}
+
+fn insert<F, P>(
+    entries: &mut HashMap<usize, Entry<F, P>>,
+    storage: &Arc<Bytes>,
+    forms: impl IntoIterator<Item = (F, Arc<P>)>,
+) {
+    let mut forms = forms.into_iter().peekable();
+    if forms.peek().is_some() {
+        let new = || Entry { storage: Arc::downgrade(storage), forms: Vec::new() };
+        entries.entry(address(storage)).or_insert_with(new).forms.extend(forms);
+    }
+}
+
+impl<F: Copy + Eq, P> Default for PackedCache<F, P> {
     fn default() -> Self {
         Self::new()
     }
@@ -86,19 +116,39 @@ impl<F: Copy + Eq + Hash, P> Default for PackedCache<F, P> {
 
 thread_local! {
     static BYPASSED: Cell<bool> = const { Cell::new(false) };
+    static LEAN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `body` without packed weights on this thread: for passes whose weights will be changed before the next.
-pub fn bypassed<R>(body: impl FnOnce() -> R) -> R {
-    /// Puts the flag back even when the body panics.
-    struct Restore(bool);
+/// Runs `body` with a flag set, and puts the flag back even when the body panics.
+fn with<R>(flag: &'static LocalKey<Cell<bool>>, body: impl FnOnce() -> R) -> R {
+    struct Restore(&'static LocalKey<Cell<bool>>, bool);
     impl Drop for Restore {
         fn drop(&mut self) {
-            BYPASSED.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _restore = Restore(BYPASSED.replace(true));
+    let _restore = Restore(flag, flag.replace(true));
     body()
+}
+
+/// Runs `body` without packed weights on this thread.
+pub fn bypassed<R>(body: impl FnOnce() -> R) -> R {
+    with(&BYPASSED, body)
+}
+
+/// Runs `body`, a forward or backward pass, without packing the weights that are trained: for training in little memory.
+pub fn lean<R>(body: impl FnOnce() -> R) -> R {
+    with(&LEAN, body)
+}
+
+/// Whether weights that are trained are packed on this thread.
+pub(crate) fn packs_trained() -> bool {
+    !LEAN.get()
+}
+
+/// Runs `body`, which multiplies weights that are trained though it records nothing.
+pub(crate) fn on_trained<R>(body: impl FnOnce() -> R) -> R {
+    if packs_trained() { body() } else { bypassed(body) }
 }
 
 #[cfg(test)]
@@ -148,6 +198,21 @@ mod tests {
         let (values, packed) = get(&cache, &w, 0);
         assert!(packed && values.iter().all(|&v| v < 1.0));
         assert_eq!(cache.sum(Vec::len), 64, "the old packing is gone");
+    }
+
+    #[test]
+    fn forms_that_are_taken_out_can_be_put_back() {
+        let cache = PackedCache::new();
+        let w = weight(&[1.0, 2.0]);
+        get(&cache, &w, 0);
+        get(&cache, &w, 1);
+        let forms = cache.take(&w);
+        assert_eq!(forms.iter().map(|(form, _)| *form).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(Arc::weak_count(&w.data_arc()), 0, "a weight can change in place once its forms are out");
+        assert!(cache.take(&w).is_empty());
+        cache.put(&w, forms.into_iter().take(1));
+        assert!(!get(&cache, &w, 0).1);
+        assert!(get(&cache, &w, 1).1);
     }
 
     #[test]

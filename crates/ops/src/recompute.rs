@@ -100,7 +100,7 @@ pub fn recomputed<M: Module + Debug + 'static, I: Inputs, const D: usize>(
     count(parameters.ids.iter().copied().flatten());
     let inputs = inputs.map(&mut Plain);
     let module = module.valid();
-    let output = crate::packed::bypassed(|| forward(&module, inputs.clone()));
+    let output = crate::packed::on_trained(|| forward(&module, inputs.clone()));
     let output = output.try_into_primitive::<Flex>().expect("inputs of Flex give an output of Flex");
     let parents = parents(nodes.guards, parameters.first);
     let block = Block { module, inputs, forward, tracked: nodes.tracked, parameters: parameters.ids };

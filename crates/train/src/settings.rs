@@ -250,8 +250,9 @@ pub struct OptimizerSettings {
     /// Largest norm of the whole gradient; 0 does not clip.
     pub gradient_clip: f64,
     /// Whether each parameter is stepped during the backward pass, as soon as its gradient is complete: the gradients of
-    /// a whole model are then never in memory at once. The results are the same bits. Not with `gradient_clip`, which
-    /// needs the norm of all gradients first. Devices other than the CPU step after the backward pass all the same.
+    /// a whole model are then never in memory at once, nor are its weights packed in `bf16`. The results are the same
+    /// bits. Not with `gradient_clip`, which needs the norm of all gradients first. Devices other than the CPU step
+    /// after the backward pass all the same.
     #[serde(skip_serializing_if = "is_no")]
     pub in_backward: bool,
 }
