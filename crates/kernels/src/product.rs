@@ -256,13 +256,15 @@ impl<T: Element> Output<'_, T> {
         let residual = e.residual.map(|residual| &residual[begin..][..sum.len()]);
         for i in (0..sum.len()).step_by(S::LANES) {
             let j = (i + S::LANES).min(sum.len());
-            let mut v = load_up_to(s, &sum[i..j]);
+            // In the order of `store_block`, which gives the same bits.
+            let mut added = s.splat(0.0);
             if let Some(bias) = bias {
-                v = s.add(v, load_up_to(s, &bias[i..j]));
+                added = load_up_to(s, &bias[i..j]);
             }
             if let Some(group) = group {
-                v = s.add(v, load_up_to(s, &group[i..j]));
+                added = s.add(added, load_up_to(s, &group[i..j]));
             }
+            let mut v = s.add(load_up_to(s, &sum[i..j]), added);
             if let Some(residual) = residual {
                 v = s.add(v, load_up_to(s, &residual[i..j]));
             }

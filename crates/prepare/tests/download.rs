@@ -456,7 +456,10 @@ fn killed_runs_continue_to_the_same_shards_whatever_the_slices() {
     }
     assert!(files(&killed) != expected, "every run was done before it was killed");
     assert!(child(&list, &killed, &options).wait().unwrap().success());
-    assert!(files(&killed) == expected, "shards differ after kills");
+    let found = files(&killed);
+    let differing: Vec<_> =
+        found.iter().filter(|(name, bytes)| expected.get(*name) != Some(*bytes)).map(|(name, _)| name).collect();
+    assert!(found == expected, "shards differ after kills: {differing:?}, {} files of {}", found.len(), expected.len());
     // A finished folder is recognised without a request, and its account is the same.
     let before = server.requests().len();
     let again = run(&list, &killed, &options).unwrap();

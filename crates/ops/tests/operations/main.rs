@@ -10,4 +10,5 @@ mod differences;
 mod half_weights;
 mod in_backward;
 mod optimizer;
+mod packed_training;
 mod tracking;

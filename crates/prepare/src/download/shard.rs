@@ -148,6 +148,8 @@ impl OpenShard {
         let aside_path = partial_name(&layout.file(id, ".pictures"));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&aside_path);
         let file = file.map_err(Error::io("create", &aside_path))?;
+        // It has no name from now on, so that a process that is killed leaves nothing behind.
+        fs::remove_file(&aside_path).map_err(Error::io("remove", &aside_path))?;
         Ok(OpenShard {
             layout: Arc::clone(layout),
             id,
@@ -199,7 +201,6 @@ impl OpenShard {
         let stats = statistics(&outcomes);
         self.write_timings(bytes)?;
         write_json(&self.layout.file(self.id, "_stats.json"), &stats)?;
-        fs::remove_file(&self.aside_path).map_err(Error::io("remove", &self.aside_path))?;
         Ok((stats, bytes))
     }
 
