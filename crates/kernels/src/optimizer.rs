@@ -145,20 +145,19 @@ fn step_and_pack(factors: &Factors, rows: &mut Stepped<'_>, packed: &Renewal<'_>
     /// Columns between packing: memory is read fast in long runs, and a panel's rows of so many columns stay in the cache.
     const RUN: usize = 2048;
     let (len, columns) = (rows.parameter.len(), packed.columns());
-    let mut waiting = 0..0;
+    let (mut first, mut begin) = (0, 0);
     for (q, piece) in packed.pieces().enumerate() {
-        let begin = packed.pieces().nth(waiting.start).map_or(0, |first| first.start);
-        waiting.end = q + 1;
         if piece.end - begin < RUN && piece.end < columns {
             continue;
         }
         for at in (0..len).step_by(columns) {
             dispatch!(|s| adamw_piece(s, factors, &mut rows.part(at + begin..at + piece.end)));
         }
-        for q in std::mem::replace(&mut waiting, q + 1..q + 1) {
+        for q in first..=q {
             // SAFETY: these are all the rows of the panel, and no other task has one of them.
             unsafe { packed.pack(q, row, rows.parameter) };
         }
+        (first, begin) = (q + 1, piece.end);
     }
     packed.done();
 }

@@ -81,6 +81,8 @@ pub struct PackedWeights {
     right: PackedRight,
     /// Whether values and gates stand in panels side by side.
     gated: bool,
+    /// Whether gradients of the layer's input can be computed from it.
+    for_input: bool,
 }
 
 /// Weights `[2 c, k]` of values and gates, in panels of [`GATED`] rows of each.
@@ -117,7 +119,7 @@ impl PackedWeights {
     pub fn for_linear<W: Element>(w: &[W], n: usize, k: usize) -> Option<Self> {
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
-        PackedRight::pack(&operand, n, k, k).map(|right| Self { right, gated: false })
+        PackedRight::pack(&operand, n, k, k).map(|right| Self { for_input: right.gives_rows(), right, gated: false })
     }
 
     /// Packs the `[2 c, k]` weights of a linear layer whose outputs are c values and c gates; `None` where bf16 products gain
@@ -132,7 +134,7 @@ impl PackedWeights {
             return None;
         }
         let operand = Operand { source: GatedRows { rows: Dense { data: w, stride: k }, c }, k_rows: false };
-        PackedRight::pack(&operand, 2 * c, k, k).map(|right| Self { right, gated: true })
+        PackedRight::pack(&operand, 2 * c, k, k).map(|right| Self { right, gated: true, for_input: false })
     }
 
     /// Packs the `[out_channels, kernel height, kernel width, in_channels]` weights of a convolution; of the shape, only the
@@ -145,7 +147,9 @@ impl PackedWeights {
         let (n, k) = (shape.out_channels, shape.patch());
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
-        PackedRight::pack(&operand, n, k, shape.segment()).map(|right| Self { right, gated: false })
+        let right = PackedRight::pack(&operand, n, k, shape.segment())?;
+        let for_input = right.gives_rows() && shape.in_channels.is_multiple_of(32);
+        Some(Self { right, gated: false, for_input })
     }
 
     /// Memory that the weights take, in bytes.
@@ -156,7 +160,7 @@ impl PackedWeights {
     /// Whether gradients of the layer's input can be computed from it: where inputs and outputs are multiples of 32, and for
     /// weights that were not packed for GEGLU.
     pub fn gives_input_gradients(&self) -> bool {
-        !self.gated && self.right.gives_rows()
+        self.for_input
     }
 
     /// Rows and columns, `None` for weights that were packed for GEGLU: only others are packed anew by optimizer steps.
@@ -269,10 +273,7 @@ pub fn linear_backward_input_packed(dy: &[bf16], w: &PackedWeights, dx: &mut [bf
 pub fn conv2d_backward_input_packed(shape: &Conv2dShape, dy: &[bf16], w: &PackedWeights, dx: &mut [bf16]) {
     const OP: &str = "conv2d_backward_input_packed";
     w.check(OP, shape.out_channels, shape.patch(), false);
-    assert!(
-        w.gives_input_gradients() && shape.in_channels.is_multiple_of(32),
-        "{OP}: these weights give no input gradients"
-    );
+    assert!(w.gives_input_gradients(), "{OP}: these weights give no input gradients");
     shape.check(OP, dx.len(), shape.weight_len(), dy.len());
     crate::conv::backward_input(shape, dy, PackedRows(&w.right), dx);
 }

@@ -231,6 +231,9 @@ impl<T> Default for Epilogue<'_, T> {
     }
 }
 
+/// Sums of a share of the inner dimension: where the partial sums, a dense `[m, n]`, begin.
+pub type Partial<'a> = Option<(&'a SharedMut<'a, f32>, usize)>;
+
 /// Where finished elements of C go.
 pub struct Output<'a, T> {
     pub data: &'a SharedMut<'a, T>,
@@ -353,6 +356,26 @@ impl<T: Element> Output<'_, T> {
                 }
                 T::store(s, total, &mut out[lanes]);
             }
+        }
+    }
+
+    /// Passes a block of finished sums on, to the partial sums or, as [`Output::store_block`] does, to C.
+    #[inline(always)]
+    pub fn finish<S: Simd>(
+        &self,
+        s: S,
+        (row, rows): (usize, usize),
+        (column, columns): (usize, usize),
+        (sums, stride): (&[f32], usize),
+        partial: Partial,
+    ) {
+        let Some((partial, start)) = partial else {
+            return self.store_block(s, (row, rows), (column, columns), (sums, stride));
+        };
+        for r in 0..rows {
+            let begin = start + (row + r) * self.n + column;
+            // SAFETY: tasks write different blocks of C or different partial sums.
+            copy(s, &sums[r * stride..][..columns], unsafe { partial.range(begin..begin + columns) });
         }
     }
 
@@ -672,7 +695,7 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
         (m0, m): (usize, usize),
         (n0, n): (usize, usize),
         (k0, k1): (usize, usize),
-        partial: Option<(&SharedMut<f32>, usize)>,
+        partial: Partial,
     ) {
         let piece = self.plan.piece;
         let pieces = (k1 - k0).div_ceil(piece).max(1);
@@ -718,7 +741,7 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
         piece: &Piece,
         (packed_a, packed_b): (&[f32], &[f32]),
         sums: &mut [f32],
-        partial: Option<(&SharedMut<f32>, usize)>,
+        partial: Partial,
     ) {
         let depth = piece.depth;
         let (tiles, panels, tile_size) = (m.div_ceil(S::ROWS), n.div_ceil(S::WIDTH), S::ROWS * S::WIDTH);
@@ -750,7 +773,8 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                 // width * depth, C: rows of WIDTH, as sliced above.
                 unsafe { run(depth, a.as_ptr(), stride, b.as_ptr(), c, S::WIDTH, !piece.first, &ahead) };
                 if piece.next == 0 {
-                    self.finish(s, (m0 + i * S::ROWS, rows), (n0 + j * S::WIDTH, used), sum, partial);
+                    let (rows, columns) = ((m0 + i * S::ROWS, rows), (n0 + j * S::WIDTH, used));
+                    self.out.finish(s, rows, columns, (sum, S::WIDTH), partial);
                 }
             }
         }
@@ -770,26 +794,6 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
             if let Some(values) = values {
                 *to = values.as_ptr();
             }
-        }
-    }
-
-    /// Passes finished sums on, to the output or the partial sums.
-    #[inline(always)]
-    fn finish<S: MicroKernel>(
-        &self,
-        s: S,
-        (row, rows): (usize, usize),
-        (column, columns): (usize, usize),
-        sum: &[f32],
-        partial: Option<(&SharedMut<f32>, usize)>,
-    ) {
-        let Some((partial, start)) = partial else {
-            return self.out.store_block(s, (row, rows), (column, columns), (sum, S::WIDTH));
-        };
-        for r in 0..rows {
-            let begin = start + (row + r) * self.n + column;
-            // SAFETY: tasks write different blocks of C or different partial sums.
-            copy(s, &sum[r * S::WIDTH..][..columns], unsafe { partial.range(begin..begin + columns) });
         }
     }
 }

@@ -7,8 +7,8 @@
 use half::bf16;
 
 use crate::element::Element;
-use crate::product::{Dense, FETCH, Operand, Output, Source, copy};
-use crate::scratch::with_scratch;
+use crate::product::{Dense, FETCH, Operand, Output, Partial, Source, copy};
+use crate::scratch::{Line, with_scratch};
 use crate::simd::{Avx512Bf16, Bf16Isa, Simd, bf16_isa, prefetch};
 use crate::threads::{SharedMut, parallel_for};
 use crate::tile16::{
@@ -495,9 +495,6 @@ struct Run<'a, K, A, B, T> {
     out: &'a Output<'a, T>,
 }
 
-/// Sums of a share of the inner dimension: where the partial sums go.
-type Partial<'a> = Option<(&'a SharedMut<'a, f32>, usize)>;
-
 /// Most tiles below each other in a task.
 const MOST_TILES: usize = 16;
 
@@ -603,7 +600,8 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                             unsafe { kernel.tile(&tile) };
                             if q + 1 == q1 {
                                 let used = WIDTH.min(n - j * WIDTH);
-                                self.finish((m0 + first, rows), (n0 + j * WIDTH, used), sum, partial);
+                                let (rows, columns) = ((m0 + first, rows), (n0 + j * WIDTH, used));
+                                self.out.finish(kernel.vectors(), rows, columns, (sum, WIDTH), partial);
                             }
                         }
                     }
@@ -651,20 +649,6 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
         let end = (first + rows.next_multiple_of(16)) * A_STRIDE;
         pack_a(self.kernel, self.a, (k0, k), (m0 + first, rows), &mut local[first * A_STRIDE..end]);
         (groups(&local[first * A_STRIDE..]), A_STRIDE)
-    }
-
-    /// Passes finished sums on, to the output or the partial sums.
-    #[inline(always)]
-    fn finish(&self, (row, rows): (usize, usize), (column, columns): (usize, usize), sum: &[f32], partial: Partial) {
-        let s = self.kernel.vectors();
-        let Some((partial, start)) = partial else {
-            return self.out.store_block(s, (row, rows), (column, columns), (sum, WIDTH));
-        };
-        for r in 0..rows {
-            let begin = start + (row + r) * self.n + column;
-            // SAFETY: tasks write different blocks of C or different partial sums.
-            copy(s, &sum[r * WIDTH..][..columns], unsafe { partial.range(begin..begin + columns) });
-        }
     }
 }
 
@@ -741,11 +725,6 @@ impl Source for PackedRows<'_> {
         true
     }
 }
-
-/// One cache line of packed weights.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([bf16; 32]);
 
 /// B rounded to bf16 and packed, for many products.
 pub struct PackedRight {

@@ -9,6 +9,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use crate::element::Element;
+use crate::scratch::Line;
 use crate::simd::{Amx, Avx512Bf16, Simd, prefetch, with_avx512_bf16};
 
 /// Longest piece of the inner dimension that is packed at once.
@@ -367,11 +368,6 @@ pub fn transpose_pairs(s: Avx512Bf16, from: &[bf16], stride: usize, to: &mut [bf
     let (from, to) = (bytemuck::cast_slice::<bf16, f32>(from), bytemuck::cast_slice_mut::<bf16, f32>(to));
     s.transpose(from, stride / 2, to, to_stride / 2);
 }
-
-/// One cache line.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
 
 /// [`transpose_pairs`] of 16 rows of 32 values each, which are rounded on the way. With `PAST_CACHE`, where the lines of `to` are those of
 /// the cache, they go to memory without being read before, and [`past_cache_done`] must be called when all are written.

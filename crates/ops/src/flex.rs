@@ -2,7 +2,7 @@
 
 use crate::element::{Activations, Dense, by_dtype, room, tensor};
 use crate::in_backward::{count, deliver};
-use crate::packed::{PackedCache, packs_trained};
+use crate::packed::{PackedCache, on_trained};
 use crate::profile::{Pass, Span, Work, span};
 use crate::{Conv2dGeometry, PoolGeometry, Pooling};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -282,7 +282,7 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&channel_add), node_of::<C>(&residual)];
         record::<C, 5>(nodes, move || {
             let op = Convolution::new(x.into_primitive(), weight.into_primitive(), bias.is_some(), geometry);
-            let op = if packs_trained() { op.with_packed() } else { op };
+            let op = on_trained(|| op.with_packed());
             let y = op.forward(
                 bias.map(|t| t.into_primitive()),
                 channel_add.map(|t| t.into_primitive()),
@@ -302,7 +302,7 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&residual)];
         record::<C, 4>(nodes, move || {
             let op = Projection::new(x.into_primitive(), weight.into_primitive(), bias.is_some());
-            let op = if packs_trained() { op.with_packed() } else { op };
+            let op = on_trained(|| op.with_packed());
             let y = op.forward(bias.map(|t| t.into_primitive()), residual.map(|t| t.into_primitive()));
             (y, Gradient::new(move |dy, wanted| op.backward(dy, wanted)))
         })
@@ -540,7 +540,7 @@ impl Convolution {
         by_dtype!(self.x.dtype(), T => {
             let dx = wanted[0].then(|| {
                 let _span = span(Pass::Backward, || Work::conv2d("conv2d input", &self.shape, dy.dtype()));
-                if let Some(packed) = for_input(&self.packed, &dy).filter(|_| self.shape.in_channels.is_multiple_of(32)) {
+                if let Some(packed) = for_input(&self.packed, &dy) {
                     let mut dx = room::<bf16>(self.shape.input_len());
                     kernels::conv2d_backward_input_packed(&self.shape, dy.slice(), packed, &mut dx);
                     return tensor(dx, self.x.shape());

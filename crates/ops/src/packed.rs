@@ -141,14 +141,9 @@ pub fn lean<R>(body: impl FnOnce() -> R) -> R {
     with(&LEAN, body)
 }
 
-/// Whether weights that are trained are packed on this thread.
-pub(crate) fn packs_trained() -> bool {
-    !LEAN.get()
-}
-
-/// Runs `body`, which multiplies weights that are trained though it records nothing.
+/// Runs `body`, which takes weights that are trained.
 pub(crate) fn on_trained<R>(body: impl FnOnce() -> R) -> R {
-    if packs_trained() { body() } else { bypassed(body) }
+    if LEAN.get() { bypassed(body) } else { body() }
 }
 
 #[cfg(test)]
