@@ -18,6 +18,8 @@ pub trait Lanes: Sized {
     fn load_part<S: Simd>(s: S, from: &[Self]) -> S::V;
     /// Writes `S::LANES` values to the beginning of `to`.
     fn store<S: Simd>(s: S, v: S::V, to: &mut [Self]);
+    /// [`Lanes::store`] past the caches, see [`Simd::stream`].
+    fn stream<S: Simd>(s: S, v: S::V, to: &mut [Self]);
     /// Writes the first `to.len() < S::LANES` lanes.
     fn store_part<S: Simd>(s: S, v: S::V, to: &mut [Self]);
 }
@@ -105,6 +107,10 @@ impl Lanes for f32 {
         s.store(v, to);
     }
     #[inline(always)]
+    fn stream<S: Simd>(s: S, v: S::V, to: &mut [f32]) {
+        s.stream(v, to);
+    }
+    #[inline(always)]
     fn store_part<S: Simd>(s: S, v: S::V, to: &mut [f32]) {
         s.store_part(v, to);
     }
@@ -122,6 +128,10 @@ impl Lanes for bf16 {
     #[inline(always)]
     fn store<S: Simd>(s: S, v: S::V, to: &mut [bf16]) {
         s.store_bf16(v, to);
+    }
+    #[inline(always)]
+    fn stream<S: Simd>(s: S, v: S::V, to: &mut [bf16]) {
+        s.stream_bf16(v, to);
     }
     #[inline(always)]
     fn store_part<S: Simd>(s: S, v: S::V, to: &mut [bf16]) {

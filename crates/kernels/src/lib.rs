@@ -46,6 +46,7 @@ mod random;
 mod resample;
 mod scratch;
 mod simd;
+mod stream;
 mod threads;
 mod tile;
 #[cfg(target_arch = "x86_64")]

@@ -40,30 +40,35 @@ pub fn exp2_near<S: Simd>(s: S, x: S::V) -> S::V {
     s.scale(s.fma(p, f, s.splat(1.0)), floor)
 }
 
-/// `e^x` for magnitudes below 87, as exact as a result of type `T` deserves.
-#[inline(always)]
-fn exp_for<S: Simd, T: Element>(s: S, x: S::V) -> S::V {
-    if T::IS_HALF { exp2_near(s, s.mul(x, s.splat(std::f32::consts::LOG2_E))) } else { exp(s, x) }
-}
-
 /// Where functions with an exponential tail are as good as at their limit: e^87 and e^-87 are still normal numbers.
 const FAR: f32 = 87.0;
+
+/// `e^-x` by [`exp2_near`], for magnitudes below 173.
+#[inline(always)]
+fn power_of_negative<S: Simd>(s: S, x: S::V) -> S::V {
+    exp2_near(s, s.mul(x, s.splat(-std::f32::consts::LOG2_E)))
+}
 
 /// `g = 1 / (1 + e^-x)`, and `1 - g` without cancellation.
 #[inline(always)]
 fn sigmoid<S: Simd, T: Element>(s: S, x: S::V) -> (S::V, S::V) {
     // The operand that is returned for NaN stands second.
-    let x = s.max(s.splat(-FAR), s.min(s.splat(FAR), x));
-    let e = exp_for::<S, T>(s, s.neg(x));
+    let x = s.min(s.splat(FAR), s.max(s.splat(-FAR), x));
+    let e = if T::IS_HALF { power_of_negative(s, x) } else { exp(s, s.neg(x)) };
     let g = s.reciprocal(s.add(s.splat(1.0), e));
     (g, s.mul(e, g))
 }
 
-/// `x sigmoid(k x)`.
+/// `x sigmoid(k x)`, for k up to 2.
 #[inline(always)]
 pub fn swish<S: Simd, T: Element>(s: S, x: S::V, k: f32) -> S::V {
-    let g = sigmoid::<S, T>(s, s.mul(x, s.splat(k))).0;
-    s.mul(s.max(s.splat(-FAR), x), g)
+    let x = s.max(s.splat(-FAR), x);
+    if !T::IS_HALF {
+        return s.mul(x, sigmoid::<S, T>(s, s.mul(x, s.splat(k))).0);
+    }
+    // Beside 1, the power of a greater x is nothing.
+    let e = power_of_negative(s, s.mul(s.min(s.splat(FAR), x), s.splat(k)));
+    s.mul(x, s.reciprocal_near(s.add(s.splat(1.0), e)))
 }
 
 /// Derivative of [`swish`]: `g (1 + k x (1 - g))` with `g = sigmoid(k x)`.
@@ -71,7 +76,7 @@ pub fn swish<S: Simd, T: Element>(s: S, x: S::V, k: f32) -> S::V {
 pub fn swish_slope<S: Simd, T: Element>(s: S, x: S::V, k: f32) -> S::V {
     let x = s.mul(x, s.splat(k));
     let (g, rest) = sigmoid::<S, T>(s, x);
-    let x = s.max(s.splat(-FAR), s.min(s.splat(FAR), x));
+    let x = s.min(s.splat(FAR), s.max(s.splat(-FAR), x));
     s.mul(g, s.fma(x, rest, s.splat(1.0)))
 }
 
@@ -109,7 +114,8 @@ pub fn gelu_tanh_slope<S: Simd, T: Element>(s: S, x: S::V) -> S::V {
 fn normal_distribution<S: Simd, T: Element>(s: S, x: S::V) -> (S::V, S::V) {
     // The operand that is returned for NaN stands second.
     let size = s.min(s.splat(GELU_FAR), s.abs(x));
-    let e = exp_for::<S, T>(s, s.mul(s.mul(size, size), s.splat(-0.5)));
+    let half_square = s.mul(s.mul(size, size), s.splat(0.5));
+    let e = if T::IS_HALF { power_of_negative(s, half_square) } else { exp(s, s.neg(half_square)) };
     let t = s.fma(size, s.splat(if T::IS_HALF { 0.38 } else { 0.3 }), s.splat(1.0));
     let t = if T::IS_HALF { s.reciprocal_near(t) } else { s.reciprocal(t) };
     let p = if T::IS_HALF {

@@ -7,7 +7,8 @@ use crate::math::{for_vectors, load_up_to, store_up_to, swish, swish_slope};
 use crate::product::add_to;
 use crate::scratch::with_scratch;
 use crate::simd::{Simd, dispatch};
-use crate::threads::{SharedMut, for_chunks, for_chunks2, for_chunks3, parallel_for};
+use crate::stream::{past_caches, past_caches_done, read_ahead, write_up_to};
+use crate::threads::{SharedMut, for_chunks, for_chunks2, for_chunks3, parallel_for, threads};
 
 /// Elements of a task.
 const CHUNK: usize = 32 * 1024;
@@ -66,51 +67,10 @@ pub fn group_norm_forward<T: Element>(
         rstd.fill(0.0);
         return;
     }
-    let norm = GroupNorm { pixels, c, groups, gamma };
-    let (tasks, stats) = (norm.tasks(), 2 * groups);
-    let out = SharedMut::new(y);
-    let finish = |b: usize, task: usize, factors: &[f32]| {
-        let rows = norm.rows(b, task);
-        // SAFETY: tasks have different rows.
-        let (x, y) = (&x[rows.clone()], unsafe { out.range(rows) });
-        let (center, factor) = factors.split_at(c);
-        dispatch!(|s| if silu {
-            normalize::<_, T, true>(s, x, (center, factor, beta), y);
-        } else {
-            normalize::<_, T, false>(s, x, (center, factor, beta), y);
-        });
-    };
-    let picture = |b: usize| &x[b * pixels * c..][..pixels * c];
-    if tasks == 1 {
-        // Small pictures stay in the cache.
-        for_chunks2((mean, groups), (rstd, groups), |b, mean, rstd| {
-            with_scratch(2 * c + stats, |memory| {
-                let (factors, sums) = memory.split_at_mut(2 * c);
-                norm.guess(picture(b), &mut factors[..c]);
-                norm.sums(picture(b), &factors[..c], sums);
-                norm.statistics(&factors[..c], sums, eps, mean, rstd);
-                norm.factors(mean, rstd, factors);
-                finish(b, 0, factors);
-            });
-        });
-        return;
-    }
-    with_scratch(batch * (2 * c + tasks * stats), |memory| {
-        let (factors, sums) = memory.split_at_mut(batch * 2 * c);
-        for_chunks(factors, 2 * c, |b, factors| norm.guess(picture(b), &mut factors[..c]));
-        for_chunks(sums, stats, |i, sums| {
-            let (b, task) = (i / tasks, i % tasks);
-            norm.sums(&x[norm.rows(b, task)], &factors[b * 2 * c..][..c], sums);
-        });
-        for_chunks3((factors, 2 * c), (mean, groups), (rstd, groups), |b, factors, mean, rstd| {
-            norm.statistics(&factors[..c], &sums[b * tasks * stats..][..tasks * stats], eps, mean, rstd);
-            norm.factors(mean, rstd, factors);
-        });
-        // Backwards: what was read last is still in the cache.
-        parallel_for(batch * tasks, |i| {
-            let i = batch * tasks - 1 - i;
-            finish(i / tasks, i % tasks, &factors[i / tasks * 2 * c..][..2 * c]);
-        });
+    let norm = GroupNorm { pixels, c, groups, gamma, past: past_caches(y) };
+    let (per, size) = (norm.pictures_of_task(batch), pixels * c);
+    for_chunks3((y, per * size), (mean, per * groups), (rstd, per * groups), |i, y, mean, rstd| {
+        norm.forward(&x[i * per * size..][..y.len()], (beta, eps, silu), y, mean, rstd);
     });
 }
 
@@ -121,9 +81,58 @@ struct GroupNorm<'a> {
     c: usize,
     groups: usize,
     gamma: &'a [f32],
+    /// Whether the whole output is too large for the caches.
+    past: bool,
 }
 
 impl GroupNorm<'_> {
+    /// Pictures that are worked on together: with many in a batch each belongs to one thread, whose cache then still has much of it when
+    /// it is read a second time; few are cut into tasks. Results are the same.
+    fn pictures_of_task(&self, batch: usize) -> usize {
+        if self.tasks() == 1 || batch >= 2 * threads() { 1 } else { batch }
+    }
+
+    /// [`group_norm_forward`] of some pictures.
+    fn forward<T: Element>(
+        &self,
+        x: &[T],
+        (beta, eps, silu): (&[f32], f32, bool),
+        y: &mut [T],
+        mean: &mut [f32],
+        rstd: &mut [f32],
+    ) {
+        let (c, groups, tasks, stats) = (self.c, self.groups, self.tasks(), 2 * self.groups);
+        let batch = mean.len() / groups;
+        let picture = |b: usize| &x[b * self.pixels * c..][..self.pixels * c];
+        with_scratch(batch * (2 * c + tasks * stats), |memory| {
+            let (factors, sums) = memory.split_at_mut(batch * 2 * c);
+            for_chunks(factors, 2 * c, |b, factors| self.guess(picture(b), &mut factors[..c]));
+            for_chunks(sums, stats, |i, sums| {
+                let (b, task) = (i / tasks, i % tasks);
+                self.sums(&x[self.rows(b, task)], &factors[b * 2 * c..][..c], sums);
+            });
+            for_chunks3((factors, 2 * c), (mean, groups), (rstd, groups), |b, factors, mean, rstd| {
+                self.statistics(&factors[..c], &sums[b * tasks * stats..][..tasks * stats], eps, mean, rstd);
+                self.factors(mean, rstd, factors);
+            });
+            let out = SharedMut::new(y);
+            // Backwards: what was read last is still in the cache.
+            parallel_for(batch * tasks, |i| {
+                let i = batch * tasks - 1 - i;
+                let rows = self.rows(i / tasks, i % tasks);
+                let (center, factor) = factors[i / tasks * 2 * c..][..2 * c].split_at(c);
+                // SAFETY: tasks have different rows.
+                let (x, y) = (&x[rows.clone()], unsafe { out.range(rows) });
+                dispatch!(|s| if silu {
+                    normalize::<_, T, true>(s, x, (center, factor, beta), y, self.past);
+                } else {
+                    normalize::<_, T, false>(s, x, (center, factor, beta), y, self.past);
+                });
+                past_caches_done(self.past);
+            });
+        });
+    }
+
     /// Number of tasks that a picture is cut into.
     fn tasks(&self) -> usize {
         self.pixels.div_ceil(rows_of_task(self.c))
@@ -220,6 +229,7 @@ fn channel_sums<S: Simd, T: Element, const R: usize>(s: S, rows: &[T], guess: &[
             let base = load_up_to(s, &guess[i..j]);
             let (mut total, mut squares) = (load_up_to(s, &sum[i..j]), load_up_to(s, &square[i..j]));
             for r in 0..R {
+                read_ahead(&rows[r * c + i..]);
                 let d = s.sub(load_up_to(s, &rows[r * c + i..r * c + j]), base);
                 total = s.add(total, d);
                 squares = s.fma(d, d, squares);
@@ -237,6 +247,7 @@ fn normalize<S: Simd, T: Element, const SILU: bool>(
     x: &[T],
     (center, factor, beta): (&[f32], &[f32], &[f32]),
     y: &mut [T],
+    past: bool,
 ) {
     let c = factor.len();
     for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
@@ -245,9 +256,10 @@ fn normalize<S: Simd, T: Element, const SILU: bool>(
             c,
             #[inline(always)]
             |i, j| {
+                read_ahead(&x[i..]);
                 let d = s.sub(load_up_to(s, &x[i..j]), load_up_to(s, &center[i..j]));
                 let z = s.fma(d, load_up_to(s, &factor[i..j]), load_up_to(s, &beta[i..j]));
-                store_up_to(s, if SILU { swish::<S, T>(s, z, 1.0) } else { z }, &mut y[i..j]);
+                write_up_to(s, if SILU { swish::<S, T>(s, z, 1.0) } else { z }, &mut y[i..j], past);
             },
         );
     }
@@ -286,58 +298,14 @@ pub fn group_norm_backward<T: Element>(
     if x.is_empty() {
         return;
     }
-    let norm = GroupNorm { pixels, c, groups, gamma };
-    let (tasks, stats) = (norm.tasks(), |b: usize| (&mean[b * groups..][..groups], &rstd[b * groups..][..groups]));
-    let out = SharedMut::new(dx);
-    let sums = |b: usize, task: usize, factors: &[f32], sums: &mut [f32]| {
-        let rows = norm.rows(b, task);
-        let from = (&x[rows.clone()], &dy[rows]);
-        dispatch!(|s| if silu {
-            gradient_sums::<_, T, true>(s, from, (factors, beta), sums);
-        } else {
-            gradient_sums::<_, T, false>(s, from, (factors, beta), sums);
+    let norm = GroupNorm { pixels, c, groups, gamma, past: past_caches(dx) };
+    let (per, size) = (norm.pictures_of_task(batch), pixels * c);
+    with_scratch(batch * 2 * c, |totals| {
+        for_chunks2((dx, per * size), (totals, per * 2 * c), |i, dx, totals| {
+            let (pictures, stats) = (i * per * size, i * per * groups..(i * per + dx.len() / size) * groups);
+            let from = (&x[pictures..][..dx.len()], &dy[pictures..][..dx.len()]);
+            norm.backward(from, (&mean[stats.clone()], &rstd[stats]), (beta, silu), dx, totals);
         });
-    };
-    let finish = |b: usize, task: usize, factors: &[f32]| {
-        let rows = norm.rows(b, task);
-        let from = (&x[rows.clone()], &dy[rows.clone()]);
-        // SAFETY: tasks have different rows.
-        let dx = unsafe { out.range(rows) };
-        dispatch!(|s| if silu {
-            input_gradient::<_, T, true>(s, from, (factors, gamma, beta), dx);
-        } else {
-            input_gradient::<_, T, false>(s, from, (factors, gamma, beta), dx);
-        });
-    };
-    with_scratch(batch * (2 + FACTORS + 2 * tasks) * c, |memory| {
-        let (totals, memory) = memory.split_at_mut(batch * 2 * c);
-        let (factors, partial) = memory.split_at_mut(batch * FACTORS * c);
-        for_chunks2((totals, 2 * c), (factors, FACTORS * c), |b, total, factors| {
-            norm.first_factors(stats(b), factors);
-            if tasks == 1 {
-                // Small pictures stay in the cache.
-                sums(b, 0, factors, total);
-                norm.second_factors(stats(b).1, total, factors);
-                finish(b, 0, factors);
-            }
-        });
-        if tasks > 1 {
-            for_chunks(partial, 2 * c, |i, partial| {
-                sums(i / tasks, i % tasks, &factors[i / tasks * FACTORS * c..][..FACTORS * c], partial);
-            });
-            for_chunks2((totals, 2 * c), (factors, FACTORS * c), |b, total, factors| {
-                total.fill(0.0);
-                for part in partial[b * tasks * 2 * c..][..tasks * 2 * c].chunks_exact(2 * c) {
-                    dispatch!(|s| add_to(s, part, total));
-                }
-                norm.second_factors(stats(b).1, total, factors);
-            });
-            // Backwards: what was read last is still in the cache.
-            parallel_for(batch * tasks, |i| {
-                let i = batch * tasks - 1 - i;
-                finish(i / tasks, i % tasks, &factors[i / tasks * FACTORS * c..][..FACTORS * c]);
-            });
-        }
         for total in totals.chunks_exact(2 * c) {
             let (sum, product) = total.split_at(c);
             dispatch!(|s| {
@@ -353,6 +321,59 @@ pub fn group_norm_backward<T: Element>(
 const FACTORS: usize = 5;
 
 impl GroupNorm<'_> {
+    /// [`group_norm_backward`] of some pictures; `totals` get the channels' sums of dz and dz h of each of them.
+    fn backward<T: Element>(
+        &self,
+        (x, dy): (&[T], &[T]),
+        (mean, rstd): (&[f32], &[f32]),
+        (beta, silu): (&[f32], bool),
+        dx: &mut [T],
+        totals: &mut [f32],
+    ) {
+        let (c, groups, tasks) = (self.c, self.groups, self.tasks());
+        let batch = mean.len() / groups;
+        with_scratch(batch * (FACTORS + 2 * tasks) * c, |memory| {
+            let (factors, partial) = memory.split_at_mut(batch * FACTORS * c);
+            for_chunks(factors, FACTORS * c, |b, factors| {
+                let stats = b * groups..(b + 1) * groups;
+                self.first_factors((&mean[stats.clone()], &rstd[stats]), factors);
+            });
+            for_chunks(partial, 2 * c, |i, sums| {
+                let (rows, factors) =
+                    (self.rows(i / tasks, i % tasks), &factors[i / tasks * FACTORS * c..][..FACTORS * c]);
+                let from = (&x[rows.clone()], &dy[rows]);
+                dispatch!(|s| if silu {
+                    gradient_sums::<_, T, true>(s, from, (factors, beta), sums);
+                } else {
+                    gradient_sums::<_, T, false>(s, from, (factors, beta), sums);
+                });
+            });
+            for_chunks2((totals, 2 * c), (factors, FACTORS * c), |b, total, factors| {
+                total.fill(0.0);
+                for part in partial[b * tasks * 2 * c..][..tasks * 2 * c].chunks_exact(2 * c) {
+                    dispatch!(|s| add_to(s, part, total));
+                }
+                self.second_factors(&rstd[b * groups..][..groups], total, factors);
+            });
+            let out = SharedMut::new(dx);
+            // Backwards: what was read last is still in the cache.
+            parallel_for(batch * tasks, |i| {
+                let i = batch * tasks - 1 - i;
+                let (rows, factors) =
+                    (self.rows(i / tasks, i % tasks), &factors[i / tasks * FACTORS * c..][..FACTORS * c]);
+                let from = (&x[rows.clone()], &dy[rows.clone()]);
+                // SAFETY: tasks have different rows.
+                let dx = unsafe { out.range(rows) };
+                dispatch!(|s| if silu {
+                    input_gradient::<_, T, true>(s, from, (factors, self.gamma, beta), dx, self.past);
+                } else {
+                    input_gradient::<_, T, false>(s, from, (factors, self.gamma, beta), dx, self.past);
+                });
+                past_caches_done(self.past);
+            });
+        });
+    }
+
     /// The first three of the [`FACTORS`] of a picture.
     fn first_factors(&self, (mean, rstd): (&[f32], &[f32]), factors: &mut [f32]) {
         let (c, width) = (self.c, self.c / self.groups);
@@ -421,6 +442,8 @@ fn gradient_rows<S: Simd, T: Element, const SILU: bool, const R: usize>(
             let (mut total, mut products) = (load_up_to(s, &sum[i..j]), load_up_to(s, &product[i..j]));
             for r in 0..R {
                 let at = r * c + i..r * c + j;
+                read_ahead(&x[at.start..]);
+                read_ahead(&dy[at.start..]);
                 let (d, dy) = (s.sub(load_up_to(s, &x[at.clone()]), of[0]), load_up_to(s, &dy[at]));
                 let dz = before_activation::<S, T, SILU>(s, d, dy, (of[2], beta));
                 total = s.add(total, dz);
@@ -455,6 +478,7 @@ fn input_gradient<S: Simd, T: Element, const SILU: bool>(
     (x, dy): (&[T], &[T]),
     (factors, gamma, beta): (&[f32], &[f32], &[f32]),
     dx: &mut [T],
+    past: bool,
 ) {
     let c = gamma.len();
     let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
@@ -464,13 +488,15 @@ fn input_gradient<S: Simd, T: Element, const SILU: bool>(
             c,
             #[inline(always)]
             |i, j| {
+                read_ahead(&x[i..]);
+                read_ahead(&dy[i..]);
                 let of = load_factors::<S, FACTORS>(s, factors, c, (i, j));
                 let (gamma, beta) = (load_up_to(s, &gamma[i..j]), load_up_to(s, &beta[i..j]));
                 let (d, dy) = (s.sub(load_up_to(s, &x[i..j]), of[0]), load_up_to(s, &dy[i..j]));
                 let dz = before_activation::<S, T, SILU>(s, d, dy, (of[2], beta));
                 // Not fused: a group of one element has a gradient of exactly zero.
                 let inner = s.add(s.mul(dz, gamma), s.fma(d, of[3], of[4]));
-                store_up_to(s, s.mul(inner, of[1]), &mut dx[i..j]);
+                write_up_to(s, s.mul(inner, of[1]), &mut dx[i..j], past);
             },
         );
     }
@@ -506,23 +532,37 @@ pub fn layer_norm_forward<T: Element>(
         rstd.fill(0.0);
         return;
     }
-    let step = rows_of_task(c);
+    let (step, past) = (rows_of_task(c), past_caches(y));
     for_chunks3((y, step * c), (mean, step), (rstd, step), |task, y, mean, rstd| {
         let x = &x[task * step * c..][..y.len()];
-        let whole = mean.len() / LINES * LINES;
-        dispatch!(|s| {
-            for r in (0..whole).step_by(LINES) {
-                let (at, rows) = (r * c..(r + LINES) * c, r..r + LINES);
-                let to = (&mut mean[rows.clone()], &mut rstd[rows]);
-                layer_rows::<_, T, LINES>(s, &x[at.clone()], (gamma, beta), eps, &mut y[at], to);
+        dispatch!(|s| for_lines(
+            mean.len(),
+            #[inline(always)]
+            |rows, several| {
+                let at = rows.start * c..rows.end * c;
+                let (x, y) = (&x[at.clone()], &mut y[at]);
+                let stats = (&mut mean[rows.clone()], &mut rstd[rows]);
+                if several {
+                    layer_rows::<_, T, LINES>(s, x, (gamma, beta), eps, (y, past), stats);
+                } else {
+                    layer_rows::<_, T, 1>(s, x, (gamma, beta), eps, (y, past), stats);
+                }
             }
-            for r in whole..mean.len() {
-                let (at, rows) = (r * c..(r + 1) * c, r..r + 1);
-                let to = (&mut mean[rows.clone()], &mut rstd[rows]);
-                layer_rows::<_, T, 1>(s, &x[at.clone()], (gamma, beta), eps, &mut y[at], to);
-            }
-        });
+        ));
+        past_caches_done(past);
     });
+}
+
+/// Calls `f` for groups of [`LINES`] of `rows` rows, and for each row that is left.
+#[inline(always)]
+fn for_lines(rows: usize, mut f: impl FnMut(Range<usize>, bool)) {
+    let whole = rows / LINES * LINES;
+    for r in (0..whole).step_by(LINES) {
+        f(r..r + LINES, true);
+    }
+    for r in whole..rows {
+        f(r..r + 1, false);
+    }
 }
 
 /// Rows of a layer normalization that are worked on side by side.
@@ -535,7 +575,7 @@ fn layer_rows<S: Simd, T: Element, const R: usize>(
     x: &[T],
     (gamma, beta): (&[f32], &[f32]),
     eps: f32,
-    y: &mut [T],
+    (y, past): (&mut [T], bool),
     (mean, rstd): (&mut [f32], &mut [f32]),
 ) {
     let c = gamma.len();
@@ -549,6 +589,7 @@ fn layer_rows<S: Simd, T: Element, const R: usize>(
     let whole = c / S::LANES * S::LANES;
     for i in (0..whole).step_by(S::LANES) {
         for r in 0..R {
+            read_ahead(&x[r * c + i..]);
             let d = s.sub(T::load(s, &x[r * c + i..][..S::LANES]), s.splat(guess[r]));
             sums[r] = s.add(sums[r], d);
             squares[r] = s.fma(d, d, squares[r]);
@@ -576,7 +617,7 @@ fn layer_rows<S: Simd, T: Element, const R: usize>(
             for r in 0..R {
                 let at = r * c + i..r * c + j;
                 let h = s.mul(s.sub(load_up_to(s, &x[at.clone()]), centers[r]), scales[r]);
-                store_up_to(s, s.fma(h, gamma, beta), &mut y[at]);
+                write_up_to(s, s.fma(h, gamma, beta), &mut y[at], past);
             }
         },
     );
@@ -611,7 +652,7 @@ pub fn layer_norm_backward<T: Element>(
     if x.is_empty() {
         return;
     }
-    let step = rows_of_task(c);
+    let (step, past) = (rows_of_task(c), past_caches(dx));
     let tasks = mean.len().div_ceil(step);
     with_scratch(tasks * 2 * c, |partial| {
         for_chunks2((dx, step * c), (partial, 2 * c), |task, dx, partial| {
@@ -622,19 +663,21 @@ pub fn layer_norm_backward<T: Element>(
             product.fill(0.0);
             let rows = dx.len() / c;
             let (mean, rstd) = (&mean[task * step..][..rows], &rstd[task * step..][..rows]);
-            let whole = rows / LINES * LINES;
-            dispatch!(|s| {
-                for r in (0..whole).step_by(LINES) {
-                    let (at, stats) = (r * c..(r + LINES) * c, (&mean[r..r + LINES], &rstd[r..r + LINES]));
-                    let from = (&x[at.clone()], &dy[at.clone()]);
-                    layer_gradients::<_, T, LINES>(s, from, gamma, stats, &mut dx[at], (sum, product));
+            dispatch!(|s| for_lines(
+                rows,
+                #[inline(always)]
+                |rows, several| {
+                    let at = rows.start * c..rows.end * c;
+                    let (from, dx) = ((&x[at.clone()], &dy[at.clone()]), &mut dx[at]);
+                    let stats = (&mean[rows.clone()], &rstd[rows]);
+                    if several {
+                        layer_gradients::<_, T, LINES>(s, from, gamma, stats, (dx, past), (sum, product));
+                    } else {
+                        layer_gradients::<_, T, 1>(s, from, gamma, stats, (dx, past), (sum, product));
+                    }
                 }
-                for r in whole..rows {
-                    let (at, stats) = (r * c..(r + 1) * c, (&mean[r..r + 1], &rstd[r..r + 1]));
-                    let from = (&x[at.clone()], &dy[at.clone()]);
-                    layer_gradients::<_, T, 1>(s, from, gamma, stats, &mut dx[at], (sum, product));
-                }
-            });
+            ));
+            past_caches_done(past);
         });
         for part in partial.chunks_exact(2 * c) {
             let (sum, product) = part.split_at(c);
@@ -653,7 +696,7 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
     (x, dy): (&[T], &[T]),
     gamma: &[f32],
     (mean, rstd): (&[f32], &[f32]),
-    dx: &mut [T],
+    (dx, past): (&mut [T], bool),
     (sum, product): (&mut [f32], &mut [f32]),
 ) {
     let c = gamma.len();
@@ -671,6 +714,8 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
             let (mut sums, mut products) = (load_up_to(s, &sum[i..j]), load_up_to(s, &product[i..j]));
             for r in 0..R {
                 let at = r * c + i..r * c + j;
+                read_ahead(&x[at.start..]);
+                read_ahead(&dy[at.start..]);
                 let dy = load_up_to(s, &dy[at.clone()]);
                 let h = s.mul(s.sub(load_up_to(s, &x[at]), centers[r]), scales[r]);
                 let weighted = s.mul(dy, gamma);
@@ -700,7 +745,7 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
                 let at = r * c + i..r * c + j;
                 let weighted = s.mul(load_up_to(s, &dy[at.clone()]), gamma);
                 let line = s.fma(s.sub(load_up_to(s, &x[at.clone()]), centers[r]), slopes[r], constants[r]);
-                store_up_to(s, s.mul(s.add(weighted, line), scales[r]), &mut dx[at]);
+                write_up_to(s, s.mul(s.add(weighted, line), scales[r]), &mut dx[at], past);
             }
         },
     );

@@ -10,10 +10,9 @@ use crate::element::Element;
 use crate::product::{Dense, FETCH, Operand, Output, Partial, Source, copy};
 use crate::scratch::{Line, with_scratch};
 use crate::simd::{Avx512Bf16, Bf16Isa, Simd, bf16_isa, prefetch};
+use crate::stream::past_caches_done;
 use crate::threads::{SharedMut, parallel_for};
-use crate::tile16::{
-    A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, past_cache_done, swap_pairs, transpose_pairs, transpose_rounded,
-};
+use crate::tile16::{A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, swap_pairs, transpose_pairs, transpose_rounded};
 use std::ops::Range;
 
 /// Enough tasks for many cores to be busy most of the time.
@@ -833,6 +832,6 @@ impl Renewal<'_> {
 
     /// To be called by a thread after its last piece.
     pub fn done(&self) {
-        past_cache_done();
+        past_caches_done(true);
     }
 }

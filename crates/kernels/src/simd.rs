@@ -66,6 +66,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn store_bf16(self, v: Self::V, to: &mut [bf16]);
     /// Writes the first lanes, rounding to nearest even.
     fn store_bf16_part(self, v: Self::V, to: &mut [bf16]);
+    /// [`Simd::store`] past the caches, if the address is a multiple of the vector's size and the processor can. Then
+    /// [`past_caches_done`](crate::stream::past_caches_done) must be called when all is written.
+    #[inline(always)]
+    fn stream(self, v: Self::V, to: &mut [f32]) {
+        self.store(v, to);
+    }
+    /// [`Simd::store_bf16`] like [`Simd::stream`].
+    #[inline(always)]
+    fn stream_bf16(self, v: Self::V, to: &mut [bf16]) {
+        self.store_bf16(v, to);
+    }
 
     /// `a + b`
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -485,6 +496,20 @@ mod x86 {
             unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), mask(to.len()), v) }
         }
         #[inline(always)]
+        fn stream(self, v: __m512, to: &mut [f32]) {
+            if !to.as_ptr().cast::<__m512>().is_aligned() {
+                return self.store(v, to);
+            }
+            assert!(to.len() >= 16);
+            // SAFETY: see above the impl; aligned as this instruction wants it.
+            unsafe { _mm512_stream_ps(to.as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn stream_bf16(self, v: __m512, to: &mut [bf16]) {
+            // SAFETY: see above the impl.
+            stream16(unsafe { round16(v) }, to);
+        }
+        #[inline(always)]
         fn load_bf16(self, from: &[bf16]) -> __m512 {
             assert!(from.len() >= 16);
             // SAFETY: see above the impl.
@@ -668,6 +693,7 @@ mod x86 {
             load_part(from: &[f32]) -> __m512;
             store(v: __m512, to: &mut [f32]) -> ();
             store_part(v: __m512, to: &mut [f32]) -> ();
+            stream(v: __m512, to: &mut [f32]) -> ();
             load_bf16(from: &[bf16]) -> __m512;
             load_bf16_part(from: &[bf16]) -> __m512;
             add(a: __m512, b: __m512) -> __m512;
@@ -701,6 +727,20 @@ mod x86 {
             // SAFETY: see above the impl of `Avx512`.
             unsafe { _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), mask(to.len()), round_bf16(v)) }
         }
+        #[inline(always)]
+        fn stream_bf16(self, v: __m512, to: &mut [bf16]) {
+            // SAFETY: see above the impl of `Avx512`.
+            stream16(unsafe { round_bf16(v) }, to);
+        }
+    }
+
+    /// Writes 16 values past the caches, or through them where the address is not aligned.
+    #[inline(always)]
+    fn stream16(values: __m256i, to: &mut [bf16]) {
+        assert!(to.len() >= 16);
+        let to: *mut __m256i = to.as_mut_ptr().cast();
+        // SAFETY: room for 16 values by the assertion; AVX is part of every instruction set of this module.
+        unsafe { if to.is_aligned() { _mm256_stream_si256(to, values) } else { _mm256_storeu_si256(to, values) } }
     }
 
     /// Rounds to nearest even; subnormal numbers count as zero.

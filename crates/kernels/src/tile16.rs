@@ -370,7 +370,7 @@ pub fn transpose_pairs(s: Avx512Bf16, from: &[bf16], stride: usize, to: &mut [bf
 }
 
 /// [`transpose_pairs`] of 16 rows of 32 values each, which are rounded on the way. With `PAST_CACHE`, where the lines of `to` are those of
-/// the cache, they go to memory without being read before, and [`past_cache_done`] must be called when all are written.
+/// the cache, they go to memory without being read before, and [`past_caches_done`](crate::stream::past_caches_done) must be called when all are written.
 #[inline(always)]
 pub fn transpose_rounded<const PAST_CACHE: bool>(
     s: Avx512Bf16,
@@ -396,12 +396,6 @@ pub fn transpose_rounded<const PAST_CACHE: bool>(
         // SAFETY: inside of `to` by the assertion, and aligned as checked above; the token proves the instruction.
         unsafe { _mm512_stream_ps(to.as_mut_ptr().add(j * to_stride).cast(), _mm512_load_ps(column.0.as_ptr())) };
     }
-}
-
-/// Orders what was written past the cache before all that this thread writes later.
-pub fn past_cache_done() {
-    // SAFETY: part of every x86-64.
-    unsafe { _mm_sfence() };
 }
 
 /// Transposes a block of 8 by 8 squares of 2 by 2 elements, and the squares themselves. Both blocks are 8 lines, [`WIDTH`] pairs apart,
