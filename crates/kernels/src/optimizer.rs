@@ -96,7 +96,8 @@ impl<'a> Stepped<'a> {
 ///
 /// `p *= 1 - lr weight_decay; m = beta1 m + (1 - beta1) g'; v = beta2 v + (1 - beta2) g'^2;`
 /// `p -= lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)`,
-/// and [`ema_step`] with `ema_decay` and the new p where an average is kept.
+/// and [`ema_step`] with `ema_decay` and the new p where an average is kept. With `eps` of at least 1e-12, v below 2^-120 and what g'
+/// below 2^-56 would add to it count as zero.
 ///
 /// `step` counts from 1; `grad_scale` is where clipping and averaging over accumulated batches go. Packed weights get the new values, while
 /// these are in the cache. Small parameters share a task, large ones are cut.
@@ -191,7 +192,14 @@ struct Factors {
     keep: f32,
     /// The new parameter's share of its average.
     ema_rest: f32,
+    /// Gradients of smaller magnitude leave the second moment alone, and smaller second moments are zero.
+    least: [f32; 2],
 }
+
+/// [`Factors::least`]: arithmetic with subnormal numbers is a hundred times slower. The roots of such second moments are nothing beside
+/// `eps`, if that is at least [`EPS_BESIDE`]; else none are left out.
+const LEAST: [f32; 2] = [1.0 / (1u64 << 56) as f32, 1.0 / (1u128 << 120) as f32];
+const EPS_BESIDE: f32 = 1e-12;
 
 impl Factors {
     fn new(params: &AdamW, step: u64, grad_scale: f32, ema_decay: f32) -> Self {
@@ -204,6 +212,7 @@ impl Factors {
             root: (1.0 / correction(params.beta2).sqrt()) as f32,
             keep: (1.0 - params.lr as f64 * params.weight_decay as f64) as f32,
             ema_rest: rest_of(ema_decay),
+            least: if params.eps >= EPS_BESIDE { LEAST } else { [0.0; 2] },
         }
     }
 }
@@ -217,12 +226,18 @@ fn adamw_piece<S: Simd>(s: S, factors: &Factors, piece: &mut Stepped<'_>) {
     let rest2 = s.splat((1.0 - params.beta2 as f64) as f32);
     let (grad_scale, rate) = (s.splat(factors.grad_scale), s.splat(factors.rate));
     let (root, keep) = (s.splat(factors.root), s.splat(factors.keep));
-    let (eps, ema_rest) = (s.splat(params.eps), s.splat(factors.ema_rest));
+    let (eps, ema_rest, zero) = (s.splat(params.eps), s.splat(factors.ema_rest), s.splat(0.0));
+    let [least_gradient, least_square] = factors.least.map(
+        #[inline(always)]
+        |least| s.splat(least),
+    );
     for i in (0..p.len()).step_by(S::LANES) {
         let j = (i + S::LANES).min(p.len());
         let g = s.mul(load_up_to(s, &g[i..j]), grad_scale);
         let mean = s.fma(beta1, load_up_to(s, &m[i..j]), s.mul(rest1, g));
-        let square = s.fma(beta2, load_up_to(s, &v[i..j]), s.mul(rest2, s.mul(g, g)));
+        let seen = s.select_lt(s.abs(g), least_gradient, zero, g);
+        let square = s.fma(beta2, load_up_to(s, &v[i..j]), s.mul(rest2, s.mul(seen, seen)));
+        let square = s.select_lt(square, least_square, zero, square);
         let step = s.div(s.mul(rate, mean), s.fma(s.sqrt(square), root, eps));
         let weight = s.sub(s.mul(load_up_to(s, &p[i..j]), keep), step);
         store_up_to(s, mean, &mut m[i..j]);

@@ -746,6 +746,19 @@ fn optimizer() {
     }
 }
 
+#[test]
+fn tiny_gradients_leave_no_subnormal_moments() {
+    for (g, eps, kept) in [(1e-19f32, 1e-8f32, false), (1e-15, 1e-8, true), (1e-18, 1e-20, true)] {
+        let mut state = [vec![0.5; 40], vec![0.0; 40], vec![0.0; 40], vec![0.5; 40]];
+        let settings = AdamW { lr: 1e-2, eps, weight_decay: 0.0, ..AdamW::default() };
+        step_pieces(&settings, 1, &mut state, &[g; 40]);
+        let scaled = 0.5 * g as f64;
+        let expected = 0.5 - 1e-2 * scaled / (scaled + eps as f64);
+        assert!(state[0].iter().all(|&p| (p as f64 - expected).abs() <= 1e-7), "{} instead of {expected}", state[0][0]);
+        assert!(state[2].iter().all(|&v| (v > 0.0) == kept), "{:e} of {g:e} with {eps:e}", state[2][0]);
+    }
+}
+
 /// Everything that cuts work, in one vector of bits.
 fn fingerprint<T: Element>() -> Vec<u32> {
     let mut bits: Vec<u32> = vec![];
