@@ -65,7 +65,11 @@ struct Quad([f32; 4]);
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
+    use crate::math::{for_vectors, load_up_to};
+    use crate::simd::dispatch;
 
     const CASES: [(usize, usize); 7] = [(0, 0), (0, 1), (1, 3), (0, 64), (1, 64), (3, 70), (1, 9000)];
 
@@ -76,6 +80,29 @@ mod tests {
             fill_past_caches(&mut values[skip..], 3.0);
             past_caches_done(true);
             assert!(values[..skip].iter().all(|&x| x == 1.0) && values[skip..].iter().all(|&x| x == 3.0));
+        }
+    }
+
+    fn write<T: Element>(from: &[f32], to: &mut [T]) {
+        dispatch!(|s| for_vectors(
+            s,
+            from.len(),
+            #[inline(always)]
+            |i, j| write_up_to(s, load_up_to(s, &from[i..j]), &mut to[i..j], true)
+        ));
+        past_caches_done(true);
+    }
+
+    #[test]
+    fn vectors_are_written_at_any_address() {
+        for (skip, len) in CASES {
+            let from: Vec<f32> = (0..len).map(|i| i as f32 * 0.5).collect();
+            let (mut wide, mut half) = (vec![7.0f32; skip + len], vec![bf16::ONE; skip + len]);
+            write(&from, &mut wide[skip..]);
+            write(&from, &mut half[skip..]);
+            assert!(wide[..skip].iter().all(|&x| x == 7.0) && wide[skip..] == from);
+            let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
+            assert!(half[..skip].iter().all(|&x| x == bf16::ONE) && half[skip..] == rounded);
         }
     }
 }

@@ -677,6 +677,39 @@ fn losses() {
     }
 }
 
+/// Outputs that are too large for the caches are written past them, and large batches picture by picture.
+#[test]
+fn norms_of_large_tensors() {
+    let (batch, pixels, c, groups) = (5, 5000, 352, 32);
+    let size = pixels * c;
+    let (x, dy) = (values(batch * size, 1), values(batch * size, 2));
+    assert!(crate::stream::past_caches(&x) && !crate::stream::past_caches(&x[..size]));
+    let (gamma, beta) = (values(c, 3), values(c, 4));
+    let run = |x: &[f32], dy: &[f32]| {
+        let (rows, batch) = (x.len() / c, x.len() / size);
+        let (mut y, mut mean, mut rstd) = (zeros(x.len()), zeros(batch * groups), zeros(batch * groups));
+        let (mut dgamma, mut dbeta) = (zeros(c), zeros(c));
+        let mut all: Vec<Vec<f32>> = vec![];
+        group_norm_forward(x, &gamma, &beta, groups, 1e-5, true, &mut y, &mut mean, &mut rstd);
+        all.push(y.clone());
+        group_norm_backward(x, dy, &gamma, &beta, &mean, &rstd, groups, true, &mut y, &mut dgamma, &mut dbeta);
+        all.push(y.clone());
+        let (mut mean, mut rstd) = (zeros(rows), zeros(rows));
+        layer_norm_forward(x, &gamma, &beta, 1e-5, &mut y, &mut mean, &mut rstd);
+        all.push(y.clone());
+        layer_norm_backward(x, dy, &gamma, &mean, &rstd, &mut y, &mut dgamma, &mut dbeta);
+        all.push(y);
+        all
+    };
+    let whole = run(&x, &dy);
+    for b in 0..batch {
+        let at = b * size..(b + 1) * size;
+        for (i, (whole, alone)) in whole.iter().zip(run(&x[at.clone()], &dy[at.clone()])).enumerate() {
+            assert!(whole[at.clone()] == alone, "result {i} of picture {b} depends on the others");
+        }
+    }
+}
+
 /// Cuts a slice into parameters of odd sizes, empty ones among them.
 fn pieces(mut values: &[f32]) -> Vec<&[f32]> {
     let mut pieces = vec![];
