@@ -96,7 +96,7 @@ impl<'a> Stepped<'a> {
 ///
 /// `p *= 1 - lr weight_decay; m = beta1 m + (1 - beta1) g'; v = beta2 v + (1 - beta2) g'^2;`
 /// `p -= lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)`,
-/// and [`ema_step`] with `ema_decay` and the new p where an average is kept. With `eps` of at least 1e-12, v below 2^-120 and what g'
+/// and [`ema_step`] with `ema_decay` and the new p where an average is kept. With `eps` of at least 1e-9, v below 2^-120 and what g'
 /// below 2^-56 would add to it count as zero.
 ///
 /// `step` counts from 1; `grad_scale` is where clipping and averaging over accumulated batches go. Packed weights get the new values, while
@@ -199,7 +199,7 @@ struct Factors {
 /// [`Factors::least`]: arithmetic with subnormal numbers is a hundred times slower. The roots of such second moments are nothing beside
 /// `eps`, if that is at least [`EPS_BESIDE`]; else none are left out.
 const LEAST: [f32; 2] = [1.0 / (1u64 << 56) as f32, 1.0 / (1u128 << 120) as f32];
-const EPS_BESIDE: f32 = 1e-12;
+const EPS_BESIDE: f32 = 1e-9;
 
 impl Factors {
     fn new(params: &AdamW, step: u64, grad_scale: f32, ema_decay: f32) -> Self {

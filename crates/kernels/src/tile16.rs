@@ -370,7 +370,8 @@ pub fn transpose_pairs(s: Avx512Bf16, from: &[bf16], stride: usize, to: &mut [bf
 }
 
 /// [`transpose_pairs`] of 16 rows of 32 values each, which are rounded on the way. With `PAST_CACHE`, where the lines of `to` are those of
-/// the cache, they go to memory without being read before, and [`past_caches_done`](crate::stream::past_caches_done) must be called when all are written.
+/// the cache, they go to memory without being read before, and [`past_caches_done`](crate::stream::past_caches_done) must be called when
+/// all are written.
 #[inline(always)]
 pub fn transpose_rounded<const PAST_CACHE: bool>(
     s: Avx512Bf16,
