@@ -406,6 +406,11 @@ fn attention() {
         AttentionShape { query_tokens: 40, key_tokens: 530, heads: 1, causal: true, ..base },
         // Several tasks for a head, in both passes.
         AttentionShape { batch: 1, query_tokens: 700, key_tokens: 700, heads: 1, head_dim: 16, causal: true, ..base },
+        // Many keys, and channels that fill a vector, or nearly.
+        AttentionShape { query_tokens: 150, key_tokens: 1100, heads: 1, ..base },
+        AttentionShape { batch: 1, query_tokens: 40, key_tokens: 2060, head_dim: 64, ..base },
+        AttentionShape { query_tokens: 33, key_tokens: 1025, heads: 1, head_dim: 31, ..base },
+        AttentionShape { query_tokens: 130, key_tokens: 31, heads: 1, head_dim: 32, ..base },
         // Scores of very different size.
         AttentionShape { query_tokens: 65, key_tokens: 300, heads: 1, scale: 3.0, ..base },
         // Exponents that are bounded, but whose sums are not near 1; exponents that are not bounded.
@@ -420,6 +425,43 @@ fn attention() {
     for shape in &shapes {
         attention_case::<f32>(shape);
         attention_case::<bf16>(shape);
+    }
+}
+
+/// Heads whose scores are too large for the short way, or not finite, do not disturb the others.
+#[test]
+fn attention_with_unusual_heads() {
+    let shape = AttentionShape {
+        batch: 1,
+        query_tokens: 150,
+        key_tokens: 90,
+        heads: 4,
+        head_dim: 24,
+        causal: false,
+        scale: 0.2,
+    };
+    let (mut q, mut k, v) = (values(shape.query_len(), 1), values(shape.key_len(), 2), values(shape.key_len(), 3));
+    for i in 0..shape.query_tokens {
+        q[(i * 4 + 1) * 24..][..24].iter_mut().for_each(|x| *x *= 64.0);
+    }
+    k[(50 * 4 + 2) * 24 + 5] = f32::NAN;
+    let (mut out, mut lse) = (zeros::<bf16>(q.len()), zeros(shape.lse_len()));
+    let [tq, tk, tv] = [&q, &k, &v].map(|x| stored::<bf16>(x));
+    attention_forward(&shape, &tq, &tk, &tv, &mut out, &mut lse);
+    let head = |all: &[bf16], head: usize| -> Vec<bf16> {
+        all.chunks_exact(24).skip(head).step_by(4).flatten().copied().collect()
+    };
+    assert!(head(&out, 2).iter().all(|x| x.to_f32().is_nan()), "a key that is not a number");
+    assert!(lse[300..450].iter().all(|x| x.is_nan()));
+    for h in [0, 1, 3] {
+        let one = AttentionShape { heads: 1, ..shape };
+        let [q, k, v] = [&tq, &tk, &tv].map(|x| head(x, h));
+        let wide = |x: &[bf16]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
+        let (exact, exact_lse) = reference::attention(&one, &wide(&q), &wide(&k), &wide(&v));
+        let rounded = reference::attention_rounding(&one, &wide(&q), &wide(&k), &wide(&v), &wide(&q));
+        let further = |i: usize| 1.05 * bf16::EPSILON.to_f64() * rounded[0][i];
+        near_within(&format!("head {h}"), &head(&out, h), &exact, 4096, further);
+        near(&format!("lse of head {h}"), &lse[h * 150..][..150], &exact_lse, 4096);
     }
 }
 
