@@ -3,8 +3,8 @@
 //! Scores, their exponentials and all sums are f32; probabilities and the gradients of scores are rounded to bf16 where
 //! they become operands of the next product. What is summed for lse is not rounded.
 //!
-//! The forward pass goes over blocks of queries, and for each over blocks of keys, with an online softmax. The backward
-//! pass goes over blocks of keys and works with the transposed scores: rows are keys, so that P^T and dS^T are at once
+//! The forward pass goes over blocks of queries, and for each over blocks of keys, with an online softmax; for short heads on AMX,
+//! see `fused`. The backward pass goes over blocks of keys and works with the transposed scores: rows are keys, so that P^T and dS^T are at once
 //! left operands of dV = P^T dO and dK = dS^T Q, and lse and rowsum(dO * O) are vectors along a row. The gradient of
 //! the queries is summed transposed, dQ^T = K^T dS^T, for which pairs of rows of dS^T are interleaved in registers.
 
@@ -67,12 +67,12 @@ const fn query_rows<K: Kernel16>(head_dim: usize) -> usize {
 
 /// Keys of a block of the backward pass.
 const fn key_rows<K: Kernel16>() -> usize {
-    if K::ANY_STRIDE { 128 } else { 112 }
+    if K::ANY_STRIDE { 256 } else { 112 }
 }
 
-/// Rows of scores that are turned into probabilities at once, an even number.
+/// Rows of scores that are turned into probabilities at once, an even number: few, so that they stay in the nearest cache.
 const fn score_rows<K: Kernel16>() -> usize {
-    if K::ANY_STRIDE { 32 } else { 28 }
+    if K::ANY_STRIDE { 16 } else { 28 }
 }
 
 /// Distance between rows of a left operand with `k` columns.

@@ -168,7 +168,8 @@ impl Plan {
         }
         if share >= pieces.count {
             while tiles(rows, columns) < TASKS && (rows > 2 * K::ROWS || columns > 2 * WIDTH) {
-                if rows > 2 * K::ROWS && (rows >= columns || columns <= 2 * WIDTH) {
+                // What is larger should be read by one task only.
+                if rows > 2 * K::ROWS && (m > n && rows >= columns || columns <= 2 * WIDTH) {
                     rows = (rows / 2).next_multiple_of(K::ROWS);
                 } else {
                     columns = (columns / 2).next_multiple_of(WIDTH);
@@ -564,10 +565,10 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                             local_b
                         }
                     };
-                    // The weights of the next piece come from memory while this one is multiplied. With few rows, memory is
-                    // all that counts, and reads ahead only get in the way.
+                    // The weights of the next piece come from memory while this one is multiplied. With very few rows, reads
+                    // ahead would be more than the instructions between them.
                     let lines = (32 * WIDTH).div_ceil(m);
-                    let coming = self.packed_b.filter(|_| q + 1 < q1 && lines <= 8);
+                    let coming = self.packed_b.filter(|_| q + 1 < q1 && lines <= 16);
                     let mut next = coming.map(|all| (all[self.packed_begin(q + 1, n0)..].as_ptr(), lines));
                     // The operand of the outer loop stays in the nearest cache, that of the inner one passes through it.
                     let (outer, inner) = if K::ANY_STRIDE { (tiles, panels) } else { (panels, tiles) };

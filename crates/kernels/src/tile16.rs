@@ -43,7 +43,7 @@ pub struct Tile {
     pub c_stride: usize,
     /// Add to what C holds.
     pub accumulate: bool,
-    /// What to bring nearer while multiplying, and how many cache lines in each step of 32 elements of the sums, up to 8.
+    /// What to bring nearer while multiplying, and how many cache lines in each step of 32 elements of the sums, up to 16.
     /// A hint only.
     pub next: Option<(*const bf16, usize)>,
 }
@@ -105,7 +105,8 @@ impl Kernel16 for Amx {
             match (t.rows > 16, t.columns > 16) {
                 (true, true) => match t.next {
                     Some((_, 0..=4)) => amx_2x2_ahead4(t),
-                    Some(_) => amx_2x2_ahead8(t),
+                    Some((_, 5..=8)) => amx_2x2_ahead8(t),
+                    Some(_) => amx_2x2_ahead16(t),
                     None => amx_2x2(t),
                 },
                 (true, false) => amx_2x1(t),
@@ -199,6 +200,7 @@ macro_rules! amx_2x2 {
 amx_2x2!(amx_2x2, []);
 amx_2x2!(amx_2x2_ahead4, [0, 64, 128, 192]);
 amx_2x2!(amx_2x2_ahead8, [0, 64, 128, 192, 256, 320, 384, 448]);
+amx_2x2!(amx_2x2_ahead16, [0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960]);
 amx_tile!(
     amx_2x1,
     ["tmm0" @ "c0" + "0", "tmm2" @ "c1" + "0"],

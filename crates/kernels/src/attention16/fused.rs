@@ -1,9 +1,10 @@
 //! The forward pass on AMX for heads of few channels: products and exponentials at the same time.
 //!
 //! A processor that multiplies tiles has one port left for most vector arithmetic, but that one is free; so the scores of the
-//! next tile and the sums of the last one are multiplied while the exponentials of a tile are computed. All sums of 16
-//! queries stay in tiles, which bounds the channels. Nothing is subtracted from the exponents: heads for which that may go
-//! wrong are left to [`super::forward`].
+//! next tile and the sums of the last one are multiplied while the exponentials of a tile are computed. Scores are stored as
+//! late as can be, because stores that wait keep other instructions from starting. All sums of 16 queries stay in tiles,
+//! which bounds the channels. Nothing is subtracted from the exponents: heads for which that may go wrong are left to
+//! [`super::forward`].
 //!
 //! Of 32 keys, the even ones are multiplied with one tile and the odd ones with another: so the rounded probabilities of two
 //! keys that stand beside each other come from the same lane, and need not be shuffled to become a left operand.
