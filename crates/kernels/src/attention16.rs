@@ -53,6 +53,9 @@ const SLACK: f32 = 16.0;
 /// Largest magnitude of exponents (to base 2) for which a softmax may do without its maximum.
 const BOUND: f32 = 110.0;
 
+/// Fewest keys for which it is worth to find out. With few, a probability of 1 should also be exactly 1 after rounding.
+const BOUNDED_KEYS: usize = 192;
+
 /// Sums of such a softmax between 2^-60 and 2^60 have lost nothing to the ends of the range of f32.
 const TOTALS: Range<f32> = 8.673_617e-19..1.152_921_5e18;
 

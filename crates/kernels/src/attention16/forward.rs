@@ -126,7 +126,9 @@ impl<K: Kernel16> Forward<'_, K> {
             )
         };
         let k = Operand { source: shape.head(self.k, shape.key_tokens, head), k_rows: false };
-        longest[0] = longest_row(self.kernel.vectors(), &k.source, (j, n), d);
+        if shape.key_tokens >= BOUNDED_KEYS {
+            longest[0] = longest_row(self.kernel.vectors(), &k.source, (j, n), d);
+        }
         let v = Operand { source: shape.head(self.v, shape.key_tokens, head), k_rows: true };
         pack_b(self.kernel, &k, (0, d), (j, n), keys);
         pack_b(self.kernel, &v, (j, n), (0, d), values);
@@ -160,7 +162,7 @@ impl<K: Kernel16> Forward<'_, K> {
         let finish = Finish { shape, out: self.out, lse: self.lse };
         // By Cauchy and Schwarz, no score is beyond the product of the lengths.
         let limit = BOUND / exponent_factor(shape);
-        let longest_key = longest_keys.iter().fold(0.0f32, |a, &b| if b <= a { a } else { b });
+        let longest_key = longest_keys.iter().fold(0.0f32, |a, &b| if a.is_nan() || b <= a { a } else { b });
         with_scratch(
             sizes.iter().sum(),
             #[inline(always)]
@@ -172,13 +174,13 @@ impl<K: Kernel16> Forward<'_, K> {
                     let block = (i0, rows.min(first + count - i0));
                     pack_rows(kernel, &q, block, d, walk.queries, walk.strides.queries);
                     // False for what is not a number.
-                    let bounded =
-                        !shape.causal && longest_row(kernel.vectors(), &q, block, d) * longest_key <= limit * limit;
+                    let bounded = shape.key_tokens >= BOUNDED_KEYS
+                        && longest_row(kernel.vectors(), &q, block, d) * longest_key <= limit * limit;
                     if !(bounded && walk.run::<true>(block)) {
                         walk.run::<false>(block);
                     }
                     let sums = (&*walk.sums, walk.strides.sums);
-                    finish.block(kernel.vectors(), (head, block.0, block.1), sums, (walk.totals, walk.most));
+                    finish.block(kernel.vectors(), (head, block.0, block.1), sums, (walk.totals, walk.most, None));
                 }
             },
         );
@@ -285,15 +287,15 @@ pub(super) struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    /// Divides the sums of queries `i0..i0 + m` of a head, rows `stride` apart, by the totals and stores them, and lse, which also
-    /// has what was subtracted from the exponents, `most`. Totals and `most` are padded to whole vectors.
+    /// Divides the sums of queries `i0..i0 + m` of a head, rows `stride` apart, by `weights`, or else the totals, and stores them, and
+    /// lse, which also has what was subtracted from the exponents, `most`. All are padded to whole vectors.
     #[inline(always)]
     pub fn block(
         &self,
         s: Avx512Bf16,
         (head, i0, m): (usize, usize, usize),
         (sums, stride): (&[f32], usize),
-        (totals, most): (&mut [f32], &[f32]),
+        (totals, most, weights): (&mut [f32], &[f32], Option<&[f32]>),
     ) {
         let shape = self.shape;
         let (b, h) = (head / shape.heads, head % shape.heads);
@@ -304,7 +306,8 @@ impl Finish<'_> {
             let totals = &mut totals[i * 16..][..16];
             let (total, most) = (s.load(totals), s.load(&most[i * 16..]));
             store_up_to(s, s.fma(most, s.splat(std::f32::consts::LN_2), ln(s, total)), lse);
-            s.store(s.div(s.splat(1.0), total), totals);
+            let weight = weights.map_or(total, |weights| s.load(&weights[i * 16..]));
+            s.store(s.div(s.splat(1.0), weight), totals);
         }
         for i in 0..m {
             let token = ((b * shape.query_tokens + i0 + i) * shape.heads + h) * shape.head_dim;

@@ -99,6 +99,13 @@ impl Fused<'_> {
         self.shape.head_dim.div_ceil(16)
     }
 
+    /// Whether outputs are divided by sums of rounded probabilities: with few keys, one often has nearly all the weight, and its
+    /// rounding would show.
+    #[inline(always)]
+    fn weighted(&self) -> bool {
+        self.shape.key_tokens < BOUNDED_KEYS
+    }
+
     /// Length of a head's packed keys, values, and greatest squared lengths of keys.
     fn packed(&self) -> usize {
         self.squares * (TILE / 2 * (2 * self.steps() + self.tiles()) + 1)
@@ -187,16 +194,16 @@ impl Fused<'_> {
         let (keys, rest) = packed.split_at(self.squares * self.steps() * TILE);
         let (values, longest_keys) = rest.split_at(self.squares * self.tiles() * TILE / 2);
         let room = QUERIES.min(range.len()).next_multiple_of(GROUP);
-        // Queries; scores; twice probabilities; sums; totals; zeros.
-        let sizes = [room * self.steps() * 16, TILE, TILE, room * wide, room * 16, room];
+        // Queries; scores; twice probabilities; sums; totals; totals of what is rounded; zeros.
+        let sizes = [room * self.steps() * 16, TILE, TILE, room * wide, room * 16, room * 16, room];
         // By Cauchy and Schwarz, no score is beyond the product of the lengths.
         let limit = BOUND / exponent_factor(shape);
-        let longest_key = longest_keys.iter().fold(0.0f32, |a, &b| if b <= a { a } else { b });
+        let longest_key = longest_keys.iter().fold(0.0f32, |a, &b| if a.is_nan() || b <= a { a } else { b });
         with_scratch(
             sizes.iter().sum(),
             #[inline(always)]
             |memory| {
-                let [queries, scores, p, sums, totals, zeros] = carve(memory, sizes);
+                let [queries, scores, p, sums, totals, weights, zeros] = carve(memory, sizes);
                 zeros.fill(0.0);
                 for i0 in range.clone().step_by(QUERIES) {
                     let m = QUERIES.min(range.end - i0);
@@ -206,17 +213,20 @@ impl Fused<'_> {
                     }
                     self.fetch_ahead(head, i0 + QUERIES..range.end.min(i0 + 2 * QUERIES));
                     totals.fill(0.0);
-                    let memory = Memory { keys, values, queries, scores, p, sums, totals };
+                    weights.fill(0.0);
+                    let memory = Memory { keys, values, queries, scores, p, sums, totals, weights };
                     match (self.steps(), self.tiles()) {
                         (1, 1) => Walk::<1, 1>::new(self, memory).run(m.div_ceil(GROUP)),
                         (1, _) => Walk::<1, 2>::new(self, memory).run(m.div_ceil(GROUP)),
                         (_, 3) => Walk::<2, 3>::new(self, memory).run(m.div_ceil(GROUP)),
                         (..) => Walk::<2, 4>::new(self, memory).run(m.div_ceil(GROUP)),
                     }
-                    if !add_totals(self.s, totals, m) {
+                    let weighted = self.weighted();
+                    if !add_totals(self.s, totals, m) || weighted && !add_totals(self.s, weights, m) {
                         return false;
                     }
-                    self.finish.block(self.s, (head, i0, m), (sums, wide), (totals, zeros));
+                    let weights = weighted.then_some(&*weights);
+                    self.finish.block(self.s, (head, i0, m), (sums, wide), (totals, zeros, weights));
                 }
                 true
             },
@@ -281,6 +291,7 @@ struct Memory<'a> {
     p: &'a mut [f32],
     sums: &'a mut [f32],
     totals: &'a mut [f32],
+    weights: &'a mut [f32],
 }
 
 /// A block of queries on its way through the keys of its head. Tiles 0 and 1 are scores, 2 to 5 sums, 6 and 7 operands.
@@ -294,6 +305,7 @@ struct Walk<const STEPS: usize, const TILES: usize> {
     factor: f32,
     tokens: usize,
     squares: usize,
+    weighted: bool,
     keys: *const f32,
     values: *const f32,
     queries: *const f32,
@@ -301,6 +313,7 @@ struct Walk<const STEPS: usize, const TILES: usize> {
     p: *mut f32,
     sums: *mut f32,
     totals: *mut f32,
+    weights: *mut f32,
 }
 
 impl<const STEPS: usize, const TILES: usize> Walk<STEPS, TILES> {
@@ -310,12 +323,13 @@ impl<const STEPS: usize, const TILES: usize> Walk<STEPS, TILES> {
         assert!(STEPS == fused.steps() && TILES == fused.tiles() && squares > 0);
         assert!(memory.keys.len() >= squares * STEPS * TILE && memory.values.len() >= squares * TILES * TILE / 2);
         assert!(memory.queries.len() >= groups * STEPS * TILE / 2 && memory.sums.len() >= groups * TILES * TILE / 2);
-        assert!(memory.scores.len() == TILE && memory.p.len() == TILE);
+        assert!(memory.scores.len() == TILE && memory.p.len() == TILE && memory.weights.len() == memory.totals.len());
         Self {
             s: fused.s,
             factor: exponent_factor(fused.shape),
             tokens: fused.shape.key_tokens,
             squares,
+            weighted: fused.weighted(),
             keys: memory.keys.as_ptr(),
             values: memory.values.as_ptr(),
             queries: memory.queries.as_ptr(),
@@ -323,6 +337,7 @@ impl<const STEPS: usize, const TILES: usize> Walk<STEPS, TILES> {
             p: memory.p.as_mut_ptr(),
             sums: memory.sums.as_mut_ptr(),
             totals: memory.totals.as_mut_ptr(),
+            weights: memory.weights.as_mut_ptr(),
         }
     }
 
@@ -426,11 +441,13 @@ impl<const STEPS: usize, const TILES: usize> Walk<STEPS, TILES> {
         unsafe {
             let scores = [self.scores.add(row * 16).cast_const(), self.scores.add(TILE / 2 + row * 16).cast_const()];
             let p = self.p.add(place * TILE / 2 + row * 16);
-            let totals = self.totals.add((at.group * GROUP + row) * 16);
-            if count >= KEYS {
-                exponentials::<false>(self.s, scores, self.factor, KEYS, totals, p);
-            } else {
-                exponentials::<true>(self.s, scores, self.factor, count, totals, p);
+            let begin = (at.group * GROUP + row) * 16;
+            let totals = [self.totals.add(begin), self.weights.add(begin)];
+            match (count >= KEYS, self.weighted) {
+                (true, false) => exponentials::<false, false>(self.s, scores, self.factor, KEYS, totals, p),
+                (true, true) => exponentials::<false, true>(self.s, scores, self.factor, KEYS, totals, p),
+                (false, false) => exponentials::<true, false>(self.s, scores, self.factor, count, totals, p),
+                (false, true) => exponentials::<true, true>(self.s, scores, self.factor, count, totals, p),
             }
         }
     }
@@ -507,8 +524,9 @@ impl<const STEPS: usize, const TILES: usize> Walk<STEPS, TILES> {
     }
 }
 
-/// Writes `p = 2^(factor * score)`, rounded, for 8 rows of 16 scores of even keys and as many of odd ones, and adds to `totals` what
-/// is not rounded. Only the first `count` keys are looked at if `MASKED`; the others' p is zero.
+/// Writes `p = 2^(factor * score)`, rounded, for 8 rows of 16 scores of even keys and as many of odd ones, and adds what is not
+/// rounded to the first of `totals`, and what is to the second, if `WEIGHTED`. Only the first `count` keys are looked at if `MASKED`;
+/// the others' p is zero.
 ///
 /// Rounding is by integers, because the processor rounds to bf16 where it multiplies tiles; halves are rounded up.
 ///
@@ -516,18 +534,19 @@ impl<const STEPS: usize, const TILES: usize> Walk<STEPS, TILES> {
 ///
 /// All pointers are to 128 floats.
 #[inline(always)]
-unsafe fn exponentials<const MASKED: bool>(
+unsafe fn exponentials<const MASKED: bool, const WEIGHTED: bool>(
     s: Avx512Bf16,
     scores: [*const f32; 2],
     factor: f32,
     count: usize,
-    totals: *mut f32,
+    totals: [*mut f32; 2],
     p: *mut f32,
 ) {
     let masks = [lanes(count.div_ceil(2)), lanes(count / 2)];
     // SAFETY: the contract of this function; the token proves the instructions.
     unsafe {
         let (factor, half) = (_mm512_set1_ps(factor), _mm512_set1_epi32(0x8000));
+        let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         for i in (0..GROUP / 2 * 16).step_by(16) {
             let mut powers = [_mm512_setzero_ps(); 2];
             let mut rounded = [_mm512_setzero_si512(); 2];
@@ -536,8 +555,14 @@ unsafe fn exponentials<const MASKED: bool>(
                 powers[odd] = if MASKED { _mm512_maskz_mov_ps(masks[odd], power) } else { power };
                 rounded[odd] = _mm512_add_epi32(_mm512_castps_si512(powers[odd]), half);
             }
-            let total = _mm512_loadu_ps(totals.add(i));
-            _mm512_storeu_ps(totals.add(i), _mm512_add_ps(total, _mm512_add_ps(powers[0], powers[1])));
+            let total = _mm512_loadu_ps(totals[0].add(i));
+            _mm512_storeu_ps(totals[0].add(i), _mm512_add_ps(total, _mm512_add_ps(powers[0], powers[1])));
+            if WEIGHTED {
+                let even = _mm512_castsi512_ps(_mm512_and_si512(rounded[0], upper));
+                let odd = _mm512_castsi512_ps(_mm512_and_si512(rounded[1], upper));
+                let total = _mm512_loadu_ps(totals[1].add(i));
+                _mm512_storeu_ps(totals[1].add(i), _mm512_add_ps(total, _mm512_add_ps(even, odd)));
+            }
             let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(rounded[0]), rounded[1]);
             _mm512_storeu_si512(p.add(i).cast(), both);
         }
