@@ -3,10 +3,11 @@
 //! Scores, their exponentials and all sums are f32; probabilities and the gradients of scores are rounded to bf16 where
 //! they become operands of the next product. What is summed for lse is not rounded.
 //!
-//! The forward pass goes over blocks of queries, and for each over blocks of keys, with an online softmax; for short heads on AMX,
-//! see `fused`. The backward pass goes over blocks of keys and works with the transposed scores: rows are keys, so that P^T and dS^T are at once
-//! left operands of dV = P^T dO and dK = dS^T Q, and lse and rowsum(dO * O) are vectors along a row. The gradient of
-//! the queries is summed transposed, dQ^T = K^T dS^T, for which pairs of rows of dS^T are interleaved in registers.
+//! The forward pass goes over blocks of queries, and for each over blocks of keys, with an online softmax; for heads of few
+//! channels on AMX, see `fused`. The backward pass goes over blocks of keys and works with the transposed scores: rows are
+//! keys, so that P^T and dS^T are at once left operands of dV = P^T dO and dK = dS^T Q, and lse and rowsum(dO * O) are
+//! vectors along a row. The gradient of the queries is summed transposed, dQ^T = K^T dS^T, for which pairs of rows of dS^T
+//! are interleaved in registers.
 
 mod backward;
 mod forward;
@@ -125,51 +126,33 @@ fn multiply<K: Kernel16>(
     (c, c_stride): (&mut [f32], usize),
     accumulate: bool,
 ) {
-    let tile_rows = tile_rows::<K>(m);
+    // Tiles of one group may be of any height, so they share the rows evenly.
+    let tile_rows = if K::GROUP == K::ROWS { m.div_ceil(m.div_ceil(K::ROWS).max(1)) } else { K::ROWS };
     for panel in 0..n.div_ceil(WIDTH) {
         let columns = panel_width(n, panel);
         let b = &b[panel * WIDTH * k..][..columns * k];
         for i in (0..m).step_by(tile_rows) {
             let rows = tile_rows.min(m - i);
-            let c = &mut c[i * c_stride + panel * WIDTH..];
-            multiply_tile(kernel, (rows, columns, k), (&a[i * a_stride..], a_stride), b, (c, c_stride), accumulate);
+            let last = rows.next_multiple_of(16) - 1;
+            let a = &a[i * a_stride..][..last * a_stride + k];
+            let c = &mut c[i * c_stride + panel * WIDTH..][..last * c_stride + columns];
+            let second = if rows > K::GROUP { &a[K::GROUP * a_stride..] } else { a };
+            let tile = Tile {
+                rows,
+                columns,
+                k,
+                a: [a.as_ptr(), second.as_ptr()],
+                a_stride,
+                b: b.as_ptr(),
+                c: c.as_mut_ptr(),
+                c_stride,
+                accumulate,
+                next: None,
+            };
+            // SAFETY: the slices are as long as the tile reads and writes; `a_stride` is from `stride`.
+            unsafe { kernel.tile(&tile) };
         }
     }
-}
-
-/// Rows of a tile of `m` rows in all: tiles of one group may be of any height, so they share the rows evenly.
-const fn tile_rows<K: Kernel16>(m: usize) -> usize {
-    if K::GROUP == K::ROWS && m > 0 { m.div_ceil(m.div_ceil(K::ROWS)) } else { K::ROWS }
-}
-
-/// [`multiply`] for at most [`tile_rows`] rows and one panel, of 16 or [`WIDTH`] columns.
-#[inline(always)]
-fn multiply_tile<K: Kernel16>(
-    kernel: K,
-    (rows, columns, k): (usize, usize, usize),
-    (a, a_stride): (&[bf16], usize),
-    b: &[bf16],
-    (c, c_stride): (&mut [f32], usize),
-    accumulate: bool,
-) {
-    let last = rows.next_multiple_of(16) - 1;
-    let (a, b) = (&a[..last * a_stride + k], &b[..columns * k]);
-    let c = &mut c[..last * c_stride + columns];
-    let second = if rows > K::GROUP { &a[K::GROUP * a_stride..] } else { a };
-    let tile = Tile {
-        rows,
-        columns,
-        k,
-        a: [a.as_ptr(), second.as_ptr()],
-        a_stride,
-        b: b.as_ptr(),
-        c: c.as_mut_ptr(),
-        c_stride,
-        accumulate,
-        next: None,
-    };
-    // SAFETY: the slices are as long as the tile reads and writes; `a_stride` is from `stride`.
-    unsafe { kernel.tile(&tile) };
 }
 
 /// Writes rows `first..first + count` as a left operand of `width` columns and zeros up to the kernel's step.

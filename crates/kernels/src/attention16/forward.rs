@@ -11,52 +11,68 @@ pub fn forward(shape: &AttentionShape, q: &[bf16], k: &[bf16], v: &[bf16], out: 
         return false;
     }
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
-    let mut heads: Vec<usize> = (0..shape.batch * shape.heads).collect();
-    if let Bf16Isa::Amx(amx) = bf16_isa()
-        && fused::suits(shape)
-    {
-        heads = fused::forward(amx, shape, [q, k, v], &Finish { shape, out: &out, lse: &lse });
-    }
+    let finish = Finish { shape, out: &out, lse: &lse };
+    let heads = match bf16_isa() {
+        Bf16Isa::Amx(amx) if fused::suits(shape) => fused::forward(amx, shape, [q, k, v], &finish),
+        _ => (0..shape.batch * shape.heads).collect(),
+    };
     dispatch16!(
         |kernel| {
-            Forward { kernel, shape, q, k, v, out: &out, lse: &lse }.run(&heads);
+            Forward { kernel, shape, q, k, v, finish: &finish }.run(&heads);
             true
         },
         false
     )
 }
 
-/// How the work of a pass is cut: keys of each head are packed in blocks, then parts of its queries are done.
-pub(super) struct Cut {
+/// Whether exponents are within [`BOUND`], by the greatest squared length of a query, and those of keys: by Cauchy and Schwarz, no
+/// score is beyond the product of the lengths. False for what is not a number.
+pub(super) fn bounded_by(shape: &AttentionShape, longest_keys: &[f32]) -> impl Fn(f32) -> bool + use<> {
+    let limit = BOUND / exponent_factor(shape);
+    let longest_key = longest_keys.iter().fold(0.0f32, |a, &b| if a.is_nan() || b <= a { a } else { b });
+    move |longest_query| longest_query * longest_key <= limit * limit
+}
+
+/// How the work is cut: keys of each head are packed in blocks, then parts of its queries are done.
+pub(super) struct Cut<'a> {
+    pub shape: &'a AttentionShape,
+    /// How many of the heads.
     pub heads: usize,
     /// Length of the packed keys of a head.
     pub packed: usize,
     pub blocks: usize,
-    pub parts: usize,
+    /// Queries that are not divided.
+    pub unit: usize,
 }
 
-impl Cut {
-    /// Calls `pack` with a head, a block, the memory and where the head's begins, and `task` with a head, a part, and the head's
-    /// memory. If a head is one part, its thread also packs it.
+impl Cut<'_> {
+    /// Calls `pack` with a head, a block, the memory and where the head's begins, and `task` with a head, some of its queries, and its
+    /// memory. If a head is not divided, its thread also packs it.
     pub fn run(
         &self,
         pack: impl Fn(usize, usize, &SharedMut<f32>, usize) + Sync,
-        task: impl Fn(usize, usize, &[f32]) + Sync,
+        task: impl Fn(usize, Range<usize>, &[f32]) + Sync,
     ) {
-        let (blocks, parts, len) = (self.blocks, self.parts, self.packed);
-        if parts == 1 {
+        let (queries, blocks, len) = (self.shape.query_tokens, self.blocks, self.packed);
+        let parts = tasks_of_head(self.shape, queries.div_ceil(self.unit), 2 * TASKS);
+        let rows = queries.div_ceil(parts).next_multiple_of(self.unit);
+        if rows >= queries {
             return parallel_for(self.heads, |head| {
                 with_scratch(len, |packed| {
                     let shared = SharedMut::new(packed);
                     (0..blocks).for_each(|block| pack(head, block, &shared, 0));
-                    task(head, 0, packed);
+                    task(head, 0..queries, packed);
                 });
             });
         }
+        let parts = queries.div_ceil(rows);
         with_scratch(self.heads * len, |packed| {
             let shared = SharedMut::new(packed);
             parallel_for(self.heads * blocks, |i| pack(i / blocks, i % blocks, &shared, i / blocks * len));
-            parallel_for(self.heads * parts, |i| task(i / parts, i % parts, &packed[i / parts * len..][..len]));
+            parallel_for(self.heads * parts, |i| {
+                let (head, first) = (i / parts, i % parts * rows);
+                task(head, first..queries.min(first + rows), &packed[head * len..][..len]);
+            });
         });
     }
 }
@@ -67,8 +83,7 @@ struct Forward<'a, K> {
     q: &'a [bf16],
     k: &'a [bf16],
     v: &'a [bf16],
-    out: &'a SharedMut<'a, bf16>,
-    lse: &'a SharedMut<'a, f32>,
+    finish: &'a Finish<'a>,
 }
 
 impl<K: Kernel16> Forward<'_, K> {
@@ -82,14 +97,12 @@ impl<K: Kernel16> Forward<'_, K> {
     /// Does some of the heads.
     fn run(&self, heads: &[usize]) {
         let (shape, d) = (self.shape, self.shape.head_dim);
-        let unit = query_rows::<K>(d);
-        let parts = tasks_of_head(shape, shape.query_tokens.div_ceil(unit), 2 * TASKS);
-        let rows = shape.query_tokens.div_ceil(parts).next_multiple_of(unit);
         Cut {
+            shape,
             heads: heads.len(),
             packed: self.packed().iter().sum(),
             blocks: shape.key_tokens.div_ceil(key_columns(d)),
-            parts: shape.query_tokens.div_ceil(rows),
+            unit: query_rows::<K>(d),
         }
         .run(
             |head, block, to, begin| {
@@ -98,11 +111,10 @@ impl<K: Kernel16> Forward<'_, K> {
                     || self.pack(heads[head], block, to, begin),
                 );
             },
-            |head, part, packed| {
-                let range = (part * rows, rows.min(shape.query_tokens - part * rows));
+            |head, queries, packed| {
                 self.kernel.run(
                     #[inline(always)]
-                    || self.task(heads[head], range, packed),
+                    || self.task(heads[head], queries, packed),
                 );
             },
         );
@@ -134,15 +146,15 @@ impl<K: Kernel16> Forward<'_, K> {
         pack_b(self.kernel, &v, (j, n), (0, d), values);
     }
 
-    /// Queries `first..first + count` of a head, with its packed keys and values.
+    /// Some queries of a head, with its packed keys and values.
     #[inline(always)]
-    fn task(&self, head: usize, (first, count): (usize, usize), packed: &[f32]) {
+    fn task(&self, head: usize, range: Range<usize>, packed: &[f32]) {
         let (keys, rest) = packed.split_at(self.packed()[0]);
         let (values, longest_keys) = rest.split_at(self.packed()[1]);
         let (keys, values): (&[bf16], &[bf16]) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
         let (kernel, shape, d) = (self.kernel, self.shape, self.shape.head_dim);
         let depth = d.next_multiple_of(K::K_STEP);
-        let rows = query_rows::<K>(d).min(count);
+        let rows = query_rows::<K>(d).min(range.len());
         let longest = key_columns(d).min(shape.key_tokens.next_multiple_of(WIDTH));
         let strides = Strides {
             queries: stride::<K>(depth),
@@ -159,10 +171,7 @@ impl<K: Kernel16> Forward<'_, K> {
             rows.next_multiple_of(16),
         ];
         let q = shape.head(self.q, shape.query_tokens, head);
-        let finish = Finish { shape, out: self.out, lse: self.lse };
-        // By Cauchy and Schwarz, no score is beyond the product of the lengths.
-        let limit = BOUND / exponent_factor(shape);
-        let longest_key = longest_keys.iter().fold(0.0f32, |a, &b| if a.is_nan() || b <= a { a } else { b });
+        let bounded = bounded_by(shape, longest_keys);
         with_scratch(
             sizes.iter().sum(),
             #[inline(always)]
@@ -170,17 +179,16 @@ impl<K: Kernel16> Forward<'_, K> {
                 let [queries, scores, p, sums, totals, most] = carve(memory, sizes);
                 let [queries, p] = [queries, p].map(bytemuck::cast_slice_mut::<f32, bf16>);
                 let mut walk = Walk { forward: self, keys, values, strides, queries, scores, p, sums, totals, most };
-                for i0 in (first..first + count).step_by(rows) {
-                    let block = (i0, rows.min(first + count - i0));
+                for i0 in range.clone().step_by(rows) {
+                    let block = (i0, rows.min(range.end - i0));
                     pack_rows(kernel, &q, block, d, walk.queries, walk.strides.queries);
-                    // False for what is not a number.
-                    let bounded = shape.key_tokens >= BOUNDED_KEYS
-                        && longest_row(kernel.vectors(), &q, block, d) * longest_key <= limit * limit;
+                    let bounded =
+                        shape.key_tokens >= BOUNDED_KEYS && bounded(longest_row(kernel.vectors(), &q, block, d));
                     if !(bounded && walk.run::<true>(block)) {
                         walk.run::<false>(block);
                     }
                     let sums = (&*walk.sums, walk.strides.sums);
-                    finish.block(kernel.vectors(), (head, block.0, block.1), sums, (walk.totals, walk.most, None));
+                    self.finish.block(kernel.vectors(), (head, block.0, block.1), sums, (walk.totals, walk.most, None));
                 }
             },
         );

@@ -12,7 +12,7 @@
 use std::arch::asm;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::forward::{Cut, Finish, Longest, add_squares, add_totals, load_half, longest_row};
+use super::forward::{Cut, Finish, Longest, add_squares, add_totals, bounded_by, load_half, longest_row};
 use super::*;
 use crate::scratch::Line;
 use crate::simd::{Amx, prefetch_all, with_avx512_bf16};
@@ -48,30 +48,26 @@ pub fn suits(shape: &AttentionShape) -> bool {
 pub fn forward(amx: Amx, shape: &AttentionShape, [q, k, v]: [&[bf16]; 3], finish: &Finish) -> Vec<usize> {
     let heads = shape.batch * shape.heads;
     let failed: Vec<AtomicBool> = (0..heads).map(|_| AtomicBool::new(false)).collect();
-    let parts = tasks_of_head(shape, shape.query_tokens.div_ceil(QUERIES), 2 * TASKS);
-    let rows = shape.query_tokens.div_ceil(parts).next_multiple_of(QUERIES);
     let squares = shape.key_tokens.div_ceil(KEYS);
     let fused = Fused { s: amx.vectors(), shape, q, k, v, finish, squares };
-    Cut { heads, packed: fused.packed(), blocks: squares.div_ceil(PACKED), parts: shape.query_tokens.div_ceil(rows) }
-        .run(
-            |head, block, to, begin| {
-                with_avx512_bf16(
-                    fused.s,
-                    #[inline(always)]
-                    || fused.pack(head, block * PACKED, to, begin),
-                );
-            },
-            |head, part, packed| {
-                amx.configure_thread();
-                let range = part * rows..shape.query_tokens.min(part * rows + rows);
-                let good = with_avx512_bf16(
-                    fused.s,
-                    #[inline(always)]
-                    || fused.task(head, range, packed),
-                );
-                failed[head].fetch_or(!good, Ordering::Relaxed);
-            },
-        );
+    Cut { shape, heads, packed: fused.packed(), blocks: squares.div_ceil(PACKED), unit: QUERIES }.run(
+        |head, block, to, begin| {
+            with_avx512_bf16(
+                fused.s,
+                #[inline(always)]
+                || fused.pack(head, block * PACKED, to, begin),
+            );
+        },
+        |head, queries, packed| {
+            amx.configure_thread();
+            let good = with_avx512_bf16(
+                fused.s,
+                #[inline(always)]
+                || fused.task(head, queries, packed),
+            );
+            failed[head].fetch_or(!good, Ordering::Relaxed);
+        },
+    );
     (0..heads).filter(|&head| failed[head].load(Ordering::Relaxed)).collect()
 }
 
@@ -166,8 +162,11 @@ impl Fused<'_> {
         for (to, first) in to.chunks_exact_mut(steps * TILE / 2).zip((first..first + count).step_by(GROUP)) {
             let mut squares = [Line([0.0; 16]); 16];
             let lines: &mut [Line] = bytemuck::cast_slice_mut(to);
-            let (whole, rest) = squares.split_at_mut(GROUP.min(self.shape.query_tokens - first));
-            for (i, square) in whole.iter_mut().enumerate() {
+            let asked = GROUP.min(self.shape.query_tokens - first);
+            if asked < GROUP {
+                lines.fill(Line([0.0; 16]));
+            }
+            for (i, square) in squares.iter_mut().take(asked).enumerate() {
                 let row = &q.data[(first + i) * q.stride..][..d];
                 let mut sum = s.splat(0.0);
                 for (step, row) in row.chunks(32).enumerate() {
@@ -176,11 +175,6 @@ impl Fused<'_> {
                     store_line(s, v, &mut lines[step * GROUP + i]);
                 }
                 s.store(sum, &mut square.0);
-            }
-            for i in 0..rest.len() {
-                for step in 0..steps {
-                    lines[step * GROUP + GROUP - 1 - i] = Line([0.0; 16]);
-                }
             }
             longest.update(s, &squares);
         }
@@ -196,9 +190,7 @@ impl Fused<'_> {
         let room = QUERIES.min(range.len()).next_multiple_of(GROUP);
         // Queries; scores; twice probabilities; sums; totals; totals of what is rounded; zeros.
         let sizes = [room * self.steps() * 16, TILE, TILE, room * wide, room * 16, room * 16, room];
-        // By Cauchy and Schwarz, no score is beyond the product of the lengths.
-        let limit = BOUND / exponent_factor(shape);
-        let longest_key = longest_keys.iter().fold(0.0f32, |a, &b| if a.is_nan() || b <= a { a } else { b });
+        let (bounded, weighted) = (bounded_by(shape, longest_keys), self.weighted());
         with_scratch(
             sizes.iter().sum(),
             #[inline(always)]
@@ -207,8 +199,7 @@ impl Fused<'_> {
                 zeros.fill(0.0);
                 for i0 in range.clone().step_by(QUERIES) {
                     let m = QUERIES.min(range.end - i0);
-                    let greatest = self.pack_queries(head, i0, m, queries) * longest_key;
-                    if greatest.is_nan() || greatest > limit * limit {
+                    if !bounded(self.pack_queries(head, i0, m, queries)) {
                         return false;
                     }
                     self.fetch_ahead(head, i0 + QUERIES..range.end.min(i0 + 2 * QUERIES));
@@ -221,7 +212,6 @@ impl Fused<'_> {
                         (_, 3) => Walk::<2, 3>::new(self, memory).run(m.div_ceil(GROUP)),
                         (..) => Walk::<2, 4>::new(self, memory).run(m.div_ceil(GROUP)),
                     }
-                    let weighted = self.weighted();
                     if !add_totals(self.s, totals, m) || weighted && !add_totals(self.s, weights, m) {
                         return false;
                     }
