@@ -6,6 +6,8 @@ use half::bf16;
 use crate::element::Element;
 use crate::packed::PackedWeights;
 use crate::pointwise::sum_rows;
+#[cfg(target_arch = "x86_64")]
+use crate::product::Output;
 use crate::product::{Dense, Epilogue, Operand, Rows, Source, copy, product};
 #[cfg(target_arch = "x86_64")]
 use crate::product16::Panels;
@@ -14,6 +16,8 @@ use crate::scratch::with_scratch;
 use crate::simd::Avx512Bf16;
 use crate::simd::{Simd, multiplies_bf16};
 use crate::threads::for_chunks;
+#[cfg(target_arch = "x86_64")]
+use crate::winograd16;
 
 /// Shape of a convolution (in fact a cross-correlation, as everywhere in deep learning):
 /// `y[b, oy, ox, o] = sum over (ky, kx, i) of x[b, oy * stride + ky - top, ox * stride + kx - left, i] w[o, ky, kx, i]`,
@@ -115,6 +119,15 @@ impl Conv2dShape {
         assert!(residual.is_none_or(|r| r.len() == m * n), "{op}: the residual does not have {m} x {n} elements");
         let pixels = self.out_height() * self.out_width();
         Epilogue { bias, group: channel_add.map(|a| (a, pixels)), residual, ..Epilogue::default() }
+    }
+
+    /// Whether bf16 convolutions of this shape are computed by minimal filtering, F(2x2, 3x3): fewer multiplications, and an error up to
+    /// 1.8 times as large. A function of the shape, the instruction set and the environment variable `CALOTYPE_CONV` (`direct`: never).
+    pub fn minimal_filtering(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return winograd16::suits(self).is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// Length of the parts of a patch in which bf16 products cut their sums: lines of a window, if whole steps fit.
@@ -397,6 +410,12 @@ pub fn conv2d_forward<T: Element>(
 ) {
     shape.check("conv2d_forward", x.len(), w.len(), y.len());
     let epilogue = shape.epilogue("conv2d_forward", bias, channel_add, residual);
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(token), Some(x)) = (winograd16::suits(shape), T::as_half(x)) {
+        return Output::to_rows(y, shape.out_channels, epilogue, |out| {
+            winograd16::forward_plain(token, shape, x, w, out)
+        });
+    }
     let (m, n, k) = (shape.positions(), shape.out_channels, shape.patch());
     let weights = Operand { source: Dense { data: w, stride: k }, k_rows: false };
     let out = (y, Rows::Linear { stride: n });
@@ -475,6 +494,12 @@ impl<W: Source> Source for Flipped<W> {
 /// If a slice does not have the length its shape says.
 pub fn conv2d_backward_input<T: Element>(shape: &Conv2dShape, dy: &[T], w: &[f32], dx: &mut [T]) {
     shape.check("conv2d_backward_input", dx.len(), w.len(), dy.len());
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(token), Some(dy)) = (winograd16::suits(shape), T::as_half(dy)) {
+        return Output::to_rows(dx, shape.in_channels, Epilogue::default(), |out| {
+            winograd16::backward_input_plain(token, shape, dy, w, out)
+        });
+    }
     backward_input(shape, dy, Dense { data: w, stride: shape.patch() }, dx);
 }
 

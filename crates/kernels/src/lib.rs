@@ -52,6 +52,8 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile16;
 mod torch_random;
+#[cfg(target_arch = "x86_64")]
+mod winograd16;
 
 #[cfg(test)]
 mod reference;

@@ -3,6 +3,7 @@
 use crate::math::{load_up_to, store_up_to};
 use crate::packed::{PackedWeights, Renewal};
 use crate::simd::{Simd, dispatch};
+use crate::stream::past_caches_done;
 use crate::threads::{SharedMut, for_chunks, parallel_for};
 use std::ops::Range;
 
@@ -147,7 +148,7 @@ fn step_and_pack(factors: &Factors, rows: &mut Stepped<'_>, packed: &Renewal<'_>
     const RUN: usize = 2048;
     let (len, columns) = (rows.parameter.len(), packed.columns());
     let (mut first, mut begin) = (0, 0);
-    for (q, piece) in packed.pieces().enumerate() {
+    for (q, piece) in packed.pieces().into_iter().enumerate() {
         if piece.end - begin < RUN && piece.end < columns {
             continue;
         }
@@ -160,7 +161,7 @@ fn step_and_pack(factors: &Factors, rows: &mut Stepped<'_>, packed: &Renewal<'_>
         }
         (first, begin) = (q + 1, piece.end);
     }
-    packed.done();
+    past_caches_done(true);
 }
 
 /// Ranges of neighbouring pieces that have [`CHUNK`] elements together, or the one more that a last piece brings.

@@ -6,11 +6,12 @@ use crate::conv::Conv2dShape;
 use crate::element::Element;
 use crate::product::{Dense, Epilogue, GATED, Operand, Output, Rows, Source};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use crate::product16::Renewal;
-#[cfg(target_arch = "x86_64")]
-use crate::product16::{PackedRight, PackedRows, product_packed};
+use crate::product16::{PackedRight, PackedRows, Renewal as ProductRenewal, product_packed};
 use crate::simd::Simd;
 use crate::threads::SharedMut;
+#[cfg(target_arch = "x86_64")]
+use crate::winograd16::{self, FilterRenewal, Filters};
+use std::ops::Range;
 
 /// Stands where no instructions want packed weights: there are none.
 #[cfg(not(target_arch = "x86_64"))]
@@ -30,7 +31,7 @@ impl PackedRight {
     fn gives_rows(&self) -> bool {
         match *self {}
     }
-    fn renew(&mut self) -> Renewal<'_> {
+    fn renew(&mut self) -> ProductRenewal<'_> {
         match *self {}
     }
 }
@@ -49,24 +50,22 @@ impl Source for PackedRows<'_> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) enum Renewal<'a> {
+pub(crate) enum ProductRenewal<'a> {
     #[expect(dead_code)]
     None(&'a PackedRight),
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-impl Renewal<'_> {
-    pub(crate) const ROWS: usize = 32;
-    pub(crate) fn columns(&self) -> usize {
+impl ProductRenewal<'_> {
+    fn columns(&self) -> usize {
         match *self {
             Self::None(right) => match *right {},
         }
     }
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+    fn pieces(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         std::iter::empty()
     }
-    pub(crate) unsafe fn pack(&self, _: usize, _: usize, _: &[f32]) {}
-    pub(crate) fn done(&self) {}
+    unsafe fn pack(&self, _: usize, _: usize, _: &[f32]) {}
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -74,11 +73,79 @@ fn product_packed<A: Source>(_: usize, _: &Operand<A>, b: &PackedRight, _: &Outp
     match *b {}
 }
 
+/// What weights are packed for.
+enum Packing {
+    /// Products of matrices.
+    Product(PackedRight),
+    /// Convolutions by minimal filtering.
+    #[cfg(target_arch = "x86_64")]
+    Filters(Filters),
+}
+
+impl Packing {
+    fn size(&self) -> (usize, usize) {
+        match self {
+            Self::Product(right) => right.size(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Filters(filters) => filters.size(),
+        }
+    }
+}
+
+/// Packed weights that get new values.
+pub(crate) enum Renewal<'a> {
+    /// Of products of matrices.
+    Product(ProductRenewal<'a>),
+    /// Of convolutions by minimal filtering.
+    #[cfg(target_arch = "x86_64")]
+    Filters(FilterRenewal<'a>),
+}
+
+impl Renewal<'_> {
+    /// Rows that are packed together.
+    pub(crate) const ROWS: usize = 32;
+
+    /// Columns of a row.
+    pub(crate) fn columns(&self) -> usize {
+        match self {
+            Self::Product(right) => right.columns(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Filters(filters) => filters.columns(),
+        }
+    }
+
+    /// Ranges of columns that are packed together, in order.
+    pub(crate) fn pieces(&self) -> Vec<Range<usize>> {
+        match self {
+            Self::Product(right) => right.pieces().collect(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Filters(filters) => std::iter::once(0..filters.columns()).collect(),
+        }
+    }
+
+    /// Packs piece `q` of the rows from `row` on, a multiple of [`Renewal::ROWS`]; `w` holds whole rows, at most as many.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may pack the same piece of the same rows meanwhile, and none may read what this one has packed before it has
+    /// called [`past_caches_done`](crate::stream::past_caches_done).
+    pub(crate) unsafe fn pack(&self, q: usize, row: usize, w: &[f32]) {
+        // SAFETY: the contract of this function.
+        unsafe {
+            match self {
+                Self::Product(right) => right.pack(q, row, w),
+                #[cfg(target_arch = "x86_64")]
+                Self::Filters(filters) => filters.transform(row, w),
+            }
+        }
+    }
+}
+
 /// The weights of a linear layer or a convolution, rounded to bf16 where they are f32, and in the order in which the products with bf16
 /// activations read them. The results are the bits that
 /// plain weights give.
 pub struct PackedWeights {
-    right: PackedRight,
+    packing: Packing,
     /// Whether values and gates stand in panels side by side.
     gated: bool,
     /// Whether gradients of the layer's input can be computed from it.
@@ -105,7 +172,7 @@ impl<W: Element> Source for GatedRows<'_, W> {
 
 impl std::fmt::Debug for PackedWeights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (n, k) = self.right.size();
+        let (n, k) = self.packing.size();
         write!(f, "PackedWeights({n} x {k}, gated: {})", self.gated)
     }
 }
@@ -119,7 +186,11 @@ impl PackedWeights {
     pub fn for_linear<W: Element>(w: &[W], n: usize, k: usize) -> Option<Self> {
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
-        PackedRight::pack(&operand, n, k, k).map(|right| Self { for_input: right.gives_rows(), right, gated: false })
+        PackedRight::pack(&operand, n, k, k).map(|right| Self {
+            for_input: right.gives_rows(),
+            packing: Packing::Product(right),
+            gated: false,
+        })
     }
 
     /// Packs the `[2 c, k]` weights of a linear layer whose outputs are c values and c gates; `None` where bf16 products gain
@@ -134,11 +205,15 @@ impl PackedWeights {
             return None;
         }
         let operand = Operand { source: GatedRows { rows: Dense { data: w, stride: k }, c }, k_rows: false };
-        PackedRight::pack(&operand, 2 * c, k, k).map(|right| Self { right, gated: true, for_input: false })
+        PackedRight::pack(&operand, 2 * c, k, k).map(|right| Self {
+            packing: Packing::Product(right),
+            gated: true,
+            for_input: false,
+        })
     }
 
-    /// Packs the `[out_channels, kernel height, kernel width, in_channels]` weights of a convolution; of the shape, only the
-    /// weights' matter. `None` where bf16 products gain nothing by it.
+    /// Packs the `[out_channels, kernel height, kernel width, in_channels]` weights of a convolution, for all shapes that
+    /// [share](Conv2dShape::minimal_filtering) its way of computing. `None` where bf16 products gain nothing by it.
     ///
     /// # Panics
     ///
@@ -146,15 +221,24 @@ impl PackedWeights {
     pub fn for_conv<W: Element>(shape: &Conv2dShape, w: &[W]) -> Option<Self> {
         let (n, k) = (shape.out_channels, shape.patch());
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
+        #[cfg(target_arch = "x86_64")]
+        if let Some(token) = winograd16::suits(shape) {
+            let packing = Packing::Filters(Filters::new(token, w, n, shape.in_channels));
+            return Some(Self { packing, gated: false, for_input: true });
+        }
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
         let right = PackedRight::pack(&operand, n, k, shape.segment())?;
         let for_input = right.gives_rows() && shape.in_channels.is_multiple_of(32);
-        Some(Self { right, gated: false, for_input })
+        Some(Self { packing: Packing::Product(right), gated: false, for_input })
     }
 
     /// Memory that the weights take, in bytes.
     pub fn bytes(&self) -> usize {
-        self.right.bytes()
+        match &self.packing {
+            Packing::Product(right) => right.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            Packing::Filters(filters) => filters.bytes(),
+        }
     }
 
     /// Whether gradients of the layer's input can be computed from it: where inputs and outputs are multiples of 32, and for
@@ -165,25 +249,48 @@ impl PackedWeights {
 
     /// Rows and columns, `None` for weights that were packed for GEGLU: only others are packed anew by optimizer steps.
     pub(crate) fn renewable(&self) -> Option<(usize, usize)> {
-        (!self.gated).then(|| self.right.size())
+        (!self.gated).then(|| self.packing.size())
     }
 
     pub(crate) fn renew(&mut self) -> Renewal<'_> {
-        self.right.renew()
+        match &mut self.packing {
+            Packing::Product(right) => Renewal::Product(right.renew()),
+            #[cfg(target_arch = "x86_64")]
+            Packing::Filters(filters) => Renewal::Filters(filters.renew()),
+        }
     }
 
     fn check(&self, op: &str, n: usize, k: usize, gated: bool) {
-        let (packed_n, packed_k) = self.right.size();
+        let (packed_n, packed_k) = self.packing.size();
         assert!(self.gated == gated, "{op}: the weights were packed for another use");
         assert!((n, k) == (packed_n, packed_k), "{op}: the packed weights are {packed_n} x {packed_k}, not {n} x {k}");
     }
 
+    /// The weights of products of matrices.
+    fn right(&self, op: &str) -> &PackedRight {
+        match &self.packing {
+            Packing::Product(right) => right,
+            #[cfg(target_arch = "x86_64")]
+            Packing::Filters(_) => panic!("{op}: the weights were packed for another shape"),
+        }
+    }
+
+    /// The filters of convolutions by minimal filtering.
+    #[cfg(target_arch = "x86_64")]
+    fn filters(&self, op: &str) -> &Filters {
+        match &self.packing {
+            Packing::Filters(filters) => filters,
+            Packing::Product(_) => panic!("{op}: the weights were packed for another shape"),
+        }
+    }
+
     /// `C = A W^T` through an epilogue; rows of C are contiguous.
     pub(crate) fn product<A: Source>(&self, m: usize, a: &Operand<A>, c: &mut [bf16], epilogue: Epilogue<bf16>) {
-        let (n, _) = self.right.size();
+        let right = self.right("product");
+        let (n, _) = right.size();
         let data = SharedMut::new(c);
         let stride = if self.gated { n / 2 } else { n };
-        product_packed(m, a, &self.right, &Output { data: &data, rows: Rows::Linear { stride }, n, epilogue });
+        product_packed(m, a, right, &Output { data: &data, rows: Rows::Linear { stride }, n, epilogue });
     }
 }
 
@@ -248,6 +355,11 @@ pub fn conv2d_forward_packed(
     w.check("conv2d_forward_packed", shape.out_channels, shape.patch(), false);
     shape.check("conv2d_forward_packed", x.len(), shape.weight_len(), y.len());
     let epilogue = shape.epilogue("conv2d_forward_packed", bias, channel_add, residual);
+    #[cfg(target_arch = "x86_64")]
+    if shape.minimal_filtering() {
+        let filters = w.filters("conv2d_forward_packed");
+        return Output::to_rows(y, shape.out_channels, epilogue, |out| winograd16::forward(shape, x, filters, out));
+    }
     shape.packed_product(x, w, y, epilogue);
 }
 
@@ -262,7 +374,7 @@ pub fn linear_backward_input_packed(dy: &[bf16], w: &PackedWeights, dx: &mut [bf
     assert!(w.gives_input_gradients(), "{OP}: {n} x {k} weights give no input gradients");
     assert!(dy.len() == m * n, "{OP}: dy has {} elements, not {m} x {n}", dy.len());
     assert!(dx.len() == m * k, "{OP}: dx has {} elements, not {m} x {k}", dx.len());
-    crate::linear::backward_input(dy, PackedRows(&w.right), dx, (m, k, n));
+    crate::linear::backward_input(dy, PackedRows(w.right(OP)), dx, (m, k, n));
 }
 
 /// [`crate::conv2d_backward_input`] on packed weights, with the bits that plain ones give.
@@ -275,5 +387,12 @@ pub fn conv2d_backward_input_packed(shape: &Conv2dShape, dy: &[bf16], w: &Packed
     w.check(OP, shape.out_channels, shape.patch(), false);
     assert!(w.gives_input_gradients(), "{OP}: these weights give no input gradients");
     shape.check(OP, dx.len(), shape.weight_len(), dy.len());
-    crate::conv::backward_input(shape, dy, PackedRows(&w.right), dx);
+    #[cfg(target_arch = "x86_64")]
+    if shape.minimal_filtering() {
+        let filters = w.filters(OP);
+        return Output::to_rows(dx, shape.in_channels, Epilogue::default(), |out| {
+            winograd16::backward_input(shape, dy, filters, out)
+        });
+    }
+    crate::conv::backward_input(shape, dy, PackedRows(w.right(OP)), dx);
 }

@@ -244,6 +244,12 @@ pub struct Output<'a, T> {
 }
 
 impl<T: Element> Output<'_, T> {
+    /// Calls `f` with an output to contiguous rows of `n` columns.
+    pub fn to_rows(c: &mut [T], n: usize, epilogue: Epilogue<T>, f: impl FnOnce(&Output<T>)) {
+        let data = SharedMut::new(c);
+        f(&Output { data: &data, rows: Rows::Linear { stride: n }, n, epilogue });
+    }
+
     /// Stores a piece of a row of C through the epilogue. Each element is passed to this function once.
     #[inline(always)]
     pub fn store<S: Simd>(&self, s: S, row: usize, column: usize, sum: &[f32]) {

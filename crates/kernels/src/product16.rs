@@ -10,7 +10,6 @@ use crate::element::Element;
 use crate::product::{Dense, FETCH, Operand, Output, Partial, Source, copy};
 use crate::scratch::{Line, with_scratch};
 use crate::simd::{Avx512Bf16, Bf16Isa, Simd, bf16_isa, prefetch};
-use crate::stream::past_caches_done;
 use crate::threads::{SharedMut, parallel_for};
 use crate::tile16::{A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, swap_pairs, transpose_pairs, transpose_rounded};
 use std::ops::Range;
@@ -784,9 +783,6 @@ pub struct Renewal<'a> {
 }
 
 impl Renewal<'_> {
-    /// Rows that are packed together.
-    pub const ROWS: usize = WIDTH;
-
     /// Columns of a row.
     pub fn columns(&self) -> usize {
         self.k
@@ -797,12 +793,12 @@ impl Renewal<'_> {
         (0..self.pieces.count).map(|q| self.pieces.range(q)).map(|(begin, len)| begin..begin + len)
     }
 
-    /// Packs piece `q` of the rows from `row` on, a multiple of [`Renewal::ROWS`]; `w` holds whole rows, at most as many.
+    /// Packs piece `q` of the rows from `row` on, a multiple of [`WIDTH`]; `w` holds whole rows, at most as many.
     ///
     /// # Safety
     ///
     /// No other thread may pack the same piece of the same rows meanwhile, and none may read what this one has packed before it has
-    /// called [`Renewal::done`].
+    /// called [`past_caches_done`](crate::stream::past_caches_done).
     pub unsafe fn pack(&self, q: usize, row: usize, w: &[f32]) {
         let rows = w.len() / self.k.max(1);
         debug_assert!(row.is_multiple_of(WIDTH) && rows <= WIDTH && row + rows <= self.n);
@@ -829,10 +825,5 @@ impl Renewal<'_> {
             ),
             unreachable!("weights are only packed where bf16 products are")
         );
-    }
-
-    /// To be called by a thread after its last piece.
-    pub fn done(&self) {
-        past_caches_done(true);
     }
 }

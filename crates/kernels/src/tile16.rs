@@ -19,6 +19,11 @@ pub const KC: usize = 1024;
 /// different sets of the cache.
 pub const A_STRIDE: usize = KC + 32;
 
+/// [`KC`] and [`A_STRIDE`] of products with shorter pieces.
+pub const SHORT_KC: usize = 320;
+/// See [`SHORT_KC`].
+pub const SHORT_STRIDE: usize = SHORT_KC + 32;
+
 /// Columns of a whole panel of B.
 pub const WIDTH: usize = 32;
 
@@ -56,7 +61,7 @@ pub trait Kernel16: Copy + Send + Sync + 'static {
     const GROUP: usize;
     /// What the length of sums must be a multiple of.
     const K_STEP: usize;
-    /// Whether A can lie anywhere; otherwise `a_stride` must be [`A_STRIDE`].
+    /// Whether A can lie anywhere; otherwise `a_stride` must be [`A_STRIDE`] or [`SHORT_STRIDE`].
     const ANY_STRIDE: bool;
     /// Good number of rows of a task.
     const TASK_ROWS: usize;
@@ -256,23 +261,26 @@ impl Kernel16 for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn tile(self, t: &Tile) {
-        debug_assert!(t.a_stride == A_STRIDE);
+        debug_assert!([A_STRIDE, SHORT_STRIDE].contains(&t.a_stride));
+        let tiles = if t.a_stride == A_STRIDE { &DOT_TILES } else { &SHORT_DOT_TILES };
         let vectors = t.columns / 16;
         // SAFETY: the contract of this function; the token proves the instructions.
-        unsafe { DOT_TILES[t.rows - 1][vectors - 1](t) }
+        unsafe { tiles[t.rows - 1][vectors - 1](t) }
     }
 }
 
 type TileFn = unsafe fn(&Tile);
 
 macro_rules! dot_tiles {
-    ($($rows:literal)*) => {
-        [$([dot_tile::<$rows, 1> as TileFn, dot_tile::<$rows, 2> as TileFn]),*]
+    ($stride:ident: $($rows:literal)*) => {
+        [$([dot_tile::<$rows, 1, $stride> as TileFn, dot_tile::<$rows, 2, $stride> as TileFn]),*]
     };
 }
 
 /// By rows less one, and vectors less one.
-static DOT_TILES: [[TileFn; 2]; 14] = dot_tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+static DOT_TILES: [[TileFn; 2]; 14] = dot_tiles!(A_STRIDE: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+/// For rows of A that are [`SHORT_STRIDE`] apart.
+static SHORT_DOT_TILES: [[TileFn; 2]; 14] = dot_tiles!(SHORT_STRIDE: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
 /// The same bits as a vector of bf16.
 #[inline(always)]
@@ -281,13 +289,13 @@ fn halves(v: __m512i) -> __m512bh {
     unsafe { std::mem::transmute::<__m512i, __m512bh>(v) }
 }
 
-/// A tile by dot products of pairs; the rows of A are [`A_STRIDE`] apart, so that their addresses are constants.
+/// A tile by dot products of pairs; the rows of A are `STRIDE` apart, so that their addresses are constants.
 ///
 /// # Safety
 ///
 /// As for [`Kernel16::tile`]; needs AVX-512 with BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn dot_tile<const ROWS: usize, const VECTORS: usize>(t: &Tile) {
+unsafe fn dot_tile<const ROWS: usize, const VECTORS: usize, const STRIDE: usize>(t: &Tile) {
     // SAFETY: the contract of this function.
     unsafe {
         let mut sum = [[_mm512_setzero_ps(); VECTORS]; ROWS];
@@ -305,7 +313,7 @@ unsafe fn dot_tile<const ROWS: usize, const VECTORS: usize>(t: &Tile) {
                 columns[v] = _mm512_loadu_si512(b.add(v * 32).cast());
             }
             for i in 0..ROWS {
-                let pair = halves(_mm512_set1_epi32(a.add(i * A_STRIDE).cast::<i32>().read_unaligned()));
+                let pair = halves(_mm512_set1_epi32(a.add(i * STRIDE).cast::<i32>().read_unaligned()));
                 for v in 0..VECTORS {
                     sum[i][v] = _mm512_dpbf16_ps(sum[i][v], pair, halves(columns[v]));
                 }

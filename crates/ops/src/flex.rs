@@ -435,9 +435,9 @@ fn stream(pass: Pass, operation: &'static str, t: &Dense, times: usize) -> Span 
     span(pass, || Work::stream(operation, t.dims(), times * elements(t), t.dtype()))
 }
 
-/// What the packing of a weight depends on: `[out, rows, columns, in]`; a linear layer's is that of a 1x1 convolution, and of a 0x0
-/// one if its outputs are values and gates.
-pub(crate) type Form = [usize; 4];
+/// What the packing of a weight depends on: `[out, rows, columns, in]`, and whether it is for minimal filtering; a linear layer's is that
+/// of a 1x1 convolution, and of a 0x0 one if its outputs are values and gates.
+pub(crate) type Form = ([usize; 4], bool);
 
 /// Packed weights of products with bf16 activations.
 pub(crate) static PACKED: PackedCache<Form, Option<PackedWeights>> = PackedCache::new();
@@ -484,7 +484,7 @@ impl Convolution {
     /// Uses the weight's packed form, made now or before.
     fn with_packed(mut self) -> Self {
         if self.x.dtype() == DType::BF16 {
-            let form = dims(&self.weight);
+            let form = (dims(&self.weight), self.shape.minimal_filtering());
             self.packed = by_dtype!(self.weight.dtype(), W => {
                 PACKED.get::<W>(self.weight.tensor(), form, |w| PackedWeights::for_conv(&self.shape, w))
             });
@@ -605,7 +605,7 @@ impl Projection {
     fn with_packed(mut self) -> Self {
         if self.x.dtype() == DType::BF16 {
             let [_, k, n] = self.sizes();
-            let form = [n, 1, 1, k];
+            let form = ([n, 1, 1, k], false);
             self.packed = by_dtype!(self.weight.dtype(), W => {
                 PACKED.get::<W>(self.weight.tensor(), form, |w| PackedWeights::for_linear(w, n, k))
             });
@@ -653,7 +653,9 @@ impl Projection {
         let c = n / 2;
         let packed = || {
             by_dtype!(self.weight.dtype(), W => {
-                PACKED.get::<W>(self.weight.tensor(), [n, 0, 0, k], |w| PackedWeights::for_linear_geglu(w, c, k))
+                PACKED.get::<W>(self.weight.tensor(), ([n, 0, 0, k], false), |w| {
+                    PackedWeights::for_linear_geglu(w, c, k)
+                })
             })
         };
         let packed = (self.x.dtype() == DType::BF16).then(packed).flatten();

@@ -76,7 +76,7 @@ impl Step {
         // Values and gates are only packed side by side outside of training.
         let mut forms = PACKED.take(&parameter).into_iter();
         let packed = forms.find_map(|(form, mut packed)| {
-            (form[1] > 0 && Arc::get_mut(&mut packed).is_some()).then_some((form, packed))
+            (form.0[1] > 0 && Arc::get_mut(&mut packed).is_some()).then_some((form, packed))
         });
         Self {
             gradient: Dense::new(primitive(gradient)),
