@@ -14,7 +14,7 @@ use crate::product16::Panels;
 use crate::scratch::with_scratch;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Avx512Bf16;
-use crate::simd::{Simd, multiplies_bf16};
+use crate::simd::{Simd, isa_name, multiplies_bf16};
 use crate::threads::for_chunks;
 #[cfg(target_arch = "x86_64")]
 use crate::winograd16;
@@ -128,6 +128,15 @@ impl Conv2dShape {
         return winograd16::suits(self).is_some();
         #[cfg(not(target_arch = "x86_64"))]
         false
+    }
+
+    /// Whether weights that change after each pass should be kept packed for bf16: not where products are so short against packing, and so
+    /// slow (without AMX), that little more than memory is at stake.
+    pub fn packs_changing_weights(&self) -> bool {
+        /// Positions that read the whole weights, and weights whose memory counts.
+        const FEW: usize = 64;
+        const MANY: usize = 1 << 20;
+        isa_name() == "avx512+amx" || self.positions() > FEW || self.weight_len() < MANY
     }
 
     /// Length of the parts of a patch in which bf16 products cut their sums: lines of a window, if whole steps fit.
@@ -571,8 +580,20 @@ pub fn conv2d_backward_weight<T: Element>(
         return;
     }
     assert!(m < u32::MAX as usize, "conv2d_backward_weight: more than 2^32 positions");
-    let dy_columns = Operand { source: Dense { data: dy, stride: n }, k_rows: true };
-    shape.patches(x).right_product((n, k, m), shape.batch, &dy_columns, (dw, Rows::Linear { stride: k }));
+    #[cfg(target_arch = "x86_64")]
+    let filtered = match (winograd16::suits(shape), T::as_half(dy), T::as_half(x)) {
+        (Some(token), Some(dy), Some(x)) => {
+            winograd16::backward_weight(token, shape, dy, x, dw);
+            true
+        }
+        _ => false,
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let filtered = false;
+    if !filtered {
+        let dy_columns = Operand { source: Dense { data: dy, stride: n }, k_rows: true };
+        shape.patches(x).right_product((n, k, m), shape.batch, &dy_columns, (dw, Rows::Linear { stride: k }));
+    }
     if let Some(db) = db {
         sum_rows(dy, db, m, n);
     }

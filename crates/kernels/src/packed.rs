@@ -267,6 +267,7 @@ impl PackedWeights {
     }
 
     /// The weights of products of matrices.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
     fn right(&self, op: &str) -> &PackedRight {
         match &self.packing {
             Packing::Product(right) => right,
@@ -342,7 +343,8 @@ pub fn linear_geglu_forward_packed(
 ///
 /// # Panics
 ///
-/// If a slice or the weights do not have the size the shape says.
+/// If a slice or the weights do not have the size the shape says, or the weights were packed for another
+/// [way of computing](Conv2dShape::minimal_filtering).
 pub fn conv2d_forward_packed(
     shape: &Conv2dShape,
     x: &[bf16],
@@ -381,7 +383,8 @@ pub fn linear_backward_input_packed(dy: &[bf16], w: &PackedWeights, dx: &mut [bf
 ///
 /// # Panics
 ///
-/// If a slice or the weights do not have the size the shape says, or the weights do not give input gradients.
+/// If a slice or the weights do not have the size the shape says, the weights do not give input gradients, or they were packed for another
+/// [way of computing](Conv2dShape::minimal_filtering).
 pub fn conv2d_backward_input_packed(shape: &Conv2dShape, dy: &[bf16], w: &PackedWeights, dx: &mut [bf16]) {
     const OP: &str = "conv2d_backward_input_packed";
     w.check(OP, shape.out_channels, shape.patch(), false);

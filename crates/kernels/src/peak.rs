@@ -4,7 +4,7 @@
 //! only ever makes a run slower. The instruction sets are those the kernels may use: `CALOTYPE_ISA` limits both.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::simd::{Isa, Simd, dispatch, isa};
 use crate::stream::{fill_past_caches, past_caches_done};
@@ -13,8 +13,11 @@ use crate::threads::{for_chunks, for_chunks2, parallel_for, threads};
 /// Independent sums in the loops: more than the latency of an addition times the additions begun in a cycle.
 const CHAINS: usize = 12;
 
-/// Runs that the best is taken of.
+/// Runs that the best is taken of, at least.
 const RUNS: usize = 12;
+
+/// Time that the runs take, at least: a system may need a while to give new threads a core each.
+const TIME: Duration = Duration::from_millis(250);
 
 /// Bytes that the memory loops read or write in one run; far more than caches hold that a core can call its own.
 const MEMORY: usize = 512 << 20;
@@ -42,11 +45,12 @@ pub struct MemoryBandwidth {
 /// The best rate of `work` units in each of [`RUNS`] calls of `run` after a first one that does not count.
 fn best_rate(work: f64, mut run: impl FnMut()) -> f64 {
     run();
-    let mut seconds = f64::INFINITY;
-    for _ in 0..RUNS {
+    let (begin, mut runs, mut seconds) = (Instant::now(), 0, f64::INFINITY);
+    while runs < RUNS || begin.elapsed() < TIME {
         let start = Instant::now();
         run();
         seconds = seconds.min(start.elapsed().as_secs_f64());
+        runs += 1;
     }
     work / seconds
 }

@@ -245,6 +245,7 @@ pub struct Output<'a, T> {
 
 impl<T: Element> Output<'_, T> {
     /// Calls `f` with an output to contiguous rows of `n` columns.
+    #[cfg(target_arch = "x86_64")]
     pub fn to_rows(c: &mut [T], n: usize, epilogue: Epilogue<T>, f: impl FnOnce(&Output<T>)) {
         let data = SharedMut::new(c);
         f(&Output { data: &data, rows: Rows::Linear { stride: n }, n, epilogue });

@@ -359,7 +359,19 @@ fn interleave_16<T: Element>(s: Avx512Bf16, a: &[T], b: &[T], to: &mut [bf16]) {
             }
             _ => std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(T::load(s, b), T::load(s, a))),
         };
-        // Words 0, 16, 1, 17, …
+        _mm512_storeu_si512(to.as_mut_ptr().cast(), alternate(both));
+    }
+}
+
+/// The words of the lower and the upper half by turns: 0, 16, 1, 17, …
+///
+/// # Safety
+///
+/// The processor must have AVX-512 with BW.
+#[inline(always)]
+unsafe fn alternate(both: __m512i) -> __m512i {
+    // SAFETY: the contract of this function.
+    unsafe {
         let order = _mm512_add_epi32(
             _mm512_set1_epi32(0x0010_0000),
             _mm512_mullo_epi32(
@@ -367,7 +379,19 @@ fn interleave_16<T: Element>(s: Avx512Bf16, a: &[T], b: &[T], to: &mut [bf16]) {
                 _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
             ),
         );
-        _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, both));
+        _mm512_permutexvar_epi16(order, both)
+    }
+}
+
+/// Interleaves two vectors, rounded to bf16: `to[2 j] = a[j]`, `to[2 j + 1] = b[j]`.
+#[inline(always)]
+pub fn interleave_rounded(_: Avx512Bf16, a: __m512, b: __m512, to: &mut [bf16]) {
+    assert!(to.len() >= 32);
+    // SAFETY: the token proves AVX-512 with BW and BF16; `to` is as long as what is written; both types that are transmuted are 64 bytes of
+    // integers.
+    unsafe {
+        let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a));
+        _mm512_storeu_si512(to.as_mut_ptr().cast(), alternate(both));
     }
 }
 

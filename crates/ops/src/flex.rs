@@ -282,7 +282,8 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&channel_add), node_of::<C>(&residual)];
         record::<C, 5>(nodes, move || {
             let op = Convolution::new(x.into_primitive(), weight.into_primitive(), bias.is_some(), geometry);
-            let op = on_trained(|| op.with_packed());
+            let keep = op.shape.packs_changing_weights();
+            let op = if keep { on_trained(|| op.with_packed()) } else { op };
             let y = op.forward(
                 bias.map(|t| t.into_primitive()),
                 channel_add.map(|t| t.into_primitive()),
