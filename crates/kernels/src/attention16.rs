@@ -4,7 +4,7 @@
 //! they become operands of the next product. What is summed for lse is not rounded.
 //!
 //! The forward pass goes over blocks of queries, and for each over blocks of keys, with an online softmax; for heads of few
-//! channels on AMX, see `fused`. The backward pass goes over blocks of keys and works with the transposed scores: rows are
+//! channels, see `fused` (on AMX) and `lanes`. The backward pass goes over blocks of keys and works with the transposed scores: rows are
 //! keys, so that P^T and dS^T are at once left operands of dV = P^T dO and dK = dS^T Q, and lse and rowsum(dO * O) are
 //! vectors along a row. The gradient of the queries is summed transposed, dQ^T = K^T dS^T, for which pairs of rows of dS^T
 //! are interleaved in registers.
@@ -12,6 +12,7 @@
 mod backward;
 mod forward;
 mod fused;
+mod lanes;
 
 pub use backward::{Saved, backward};
 pub use forward::forward;

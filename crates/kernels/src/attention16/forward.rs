@@ -1,5 +1,7 @@
 //! The forward pass.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::math::store_up_to;
 use crate::scratch::Line;
@@ -14,6 +16,7 @@ pub fn forward(shape: &AttentionShape, q: &[bf16], k: &[bf16], v: &[bf16], out: 
     let finish = Finish { shape, out: &out, lse: &lse };
     let heads = match bf16_isa() {
         Bf16Isa::Amx(amx) if fused::suits(shape) => fused::forward(amx, shape, [q, k, v], &finish),
+        Bf16Isa::Avx512(s) if lanes::suits(shape) => lanes::forward(s, shape, [q, k, v], &finish),
         _ => (0..shape.batch * shape.heads).collect(),
     };
     dispatch16!(
@@ -47,8 +50,20 @@ pub(super) struct Cut<'a> {
 
 impl Cut<'_> {
     /// Calls `pack` with a head, a block, the memory and where the head's begins, and `task` with a head, some of its queries, and its
-    /// memory. If a head is not divided, its thread also packs it.
+    /// memory; returns the heads one of whose tasks returned `false`. If a head is not divided, its thread also packs it.
     pub fn run(
+        &self,
+        pack: impl Fn(usize, usize, &SharedMut<f32>, usize) + Sync,
+        task: impl Fn(usize, Range<usize>, &[f32]) -> bool + Sync,
+    ) -> Vec<usize> {
+        let failed: Vec<AtomicBool> = (0..self.heads).map(|_| AtomicBool::new(false)).collect();
+        self.run_all(pack, |head, queries, packed| {
+            failed[head].fetch_or(!task(head, queries, packed), Ordering::Relaxed);
+        });
+        (0..self.heads).filter(|&head| failed[head].load(Ordering::Relaxed)).collect()
+    }
+
+    fn run_all(
         &self,
         pack: impl Fn(usize, usize, &SharedMut<f32>, usize) + Sync,
         task: impl Fn(usize, Range<usize>, &[f32]) + Sync,
@@ -104,7 +119,7 @@ impl<K: Kernel16> Forward<'_, K> {
             blocks: shape.key_tokens.div_ceil(key_columns(d)),
             unit: query_rows::<K>(d),
         }
-        .run(
+        .run_all(
             |head, block, to, begin| {
                 self.kernel.run(
                     #[inline(always)]
@@ -276,15 +291,21 @@ pub(super) fn add_totals(s: Avx512Bf16, totals: &mut [f32], m: usize) -> bool {
     for i in (0..m).step_by(16) {
         let total = row_sums(s, &totals[i * 16..][..256]);
         s.store(total, &mut totals[i..i + 16]);
-        let asked = lanes(m - i);
-        // SAFETY: the token proves the instructions.
-        good &= asked
-            == unsafe {
-                let small = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(asked, total, s.splat(TOTALS.end));
-                _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(small, total, s.splat(TOTALS.start))
-            };
+        good &= within_totals(s, total, m - i);
     }
     good
+}
+
+/// Whether the first `count` of 16 totals, or all, are in [`TOTALS`].
+#[inline(always)]
+pub(super) fn within_totals(s: Avx512Bf16, total: __m512, count: usize) -> bool {
+    let asked = lanes(count);
+    // SAFETY: the token proves the instructions.
+    asked
+        == unsafe {
+            let small = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(asked, total, s.splat(TOTALS.end));
+            _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(small, total, s.splat(TOTALS.start))
+        }
 }
 
 /// Where a block of queries goes.

@@ -10,7 +10,6 @@
 //! keys that stand beside each other come from the same lane, and need not be shuffled to become a left operand.
 
 use std::arch::asm;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::forward::{Cut, Finish, Longest, add_squares, add_totals, bounded_by, load_half, longest_row};
 use super::*;
@@ -46,11 +45,10 @@ pub fn suits(shape: &AttentionShape) -> bool {
 
 /// Does what can be done, and returns the other heads.
 pub fn forward(amx: Amx, shape: &AttentionShape, [q, k, v]: [&[bf16]; 3], finish: &Finish) -> Vec<usize> {
-    let heads = shape.batch * shape.heads;
-    let failed: Vec<AtomicBool> = (0..heads).map(|_| AtomicBool::new(false)).collect();
     let squares = shape.key_tokens.div_ceil(KEYS);
     let fused = Fused { s: amx.vectors(), shape, q, k, v, finish, squares };
-    Cut { shape, heads, packed: fused.packed(), blocks: squares.div_ceil(PACKED), unit: QUERIES }.run(
+    let (heads, blocks) = (shape.batch * shape.heads, squares.div_ceil(PACKED));
+    Cut { shape, heads, packed: fused.packed(), blocks, unit: QUERIES }.run(
         |head, block, to, begin| {
             with_avx512_bf16(
                 fused.s,
@@ -60,15 +58,13 @@ pub fn forward(amx: Amx, shape: &AttentionShape, [q, k, v]: [&[bf16]; 3], finish
         },
         |head, queries, packed| {
             amx.configure_thread();
-            let good = with_avx512_bf16(
+            with_avx512_bf16(
                 fused.s,
                 #[inline(always)]
                 || fused.task(head, queries, packed),
-            );
-            failed[head].fetch_or(!good, Ordering::Relaxed);
+            )
         },
-    );
-    (0..heads).filter(|&head| failed[head].load(Ordering::Relaxed)).collect()
+    )
 }
 
 struct Fused<'a> {
