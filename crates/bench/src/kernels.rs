@@ -37,7 +37,8 @@ pub struct KernelRow {
     pub unit: &'static str,
     /// The measured peak that the operation is held against, in `unit`.
     pub peak: f64,
-    /// `rate / peak`. More than 1 where operands stay in a cache and memory is the yardstick.
+    /// `rate / peak`. More than 1 where operands stay in a cache and memory is the yardstick, or where convolutions take fewer multiplications
+    /// than plain ones.
     pub peak_fraction: f64,
 }
 

@@ -17,7 +17,7 @@ use crate::simd::Avx512Bf16;
 use crate::simd::{Simd, isa_name, multiplies_bf16};
 use crate::threads::for_chunks;
 #[cfg(target_arch = "x86_64")]
-use crate::winograd16;
+use crate::winograd16::{self, Pass};
 
 /// Shape of a convolution (in fact a cross-correlation, as everywhere in deep learning):
 /// `y[b, oy, ox, o] = sum over (ky, kx, i) of x[b, oy * stride + ky - top, ox * stride + kx - left, i] w[o, ky, kx, i]`,
@@ -422,7 +422,7 @@ pub fn conv2d_forward<T: Element>(
     #[cfg(target_arch = "x86_64")]
     if let (Some(token), Some(x)) = (winograd16::suits(shape), T::as_half(x)) {
         return Output::to_rows(y, shape.out_channels, epilogue, |out| {
-            winograd16::forward_plain(token, shape, x, w, out)
+            winograd16::convolve_plain(token, Pass::Forward, shape, x, w, out)
         });
     }
     let (m, n, k) = (shape.positions(), shape.out_channels, shape.patch());
@@ -506,7 +506,7 @@ pub fn conv2d_backward_input<T: Element>(shape: &Conv2dShape, dy: &[T], w: &[f32
     #[cfg(target_arch = "x86_64")]
     if let (Some(token), Some(dy)) = (winograd16::suits(shape), T::as_half(dy)) {
         return Output::to_rows(dx, shape.in_channels, Epilogue::default(), |out| {
-            winograd16::backward_input_plain(token, shape, dy, w, out)
+            winograd16::convolve_plain(token, Pass::BackwardInput, shape, dy, w, out)
         });
     }
     backward_input(shape, dy, Dense { data: w, stride: shape.patch() }, dx);
@@ -580,21 +580,13 @@ pub fn conv2d_backward_weight<T: Element>(
         return;
     }
     assert!(m < u32::MAX as usize, "conv2d_backward_weight: more than 2^32 positions");
-    #[cfg(target_arch = "x86_64")]
-    let filtered = match (winograd16::suits(shape), T::as_half(dy), T::as_half(x)) {
-        (Some(token), Some(dy), Some(x)) => {
-            winograd16::backward_weight(token, shape, dy, x, dw);
-            true
-        }
-        _ => false,
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let filtered = false;
-    if !filtered {
-        let dy_columns = Operand { source: Dense { data: dy, stride: n }, k_rows: true };
-        shape.patches(x).right_product((n, k, m), shape.batch, &dy_columns, (dw, Rows::Linear { stride: k }));
-    }
     if let Some(db) = db {
         sum_rows(dy, db, m, n);
     }
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(token), Some(dy), Some(x)) = (winograd16::suits(shape), T::as_half(dy), T::as_half(x)) {
+        return winograd16::backward_weight(token, shape, dy, x, dw);
+    }
+    let dy_columns = Operand { source: Dense { data: dy, stride: n }, k_rows: true };
+    shape.patches(x).right_product((n, k, m), shape.batch, &dy_columns, (dw, Rows::Linear { stride: k }));
 }

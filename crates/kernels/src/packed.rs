@@ -10,7 +10,7 @@ use crate::product16::{PackedRight, PackedRows, Renewal as ProductRenewal, produ
 use crate::simd::Simd;
 use crate::threads::SharedMut;
 #[cfg(target_arch = "x86_64")]
-use crate::winograd16::{self, FilterRenewal, Filters};
+use crate::winograd16::{self, FilterRenewal, Filters, Pass};
 use std::ops::Range;
 
 /// Stands where no instructions want packed weights: there are none.
@@ -360,7 +360,9 @@ pub fn conv2d_forward_packed(
     #[cfg(target_arch = "x86_64")]
     if shape.minimal_filtering() {
         let filters = w.filters("conv2d_forward_packed");
-        return Output::to_rows(y, shape.out_channels, epilogue, |out| winograd16::forward(shape, x, filters, out));
+        return Output::to_rows(y, shape.out_channels, epilogue, |out| {
+            winograd16::convolve(Pass::Forward, shape, x, filters, out)
+        });
     }
     shape.packed_product(x, w, y, epilogue);
 }
@@ -394,7 +396,7 @@ pub fn conv2d_backward_input_packed(shape: &Conv2dShape, dy: &[bf16], w: &Packed
     if shape.minimal_filtering() {
         let filters = w.filters(OP);
         return Output::to_rows(dx, shape.in_channels, Epilogue::default(), |out| {
-            winograd16::backward_input(shape, dy, filters, out)
+            winograd16::convolve(Pass::BackwardInput, shape, dy, filters, out)
         });
     }
     crate::conv::backward_input(shape, dy, PackedRows(w.right(OP)), dx);

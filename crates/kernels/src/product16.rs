@@ -15,7 +15,7 @@ use crate::tile16::{A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, swap_pairs,
 use std::ops::Range;
 
 /// Enough tasks for many cores to be busy most of the time.
-const TASKS: usize = 32;
+pub(crate) const TASKS: usize = 32;
 
 /// Most bytes of A that are packed as a whole, before the tasks begin, where that saves packing them several times.
 const WHOLE_A: usize = 4 << 20;

@@ -14,13 +14,14 @@ mod pictures;
 
 pub use filters::{FilterRenewal, Filters};
 pub use gradient::backward_weight;
-pub use pictures::{backward_input, backward_input_plain, forward, forward_plain};
+pub use pictures::{Pass, convolve, convolve_plain};
 
 use half::bf16;
 use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::conv::Conv2dShape;
+use crate::product16::TASKS;
 use crate::scratch::with_scratch;
 use crate::simd::{Avx512Bf16, Bf16Isa, Simd, bf16_isa, prefetch};
 use crate::threads::parallel_for;
@@ -44,9 +45,6 @@ const GROUPS: usize = 5;
 /// Most elements of transformed pixels that exist at once: what stays in the third-level cache.
 const MOST_PIXELS: usize = 12 << 20;
 
-/// Enough tasks for many cores to be busy most of the time.
-const TASKS: usize = 32;
-
 type Vector = <Avx512Bf16 as Simd>::V;
 
 /// The instructions, if a convolution is to be computed this way: a function of shape and instruction set.
@@ -60,7 +58,7 @@ pub fn suits(shape: &Conv2dShape) -> Option<Avx512Bf16> {
         && shape.stride == 1
         && shape.padding == [1; 4]
         && channels.iter().all(|&n| n >= LEAST_CHANNELS && n.is_multiple_of(WIDTH))
-        && shape.batch * shape.height.div_ceil(2) * shape.width.div_ceil(2) >= LEAST_TILES;
+        && Tiles::new(shape).count >= LEAST_TILES;
     let direct = || *DIRECT.get_or_init(|| std::env::var("CALOTYPE_CONV").is_ok_and(|way| way == "direct"));
     (suits && !direct()).then_some(token)
 }
@@ -321,16 +319,49 @@ fn turned_block(all: &[bf16], columns: usize, panel: usize, place: usize, row: u
     &all[((row * PLACES + TURNED[place]) * columns + panel * WIDTH) * WIDTH..][..WIDTH * WIDTH]
 }
 
+/// A transform along both axes, by what it is along one: of `N` values to `M`. `value` gives those of row and column. Closures that are
+/// passed must be `#[inline(always)]`.
+#[inline(always)]
+fn both_axes<const N: usize, const M: usize>(
+    s: Avx512Bf16,
+    value: impl Fn(usize, usize) -> Vector,
+    axis: impl Fn([Vector; N]) -> [Vector; M],
+) -> [[Vector; M]; M] {
+    let mut columns = [[s.splat(0.0); M]; N];
+    for x in 0..N {
+        let mut column = [s.splat(0.0); N];
+        for y in 0..N {
+            column[y] = value(y, x);
+        }
+        columns[x] = axis(column);
+    }
+    let mut rows = [[s.splat(0.0); M]; M];
+    for y in 0..M {
+        let mut row = [s.splat(0.0); N];
+        for x in 0..N {
+            row[x] = columns[x][y];
+        }
+        rows[y] = axis(row);
+    }
+    rows
+}
+
+/// `B^T d B` for 16 channels from `c` on of 4x4 pixels.
+#[inline(always)]
+fn transform_pixels(s: Avx512Bf16, pixels: &[[&[bf16]; 4]; 4], c: usize) -> [[Vector; 4]; 4] {
+    both_axes(
+        s,
+        #[inline(always)]
+        |y, x| s.load_bf16(&pixels[y][x][c..]),
+        #[inline(always)]
+        |d| pixel_axis(s, d),
+    )
+}
+
 /// `B^T d`.
 #[inline(always)]
 fn pixel_axis(s: Avx512Bf16, d: [Vector; 4]) -> [Vector; 4] {
     [s.sub(d[0], d[2]), s.add(d[1], d[2]), s.sub(d[2], d[1]), s.sub(d[1], d[3])]
-}
-
-/// `A^T m`.
-#[inline(always)]
-fn sum_axis(s: Avx512Bf16, m: [Vector; 4]) -> [Vector; 2] {
-    [s.add(m[0], s.add(m[1], m[2])), s.sub(s.sub(m[1], m[2]), m[3])]
 }
 
 #[cfg(test)]
@@ -386,19 +417,21 @@ mod tests {
                 (values(shape.input_len(), 1), values(shape.weight_len(), 2), values(shape.output_len(), 3));
             let filters = Filters::new(token, &w, cout, cin);
             let (mut y, mut plain) = (vec![bf16::NAN; dy.len()], vec![bf16::NAN; dy.len()]);
-            Output::to_rows(&mut y, cout, Epilogue::default(), |out| forward(&shape, &halves(&x), &filters, out));
+            Output::to_rows(&mut y, cout, Epilogue::default(), |out| {
+                convolve(Pass::Forward, &shape, &halves(&x), &filters, out)
+            });
             near(&format!("{shape:?}"), &y, &reference::conv2d(&shape, &x, &w));
             Output::to_rows(&mut plain, cout, Epilogue::default(), |out| {
-                forward_plain(token, &shape, &halves(&x), &w, out);
+                convolve_plain(token, Pass::Forward, &shape, &halves(&x), &w, out);
             });
             assert!(y == plain, "{shape:?}");
             let (mut dx, mut plain) = (vec![bf16::NAN; x.len()], vec![bf16::NAN; x.len()]);
             Output::to_rows(&mut dx, cin, Epilogue::default(), |out| {
-                backward_input(&shape, &halves(&dy), &filters, out);
+                convolve(Pass::BackwardInput, &shape, &halves(&dy), &filters, out);
             });
             near(&format!("dx {shape:?}"), &dx, &reference::conv2d_backward(&shape, &x, &w, &dy).0);
             Output::to_rows(&mut plain, cin, Epilogue::default(), |out| {
-                backward_input_plain(token, &shape, &halves(&dy), &w, out);
+                convolve_plain(token, Pass::BackwardInput, &shape, &halves(&dy), &w, out);
             });
             assert!(dx == plain, "dx {shape:?}");
         }
@@ -426,7 +459,7 @@ mod tests {
         let (added, residual) = (halves(&added), halves(&residual));
         let epilogue = shape.epilogue("test", Some(&bias), Some(&added), Some(&residual));
         let mut y = vec![bf16::NAN; shape.output_len()];
-        Output::to_rows(&mut y, 64, epilogue, |out| forward_plain(token, &shape, &halves(&x), &w, out));
+        Output::to_rows(&mut y, 64, epilogue, |out| convolve_plain(token, Pass::Forward, &shape, &halves(&x), &w, out));
         let mut exact = reference::conv2d(&shape, &x, &w);
         for (i, exact) in exact.iter_mut().enumerate() {
             let added = added[i / (9 * 7 * 64) * 64 + i % 64];

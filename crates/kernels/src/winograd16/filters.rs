@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{PLACES, TAPS, Vector};
+use super::{PLACES, TAPS, Vector, both_axes};
 use crate::element::Element;
 use crate::scratch::{Line, with_scratch};
 use crate::simd::{Avx512Bf16, Simd};
@@ -120,19 +120,15 @@ fn transform_panel<const PAST_CACHE: bool, W: Element>(s: Avx512Bf16, w: &[W], c
 /// `G g G^T` for the channels `c..c + 16` of one filter, `[3, 3, channels]`; the places are `distance` apart.
 #[inline(always)]
 fn transform_filter<W: Element>(s: Avx512Bf16, w: &[W], channels: usize, c: usize, to: &mut [f32], distance: usize) {
-    let mut columns = [[s.splat(0.0); 4]; 3];
-    for x in 0..3 {
-        let mut g = [s.splat(0.0); 3];
-        for y in 0..3 {
-            g[y] = W::load(s, &w[(3 * y + x) * channels + c..]);
-        }
-        columns[x] = filter_axis(s, g);
-    }
-    for y in 0..4 {
-        let row = filter_axis(s, [columns[0][y], columns[1][y], columns[2][y]]);
-        for x in 0..4 {
-            s.store(row[x], &mut to[(4 * y + x) * distance..]);
-        }
+    let places = both_axes(
+        s,
+        #[inline(always)]
+        |y, x| W::load(s, &w[(3 * y + x) * channels + c..]),
+        #[inline(always)]
+        |g| filter_axis(s, g),
+    );
+    for (place, &value) in places.as_flattened().iter().enumerate() {
+        s.store(value, &mut to[place * distance..]);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Cut, MOST_PIXELS, PLACES, Products, Right, TAPS, Tiles, Vector, pixel_axis};
+use super::{Cut, MOST_PIXELS, PLACES, Products, Right, TAPS, Tiles, Vector, both_axes, transform_pixels};
 use crate::conv::Conv2dShape;
 use crate::product16::with_half_scratch;
 use crate::scratch::Line;
@@ -96,14 +96,11 @@ impl Gradient<'_> {
                 let mut rows = [Line([0.0; 16]); 16];
                 for o in outputs.step_by(16) {
                     for pair in 0..BLOCK / 2 {
-                        let two = [0, 1].map(|i| 2 * pair + i);
-                        let mut values = [[s.splat(0.0); PLACES]; 2];
-                        for i in 0..2 {
-                            values[i] = transform_gradient(s, &pixels[two[i]], o);
-                        }
-                        for place in 0..PLACES {
-                            let line: &mut [bf16] = bytemuck::cast_slice_mut(&mut pairs[place][pair].0);
-                            interleave_rounded(s, values[0][place], values[1][place], line);
+                        let even = transform_gradient(s, &pixels[2 * pair], o);
+                        let odd = transform_gradient(s, &pixels[2 * pair + 1], o);
+                        for (place, pairs) in pairs.iter_mut().enumerate() {
+                            let line: &mut [bf16] = bytemuck::cast_slice_mut(&mut pairs[pair].0);
+                            interleave_rounded(s, even[place / 4][place % 4], odd[place / 4][place % 4], line);
                         }
                     }
                     for (place, pairs) in pairs.iter().enumerate() {
@@ -135,16 +132,14 @@ impl Gradient<'_> {
                 let pixels = self.block::<4>(tile, 1, self.x, outside);
                 for c in channels.step_by(16) {
                     for pair in 0..BLOCK / 2 {
-                        let mut values = [[s.splat(0.0); PLACES]; 2];
-                        for i in 0..2 {
-                            values[i] = transform_pixels(s, &pixels[2 * pair + i], c);
-                        }
+                        let even = transform_pixels(s, &pixels[2 * pair], c);
+                        let odd = transform_pixels(s, &pixels[2 * pair + 1], c);
                         for place in 0..PLACES {
                             let row = (c / WIDTH * PLACES + place) * cut.k + block * BLOCK + 2 * pair;
                             let begin = row * WIDTH + c % WIDTH * 2;
                             // SAFETY: tasks differ in tiles or channels, and each writes only those of its own.
                             let to = unsafe { to.range(begin..begin + 32) };
-                            interleave_rounded(s, values[0][place], values[1][place], to);
+                            interleave_rounded(s, even[place / 4][place % 4], odd[place / 4][place % 4], to);
                         }
                     }
                 }
@@ -175,7 +170,7 @@ impl Gradient<'_> {
         for (i, output) in outputs.enumerate() {
             for v in 0..WIDTH / 16 {
                 let taps = transform_sums(s, &sums[i * WIDTH + 16 * v..], distance);
-                for (tap, &sum) in taps.iter().enumerate() {
+                for (tap, &sum) in taps.as_flattened().iter().enumerate() {
                     let begin = (output * TAPS + tap) * self.channels + panel * WIDTH + 16 * v;
                     // SAFETY: tasks differ in outputs or panels, and each writes only those of its own.
                     let to = unsafe { self.dw.range(begin..begin + 16) };
@@ -188,62 +183,34 @@ impl Gradient<'_> {
     }
 }
 
-/// `B^T x B` for 16 channels from `c` on of 4x4 pixels.
-#[inline(always)]
-fn transform_pixels(s: Avx512Bf16, pixels: &[[&[bf16]; 4]; 4], c: usize) -> [Vector; PLACES] {
-    let mut columns = [[s.splat(0.0); 4]; 4];
-    for x in 0..4 {
-        let mut d = [s.splat(0.0); 4];
-        for y in 0..4 {
-            d[y] = s.load_bf16(&pixels[y][x][c..]);
-        }
-        columns[x] = pixel_axis(s, d);
-    }
-    let mut places = [s.splat(0.0); PLACES];
-    for y in 0..4 {
-        let row = pixel_axis(s, [columns[0][y], columns[1][y], columns[2][y], columns[3][y]]);
-        places[4 * y..4 * y + 4].copy_from_slice(&row);
-    }
-    places
-}
-
 /// `A dy A^T` for 16 outputs from `o` on of 2x2 pixels.
 #[inline(always)]
-fn transform_gradient(s: Avx512Bf16, pixels: &[[&[bf16]; 2]; 2], o: usize) -> [Vector; PLACES] {
-    let mut columns = [[s.splat(0.0); 4]; 2];
-    for x in 0..2 {
-        columns[x] = gradient_axis(s, s.load_bf16(&pixels[0][x][o..]), s.load_bf16(&pixels[1][x][o..]));
-    }
-    let mut places = [s.splat(0.0); PLACES];
-    for y in 0..4 {
-        places[4 * y..4 * y + 4].copy_from_slice(&gradient_axis(s, columns[0][y], columns[1][y]));
-    }
-    places
+fn transform_gradient(s: Avx512Bf16, pixels: &[[&[bf16]; 2]; 2], o: usize) -> [[Vector; 4]; 4] {
+    both_axes(
+        s,
+        #[inline(always)]
+        |y, x| s.load_bf16(&pixels[y][x][o..]),
+        #[inline(always)]
+        |g| gradient_axis(s, g),
+    )
 }
 
 /// `A g`.
 #[inline(always)]
-fn gradient_axis(s: Avx512Bf16, a: Vector, b: Vector) -> [Vector; 4] {
+fn gradient_axis(s: Avx512Bf16, [a, b]: [Vector; 2]) -> [Vector; 4] {
     [a, s.add(a, b), s.sub(a, b), s.neg(b)]
 }
 
 /// `G^T m G` for 16 channels; the places are `distance` apart.
 #[inline(always)]
-fn transform_sums(s: Avx512Bf16, sums: &[f32], distance: usize) -> [Vector; TAPS] {
-    let mut columns = [[s.splat(0.0); 3]; 4];
-    for x in 0..4 {
-        let mut m = [s.splat(0.0); 4];
-        for y in 0..4 {
-            m[y] = s.load(&sums[(4 * y + x) * distance..]);
-        }
-        columns[x] = tap_axis(s, m);
-    }
-    let mut taps = [s.splat(0.0); TAPS];
-    for y in 0..3 {
-        taps[3 * y..3 * y + 3]
-            .copy_from_slice(&tap_axis(s, [columns[0][y], columns[1][y], columns[2][y], columns[3][y]]));
-    }
-    taps
+fn transform_sums(s: Avx512Bf16, sums: &[f32], distance: usize) -> [[Vector; 3]; 3] {
+    both_axes(
+        s,
+        #[inline(always)]
+        |y, x| s.load(&sums[(4 * y + x) * distance..]),
+        #[inline(always)]
+        |m| tap_axis(s, m),
+    )
 }
 
 /// `G^T m`.

@@ -4,7 +4,7 @@ use half::bf16;
 use std::ops::Range;
 
 use super::filters::transform_filters;
-use super::{Cut, Filters, GROUPS, MOST_PIXELS, PLACES, Products, Right, Tiles, pixel_axis, sum_axis};
+use super::{Cut, Filters, GROUPS, MOST_PIXELS, PLACES, Products, Right, Tiles, Vector, both_axes, transform_pixels};
 use crate::conv::Conv2dShape;
 use crate::element::Element;
 use crate::product::Output;
@@ -17,14 +17,24 @@ use crate::tile16::{Kernel16, SHORT_STRIDE, WIDTH};
 /// Tiles whose outputs are stored together.
 const RUN: usize = 8;
 
-/// The forward pass on transformed filters.
-pub fn forward<T: Element>(shape: &Conv2dShape, x: &[bf16], w: &Filters, out: &Output<T>) {
-    Convolution::new(w.token, shape, x, w.halves(), false, out).all();
+/// What is computed from what.
+#[derive(Clone, Copy)]
+pub enum Pass {
+    /// Outputs from inputs.
+    Forward,
+    /// Gradients of the inputs from those of the outputs.
+    BackwardInput,
 }
 
-/// The forward pass on filters as they are, with the same bits.
-pub fn forward_plain<T: Element, W: Element>(
+/// A pass on transformed filters.
+pub fn convolve<T: Element>(pass: Pass, shape: &Conv2dShape, x: &[bf16], w: &Filters, out: &Output<T>) {
+    Convolution::new(w.token, pass, shape, x, w.halves(), out).all();
+}
+
+/// A pass on filters as they are, with the same bits.
+pub fn convolve_plain<T: Element, W: Element>(
     token: Avx512Bf16,
+    pass: Pass,
     shape: &Conv2dShape,
     x: &[bf16],
     w: &[W],
@@ -32,26 +42,7 @@ pub fn forward_plain<T: Element, W: Element>(
 ) {
     with_half_scratch(PLACES * shape.in_channels * shape.out_channels, |filters| {
         transform_filters(token, w, shape.in_channels, filters);
-        Convolution::new(token, shape, x, filters, false, out).all();
-    });
-}
-
-/// The gradient of the input from transformed filters; `out` is for the gradient.
-pub fn backward_input<T: Element>(shape: &Conv2dShape, dy: &[bf16], w: &Filters, out: &Output<T>) {
-    Convolution::new(w.token, shape, dy, w.halves(), true, out).all();
-}
-
-/// The gradient of the input from filters as they are, with the same bits.
-pub fn backward_input_plain<T: Element, W: Element>(
-    token: Avx512Bf16,
-    shape: &Conv2dShape,
-    dy: &[bf16],
-    w: &[W],
-    out: &Output<T>,
-) {
-    with_half_scratch(PLACES * shape.in_channels * shape.out_channels, |filters| {
-        transform_filters(token, w, shape.in_channels, filters);
-        Convolution::new(token, shape, dy, filters, true, out).all();
+        Convolution::new(token, pass, shape, x, filters, out).all();
     });
 }
 
@@ -67,19 +58,17 @@ struct Convolution<'a, T> {
 }
 
 impl<'a, T: Element> Convolution<'a, T> {
-    /// With filters of the shape, or `turned` for the gradient of the input.
     fn new(
         token: Avx512Bf16,
+        pass: Pass,
         shape: &Conv2dShape,
         x: &'a [bf16],
         filters: &'a [bf16],
-        turned: bool,
         out: &'a Output<'a, T>,
     ) -> Self {
-        let (channels, outputs, right) = if turned {
-            (shape.out_channels, shape.in_channels, Right::Turned(filters, shape.in_channels))
-        } else {
-            (shape.in_channels, shape.out_channels, Right::Panels(filters))
+        let (channels, outputs, right) = match pass {
+            Pass::Forward => (shape.in_channels, shape.out_channels, Right::Panels(filters)),
+            Pass::BackwardInput => (shape.out_channels, shape.in_channels, Right::Turned(filters, shape.in_channels)),
         };
         Self { token, x, right, out, tiles: Tiles::new(shape), channels, outputs }
     }
@@ -89,6 +78,7 @@ impl<'a, T: Element> Convolution<'a, T> {
         let groups = (MOST_PIXELS / whole.group_len() / GROUPS * GROUPS).max(GROUPS);
         let chunk = (groups * Avx512Bf16::ROWS).min(self.tiles.count);
         let room = Cut::new(chunk, self.channels);
+        let outside = vec![bf16::ZERO; self.channels];
         with_half_scratch(room.groups() * room.group_len(), |pixels| {
             for first in (0..self.tiles.count).step_by(chunk) {
                 let cut = Cut::new(chunk.min(self.tiles.count - first), self.channels);
@@ -96,7 +86,7 @@ impl<'a, T: Element> Convolution<'a, T> {
                 for_chunks(pixels, cut.group_len(), |i, to| {
                     self.token.run(
                         #[inline(always)]
-                        || self.transform_group(&cut, first + i * cut.rows, to),
+                        || self.transform_group(&cut, first + i * cut.rows, &outside, to),
                     );
                 });
                 let panels = self.outputs / WIDTH;
@@ -109,17 +99,19 @@ impl<'a, T: Element> Convolution<'a, T> {
         });
     }
 
-    /// Transforms the pixels of a group of tiles.
+    /// Transforms the pixels of a group of tiles; `outside` is a pixel of zeros.
     #[inline(always)]
-    fn transform_group(&self, cut: &Cut, first: usize, to: &mut [bf16]) {
-        let outside = vec![bf16::ZERO; self.channels];
+    fn transform_group(&self, cut: &Cut, first: usize, outside: &[bf16], to: &mut [bf16]) {
         for row in 0..cut.rows.min(self.tiles.count - first) {
-            let pixels = self.tiles.pixels(first + row, 1, self.x, &outside);
+            let pixels = self.tiles.pixels(first + row, 1, self.x, outside);
             for q in 0..cut.pieces {
                 let range = cut.piece(q);
                 let to = &mut to[(q * PLACES * cut.rows + row) * SHORT_STRIDE..];
                 for c in range.clone().step_by(16) {
-                    transform_pixels(self.token, &pixels, c, &mut to[c - range.start..], cut.place_len());
+                    let places = transform_pixels(self.token, &pixels, c);
+                    for (place, &value) in places.as_flattened().iter().enumerate() {
+                        self.token.store_bf16(value, &mut to[place * cut.place_len() + c - range.start..]);
+                    }
                 }
             }
         }
@@ -151,25 +143,6 @@ impl<'a, T: Element> Convolution<'a, T> {
     }
 }
 
-/// `B^T d B` for 16 channels from `c` on of 4x4 pixels; the places are `distance` apart.
-#[inline(always)]
-fn transform_pixels(s: Avx512Bf16, pixels: &[[&[bf16]; 4]; 4], c: usize, to: &mut [bf16], distance: usize) {
-    let mut columns = [[s.splat(0.0); 4]; 4];
-    for x in 0..4 {
-        let mut d = [s.splat(0.0); 4];
-        for y in 0..4 {
-            d[y] = s.load_bf16(&pixels[y][x][c..]);
-        }
-        columns[x] = pixel_axis(s, d);
-    }
-    for y in 0..4 {
-        let row = pixel_axis(s, [columns[0][y], columns[1][y], columns[2][y], columns[3][y]]);
-        for x in 0..4 {
-            s.store_bf16(row[x], &mut to[(4 * y + x) * distance..]);
-        }
-    }
-}
-
 /// `A^T m A` for one tile of a panel: number `r` of the tiles whose pixels stand in two `lines`.
 #[inline(always)]
 fn transform_sums(
@@ -180,19 +153,23 @@ fn transform_sums(
     r: usize,
 ) {
     for v in 0..WIDTH / 16 {
-        let mut columns = [[s.splat(0.0); 2]; 4];
-        for x in 0..4 {
-            let mut m = [s.splat(0.0); 4];
-            for y in 0..4 {
-                m[y] = s.load(&sums[(4 * y + x) * distance + 16 * v..]);
-            }
-            columns[x] = sum_axis(s, m);
-        }
-        for p in 0..2 {
-            let pixels = sum_axis(s, [columns[0][p], columns[1][p], columns[2][p], columns[3][p]]);
-            for (q, &pixel) in pixels.iter().enumerate() {
+        let pixels = both_axes(
+            s,
+            #[inline(always)]
+            |y, x| s.load(&sums[(4 * y + x) * distance + 16 * v..]),
+            #[inline(always)]
+            |m| sum_axis(s, m),
+        );
+        for (p, line) in pixels.iter().enumerate() {
+            for (q, &pixel) in line.iter().enumerate() {
                 s.store(pixel, &mut lines[p][(2 * r + q) * (WIDTH / 16) + v].0);
             }
         }
     }
+}
+
+/// `A^T m`.
+#[inline(always)]
+fn sum_axis(s: Avx512Bf16, m: [Vector; 4]) -> [Vector; 2] {
+    [s.add(m[0], s.add(m[1], m[2])), s.sub(s.sub(m[1], m[2]), m[3])]
 }
