@@ -49,7 +49,7 @@ impl AttentionShape {
         self.batch * self.heads * self.query_tokens
     }
 
-    fn channels(&self) -> usize {
+    pub(crate) fn channels(&self) -> usize {
         self.heads * self.head_dim
     }
 

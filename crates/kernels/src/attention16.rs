@@ -174,6 +174,37 @@ fn pack_rows<K: Kernel16>(
     }
 }
 
+/// Where the gradients of a head's tokens go.
+struct Rows<'a> {
+    to: &'a SharedMut<'a, bf16>,
+    begin: usize,
+    stride: usize,
+    width: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn new(shape: &AttentionShape, to: &'a SharedMut<'a, bf16>, head: usize, tokens: usize) -> Self {
+        let (b, h, stride) = (head / shape.heads, head % shape.heads, shape.channels());
+        Self { to, begin: b * tokens * stride + h * shape.head_dim, stride, width: shape.head_dim }
+    }
+
+    /// Stores a token's gradient, times `factor`.
+    #[inline(always)]
+    fn write(&self, s: Avx512Bf16, token: usize, from: &[f32], factor: f32) {
+        let at = self.begin + token * self.stride;
+        // SAFETY: every token of a head belongs to one task, and is written once.
+        let to = unsafe { self.to.range(at..at + self.width) };
+        let factor = s.splat(factor);
+        map1(
+            s,
+            &from[..self.width],
+            to,
+            #[inline(always)]
+            |v| s.mul(v, factor),
+        );
+    }
+}
+
 /// A part of shared memory as bf16.
 ///
 /// # Safety

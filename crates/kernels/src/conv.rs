@@ -294,6 +294,11 @@ impl Source for Windows<'_> {
     }
 
     #[inline(always)]
+    fn even_rows(&self, row: usize) -> usize {
+        self.positions[1] - (row as u32 % self.positions[1] as u32) as usize
+    }
+
+    #[inline(always)]
     fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
         if k == 0 {
             return None;

@@ -49,6 +49,12 @@ pub trait Source: Sync {
         }
     }
 
+    /// For how many rows from `row` on [`Source::half_rows`] gives bf16, if at all.
+    #[inline(always)]
+    fn even_rows(&self, _row: usize) -> usize {
+        0
+    }
+
     /// The elements `column..column + k` of `rows` rows from `row` on, and the distance between these rows, if they are bf16
     /// and lie evenly apart.
     #[inline(always)]
@@ -100,6 +106,10 @@ impl<X: Source> Source for &X {
         (**self).wide_row(row, column, len)
     }
     #[inline(always)]
+    fn even_rows(&self, row: usize) -> usize {
+        (**self).even_rows(row)
+    }
+    #[inline(always)]
     fn half_rows(&self, row: usize, rows: usize, column: usize, k: usize) -> Option<(&[bf16], usize)> {
         (**self).half_rows(row, rows, column, k)
     }
@@ -145,6 +155,11 @@ impl<T: Element> Source for Dense<'_, T> {
     fn wide_row(&self, row: usize, column: usize, len: usize) -> Option<&[f32]> {
         let begin = row * self.stride + column;
         T::as_wide(self.data).map(|data| &data[begin..begin + len])
+    }
+
+    #[inline(always)]
+    fn even_rows(&self, _: usize) -> usize {
+        if T::IS_HALF { usize::MAX } else { 0 }
     }
 
     #[inline(always)]

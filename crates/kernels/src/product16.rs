@@ -11,7 +11,9 @@ use crate::product::{Dense, FETCH, Operand, Output, Partial, Source, copy};
 use crate::scratch::{Line, with_scratch};
 use crate::simd::{Avx512Bf16, Bf16Isa, Simd, bf16_isa, prefetch};
 use crate::threads::{SharedMut, parallel_for};
-use crate::tile16::{A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, swap_pairs, transpose_pairs, transpose_rounded};
+use crate::tile16::{
+    A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, interleave_all, swap_pairs, transpose_pairs, transpose_rounded,
+};
 use std::ops::Range;
 
 /// Enough tasks for many cores to be busy most of the time.
@@ -23,6 +25,9 @@ const WHOLE_A: usize = 4 << 20;
 const WHOLE_TRANSPOSED_A: usize = 64 << 20;
 /// The same for B.
 const WHOLE_B: usize = 64 << 20;
+
+/// Products for which waiting for an operand that is packed once takes longer than packing it in a few tasks.
+const SMALL: usize = 3 << 20;
 
 /// The right operand of a product.
 pub enum Right<'a, B> {
@@ -166,10 +171,12 @@ impl Plan {
             assert!(packed.pieces == pieces, "the weights were packed for another use");
         }
         if share >= pieces.count {
-            while tiles(rows, columns) < TASKS && (rows > 2 * K::ROWS || columns > 2 * WIDTH) {
+            // Where tiles of a group may be of any height, so may tasks.
+            let (unit, few) = if K::GROUP == K::ROWS { (2, 3 * K::ROWS) } else { (K::ROWS, 2 * K::ROWS) };
+            while tiles(rows, columns) < TASKS && (rows > few || columns > 2 * WIDTH) {
                 // What is larger should be read by one task only.
-                if rows > 2 * K::ROWS && (m > n && rows >= columns || columns <= 2 * WIDTH) {
-                    rows = (rows / 2).next_multiple_of(K::ROWS);
+                if rows > few && (m > n && rows >= columns || columns <= 2 * WIDTH) {
+                    rows = (rows / 2).next_multiple_of(unit);
                 } else {
                     columns = (columns / 2).next_multiple_of(WIDTH);
                 }
@@ -178,8 +185,9 @@ impl Plan {
         let direct =
             K::ANY_STRIDE && !a.k_rows && m >= K::GROUP && k > 0 && a.source.half_rows(0, K::GROUP, 0, 1).is_some();
         let most = if a.k_rows { WHOLE_TRANSPOSED_A } else { WHOLE_A };
-        let whole_a = n > columns && !direct && 2 * m * k <= most;
-        let whole_b = b_reusable && m > rows && 2 * n * k <= WHOLE_B;
+        let shared = |blocks: usize| blocks > if m * n * k > SMALL { 1 } else { 4 };
+        let whole_a = shared(n.div_ceil(columns)) && !direct && 2 * m * k <= most;
+        let whole_b = shared(m.div_ceil(rows)) && b_reusable && 2 * n * k <= WHOLE_B;
         Plan { rows, columns, pieces, share, whole_a, whole_b }
     }
 }
@@ -265,12 +273,13 @@ fn pack_whole_a<K: Kernel16, A: Source>(
 
 /// Packs all of B: `[piece, panel, k / 2, columns, 2]`.
 fn pack_whole_b<K: Kernel16, B: Source>(kernel: K, b: &Operand<B>, n: usize, pieces: Pieces, to: &mut [bf16]) {
-    const GROUP: usize = 4 * WIDTH;
-    let groups = n.div_ceil(GROUP);
+    // Long runs of a row where there is enough to share.
+    let group = if n * pieces.k > 1 << 20 { 4 * WIDTH } else { WIDTH };
+    let groups = n.div_ceil(group);
     let shared = SharedMut::new(to);
     parallel_for(pieces.count * groups, |task| {
-        let (piece, group) = (task / groups, task % groups);
-        let (first, count) = (group * GROUP, GROUP.min(n - group * GROUP));
+        let (piece, at) = (task / groups, task % groups);
+        let (first, count) = (at * group, group.min(n - at * group));
         let padded = pieces.padded(piece);
         let begin = line(n) * pieces.packed_begin(piece) + first * padded;
         kernel.run(
@@ -329,7 +338,7 @@ pub(crate) fn pack_transposed<X: Source>(
             let (pairs, rows) = memory.split_at_mut(16 * stride);
             for p in (0..k).step_by(32) {
                 for (pair, line) in pairs.chunks_exact_mut(stride).enumerate() {
-                    interleave_rows(s, a, (k0 + p + 2 * pair, k0 + k), (m0, m), rows, &mut line[..2 * wide]);
+                    interleave_rows(s, &a.source, (k0 + p + 2 * pair, k0 + k), (m0, m), rows, &mut line[..2 * wide]);
                 }
                 for i in (0..m).step_by(16) {
                     transpose_pairs(s, &pairs[2 * i..], stride, &mut to[i * to_stride + p..], to_stride);
@@ -344,7 +353,7 @@ pub(crate) fn pack_transposed<X: Source>(
 #[inline(always)]
 fn interleave_rows<X: Source>(
     s: Avx512Bf16,
-    x: &Operand<X>,
+    x: &X,
     (row, end): (usize, usize),
     (n0, n): (usize, usize),
     rows: &mut [bf16],
@@ -353,21 +362,21 @@ fn interleave_rows<X: Source>(
     let (used, rest) = to.split_at_mut(2 * n);
     rest.fill(bf16::ZERO);
     if row + 1 + FETCH < end {
-        x.source.fetch(row + FETCH, n0, n);
-        x.source.fetch(row + FETCH + 1, n0, n);
+        x.fetch(row + FETCH, n0, n);
+        x.fetch(row + FETCH + 1, n0, n);
     }
     if row + 1 < end {
-        if let (Some(a), Some(b)) = (x.source.half_row(row, n0, n), x.source.half_row(row + 1, n0, n)) {
+        if let (Some(a), Some(b)) = (x.half_row(row, n0, n), x.half_row(row + 1, n0, n)) {
             return interleave(s, a, b, used);
         }
-        if let (Some(a), Some(b)) = (x.source.wide_row(row, n0, n), x.source.wide_row(row + 1, n0, n)) {
+        if let (Some(a), Some(b)) = (x.wide_row(row, n0, n), x.wide_row(row + 1, n0, n)) {
             return interleave(s, a, b, used);
         }
     }
     let (a, b) = rows.split_at_mut(n);
     for (line, row) in [(&mut *a, row), (&mut b[..n], row + 1)] {
         if row < end {
-            x.source.fill(s, row, n0, line);
+            x.fill(s, row, n0, line);
         } else {
             line.fill(bf16::ZERO);
         }
@@ -386,28 +395,57 @@ pub(crate) fn pack_b<K: Kernel16, X: Source>(
 ) {
     let s = kernel.vectors();
     let padded = k.next_multiple_of(K::K_STEP);
-    let wide = line(n);
     if !b.k_rows {
         return pack_b_transposed(s, b, (k0, k, padded), (n0, n), to);
     }
     if padded == k && b.source.pack_pairs(s, (k0, k), (n0, n), &mut Panels { data: to, padded, first: 0 }) {
         return;
     }
+    /// Rows of all panels that are packed before the next ones: what they have of a cache line should stay in the nearest cache.
+    const BLOCK: usize = 64;
     with_half_scratch(
-        4 * wide,
+        2 * WIDTH,
         #[inline(always)]
         |memory| {
-            let (pairs, rows) = memory.split_at_mut(2 * wide);
-            for p in (0..padded).step_by(2) {
-                interleave_rows(s, b, (k0 + p, k0 + k), (n0, n), rows, pairs);
+            for p in (0..padded).step_by(BLOCK) {
+                let rows = (k0 + p, BLOCK.min(padded - p), k0 + k);
                 for j in 0..n.div_ceil(WIDTH) {
-                    let w = 2 * panel_width(n, j);
-                    let to = &mut to[j * WIDTH * padded + p / 2 * w..][..w];
-                    to.copy_from_slice(&pairs[j * 2 * WIDTH..][..w]);
+                    let columns = (n0 + j * WIDTH, WIDTH.min(n - j * WIDTH));
+                    let w = panel_width(n, j);
+                    let to = &mut to[j * WIDTH * padded + p * w..][..rows.1 * w];
+                    pack_block(s, &b.source, rows, columns, memory, to);
                 }
             }
         },
     );
+}
+
+/// Packs `count` rows, an even number, from `row` on, of a panel, with zeros for rows from `end` on; `memory` is room for two.
+#[inline(always)]
+fn pack_block<X: Source>(
+    s: Avx512Bf16,
+    x: &X,
+    (row, count, end): (usize, usize, usize),
+    (column, columns): (usize, usize),
+    memory: &mut [bf16],
+    to: &mut [bf16],
+) {
+    let w = to.len() / count;
+    let mut i = 0;
+    while i < count {
+        let even = x.even_rows(row + i).min(count - i).min(end.saturating_sub(row + i)) / 2 * 2;
+        let to = &mut to[i * w..];
+        if even > 0
+            && columns == w
+            && let Some((rows, stride)) = x.half_rows(row + i, even, column, w)
+        {
+            interleave_all(s, rows, stride, w, &mut to[..even * w]);
+            i += even;
+        } else {
+            interleave_rows(s, x, (row + i, end), (column, columns), memory, &mut to[..2 * w]);
+            i += 2;
+        }
+    }
 }
 
 /// [`pack_b`] for a source that is `[n, k]`.
@@ -550,6 +588,9 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                 let local_b: &mut [bf16] = bytemuck::cast_slice_mut(local_b);
                 for q in q0..q1 {
                     let padded = pieces.padded(q);
+                    if self.whole_a.is_none() && self.a.k_rows {
+                        pack_a(kernel, self.a, pieces.range(q), (m0, m), local_a);
+                    }
                     let mut left = [([std::ptr::null(); 2], 0); MOST_TILES];
                     for (i, left) in left[..tiles].iter_mut().enumerate() {
                         let first = i * tile_rows;
@@ -617,7 +658,8 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
     }
 
     /// The rows `first..first + rows` of a task, for piece `q`: pointers to the groups and the distance of rows, readable as
-    /// [`Kernel16::tile`] wants. Packs them into `local` if they cannot be read where they are.
+    /// [`Kernel16::tile`] wants. Packs them into `local` if they cannot be read where they are; those that run along the inner dimension
+    /// are already there.
     #[inline(always)]
     fn left(
         &self,
@@ -644,9 +686,11 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                 (None, _) => {}
             }
         }
-        // Room for whole groups, whose last rows may be without meaning: they only reach rows of C that nobody reads.
-        let end = (first + rows.next_multiple_of(16)) * A_STRIDE;
-        pack_a(self.kernel, self.a, (k0, k), (m0 + first, rows), &mut local[first * A_STRIDE..end]);
+        if !self.a.k_rows {
+            // Room for whole groups, whose last rows may be without meaning: they only reach rows of C that nobody reads.
+            let end = (first + rows.next_multiple_of(16)) * A_STRIDE;
+            pack_a(self.kernel, self.a, (k0, k), (m0 + first, rows), &mut local[first * A_STRIDE..end]);
+        }
         (groups(&local[first * A_STRIDE..]), A_STRIDE)
     }
 }

@@ -403,6 +403,10 @@ fn attention() {
         AttentionShape { query_tokens: 33, key_tokens: 33, head_dim: 80, scale: 0.11, causal: true, ..base },
         AttentionShape { query_tokens: 5, key_tokens: 77, head_dim: 160, scale: 0.08, ..base },
         AttentionShape { query_tokens: 3, key_tokens: 1, head_dim: 4, ..base },
+        // Few channels: several groups of keys, the last one short; few and many heads; an odd number of queries.
+        AttentionShape { batch: 1, query_tokens: 131, key_tokens: 530, heads: 2, head_dim: 4, ..base },
+        AttentionShape { batch: 1, query_tokens: 40, key_tokens: 1025, heads: 1, head_dim: 7, ..base },
+        AttentionShape { query_tokens: 19, key_tokens: 290, heads: 33, head_dim: 6, ..base },
         // Queries before the first key of a block see none of it; more keys than queries.
         AttentionShape { query_tokens: 40, key_tokens: 530, heads: 1, causal: true, ..base },
         // Several tasks for a head, in both passes.

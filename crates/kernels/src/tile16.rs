@@ -339,9 +339,51 @@ pub fn interleave<T: Element>(s: Avx512Bf16, a: &[T], b: &[T], to: &mut [bf16]) 
     for i in (0..whole).step_by(16) {
         interleave_16(s, &a[i..i + 16], &b[i..i + 16], &mut to[2 * i..2 * i + 32]);
     }
-    for ((to, a), b) in to[2 * whole..].chunks_exact_mut(2).zip(&a[whole..]).zip(&b[whole..]) {
-        to[0] = bf16::from_f32(a.to_f32());
-        to[1] = bf16::from_f32(b.to_f32());
+    if whole < a.len() {
+        let mut both = [bf16::ZERO; 32];
+        let (a, b, to) = (&a[whole..], &b[whole..], &mut to[2 * whole..]);
+        interleave_rounded(s, T::load_part(s, a), T::load_part(s, b), &mut both);
+        to.copy_from_slice(&both[..to.len()]);
+    }
+}
+
+/// [`interleave`] for pairs of rows of `w` elements, 16 or 32, `stride` apart.
+#[inline(always)]
+pub fn interleave_all(s: Avx512Bf16, rows: &[bf16], stride: usize, w: usize, to: &mut [bf16]) {
+    /// Rows that are fetched ahead, if so far apart that the processor would not do it.
+    const AHEAD: usize = 16;
+    const FAR: usize = 512;
+    for (i, to) in to.chunks_exact_mut(2 * w).enumerate() {
+        let (a, b) = (&rows[2 * i * stride..][..w], &rows[(2 * i + 1) * stride..][..w]);
+        if stride >= FAR {
+            prefetch(a.as_ptr().wrapping_add(AHEAD * stride));
+            prefetch(b.as_ptr().wrapping_add(AHEAD * stride));
+        }
+        if w == 32 { interleave_32(s, a, b, to) } else { interleave_16(s, a, b, to) }
+    }
+}
+
+/// [`interleave`] for 32 elements.
+#[inline(always)]
+fn interleave_32(_: Avx512Bf16, a: &[bf16], b: &[bf16], to: &mut [bf16]) {
+    /// 0, 32, 1, 33, … and the same 16 later.
+    const ORDER: [[u16; 32]; 2] = {
+        let mut order = [[0; 32]; 2];
+        let mut i = 0;
+        while i < 64 {
+            order[i / 32][i % 32] = (i / 2 + i % 2 * 32) as u16;
+            i += 1;
+        }
+        order
+    };
+    assert!(a.len() == 32 && b.len() == 32 && to.len() == 64);
+    // SAFETY: the token proves AVX-512 with BW; the slices are as long as what is read and written.
+    unsafe {
+        let (a, b) = (_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().cast()));
+        for (half, order) in ORDER.iter().enumerate() {
+            let pairs = _mm512_permutex2var_epi16(a, _mm512_loadu_si512(order.as_ptr().cast()), b);
+            _mm512_storeu_si512(to.as_mut_ptr().add(32 * half).cast(), pairs);
+        }
     }
 }
 

@@ -19,9 +19,14 @@ pub fn backward(shape: &AttentionShape, saved: Saved, [dq, dk, dv]: [&mut [bf16]
         return false;
     }
     let (dq, dk, dv) = (SharedMut::new(dq), SharedMut::new(dk), SharedMut::new(dv));
+    let gradients = [&dq, &dk, &dv];
+    if let (Bf16Isa::Avx512(s), true) = (bf16_isa(), lanes::suits(shape)) {
+        lanes::backward(s, shape, saved, gradients);
+        return true;
+    }
     dispatch16!(
         |kernel| {
-            Backward::new(kernel, shape, saved, [&dq, &dk, &dv]).run();
+            Backward::new(kernel, shape, saved, gradients).run();
             true
         },
         false
@@ -194,6 +199,7 @@ impl<'a, K: Kernel16> Backward<'a, K> {
         ];
         let k = shape.head(self.saved.k, shape.key_tokens, head);
         let v = shape.head(self.saved.v, shape.key_tokens, head);
+        let [to_k, to_v] = [1, 2].map(|i| Rows::new(shape, self.gradients[i], head, shape.key_tokens));
         let k_columns = Operand { source: k, k_rows: true };
         // Queries before all of these keys get nothing from them.
         dq[..self.first_block(range.start) * self.dq_len()].fill(0.0);
@@ -273,10 +279,10 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                         let sums = (&mut dq[i * self.dq_len()..][..self.dq_len()], self.dq_stride);
                         multiply(kernel, (d, m_even, padded), (kt, columns_stride), pairs, sums, j > range.start);
                     }
-                    for i in 0..n {
-                        let [_, to_k, to_v] = self.gradients;
-                        self.write(to_k, (head, j + i, shape.key_tokens), &dk[i * sums_stride..], shape.scale);
-                        self.write(to_v, (head, j + i, shape.key_tokens), &dv[i * sums_stride..], 1.0);
+                    for (to, sums, factor) in [(&to_k, &*dk, shape.scale), (&to_v, &*dv, 1.0)] {
+                        for i in 0..n {
+                            to.write(kernel.vectors(), j + i, &sums[i * sums_stride..], factor);
+                        }
                     }
                 }
             },
@@ -319,6 +325,7 @@ impl<'a, K: Kernel16> Backward<'a, K> {
         let s = self.kernel.vectors();
         let (first, tokens) = (block * self.block, self.shape.query_tokens);
         let m = self.block.min(tokens - first);
+        let to = Rows::new(self.shape, self.gradients[0], head, tokens);
         with_scratch(
             32 * self.wide,
             #[inline(always)]
@@ -333,29 +340,11 @@ impl<'a, K: Kernel16> Backward<'a, K> {
                     for (place, row) in rows.chunks_exact(self.wide).enumerate() {
                         let query = c + interleaved(place);
                         if query < m {
-                            self.write(self.gradients[0], (head, first + query, tokens), row, self.shape.scale);
+                            to.write(s, first + query, row, self.shape.scale);
                         }
                     }
                 }
             },
-        );
-    }
-
-    /// Stores a token's gradient, times `factor`.
-    #[inline(always)]
-    fn write(&self, to: &SharedMut<bf16>, (head, token, tokens): (usize, usize, usize), from: &[f32], factor: f32) {
-        let (s, shape, d) = (self.kernel.vectors(), self.shape, self.shape.head_dim);
-        let (b, h) = (head / shape.heads, head % shape.heads);
-        let at = ((b * tokens + token) * shape.heads + h) * d;
-        // SAFETY: every (batch, head, token) belongs to one task, and is written once.
-        let to = unsafe { to.range(at..at + d) };
-        let factor = s.splat(factor);
-        map1(
-            s,
-            &from[..d],
-            to,
-            #[inline(always)]
-            |v| s.mul(v, factor),
         );
     }
 }
