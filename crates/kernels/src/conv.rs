@@ -344,12 +344,13 @@ impl<T: Element> Patches<'_, T> {
         a: &Operand<A>,
         (c, rows): (&mut [f32], Rows),
     ) {
+        // Windows that need no checks are packed by each task that wants them, the others once.
         let done = self.with_windows(batch, |windows| {
             let b = Operand { source: windows, k_rows: true };
             product(size, a, &b, false, (&mut *c, rows), Epilogue::default());
         });
         if done.is_none() {
-            product(size, a, &Operand { source: self, k_rows: true }, false, (c, rows), Epilogue::default());
+            product(size, a, &Operand { source: self, k_rows: true }, true, (c, rows), Epilogue::default());
         }
     }
 

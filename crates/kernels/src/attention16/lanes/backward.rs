@@ -154,20 +154,13 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
         let (s, shape) = (self.s, self.shape);
         let of = |all| shape.head(all, shape.key_tokens, head);
         let sources = [of(self.saved.k), of(self.saved.v)];
-        let mut columns = [Line([0.0; LANES]); LANES];
         for (first, to) in range.clone().step_by(LANES).zip(to.chunks_exact_mut(Self::KEY * LANES)) {
             let count = LANES.min(range.end - first);
             let (pairs, rest) = to.split_at_mut(2 * PAIRS * LANES);
             let (begins, channels) = rest.split_at_mut(LANES);
-            begins.fill(f32::MIN);
-            begins[..count].fill(0.0);
+            store_begins(count, begins);
             for (from, pairs) in sources.iter().zip(pairs.chunks_exact_mut(PAIRS * LANES)) {
-                let mut rows = [Line([0.0; LANES]); LANES];
-                for (i, row) in rows[..count].iter_mut().enumerate() {
-                    store_channels(s, channels_of(s, from, first + i, shape.head_dim), &mut row.0[..PAIRS]);
-                }
-                s.transpose(bytemuck::cast_slice(&rows), LANES, bytemuck::cast_slice_mut(&mut columns), LANES);
-                pairs.copy_from_slice(&bytemuck::cast_slice(&columns)[..PAIRS * LANES]);
+                store_columns::<PAIRS>(s, from, (first, count), shape.head_dim, pairs);
             }
             for (pairs, to) in pairs.chunks_exact(LANES).zip(channels.chunks_exact_mut(2 * LANES)) {
                 store_halves_twice(s, s.load(pairs), to);
@@ -316,10 +309,7 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
                     }
                 }
             }
-            let sums = half_sums(s, totals);
-            // SAFETY: the token proves the instruction.
-            let sums = if CHANNELS == 8 { unsafe { _mm512_shuffle_f32x4::<0xd8>(sums, sums) } } else { sums };
-            store_up_to(s, sums, to);
+            store_up_to(s, by_query::<CHANNELS>(s, totals), to);
         }
     }
 
@@ -365,29 +355,6 @@ fn no_channels(_: Avx512Bf16) -> __m128i {
     unsafe { _mm_setzero_si128() }
 }
 
-/// The channels, up to 8, of a token, and zeros.
-#[inline(always)]
-fn channels_of(_: Avx512Bf16, from: &Dense<bf16>, token: usize, width: usize) -> __m128i {
-    let row = &from.data[token * from.stride..][..width];
-    assert!((1..=MOST_CHANNELS).contains(&width));
-    // SAFETY: the token proves the instruction; the mask bounds what is read.
-    unsafe { _mm_maskz_loadu_epi16(!0u8 >> (8 - width), row.as_ptr().cast()) }
-}
-
-/// Stores pairs of channels, 2 or 4.
-#[inline(always)]
-fn store_channels(_: Avx512Bf16, channels: __m128i, to: &mut [f32]) {
-    assert!(to.len() == 2 || to.len() == 4);
-    // SAFETY: the token proves the instructions; they write 8 and 16 bytes.
-    unsafe {
-        if to.len() == 2 {
-            _mm_storel_epi64(to.as_mut_ptr().cast(), channels);
-        } else {
-            _mm_storeu_si128(to.as_mut_ptr().cast(), channels);
-        }
-    }
-}
-
 /// Stores pairs of the same channel, 4 or 8, of two tokens.
 #[inline(always)]
 fn store_interleaved(_: Avx512Bf16, [first, second]: [__m128i; 2], to: &mut [f32]) {
@@ -414,20 +381,6 @@ fn dot_channels(_: Avx512Bf16, a: __m128i, b: __m128i) -> f32 {
     }
 }
 
-/// Stores the first halves of pairs twice, then the second.
-#[inline(always)]
-fn store_halves_twice(_: Avx512Bf16, pairs: __m512, to: &mut [f32]) {
-    assert!(to.len() == 2 * LANES);
-    // SAFETY: the token proves the instructions; both writes are of 64 bytes.
-    unsafe {
-        let pairs = _mm512_castps_si512(pairs);
-        let first = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(pairs));
-        let second = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(pairs)));
-        _mm512_storeu_si512(to.as_mut_ptr().cast(), first);
-        _mm512_storeu_si512(to.as_mut_ptr().add(LANES).cast(), second);
-    }
-}
-
 /// The first and the seventeenth half, the second and the eighteenth, and so on.
 #[inline(always)]
 fn halves_paired(_: Avx512Bf16, v: __m512i) -> __m512i {
@@ -444,21 +397,12 @@ fn halves_paired(_: Avx512Bf16, v: __m512i) -> __m512i {
     unsafe { _mm512_permutexvar_epi16(_mm512_loadu_si512(PLACES.as_ptr().cast()), v) }
 }
 
-/// Sums of the lower and of the upper lanes of vectors: of the lower lanes of four vectors, of their upper lanes, then of the others.
+/// Transposes columns of up to [`LANES`] tokens to rows.
 #[inline(always)]
-fn half_sums(s: Avx512Bf16, v: [__m512; 8]) -> __m512 {
-    // SAFETY: the token proves the instructions.
-    unsafe {
-        let mut fours = [s.splat(0.0); 2];
-        for i in 0..2 {
-            let [a, b, c, d] = [v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]];
-            // Sums of two, and then of all lanes of a quarter.
-            let ab = _mm512_castps_pd(s.add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
-            let cd = _mm512_castps_pd(s.add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
-            fours[i] =
-                s.add(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
-        }
-        let [first, second] = fours;
-        s.add(_mm512_shuffle_f32x4::<0x88>(first, second), _mm512_shuffle_f32x4::<0xdd>(first, second))
+fn rows_of<const CHANNELS: usize>(s: Avx512Bf16, columns: &[__m512; CHANNELS], rows: &mut [Line; LANES]) {
+    let mut lines = [Line([0.0; LANES]); LANES];
+    for (line, &column) in lines.iter_mut().zip(columns) {
+        s.store(column, &mut line.0);
     }
+    s.transpose(bytemuck::cast_slice(&lines), LANES, bytemuck::cast_slice_mut(rows), LANES);
 }

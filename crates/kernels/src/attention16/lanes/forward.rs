@@ -1,7 +1,7 @@
-//! The forward pass: each key meets 32 or 16 queries.
+//! The forward pass: 4 or 2 queries meet all keys.
 //!
 //! As in [`crate::attention16::fused`], nothing is subtracted from the exponents, and heads for which that may go wrong are left to
-//! [`crate::attention16::forward`].
+//! [`crate::attention16::forward`]. Sums of rounded probabilities are divided by sums of rounded probabilities.
 
 use super::*;
 use crate::attention16::forward::{Cut, Finish, bounded_by, longest_row, within_totals};
@@ -10,67 +10,75 @@ use crate::attention16::forward::{Cut, Finish, bounded_by, longest_row, within_t
 const KEYS: usize = 64;
 
 /// Does what can be done, and returns the other heads.
-pub fn forward(s: Avx512Bf16, shape: &AttentionShape, [q, k, v]: [&[bf16]; 3], finish: &Finish) -> Vec<usize> {
-    let lanes = Lanes { s, shape, q, k, v, finish };
-    let (heads, blocks) = (shape.batch * shape.heads, shape.key_tokens.div_ceil(KEYS));
-    let packed = shape.key_tokens * 3 * lanes.pairs() + blocks;
-    Cut { shape, heads, packed, blocks, unit: 2 * LANES }.run(
-        |head, block, to, begin| {
-            s.run(
-                #[inline(always)]
-                || lanes.pack(head, block, to, begin),
-            );
-        },
-        |head, queries, packed| {
-            s.run(
-                #[inline(always)]
-                || lanes.task(head, queries, packed),
-            )
-        },
-    )
+pub fn forward(s: Avx512Bf16, shape: &AttentionShape, inputs: [&[bf16]; 3], finish: &Finish) -> Vec<usize> {
+    if shape.head_dim <= 4 {
+        Lanes::<2, 4, 2> { s, shape, inputs, finish }.run()
+    } else {
+        Lanes::<4, 8, 1> { s, shape, inputs, finish }.run()
+    }
 }
 
-struct Lanes<'a> {
+/// `TWOS` are the pairs of queries whose outputs have place in registers.
+struct Lanes<'a, const PAIRS: usize, const CHANNELS: usize, const TWOS: usize> {
     s: Avx512Bf16,
     shape: &'a AttentionShape,
-    q: &'a [bf16],
-    k: &'a [bf16],
-    v: &'a [bf16],
+    /// q, k and v.
+    inputs: [&'a [bf16]; 3],
     finish: &'a Finish<'a>,
 }
 
-/// Queries in lanes, by pairs of channels.
-type Queries<const PAIRS: usize> = [[bf16; 2 * LANES]; PAIRS];
+/// What some queries got: outputs, by query and channel; by query, sums of probabilities, and of rounded ones.
+struct Sums {
+    outputs: Line,
+    totals: [f32; 4],
+    weights: [f32; 4],
+}
 
-impl Lanes<'_> {
-    /// Pairs of channels.
-    #[inline(always)]
-    fn pairs(&self) -> usize {
-        self.shape.head_dim.div_ceil(2)
+impl<const PAIRS: usize, const CHANNELS: usize, const TWOS: usize> Lanes<'_, PAIRS, CHANNELS, TWOS> {
+    /// A vector of keys: pairs of channels of k, where scores begin, and v by channel, as pairs of keys, twice.
+    const KEY: usize = PAIRS + 1 + CHANNELS;
+
+    fn run(&self) -> Vec<usize> {
+        let (s, shape, tokens) = (self.s, self.shape, self.shape.key_tokens);
+        let (heads, blocks) = (shape.batch * shape.heads, tokens.div_ceil(KEYS));
+        let packed = tokens.div_ceil(LANES) * Self::KEY * LANES + blocks.next_multiple_of(LANES);
+        Cut { shape, heads, packed, blocks, unit: 2 * LANES }.run(
+            |head, block, to, begin| {
+                s.run(
+                    #[inline(always)]
+                    || self.pack(head, block, to, begin),
+                );
+            },
+            |head, queries, packed| {
+                s.run(
+                    #[inline(always)]
+                    || self.task(head, queries, packed),
+                )
+            },
+        )
     }
 
-    /// Packs some keys, as pairs of bf16, and values, as f32, of a head, and the greatest squared length of these keys.
+    /// Packs some keys and values of a head, and the greatest squared length of these keys.
     #[inline(always)]
     fn pack(&self, head: usize, block: usize, to: &SharedMut<f32>, begin: usize) {
-        let (shape, pairs, tokens) = (self.shape, self.pairs(), self.shape.key_tokens);
+        let (s, shape, tokens) = (self.s, self.shape, self.shape.key_tokens);
         let range = block * KEYS..((block + 1) * KEYS).min(tokens);
-        let (values, longest) = (begin + tokens * pairs, begin + tokens * 3 * pairs + block);
+        let [first, end, all] =
+            [range.start, range.end, tokens].map(|tokens| begin + tokens.div_ceil(LANES) * Self::KEY * LANES);
         // SAFETY: blocks do not overlap.
-        let (keys, values, longest) = unsafe {
-            (
-                halves(to, begin + range.start * pairs, 2 * range.len() * pairs),
-                to.range(values + range.start * 2 * pairs..values + range.end * 2 * pairs),
-                to.range(longest..longest + 1),
-            )
-        };
-        let (k, v) = (shape.head(self.k, tokens, head), shape.head(self.v, tokens, head));
-        longest[0] = longest_row(self.s, &k, (range.start, range.len()), shape.head_dim);
-        let rows = keys.chunks_exact_mut(2 * pairs).zip(values.chunks_exact_mut(2 * pairs));
-        for (i, (key, value)) in range.zip(rows) {
-            for c in 0..2 * pairs {
-                let inside = c < shape.head_dim;
-                key[c] = if inside { k.data[i * k.stride + c] } else { bf16::ZERO };
-                value[c] = if inside { v.data[i * v.stride + c].to_f32() } else { 0.0 };
+        let (lines, longest) = unsafe { (to.range(first..end), to.range(all + block..all + block + 1)) };
+        let [k, v] = [self.inputs[1], self.inputs[2]].map(|all| shape.head(all, tokens, head));
+        longest[0] = longest_row(s, &k, (range.start, range.len()), shape.head_dim);
+        for (first, to) in range.clone().step_by(LANES).zip(lines.chunks_exact_mut(Self::KEY * LANES)) {
+            let at = (first, LANES.min(range.end - first));
+            let (pairs, rest) = to.split_at_mut(PAIRS * LANES);
+            let (begins, channels) = rest.split_at_mut(LANES);
+            store_columns::<PAIRS>(s, &k, at, shape.head_dim, pairs);
+            store_begins(at.1, begins);
+            let mut values = [Line([0.0; LANES]); PAIRS];
+            store_columns::<PAIRS>(s, &v, at, shape.head_dim, bytemuck::cast_slice_mut(&mut values));
+            for (pairs, to) in values.iter().zip(channels.chunks_exact_mut(2 * LANES)) {
+                store_halves_twice(s, s.load(&pairs.0), to);
             }
         }
     }
@@ -78,102 +86,82 @@ impl Lanes<'_> {
     /// Some queries of a head, with its packed keys and values; `false`, with nothing of use done, if exponents may be too large.
     #[inline(always)]
     fn task(&self, head: usize, range: Range<usize>, packed: &[f32]) -> bool {
-        let (keys, rest) = packed.split_at(self.shape.key_tokens * self.pairs());
-        let (values, longest_keys) = rest.split_at(self.shape.key_tokens * 2 * self.pairs());
-        let q = self.shape.head(self.q, self.shape.query_tokens, head);
-        let longest = longest_row(self.s, &q, (range.start, range.len()), self.shape.head_dim);
-        if !bounded_by(self.shape, longest_keys)(longest) {
+        let (s, shape) = (self.s, self.shape);
+        let (keys, longest_keys) = packed.split_at(shape.key_tokens.div_ceil(LANES) * Self::KEY * LANES);
+        let longest_keys = &longest_keys[..shape.key_tokens.div_ceil(KEYS)];
+        let q = shape.head(self.inputs[0], shape.query_tokens, head);
+        let longest = longest_row(s, &q, (range.start, range.len()), shape.head_dim);
+        if !bounded_by(shape, longest_keys)(longest) {
             return false;
         }
-        match self.pairs() {
-            1 => self.walk::<1, 2, 2>(head, range, keys, values),
-            2 => self.walk::<2, 4, 2>(head, range, keys, values),
-            3 => self.walk::<3, 6, 1>(head, range, keys, values),
-            _ => self.walk::<4, 8, 1>(head, range, keys, values),
-        }
-    }
-
-    /// [`Lanes::task`] for `PAIRS` pairs of channels and `GROUPS` vectors of queries at once.
-    #[inline(always)]
-    fn walk<const PAIRS: usize, const CHANNELS: usize, const GROUPS: usize>(
-        &self,
-        head: usize,
-        range: Range<usize>,
-        keys: &[f32],
-        values: &[f32],
-    ) -> bool {
-        let s = self.s;
-        let (mut rows, most) = ([Line([0.0; 16]); LANES], [0.0; LANES]);
-        for first in range.clone().step_by(GROUPS * LANES) {
-            let (sums, totals) = self.sums::<PAIRS, CHANNELS, GROUPS>(head, first..range.end, keys, values);
-            for g in 0..GROUPS {
-                let first = first + g * LANES;
-                if first >= range.end {
-                    break;
+        let (mut rows, most) = ([Line([0.0; LANES]); LANES], [0.0; LANES]);
+        for first in range.clone().step_by(LANES) {
+            let count = LANES.min(range.end - first);
+            let (mut totals, mut weights) = ([0.0; LANES], [0.0; LANES]);
+            for i in (0..count).step_by(2 * TWOS) {
+                let sums = self.sums(&q, first + i..range.end, bytemuck::cast_slice(keys));
+                for (j, output) in sums.outputs.0.chunks_exact(CHANNELS).enumerate() {
+                    rows[i + j].0[..CHANNELS].copy_from_slice(output);
+                    (totals[i + j], weights[i + j]) = (sums.totals[j], sums.weights[j]);
                 }
-                let count = LANES.min(range.end - first);
-                if !within_totals(s, totals[g], count) {
-                    return false;
-                }
-                rows_of(s, &sums[g], &mut rows);
-                let mut total = Line([0.0; 16]);
-                s.store(totals[g], &mut total.0);
-                let sums = (bytemuck::cast_slice(&rows), LANES);
-                self.finish.block(s, (head, first, count), sums, (&mut total.0, &most, None));
             }
+            if !within_totals(s, s.load(&totals), count) {
+                return false;
+            }
+            let sums = (bytemuck::cast_slice(&rows), LANES);
+            self.finish.block(s, (head, first, count), sums, (&mut totals, &most, Some(&weights)));
         }
         true
     }
 
-    /// Sums of probabilities times values, by channel, and of probabilities, for some queries of a head.
+    /// Lets the first queries of a range meet all keys.
     #[inline(always)]
-    fn sums<const PAIRS: usize, const CHANNELS: usize, const GROUPS: usize>(
-        &self,
-        head: usize,
-        range: Range<usize>,
-        keys: &[f32],
-        values: &[f32],
-    ) -> ([[__m512; CHANNELS]; GROUPS], [__m512; GROUPS]) {
+    fn sums(&self, q: &Dense<bf16>, range: Range<usize>, keys: &[Line]) -> Sums {
         let s = self.s;
         let factor = s.splat(exponent_factor(self.shape));
-        // SAFETY: the token proves the instructions; all loads are of arrays of 64 bytes.
-        unsafe {
-            let mut queries = [[_mm512_setzero_ps(); PAIRS]; GROUPS];
-            for g in 0..GROUPS {
-                let lines: Queries<PAIRS> = self.queries(head, range.start + g * LANES..range.end);
-                for p in 0..PAIRS {
-                    queries[g][p] = _mm512_loadu_ps(lines[p].as_ptr().cast());
-                }
-            }
-            let mut sums = [[_mm512_setzero_ps(); CHANNELS]; GROUPS];
-            let mut totals = [_mm512_setzero_ps(); GROUPS];
-            for (key, value) in keys.chunks_exact(PAIRS).zip(values.chunks_exact(CHANNELS)) {
-                for g in 0..GROUPS {
-                    let mut score = _mm512_setzero_ps();
-                    for p in 0..PAIRS {
-                        score = dot_pairs(s, score, queries[g][p], _mm512_set1_ps(key[p]));
-                    }
-                    let probability = exp2_near(s, _mm512_mul_ps(score, factor));
-                    totals[g] = _mm512_add_ps(totals[g], probability);
-                    for c in 0..CHANNELS {
-                        sums[g][c] = _mm512_fmadd_ps(probability, _mm512_set1_ps(value[c]), sums[g][c]);
-                    }
-                }
-            }
-            (sums, totals)
-        }
-    }
-
-    /// Up to [`LANES`] queries of a range of a head, and zeros.
-    #[inline(always)]
-    fn queries<const PAIRS: usize>(&self, head: usize, range: Range<usize>) -> Queries<PAIRS> {
-        let q = self.shape.head(self.q, self.shape.query_tokens, head);
-        let mut lines = [[bf16::ZERO; 2 * LANES]; PAIRS];
-        for (lane, i) in range.take(LANES).enumerate() {
-            for (c, &value) in q.data[i * q.stride..][..self.shape.head_dim].iter().enumerate() {
-                lines[c / 2][2 * lane + c % 2] = value;
+        let one = s.splat(f32::from_bits(0x3f80_3f80));
+        let mut queries = [[[s.splat(0.0); PAIRS]; 2]; TWOS];
+        for i in 0..(2 * TWOS).min(range.len()) {
+            let mut pairs = [0.0; PAIRS];
+            store_channels(s, channels_of(s, q, range.start + i, self.shape.head_dim), &mut pairs);
+            for c in 0..PAIRS {
+                queries[i / 2][i % 2][c] = s.splat(pairs[c]);
             }
         }
-        lines
+        let mut outputs = [s.splat(0.0); 8];
+        // Of rounded probabilities of two queries, and of probabilities of each.
+        let (mut weights, mut totals) = ([s.splat(0.0); TWOS], [[s.splat(0.0); 2]; TWOS]);
+        for key in keys.chunks_exact(Self::KEY) {
+            for t in 0..TWOS {
+                let mut probabilities = [s.splat(0.0); 2];
+                for i in 0..2 {
+                    let mut score = s.load(&key[PAIRS].0);
+                    for c in 0..PAIRS {
+                        score = dot_pairs(s, score, s.load(&key[c].0), queries[t][i][c]);
+                    }
+                    probabilities[i] = exp2_near(s, s.mul(score, factor));
+                    totals[t][i] = s.add(totals[t][i], probabilities[i]);
+                }
+                // SAFETY: the token proves the instruction.
+                let pairs = unsafe { _mm512_castsi512_ps(round2(probabilities[0], probabilities[1])) };
+                weights[t] = dot_pairs(s, weights[t], pairs, one);
+                for c in 0..CHANNELS {
+                    let output = &mut outputs[t * CHANNELS + c];
+                    *output = dot_pairs(s, *output, pairs, s.load(&key[PAIRS + 1 + c].0));
+                }
+            }
+        }
+        let mut all = [s.splat(0.0); 8];
+        for t in 0..TWOS {
+            (all[t], all[4 + 2 * t], all[5 + 2 * t]) = (weights[t], totals[t][0], totals[t][1]);
+        }
+        let (mut sums, mut of) = (Line([0.0; LANES]), [0.0; LANES]);
+        s.store(by_query::<CHANNELS>(s, outputs), &mut sums.0);
+        s.store(half_sums(s, all), &mut of);
+        Sums {
+            outputs: sums,
+            totals: std::array::from_fn(|i| of[8 + i] + of[12 + i]),
+            weights: std::array::from_fn(|i| of[i / 2 + i % 2 * 4]),
+        }
     }
 }
