@@ -590,7 +590,7 @@ pub fn conv2d_backward_weight<T: Element>(
         sum_rows(dy, db, m, n);
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(token), Some(dy), Some(x)) = (winograd16::suits(shape), T::as_half(dy), T::as_half(x)) {
+    if let (Some(token), Some(dy), Some(x)) = (winograd16::suits_filters(shape), T::as_half(dy), T::as_half(x)) {
         return winograd16::backward_weight(token, shape, dy, x, dw);
     }
     let dy_columns = Operand { source: Dense { data: dy, stride: n }, k_rows: true };

@@ -33,8 +33,8 @@ const PLACES: usize = 16;
 /// Taps of a filter.
 const TAPS: usize = 9;
 
-/// Fewest channels and outputs: below, the transforms cost as much as the products save.
-const LEAST_CHANNELS: usize = 128;
+/// Fewest channels and outputs for the gradient of the filters: below, the transforms cost as much as the products save.
+const LEAST_CHANNELS: usize = 2 * WIDTH;
 
 /// Fewest tiles: below, reading the larger filters takes as long as multiplying.
 const LEAST_TILES: usize = 64;
@@ -47,7 +47,7 @@ const MOST_PIXELS: usize = 12 << 20;
 
 type Vector = <Avx512Bf16 as Simd>::V;
 
-/// The instructions, if a convolution is to be computed this way: a function of shape and instruction set.
+/// The instructions, if a convolution, and the gradient of its input, are to be computed this way: a function of shape and instruction set.
 ///
 /// The environment variable `CALOTYPE_CONV=direct` says never.
 pub fn suits(shape: &Conv2dShape) -> Option<Avx512Bf16> {
@@ -57,10 +57,15 @@ pub fn suits(shape: &Conv2dShape) -> Option<Avx512Bf16> {
     let suits = shape.kernel == [3, 3]
         && shape.stride == 1
         && shape.padding == [1; 4]
-        && channels.iter().all(|&n| n >= LEAST_CHANNELS && n.is_multiple_of(WIDTH))
+        && channels.iter().all(|&n| n > 0 && n.is_multiple_of(WIDTH))
         && Tiles::new(shape).count >= LEAST_TILES;
     let direct = || *DIRECT.get_or_init(|| std::env::var("CALOTYPE_CONV").is_ok_and(|way| way == "direct"));
     (suits && !direct()).then_some(token)
+}
+
+/// [`suits`] for the gradient of the filters.
+pub fn suits_filters(shape: &Conv2dShape) -> Option<Avx512Bf16> {
+    suits(shape).filter(|_| shape.in_channels.min(shape.out_channels) >= LEAST_CHANNELS)
 }
 
 /// Where the tiles of pictures lie.
