@@ -53,8 +53,8 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
     const AT_ONCE: usize = 8 / CHANNELS;
 
     fn run(&self) {
-        let heads = self.shape.batch * self.shape.heads;
-        if heads >= TASKS || self.shape.key_tokens <= KEYS {
+        let (heads, groups) = (self.shape.batch * self.shape.heads, self.shape.key_tokens.div_ceil(KEYS));
+        if heads >= TASKS || groups == 1 || heads * groups * self.shape.query_tokens * CHANNELS > PARTIAL {
             return parallel_for(heads, |head| self.heads(head..head + 1));
         }
         self.heads(0..heads);
