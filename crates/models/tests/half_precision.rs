@@ -1,4 +1,4 @@
-//! A UNet whose convolutions are wide enough for every way of computing them is in `bf16` as near to `f32` as rounding allows.
+//! UNets whose convolutions are wide enough for every way of computing them are in `bf16` as near to `f32` as rounding allows.
 
 mod common;
 
@@ -22,13 +22,24 @@ fn error(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn outputs_and_gradients() {
+fn a_wide_unet() {
+    outputs_and_gradients(vec![128, 256]);
+}
+
+#[test]
+fn a_narrow_unet() {
+    outputs_and_gradients(vec![32, 96]);
+}
+
+#[track_caller]
+fn outputs_and_gradients(block_out_channels: Vec<usize>) {
     let device = Device::flex().autodiff();
+    let head_channels = vec![block_out_channels[0].min(64); 2];
     let config = UNetConfig {
-        block_out_channels: vec![128, 256],
+        block_out_channels,
         layers_per_block: 1,
         attention_levels: vec![true, false],
-        head_channels: vec![64, 64],
+        head_channels,
         context_channels: 64,
         ..UNetConfig::default()
     };
