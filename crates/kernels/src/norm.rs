@@ -6,8 +6,8 @@ use crate::element::Element;
 use crate::math::{for_vectors, load_up_to, store_up_to, swish, swish_slope};
 use crate::product::add_to;
 use crate::scratch::with_scratch;
-use crate::simd::{Simd, dispatch, prefetch};
-use crate::stream::{past_caches, past_caches_done, read_ahead, write_up_to};
+use crate::simd::{Simd, dispatch};
+use crate::stream::{past_caches, past_caches_done, read_ahead, read_next, write_up_to};
 use crate::threads::{SharedMut, for_chunks, for_chunks2, for_chunks3, parallel_for, threads};
 
 /// Elements of a task.
@@ -565,7 +565,8 @@ fn for_lines(rows: usize, mut f: impl FnMut(Range<usize>, bool)) {
     }
 }
 
-/// Rows of a layer normalization that are worked on side by side.
+/// Rows of a layer normalization that are worked on side by side. The next ones are asked for while these are read if they are bf16, and
+/// while they are written if they are f32, which are twice as many lines: both ways were measured.
 const LINES: usize = 4;
 
 /// `R` rows of [`layer_norm_forward`].
@@ -619,7 +620,7 @@ fn layer_rows<S: Simd, T: Element, const R: usize>(
             for r in 0..R {
                 let at = r * c + i..r * c + j;
                 if !T::IS_HALF {
-                    read_next::<T, R>(&x[at.start..], c);
+                    read_next(&x[at.start..], R * c);
                 }
                 let h = s.mul(s.sub(load_up_to(s, &x[at.clone()]), centers[r]), scales[r]);
                 write_up_to(s, s.fma(h, gamma, beta), &mut y[at], past);
@@ -751,8 +752,8 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
             for r in 0..R {
                 let at = r * c + i..r * c + j;
                 if !T::IS_HALF {
-                    read_next::<T, R>(&x[at.start..], c);
-                    read_next::<T, R>(&dy[at.start..], c);
+                    read_next(&x[at.start..], R * c);
+                    read_next(&dy[at.start..], R * c);
                 }
                 let weighted = s.mul(load_up_to(s, &dy[at.clone()]), gamma);
                 let line = s.fma(s.sub(load_up_to(s, &x[at.clone()]), centers[r]), slopes[r], constants[r]);
@@ -760,14 +761,4 @@ fn layer_gradients<S: Simd, T: Element, const R: usize>(
             }
         },
     );
-}
-
-/// Asks for the place in the next rows, or in later ones, that is `from` in these. f32 are asked for while rows are written, between what
-/// is written; bf16, of which there are half as many lines, while rows are read: both ways were measured.
-#[inline(always)]
-fn read_next<T, const R: usize>(from: &[T], c: usize) {
-    /// Bytes ahead, at least.
-    const AHEAD: usize = 4096;
-    let bytes = R * c * size_of::<T>();
-    prefetch(from.as_ptr().wrapping_byte_add(bytes * AHEAD.div_ceil(bytes)));
 }

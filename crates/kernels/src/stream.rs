@@ -28,6 +28,14 @@ pub fn read_ahead<T>(from: &[T]) {
     prefetch(from.as_ptr().wrapping_byte_add(AHEAD));
 }
 
+/// [`read_ahead`] while rows are written, between what is written: asks for the place that is `from` in the next `len` elements, or in later
+/// ones.
+#[inline(always)]
+pub fn read_next<T>(from: &[T], len: usize) {
+    let bytes = len * size_of::<T>();
+    prefetch(from.as_ptr().wrapping_byte_add(bytes * AHEAD.div_ceil(bytes)));
+}
+
 /// Fills, whole 16 bytes past the caches; [`past_caches_done`] must be called when all are written.
 #[cfg(target_arch = "x86_64")]
 pub fn fill_past_caches(values: &mut [f32], value: f32) {

@@ -411,7 +411,7 @@ fn interleave_16<T: Element>(s: Avx512Bf16, a: &[T], b: &[T], to: &mut [bf16]) {
 ///
 /// The processor must have AVX-512 with BW.
 #[inline(always)]
-unsafe fn alternate(both: __m512i) -> __m512i {
+pub unsafe fn alternate(both: __m512i) -> __m512i {
     // SAFETY: the contract of this function.
     unsafe {
         let order = _mm512_add_epi32(

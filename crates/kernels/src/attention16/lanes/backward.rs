@@ -5,7 +5,9 @@
 //! queries ([`Lanes::sum_queries`]), whose lanes are summed up at the end.
 
 use super::*;
-use crate::math::{load_up_to, store_up_to};
+use crate::math::store_up_to;
+use crate::product::add_to;
+use crate::tile16::alternate;
 
 /// Keys that meet queries at once. The gradient of a query is the sum of those from so many keys, in their order.
 const KEYS: usize = 256;
@@ -19,20 +21,21 @@ const BLOCK: usize = 128;
 /// [`super::super::backward()`] for heads that [`suits`] accepts.
 pub fn backward(s: Avx512Bf16, shape: &AttentionShape, saved: Saved, gradients: [&SharedMut<bf16>; 3]) {
     if shape.head_dim <= 4 {
-        Lanes::<2, 4> { s, shape, saved, gradients }.run();
+        Lanes::<2, 4, 2> { s, shape, saved, gradients }.run();
     } else {
-        Lanes::<4, 8> { s, shape, saved, gradients }.run();
+        Lanes::<4, 8, 1> { s, shape, saved, gradients }.run();
     }
 }
 
-struct Lanes<'a, const PAIRS: usize, const CHANNELS: usize> {
+/// `AT_ONCE` are the vectors of keys, and the pairs of queries, whose gradients have place in registers.
+struct Lanes<'a, const PAIRS: usize, const CHANNELS: usize, const AT_ONCE: usize> {
     s: Avx512Bf16,
     shape: &'a AttentionShape,
     saved: Saved<'a>,
     gradients: [&'a SharedMut<'a, bf16>; 3],
 }
 
-impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
+impl<const PAIRS: usize, const CHANNELS: usize, const AT_ONCE: usize> Lanes<'_, PAIRS, CHANNELS, AT_ONCE> {
     /// What scores need of a query: pairs of channels of q and of dO, -lse to base 2 and -rowsum(dO * O).
     const SCORE_QUERY: usize = 2 * PAIRS + 2;
 
@@ -48,9 +51,6 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
 
     /// Vectors of dK and dV of a vector of keys.
     const SUMS: usize = 2 * CHANNELS;
-
-    /// Vectors of keys whose gradients have place in registers.
-    const AT_ONCE: usize = 8 / CHANNELS;
 
     fn run(&self) {
         let (heads, groups) = (self.shape.batch * self.shape.heads, self.shape.key_tokens.div_ceil(KEYS));
@@ -173,7 +173,7 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
     fn task(&self, head: usize, group: usize, keys: &[Line], queries: &[f32], part: &mut [f32]) {
         let range = group * KEYS..((group + 1) * KEYS).min(self.shape.key_tokens);
         let vectors = range.len().div_ceil(LANES);
-        let rows = vectors.next_multiple_of(Self::AT_ONCE);
+        let rows = vectors.next_multiple_of(AT_ONCE);
         let keys = &keys[range.start / LANES * Self::KEY..][..vectors * Self::KEY];
         let sizes = [Self::SUMS, QUERIES / 2, QUERIES / 2, QUERIES / 2].map(|lines| rows * lines * LANES);
         with_scratch(
@@ -237,11 +237,8 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
             // SAFETY: the token proves the instructions; lines are 64 bytes.
             unsafe {
                 let slopes = round2(slopes[0], slopes[1]);
-                _mm512_store_si512(
-                    p.0.as_mut_ptr().cast(),
-                    halves_paired(s, round2(probabilities[0], probabilities[1])),
-                );
-                _mm512_store_si512(ds.0.as_mut_ptr().cast(), halves_paired(s, slopes));
+                _mm512_store_si512(p.0.as_mut_ptr().cast(), alternate(round2(probabilities[0], probabilities[1])));
+                _mm512_store_si512(ds.0.as_mut_ptr().cast(), alternate(slopes));
                 _mm512_store_si512(key_ds.0.as_mut_ptr().cast(), slopes);
             }
         }
@@ -250,25 +247,20 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
     /// Adds to the gradients of keys.
     #[inline(always)]
     fn add_to_keys(&self, queries: &[f32], p: &[Line], ds: &[Line], sums: &mut [Line]) {
-        let rows = QUERIES / 2 * Self::AT_ONCE;
-        let all =
-            sums.chunks_exact_mut(Self::AT_ONCE * Self::SUMS).zip(p.chunks_exact(rows).zip(ds.chunks_exact(rows)));
+        let rows = QUERIES / 2 * AT_ONCE;
+        let all = sums.chunks_exact_mut(AT_ONCE * Self::SUMS).zip(p.chunks_exact(rows).zip(ds.chunks_exact(rows)));
         for (sums, (p, ds)) in all {
-            if Self::AT_ONCE == 2 {
-                self.add_to_some_keys::<2>(queries, p, ds, sums);
-            } else {
-                self.add_to_some_keys::<1>(queries, p, ds, sums);
-            }
+            self.add_to_some_keys(queries, p, ds, sums);
         }
     }
 
-    /// [`Lanes::add_to_keys`] for `VECTORS` vectors of keys.
+    /// [`Lanes::add_to_keys`] for as many vectors of keys as have place in registers.
     #[inline(always)]
-    fn add_to_some_keys<const VECTORS: usize>(&self, queries: &[f32], p: &[Line], ds: &[Line], sums: &mut [Line]) {
+    fn add_to_some_keys(&self, queries: &[f32], p: &[Line], ds: &[Line], sums: &mut [Line]) {
         let s = self.s;
-        assert!(p.len() == VECTORS * QUERIES / 2 && ds.len() == p.len() && queries.len() <= QUERIES / 2 * Self::QUERY);
-        let (mut dk, mut dv) = ([[s.splat(0.0); CHANNELS]; VECTORS], [[s.splat(0.0); CHANNELS]; VECTORS]);
-        for v in 0..VECTORS {
+        assert!(p.len() == AT_ONCE * QUERIES / 2 && ds.len() == p.len() && queries.len() <= QUERIES / 2 * Self::QUERY);
+        let (mut dk, mut dv) = ([[s.splat(0.0); CHANNELS]; AT_ONCE], [[s.splat(0.0); CHANNELS]; AT_ONCE]);
+        for v in 0..AT_ONCE {
             for c in 0..CHANNELS {
                 dk[v][c] = s.load(&sums[v * Self::SUMS + c].0);
                 dv[v][c] = s.load(&sums[v * Self::SUMS + CHANNELS + c].0);
@@ -278,14 +270,14 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
             let (q, dout) = query[2 * Self::SCORE_QUERY..].split_at(CHANNELS);
             for c in 0..CHANNELS {
                 let (q, dout) = (s.splat(q[c]), s.splat(dout[c]));
-                for v in 0..VECTORS {
+                for v in 0..AT_ONCE {
                     let row = v * (QUERIES / 2) + i;
                     dk[v][c] = dot_pairs(s, dk[v][c], s.load(&ds[row].0), q);
                     dv[v][c] = dot_pairs(s, dv[v][c], s.load(&p[row].0), dout);
                 }
             }
         }
-        for v in 0..VECTORS {
+        for v in 0..AT_ONCE {
             for c in 0..CHANNELS {
                 s.store(dk[v][c], &mut sums[v * Self::SUMS + c].0);
                 s.store(dv[v][c], &mut sums[v * Self::SUMS + CHANNELS + c].0);
@@ -297,11 +289,10 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
     #[inline(always)]
     fn sum_queries(&self, keys: &[Line], ds: &[Line], to: &mut [f32]) {
         let (s, vectors) = (self.s, keys.len() / Self::KEY);
-        let twos = 8 / CHANNELS;
-        for (ds, to) in ds.chunks(twos * vectors).zip(to.chunks_mut(LANES)) {
+        for (ds, to) in ds.chunks(AT_ONCE * vectors).zip(to.chunks_mut(LANES)) {
             let mut totals = [s.splat(0.0); 8];
             for (v, keys) in keys.chunks_exact(Self::KEY).enumerate() {
-                for i in 0..twos {
+                for i in 0..AT_ONCE {
                     let ds = s.load(&ds[i * vectors + v].0);
                     for c in 0..CHANNELS {
                         let total = &mut totals[i * CHANNELS + c];
@@ -317,12 +308,9 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
     #[inline(always)]
     fn write_keys(&self, to: &Rows, keys: Range<usize>, sums: &[Line], factor: f32) {
         let s = self.s;
-        let mut columns = [s.splat(0.0); CHANNELS];
-        for (column, sum) in columns.iter_mut().zip(sums) {
-            *column = s.load(&sum.0);
-        }
-        let mut rows = [Line([0.0; LANES]); LANES];
-        rows_of(s, &columns, &mut rows);
+        let (mut columns, mut rows) = ([Line([0.0; LANES]); LANES], [Line([0.0; LANES]); LANES]);
+        columns[..CHANNELS].copy_from_slice(sums);
+        s.transpose(bytemuck::cast_slice(&columns), LANES, bytemuck::cast_slice_mut(&mut rows), LANES);
         for (j, row) in keys.zip(&rows) {
             to.write(s, j, &row.0, factor);
         }
@@ -336,10 +324,7 @@ impl<const PAIRS: usize, const CHANNELS: usize> Lanes<'_, PAIRS, CHANNELS> {
         let mut sums = [Line([0.0; LANES]); BLOCK * MOST_CHANNELS / LANES];
         let sums = &mut bytemuck::cast_slice_mut::<_, f32>(&mut sums)[..range.len() * CHANNELS];
         for part in parts.chunks_exact(tokens * CHANNELS) {
-            for (sum, part) in sums.chunks_mut(LANES).zip(part[range.start * CHANNELS..].chunks(LANES)) {
-                let total = s.add(load_up_to(s, &*sum), load_up_to(s, &part[..sum.len()]));
-                store_up_to(s, total, sum);
-            }
+            add_to(s, &part[range.start * CHANNELS..range.end * CHANNELS], sums);
         }
         let to = Rows::new(shape, self.gradients[0], head, tokens);
         for (i, sum) in range.zip(sums.chunks_exact(CHANNELS)) {
@@ -379,30 +364,4 @@ fn dot_channels(_: Avx512Bf16, a: __m128i, b: __m128i) -> f32 {
         let twos = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
         _mm_cvtss_f32(_mm_add_ss(twos, _mm_movehdup_ps(twos)))
     }
-}
-
-/// The first and the seventeenth half, the second and the eighteenth, and so on.
-#[inline(always)]
-fn halves_paired(_: Avx512Bf16, v: __m512i) -> __m512i {
-    const PLACES: [u16; 32] = {
-        let mut places = [0; 32];
-        let mut i = 0;
-        while i < 32 {
-            places[i] = (i / 2 + i % 2 * 16) as u16;
-            i += 1;
-        }
-        places
-    };
-    // SAFETY: the token proves the instructions; the array is 64 bytes.
-    unsafe { _mm512_permutexvar_epi16(_mm512_loadu_si512(PLACES.as_ptr().cast()), v) }
-}
-
-/// Transposes columns of up to [`LANES`] tokens to rows.
-#[inline(always)]
-fn rows_of<const CHANNELS: usize>(s: Avx512Bf16, columns: &[__m512; CHANNELS], rows: &mut [Line; LANES]) {
-    let mut lines = [Line([0.0; LANES]); LANES];
-    for (line, &column) in lines.iter_mut().zip(columns) {
-        s.store(column, &mut line.0);
-    }
-    s.transpose(bytemuck::cast_slice(&lines), LANES, bytemuck::cast_slice_mut(rows), LANES);
 }
