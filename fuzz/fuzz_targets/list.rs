@@ -1,5 +1,5 @@
 #![no_main]
-//! Lists of pictures: the first byte chooses txt, csv, tsv or jsonl, the rest is the list.
+//! Lists of images: the first byte chooses txt, csv, tsv or jsonl, the rest is the list.
 
 use calotype_prepare::download::list::{Holds, ListFormat, Wanted, read_text_list};
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
 #![no_main]
-//! Metadata tables of pictures, as JSON lines and as CSV.
+//! Metadata tables of images, as JSON lines and as CSV.
 
 use std::path::Path;
 

@@ -1,11 +1,12 @@
 //! The operations and shapes that the kernels are measured with: those of Stable Diffusion's UNets and autoencoder at
 //! 512x512 pixels, a few of the tiny UNet, where calls cost more than arithmetic, and some beyond every cache.
 
-use crate::setting::Precision;
+use calotype_core::{Purpose, Stream};
 use calotype_kernels::{
     self as kernels, Activation, AdamW, AttentionShape, Conv2dShape, Element, Layout, Matrix, bf16,
 };
-use calotype_kernels::{PackedWeights, Purpose, Stepped, Stream};
+use calotype_kernels::{PackedWeights, Stepped};
+use calotype_ops::Precision;
 
 /// What an operation is held against, where memory decides.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +43,7 @@ impl Case {
     }
 }
 
-/// All cases of a precision.
+/// All cases of a precision, `f32` or `bf16`.
 pub(crate) fn cases(precision: Precision) -> Vec<Case> {
     match precision {
         Precision::Bf16 => {
@@ -50,7 +51,7 @@ pub(crate) fn cases(precision: Precision) -> Vec<Case> {
             cases.extend(Cases::packed(precision));
             cases
         }
-        Precision::F32 => {
+        Precision::F32 | Precision::Auto => {
             let mut cases = Cases::<f32>::all(precision);
             cases.extend(optimizer(32 << 20));
             cases

@@ -2,9 +2,10 @@
 
 use crate::cases::{Case, Limit, Work, cases};
 use crate::peaks::Peaks;
-use crate::setting::Precision;
 use crate::{BenchError, json_line, median};
+use burn::tensor::Device;
 use calotype_kernels::{MemoryBandwidth, isa_name, memory_bandwidth, threads};
+use calotype_ops::Precision;
 use serde::Serialize;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -91,6 +92,7 @@ pub fn run_kernels<E: From<BenchError>>(
     precision: Option<Precision>,
     mut emit: impl FnMut(&KernelRow) -> Result<(), E>,
 ) -> Result<(), E> {
+    let precision = precision.map(|precision| precision.resolve(&Device::flex()));
     let precisions = [Precision::Bf16, Precision::F32].into_iter().filter(|&p| precision.is_none_or(|only| only == p));
     let mut wanted: Vec<Case> = precisions.flat_map(cases).collect();
     if let Some(filter) = filter {

@@ -1,26 +1,32 @@
 //! Benchmarks: every kernel by itself ([`run_kernels`]) and a UNet's forward pass or training step ([`run_unet`]), both
-//! against what the processor is measured to do at most in the same process.
+//! against what the processor is measured to do at most in the same process; and the stages of drawing images from a
+//! checkpoint ([`run_generate`]).
 //!
 //! Nothing here prints: rows and reports write themselves as lines for people (`Display`) or as JSON objects of one
 //! line (`json`). All rates count nominal work: the multiply-adds of the definition, and each byte of the operands once.
 
 mod cases;
+mod generate;
 mod kernels;
 mod peaks;
 mod profile;
 mod setting;
 mod unet;
 
+pub use generate::{GenerateBench, GenerateReport, StageReport, run_generate};
 pub use kernels::{KernelRow, run_kernels};
 pub use peaks::Peaks;
 pub use profile::{Profile, ProfileRow};
-pub use setting::{Family, Mode, Precision};
+pub use setting::{Family, Mode};
 pub use unet::{UNetBench, UNetReport, run_unet};
 
+use calotype_checkpoints::LayoutError;
 use calotype_models::ConfigError;
+use calotype_pipeline::PipelineError;
+use std::path::PathBuf;
 
 /// Why a benchmark could not be run.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// A setting that cannot be.
     #[error("{flag}: {problem}")]
@@ -39,11 +45,25 @@ pub enum BenchError {
     /// The network cannot be built.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The optimizer cannot be set up.
+    #[error(transparent)]
+    Group(#[from] calotype_train::optim::GroupError),
+    /// The pipeline cannot be loaded or cannot draw.
+    #[error(transparent)]
+    Pipeline(Box<PipelineError>),
+    /// The checkpoint of random weights cannot be written.
+    #[error("cannot write a checkpoint to {}: {source}; set TMPDIR to a folder with more room", path.display())]
+    Folder {
+        /// The folder for temporary files.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The network's output is not a number, so its speed means nothing.
     #[error("{family} gave {value} instead of a finite number; its timing is void")]
     NotFinite {
         /// The network.
-        family: Family,
+        family: String,
         /// The mean of its output, or its loss.
         value: String,
     },
@@ -52,7 +72,23 @@ pub enum BenchError {
 impl BenchError {
     /// Whether the command line is at fault.
     pub fn is_usage(&self) -> bool {
-        matches!(self, BenchError::Setting { .. } | BenchError::NoMatch { .. })
+        match self {
+            BenchError::Setting { .. } | BenchError::NoMatch { .. } => true,
+            BenchError::Pipeline(error) => error.is_usage(),
+            _ => false,
+        }
+    }
+}
+
+impl From<PipelineError> for BenchError {
+    fn from(error: PipelineError) -> Self {
+        Self::Pipeline(Box::new(error))
+    }
+}
+
+impl From<LayoutError> for BenchError {
+    fn from(error: LayoutError) -> Self {
+        PipelineError::from(error).into()
     }
 }
 

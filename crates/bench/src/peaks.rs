@@ -1,7 +1,7 @@
 //! The machine's measured peaks, as the benchmarks use them.
 
-use crate::setting::Precision;
 use calotype_kernels::{ArithmeticPeak, bf16_peaks, f32_peak};
+use calotype_ops::Precision;
 
 /// Arithmetic peaks of the instructions that the kernels may use.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ impl Peaks {
     pub fn of(&self, precision: Precision) -> ArithmeticPeak {
         let fastest = self.bf16.iter().copied().max_by(|a, b| a.flops.total_cmp(&b.flops));
         match precision {
-            Precision::F32 => self.f32,
+            Precision::F32 | Precision::Auto => self.f32,
             Precision::Bf16 => fastest.unwrap_or(self.f32),
         }
     }

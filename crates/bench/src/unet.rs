@@ -1,18 +1,19 @@
 //! A whole UNet: its forward pass, or a training step.
 
 use crate::profile::Profile;
-use crate::setting::{Family, Mode, Precision};
+use crate::setting::{Family, Mode};
 use crate::{BenchError, Peaks, json_line, median};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use calotype_kernels::{Purpose, Stream, isa_name, threads};
+use calotype_core::system::peak_rss_gib;
+use calotype_core::{Purpose, Stream};
+use calotype_kernels::{isa_name, threads};
 use calotype_models::unet::Keep;
-use calotype_models::{Init, UNet};
+use calotype_models::{Init, UNet, state};
 use calotype_ops::in_backward::{Uses, count_uses};
-use calotype_ops::mean_squared_error;
 use calotype_ops::profile::{self, Pass};
-use calotype_train::optimizer::Optimizer;
-use calotype_train::settings::{Course, OptimizerSettings, RunSettings};
-use calotype_train::system::peak_rss_gib;
+use calotype_ops::{Precision, mean_squared_error};
+use calotype_train::config::RunSettings;
+use calotype_train::optim::{Optimizer, OptimizerSettings, TrainConfig};
 use serde::Serialize;
 use std::fmt;
 use std::time::Instant;
@@ -141,10 +142,7 @@ impl UNetBench {
     }
 
     fn dtype(&self) -> DType {
-        match self.precision {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
-        }
+        self.precision.dtype(&Device::flex())
     }
 
     /// Side of a latent.
@@ -177,7 +175,8 @@ pub fn run_unet(bench: &UNetBench) -> Result<(UNetReport, Option<Profile>), Benc
     // Before the peaks, which need memory of their own. The network is gone by now.
     let peak_rss_gib = peak_rss_gib();
     let seconds = median(laps.clone());
-    let peak = Peaks::measure().of(bench.precision);
+    let precision = bench.precision.resolve(&Device::flex());
+    let peak = Peaks::measure().of(precision);
     let flops = bench.flops() / seconds;
     let report = UNetReport {
         engine: "calotype",
@@ -185,7 +184,7 @@ pub fn run_unet(bench: &UNetBench) -> Result<(UNetReport, Option<Profile>), Benc
         resolution: bench.resolution,
         batch: bench.batch,
         mode: bench.mode,
-        precision: bench.precision,
+        precision,
         threads: threads(),
         isa: isa_name(),
         iterations: bench.iterations,
@@ -241,7 +240,7 @@ fn iterate(bench: &UNetBench, mut iteration: impl Iteration) -> Result<(Vec<f64>
     let profile = bench.profile.then(|| Profile::new(&profile::stop(), &passes, steady));
     let witness = iteration.witness();
     if !witness.is_finite() {
-        return Err(BenchError::NotFinite { family: bench.family, value: witness.to_string() });
+        return Err(BenchError::NotFinite { family: bench.family.to_string(), value: witness.to_string() });
     }
     Ok((seconds, profile, faults))
 }
@@ -305,7 +304,10 @@ struct Forward {
 impl Forward {
     fn new(bench: &UNetBench) -> Result<Self, BenchError> {
         let device = Device::flex();
-        Ok(Self { unet: build(bench, &device)?, inputs: Inputs::new(bench, &device), output: None })
+        let unet = build(bench, &device)?;
+        // As a network is that was loaded for inference.
+        let unet = if bench.dtype() == DType::BF16 { state::packed(unet) } else { unet };
+        Ok(Self { unet, inputs: Inputs::new(bench, &device), output: None })
     }
 }
 
@@ -340,28 +342,30 @@ impl Training {
         let device = Device::flex().autodiff();
         let unet = build(bench, &device)?;
         let inputs = Inputs::new(bench, &device);
-        let optimizer = Optimizer::new(&unet, false);
         let samples = (bench.iterations * bench.batch) as u64;
+        let run = RunSettings {
+            seed: 0,
+            samples,
+            batch_size: bench.batch,
+            precision: Default::default(),
+            log_every: samples,
+            checkpoint_every: samples,
+            keep_checkpoints: 1,
+        };
+        let settings = OptimizerSettings {
+            learning_rate: 1e-6,
+            in_backward: bench.optimizer_in_backward,
+            ..OptimizerSettings::default()
+        };
+        let optimizer = Optimizer::new(&unet, &TrainConfig::new(&run, &settings, None))?;
         Ok(Self {
             target: noise(inputs.latent.dims(), 2, &device),
             unet: Some(unet),
             inputs,
             keep: if bench.recompute_blocks { Keep::Inputs } else { Keep::Activations },
             optimizer,
-            run: RunSettings {
-                seed: 0,
-                samples,
-                batch_size: bench.batch,
-                precision: Default::default(),
-                log_every: samples,
-                checkpoint_every: samples,
-                keep_checkpoints: 1,
-            },
-            settings: OptimizerSettings {
-                learning_rate: 1e-6,
-                in_backward: bench.optimizer_in_backward,
-                ..OptimizerSettings::default()
-            },
+            run,
+            settings,
             samples: 0,
             loss: f32::NAN,
         })
@@ -382,17 +386,17 @@ impl Iteration for Training {
         let forward = laps.lap(Pass::Forward);
         self.samples += self.run.batch_size as u64;
         // Peers do not clip, so the norm of the gradient is not computed here either.
-        let course = Course { run: &self.run, optimizer: &self.settings, ema: None };
+        let config = TrainConfig::new(&self.run, &self.settings, None);
         if in_backward {
-            let (unet, _) = self.optimizer.step_in_backward(unet, (loss, uses), &course, self.samples, false);
+            let (unet, _) = self.optimizer.step_in_backward(unet, (loss, uses), &config, self.samples, false);
             self.unet = Some(unet);
             return vec![forward, laps.lap(Pass::Backward)];
         }
         let mut gradients = loss.backward();
         drop(loss);
         let backward = laps.lap(Pass::Backward);
-        self.unet = Some(self.optimizer.step(unet, &mut gradients, &course, self.samples, 0.0));
-        drop(gradients);
+        let gradients = self.optimizer.gradients(&unet, &mut gradients, self.run.batch_size as f64);
+        self.unet = Some(self.optimizer.step(unet, gradients, &config, self.samples, 0.0));
         vec![forward, backward, laps.lap(Pass::Optimizer)]
     }
 

@@ -1,6 +1,7 @@
 //! The counted work of a UNet is the work that its operations do.
 
-use calotype_bench::{Family, Mode, Precision, UNetBench, run_unet};
+use calotype_bench::{Family, Mode, UNetBench, run_unet};
+use calotype_ops::Precision;
 use calotype_ops::profile::{self, Pass, ProfileEntry};
 
 /// Both things at once, as the profile belongs to the process.

@@ -1,20 +1,20 @@
-use crate::generate::{Common, Halted, generate_command};
-use crate::{BenchCommand, GenerateArgs, QuickstartArgs, RecipesArgs, TrainArgs};
+pub(crate) mod bench;
+pub(crate) mod fid_stats;
+pub(crate) mod generate;
+pub(crate) mod probe;
+
+use crate::{QuickstartArgs, RecipesArgs, TrainArgs};
 use anyhow::{Context, Result};
-use calotype_bench::{BenchError, KernelRow, UNetBench, run_kernels, run_unet};
-use calotype_data::Control;
-use calotype_diffusion::stable_diffusion::GenerateError;
-use calotype_prepare::bench::bench_loader;
-use calotype_prepare::download::bench::bench_download;
-use calotype_quickstart::{EvaluationRecipe, Generator, GeneratorFolders, Options, QuickstartError, run};
-use calotype_train::device::{DeviceError, available, device};
-use calotype_train::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe, Kind};
-use calotype_train::stages::{self, MODEL, Recipe, Site, StageEnd, StageError};
+use calotype_bench::BenchError;
+use calotype_checkpoints::LayoutError;
+use calotype_pipeline::PipelineError;
+use calotype_quickstart::{Options, QuickstartError, run};
+use calotype_train::device::{DeviceError, available};
+use calotype_train::record::RecordOptions;
+use calotype_train::stages::{MODEL, StageContext, StageEnd, StageError};
+use calotype_train::tasks::{self, TASKS, TaskError};
 use calotype_train::trainer::TrainingSummary;
-use calotype_train::{RecipeError, RecipeLoader, Resolved, StopFlag};
-use calotype_weights::layout::LayoutError;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use calotype_train::{RecipeError, RecipeLoader, StopFlag};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -25,13 +25,6 @@ include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 #[error("stopped after {samples} samples, everything is saved; run the same command again to go on")]
 pub(crate) struct Stopped {
     pub(crate) samples: u64,
-}
-
-/// A recipe of another kind than was asked for.
-#[derive(Debug, thiserror::Error)]
-#[error("{name} is not a training recipe: it has no key `kind` (clip, autoencoder or diffusion)")]
-struct NotTraining {
-    name: String,
 }
 
 /// A command line that cannot be followed.
@@ -51,7 +44,7 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
 /// 2 for bad usage or configuration, 130 for a stop on request, 1 for failed work.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.is::<Stopped>()
-        || error.is::<Halted>()
+        || generate::is_stopped(error)
         || matches!(error.downcast_ref(), Some(QuickstartError::Interrupted { .. }))
         || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }))
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_interrupted);
@@ -62,8 +55,8 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.is::<DeviceError>()
         || error.is::<Usage>()
-        || error.downcast_ref::<GenerateError>().is_some_and(GenerateError::is_usage)
-        || error.is::<NotTraining>()
+        || error.downcast_ref::<PipelineError>().is_some_and(PipelineError::is_usage)
+        || error.downcast_ref::<TaskError>().is_some_and(TaskError::is_usage)
         || error.downcast_ref::<LayoutError>().is_some_and(LayoutError::is_usage);
     match (interrupted, usage) {
         (true, _) => 130,
@@ -91,7 +84,7 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
         out: &args.out,
         preset: &format!("quickstart/{}", args.preset),
         seed: args.seed,
-        device: &args.device,
+        device: &args.device.name,
         overrides: &args.overrides,
     };
     let summary = run(&recipe_loader(), &options, &stop)?;
@@ -123,57 +116,17 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
     ))
 }
 
-/// A training recipe of any kind.
-enum AnyRecipe {
-    Clip(Box<Resolved<ClipRecipe>>),
-    Autoencoder(Box<Resolved<AutoencoderRecipe>>),
-    Diffusion(Box<Resolved<DiffusionRecipe>>),
-}
-
-impl AnyRecipe {
-    fn load(name: &str, overrides: &[String]) -> Result<Self> {
-        let loader = recipe_loader();
-        let table: Resolved<toml::Table> = loader.load(name, &[])?;
-        let kind = table.value.get("kind").cloned().map(toml::Value::try_into::<Kind>);
-        match kind {
-            Some(Ok(Kind::Clip)) => Ok(Self::Clip(Box::new(loader.load(name, overrides)?))),
-            Some(Ok(Kind::Autoencoder)) => Ok(Self::Autoencoder(Box::new(loader.load(name, overrides)?))),
-            Some(Ok(Kind::Diffusion)) => Ok(Self::Diffusion(Box::new(loader.load(name, overrides)?))),
-            // The typed loader explains what a wrong `kind` should be.
-            Some(Err(_)) => Ok(Self::Clip(Box::new(loader.load(name, overrides)?))),
-            None => Err(NotTraining { name: name.to_owned() }.into()),
-        }
-    }
-
-    fn text(&self) -> &str {
-        match self {
-            Self::Clip(recipe) => &recipe.text,
-            Self::Autoencoder(recipe) => &recipe.text,
-            Self::Diffusion(recipe) => &recipe.text,
-        }
-    }
-
-    fn train(&self, site: &Site<'_>) -> Result<StageEnd, StageError> {
-        fn of<T>(resolved: &Resolved<T>) -> Recipe<'_, T> {
-            Recipe { value: &resolved.value, text: &resolved.text }
-        }
-        match self {
-            Self::Clip(recipe) => stages::train_clip(of(recipe), site),
-            Self::Autoencoder(recipe) => stages::train_autoencoder(of(recipe), site),
-            Self::Diffusion(recipe) => stages::train_diffusion(of(recipe), site),
-        }
-    }
-}
-
 pub(crate) fn train(args: &TrainArgs) -> Result<()> {
-    let recipe = AnyRecipe::load(&args.recipe, &args.overrides)?;
+    let run = tasks::load(&recipe_loader(), &args.recipe, &args.overrides)?;
     if args.dry_run {
-        return print(recipe.text().trim_end());
+        return print(run.text().trim_end());
     }
-    let device = device(&args.device)?;
+    let device = args.device.open()?;
     let stop = StopFlag::install().context("cannot listen for signals")?;
     let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
-    match recipe.train(&Site { folder: &folder, device: &device, stop: &stop })? {
+    let record = args.record.as_ref().map(|path| RecordOptions { path: path.clone(), steps: args.record_steps });
+    let context = StageContext { record: record.as_ref(), ..StageContext::new(&folder, &device, &stop) };
+    match run.train(&context)? {
         StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
         StageEnd::Done(TrainingSummary { samples_seen, loss_first, loss_last, seconds, .. }) => print(&format!(
             "{samples_seen} samples in {seconds:.0} s, loss {loss_first:.5} at first, {loss_last:.5} at last\nmodel {}",
@@ -188,109 +141,24 @@ fn default_folder(recipe: &str) -> PathBuf {
     Path::new("runs").join(stem)
 }
 
-pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
-    if args.model.model.is_some() || args.model.from.is_some() {
-        let common = Common {
-            prompts: &args.prompts,
-            out: &args.out,
-            seed: args.seed,
-            steps: args.steps,
-            guidance: args.guidance,
-            device: &args.device,
-        };
-        return generate_command(&args.model, &common);
-    }
-    if args.prompts.is_empty() {
-        return Err(Usage("there is no prompt: `calotype generate \"a cat\" --model PATH`".into()).into());
-    }
-    let device = device(&args.device)?;
-    let stop = StopFlag::install().context("cannot listen for signals")?;
-    let folders = GeneratorFolders {
-        diffusion: args.run.join("diffusion").join(MODEL),
-        autoencoder: args.run.join("autoencoder").join(MODEL),
-        clip: args.run.join("clip").join(MODEL),
-    };
-    let generator = Generator::load(&folders, &device)
-        .with_context(|| format!("{} is not a finished quickstart run", args.run.display()))?;
-    let saved = args.run.join("pictures").join("recipe.toml");
-    let mut recipe = load_path::<EvaluationRecipe>(&saved)?;
-    recipe.seed = args.seed.unwrap_or_default();
-    recipe.sampler.steps = args.steps.unwrap_or(recipe.sampler.steps);
-    recipe.sampler.guidance = args.guidance.unwrap_or(recipe.sampler.guidance);
-    let prompts: Vec<&str> = args.prompts.iter().map(String::as_str).collect();
-    for prompt in generator.text().truncated(&prompts) {
-        eprintln!("warning: prompt `{prompt}` is longer than the text tower's context; its end is not drawn");
-    }
-    // A folder for each set of settings: pictures that are there already belong to the same settings.
-    let settings = format!("seed{}-steps{}-guidance{}", recipe.seed, recipe.sampler.steps, recipe.sampler.guidance);
-    for (number, prompt) in args.prompts.iter().enumerate() {
-        let folder = args.out.join(slug(prompt)).join(&settings);
-        generator.draw_all(std::slice::from_ref(prompt), &recipe, &folder, "generate", &stop)?;
-        print(&format!("{}  {}/00000.png", number + 1, folder.display()))?;
-    }
-    Ok(())
-}
-
-fn slug(prompt: &str) -> String {
-    let plain: String = prompt.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).take(80).collect();
-    plain.trim_matches('-').to_lowercase()
-}
-
-fn load_path<T: DeserializeOwned + Serialize>(path: &Path) -> Result<T> {
-    Ok(RecipeLoader::new().load(&path.display().to_string(), &[])?.value)
-}
-
-pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
-    match command {
-        BenchCommand::Kernels(args) => {
-            let mut begun = false;
-            run_kernels(args.filter.as_deref(), args.precision, |row| {
-                if args.json {
-                    return print(&row.json());
-                }
-                if !std::mem::replace(&mut begun, true) {
-                    print(&KernelRow::header())?;
-                }
-                print(&row.to_string())
-            })
-        }
-        BenchCommand::Data(args) => {
-            let figures = bench_loader(args, &mut Control::default())?;
-            print(&if args.json { serde_json::to_string(&figures)? } else { figures.to_string() })
-        }
-        BenchCommand::Download(args) => {
-            let report = bench_download(&args.out, args.images, args.pixels, &args.settings)?;
-            print(&if args.json { serde_json::to_string(&report)? } else { report.to_string() })
-        }
-        BenchCommand::Unet(args) => {
-            let (report, profile) = run_unet(&UNetBench {
-                family: args.family,
-                resolution: args.resolution,
-                batch: args.batch,
-                mode: args.mode,
-                precision: args.precision,
-                iterations: args.iterations,
-                recompute_blocks: args.recompute_blocks,
-                optimizer_in_backward: args.optimizer_in_backward,
-                profile: args.profile,
-            })?;
-            if args.json {
-                print(&report.json())?;
-                let mut rows = profile.iter().flat_map(|profile| profile.rows());
-                return rows.try_for_each(|row| print(&row.json()));
-            }
-            print(&report.to_string())?;
-            profile.map_or(Ok(()), |profile| print(&format!("\n{}", profile.to_string().trim_end())))
-        }
-    }
-}
-
 pub(crate) fn recipes(args: &RecipesArgs) -> Result<()> {
     let loader = recipe_loader();
     match &args.name {
-        None => print(&loader.names().join("\n")),
+        None => print(&recipe_list(&loader)),
         Some(name) => print(loader.load::<toml::Table>(name, &[])?.text.trim_end()),
     }
+}
+
+/// All recipes' names; beside those of a training task, what is trained.
+fn recipe_list(loader: &RecipeLoader) -> String {
+    let names = loader.names();
+    let width = names.iter().map(String::len).max().unwrap_or(0);
+    let line = |name: &String| {
+        let kind = loader.load::<toml::Table>(name, &[]).ok().and_then(|recipe| recipe.value.get("kind").cloned());
+        let task = kind.and_then(|kind| TASKS.iter().find(|task| kind.as_str() == Some(task.kind)));
+        task.map_or_else(|| name.clone(), |task| format!("{name:width$}  trains {}", task.about))
+    };
+    names.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 pub(crate) fn doctor() -> Result<()> {

@@ -1,13 +1,12 @@
 //! `calotype data`: the stages of `calotype-prepare`, and those that need models.
 
+use crate::args::DeviceArgs;
+use crate::commands::fid_stats::{FidStatsArgs, fid_stats};
 use crate::commands::{Stopped, print, recipe_loader};
-use crate::fid_stats::{FidStatsArgs, fid_stats};
 use anyhow::{Context, Result};
 use calotype_data::Control;
-use calotype_data::precache::Share;
-use calotype_prepare::slices::{Slice, SliceArgs};
-use calotype_prepare::{DataStage, Report};
-use calotype_train::device::device;
+use calotype_prepare::slices::SliceArgs;
+use calotype_prepare::{Account, DataStage};
 use calotype_train::precache::PrecacheRecipe;
 use calotype_train::stages::{self, StageEnd};
 use calotype_train::{Progress, StopFlag};
@@ -16,8 +15,8 @@ use std::time::Instant;
 
 /// The two usual ways to a training run.
 const WAYS: &str = "\
-From a folder of pictures (with caption files, metadata.jsonl or metadata.csv, or in folders by class):
-  calotype data convert PICTURES shards
+From a folder of images (with caption files, metadata.jsonl or metadata.csv, or in folders by class):
+  calotype data convert IMAGES shards
   calotype data check shards --quarantine
   calotype data precache data/precache/quickstart source=shards out=encoded ...
 
@@ -43,11 +42,11 @@ pub(crate) struct DataArgs {
 enum DataCommand {
     #[command(flatten)]
     Stage(Box<DataStage>),
-    /// Run frozen encoders over a dataset once, by a precache recipe: pictures to latents, captions to embeddings.
+    /// Run frozen encoders over a dataset once, by a precache recipe: images to latents, captions to embeddings.
     ///
     /// May be killed at any instant and started again, and shared out over an array of jobs: the result is the same.
     Precache(PrecacheArgs),
-    /// Compute the statistics that the Fréchet inception distance compares generated pictures with.
+    /// Compute the statistics that the Fréchet inception distance compares generated images with.
     FidStats(FidStatsArgs),
 }
 
@@ -55,12 +54,11 @@ enum DataCommand {
 struct PrecacheArgs {
     /// A recipe file, or the name of a built-in recipe.
     recipe: String,
-    /// Overrides, e.g. source=pictures.
+    /// Overrides, e.g. source=images.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// cpu, or a device that this build was made with.
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     slices: SliceArgs,
 }
@@ -69,8 +67,8 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
     let stop = StopFlag::install().context("cannot listen for signals")?;
     match &args.command {
         DataCommand::Stage(stage) => {
-            let report = with_progress(&stop, |control| stage.run(control))?;
-            tell(&report, args.json)
+            let account = with_progress(&stop, |control| stage.run(control))?;
+            tell(&account, args.json)
         }
         DataCommand::Precache(precache) => tell(&run_precache(precache, &stop)?, args.json),
         DataCommand::FidStats(stats) => tell(&with_progress(&stop, |control| fid_stats(stats, control))?, args.json),
@@ -78,37 +76,38 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
 }
 
 /// The slices of a precache stage that this process has to do, one after the other.
-fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Report> {
+fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
     let recipe: PrecacheRecipe = recipe_loader().load(&args.recipe, &args.overrides)?.value;
-    let device = device(&args.device)?;
-    let mut report = Report::new("precache");
+    let device = args.device.open()?;
+    let mut account = Account::new("precache");
     let mut last = None;
     let started = Instant::now();
-    for Slice { id, count } in args.slices.slices()? {
-        let done = match stages::precache(&recipe, Share { number: id, of: count }, &device, stop)? {
+    for slice in args.slices.slices()? {
+        let id = slice.id;
+        let done = match stages::precache(&recipe, slice, &device, stop)? {
             StageEnd::Interrupted { samples } => return Err(Stopped { samples }.into()),
             StageEnd::Done(done) => done,
         };
-        report.taken += done.samples as u64;
-        report.written += done.samples as u64;
-        report.bytes += done.bytes;
+        account.taken += done.samples as u64;
+        account.written += done.samples as u64;
+        account.bytes += done.bytes;
         if done.encoded < done.samples {
-            report.notes.push(format!("slice {id}: {} samples were there already", done.samples - done.encoded));
+            account.notes.push(format!("slice {id}: {} samples were there already", done.samples - done.encoded));
         }
         if done.truncated > 0 {
             let cut = "captions were longer than a text encoder's context and were cut";
-            report.notes.push(format!("slice {id}: {} {cut}", done.truncated));
+            account.notes.push(format!("slice {id}: {} {cut}", done.truncated));
         }
         last = Some(done);
     }
-    report.seconds = started.elapsed().as_secs_f64();
+    account.seconds = started.elapsed().as_secs_f64();
     let (finished, left_out) = last.map_or_else(Default::default, |done| (done.finished, done.left_out));
-    report.notes.extend(left_out.iter().map(|(reason, samples)| format!("{samples} samples of the source: {reason}")));
-    report.notes.push(match finished {
+    account.notes.extend(left_out.iter().map(|(reason, samples)| format!("{samples} samples of the source: {reason}")));
+    account.notes.push(match finished {
         Some(samples) => format!("the dataset is complete: {samples} samples in {}", recipe.out),
         None => format!("other slices are not done yet; the last one completes {}", recipe.out),
     });
-    Ok(report)
+    Ok(account)
 }
 
 /// Does `work` with a display of its progress: one for each name under which it reports.
@@ -136,9 +135,9 @@ fn with_progress<T, E>(stop: &StopFlag, work: impl FnOnce(&mut Control<'_>) -> R
     result
 }
 
-fn tell(report: &Report, json: bool) -> Result<()> {
+fn tell(account: &Account, json: bool) -> Result<()> {
     match json {
-        true => print(&serde_json::to_string(report)?),
-        false => print(&report.to_string()),
+        true => print(&serde_json::to_string(account)?),
+        false => print(&account.to_string()),
     }
 }

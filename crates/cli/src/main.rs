@@ -1,14 +1,11 @@
 //! The command line of Calotype: parse, call, print.
 
+mod args;
 mod checkpoint;
 mod commands;
 mod data;
-mod fid_stats;
-mod generate;
-mod probe;
 
-use calotype_bench::{Family, Mode, Precision};
-use calotype_prepare::bench::LoaderBench;
+use args::DeviceArgs;
 use clap::{Args, Parser, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -34,11 +31,12 @@ enum Command {
     /// Everything, small, on embedded real pictures: train CLIP, autoencoder and UNet, draw, judge, report.
     Quickstart(QuickstartArgs),
     /// Train one model by a recipe; goes on where an earlier run in the same folder stopped.
+    #[command(after_help = train_help())]
     Train(TrainArgs),
-    /// Draw pictures with a checkpoint of Stable Diffusion, or with the models of a quickstart run.
-    Generate(Box<GenerateArgs>),
+    /// Draw images with a checkpoint of Stable Diffusion, or with what a quickstart or a training run made.
+    Generate(Box<commands::generate::GenerateArgs>),
     /// Run one network of a checkpoint on given tensors, with gradients if wanted.
-    Probe(probe::ProbeArgs),
+    Probe(commands::probe::ProbeArgs),
     /// Fetch, make, encode and check datasets.
     Data(Box<data::DataArgs>),
     /// Tell what a checkpoint holds (layout, family, components, prediction type, problems), or a dataset.
@@ -47,7 +45,7 @@ enum Command {
     Convert(checkpoint::ConvertArgs),
     /// Measure speed against the processor's peak, measured in the same process.
     #[command(subcommand)]
-    Bench(BenchCommand),
+    Bench(commands::bench::BenchCommand),
     /// List the built-in recipes, or show one with everything it inherits.
     Recipes(RecipesArgs),
     /// Show what this machine and this build offer.
@@ -65,9 +63,8 @@ struct QuickstartArgs {
     /// How long to train: smoke (a minute, to see that it works), default, or long.
     #[arg(long, default_value = "default", value_parser = ["smoke", "default", "long"])]
     preset: String,
-    /// cpu, or a device that this build was made with.
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Overrides of the stages' recipes, e.g. diffusion.run.samples=10000.
     #[arg(value_name = "STAGE.KEY=VALUE")]
     overrides: Vec<String>,
@@ -83,117 +80,25 @@ struct TrainArgs {
     /// Folder of logs, checkpoints and the trained model [default: runs/ and the recipe's name].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// cpu, or a device that this build was made with.
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print the resolved recipe and stop.
     #[arg(long)]
     dry_run: bool,
+    /// Record the first steps of a new run in a safetensors file, for replays in PyTorch: inputs and value of the loss,
+    /// learning rate, norm of the gradient, all weights before and after.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Steps to record.
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "record")]
+    record_steps: u64,
 }
 
-#[derive(Debug, Args)]
-struct GenerateArgs {
-    /// What to draw.
-    #[arg(value_name = "PROMPT")]
-    prompts: Vec<String>,
-    /// Folder of a finished quickstart run, whose models draw if there is no --model.
-    #[arg(long, default_value = "runs/quickstart", value_name = "DIR", conflicts_with_all = ["model", "from"])]
-    run: PathBuf,
-    /// Folder to write the pictures to.
-    #[arg(long, default_value = "runs/pictures", value_name = "DIR")]
-    out: PathBuf,
-    /// Seed of the initial noise [default: 0].
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Sampling steps [default: 50, or the run's].
-    #[arg(long, value_name = "N")]
-    steps: Option<usize>,
-    /// Guidance scale [default: 7.5, for SDXL 5, or the run's].
-    #[arg(long, value_name = "X")]
-    guidance: Option<f32>,
-    /// cpu, or a device that this build was made with.
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    device: String,
-    #[command(flatten)]
-    model: generate::ModelArgs,
-}
-
-#[derive(Debug, Subcommand)]
-enum BenchCommand {
-    /// Every CPU kernel in the shapes of the published networks: time, GFLOP/s or GB/s, share of the peak.
-    Kernels(BenchKernelsArgs),
-    /// A UNet with random weights: its forward pass, or a training step with AdamW.
-    Unet(BenchUnetArgs),
-    /// The loader: JPEG shards to batches of resized, cropped and mirrored pictures.
-    Data(LoaderBench),
-    /// The download stage against a server in the same process.
-    Download(BenchDownloadArgs),
-}
-
-#[derive(Debug, Args)]
-struct BenchKernelsArgs {
-    /// Only operations whose line (operation, pass, shape, precision) contains this text.
-    #[arg(long, value_name = "TEXT")]
-    filter: Option<String>,
-    /// f32 or bf16 [default: both].
-    #[arg(long, value_name = "NAME")]
-    precision: Option<Precision>,
-    /// Print one JSON object a line.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-struct BenchDownloadArgs {
-    /// Pictures to download.
-    #[arg(long, default_value_t = 10_000, value_name = "N")]
-    images: usize,
-    /// Side of the pictures in pixels.
-    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
-    pixels: usize,
-    /// Folder of the pictures, which must not exist yet.
-    #[arg(long, default_value = "runs/bench-download", value_name = "DIR")]
-    out: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Settings of the stage, as `calotype data download --help` lists them, after `--` [default: --resize-mode=no].
-    #[arg(last = true, value_name = "SETTING")]
-    settings: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-struct BenchUnetArgs {
-    /// sd1, sd2 or tiny.
-    #[arg(long, default_value = "sd2", value_name = "NAME")]
-    family: Family,
-    /// Side of the pictures in pixels; latents have an eighth of it.
-    #[arg(long, default_value_t = 512, value_name = "PIXELS")]
-    resolution: usize,
-    /// Pictures at once.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    batch: usize,
-    /// forward (no gradients), or train (forward, mean squared error, backward, AdamW).
-    #[arg(long, default_value = "forward", value_name = "NAME")]
-    mode: Mode,
-    /// Precision of activations, f32 or bf16; weights and their optimizer are f32.
-    #[arg(long, default_value = "bf16", value_name = "NAME")]
-    precision: Precision,
-    /// How often; the median of the last half is told.
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    iterations: usize,
-    /// Train with less memory: keep the inputs of the blocks only and compute them a second time.
-    #[arg(long, visible_alias = "checkpoint-blocks")]
-    recompute_blocks: bool,
-    /// Train with less memory: step each parameter as soon as its gradient is complete.
-    #[arg(long)]
-    optimizer_in_backward: bool,
-    /// Tell where the time of these went: by pass, operation and shape.
-    #[arg(long)]
-    profile: bool,
-    /// Print one JSON object a line.
-    #[arg(long)]
-    json: bool,
+/// The tasks, as `train --help` lists them.
+fn train_help() -> String {
+    let line = |task: &calotype_train::tasks::TaskEntry| format!("  {:12} {}", task.kind, task.about);
+    let lines: Vec<String> = calotype_train::tasks::TASKS.iter().map(line).collect();
+    format!("Tasks, by the key `kind` of a recipe:\n{}", lines.join("\n"))
 }
 
 #[derive(Debug, Args)]
@@ -231,12 +136,12 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Quickstart(args) => commands::quickstart(&args),
         Command::Train(args) => commands::train(&args),
-        Command::Generate(args) => commands::generate(&args),
+        Command::Generate(args) => commands::generate::generate_command(&args),
         Command::Data(args) => data::data(&args),
-        Command::Probe(args) => probe::probe_command(&args),
+        Command::Probe(args) => commands::probe::probe_command(&args),
         Command::Inspect(args) => checkpoint::inspect_command(&args),
         Command::Convert(args) => checkpoint::convert_command(&args),
-        Command::Bench(command) => commands::bench(&command),
+        Command::Bench(command) => commands::bench::bench(&command),
         Command::Recipes(args) => commands::recipes(&args),
         Command::Doctor => commands::doctor(),
     };

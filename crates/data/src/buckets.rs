@@ -1,15 +1,15 @@
-//! Aspect-ratio buckets: a few picture sizes of about the same area, so that pictures keep their shape and still make
+//! Aspect-ratio buckets: a few image sizes of about the same area, so that images keep their shape and still make
 //! batches.
 //!
-//! The method is NovelAI's (their "Aspect Ratio Bucketing" of 2022), in the form that trainers of Stable Diffusion
-//! have it in: widths in steps, and for each the greatest height that keeps within the area. A picture belongs to the
-//! bucket whose aspect is nearest to its own by the logarithm, so that twice as wide is as far off as twice as tall.
+//! Source: NovelAI, "Aspect Ratio Bucketing", 2022, in the form that trainers of Stable Diffusion use: widths in steps,
+//! and for each width the greatest height that keeps within the area. An image goes into the bucket whose aspect ratio
+//! has the nearest logarithm, so that twice as wide is as far off as twice as tall.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Which sizes there are.
+/// Limits of the bucket sizes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BucketSettings {
@@ -24,14 +24,14 @@ pub struct BucketSettings {
 }
 
 impl Default for BucketSettings {
-    /// Those around 1,024 x 1,024 in steps of 64, from 512 to 2,048: as far as SDXL's training went (Podell et al.,
+    /// Buckets around 1,024 x 1,024 in steps of 64, sides from 512 to 2,048, as in SDXL's training (Podell et al.,
     /// arXiv:2307.01952, appendix I).
     fn default() -> Self {
         BucketSettings { side: 1024, step: 64, shortest: 512, longest: 2048 }
     }
 }
 
-/// The sizes, and which one a picture belongs to.
+/// The bucket sizes, and the choice of one for an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buckets {
     sizes: Vec<(usize, usize)>,
@@ -78,7 +78,7 @@ impl Buckets {
         &self.sizes
     }
 
-    /// Number of the bucket of a picture of `width` x `height` pixels: the nearest by the logarithm of width over
+    /// Number of the bucket of an image of `width` x `height` pixels: the nearest by the logarithm of width over
     /// height; of two that are equally near, the one of more pixels, then the narrower one.
     pub fn nearest(&self, width: usize, height: usize) -> usize {
         let aspect = |w: usize, h: usize| (w.max(1) as f64).ln() - (h.max(1) as f64).ln();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_goes_where_its_shape_is_nearest() {
+    fn an_image_goes_where_its_shape_is_nearest() {
         let buckets = Buckets::new(&BucketSettings { side: 512, step: 64, shortest: 256, longest: 1024 }).unwrap();
         let size = |w, h| buckets.sizes()[buckets.nearest(w, h)];
         assert_eq!(size(3000, 3000), (512, 512));

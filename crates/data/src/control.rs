@@ -7,7 +7,7 @@ use crate::{Error, Result};
 type Progress<'a> = Box<dyn FnMut(&'static str, usize, usize) + 'a>;
 type Stop<'a> = Box<dyn Fn() -> bool + 'a>;
 
-/// What a long stage reports to, and asks whether to go on. The default reports to nobody and never stops.
+/// Observer of a long stage: it receives progress and may ask for a stop. The default does neither.
 #[derive(Default)]
 pub struct Control<'a> {
     progress: Option<Progress<'a>>,
@@ -35,7 +35,7 @@ impl<'a> Control<'a> {
     /// Reports progress, then fails if the stage should stop.
     ///
     /// # Errors
-    /// [`Error::Interrupted`].
+    /// [`Error::Interrupted`] if a stop was asked for.
     pub fn checkpoint(&mut self, stage: &'static str, done: usize, total: usize) -> Result<()> {
         if let Some(report) = &mut self.progress {
             report(stage, done, total);

@@ -1,21 +1,21 @@
-//! The embedded real pictures: Twemoji drawings (72x72, CC-BY 4.0) with their Unicode names, on coloured backgrounds.
+//! The embedded real images: Twemoji drawings (72x72, CC-BY 4.0) with their Unicode names, on coloured backgrounds.
 //!
-//! A captioned dataset that needs no download: 1,694 pictures x 8 backgrounds = 13,552 samples, of which 1,355 are
+//! A captioned dataset that needs no download: 1,694 images x 8 backgrounds = 13,552 samples, of which 1,355 are
 //! held out.
 //!
-//! # Which pictures
+//! # Images
 //!
-//! Every emoji of the crate `emojis` (default skin tone only) whose fully qualified form is the very key of a drawing
+//! Every emoji of the crate `emojis` (default skin tone only) whose fully qualified form is the key of a drawing
 //! in the crate `twemoji-assets`. Twemoji drops the variation selector U+FE0F from most of its names; the 220 emoji
 //! that would match only without it (and the 9 newer than the drawings) are left out, which keeps the set equal to
 //! what `PngTwemojiAsset::from_emoji(emoji.as_str())` finds.
 //!
-//! # Which combinations are held out
+//! # Held-out combinations
 //!
-//! A tenth of all (picture, colour) combinations, by a rule without seed: pictures are ranked by the BLAKE3 hash of
+//! A tenth of all (image, colour) combinations, by a rule without seed: images are ranked by the BLAKE3 hash of
 //! their slug; the first 1,355 = round(13,552 / 10) of them have one held-out colour each, number `rank % 8`. So every
-//! picture is seen in training on at least seven backgrounds, every colour is held out 169 or 170 times, and neither
-//! changes with resolution, subset or run. What a model draws for a held-out caption tells composition from memory.
+//! image is seen in training on at least seven backgrounds, every colour is held out 169 or 170 times, and neither
+//! changes with resolution, subset or run. Images for held-out captions show if a model composes or only remembers.
 
 use std::path::Path;
 use std::sync::{LazyLock, OnceLock};
@@ -28,7 +28,7 @@ use crate::image::{Filter, PngEffort, RgbImage, RgbaImage};
 use crate::{Control, DatasetIndex, Error, Result, Sample, ShardLimits, ShardWriter};
 
 /// Side of the drawings, in pixels.
-pub const PICTURE_SIDE: usize = 72;
+pub const IMAGE_SIDE: usize = 72;
 
 /// Background around a drawing on each side, in the drawing's pixels. Some drawings (coloured squares, families, signs)
 /// fill their 72x72 pixels: without a margin their captions would name a background that nobody sees.
@@ -54,7 +54,7 @@ const CHUNK: usize = 512;
 
 /// One drawing and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EmojiPicture {
+pub struct EmojiImage {
     /// Unicode's short name in English, lower case as a rule: "grinning face".
     pub name: &'static str,
     /// The emoji itself.
@@ -67,12 +67,12 @@ pub struct EmojiPicture {
     pub png: &'static [u8],
 }
 
-/// Which of the combinations a dataset holds.
+/// Part of the combinations that a dataset holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// Those that are not held out.
+    /// The combinations that are not held out.
     Train,
-    /// Those that are.
+    /// The held-out combinations.
     HeldOut,
 }
 
@@ -86,17 +86,17 @@ impl Split {
     }
 }
 
-static PICTURES: LazyLock<Vec<EmojiPicture>> = LazyLock::new(|| emojis::iter().filter_map(picture).collect());
+static IMAGES: LazyLock<Vec<EmojiImage>> = LazyLock::new(|| emojis::iter().filter_map(image).collect());
 
-/// The pictures, in Unicode's order (that of `emojis::iter`).
-pub fn pairs() -> &'static [EmojiPicture] {
-    &PICTURES
+/// The images, in Unicode's order (that of `emojis::iter`).
+pub fn pairs() -> &'static [EmojiImage] {
+    &IMAGES
 }
 
-fn picture(emoji: &'static emojis::Emoji) -> Option<EmojiPicture> {
+fn image(emoji: &'static emojis::Emoji) -> Option<EmojiImage> {
     let asset = PngTwemojiAsset::from_emoji(emoji.as_str())?;
     let slug = emoji.as_str().chars().map(|c| format!("{:x}", u32::from(c))).collect::<Vec<_>>().join("-");
-    Some(EmojiPicture {
+    Some(EmojiImage {
         name: emoji.name(),
         emoji: emoji.as_str(),
         // Lives as long as the process, like the table that it belongs to.
@@ -127,25 +127,25 @@ pub fn caption(name: &str, colour: &str) -> String {
     format!("{name} on {article} {colour} background")
 }
 
-/// The colour (number in [`BACKGROUNDS`]) on which picture number `picture` (in [`pairs`]) is held out, if any.
-pub fn held_out_colour(picture: usize) -> Option<usize> {
+/// The colour (number in [`BACKGROUNDS`]) on which image number `image` (in [`pairs`]) is held out, if any.
+pub fn held_out_colour(image: usize) -> Option<usize> {
     static COLOURS: OnceLock<Vec<Option<usize>>> = OnceLock::new();
-    COLOURS.get_or_init(held_out_colours).get(picture).copied().flatten()
+    COLOURS.get_or_init(held_out_colours).get(image).copied().flatten()
 }
 
 fn held_out_colours() -> Vec<Option<usize>> {
-    let pictures = pairs();
-    let mut ranked: Vec<usize> = (0..pictures.len()).collect();
-    ranked.sort_by_cached_key(|i| *blake3::hash(pictures[*i].slug.as_bytes()).as_bytes());
-    let tenth = (pictures.len() * BACKGROUNDS.len() + 5) / 10;
-    let mut colours = vec![None; pictures.len()];
-    for (rank, picture) in ranked.into_iter().take(tenth).enumerate() {
-        colours[picture] = Some(rank % BACKGROUNDS.len());
+    let images = pairs();
+    let mut ranked: Vec<usize> = (0..images.len()).collect();
+    ranked.sort_by_cached_key(|i| *blake3::hash(images[*i].slug.as_bytes()).as_bytes());
+    let tenth = (images.len() * BACKGROUNDS.len() + 5) / 10;
+    let mut colours = vec![None; images.len()];
+    for (rank, image) in ranked.into_iter().take(tenth).enumerate() {
+        colours[image] = Some(rank % BACKGROUNDS.len());
     }
     colours
 }
 
-/// The combinations (picture, colour) of a split, picture by picture; of all pictures, or of `subset` of them, chosen
+/// The combinations (image, colour) of a split, image by image; of all images, or of `subset` of them, chosen
 /// evenly over the list.
 ///
 /// # Errors
@@ -154,29 +154,29 @@ pub fn combinations(split: Split, subset: Option<usize>) -> Result<Vec<(usize, u
     let all = pairs().len();
     let count = subset.unwrap_or(all);
     if count == 0 || count > all {
-        return Err(Error::InvalidArgument { what: "emoji subset", detail: format!("{count} of {all} pictures") });
+        return Err(Error::InvalidArgument { what: "emoji subset", detail: format!("{count} of {all} images") });
     }
-    let pictures = (0..count).map(|i| i * all / count);
-    let both = pictures.flat_map(|picture| (0..BACKGROUNDS.len()).map(move |colour| (picture, colour)));
+    let images = (0..count).map(|i| i * all / count);
+    let both = images.flat_map(|image| (0..BACKGROUNDS.len()).map(move |colour| (image, colour)));
     Ok(both.filter(|(p, c)| (held_out_colour(*p) == Some(*c)) == (split == Split::HeldOut)).collect())
 }
 
-/// Draws a picture on a colour: composited at 72x72, framed by [`MARGIN`] (80x80), then resized with Pillow's Lanczos
+/// Draws an image on a colour: composited at 72x72, framed by [`MARGIN`] (80x80), then resized with Pillow's Lanczos
 /// filter.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for a resolution of 0 or beyond 2²⁴.
-pub fn render(picture: &EmojiPicture, colour: [u8; 3], resolution: usize) -> Result<RgbImage> {
-    let drawing = RgbaImage::decode(picture.slug, picture.png)?;
+pub fn render(image: &EmojiImage, colour: [u8; 3], resolution: usize) -> Result<RgbImage> {
+    let drawing = RgbaImage::decode(image.slug, image.png)?;
     let framed = drawing.over(colour).padded(MARGIN, colour);
     framed.resize(resolution, resolution, Filter::Lanczos3)
 }
 
-/// The background (number in [`BACKGROUNDS`]) that a picture shows.
+/// The background (number in [`BACKGROUNDS`]) that an image shows.
 ///
 /// The rule: each pixel of the outermost ring (one 32nd of the shorter side wide, at least 1 pixel: 2 pixels at 64)
 /// votes for the nearest colour in RGB; most votes win, the earlier colour in a tie. A vote, not a mean or median, so
-/// that what touches the border, or noise in a generated picture, cannot mix two colours into a third. On all 13,552
+/// that a drawing that touches the border, or noise in a generated image, cannot mix two colours into a third. On all 13,552
 /// combinations it is right at 32 and 64 pixels (see the tests).
 pub fn background_of(image: &RgbImage) -> usize {
     let (width, height) = (image.width(), image.height());
@@ -218,7 +218,7 @@ pub fn nearest_background(pixel: [u8; 3]) -> usize {
 /// their number.
 ///
 /// # Errors
-/// Those of [`combinations`], [`render`] and [`ShardWriter`]; [`Error::Interrupted`].
+/// Those of [`combinations`], [`render`] and [`ShardWriter`]; [`Error::Interrupted`] if a stop was asked for.
 pub fn write_dataset(
     out_dir: impl AsRef<Path>,
     resolution: usize,
@@ -255,18 +255,18 @@ fn meta(resolution: usize, split: Split, subset: Option<usize>) -> Map<String, V
     meta
 }
 
-fn sample(picture: usize, colour: usize, resolution: usize) -> Result<Sample> {
-    let picture = &pairs()[picture];
+fn sample(image: usize, colour: usize, resolution: usize) -> Result<Sample> {
+    let image = &pairs()[image];
     let (colour, rgb) = BACKGROUNDS[colour];
     let facts = json!({
-        "name": picture.name,
+        "name": image.name,
         "colour": colour,
-        "group": picture.group,
-        "codepoints": picture.slug,
+        "group": image.group,
+        "codepoints": image.slug,
     });
-    let png = render(picture, rgb, resolution)?.encode_png(PngEffort::Fast)?;
-    Ok(Sample::new(format!("{}-{colour}", picture.slug))
+    let png = render(image, rgb, resolution)?.encode_png(PngEffort::Fast)?;
+    Ok(Sample::new(format!("{}-{colour}", image.slug))
         .with("png", png)
-        .with("txt", caption(picture.name, colour))
+        .with("txt", caption(image.name, colour))
         .with("json", facts.to_string()))
 }

@@ -12,14 +12,14 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong with a dataset.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The dataset folder does not exist.
     #[error("dataset folder {} does not exist; check the path, or write the dataset first", path.display())]
     MissingFolder {
-        /// The folder that was asked for.
+        /// The folder.
         path: PathBuf,
     },
 
@@ -97,7 +97,7 @@ pub enum Error {
         path: PathBuf,
         /// Offset of the header, in bytes.
         offset: u64,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
@@ -106,7 +106,7 @@ pub enum Error {
     BadIndex {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
@@ -153,7 +153,7 @@ pub enum Error {
     InvalidName {
         /// The key or extension.
         name: String,
-        /// Why not.
+        /// Reason for which it cannot.
         detail: String,
     },
 
@@ -175,7 +175,7 @@ pub enum Error {
         found: String,
     },
 
-    /// A half-written dataset that belongs to other settings.
+    /// A half-written dataset that was made with other settings.
     #[error(
         "folder {} holds a half-written dataset with another {what} (there: {found}; now: {expected}); \
          choose another folder, or remove it",
@@ -184,7 +184,7 @@ pub enum Error {
     ProgressMismatch {
         /// The folder.
         path: PathBuf,
-        /// Which setting differs.
+        /// Name of the setting that differs.
         what: &'static str,
         /// Value of this run.
         expected: String,
@@ -209,7 +209,7 @@ pub enum Error {
     /// An encoder returned other samples than it was given.
     #[error("encoder broke its contract: {detail}")]
     EncoderContract {
-        /// What differs.
+        /// The difference, in words.
         detail: String,
     },
 
@@ -222,12 +222,12 @@ pub enum Error {
         source: BoxError,
     },
 
-    /// A picture that cannot be decoded or encoded.
-    #[error("sample `{key}`: picture cannot be used: {detail}")]
+    /// An image that cannot be decoded or encoded.
+    #[error("sample `{key}`: image cannot be used: {detail}")]
     BadImage {
         /// Key of the sample.
         key: String,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
@@ -238,7 +238,7 @@ pub enum Error {
         key: String,
         /// Extension of the part.
         part: String,
-        /// What is wrong with it.
+        /// The fault.
         source: NpyError,
     },
 
@@ -247,7 +247,7 @@ pub enum Error {
     Npz {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         source: Box<crate::npz::NpzError>,
     },
 
@@ -256,7 +256,7 @@ pub enum Error {
     Pickled {
         /// Key of the sample.
         key: String,
-        /// What is wrong with them.
+        /// The fault.
         fault: Box<PickledFault>,
     },
 
@@ -303,7 +303,7 @@ pub enum Error {
         path: PathBuf,
         /// Key of the sample.
         key: String,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
@@ -314,7 +314,7 @@ pub enum Error {
         path: PathBuf,
         /// Number of the row, from 1, without the header.
         row: u64,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
@@ -323,7 +323,7 @@ pub enum Error {
     BadTable {
         /// The table.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// The fault and the remedy, in words.
         detail: String,
     },
 
@@ -332,25 +332,25 @@ pub enum Error {
     BadPattern {
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
-    /// A source that cannot be told what it is, or that holds nothing usable.
+    /// A source whose kind is not recognised, or that holds nothing usable.
     #[error("source `{spec}`: {detail}")]
     BadSource {
         /// The source, as given.
         spec: String,
-        /// What is wrong with it, and what to do.
+        /// The fault and the remedy, in words.
         detail: String,
     },
 
-    /// A file on another machine that cannot be had.
+    /// A file on another machine that cannot be fetched.
     #[error("cannot fetch {url}: {detail}")]
     Fetch {
         /// Its address, without credentials and query.
         url: String,
-        /// What went wrong, and after how many attempts.
+        /// The last failure, and after how many attempts.
         detail: String,
     },
 
@@ -359,7 +359,7 @@ pub enum Error {
     InvalidArgument {
         /// Name of the setting.
         what: &'static str,
-        /// Why not.
+        /// The value and what is allowed, in words.
         detail: String,
     },
 
@@ -377,17 +377,17 @@ pub enum Error {
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried ("open", "write", ...).
+        /// Action that was tried ("open", "write", ...).
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Its answer.
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// Whether the error is of one sample alone, so that a reader may go on without it.
+    /// True if the error is of one sample alone, so that a reader may go on without it.
     pub fn concerns_one_sample(&self) -> bool {
         match self {
             Error::BadSample { .. } | Error::BadRow { .. } | Error::BadImage { .. } => true,

@@ -1,80 +1,58 @@
-//! Small files written whole or not at all.
+//! [`calotype_core::durable`] with this crate's errors, and the names of files that are still being written.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use calotype_core::durable;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// Temporary name in the same folder: hidden, so that a scan for `*.tar` passes it by.
+/// Name of `path` while it is written: `.NAME.partial` in the same folder. It is hidden, so that a scan for `*.tar`
+/// passes it by, and always the same, so that the next start finds and replaces what a killed one left.
 pub fn partial_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.partial"))
 }
 
-/// Makes a rename durable: without it the new name may be lost with the power.
+/// Synchronises `file`, which was written as [`partial_name`]`(path)`, and gives it its name ([`durable::publish`]).
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn sync_folder(dir: &Path) -> Result<()> {
-    #[cfg(unix)]
-    File::open(dir).and_then(|f| f.sync_all()).map_err(Error::io("sync folder", dir))?;
-    #[cfg(not(unix))]
-    let _ = dir;
-    Ok(())
-}
-
-/// Flushes `file`, which was written as [`partial_name`]`(path)`, and gives it its name.
-///
-/// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`] if the file cannot be synchronised or renamed.
 pub fn publish(file: File, path: &Path) -> Result<()> {
-    let partial = partial_name(path);
-    file.sync_all().map_err(Error::io("sync", &partial))?;
-    drop(file);
-    fs::rename(&partial, path).map_err(Error::io("rename to", path))?;
-    match path.parent() {
-        Some(dir) => sync_folder(dir),
-        None => Ok(()),
-    }
+    durable::publish(&file, &partial_name(path), path).map_err(Error::io("write", path))
 }
 
-/// Writes `value` as indented JSON, atomically.
+/// Writes `value` as indented JSON, atomically ([`durable::write_json`]).
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::BadIndex`] if it has no JSON form.
-pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: format!("cannot be written as JSON: {e}") })?;
-    text.push(b'\n');
-    write_bytes(path, &text)
+/// [`Error::Io`] if the file cannot be written; [`Error::BadIndex`] if `value` has no JSON form.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
+    durable::write_json(path, value).map_err(json_error("write", path))
 }
 
-/// Writes `bytes`, atomically.
+/// Writes `bytes`, atomically ([`durable::write_bytes`]).
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`] if the file cannot be written.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = partial_name(path);
-    let mut file = File::create(&partial).map_err(Error::io("create", &partial))?;
-    file.write_all(bytes).map_err(Error::io("write", &partial))?;
-    publish(file, path)
+    durable::write_bytes(path, bytes).map_err(Error::io("write", path))
 }
 
-/// Reads JSON; `None` if there is no such file.
+/// Reads JSON; `None` if there is no such file ([`durable::read_json`]).
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::BadIndex`] if it does not parse.
+/// [`Error::Io`] if the file cannot be read; [`Error::BadIndex`] if it is not JSON or not a `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("read", path)(e)),
-    };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: e.to_string() })
+    durable::read_json(path).map_err(json_error("read", path))
+}
+
+fn json_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| match source.kind() {
+        ErrorKind::InvalidData => Error::BadIndex { path, detail: source.to_string() },
+        _ => Error::Io { action, path, source },
+    }
 }

@@ -1,19 +1,19 @@
-//! Datasets for Calotype: where samples come from, in which order they are seen, and how they reach the trainer.
+//! Datasets for Calotype: sources of samples, the order in which they are seen, and the loader that feeds the trainer.
 //!
 //! ```text
 //! emoji / precache ─> webdataset shards ─> order ─> loader ─> batches
 //! ```
 //!
-//! - [`sample`]: one sample: a key and named parts (bytes).
-//! - [`source`]: where samples come from: shards here and elsewhere, folders of pictures, parquet files, mixtures.
+//! - [`sample`]: a sample, which is a key and named parts (bytes).
+//! - [`source`]: sources of samples: shards here and elsewhere, folders of images, parquet files, mixtures.
 //! - [`webdataset`]: tar shards with an index and checksums, written atomically and read through memory maps.
 //! - [`mds`]: MosaicML Streaming's shards, read and written.
 //! - [`order`]: the endless stream of sample positions as a pure function of (seed, position).
 //! - [`loader`]: background threads that deliver batches strictly in that order.
-//! - [`image`]: decoding, encoding and Pillow-exact resizing of 8-bit pictures.
-//! - [`transform`]: from a picture file to a model's input: resize, crop, flip, scale, by (seed, position).
-//! - [`buckets`]: picture sizes of many shapes and about the same area.
-//! - [`emoji`]: the embedded captioned pictures (Twemoji), a real dataset that needs no download.
+//! - [`image`]: decoding, encoding and Pillow-exact resizing of 8-bit images.
+//! - [`transform`]: from an image file to a model's input: resize, crop, flip, scale, by (seed, position).
+//! - [`buckets`]: image sizes of many shapes and about the same area.
+//! - `emoji`: the embedded captioned images (Twemoji), a real dataset that needs no download.
 //! - [`precache`]: running an encoder over a dataset once, restartably.
 //! - [`npy`]: NumPy arrays as sample parts; [`npz`]: archives of them, and FID statistics.
 //! - [`pickled`]: NeMo's pickled dictionaries of NumPy arrays as sample parts.
@@ -22,9 +22,13 @@
 //! - [`control`]: progress reports and clean stopping of long stages.
 //!
 //! The crate knows no models: encoders reach it through the trait [`precache::SampleEncoder`].
+//!
+//! The cargo features `emoji`, `parquet` and `remote`, all on by default, are for the sources that need many other crates.
+//! A build without `parquet` or `remote` recognises such sources and refuses them with an error that names the feature.
 
 pub mod buckets;
 pub mod control;
+#[cfg(feature = "emoji")]
 pub mod emoji;
 mod error;
 pub mod files;
@@ -38,6 +42,7 @@ pub mod pickled;
 pub mod precache;
 pub mod quarantine;
 pub mod sample;
+mod slice;
 pub mod source;
 pub mod transform;
 pub mod wdinfo;
@@ -49,6 +54,7 @@ pub use loader::{Batch, Loader, LoaderConfig, OnError};
 pub use order::{GlobalOrder, OrderConfig, Shuffle};
 pub use quarantine::Quarantine;
 pub use sample::{HeldSample, Sample, SampleRef};
+pub use slice::Slice;
 pub use source::{Mixture, Source, SourceOptions};
 pub use wdinfo::WdInfo;
 pub use webdataset::{Dataset, DatasetIndex, ShardLimits, ShardWriter};

@@ -9,15 +9,15 @@
 //! # Corrupt samples
 //!
 //! Under [`OnError::Skip`], if the sample at position `p` cannot be decoded, the sample at position `p + 1` is decoded
-//! in its place, then `p + 2`, and so on; the decoder is still told `p`. What position `p` delivers thereby remains a
+//! in its place, then `p + 2`, and so on; the decoder is still told `p`. The item of position `p` therefore remains a
 //! pure function of dataset, order and `p`: nothing shifts, and no rank has to know what another one skipped. (Position
-//! `p + 1` delivers its own sample too, so that one is seen twice in this epoch.) Where batches have buckets, the next
-//! position is sought within the batch, so that its pictures are of one size. Each skip is logged and counted.
+//! `p + 1` delivers its own sample too, so that one is seen twice in this epoch.) If batches have buckets, the next
+//! position is sought within the batch, so that its images are of one size. Each skip is logged and counted.
 //! Errors of whole shards (truncated, unreadable) are never skipped.
 //!
 //! # Sources on other machines
 //!
-//! Where samples are fetched ([`Source::read_ahead`]), one more thread walks along the stream in front of the others and
+//! If samples are fetched ([`Source::read_ahead`]), one more thread walks along the stream in front of the others and
 //! has the shards fetched that come next.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,13 +31,13 @@ use crate::{BoxError, Error, GlobalOrder, Result, SampleRef, Source};
 /// Samples tried in the place of a corrupt one before the loader gives up.
 const MOST_TRIES: u64 = 64;
 
-/// Samples that are looked ahead for what must be fetched.
+/// Samples by which the fetching thread may be ahead.
 const MOST_AHEAD: u64 = 1 << 16;
 
 /// Skips of which the details are kept; all are counted and logged.
 const KEPT_SKIPS: usize = 1000;
 
-/// What to do with a sample that cannot be decoded.
+/// Treatment of a sample that cannot be decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnError {
     /// Deliver the error.
@@ -65,7 +65,7 @@ pub struct LoaderConfig {
     pub threads: usize,
     /// Batches that may wait finished or be in work, at least 1.
     pub prefetch: usize,
-    /// What to do with corrupt samples.
+    /// Treatment of corrupt samples.
     pub on_error: OnError,
 }
 
@@ -114,7 +114,7 @@ impl LoaderConfig {
     }
 }
 
-/// A batch: what the decoder made of this rank's positions, in order.
+/// A batch: the decoded items of this rank's positions, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<T> {
     /// Stream position of `items[0]`; item `i` belongs to position `first_position + i`.
@@ -130,7 +130,7 @@ pub struct Skipped {
     pub position: u64,
     /// Key of the sample, or its number if it could not be read.
     pub key: String,
-    /// Why it was skipped.
+    /// The error for which it was skipped.
     pub error: String,
 }
 
@@ -138,6 +138,33 @@ pub struct Skipped {
 ///
 /// An error is delivered in its batch's place and ends the stream. Dropping the loader stops the threads after the
 /// sample that each has in work.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use calotype_data::{
+///     Dataset, GlobalOrder, Loader, LoaderConfig, OrderConfig, Sample, SampleRef, ShardLimits, ShardWriter, Source,
+/// };
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let mut writer = ShardWriter::create(folder.path(), "words", ShardLimits::default())?;
+/// for key in ["a", "b", "c", "d"] {
+///     writer.write(&Sample::new(key).with("txt", format!("word {key}")))?;
+/// }
+/// writer.finish()?;
+///
+/// let dataset = Arc::new(Dataset::open(folder.path())?);
+/// let order = dataset.order(&OrderConfig::default())?;
+/// let config = LoaderConfig { end: Some(4), threads: 2, ..LoaderConfig::new(2) };
+/// // The position stands for the randomness that decoding may need.
+/// let decode = |_position: u64, sample: &SampleRef<'_>| sample.text("txt").map(str::len);
+/// for batch in Loader::new(dataset, Arc::new(order), config, decode)? {
+///     assert_eq!(batch?.items, [6, 6]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Loader<T> {
     shared: Arc<Shared<T>>,
     threads: Vec<JoinHandle<()>>,
@@ -169,7 +196,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// What one worker thread needs.
+/// State of one worker thread.
 struct Worker<T, S: ?Sized, F> {
     shared: Arc<Shared<T>>,
     dataset: Arc<S>,
@@ -328,7 +355,7 @@ where
         Some(Ok(Batch { first_position, items }))
     }
 
-    /// What position `position` delivers, by the rule at the top of this file.
+    /// The item of position `position`, by the rule at the top of this file.
     fn item(&self, position: u64) -> Result<T> {
         let tries = match self.config.on_error {
             OnError::Fail => 1,
@@ -377,7 +404,7 @@ where
     }
 }
 
-/// What prepares the samples that come, for sources that fetch them.
+/// The thread that prepares the samples that come, for sources that fetch them.
 struct ReadAhead<T, S: ?Sized> {
     shared: Arc<Shared<T>>,
     dataset: Arc<S>,

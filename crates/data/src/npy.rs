@@ -33,7 +33,7 @@ pub enum NpyData {
     I64(Vec<i64>),
 }
 
-/// Why bytes are no `.npy` array that this reader takes.
+/// The reason for which bytes are no `.npy` array that this reader takes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NpyError {
@@ -59,7 +59,7 @@ pub enum NpyError {
     /// A header that is not the expected dictionary.
     #[error(".npy header is malformed: {detail}")]
     BadHeader {
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
     /// A type of value that is not read.
@@ -122,7 +122,7 @@ impl NpyData {
         }
     }
 
-    /// Whether there are no values.
+    /// True if there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -254,7 +254,8 @@ impl NpyArray {
     /// An array of the type that NumPy names `descr`, from its values in C order, little-endian.
     ///
     /// # Errors
-    /// [`NpyError::UnsupportedDtype`], [`NpyError::WrongLength`], [`NpyError::ShapeOverflow`].
+    /// [`NpyError::UnsupportedDtype`] for another `descr`; [`NpyError::WrongLength`] if `data` does not have the
+    /// length that the shape asks for; [`NpyError::ShapeOverflow`] if that length is beyond 64 bits.
     pub fn from_le_bytes(descr: &str, shape: Vec<usize>, data: &[u8]) -> Result<Self, NpyError> {
         let size = match descr {
             "<f4" => 4,
@@ -279,7 +280,7 @@ impl NpyArray {
     }
 }
 
-/// What precedes the values in a `.npy` file of version 1.0, byte for byte as `numpy.save` writes it; `descr` is NumPy's
+/// The bytes before the values in a `.npy` file of version 1.0, exactly as `numpy.save` writes them; `descr` is NumPy's
 /// name of any type of value: `<f4`, `|u1`.
 pub fn header_bytes(descr: &str, shape: &[usize]) -> Vec<u8> {
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {}, }}", python_tuple(shape));

@@ -14,7 +14,7 @@ use crate::files::write_bytes;
 use crate::npy::{NpyArray, NpyData, NpyError};
 use crate::{Error, Result};
 
-/// Why bytes are no `.npz` archive that this reader takes.
+/// The reason for which bytes are no `.npz` archive that this reader takes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NpzError {
@@ -32,10 +32,10 @@ pub enum NpzError {
     Array {
         /// Its name.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         source: NpyError,
     },
-    /// An array that has to be there.
+    /// A required array that is missing.
     #[error("the .npz has no array `{name}`; it has: {present}")]
     Missing {
         /// Its name.
@@ -56,13 +56,13 @@ pub enum NpzError {
     TooLarge {
         /// Its name.
         name: String,
-        /// Why not.
+        /// The reason.
         detail: &'static str,
     },
     /// A file that cannot be read.
     #[error("{source}")]
     Io {
-        /// The system's answer.
+        /// The system's error.
         source: std::io::Error,
     },
 }
@@ -79,7 +79,8 @@ pub struct FeatureStatistics {
 /// The arrays of an archive, sorted by name (without `.npy`).
 ///
 /// # Errors
-/// [`NpzError::Archive`], [`NpzError::NotAnArray`], [`NpzError::Array`].
+/// [`NpzError::Archive`] for a damaged archive, [`NpzError::NotAnArray`] for an entry of another kind,
+/// [`NpzError::Array`] for a malformed array.
 pub fn from_bytes(bytes: &[u8]) -> std::result::Result<Vec<(String, NpyArray)>, NpzError> {
     let read = |(name, content): (String, std::borrow::Cow<'_, [u8]>)| {
         let Some(short) = name.strip_suffix(".npy") else { return Err(NpzError::NotAnArray { name }) };
@@ -136,7 +137,7 @@ pub fn to_bytes(arrays: &[(&str, &NpyArray)]) -> std::result::Result<Vec<u8>, Np
 /// Version 2.0 of the zip format, made on Unix (the upper byte), which says how to read the attributes.
 const VERSION: u16 = 3 << 8 | 20;
 
-/// What an entry's header and its line of the directory have in common: version, flags, method (stored), time and date
+/// The fields that an entry's header and its line of the directory share: version, flags, method (stored), time and date
 /// (1980-01-01, the format's first), checksum, sizes, lengths of name and extra field.
 fn entry_fields(checksum: u32, size: u32, name: u16) -> Vec<u8> {
     const FLAG_UTF8: u16 = 1 << 11;
@@ -157,7 +158,7 @@ impl FeatureStatistics {
     /// The statistics in an archive; other arrays in it are passed by.
     ///
     /// # Errors
-    /// [`NpzError`].
+    /// Those of [`from_bytes`]; an [`NpzError`] if `mu` or `sigma` is missing, or of another type or shape.
     pub fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, NpzError> {
         let arrays = from_bytes(bytes)?;
         let find = |name: &'static str| match arrays.iter().find(|(found, _)| found == name) {
@@ -180,13 +181,13 @@ impl FeatureStatistics {
     /// Reads the statistics in the file at `path`.
     ///
     /// # Errors
-    /// [`Error::Npz`].
+    /// [`Error::Npz`] if the file cannot be read, or with the error of [`FeatureStatistics::from_bytes`].
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = fs::read(path).map_err(|source| npz(path)(NpzError::Io { source }))?;
         FeatureStatistics::from_bytes(&bytes).map_err(npz(path))
     }
 
-    /// Writes them to `path`, whole or not at all.
+    /// Writes the statistics to `path`, completely or not at all.
     ///
     /// # Errors
     /// [`Error::Npz`] if the lengths of mean and covariance do not fit together, or are beyond a zip archive's;

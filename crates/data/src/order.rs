@@ -1,11 +1,11 @@
-//! In which order samples are seen: a pure function of the seed and the position in the stream.
+//! The order in which samples are seen: a pure function of the seed and the position in the stream.
 //!
 //! The stream is endless. Nothing is kept between positions, so a run resumes from a number, and any number of ranks
 //! can share the stream by taking different positions of it.
 //!
 //! # One source
 //!
-//! Position `p` belongs to epoch `p / len`. What an epoch is, [`Shuffle`] and [`OrderConfig::resampled`] say:
+//! Position `p` belongs to epoch `p / len`. The content of an epoch depends on [`Shuffle`] and [`OrderConfig::resampled`]:
 //!
 //! | shuffle | exact | resampled |
 //! |---|---|---|
@@ -15,19 +15,19 @@
 //!
 //! `shards` reads blocks (shards, row groups: [`crate::Source::blocks`]) one group after the other, as the shuffle buffer
 //! of the `webdataset` library does: the permuted blocks of an epoch are cut into groups of at most `buffer` samples (one
-//! block at least), and samples are permuted within their group. Only a group's blocks are needed at a time, which is
-//! what sources on other machines want. Resampled, an epoch draws blocks until there are `len` samples or more; the
+//! block at least), and samples are permuted within their group. Only a group's blocks are needed at a time, which suits
+//! sources on other machines. Resampled, an epoch draws blocks until there are `len` samples or more; the
 //! last group gives only as many as are missing.
 //!
 //! # Mixtures
 //!
-//! Several sources, each with a weight and an order of its own: which source a position takes from is a fixed pattern
-//! in which every stretch has the sources in proportion to their weights, to within one sample for two sources and a few
-//! for many. Position `p` takes the next sample of own stream, whose epochs come and go independently.
+//! Several sources, each with a weight and an order of its own. A fixed, repeated pattern tells the source of each
+//! position; every stretch of it has the sources in proportion to their weights, to within one sample for two sources and
+//! a few for many. A position takes the next sample of its source's own stream, whose epochs are independent.
 //!
 //! # Buckets
 //!
-//! Where pictures belong to buckets of different sizes ([`crate::buckets`]), every batch has to be of one bucket.
+//! If images belong to buckets of different sizes ([`crate::buckets`]), every batch has to be of one bucket.
 //! Epoch `e` is then made so: the samples are permuted as without buckets; each bucket takes its own in that order, is
 //! filled up to whole batches by repeating its first ones, and is cut into batches; and the batches of all buckets are
 //! permuted in turn. Every sample is seen in every epoch, those that fill up twice or more, and all epochs
@@ -35,22 +35,22 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use calotype_kernels::{Purpose, Stream, permutation};
+use calotype_core::{Purpose, Stream, permutation};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Results that are kept of each pure function: prefetch reaches over one border, seldom more.
+/// Number of kept results of each pure function: prefetch reaches over one border, seldom more.
 const KEPT: usize = 3;
 
 /// Longest pattern of a mixture: weights are rounded to multiples of its inverse, unless a shorter one is exact.
 const LONGEST_PATTERN: usize = 1 << 16;
 
-/// How samples are mixed within an epoch.
+/// Mixing of samples within an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Shuffle {
-    /// Not at all: for evaluation.
+    /// No mixing: for evaluation.
     Sequential,
     /// Over the whole source.
     #[default]
@@ -68,9 +68,9 @@ pub enum Shuffle {
 pub struct OrderConfig {
     /// Seed of all random choices.
     pub seed: u64,
-    /// How samples are mixed.
+    /// Mixing of samples.
     pub shuffle: Shuffle,
-    /// Whether epochs draw with replacement, as `resampled=True` of the `webdataset` library, instead of visiting every
+    /// True if epochs draw with replacement, as `resampled=True` of the `webdataset` library, instead of visiting every
     /// sample once.
     pub resampled: bool,
 }
@@ -82,7 +82,7 @@ pub struct GlobalOrder {
     /// For each place of the repeated pattern: the part, and how many earlier places have the same one. Empty if there
     /// is one part.
     pattern: Vec<(u32, u32)>,
-    /// How many places each part has in the pattern.
+    /// Number of places of each part in the pattern.
     quotas: Vec<u64>,
     len: usize,
     samples: usize,
@@ -106,7 +106,7 @@ enum Kind {
     Buckets { seed: u64, samples: BucketedSamples, epochs: Cache<Vec<u32>> },
 }
 
-/// Which samples make batches with each other.
+/// The samples by the bucket that they make batches in.
 #[derive(Debug)]
 struct BucketedSamples {
     /// Bucket of each sample.
@@ -384,7 +384,7 @@ fn sub_seed(seed: u64, number: u64) -> u64 {
     Stream::new(seed, Purpose::DatasetOrder, !number).next_u64()
 }
 
-/// How many places each source has in a pattern: the shortest one that is exact, else the longest, rounded so that the
+/// Number of places of each source in a pattern: the shortest one that is exact, else the longest, rounded so that the
 /// largest remainders are rounded up.
 fn quotas(weights: &[f64]) -> Result<Vec<u64>> {
     let bad = |detail: String| Err(Error::InvalidArgument { what: "mixture weights", detail });

@@ -19,10 +19,10 @@ pub type PickledArrays = BTreeMap<String, NpyArray>;
 /// Extension of the part that holds them, in NeMo's shards.
 pub const PICKLE_PART: &str = "pickle";
 
-/// The arrays of a pickle may take so many times its length: one array may stand under several names.
+/// Most memory of the arrays of a pickle, as a multiple of its length: one array may stand under several names.
 const MOST_REPEATS: usize = 4;
 
-/// Why bytes are no pickled dictionary of arrays.
+/// The reason for which bytes are no pickled dictionary of arrays.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickledFault {
@@ -40,13 +40,13 @@ pub enum PickledFault {
     /// The pickle describes something else.
     #[error("it is {found}, where a dictionary of named arrays is expected")]
     NoDictionary {
-        /// What it is.
+        /// Kind of value that it is.
         found: &'static str,
     },
     /// A key that is no text.
     #[error("the dictionary has {found} for a key, where texts are expected")]
     KeyNoText {
-        /// What the key is.
+        /// Kind of value that the key is.
         found: &'static str,
     },
     /// A key that is there twice.
@@ -60,7 +60,7 @@ pub enum PickledFault {
     NoArray {
         /// Name of the entry.
         name: String,
-        /// What it is.
+        /// Kind of value that it is.
         found: &'static str,
     },
     /// An array whose elements are not read.
@@ -68,7 +68,7 @@ pub enum PickledFault {
     Array {
         /// Name of the entry.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         fault: ArrayFault,
     },
     /// An array of a type that sample parts do not have.
@@ -76,7 +76,7 @@ pub enum PickledFault {
     Npy {
         /// Name of the entry.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         source: NpyError,
     },
     /// One array under so many names that they take far more memory than the file.
@@ -91,7 +91,7 @@ pub enum PickledFault {
 /// ones are converted.
 ///
 /// # Errors
-/// [`Error::Pickled`].
+/// [`Error::Pickled`] if the bytes are no pickle that is read, or not a dictionary of arrays by name.
 pub fn read_arrays(key: &str, bytes: &[u8]) -> Result<PickledArrays> {
     parse(bytes).map_err(|fault| Error::Pickled { key: key.to_owned(), fault: Box::new(fault) })
 }
@@ -156,7 +156,7 @@ fn descr(dtype: Dtype) -> &'static str {
     }
 }
 
-/// What messages call a value.
+/// Name of a value's kind in messages.
 pub(crate) fn describe(value: Value<'_>) -> &'static str {
     match value.kind() {
         Kind::None => "None",

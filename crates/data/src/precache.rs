@@ -1,8 +1,8 @@
-//! Running encoders over a dataset once: pictures to latents, captions to embeddings.
+//! Running encoders over a dataset once: images to latents, captions to embeddings.
 //!
-//! Shard `i` of the output holds the encoded samples `i · n .. (i + 1) · n` of the source, whoever writes it; so the
-//! work can be shared out among any number of processes and ended at any instant, and the result is the same, byte for
-//! byte. Until all shards are there, the folder holds `progress.json`, which says what is being made, and a record
+//! Shard `i` of the output holds the encoded samples `i · n .. (i + 1) · n` of the source, whichever process writes it. The
+//! work can therefore be divided among any number of processes and ended at any instant, and the result is the same, byte
+//! for byte. Until all shards are there, the folder holds `progress.json`, which describes the dataset, and a record
 //! for each finished shard in `.precache/`; the process that finds the last record writes `index.json`.
 
 use std::collections::HashSet;
@@ -14,14 +14,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::files::{read_json, sync_folder, write_json};
+use calotype_core::durable;
+
+use crate::files::{read_json, write_json};
 use crate::webdataset::{INDEX_FILE, PROGRESS_FILE, ShardFile, ShardRecord, is_shard_as_recorded};
-use crate::{BoxError, Control, Dataset, DatasetIndex, Error, Result, Sample, Source};
+use crate::{BoxError, Control, Dataset, DatasetIndex, Error, Result, Sample, Slice, Source};
 
 /// Key of the encoders' identity in a precached dataset's `meta`.
 pub const META_ENCODER: &str = "encoder";
 
-/// Key of what the identity stands for: models, their weights' hashes, transforms.
+/// Key of the facts behind the identity: models, their weights' hashes, transforms.
 pub const META_ENCODERS: &str = "encoders";
 
 /// Key of the source's digest ([`Source::digest`]) in a precached dataset's `meta`.
@@ -39,7 +41,7 @@ pub fn encoder_of(meta: &Map<String, Value>) -> Option<&str> {
 /// with `wanted`.
 ///
 /// # Errors
-/// [`Error::EncoderMismatch`].
+/// [`Error::EncoderMismatch`] if none begins with `wanted`, or `wanted` is empty.
 pub fn require_encoder(name: &str, meta: &Map<String, Value>, wanted: &str) -> Result<()> {
     let encoders = meta.get(META_ENCODERS).and_then(Value::as_object);
     let weights = encoders.into_iter().flat_map(Map::values).filter_map(|facts| facts.get("weights")?.as_str());
@@ -62,13 +64,13 @@ const RECORDS: &str = ".precache";
 /// Version of the progress file.
 const VERSION: u32 = 2;
 
-/// What turns samples into encoded samples.
+/// An encoder of samples.
 pub trait SampleEncoder {
-    /// Stands for everything that shapes the output: weights, transform, precision. Datasets whose encoders have the
-    /// same identity are interchangeable.
+    /// A text that depends on everything that shapes the output: weights, transform, precision. Datasets whose encoders
+    /// have the same identity are interchangeable.
     fn identity(&self) -> String;
 
-    /// What the identity stands for, for people and for checks of single facts.
+    /// Facts behind the identity, for people and for checks of single facts.
     fn description(&self) -> Map<String, Value> {
         Map::new()
     }
@@ -80,7 +82,7 @@ pub trait SampleEncoder {
     fn encode(&mut self, batch: &[Sample]) -> std::result::Result<Vec<Sample>, BoxError>;
 }
 
-/// How the output is laid out.
+/// Layout of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrecacheLayout {
     /// Samples that are encoded at once; the last ones of a shard are fewer.
@@ -89,52 +91,32 @@ pub struct PrecacheLayout {
     pub shard_samples: usize,
 }
 
-/// One process's share of the shards: `number` of `of` equal, contiguous parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// Number, from 0.
-    pub number: usize,
-    /// How many shares there are.
-    pub of: usize,
-}
-
-impl Share {
-    /// All of the work.
-    pub const ALL: Self = Self { number: 0, of: 1 };
-
-    fn range(self, shards: usize) -> Range<usize> {
-        // In 128 bits: the product of two sizes fits.
-        let at = |number: usize| (shards as u128 * number as u128 / self.of as u128) as usize;
-        at(self.number)..at(self.number + 1)
-    }
-}
-
-/// What a call of [`precache`] did.
+/// Outcome of a call of [`precache`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Precached {
-    /// Samples of the share.
+    /// Samples of the slice.
     pub samples: usize,
     /// Samples of it that this call encoded; the others were there.
     pub encoded: usize,
-    /// Length of the share's shards, in bytes.
+    /// Length of the slice's shards, in bytes.
     pub bytes: u64,
-    /// The index of the whole dataset, if all shares are done.
+    /// The index of the whole dataset, if all slices are done.
     pub index: Option<DatasetIndex>,
 }
 
-/// The content of the progress file.
+/// Content of the progress file.
 #[derive(Serialize, Deserialize)]
-struct Plan {
+struct ProgressFile {
     version: u32,
     layout: PrecacheLayout,
     samples: usize,
     meta: Map<String, Value>,
 }
 
-/// Encodes a share of `dataset` into a new dataset in `out_dir`.
+/// Encodes a slice of `dataset` into a new dataset in `out_dir`.
 ///
 /// It may be ended at any instant and called again: finished shards are recognised by their records, compared with
-/// their checksums, and not encoded again. Several processes may work on different shares at once. If `out_dir` already
+/// their checksums, and not encoded again. Several processes may work on different slices at once. If `out_dir` already
 /// holds the finished dataset of this encoder and source, nothing is done.
 ///
 /// # Errors
@@ -147,17 +129,16 @@ pub fn precache(
     encoder: &mut dyn SampleEncoder,
     out_dir: impl AsRef<Path>,
     layout: PrecacheLayout,
-    share: Share,
+    slice: Slice,
     control: &mut Control<'_>,
 ) -> Result<Precached> {
-    check_arguments(layout, share)?;
+    check_arguments(layout, slice)?;
     let stage = Stage {
         dataset,
         out: out_dir.as_ref(),
-        share,
-        plan: Plan { version: VERSION, layout, samples: dataset.len(), meta: meta(dataset, encoder) },
+        plan: ProgressFile { version: VERSION, layout, samples: dataset.len(), meta: meta(dataset, encoder) },
     };
-    let range = share.range(stage.shards());
+    let range = slice.range(stage.shards());
     let total = range.clone().map(|shard| stage.samples_of(shard).len()).sum();
     let mut done = Precached { samples: total, encoded: 0, bytes: 0, index: None };
     if let Some(index) = stage.finished()? {
@@ -184,13 +165,13 @@ pub fn precache(
     Ok(done)
 }
 
-fn check_arguments(layout: PrecacheLayout, share: Share) -> Result<()> {
+fn check_arguments(layout: PrecacheLayout, slice: Slice) -> Result<()> {
     let bad = |what: &'static str, detail: String| Err(Error::InvalidArgument { what, detail });
     if layout.batch == 0 || layout.shard_samples == 0 {
         return bad("encoder batch or samples of a shard", "must be at least 1".to_owned());
     }
-    if share.number >= share.of {
-        return bad("share", format!("number {} of {}", share.number, share.of));
+    if slice.id >= slice.count {
+        return bad("slice", format!("number {} of {}", slice.id, slice.count));
     }
     Ok(())
 }
@@ -211,8 +192,7 @@ fn identity_in(meta: &Map<String, Value>) -> String {
 struct Stage<'a> {
     dataset: &'a dyn Source,
     out: &'a Path,
-    share: Share,
-    plan: Plan,
+    plan: ProgressFile,
 }
 
 impl Stage<'_> {
@@ -255,11 +235,11 @@ impl Stage<'_> {
         Ok(Some(index))
     }
 
-    /// Makes the folder this dataset's, or checks that it is.
+    /// Claims the folder for this dataset, or checks that it is claimed.
     fn claim(&self) -> Result<()> {
         let records = self.out.join(RECORDS);
         let path = self.out.join(PROGRESS_FILE);
-        if let Some(plan) = read_json::<Plan>(&path)? {
+        if let Some(plan) = read_json::<ProgressFile>(&path)? {
             self.compare("version", &VERSION, &plan.version)?;
             self.compare("encoder", &identity_in(&self.plan.meta), &identity_in(&plan.meta))?;
             self.compare("source", &self.plan.meta, &plan.meta)?;
@@ -268,20 +248,7 @@ impl Stage<'_> {
             self.refuse_foreign_shards()?;
         }
         fs::create_dir_all(&records).map_err(Error::io("create folder", &records))?;
-        self.write_shared(&path, &self.plan)
-    }
-
-    /// Writes a file that other processes may be writing, with the same content, at the same time.
-    fn write_shared<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
-        let own = self.out.join(RECORDS).join(format!(
-            "{}-of-{}.{}.tmp",
-            self.share.number,
-            self.share.of,
-            std::process::id()
-        ));
-        write_json(&own, value)?;
-        fs::rename(&own, path).map_err(Error::io("rename to", path))?;
-        sync_folder(self.out)
+        write_json(&path, &self.plan)
     }
 
     fn compare<T: PartialEq + std::fmt::Debug>(&self, what: &'static str, expected: &T, found: &T) -> Result<()> {
@@ -359,17 +326,18 @@ impl Stage<'_> {
             let detail = format!("{} samples in, {} out", self.plan.samples, index.samples);
             return Err(Error::EncoderContract { detail });
         }
-        if let Err(error) = self.write_shared(&self.out.join(INDEX_FILE), &index) {
-            // Another process may have written it, and cleaned up, between the last record and here.
-            return self.finished()?.map(Some).ok_or(error);
-        }
+        // Other processes may be writing the same content at the same time.
+        write_json(&self.out.join(INDEX_FILE), &index)?;
         self.clean();
         Ok(Some(index))
     }
 
-    /// Removes what a finished dataset does not need. Another process may be doing the same, and what stays harms nobody.
+    /// Removes the files that a finished dataset does not need. Another process may do the same; files that stay do no harm.
     fn clean(&self) {
         let _ = fs::remove_file(self.out.join(PROGRESS_FILE));
+        for name in [PROGRESS_FILE, INDEX_FILE] {
+            durable::remove_leftovers(&self.out.join(name));
+        }
         let _ = fs::remove_dir_all(self.out.join(RECORDS));
     }
 }

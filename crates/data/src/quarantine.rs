@@ -4,12 +4,12 @@
 //!
 //! ```json
 //! [
-//!   { "shard": "train-000003.tar", "key": "000030012", "reason": "picture `jpg` is truncated" }
+//!   { "shard": "train-000003.tar", "key": "000030012", "reason": "image `jpg` is truncated" }
 //! ]
 //! ```
 //!
-//! `shard` is the name of the file that holds the sample, relative to the folder; for a folder of pictures it is the
-//! picture's own name. A sample with several faults has several records. The file may be written by hand.
+//! `shard` is the name of the file that holds the sample, relative to the folder; for a folder of images it is the
+//! image's own name. A sample with several faults has several records. The file may be written by hand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::{Error, Result};
 /// Name of the file.
 pub const QUARANTINE_FILE: &str = "quarantine.json";
 
-/// One record: why one sample is to be left out.
+/// One record: a sample that is to be left out, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quarantined {
@@ -30,7 +30,7 @@ pub struct Quarantined {
     pub shard: String,
     /// Key of the sample.
     pub key: String,
-    /// Why it is left out, for people.
+    /// Reason for which it is left out, for people.
     pub reason: String,
 }
 
@@ -52,7 +52,7 @@ impl Quarantine {
     /// Reads the list of the dataset in `dir`; empty if there is no file.
     ///
     /// # Errors
-    /// [`Error::BadIndex`], [`Error::Io`].
+    /// [`Error::BadIndex`] if the file is no list of records, [`Error::Io`] if it cannot be read.
     pub fn read(dir: &Path) -> Result<Self> {
         let records: Option<Vec<Quarantined>> = read_json(&dir.join(QUARANTINE_FILE))?;
         Ok(records.unwrap_or_default().into_iter().collect())
@@ -61,7 +61,7 @@ impl Quarantine {
     /// Reads a list from the bytes of its file; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::BadIndex`].
+    /// [`Error::BadIndex`] if they are no list of records.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let records: Vec<Quarantined> = serde_json::from_slice(bytes)
             .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: e.to_string() })?;
@@ -71,7 +71,7 @@ impl Quarantine {
     /// Writes the list into `dir`, atomically. An empty list is written too: it tells that a check found nothing.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         write_json(&dir.join(QUARANTINE_FILE), &self.records().collect::<Vec<_>>())
     }
@@ -82,7 +82,7 @@ impl Quarantine {
         keys.entry(key.into()).or_default().insert(reason.into());
     }
 
-    /// Whether sample `key` of `shard` is to be left out.
+    /// True if sample `key` of `shard` is to be left out.
     pub fn contains(&self, shard: &str, key: &str) -> bool {
         self.shards.get(shard).is_some_and(|keys| keys.contains_key(key))
     }
@@ -115,12 +115,12 @@ impl Quarantine {
         self.shards.values().map(BTreeMap::len).sum()
     }
 
-    /// Whether nothing is to be left out.
+    /// True if nothing is to be left out.
     pub fn is_empty(&self) -> bool {
         self.shards.is_empty()
     }
 
-    /// A checksum of which samples are left out (not of the reasons): runs that saw different samples differ in it.
+    /// A checksum of the samples that are left out, not of the reasons: runs that saw different samples differ in it.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for (shard, keys) in &self.shards {

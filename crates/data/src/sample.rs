@@ -8,7 +8,7 @@ use crate::npy::NpyArray;
 use crate::webdataset::MappedShard;
 use crate::{Error, Result};
 
-/// A sample that owns its bytes: what writers and encoders handle.
+/// A sample that owns its bytes, as writers and encoders use it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Name, unique in its dataset; may hold `/`, but no `.` after the last one.
@@ -17,7 +17,7 @@ pub struct Sample {
     pub parts: BTreeMap<String, Vec<u8>>,
 }
 
-/// A sample whose bytes lie elsewhere, in a memory-mapped shard or a [`Sample`]: what decoders handle.
+/// A sample whose bytes lie elsewhere, in a memory-mapped shard or a [`Sample`], as decoders use it.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleRef<'a> {
     key: &'a str,
@@ -32,7 +32,7 @@ enum Parts<'a> {
     Owned(&'a BTreeMap<String, Vec<u8>>),
 }
 
-/// A sample as a source hands it out, with what keeps its bytes alive.
+/// A sample as a source returns it, with the owner of its bytes.
 #[derive(Debug)]
 pub struct HeldSample<'a>(Held<'a>);
 
@@ -106,7 +106,7 @@ impl Sample {
     /// Bytes of a part.
     ///
     /// # Errors
-    /// [`Error::MissingPart`].
+    /// [`Error::MissingPart`] if there is none.
     pub fn part(&self, extension: &str) -> Result<&[u8]> {
         match self.parts.get(extension) {
             Some(bytes) => Ok(bytes),
@@ -117,7 +117,7 @@ impl Sample {
     /// A part as text.
     ///
     /// # Errors
-    /// [`Error::MissingPart`], [`Error::NotText`].
+    /// [`Error::MissingPart`] if there is none, [`Error::NotText`] if it is not UTF-8.
     pub fn text(&self, extension: &str) -> Result<&str> {
         as_text(&self.key, extension, self.part(extension)?)
     }
@@ -125,7 +125,7 @@ impl Sample {
     /// A part as NumPy array.
     ///
     /// # Errors
-    /// [`Error::MissingPart`], [`Error::Npy`].
+    /// [`Error::MissingPart`] if there is none, [`Error::Npy`] if it is no array that is read.
     pub fn array(&self, extension: &str) -> Result<NpyArray> {
         as_array(&self.key, extension, self.part(extension)?)
     }
@@ -160,7 +160,7 @@ impl<'a> SampleRef<'a> {
     /// Bytes of a part.
     ///
     /// # Errors
-    /// [`Error::MissingPart`].
+    /// [`Error::MissingPart`] if there is none.
     pub fn part(&self, extension: &str) -> Result<&'a [u8]> {
         match self.parts().find(|(name, _)| *name == extension) {
             Some((_, bytes)) => Ok(bytes),
@@ -171,7 +171,7 @@ impl<'a> SampleRef<'a> {
     /// A part as text.
     ///
     /// # Errors
-    /// [`Error::MissingPart`], [`Error::NotText`].
+    /// [`Error::MissingPart`] if there is none, [`Error::NotText`] if it is not UTF-8.
     pub fn text(&self, extension: &str) -> Result<&'a str> {
         as_text(self.key, extension, self.part(extension)?)
     }
@@ -179,7 +179,7 @@ impl<'a> SampleRef<'a> {
     /// A part as NumPy array.
     ///
     /// # Errors
-    /// [`Error::MissingPart`], [`Error::Npy`].
+    /// [`Error::MissingPart`] if there is none, [`Error::Npy`] if it is no array that is read.
     pub fn array(&self, extension: &str) -> Result<NpyArray> {
         as_array(self.key, extension, self.part(extension)?)
     }

@@ -1,24 +1,24 @@
-//! From a picture file to what a model takes: decode, resize, crop, flip, scale.
+//! From an image file to the input of a model: decode, resize, crop, flip, scale.
 //!
-//! A [`Transform`] is settings, and a pure function of them, of the file, and of (seed, position): the draws of position
+//! The result is a pure function of the settings ([`Transform`]), the file, and (seed, position): the draws of position
 //! `p` are those of the stream (seed, [`Purpose::Augmentation`], `p`), in the order column, row, flip, whether they are
-//! used or not. So a resumed run, and one over more ranks, crops and flips as an undisturbed one does, and turning the
+//! used or not. A resumed run, or one over more ranks, therefore crops and flips as an undisturbed one, and turning the
 //! flip on does not move the crops.
 //!
-//! What is not random equals torchvision on Pillow pictures byte for byte: `Resize(side)` (the longer side rounded
+//! All that is not random equals torchvision on Pillow images byte for byte: `Resize(side)` (the longer side rounded
 //! down), `CenterCrop` (half a pixel rounded to even). `RandomCrop` draws from the same corners, each as likely, but
-//! from another generator. Unlike torchvision's crops, none pads: one larger than the picture is an error.
+//! from another generator. Unlike torchvision's crops, none pads: one larger than the image is an error.
 
 use std::cell::RefCell;
 
-use calotype_kernels::{Purpose, Stream};
+use calotype_core::{Purpose, Stream};
 use serde::{Deserialize, Serialize};
 
 use crate::buckets::{BucketSettings, Buckets};
 use crate::image::{self, Crop, DecodeOptions, Filter, RgbImage, resample};
 use crate::{Error, Result};
 
-/// How large a picture is made.
+/// Size to which an image is brought.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resize {
@@ -32,7 +32,7 @@ pub enum Resize {
     Bucket(BucketSettings),
 }
 
-/// Where a crop is taken.
+/// Position of a crop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
@@ -43,42 +43,42 @@ pub enum Place {
     Random,
 }
 
-/// What is cut out.
+/// Size and position of a crop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CropSettings {
-    /// Where.
+    /// Position of the rectangle.
     pub place: Place,
     /// Width and height in pixels; where absent, the square of [`Resize::Shorter`], or the bucket.
     pub size: Option<(usize, usize)>,
 }
 
-/// In which order a tensor's numbers lie.
+/// Order of the numbers of a tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
-    /// `[height, width, 3]`, as the models of this project take pictures.
+    /// `[height, width, 3]`, as the models of this project take images.
     #[default]
     Hwc,
     /// `[3, height, width]`, as PyTorch's do.
     Chw,
 }
 
-/// The settings.
+/// Settings of an [`ImageTransform`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Transform {
-    /// Limits of decoding, and whether to turn pictures upright.
+    /// Limits of decoding, and whether to turn images upright.
     pub decode: DecodeOptions,
-    /// How large the picture is made.
+    /// Size to which the image is brought.
     pub resize: Resize,
-    /// With which filter.
+    /// Filter of the resizing.
     pub filter: Filter,
-    /// What is cut out of it; nothing is where absent, except of buckets.
+    /// Crop of the resized image; none if absent, except for buckets.
     pub crop: Option<CropSettings>,
     /// Probability of mirroring left and right.
     pub flip: f32,
-    /// The numbers of levels 0 and 255.
+    /// Values of levels 0 and 255.
     pub range: (f32, f32),
     /// Order of the numbers.
     pub layout: Layout,
@@ -102,18 +102,18 @@ impl Default for Transform {
 /// The numbers that SDXL is conditioned on (Podell et al., section 2.2), in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SizeConditioning {
-    /// Height and width of the picture before resizing (upright, if it was turned).
+    /// Height and width of the image before resizing (upright, if it was turned).
     pub original: (usize, usize),
-    /// Row and column of the crop's upper left corner in the resized picture, mirrored first where it is mirrored: as
+    /// Row and column of the crop's upper left corner in the resized image, mirrored first where it is mirrored: as
     /// diffusers' SDXL training counts them.
     pub crop_top_left: (usize, usize),
     /// Height and width of the result.
     pub target: (usize, usize),
 }
 
-/// What becomes of one picture: sizes, rectangle, flip.
+/// Sizes, rectangle and flip of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
+struct Geometry {
     resized: (usize, usize),
     crop: Crop,
     flip: bool,
@@ -122,13 +122,13 @@ struct Plan {
 
 /// A [`Transform`] whose settings have been checked.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Pipeline {
+pub struct ImageTransform {
     settings: Transform,
     buckets: Option<Buckets>,
 }
 
 thread_local! {
-    /// The decoded and the resized picture, kept for the thread's next ones.
+    /// The decoded and the resized image, kept for the thread's next ones.
     static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
@@ -136,8 +136,9 @@ impl Transform {
     /// Checks the settings and makes them ready.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`].
-    pub fn build(self) -> Result<Pipeline> {
+    /// [`Error::InvalidArgument`] for a probability out of 0 to 1, a range that is not finite, and sizes that do not
+    /// fit together.
+    pub fn build(self) -> Result<ImageTransform> {
         let bad = |what: &'static str, detail: String| Err(Error::InvalidArgument { what, detail });
         if !(0.0..=1.0).contains(&self.flip) {
             return bad("flip", format!("{} is no probability", self.flip));
@@ -162,22 +163,22 @@ impl Transform {
             Resize::Bucket(settings) => Some(Buckets::new(settings)?),
             _ => None,
         };
-        Ok(Pipeline { settings: self, buckets })
+        Ok(ImageTransform { settings: self, buckets })
     }
 }
 
-impl Pipeline {
+impl ImageTransform {
     /// The settings.
     pub fn settings(&self) -> &Transform {
         &self.settings
     }
 
-    /// The buckets, if pictures go into such.
+    /// The buckets, if images go into such.
     pub fn buckets(&self) -> Option<&Buckets> {
         self.buckets.as_ref()
     }
 
-    /// Width and height that every picture comes out with, unless they differ.
+    /// Width and height that every image comes out with, unless they differ.
     pub fn fixed_size(&self) -> Option<(usize, usize)> {
         match (&self.settings.resize, self.settings.crop) {
             (_, Some(CropSettings { size: Some(size), .. })) => Some(size),
@@ -187,24 +188,24 @@ impl Pipeline {
         }
     }
 
-    /// The picture of `bytes`, transformed as `position` of a run with `seed` is. `key` names the sample in errors.
+    /// The image of `bytes`, transformed as `position` of a run with `seed` is. `key` names the sample in errors.
     ///
     /// # Errors
-    /// [`Error::BadImage`], [`Error::InvalidArgument`] for a crop that the picture is too small for.
-    pub fn picture(&self, key: &str, bytes: &[u8], seed: u64, position: u64) -> Result<(RgbImage, SizeConditioning)> {
+    /// [`Error::BadImage`], [`Error::InvalidArgument`] for a crop that the image is too small for.
+    pub fn image(&self, key: &str, bytes: &[u8], seed: u64, position: u64) -> Result<(RgbImage, SizeConditioning)> {
         self.with_levels(key, bytes, seed, position, |levels, plan| {
-            let mut picture = RgbImage::new(plan.crop.width, plan.crop.height, std::mem::take(levels))?;
+            let mut image = RgbImage::new(plan.crop.width, plan.crop.height, std::mem::take(levels))?;
             if plan.flip {
-                picture.mirror();
+                image.mirror();
             }
-            Ok((picture, plan.conditioning))
+            Ok((image, plan.conditioning))
         })
     }
 
     /// The same as numbers, appended to `out` in the settings' range and layout.
     ///
     /// # Errors
-    /// Those of [`Pipeline::picture`]; nothing is appended then.
+    /// Those of [`ImageTransform::image`]; nothing is appended then.
     pub fn append(
         &self,
         key: &str,
@@ -220,12 +221,12 @@ impl Pipeline {
         })
     }
 
-    /// A picture of [`Pipeline::picture`] as numbers, appended to `out` in the settings' range and layout. Pictures take
-    /// a quarter of the memory of their numbers, so that threads had better hand over these, and a batch be made of
-    /// them where it is needed.
-    pub fn append_picture(&self, picture: &RgbImage, out: &mut Vec<f32>) {
+    /// An image of [`ImageTransform::image`] as numbers, appended to `out` in the settings' range and layout. Images take
+    /// a quarter of the memory of their numbers: threads should pass on images, and the batch be made of them at the
+    /// end.
+    pub fn append_image(&self, image: &RgbImage, out: &mut Vec<f32>) {
         let (range, layout) = (self.settings.range, self.settings.layout);
-        image::append_levels(picture.data(), picture.width(), range, false, layout, out);
+        image::append_levels(image.data(), image.width(), range, false, layout, out);
     }
 
     fn with_levels<T>(
@@ -234,7 +235,7 @@ impl Pipeline {
         bytes: &[u8],
         seed: u64,
         position: u64,
-        take: impl FnOnce(&mut Vec<u8>, &Plan) -> Result<T>,
+        take: impl FnOnce(&mut Vec<u8>, &Geometry) -> Result<T>,
     ) -> Result<T> {
         SCRATCH.with_borrow_mut(|(decoded, cut)| {
             let size = image::decode_rgb_into(key, bytes, &self.settings.decode, decoded)?;
@@ -247,7 +248,7 @@ impl Pipeline {
         })
     }
 
-    fn plan(&self, size: (usize, usize), stream: &mut Stream) -> Result<Plan> {
+    fn plan(&self, size: (usize, usize), stream: &mut Stream) -> Result<Geometry> {
         let (resized, wanted) = self.sizes(size)?;
         let (width, height) = wanted;
         if width > resized.0 || height > resized.1 {
@@ -265,7 +266,7 @@ impl Pipeline {
         let left = if flip { room.0 - x } else { x };
         let conditioning =
             SizeConditioning { original: (size.1, size.0), crop_top_left: (y, left), target: (height, width) };
-        Ok(Plan { resized, crop: Crop { x, y, width, height }, flip, conditioning })
+        Ok(Geometry { resized, crop: Crop { x, y, width, height }, flip, conditioning })
     }
 
     /// Size after resizing, and size of the crop.
@@ -321,7 +322,7 @@ mod tests {
     fn draws_are_a_function_of_seed_and_position_alone() {
         let pipeline = random().build().unwrap();
         let file = png(60, 33);
-        let make = |seed, position| pipeline.picture("x", &file, seed, position).unwrap();
+        let make = |seed, position| pipeline.image("x", &file, seed, position).unwrap();
         let first: Vec<_> = (0..40).map(|p| make(5, p)).collect();
         for p in (0..40).rev() {
             assert_eq!(make(5, p), first[p as usize]);
@@ -331,40 +332,40 @@ mod tests {
         assert_ne!(make(6, 0), make(5, 0));
         // Without flips the crops are the same ones.
         let still = Transform { flip: 0.0, ..random() }.build().unwrap();
-        for (p, (picture, conditioning)) in first.iter().enumerate() {
-            let (plain, at) = still.picture("x", &file, 5, p as u64).unwrap();
-            if *picture != plain {
-                assert_eq!(plain.flip_horizontal(), *picture);
+        for (p, (image, conditioning)) in first.iter().enumerate() {
+            let (plain, at) = still.image("x", &file, 5, p as u64).unwrap();
+            if *image != plain {
+                assert_eq!(plain.flip_horizontal(), *image);
                 assert_eq!(conditioning.crop_top_left.1, 29 - 16 - at.crop_top_left.1);
             }
         }
     }
 
     #[test]
-    fn every_step_is_that_of_the_picture_type() {
+    fn every_step_is_that_of_the_image_type() {
         let file = png(47, 31);
-        let picture = RgbImage::decode("x", &file).unwrap();
+        let image = RgbImage::decode("x", &file).unwrap();
         let settings = Transform { resize: Resize::Shorter(20), ..Transform::default() };
-        let (found, conditioning) = settings.build().unwrap().picture("x", &file, 0, 0).unwrap();
-        let expected = picture.resize_shorter(20, Filter::Bicubic).unwrap().center_crop(20, 20).unwrap();
+        let (found, conditioning) = settings.build().unwrap().image("x", &file, 0, 0).unwrap();
+        let expected = image.resize_shorter(20, Filter::Bicubic).unwrap().center_crop(20, 20).unwrap();
         assert_eq!(found, expected);
         let expected = SizeConditioning { original: (31, 47), crop_top_left: (0, 5), target: (20, 20) };
         assert_eq!(conditioning, expected);
     }
 
     #[test]
-    fn numbers_are_those_of_the_picture_in_both_layouts() {
+    fn numbers_are_those_of_the_image_in_both_layouts() {
         let file = png(40, 50);
         for layout in [Layout::Hwc, Layout::Chw] {
             let pipeline = Transform { layout, ..random() }.build().unwrap();
             for position in 0..8 {
-                let (picture, _) = pipeline.picture("x", &file, 1, position).unwrap();
+                let (image, _) = pipeline.image("x", &file, 1, position).unwrap();
                 let mut numbers = vec![7.0];
                 pipeline.append("x", &file, 1, position, &mut numbers).unwrap();
                 let mut again = Vec::new();
-                pipeline.append_picture(&picture, &mut again);
+                pipeline.append_image(&image, &mut again);
                 assert_eq!(again, numbers[1..]);
-                let hwc = picture.to_f32_hwc(-1.0, 1.0);
+                let hwc = image.to_f32_hwc(-1.0, 1.0);
                 let expected: Vec<f32> = match layout {
                     Layout::Hwc => hwc,
                     Layout::Chw => (0..3).flat_map(|c| hwc[c..].iter().step_by(3).copied()).collect(),
@@ -379,10 +380,10 @@ mod tests {
         let settings = BucketSettings { side: 64, step: 16, shortest: 32, longest: 128 };
         let pipeline = Transform { resize: Resize::Bucket(settings), ..random() }.build().unwrap();
         for (width, height) in [(100, 100), (30, 90), (333, 10), (64, 48), (1, 1)] {
-            let (picture, conditioning) = pipeline.picture("x", &png(width, height), 1, 1).unwrap();
+            let (image, conditioning) = pipeline.image("x", &png(width, height), 1, 1).unwrap();
             let buckets = pipeline.buckets().unwrap();
             let bucket = buckets.sizes()[buckets.nearest(width, height)];
-            assert_eq!((picture.width(), picture.height()), bucket);
+            assert_eq!((image.width(), image.height()), bucket);
             assert_eq!(conditioning.original, (height, width));
         }
         assert_eq!(cover((640, 480), (576, 448)), (597, 448));
@@ -410,6 +411,6 @@ mod tests {
             assert!(matches!(settings.clone().build(), Err(Error::InvalidArgument { .. })), "{settings:?}");
         }
         let small = Transform { resize: Resize::None, crop: size, ..random() }.build().unwrap();
-        assert!(matches!(small.picture("x", &png(20, 8), 0, 0), Err(Error::InvalidArgument { .. })));
+        assert!(matches!(small.image("x", &png(20, 8), 0, 0), Err(Error::InvalidArgument { .. })));
     }
 }

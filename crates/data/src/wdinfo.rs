@@ -39,7 +39,8 @@ impl WdInfo {
     /// Reads a list: JSON if `path` ends in `.json`, else a pickle.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::BadIndex`].
+    /// [`Error::Io`] if the file is not there or cannot be read, [`Error::BadIndex`] if it is no list that can be
+    /// trained from.
     pub fn read(path: &Path) -> Result<Self> {
         if is_json(path) {
             let info: Option<WdInfo> = read_json(path)?;
@@ -53,7 +54,7 @@ impl WdInfo {
     /// Writes the list, atomically: JSON if `path` ends in `.json`, else a pickle.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         if is_json(path) { write_json(path, self) } else { write_bytes(path, &self.to_pickle()) }
     }
@@ -72,7 +73,7 @@ impl WdInfo {
     /// Reads a pickled list.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// The fault, in words.
     pub fn from_pickle(bytes: &[u8]) -> std::result::Result<Self, String> {
         let read = read_whole(bytes).map_err(|fault| fault.to_string())?;
         let root = read.root(bytes);
@@ -124,7 +125,7 @@ fn is_json(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
 }
 
-/// Whether `name` is a path downwards: NeMo lists plain names, and joins whatever it lists to its root folder.
+/// True if `name` is a path downwards: NeMo lists plain names, and joins whatever it lists to its root folder.
 fn is_inner(name: &str) -> bool {
     !name.is_empty()
         && !name.contains(['\0', '\\'])

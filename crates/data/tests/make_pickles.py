@@ -5,7 +5,7 @@ Calotype wrote.
     python make_pickles.py write 2    # with NumPy 2.x: golden/pickles/np2_p{2,3,4,5}.pickle, wdinfo_p{2,4}.pkl
     python make_pickles.py read       # with either: checks golden/pickles/calotype.pickle and calotype_wdinfo.pkl
 
-The last two files are made by `CALOTYPE_WRITE_GOLDEN=1 cargo test -p calotype-data --test pickled`.
+The last two files are made by `CALOTYPE_WRITE_GOLDEN=1 cargo test -p calotype-data --test it pickled`.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ FOLDER = pathlib.Path(__file__).parent / "golden" / "pickles"
 
 
 def arrays():
-    """The arrays of tests/pickled.rs."""
+    """The arrays of tests/it/pickled.rs."""
     grid = numpy.arange(6, dtype="<f4").reshape(2, 3) - 2.5
     wide = numpy.arange(24, dtype="<f4").reshape(4, 6)
     return {

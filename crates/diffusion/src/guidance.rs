@@ -4,16 +4,29 @@ use crate::samplers::Denoiser;
 use burn::tensor::{DType, Tensor};
 use calotype_models::{AddedConditions, UNet};
 
-/// What a UNet is told besides the noisy latents.
+/// The conditions of a UNet besides the noisy latents.
 #[derive(Clone, Debug)]
 pub struct Conditions {
-    /// `[batch, tokens, context]`: the states of each picture's prompt.
+    /// `[batch, tokens, context]`: the hidden states of each image's prompt.
     pub context: Tensor<3>,
     /// SDXL's pooled text and sizes.
     pub added: Option<AddedConditions>,
 }
 
 impl Conditions {
+    /// Those of some images.
+    fn rows(&self, images: &[usize]) -> Self {
+        let added = self.added.as_ref().map(|added| {
+            let numbers = added.time_ids.len() / self.context.dims()[0].max(1);
+            let of = |&image: &usize| &added.time_ids[image * numbers..(image + 1) * numbers];
+            AddedConditions {
+                text_embeds: rows(&added.text_embeds, images),
+                time_ids: images.iter().flat_map(of).copied().collect(),
+            }
+        });
+        Self { context: rows(&self.context, images), added }
+    }
+
     /// The rows of both, one batch behind the other.
     fn joined(&self, behind: &Self) -> Self {
         let added = self.added.as_ref().zip(behind.added.as_ref()).map(|(a, b)| AddedConditions {
@@ -25,29 +38,53 @@ impl Conditions {
 }
 
 /// A UNet with its prompts, as a denoiser (Ho & Salimans 2022, eq. 6): the output is
-/// `uncond + scale * (cond - uncond)`, from one doubled batch.
+/// `uncond + scale * (cond - uncond)`, from one batch with the prompts of all images and the empty or negative ones of those
+/// that are guided. A scale of 1 or less means no guidance: the image's second half of the batch is left out.
+///
+/// The output of an image does not depend on the scales of the others.
 pub struct GuidedUNet<'a> {
-    /// The network, without autodiff.
-    pub unet: &'a UNet,
-    /// Each picture's prompt.
-    pub cond: Conditions,
-    /// The empty or negative prompt of each.
-    pub uncond: Conditions,
-    /// Guidance scale; at 1 and below the second half of the batch is left out.
-    pub scale: f32,
-    /// Share of [`rescale_guidance`]; 0 is none.
+    unet: &'a UNet,
+    /// The prompts of all images.
+    cond: Conditions,
+    /// In front of them, those that guided images are led away from.
+    joined: Conditions,
+    /// Images whose scale is above 1, in ascending order.
+    guided: Vec<usize>,
+    scales: Vec<f32>,
+    /// Share of [`rescale_guidance`]; 0 is none. Images without guidance are not rescaled.
     pub rescale: f64,
-    /// `[batch, height, width, channels]`: what the network takes behind the latent's channels, such as a mask and the picture
+    /// `[batch, height, width, channels]`: what the network takes behind the latent's channels, such as a mask and the image
     /// around it.
     pub extra: Option<Tensor<4>>,
     /// Precision of the UNet's activations.
     pub dtype: DType,
 }
 
-impl GuidedUNet<'_> {
+impl<'a> GuidedUNet<'a> {
+    /// A UNet (without autodiff) with each image's prompt `cond`, its empty or negative prompt `uncond`, and its guidance
+    /// scale; activations are `f32`, unless [`dtype`](Self::dtype) is changed.
+    ///
+    /// # Panics
+    /// If there are not as many scales as rows of `cond` and of `uncond`.
+    pub fn new(unet: &'a UNet, cond: Conditions, uncond: &Conditions, scales: &[f32]) -> Self {
+        let rows = [cond.context.dims()[0], uncond.context.dims()[0]];
+        assert_eq!(rows, [scales.len(); 2], "one guidance scale, prompt and negative prompt for each image");
+        let guided: Vec<usize> = (0..scales.len()).filter(|&row| scales[row] > 1.0).collect();
+        let joined = if guided.is_empty() { cond.clone() } else { uncond.rows(&guided).joined(&cond) };
+        Self { unet, cond, joined, guided, scales: scales.to_vec(), rescale: 0.0, extra: None, dtype: DType::F32 }
+    }
+
     fn call(&self, x: Tensor<4>, t: f32, conditions: &Conditions) -> Tensor<4> {
         let times = vec![t; x.dims()[0]];
         self.unet.forward(x, &times, conditions.context.clone(), conditions.added.as_ref()).cast(DType::F32)
+    }
+
+    /// `uncond + scale * (cond - uncond)` of the guided images.
+    fn guide(&self, uncond: Tensor<4>, cond: Tensor<4>) -> Tensor<4> {
+        let scales: Vec<f32> = self.guided.iter().map(|&row| self.scales[row]).collect();
+        let scales = Tensor::<1>::from_floats(scales.as_slice(), &cond.device()).reshape([scales.len(), 1, 1, 1]);
+        let guided = uncond.clone() + (cond.clone() - uncond) * scales;
+        if self.rescale == 0.0 { guided } else { rescale_guidance(guided, cond, self.rescale) }
     }
 }
 
@@ -58,17 +95,31 @@ impl Denoiser for GuidedUNet<'_> {
             Some(extra) => Tensor::cat(vec![input, extra.clone()], 3),
             None => input,
         };
-        let x = x.cast(self.dtype);
-        if self.scale <= 1.0 {
+        let (x, guided) = (x.cast(self.dtype), self.guided.len());
+        if guided == 0 {
             return self.call(x, t as f32, &self.cond);
         }
-        let doubled = Tensor::cat(vec![x.clone(), x], 0);
-        let y = self.call(doubled, t as f32, &self.uncond.joined(&self.cond));
-        let uncond = y.clone().narrow(0, 0, batch);
-        let cond = y.narrow(0, batch, batch);
-        let guided = uncond.clone() + (cond.clone() - uncond).mul_scalar(self.scale);
-        if self.rescale == 0.0 { guided } else { rescale_guidance(guided, cond, self.rescale) }
+        let y = self.call(Tensor::cat(vec![rows(&x, &self.guided), x], 0), t as f32, &self.joined);
+        let (uncond, cond) = (y.clone().narrow(0, 0, guided), y.narrow(0, guided, batch));
+        let led = self.guide(uncond, rows(&cond, &self.guided));
+        if guided == batch {
+            return led;
+        }
+        // Images without guidance keep the output for their own prompt.
+        let row = |row: usize| match self.guided.binary_search(&row) {
+            Ok(at) => led.clone().narrow(0, at, 1),
+            Err(_) => cond.clone().narrow(0, row, 1),
+        };
+        Tensor::cat((0..batch).map(row).collect(), 0)
     }
+}
+
+/// Some rows of a tensor, in ascending order; the tensor itself if these are all.
+fn rows<const D: usize>(x: &Tensor<D>, rows: &[usize]) -> Tensor<D> {
+    if rows.len() == x.dims()[0] {
+        return x.clone();
+    }
+    Tensor::cat(rows.iter().map(|&row| x.clone().narrow(0, row, 1)).collect(), 0)
 }
 
 /// Guidance rescale (Lin et al. 2024, section 3.4): `guided` with the deviation of the prompt's own output `cond`,

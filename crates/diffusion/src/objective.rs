@@ -1,10 +1,10 @@
-//! What the network predicts, and how that relates to picture and noise.
+//! The quantity that a network predicts, and its relation to image and noise.
 
 use crate::schedule::NoiseSchedule;
 use burn::tensor::{Device, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
+use calotype_core::names;
 
-/// What a network believes about a noisy latent; both `[batch, height, width, channels]`.
+/// The image and the noise that a network sees in a noisy latent; both `[batch, height, width, channels]`.
 #[derive(Clone, Debug)]
 pub struct Estimate {
     /// The clean latent.
@@ -13,17 +13,16 @@ pub struct Estimate {
     pub noise: Tensor<4>,
 }
 
-/// The quantity that the network's output stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Prediction {
-    /// The noise (Ho et al. 2020, eq. 14).
-    Epsilon,
-    /// The velocity `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0` (Salimans & Ho 2022, eq. 10 ff.).
-    #[serde(alias = "v_prediction")]
-    V,
-    /// The clean latent.
-    Sample,
+names! {
+    /// The quantity that the network's output stands for, by diffusers' names.
+    Prediction, "prediction type" {
+        /// The noise (Ho et al. 2020, eq. 14).
+        Epsilon = "epsilon",
+        /// The velocity `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0` (Salimans & Ho 2022, eq. 10 ff.).
+        V = "v_prediction" | "v",
+        /// The clean latent.
+        Sample = "sample",
+    }
 }
 
 /// `[batch, 1, 1, 1]` tensors of the signal and noise weights of each timestep.
@@ -37,14 +36,17 @@ fn weights(schedule: &NoiseSchedule, timesteps: &[usize], device: &Device) -> [T
 /// `x_t` of DDPM eq. 4: the clean latent with noise of its timestep.
 ///
 /// # Shapes
-/// `clean` and `noise`: `[batch, height, width, channels]`; one timestep for each row
+/// `clean` and `noise`: `[batch, height, width, channels]`; one timestep for each row; returns likewise
+///
+/// # Panics
+/// If a timestep is not below [`NoiseSchedule::timesteps`].
 pub fn add_noise(schedule: &NoiseSchedule, clean: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
     let [signal, sigma] = weights(schedule, timesteps, &clean.device());
     clean * signal + noise * sigma
 }
 
 impl Prediction {
-    /// What the network should say; shapes as in [`add_noise`].
+    /// The output that the network is trained towards; shapes as in [`add_noise`].
     pub fn target(
         self,
         schedule: &NoiseSchedule,
@@ -62,12 +64,12 @@ impl Prediction {
         }
     }
 
-    /// Picture and noise that an output at timestep `t` implies, given the noisy latent.
+    /// Image and noise that an output at timestep `t` implies, given the noisy latent.
     pub fn estimate(self, schedule: &NoiseSchedule, noisy: Tensor<4>, output: Tensor<4>, t: usize) -> Estimate {
         self.estimate_at(schedule.signal_and_noise(t), noisy, output)
     }
 
-    /// The same, given the weights of picture and noise in the noisy latent.
+    /// The same, given the weights of image and noise in the noisy latent.
     pub fn estimate_at(self, [signal, sigma]: [f64; 2], noisy: Tensor<4>, output: Tensor<4>) -> Estimate {
         match self {
             Prediction::Epsilon => {
@@ -92,7 +94,7 @@ mod tests {
     use super::*;
     use crate::schedule::ScheduleConfig;
 
-    /// A perfect network's target leads back to picture and noise, whatever it predicts.
+    /// A perfect network's target leads back to image and noise, whatever it predicts.
     #[test]
     fn target_and_estimate_are_inverse() {
         let device = Device::default();

@@ -4,9 +4,10 @@
 //! `alpha_bar_t = prod_{s <= t} (1 - beta_s)`, so that eq. 4 reads
 //! `x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps`.
 
+use calotype_core::fields::MOST;
 use serde::{Deserialize, Serialize};
 
-/// How `beta` runs over the training steps.
+/// The shape of `beta` over the training steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
@@ -55,9 +56,12 @@ impl Default for ScheduleConfig {
 /// A schedule or step count that makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ScheduleError {
-    /// No timesteps.
-    #[error("schedule.timesteps is 0; a schedule needs at least one")]
-    NoTimesteps,
+    /// No timesteps, or more than a table holds.
+    #[error("schedule.timesteps = {timesteps}: needs 1 to {MOST}")]
+    Timesteps {
+        /// Training timesteps.
+        timesteps: usize,
+    },
     /// `beta` outside `0..1` or not increasing.
     #[error(
         "schedule.beta_start = {start} and schedule.beta_end = {end}: \
@@ -96,6 +100,16 @@ pub enum ScheduleError {
 }
 
 /// `alpha_bar` of every training timestep.
+///
+/// ```
+/// use calotype_diffusion::{NoiseSchedule, ScheduleConfig};
+///
+/// let schedule = NoiseSchedule::new(&ScheduleConfig::default())?;
+/// let [signal, noise] = schedule.signal_and_noise(999);
+/// assert_eq!(schedule.timesteps(), 1000);
+/// assert!((signal * signal + noise * noise - 1.0).abs() < 1e-12 && signal < 0.07);
+/// # Ok::<(), calotype_diffusion::ScheduleError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoiseSchedule {
     alphas_cumprod: Vec<f64>,
@@ -146,14 +160,17 @@ impl NoiseSchedule {
         self.alphas_cumprod[t]
     }
 
-    /// `[sqrt(alpha_bar), sqrt(1 - alpha_bar)]`: the weights of picture and noise at `t`.
+    /// `[sqrt(alpha_bar), sqrt(1 - alpha_bar)]`: the weights of image and noise at `t`.
+    ///
+    /// # Panics
+    /// As of [`NoiseSchedule::alpha_bar`].
     pub fn signal_and_noise(&self, t: usize) -> [f64; 2] {
         let a = self.alpha_bar(t);
         [a.sqrt(), (1.0 - a).sqrt()]
     }
 }
 
-/// Where the intermediate values of a table are rounded to.
+/// The precision to which the intermediate values of a table are rounded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Precision {
     Double,
@@ -186,8 +203,8 @@ impl Precision {
 
 fn betas(config: &ScheduleConfig, precision: Precision) -> Result<Vec<f64>, ScheduleError> {
     let n = config.timesteps;
-    if n == 0 {
-        return Err(ScheduleError::NoTimesteps);
+    if !(1..=MOST).contains(&n) {
+        return Err(ScheduleError::Timesteps { timesteps: n });
     }
     if let Some(trained) = &config.trained_betas {
         return trained_betas(trained, n, precision);
@@ -255,7 +272,7 @@ fn cosine_alpha_bar(t: usize, n: usize) -> f64 {
     ((t as f64 / n as f64 + s) / (1.0 + s) * std::f64::consts::FRAC_PI_2).cos().powi(2)
 }
 
-/// Which training timesteps a sampler with few steps visits (Lin et al. 2024, table 2).
+/// The training timesteps that a sampler with few steps visits (Lin et al. 2024, table 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
@@ -299,6 +316,14 @@ mod tests {
             for t in 1..s.timesteps() {
                 assert!(s.alpha_bar(t) < s.alpha_bar(t - 1), "{kind:?} at {t}");
             }
+        }
+    }
+
+    #[test]
+    fn impossible_counts_of_timesteps_are_named() {
+        for timesteps in [0, MOST + 1, usize::MAX] {
+            let error = NoiseSchedule::new(&ScheduleConfig { timesteps, ..Default::default() }).unwrap_err();
+            assert_eq!(error, ScheduleError::Timesteps { timesteps });
         }
     }
 

@@ -159,7 +159,7 @@ impl Conv2dShape {
 }
 
 /// A line of a window, if whole steps of all bf16 products fit into it, or the whole patch.
-fn segment(line: usize, patch: usize) -> usize {
+pub(crate) fn segment(line: usize, patch: usize) -> usize {
     if line.is_multiple_of(32) { line } else { patch }
 }
 

@@ -42,16 +42,15 @@ mod pool;
 mod product;
 #[cfg(target_arch = "x86_64")]
 mod product16;
-mod random;
 mod resample;
 mod scratch;
 mod simd;
+mod stored;
 mod stream;
 mod threads;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile16;
-mod torch_random;
 #[cfg(target_arch = "x86_64")]
 mod winograd16;
 
@@ -68,7 +67,7 @@ pub use gemm::{Layout, Matrix, gemm};
 pub use half::{bf16, f16};
 pub use linear::{linear_backward_input, linear_backward_weight, linear_forward};
 pub use norm::{group_norm_backward, group_norm_forward, layer_norm_backward, layer_norm_forward};
-pub use optimizer::{AdamW, Stepped, adamw_step, ema_step, sums_of_squares};
+pub use optimizer::{AdamW, Sgd, Stepped, adamw_step, ema_step, sgd_step, sums_of_squares};
 pub use packed::{
     PackedWeights, conv2d_backward_input_packed, conv2d_forward_packed, linear_backward_input_packed,
     linear_forward_packed, linear_geglu_forward_packed,
@@ -79,8 +78,7 @@ pub use pointwise::{
     split_channels, sum_row_groups, sum_rows,
 };
 pub use pool::{Pool2dShape, Pooling, pool2d_backward, pool2d_forward};
-pub use random::{Philox4x32, Purpose, Stream, permutation, philox4x32_10};
 pub use resample::{upsample_nearest2x_backward, upsample_nearest2x_forward};
 pub use simd::{isa_name, multiplies_bf16};
+pub use stored::{StoredType, StoredWeight};
 pub use threads::{parallel_for, set_threads, threads};
-pub use torch_random::{TorchCpuGenerator, TorchFloat};

@@ -32,16 +32,39 @@ impl Default for AdamW {
     }
 }
 
-/// A parameter's elements and what AdamW keeps for them; all slices have the same length.
+/// Settings of stochastic gradient descent with momentum (Sutskever et al., "On the importance of initialization and
+/// momentum in deep learning", 2013), in the form of PyTorch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    /// Learning rate of this step.
+    pub lr: f32,
+    /// The old momentum's share of the new one; 0 keeps none.
+    pub momentum: f32,
+    /// What is taken off the gradient's share of the momentum, from the second step on.
+    pub dampening: f32,
+    /// Whether the step looks ahead along the new momentum; for a momentum without dampening.
+    pub nesterov: bool,
+    /// The parameter's share that is added to its gradient.
+    pub weight_decay: f32,
+}
+
+impl Default for Sgd {
+    /// PyTorch's defaults: 1e-3, no momentum, no weight decay.
+    fn default() -> Self {
+        Self { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 }
+    }
+}
+
+/// A parameter's elements and what the optimizer keeps for them; all slices have the same length.
 #[derive(Debug)]
 pub struct Stepped<'a> {
     /// The parameter.
     pub parameter: &'a mut [f32],
     /// Its gradient.
     pub gradient: &'a [f32],
-    /// Decaying mean of its gradients.
+    /// Decaying mean of its gradients, or its momentum; empty for [`sgd_step`] without momentum.
     pub first_moment: &'a mut [f32],
-    /// Decaying mean of their squares.
+    /// Decaying mean of their squares; empty for [`sgd_step`].
     pub second_moment: &'a mut [f32],
     /// Decaying mean of the parameter, if one is kept.
     pub average: Option<&'a mut [f32]>,
@@ -50,24 +73,27 @@ pub struct Stepped<'a> {
 }
 
 impl<'a> Stepped<'a> {
-    fn check(&self) {
+    /// `moments` says of both moments whether the rule keeps them.
+    fn check(&self, moments: [bool; 2]) {
+        let len = self.parameter.len();
         let lens = [self.gradient.len(), self.first_moment.len(), self.second_moment.len()];
-        let average = self.average.as_ref().map_or(self.parameter.len(), |average| average.len());
+        let average = self.average.as_ref().map_or(len, |average| average.len());
+        let needed = [len, if moments[0] { len } else { 0 }, if moments[1] { len } else { 0 }];
         assert!(
-            lens.iter().chain([&average]).all(|&len| len == self.parameter.len()),
-            "adamw_step: p has {} elements, the others {lens:?} and {average}",
-            self.parameter.len()
+            lens == needed && average == len,
+            "optimizer step: p has {len} elements, gradient and moments {lens:?} instead of {needed:?}, the average {average}"
         );
         if let Some(packed) = &self.packed {
             let size = packed.renewable().map(|(rows, columns)| rows * columns);
-            assert!(size == Some(self.parameter.len()), "adamw_step: the packed weights are not those of p");
+            assert!(size == Some(len), "optimizer step: the packed weights are not those of p");
         }
     }
 
     /// Cuts off the first `len` elements, or all if they are fewer.
     fn split_off(&mut self, len: usize) -> Self {
         fn front<'a>(slice: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
-            slice.split_off_mut(..len).expect("all slices have the same length")
+            // A moment that the rule does not keep is empty.
+            slice.split_off_mut(..len).unwrap_or_default()
         }
         let len = len.min(self.parameter.len());
         Self {
@@ -85,8 +111,8 @@ impl<'a> Stepped<'a> {
         Stepped {
             parameter: &mut self.parameter[range.clone()],
             gradient: &self.gradient[range.clone()],
-            first_moment: &mut self.first_moment[range.clone()],
-            second_moment: &mut self.second_moment[range.clone()],
+            first_moment: self.first_moment.get_mut(range.clone()).unwrap_or_default(),
+            second_moment: self.second_moment.get_mut(range.clone()).unwrap_or_default(),
             average: self.average.as_mut().map(|average| &mut average[range]),
             packed: None,
         }
@@ -113,11 +139,46 @@ pub fn adamw_step<'a>(
     ema_decay: f32,
     parameters: impl IntoIterator<Item = Stepped<'a>>,
 ) {
-    let factors = Factors::new(params, step, grad_scale, ema_decay);
+    step_all(&Factors::new(params, step, grad_scale, ema_decay), parameters);
+}
+
+/// One step of all `parameters` in one pass over memory, PyTorch's semantics, with `g' = grad_scale g`:
+///
+/// `g' += weight_decay p; b = momentum b + (1 - dampening) g'`, in the first step `b = g'`; `g' = b`, or `g' + momentum b` of
+/// Nesterov; `p -= lr g'`, and [`ema_step`] with `ema_decay` and the new p where an average is kept. `b` is the first moment;
+/// without momentum both moments are empty.
+///
+/// `step` counts from 1. Packed weights get the new values, as by [`adamw_step`].
+///
+/// # Panics
+///
+/// If the slices of a parameter differ in length, packed weights are not of its size or for GEGLU, or `step` is zero.
+pub fn sgd_step<'a>(
+    params: &Sgd,
+    step: u64,
+    grad_scale: f32,
+    ema_decay: f32,
+    parameters: impl IntoIterator<Item = Stepped<'a>>,
+) {
+    assert!(step > 0, "optimizer steps count from 1");
+    let share = if step == 1 { 1.0 } else { (1.0 - params.dampening as f64) as f32 };
+    step_all(&SgdFactors { params: *params, share, grad_scale, ema_rest: rest_of(ema_decay) }, parameters);
+}
+
+/// How elements are stepped.
+trait Rule: Sync {
+    /// Whether there are first and second moments.
+    fn moments(&self) -> [bool; 2];
+
+    /// A step of the elements of a piece, each by itself.
+    fn step<S: Simd>(&self, s: S, piece: &mut Stepped<'_>);
+}
+
+fn step_all<'a, R: Rule>(rule: &R, parameters: impl IntoIterator<Item = Stepped<'a>>) {
     let mut renewals = Vec::new();
     let mut pieces = Vec::new();
     for mut parameter in parameters {
-        parameter.check();
+        parameter.check(rule.moments());
         let packed = parameter.packed.take().map(PackedWeights::renew);
         let rows = packed.as_ref().map(|packed| (renewals.len(), Renewal::ROWS * packed.columns()));
         renewals.extend(packed);
@@ -135,15 +196,15 @@ pub fn adamw_step<'a>(
         // SAFETY: tasks have different pieces.
         for (piece, packed) in unsafe { pieces.range(tasks[task].clone()) } {
             match *packed {
-                None => dispatch!(|s| adamw_piece(s, &factors, piece)),
-                Some((renewal, row)) => step_and_pack(&factors, piece, &renewals[renewal], row),
+                None => dispatch!(|s| rule.step(s, piece)),
+                Some((renewal, row)) => step_and_pack(rule, piece, &renewals[renewal], row),
             }
         }
     });
 }
 
 /// A step of the rows of a weight from `row` on, which are packed some pieces at a time.
-fn step_and_pack(factors: &Factors, rows: &mut Stepped<'_>, packed: &Renewal<'_>, row: usize) {
+fn step_and_pack<R: Rule>(rule: &R, rows: &mut Stepped<'_>, packed: &Renewal<'_>, row: usize) {
     /// Columns between packing: memory is read fast in long runs, and a panel's rows of so many columns stay in the cache.
     const RUN: usize = 2048;
     let (len, columns) = (rows.parameter.len(), packed.columns());
@@ -153,7 +214,7 @@ fn step_and_pack(factors: &Factors, rows: &mut Stepped<'_>, packed: &Renewal<'_>
             continue;
         }
         for at in (0..len).step_by(columns) {
-            dispatch!(|s| adamw_piece(s, factors, &mut rows.part(at + begin..at + piece.end)));
+            dispatch!(|s| rule.step(s, &mut rows.part(at + begin..at + piece.end)));
         }
         for q in first..=q {
             // SAFETY: these are all the rows of the panel, and no other task has one of them.
@@ -214,6 +275,57 @@ impl Factors {
             keep: (1.0 - params.lr as f64 * params.weight_decay as f64) as f32,
             ema_rest: rest_of(ema_decay),
             least: if params.eps >= EPS_BESIDE { LEAST } else { [0.0; 2] },
+        }
+    }
+}
+
+impl Rule for Factors {
+    fn moments(&self) -> [bool; 2] {
+        [true, true]
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(&self, s: S, piece: &mut Stepped<'_>) {
+        adamw_piece(s, self, piece);
+    }
+}
+
+/// The constants of a step of [`sgd_step`].
+struct SgdFactors {
+    params: Sgd,
+    /// The gradient's share of the momentum.
+    share: f32,
+    grad_scale: f32,
+    /// The new parameter's share of its average.
+    ema_rest: f32,
+}
+
+impl Rule for SgdFactors {
+    fn moments(&self) -> [bool; 2] {
+        [self.params.momentum != 0.0, false]
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(&self, s: S, piece: &mut Stepped<'_>) {
+        let Stepped { parameter: p, gradient: g, first_moment: b, average, .. } = piece;
+        let Sgd { lr, momentum, nesterov, weight_decay, .. } = self.params;
+        let (scale, decay, share) = (s.splat(self.grad_scale), s.splat(weight_decay), s.splat(self.share));
+        let (momentum, back, ema_rest) = (s.splat(momentum), s.splat(-lr), s.splat(self.ema_rest));
+        for i in (0..p.len()).step_by(S::LANES) {
+            let j = (i + S::LANES).min(p.len());
+            let weight = load_up_to(s, &p[i..j]);
+            let mut g = s.fma(decay, weight, s.mul(load_up_to(s, &g[i..j]), scale));
+            if !b.is_empty() {
+                let moved = s.fma(momentum, load_up_to(s, &b[i..j]), s.mul(share, g));
+                store_up_to(s, moved, &mut b[i..j]);
+                g = if nesterov { s.fma(momentum, moved, g) } else { moved };
+            }
+            let weight = s.fma(back, g, weight);
+            store_up_to(s, weight, &mut p[i..j]);
+            if let Some(average) = average {
+                let moved = moved(s, load_up_to(s, &average[i..j]), weight, ema_rest);
+                store_up_to(s, moved, &mut average[i..j]);
+            }
         }
     }
 }

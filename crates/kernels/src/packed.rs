@@ -8,6 +8,7 @@ use crate::product::{Dense, Epilogue, GATED, Operand, Output, Rows, Source};
 #[cfg(target_arch = "x86_64")]
 use crate::product16::{PackedRight, PackedRows, Renewal as ProductRenewal, product_packed};
 use crate::simd::Simd;
+use crate::stored::StoredWeight;
 use crate::threads::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use crate::winograd16::{self, FilterRenewal, Filters, Pass};
@@ -21,6 +22,12 @@ pub(crate) enum PackedRight {}
 impl PackedRight {
     fn pack<B: Source>(_: &Operand<B>, _: usize, _: usize, _: usize) -> Option<Self> {
         None
+    }
+    fn pack_stored(_: &StoredWeight, _: usize, _: impl Fn(usize) -> usize + Sync) -> Option<Self> {
+        None
+    }
+    fn unpack(&self, _: impl Fn(usize) -> usize + Sync) -> Vec<bf16> {
+        match *self {}
     }
     fn size(&self) -> (usize, usize) {
         match *self {}
@@ -164,10 +171,15 @@ impl<W: Element> Source for GatedRows<'_, W> {
 
     #[inline(always)]
     fn fill<S: Simd, E: Element>(&self, s: S, row: usize, column: usize, out: &mut [E]) {
-        let (panel, place) = (row / (2 * GATED), row % (2 * GATED));
-        let half = if place < GATED { place } else { self.c + place - GATED };
-        self.rows.fill(s, panel * GATED + half, column, out);
+        self.rows.fill(s, gated_row(row, self.c), column, out);
     }
+}
+
+/// The row of `[2 c, k]` values and gates that stands at a place of the panels of [`GatedRows`].
+#[inline(always)]
+fn gated_row(row: usize, c: usize) -> usize {
+    let (panel, place) = (row / (2 * GATED), row % (2 * GATED));
+    panel * GATED + if place < GATED { place } else { c + place - GATED }
 }
 
 impl std::fmt::Debug for PackedWeights {
@@ -186,11 +198,7 @@ impl PackedWeights {
     pub fn for_linear<W: Element>(w: &[W], n: usize, k: usize) -> Option<Self> {
         assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
-        PackedRight::pack(&operand, n, k, k).map(|right| Self {
-            for_input: right.gives_rows(),
-            packing: Packing::Product(right),
-            gated: false,
-        })
+        PackedRight::pack(&operand, n, k, k).map(Self::of_product)
     }
 
     /// Packs the `[2 c, k]` weights of a linear layer whose outputs are c values and c gates; `None` where bf16 products gain
@@ -230,6 +238,75 @@ impl PackedWeights {
         let right = PackedRight::pack(&operand, n, k, shape.segment())?;
         let for_input = right.gives_rows() && shape.in_channels.is_multiple_of(32);
         Some(Self { packing: Packing::Product(right), gated: false, for_input })
+    }
+
+    /// Packs the weights of a linear layer as they are stored, `[n, k]`, in one pass on all threads; they are rounded to nearest even.
+    /// `None` where bf16 products gain nothing by it.
+    ///
+    /// # Panics
+    ///
+    /// If the weight does not have the length its sizes say, or more than one tap.
+    pub fn for_stored_linear(w: &StoredWeight) -> Option<Self> {
+        w.check("for_stored_linear", 1);
+        PackedRight::pack_stored(w, w.row_len(), |row| row).map(Self::of_product)
+    }
+
+    /// [`PackedWeights::for_stored_linear`] for a layer whose outputs are values and as many gates; `None` as well where there are not
+    /// a multiple of 16 of each.
+    ///
+    /// # Panics
+    ///
+    /// If the weight does not have the length its sizes say, or more than one tap.
+    pub fn for_stored_geglu(w: &StoredWeight) -> Option<Self> {
+        w.check("for_stored_geglu", 1);
+        let c = w.outputs / 2;
+        if !w.outputs.is_multiple_of(2) || !c.is_multiple_of(GATED) {
+            return None;
+        }
+        PackedRight::pack_stored(w, w.row_len(), |row| gated_row(row, c)).map(|right| Self {
+            packing: Packing::Product(right),
+            gated: true,
+            for_input: false,
+        })
+    }
+
+    /// Packs the weights of a convolution as they are stored, `[out_channels, in_channels, kernel height, kernel width]`, in one pass on
+    /// all threads, for pictures of any size; they are rounded to nearest even. `None` where bf16 products gain nothing by it.
+    ///
+    /// Filters are not transformed, which would take 16/9 of the memory: minimal filtering transforms them in passing.
+    ///
+    /// # Panics
+    ///
+    /// If the weight does not have the length its sizes say, or other taps than the kernel.
+    pub fn for_stored_conv(w: &StoredWeight, kernel: [usize; 2]) -> Option<Self> {
+        w.check("for_stored_conv", kernel[0] * kernel[1]);
+        let segment = crate::conv::segment(kernel[1] * w.inputs, w.row_len());
+        let right = PackedRight::pack_stored(w, segment, |row| row)?;
+        let for_input = right.gives_rows() && w.inputs.is_multiple_of(32);
+        Some(Self { packing: Packing::Product(right), gated: false, for_input })
+    }
+
+    fn of_product(right: PackedRight) -> Self {
+        Self { for_input: right.gives_rows(), packing: Packing::Product(right), gated: false }
+    }
+
+    /// The weights as they were packed, rounded to bf16: `[n, k]`, values before gates. `None` for those that were transformed for
+    /// minimal filtering, which are not kept.
+    pub fn unpack(&self) -> Option<Vec<bf16>> {
+        match &self.packing {
+            Packing::Product(right) if self.gated => {
+                let c = right.size().0 / 2;
+                Some(right.unpack(|row| gated_row(row, c)))
+            }
+            Packing::Product(right) => Some(right.unpack(|row| row)),
+            #[cfg(target_arch = "x86_64")]
+            Packing::Filters(_) => None,
+        }
+    }
+
+    /// Whether they were packed for [`linear_geglu_forward_packed`].
+    pub fn is_gated(&self) -> bool {
+        self.gated
     }
 
     /// Memory that the weights take, in bytes.
@@ -276,12 +353,12 @@ impl PackedWeights {
         }
     }
 
-    /// The filters of convolutions by minimal filtering.
+    /// A convolution by minimal filtering.
     #[cfg(target_arch = "x86_64")]
-    fn filters(&self, op: &str) -> &Filters {
+    fn convolve(&self, pass: Pass, shape: &Conv2dShape, x: &[bf16], out: &Output<bf16>) {
         match &self.packing {
-            Packing::Filters(filters) => filters,
-            Packing::Product(_) => panic!("{op}: the weights were packed for another shape"),
+            Packing::Filters(filters) => winograd16::convolve(pass, shape, x, filters, out),
+            Packing::Product(right) => winograd16::convolve_packed(pass, shape, x, right, out),
         }
     }
 
@@ -343,8 +420,8 @@ pub fn linear_geglu_forward_packed(
 ///
 /// # Panics
 ///
-/// If a slice or the weights do not have the size the shape says, or the weights were packed for another
-/// [way of computing](Conv2dShape::minimal_filtering).
+/// If a slice or the weights do not have the size the shape says, or the weights were transformed for
+/// [minimal filtering](Conv2dShape::minimal_filtering) by [`PackedWeights::for_conv`] and the shape is none for it.
 pub fn conv2d_forward_packed(
     shape: &Conv2dShape,
     x: &[bf16],
@@ -359,10 +436,7 @@ pub fn conv2d_forward_packed(
     let epilogue = shape.epilogue("conv2d_forward_packed", bias, channel_add, residual);
     #[cfg(target_arch = "x86_64")]
     if shape.minimal_filtering() {
-        let filters = w.filters("conv2d_forward_packed");
-        return Output::to_rows(y, shape.out_channels, epilogue, |out| {
-            winograd16::convolve(Pass::Forward, shape, x, filters, out)
-        });
+        return Output::to_rows(y, shape.out_channels, epilogue, |out| w.convolve(Pass::Forward, shape, x, out));
     }
     shape.packed_product(x, w, y, epilogue);
 }
@@ -385,8 +459,8 @@ pub fn linear_backward_input_packed(dy: &[bf16], w: &PackedWeights, dx: &mut [bf
 ///
 /// # Panics
 ///
-/// If a slice or the weights do not have the size the shape says, the weights do not give input gradients, or they were packed for another
-/// [way of computing](Conv2dShape::minimal_filtering).
+/// If a slice or the weights do not have the size the shape says, the weights do not give input gradients, or they were transformed for
+/// [minimal filtering](Conv2dShape::minimal_filtering) by [`PackedWeights::for_conv`] and the shape is none for it.
 pub fn conv2d_backward_input_packed(shape: &Conv2dShape, dy: &[bf16], w: &PackedWeights, dx: &mut [bf16]) {
     const OP: &str = "conv2d_backward_input_packed";
     w.check(OP, shape.out_channels, shape.patch(), false);
@@ -394,10 +468,159 @@ pub fn conv2d_backward_input_packed(shape: &Conv2dShape, dy: &[bf16], w: &Packed
     shape.check(OP, dx.len(), shape.weight_len(), dy.len());
     #[cfg(target_arch = "x86_64")]
     if shape.minimal_filtering() {
-        let filters = w.filters(OP);
         return Output::to_rows(dx, shape.in_channels, Epilogue::default(), |out| {
-            winograd16::convolve(Pass::BackwardInput, shape, dy, filters, out)
+            w.convolve(Pass::BackwardInput, shape, dy, out)
         });
     }
     crate::conv::backward_input(shape, dy, PackedRows(w.right(OP)), dx);
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::{StoredType, conv2d_backward_input, conv2d_forward};
+    use calotype_core::{Purpose, Stream};
+    use half::f16;
+
+    /// Numbers that must be rounded to bf16, with some that are easily rounded wrongly.
+    fn values(len: usize, index: u64) -> Vec<f32> {
+        let mut values = vec![0.0; len];
+        Stream::new(17, Purpose::Evaluation, index).fill_normal(&mut values);
+        let special = [f32::from_bits(0x3f80_8000), f32::from_bits(0x3f81_8000), -0.0, f32::MAX, f32::NAN, 1e-40];
+        values.iter_mut().step_by(7).zip(special).for_each(|(value, special)| *value = special);
+        values
+    }
+
+    /// `[outputs, taps, inputs]` values as checkpoints store them, and the values that are read from there.
+    fn stored(values: &[f32], dtype: StoredType, [outputs, taps, inputs]: [usize; 3]) -> (Vec<u8>, Vec<bf16>) {
+        let at = |i: usize| (i / (taps * inputs) * taps + i % taps) * inputs + i / taps % inputs;
+        let inside = (0..outputs * taps * inputs).map(|i| values[at(i)]);
+        let through = |value: f32| match dtype {
+            StoredType::F64 | StoredType::F32 => value,
+            StoredType::F16 => f16::from_f32(value).to_f32(),
+            StoredType::BF16 => bf16::from_f32(value).to_f32(),
+        };
+        let bytes = inside.flat_map(|value| match dtype {
+            StoredType::F64 => f64::from(value).to_le_bytes().to_vec(),
+            StoredType::F32 => value.to_le_bytes().to_vec(),
+            StoredType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+            StoredType::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+        });
+        (bytes.collect(), values.iter().map(|&value| bf16::from_f32(through(value))).collect())
+    }
+
+    fn bits(halves: &[bf16]) -> Vec<u16> {
+        halves.iter().map(|half| half.to_bits()).collect()
+    }
+
+    fn halves(packed: &PackedWeights) -> Vec<u16> {
+        bits(packed.right("test").halves())
+    }
+
+    const TYPES: [StoredType; 4] = [StoredType::F64, StoredType::F32, StoredType::F16, StoredType::BF16];
+
+    #[test]
+    fn stored_linear_weights_are_packed_as_loaded_ones() {
+        for (outputs, inputs) in [(1, 1), (5, 3), (33, 65), (64, 1300), (100, 96), (4, 0)] {
+            for dtype in TYPES {
+                let (bytes, loaded) = stored(&values(outputs * inputs, 1), dtype, [outputs, 1, inputs]);
+                // One byte further, elements are not aligned.
+                let unaligned: Vec<u8> = std::iter::once(0).chain(bytes).collect();
+                let weight = StoredWeight { bytes: &unaligned[1..], dtype, outputs, inputs, taps: 1 };
+                let Some(packed) = PackedWeights::for_stored_linear(&weight) else { return };
+                let old = PackedWeights::for_linear(&loaded, outputs, inputs).expect("packed as well");
+                assert!(halves(&packed) == halves(&old), "{outputs} x {inputs} {dtype:?}");
+                assert_eq!(bits(&packed.unpack().expect("a product")), bits(&loaded));
+                assert_eq!((packed.bytes(), packed.for_input), (old.bytes(), old.for_input));
+            }
+        }
+    }
+
+    #[test]
+    fn stored_weights_of_gates_are_packed_as_loaded_ones() {
+        for (c, inputs) in [(16, 3), (48, 65), (208, 1300)] {
+            for dtype in TYPES {
+                let (bytes, loaded) = stored(&values(2 * c * inputs, 2), dtype, [2 * c, 1, inputs]);
+                let weight = StoredWeight { bytes: &bytes, dtype, outputs: 2 * c, inputs, taps: 1 };
+                let Some(packed) = PackedWeights::for_stored_geglu(&weight) else { return };
+                let old = PackedWeights::for_linear_geglu(&loaded, c, inputs).expect("packed as well");
+                assert!(halves(&packed) == halves(&old) && packed.is_gated(), "{c} x {inputs} {dtype:?}");
+                assert_eq!(bits(&packed.unpack().expect("a product")), bits(&loaded));
+            }
+        }
+        let weight = StoredWeight { bytes: &[0; 136], dtype: StoredType::F16, outputs: 34, inputs: 2, taps: 1 };
+        assert!(PackedWeights::for_stored_geglu(&weight).is_none());
+    }
+
+    fn shape(size: usize, channels: [usize; 2], kernel: usize, stride: usize) -> Conv2dShape {
+        let [in_channels, out_channels] = channels;
+        let (kernel, padding) = ([kernel; 2], [kernel / 2; 4]);
+        Conv2dShape { batch: 2, height: size, width: size + 1, in_channels, out_channels, kernel, stride, padding }
+    }
+
+    #[test]
+    fn stored_convolution_weights_are_packed_as_loaded_ones() {
+        for (size, channels, kernel, stride) in
+            [(4, [32, 33], 3, 1), (16, [64, 40], 3, 2), (7, [5, 70], 1, 1), (9, [4, 32], 3, 1), (8, [3, 64], 4, 4)]
+        {
+            let shape = shape(size, channels, kernel, stride);
+            let sizes = [channels[1], kernel * kernel, channels[0]];
+            for dtype in TYPES {
+                let (bytes, loaded) = stored(&values(shape.weight_len(), 3), dtype, sizes);
+                let [outputs, taps, inputs] = sizes;
+                let weight = StoredWeight { bytes: &bytes, dtype, outputs, inputs, taps };
+                let Some(packed) = PackedWeights::for_stored_conv(&weight, shape.kernel) else { return };
+                let old = PackedWeights::for_conv(&shape, &loaded).expect("packed as well");
+                assert!(halves(&packed) == halves(&old), "{shape:?} {dtype:?}");
+                assert_eq!(bits(&packed.unpack().expect("a product")), bits(&loaded));
+            }
+        }
+    }
+
+    #[test]
+    fn filters_of_weights_packed_for_products_give_the_same_bits() {
+        // One block of filters, then several blocks of filters and, with the last one, of pixels.
+        for (size, channels) in [(9, [32, 64]), (16, [96, 32]), (8, [1024, 1120]), (30, [1632, 352])] {
+            let shape = shape(size, channels, 3, 1);
+            let loaded: Vec<bf16> = (0..shape.weight_len()).map(|i| bf16::from_f32((i % 251) as f32 - 125.0)).collect();
+            let x: Vec<bf16> = (0..shape.input_len()).map(|i| bf16::from_f32((i % 127) as f32 / 64.0 - 1.0)).collect();
+            let (bytes, _) = stored(
+                &loaded.iter().map(|x| x.to_f32()).collect::<Vec<_>>(),
+                StoredType::BF16,
+                [channels[1], 9, channels[0]],
+            );
+            let weight = StoredWeight {
+                bytes: &bytes,
+                dtype: StoredType::BF16,
+                outputs: channels[1],
+                inputs: channels[0],
+                taps: 9,
+            };
+            let Some(packed) = PackedWeights::for_stored_conv(&weight, [3, 3]) else { return };
+            if !shape.minimal_filtering() {
+                return;
+            }
+            assert!(packed.gives_input_gradients() && packed.bytes() == 2 * shape.weight_len());
+            let filters = PackedWeights::for_conv(&shape, &loaded).expect("packed as well");
+            assert!(filters.unpack().is_none());
+            let [mut y, mut old] = [(); 2].map(|()| vec![bf16::NAN; shape.output_len()]);
+            conv2d_forward_packed(&shape, &x, &packed, None, None, None, &mut y);
+            conv2d_forward_packed(&shape, &x, &filters, None, None, None, &mut old);
+            assert!(y == old, "{shape:?}");
+            let wide: Vec<f32> = loaded.iter().map(|x| x.to_f32()).collect();
+            conv2d_forward(&shape, &x, &wide, None, None, None, &mut old);
+            assert!(y == old, "{shape:?}");
+            let [mut dx, mut old] = [(); 2].map(|()| vec![bf16::NAN; shape.input_len()]);
+            conv2d_backward_input_packed(&shape, &y, &packed, &mut dx);
+            conv2d_backward_input(&shape, &y, &wide, &mut old);
+            assert!(dx == old, "dx {shape:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "for_stored_linear: the weight has 7 bytes, its sizes say 8")]
+    fn stored_weights_of_another_length() {
+        let weight = StoredWeight { bytes: &[0; 7], dtype: StoredType::F32, outputs: 2, inputs: 1, taps: 1 };
+        let _ = PackedWeights::for_stored_linear(&weight);
+    }
 }

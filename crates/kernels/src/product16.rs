@@ -10,6 +10,7 @@ use crate::element::Element;
 use crate::product::{Dense, FETCH, Operand, Output, Partial, Source, copy};
 use crate::scratch::{Line, with_scratch};
 use crate::simd::{Avx512Bf16, Bf16Isa, Simd, bf16_isa, prefetch};
+use crate::stored::StoredWeight;
 use crate::threads::{SharedMut, parallel_for};
 use crate::tile16::{
     A_STRIDE, KC, Kernel16, Tile, WIDTH, interleave, interleave_all, swap_pairs, transpose_pairs, transpose_rounded,
@@ -784,15 +785,96 @@ impl PackedRight {
     }
 
     fn pack_for<K: Kernel16, B: Source>(kernel: K, b: &Operand<B>, n: usize, k: usize, segment: usize) -> Self {
-        let pieces = Pieces::new(k, segment, K::PIECE, K::K_STEP);
-        let len = line(n) * pieces.packed_begin(pieces.count);
-        let mut data = bytemuck::zeroed_vec::<Line>(len.div_ceil(32));
-        pack_whole_b(kernel, b, n, pieces, &mut bytemuck::cast_slice_mut(&mut data)[..len]);
-        Self { data, n, k, pieces }
+        let mut packed = Self::zeros(n, k, Pieces::new(k, segment, K::PIECE, K::K_STEP));
+        let pieces = packed.pieces;
+        pack_whole_b(kernel, b, n, pieces, packed.halves_mut());
+        packed
     }
 
-    fn halves(&self) -> &[bf16] {
+    /// Packs a stored weight for inner segments of the given length; `row` gives the output that stands at each place. Nothing, where
+    /// the processor cannot multiply bf16.
+    pub fn pack_stored(w: &StoredWeight, segment: usize, row: impl Fn(usize) -> usize + Sync) -> Option<Self> {
+        dispatch16!(|kernel| Some(Self::pack_stored_for(kernel, w, segment, row)), None)
+    }
+
+    fn pack_stored_for<K: Kernel16>(
+        kernel: K,
+        w: &StoredWeight,
+        segment: usize,
+        row: impl Fn(usize) -> usize + Sync,
+    ) -> Self {
+        let (n, k) = (w.outputs, w.row_len());
+        let mut packed = Self::zeros(n, k, Pieces::new(k, segment, K::PIECE, K::K_STEP));
+        let pieces = packed.pieces;
+        let shared = SharedMut::new(packed.halves_mut());
+        parallel_for(n.div_ceil(WIDTH), |panel| {
+            let (first, rows) = (panel * WIDTH, WIDTH.min(n - panel * WIDTH));
+            with_half_scratch((rows + 1) * k, |memory| {
+                kernel.run(
+                    #[inline(always)]
+                    || {
+                        let (lines, room) = memory.split_at_mut(rows * k);
+                        for (i, line) in lines.chunks_exact_mut(k.max(1)).enumerate() {
+                            w.read_row(kernel.vectors().without_bf16(), row(first + i), line, room);
+                        }
+                        let lines = Operand { source: Dense { data: &*lines, stride: k }, k_rows: false };
+                        for q in 0..pieces.count {
+                            let padded = pieces.padded(q);
+                            let begin = line(n) * pieces.packed_begin(q) + first * padded;
+                            // SAFETY: panels and pieces do not overlap.
+                            let to = unsafe { shared.range(begin..begin + line(rows) * padded) };
+                            pack_b(kernel, &lines, pieces.range(q), (0, rows), to);
+                        }
+                    },
+                );
+            });
+        });
+        packed
+    }
+
+    /// Writes row `row(i)` of the `[n, k]` weights, as they were packed, for each place `i`.
+    pub fn unpack(&self, row: impl Fn(usize) -> usize + Sync) -> Vec<bf16> {
+        let mut all = bytemuck::zeroed_vec::<bf16>(self.n * self.k);
+        let (shared, halves) = (SharedMut::new(&mut all), self.halves());
+        parallel_for(self.n, |at| {
+            let (panel, place) = (at / WIDTH, at % WIDTH);
+            let width = panel_width(self.n, panel);
+            // SAFETY: rows do not overlap, and each comes from one place.
+            let to = unsafe { shared.range(row(at) * self.k..(row(at) + 1) * self.k) };
+            for q in 0..self.pieces.count {
+                let (k0, k) = self.pieces.range(q);
+                let begin = line(self.n) * self.pieces.packed_begin(q) + panel * WIDTH * self.pieces.padded(q);
+                let pairs = halves[begin..].chunks_exact(2 * width);
+                for (to, pairs) in to[k0..k0 + k].chunks_mut(2).zip(pairs) {
+                    to.copy_from_slice(&pairs[2 * place..][..to.len()]);
+                }
+            }
+        });
+        all
+    }
+
+    /// Room for packed weights.
+    fn zeros(n: usize, k: usize, pieces: Pieces) -> Self {
+        let len = line(n) * pieces.packed_begin(pieces.count);
+        Self { data: bytemuck::zeroed_vec::<Line>(len.div_ceil(32)), n, k, pieces }
+    }
+
+    pub(crate) fn halves(&self) -> &[bf16] {
         bytemuck::cast_slice(&self.data)
+    }
+
+    fn halves_mut(&mut self) -> &mut [bf16] {
+        let len = line(self.n) * self.pieces.packed_begin(self.pieces.count);
+        &mut bytemuck::cast_slice_mut(&mut self.data)[..len]
+    }
+
+    /// The pairs of rows `column..column + 32` in panel `panel`, from the first on, if whole panels have them without a gap:
+    /// `[16, WIDTH, 2]`. `column` is a multiple of 32, and so are all sizes ([`PackedRight::gives_rows`]).
+    #[inline(always)]
+    pub fn block(&self, panel: usize, column: usize) -> &[bf16] {
+        let (q, at) = self.pieces.find(column);
+        let begin = self.n * self.pieces.packed_begin(q) + panel * WIDTH * self.pieces.padded(q);
+        &self.halves()[begin + at * WIDTH..][..32 * WIDTH]
     }
 
     /// Whether [`PackedRows`] are read fast: no panel or piece is padded.
@@ -802,9 +884,8 @@ impl PackedRight {
 
     /// For packing new values of some rows, from several threads.
     pub fn renew(&mut self) -> Renewal<'_> {
-        let len = line(self.n) * self.pieces.packed_begin(self.pieces.count);
-        let halves: &mut [bf16] = bytemuck::cast_slice_mut(&mut self.data);
-        Renewal { data: SharedMut::new(&mut halves[..len]), n: self.n, k: self.k, pieces: self.pieces }
+        let (n, k, pieces) = (self.n, self.k, self.pieces);
+        Renewal { data: SharedMut::new(self.halves_mut()), n, k, pieces }
     }
 
     /// Columns and inner dimension.

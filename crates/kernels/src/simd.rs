@@ -283,6 +283,15 @@ mod x86 {
         }
     }
 
+    impl Avx512 {
+        /// 16 little-endian values of IEEE half precision.
+        #[inline(always)]
+        pub fn load_f16(self, from: &[u8; 32]) -> __m512 {
+            // SAFETY: the token proves AVX-512; 32 bytes are read.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+        }
+    }
+
     /// Proof that the processor has AVX-512 BF16 beside what [`Avx512`] proves.
     #[derive(Clone, Copy)]
     pub struct Avx512Bf16(Avx512);

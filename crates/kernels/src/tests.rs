@@ -1,6 +1,7 @@
 //! The kernels against the references, over odd shapes, in both storage types; and the same bits for any number of
 //! threads.
 
+use calotype_core::{Purpose, Stream};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -822,6 +823,63 @@ fn optimizer() {
         }
         for (which, ours) in [&p, &m, &v, &ema].into_iter().enumerate() {
             near("adamw", ours, &exact.iter().map(|e| e[which]).collect::<Vec<_>>(), 4);
+        }
+    }
+}
+
+/// With packed weights and without, and whole or in pieces, SGD gives the same bits; those of PyTorch's equations to rounding.
+#[test]
+fn sgd() {
+    let plain = Sgd { lr: 1e-2, ..Sgd::default() };
+    let heavy = Sgd { momentum: 0.9, weight_decay: 0.1, ..plain };
+    for params in [plain, heavy, Sgd { dampening: 0.25, ..heavy }, Sgd { nesterov: true, ..heavy }] {
+        let (n, k) = (70, 640);
+        let len = n * k;
+        let shape = Conv2dShape {
+            batch: 8,
+            height: 6,
+            width: 5,
+            in_channels: k,
+            out_channels: n,
+            kernel: [1; 2],
+            stride: 1,
+            padding: [0; 4],
+        };
+        let start = || (values(len, 1), if params.momentum == 0.0 { vec![] } else { vec![0.0; len] }, values(len, 9));
+        let (mut p, mut b, mut ema) = start();
+        let (mut p2, mut b2, mut ema2) = start();
+        let mut packed = PackedWeights::for_conv(&shape, &p2);
+        let mut exact: Vec<[f64; 3]> = p.iter().zip(&ema).map(|(&p, &ema)| [p as f64, 0.0, ema as f64]).collect();
+        for step in 1..=5u64 {
+            let g = values(len, 1 + step);
+            let all = [&mut p, &mut b, &mut ema].map(Vec::as_mut_slice);
+            let [parameter, first_moment, average] = all;
+            let (second_moment, average) = (&mut [][..], Some(average));
+            let whole = Stepped { parameter, gradient: &g, first_moment, second_moment, average, packed: None };
+            sgd_step(&params, step, 0.5, 0.9, [whole]);
+            let [parameter, first_moment, average] = [&mut p2, &mut b2, &mut ema2].map(Vec::as_mut_slice);
+            let (second_moment, average) = (&mut [][..], Some(average));
+            let packed = packed.as_mut();
+            let other = Stepped { parameter, gradient: &g, first_moment, second_moment, average, packed };
+            sgd_step(&params, step, 0.5, 0.9, [other]);
+            assert!(p == p2 && b == b2 && ema == ema2, "packing changes the step");
+            let [momentum, dampening, decay] = [params.momentum, params.dampening, params.weight_decay].map(f64::from);
+            for ([p, b, ema], g) in exact.iter_mut().zip(&g) {
+                let g = 0.5 * *g as f64 + decay * *p;
+                *b = if step == 1 { g } else { momentum * *b + (1.0 - dampening) * g };
+                let along = if params.nesterov { g + momentum * *b } else { *b };
+                *p -= params.lr as f64 * if momentum == 0.0 { g } else { along };
+                *ema = 0.9f32 as f64 * *ema + (1.0 - 0.9f32 as f64) * *p;
+            }
+        }
+        near("sgd", &p, &exact.iter().map(|e| e[0]).collect::<Vec<_>>(), 4);
+        near("sgd's average", &ema, &exact.iter().map(|e| e[2]).collect::<Vec<_>>(), 4);
+        if let Some(packed) = packed {
+            let x = stored::<bf16>(&values(shape.input_len(), 6));
+            let (mut old, mut new) = (zeros::<bf16>(shape.output_len()), zeros::<bf16>(shape.output_len()));
+            conv2d_forward(&shape, &x, &p, None, None, None, &mut old);
+            conv2d_forward_packed(&shape, &x, &packed, None, None, None, &mut new);
+            assert!(old == new);
         }
     }
 }

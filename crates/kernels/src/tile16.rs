@@ -437,6 +437,18 @@ pub fn interleave_rounded(_: Avx512Bf16, a: __m512, b: __m512, to: &mut [bf16]) 
     }
 }
 
+/// The first elements of 16 pairs, and the second ones.
+#[inline(always)]
+pub fn split_pairs(_: Avx512Bf16, pairs: &[bf16]) -> [__m512; 2] {
+    assert!(pairs.len() >= 32);
+    // SAFETY: the token proves AVX-512; the slice is as long as what is read; all types are 64 bytes without invalid values.
+    unsafe {
+        let pairs = _mm512_loadu_si512(pairs.as_ptr().cast());
+        let (first, second) = (_mm512_slli_epi32::<16>(pairs), _mm512_and_si512(pairs, _mm512_set1_epi32(!0xffff)));
+        [_mm512_castsi512_ps(first), _mm512_castsi512_ps(second)]
+    }
+}
+
 /// Transposes a block of 16 by 16 pairs: `to[j * to_stride + i] = from[i * stride + j]` for pairs `i`, `j`; strides in
 /// elements, even.
 #[inline(always)]

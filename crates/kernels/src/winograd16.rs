@@ -14,7 +14,7 @@ mod pictures;
 
 pub use filters::{FilterRenewal, Filters};
 pub use gradient::backward_weight;
-pub use pictures::{Pass, convolve, convolve_plain};
+pub use pictures::{Pass, convolve, convolve_packed, convolve_plain};
 
 use half::bf16;
 use std::ops::Range;
@@ -44,6 +44,9 @@ const GROUPS: usize = 5;
 
 /// Most elements of transformed pixels that exist at once: what stays in the third-level cache.
 const MOST_PIXELS: usize = 12 << 20;
+
+/// Most elements of transformed filters that exist at once where they are not kept: as [`MOST_PIXELS`].
+const MOST_FILTERS: usize = 8 << 20;
 
 type Vector = <Avx512Bf16 as Simd>::V;
 
@@ -374,8 +377,8 @@ mod tests {
     use super::*;
     use crate::element::Element;
     use crate::product::{Epilogue, Output};
-    use crate::random::{Purpose, Stream};
     use crate::reference;
+    use calotype_core::{Purpose, Stream};
 
     fn values(len: usize, index: u64) -> Vec<f32> {
         let mut values = vec![0.0; len];

@@ -1,11 +1,11 @@
 //! Writes a sample of every block of a report, for looking at: `cargo run -p calotype-metrics --example sample_report OUT.html`.
-//! The figures are made up; the pictures are Twemoji. Beside OUT.html goes its contact sheet, OUT.png.
+//! The figures are made up; the images are Twemoji. Beside OUT.html goes its contact sheet, OUT.png.
 
 use std::error::Error;
 use std::path::PathBuf;
 
-use calotype_metrics::report::{Picture, TWEMOJI_NOTICE, Timing, percent, write_atomic};
-use calotype_metrics::{GridOptions, LinePlot, Report, Section, Table, encode_png, picture_grid};
+use calotype_metrics::report::{Image, TWEMOJI_NOTICE, Timing, percent};
+use calotype_metrics::{GridOptions, LinePlot, Report, Section, Table, encode_png, image_grid};
 use twemoji_assets::png::PngTwemojiAsset;
 
 const SIDE: usize = 72;
@@ -14,36 +14,36 @@ const COLOURS: [(&str, [u8; 3]); 4] =
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = PathBuf::from(std::env::args().nth(1).ok_or("usage: sample_report OUT.html")?);
-    let (pictures, captions) = emoji(28)?;
+    let (images, captions) = emoji(28)?;
     let options = GridOptions { upscale: 2, caption_scale: 1, columns: 7, ..GridOptions::default() };
-    let sheet = picture_grid(&pictures, SIDE, &captions, &options)?;
-    write_atomic(&path.with_extension("png"), &sheet)?;
+    let sheet = image_grid(&images, SIDE, &captions, &options)?;
+    calotype_core::durable::write_bytes(&path.with_extension("png"), &sheet)?;
 
-    let tiles = pictures.iter().zip(&captions).take(16).map(|(pixels, caption)| {
+    let tiles = images.iter().zip(&captions).take(16).map(|(pixels, caption)| {
         let png = encode_png(pixels, SIDE, SIDE)?;
-        Ok(Picture { png, alt: caption.clone(), caption: caption.clone(), pixelated: true })
+        Ok(Image { png, alt: caption.clone(), caption: caption.clone(), pixelated: true })
     });
     let tiles = tiles.collect::<calotype_metrics::Result<Vec<_>>>()?;
 
     Report::new(
-        "Quickstart: pictures from words",
+        "Quickstart: images from words",
         "A text-to-image model trained from nothing in eleven minutes, on two cores.",
     )
     .card("Background colour right", percent(0.943), "chance 12.5\u{a0}%, untrained 11.9\u{a0}%")
-    .card("Right caption of 16", percent(0.412), "chance 6.3\u{a0}%, real pictures 88.1\u{a0}%")
+    .card("Right caption of 16", percent(0.412), "chance 6.3\u{a0}%, real images 88.1\u{a0}%")
     .card("Fréchet distance", "0.081", "untrained 0.912, on our CLIP features")
-    .card("Pictures seen", "240 000", "in 6 min 12 s")
+    .card("Images seen", "240 000", "in 6 min 12 s")
     .section(
         Section::new("Held-out combinations")
-            .text("None of these pairs of picture and colour was seen in training.")
-            .picture(
+            .text("None of these pairs of image and colour was seen in training.")
+            .image(
                 sheet,
-                "Contact sheet of 28 generated pictures with their prompts",
-                "Prompts under each picture; DDIM, 30 steps, guidance 3.",
+                "Contact sheet of 28 generated images with their prompts",
+                "Prompts under each image; DDIM, 30 steps, guidance 3.",
             ),
     )
     .section(Section::new("Free prompts").gallery(
-        "Each is the first picture for its prompt, not the best of several.",
+        "Each is the first image for its prompt, not the best of several.",
         110,
         tiles,
     ))
@@ -74,31 +74,31 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// RGB8 pictures and their captions.
+/// RGB8 images and their captions.
 type Captioned = (Vec<Vec<u8>>, Vec<String>);
 
 fn emoji(count: usize) -> Result<Captioned, Box<dyn Error>> {
     let assets =
         emojis::iter().step_by(37).filter_map(|emoji| Some((emoji, PngTwemojiAsset::from_emoji(emoji.as_str())?)));
-    let (mut pictures, mut captions) = (Vec::new(), Vec::new());
+    let (mut images, mut captions) = (Vec::new(), Vec::new());
     for (index, (emoji, asset)) in assets.take(count).enumerate() {
         let (name, colour) = COLOURS[index % COLOURS.len()];
         let bytes: &[u8] = asset;
-        let picture = image::load_from_memory(bytes)?.to_rgba8();
+        let image = image::load_from_memory(bytes)?.to_rgba8();
         let over = |pixel: &image::Rgba<u8>| -> [u8; 3] {
             let alpha = u32::from(pixel[3]);
             std::array::from_fn(|c| ((u32::from(pixel[c]) * alpha + u32::from(colour[c]) * (255 - alpha)) / 255) as u8)
         };
-        pictures.push(picture.pixels().flat_map(over).collect());
+        images.push(image.pixels().flat_map(over).collect());
         captions.push(format!("{} on a {name} background", emoji.name()));
     }
-    Ok((pictures, captions))
+    Ok((images, captions))
 }
 
 fn figures() -> Table {
-    Table::new("128 held-out prompts", "Figure", ["untrained", "trained", "real pictures (ceiling)", "chance"])
+    Table::new("128 held-out prompts", "Figure", ["untrained", "trained", "real images (ceiling)", "chance"])
         .emphasise(1)
-        .row("Background colour", "share of pictures, higher is better", ["11.9 %", "94.3 %", "100.0 %", "12.5 %"])
+        .row("Background colour", "share of images, higher is better", ["11.9 %", "94.3 %", "100.0 %", "12.5 %"])
         .row("Caption retrieval, top 1 of 16", "higher is better", ["6.9 %", "41.2 %", "88.1 %", "6.3 %"])
         .row("CLIP score", "mean cosine, higher is better", ["0.021", "0.412", "0.633", ""])
         .row("Fréchet distance", "project CLIP features, lower is better", ["0.912", "0.081", "0.012", ""])
@@ -106,11 +106,11 @@ fn figures() -> Table {
 
 fn timings() -> Vec<Timing> {
     [
-        ("Dataset", 4.31, "13 552 pictures"),
-        ("CLIP", 92.4, "433 pictures/s"),
-        ("Autoencoder", 131.0, "305 pictures/s"),
-        ("Precache", 21.8, "622 pictures/s"),
-        ("Diffusion", 372.2, "645 pictures/s"),
+        ("Dataset", 4.31, "13 552 images"),
+        ("CLIP", 92.4, "433 images/s"),
+        ("Autoencoder", 131.0, "305 images/s"),
+        ("Precache", 21.8, "622 images/s"),
+        ("Diffusion", 372.2, "645 images/s"),
         ("Generate", 31.2, "30 steps"),
         ("Judge", 3.4, ""),
     ]

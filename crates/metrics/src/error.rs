@@ -1,4 +1,4 @@
-//! What can go wrong, each with the row, picture or path that it concerns.
+//! The errors of this crate, each with the row, image or path that it concerns.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ pub enum MetricsError {
     /// A slice does not hold the number of values that its shape asks for.
     #[error("{what}: expected {expected} values, found {found}")]
     Length {
-        /// Which slice.
+        /// Name of the slice.
         what: &'static str,
         /// The number of values that the shape asks for.
         expected: usize,
@@ -21,7 +21,7 @@ pub enum MetricsError {
     /// A slice does not divide into whole rows.
     #[error("{what}: {found} values do not divide into rows of {width}")]
     PartialRow {
-        /// Which slice.
+        /// Name of the slice.
         what: &'static str,
         /// The width of a row.
         width: usize,
@@ -34,7 +34,7 @@ pub enum MetricsError {
     /// A value is infinite or not a number.
     #[error("{what}: row {row}, column {column} is {value}, not a finite number")]
     NotFinite {
-        /// Which slice.
+        /// Name of the slice.
         what: &'static str,
         /// The row.
         row: usize,
@@ -46,7 +46,7 @@ pub enum MetricsError {
     /// A feature vector is all zeros, so that its direction, and with it its cosine, is undefined.
     #[error("{what}: row {row} is all zeros and has no direction")]
     ZeroVector {
-        /// Which slice.
+        /// Name of the slice.
         what: &'static str,
         /// The row.
         row: usize,
@@ -68,7 +68,7 @@ pub enum MetricsError {
     /// A label or index points outside the candidates.
     #[error("{what}: row {row} names candidate {index}, but there are {candidates}")]
     IndexOutOfRange {
-        /// Which slice.
+        /// Name of the slice.
         what: &'static str,
         /// The row.
         row: usize,
@@ -77,10 +77,10 @@ pub enum MetricsError {
         /// The number of candidates.
         candidates: usize,
     },
-    /// A picture does not have side × side × 3 bytes.
-    #[error("picture {index}: expected {expected} bytes, found {found}")]
-    PictureSize {
-        /// Which picture.
+    /// An image does not have side × side × 3 bytes.
+    #[error("image {index}: expected {expected} bytes, found {found}")]
+    ImageSize {
+        /// Number of the image.
         index: usize,
         /// side × side × 3.
         expected: usize,

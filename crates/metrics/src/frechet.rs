@@ -32,7 +32,7 @@ impl GaussianStatistics {
     /// The statistics of `features`, shape `[n, width]`, row-major.
     ///
     /// # Errors
-    /// When `width` is zero, the slice is not whole rows, a value is not finite (the error names its row), or there are
+    /// If `width` is zero, the slice is not whole rows, a value is not finite (the error names its row), or there are
     /// fewer than two rows.
     pub fn from_features(features: &[f32], width: usize) -> Result<Self> {
         let mut accumulator = GaussianAccumulator::new(width)?;
@@ -49,6 +49,20 @@ impl GaussianStatistics {
 /// Gathers [`GaussianStatistics`] from features that arrive in pieces, in memory for d × (d + 256) values.
 ///
 /// The same rows in the same order give the same bits, however they were split into pieces.
+///
+/// ```
+/// use calotype_metrics::GaussianAccumulator;
+///
+/// # fn main() -> calotype_metrics::Result<()> {
+/// let mut features = GaussianAccumulator::new(2)?;
+/// features.push(&[1.0, 0.0])?;
+/// features.push(&[3.0, 0.0, 5.0, 3.0])?;
+/// let statistics = features.finish()?;
+/// assert_eq!((statistics.count, statistics.mean), (3, vec![3.0, 1.0]));
+/// assert_eq!(statistics.covariance, [4.0, 3.0, 3.0, 3.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct GaussianAccumulator {
     /// Rows merged into `mean` and `scatter`.
@@ -67,7 +81,7 @@ impl GaussianAccumulator {
     /// An empty accumulator of features of `width` values.
     ///
     /// # Errors
-    /// When `width` is zero.
+    /// If `width` is zero.
     pub fn new(width: usize) -> Result<Self> {
         if width == 0 {
             return Err(MetricsError::Zero("feature width"));
@@ -89,7 +103,7 @@ impl GaussianAccumulator {
     /// Adds `features`, shape `[m, width]`, row-major, m of any size.
     ///
     /// # Errors
-    /// When the slice is not whole rows or a value is not finite; the error counts rows from the accumulator's first one,
+    /// If the slice is not whole rows or a value is not finite; the error counts rows from the accumulator's first one,
     /// and nothing is added.
     pub fn push(&mut self, features: &[f32]) -> Result<()> {
         let width = self.mean.nrows();
@@ -113,7 +127,7 @@ impl GaussianAccumulator {
     /// The statistics of all rows.
     ///
     /// # Errors
-    /// When fewer than two rows were added.
+    /// If fewer than two rows were added.
     pub fn finish(mut self) -> Result<GaussianStatistics> {
         let count = self.count();
         if count < 2 {
@@ -190,7 +204,7 @@ fn add_self_product(target: &mut Mat<f64>, a: MatRef<'_, f64>, scale: f64) {
 /// The result is never negative.
 ///
 /// # Errors
-/// When the widths differ, a covariance has not d² values, a value is not finite, or the decomposition does not converge.
+/// If the widths differ, a covariance has not d² values, a value is not finite, or the decomposition does not converge.
 pub fn frechet_distance(a: &GaussianStatistics, b: &GaussianStatistics) -> Result<f64> {
     if a.width() != b.width() {
         return Err(MetricsError::WidthMismatch { left: a.width(), right: b.width() });

@@ -1,4 +1,4 @@
-//! Contact sheets: many small pictures on one PNG, each with a short caption in an embedded bitmap font.
+//! Contact sheets: many small images on one PNG, each with a short caption in an embedded bitmap font.
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -6,7 +6,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use crate::error::{MetricsError, Result};
 use crate::font::{GLYPH_HEIGHT, GLYPH_WIDTH, glyph};
 
-/// The longest side of a sheet. Browsers refuse to decode much larger pictures.
+/// The longest side of a sheet. Browsers refuse to decode much larger images.
 const MAX_SIDE: usize = 32_768;
 /// Lines of a caption; a longer one ends in an ellipsis.
 const MAX_LINES: usize = 3;
@@ -14,17 +14,17 @@ const MAX_LINES: usize = 3;
 const ADVANCE: usize = GLYPH_WIDTH + 1;
 /// Font pixels from one line to the next.
 const LEADING: usize = GLYPH_HEIGHT + 1;
-/// Font pixels between a picture and its caption.
+/// Font pixels between an image and its caption.
 const CAPTION_GAP: usize = 3;
 
-/// How a contact sheet is laid out. Lengths are in pixels of the sheet.
+/// Layout of a contact sheet. Lengths are in pixels of the sheet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GridOptions {
-    /// Pictures per row; the last row may have fewer.
+    /// Images per row; the last row may have fewer.
     pub columns: usize,
-    /// Every picture pixel becomes a square of this side (nearest neighbour), at least 1.
+    /// Every image pixel becomes a square of this side (nearest neighbour), at least 1.
     pub upscale: usize,
-    /// Space between and around the pictures.
+    /// Space between and around the images.
     pub padding: usize,
     /// Every font pixel becomes a square of this side, at least 1. The font is 5 x 7 font pixels.
     pub caption_scale: usize,
@@ -43,26 +43,26 @@ impl Default for GridOptions {
 
 /// A contact sheet as PNG bytes (RGB8).
 ///
-/// Each of `pictures` holds `side` × `side` RGB8 pixels, row-major. `captions` is empty, or has one caption per picture:
-/// wrapped to the picture's width, at most three lines, an ellipsis where it was cut. A row is as high as its longest
+/// Each of `images` holds `side` × `side` RGB8 pixels, row-major. `captions` is empty, or has one caption per image:
+/// wrapped to the image's width, at most three lines, an ellipsis where it was cut. A row is as high as its longest
 /// caption asks. The same input gives the same bytes.
 ///
 /// # Errors
-/// When there are no pictures, a size option is zero, a picture has the wrong number of bytes, the number of captions
+/// If there are no images, a size option is zero, an image has the wrong number of bytes, the number of captions
 /// does not fit, or the sheet would exceed 32,768 pixels a side.
-pub fn picture_grid<P: AsRef<[u8]>, C: AsRef<str>>(
-    pictures: &[P],
+pub fn image_grid<P: AsRef<[u8]>, C: AsRef<str>>(
+    images: &[P],
     side: usize,
     captions: &[C],
     options: &GridOptions,
 ) -> Result<Vec<u8>> {
-    check(pictures, side, captions.len(), options)?;
+    check(images, side, captions.len(), options)?;
     let cell = side * options.upscale;
     let per_line = (cell / (ADVANCE * options.caption_scale)).max(1);
     let lines: Vec<Vec<String>> = captions.iter().map(|caption| wrap(caption.as_ref(), per_line)).collect();
-    let columns = options.columns.min(pictures.len());
+    let columns = options.columns.min(images.len());
 
-    let mut row_heights = vec![cell; pictures.len().div_ceil(columns)];
+    let mut row_heights = vec![cell; images.len().div_ceil(columns)];
     for (index, lines) in lines.iter().enumerate() {
         let height = cell + caption_height(lines.len(), options.caption_scale);
         row_heights[index / columns] = row_heights[index / columns].max(height);
@@ -75,9 +75,9 @@ pub fn picture_grid<P: AsRef<[u8]>, C: AsRef<str>>(
 
     let mut top = options.padding;
     for (row, height) in row_heights.iter().enumerate() {
-        for index in row * columns..((row + 1) * columns).min(pictures.len()) {
+        for index in row * columns..((row + 1) * columns).min(images.len()) {
             let left = options.padding + (index % columns) * (cell + options.padding);
-            canvas.picture(pictures[index].as_ref(), side, options.upscale, left, top);
+            canvas.image(images[index].as_ref(), side, options.upscale, left, top);
             let lines = lines.get(index).map_or(&[][..], Vec::as_slice);
             canvas.caption(lines, left, top + cell, cell, options);
         }
@@ -86,17 +86,17 @@ pub fn picture_grid<P: AsRef<[u8]>, C: AsRef<str>>(
     encode_png(&canvas.pixels, canvas.width, canvas.height)
 }
 
-/// One RGB8 picture, row-major, as PNG bytes.
+/// One RGB8 image, row-major, as PNG bytes.
 ///
 /// # Errors
-/// When `pixels` does not hold `width` × `height` × 3 bytes, or a side is zero.
+/// If `pixels` does not hold `width` × `height` × 3 bytes, or a side is zero.
 pub fn encode_png(pixels: &[u8], width: usize, height: usize) -> Result<Vec<u8>> {
     let expected = width * height * 3;
     if expected == 0 {
-        return Err(MetricsError::Zero("picture side"));
+        return Err(MetricsError::Zero("image side"));
     }
     if pixels.len() != expected {
-        return Err(MetricsError::PictureSize { index: 0, expected, found: pixels.len() });
+        return Err(MetricsError::ImageSize { index: 0, expected, found: pixels.len() });
     }
     let (Ok(wide), Ok(high)) = (u32::try_from(width), u32::try_from(height)) else {
         return Err(MetricsError::SheetTooLarge { width, height, limit: MAX_SIDE });
@@ -112,10 +112,10 @@ pub fn encode_png(pixels: &[u8], width: usize, height: usize) -> Result<Vec<u8>>
     Ok(bytes)
 }
 
-fn check<P: AsRef<[u8]>>(pictures: &[P], side: usize, captions: usize, options: &GridOptions) -> Result<()> {
+fn check<P: AsRef<[u8]>>(images: &[P], side: usize, captions: usize, options: &GridOptions) -> Result<()> {
     let sizes = [
-        ("number of pictures", pictures.len()),
-        ("picture side", side),
+        ("number of images", images.len()),
+        ("image side", side),
         ("columns", options.columns),
         ("upscale", options.upscale),
         ("caption scale", options.caption_scale),
@@ -124,14 +124,14 @@ fn check<P: AsRef<[u8]>>(pictures: &[P], side: usize, captions: usize, options: 
         return Err(MetricsError::Zero(what));
     }
     let expected = side * side * 3;
-    for (index, picture) in pictures.iter().enumerate() {
-        let found = picture.as_ref().len();
+    for (index, image) in images.iter().enumerate() {
+        let found = image.as_ref().len();
         if found != expected {
-            return Err(MetricsError::PictureSize { index, expected, found });
+            return Err(MetricsError::ImageSize { index, expected, found });
         }
     }
-    if captions != 0 && captions != pictures.len() {
-        let expected = pictures.len();
+    if captions != 0 && captions != images.len() {
+        let expected = images.len();
         return Err(MetricsError::Length { what: "captions", expected, found: captions });
     }
     Ok(())
@@ -210,8 +210,8 @@ impl Canvas {
         }
     }
 
-    fn picture(&mut self, picture: &[u8], side: usize, upscale: usize, left: usize, top: usize) {
-        for (index, pixel) in picture.chunks_exact(3).enumerate() {
+    fn image(&mut self, image: &[u8], side: usize, upscale: usize, left: usize, top: usize) {
+        for (index, pixel) in image.chunks_exact(3).enumerate() {
             let (x, y) = (left + index % side * upscale, top + index / side * upscale);
             self.square(x, y, upscale, [pixel[0], pixel[1], pixel[2]]);
         }
@@ -254,10 +254,10 @@ mod tests {
     }
 
     #[test]
-    fn pictures_land_where_they_belong() {
-        let pictures = [RED.repeat(4), BLUE.repeat(4), RED.repeat(4)];
+    fn images_land_where_they_belong() {
+        let images = [RED.repeat(4), BLUE.repeat(4), RED.repeat(4)];
         let options = GridOptions { columns: 2, upscale: 3, padding: 1, ..GridOptions::default() };
-        let sheet = decode(&picture_grid(&pictures, 2, &NO_CAPTIONS, &options).unwrap());
+        let sheet = decode(&image_grid(&images, 2, &NO_CAPTIONS, &options).unwrap());
         assert_eq!(sheet.dimensions(), (15, 15));
         for (x, y, expected) in [
             (0, 0, options.background),
@@ -284,10 +284,10 @@ mod tests {
     }
 
     #[test]
-    fn a_caption_is_drawn_under_its_picture() {
+    fn a_caption_is_drawn_under_its_image() {
         let options = GridOptions { columns: 2, padding: 4, ..GridOptions::default() };
-        let pictures = [RED.repeat(40 * 40), BLUE.repeat(40 * 40)];
-        let sheet = decode(&picture_grid(&pictures, 40, &["I", ""], &options).unwrap());
+        let images = [RED.repeat(40 * 40), BLUE.repeat(40 * 40)];
+        let sheet = decode(&image_grid(&images, 40, &["I", ""], &options).unwrap());
         assert_eq!(sheet.dimensions(), (92, 4 + 40 + 13 + 4));
         let ink = |left: u32| {
             let area = (left..left + 40).flat_map(|x| (44..61).map(move |y| (x, y)));
@@ -308,16 +308,16 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_picture() {
+    fn errors_name_the_image() {
         let text = |result: Result<Vec<u8>>| result.unwrap_err().to_string();
         let options = GridOptions::default();
-        let pictures = [vec![0u8; 12], vec![0u8; 11]];
-        let size = text(picture_grid(&pictures, 2, &NO_CAPTIONS, &options));
-        assert!(size.contains("picture 1: expected 12 bytes, found 11"), "{size}");
-        let captions = text(picture_grid(&pictures[..1], 2, &["a", "b"], &options));
+        let images = [vec![0u8; 12], vec![0u8; 11]];
+        let size = text(image_grid(&images, 2, &NO_CAPTIONS, &options));
+        assert!(size.contains("image 1: expected 12 bytes, found 11"), "{size}");
+        let captions = text(image_grid(&images[..1], 2, &["a", "b"], &options));
         assert!(captions.contains("captions: expected 1"), "{captions}");
-        assert!(text(picture_grid(&pictures[..0], 2, &NO_CAPTIONS, &options)).contains("at least 1"));
+        assert!(text(image_grid(&images[..0], 2, &NO_CAPTIONS, &options)).contains("at least 1"));
         let large = GridOptions { upscale: 20_000, ..options };
-        assert!(text(picture_grid(&pictures[..1], 2, &NO_CAPTIONS, &large)).contains("too large"));
+        assert!(text(image_grid(&images[..1], 2, &NO_CAPTIONS, &large)).contains("too large"));
     }
 }

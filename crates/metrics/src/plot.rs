@@ -57,7 +57,7 @@ pub struct LinePlot {
     pub log_y: bool,
     /// The lines.
     pub series: Vec<Series>,
-    /// How much the line on top is smoothed: the distance, as a fraction (0..1) of the points of a series, at which a
+    /// Smoothing of the line on top: the distance, as a fraction (0..1) of the points of a series, at which a
     /// neighbour counts half. 0 draws the points as they are.
     pub smoothing: f64,
 }
@@ -140,7 +140,7 @@ impl LinePlot {
         Line { smooth: smooth(&raw, half_life), left_out: series.points.len() - raw.len(), raw }
     }
 
-    /// Where the names of the lines go: distance from the left, and row, from the top. The widths of
+    /// Places of the names of the lines: distance from the left, and row, from the top. The widths of
     /// letters are estimates, because the font is the reader's.
     fn legend(&self) -> Vec<(f64, usize)> {
         let (mut x, mut row) = (LEFT, 0);

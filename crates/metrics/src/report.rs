@@ -1,24 +1,34 @@
 //! `report.html`: what a run did, in one file that can be mailed, archived and opened anywhere.
 //!
-//! A [`Report`] is a title, summary cards and [`Section`]s of [`Block`]s. The page holds its style, pictures and plots
+//! A [`Report`] is a title, summary cards and [`Section`]s of [`Block`]s. The page holds its style, images and plots
 //! itself: no scripts, no links to other files, nothing fetched. It follows the reader's light or dark colour scheme.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use calotype_core::durable;
 
 use crate::error::{MetricsError, Result};
 use crate::plot::{LinePlot, escape};
 
-/// The notice that Twemoji pictures must carry wherever they are shown.
-pub const TWEMOJI_NOTICE: &str = "Emoji pictures: Twemoji graphics, licensed under CC-BY 4.0 \
+/// The notice that Twemoji images must carry wherever they are shown.
+pub const TWEMOJI_NOTICE: &str = "Emoji images: Twemoji graphics, licensed under CC-BY 4.0 \
     (https://creativecommons.org/licenses/by/4.0/), Copyright Twitter, Inc and other contributors. \
-    Composited on coloured backgrounds; generated pictures are the output of models trained on them.";
+    Composited on coloured backgrounds; generated images are the output of models trained on them.";
 
 /// A report under construction. Texts are plain; the page escapes them.
+///
+/// ```
+/// use calotype_metrics::{Report, Section};
+///
+/// let report = Report::new("Run 7", "A UNet after 10,000 steps.")
+///     .card("Fréchet distance", "12.3", "untrained 310")
+///     .section(Section::new("Data").text("13,552 images & captions."));
+/// let page = report.to_html();
+/// assert!(page.contains("<h1>Run 7</h1>") && page.contains("images &amp; captions"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
     /// Heading and window title.
@@ -38,11 +48,11 @@ pub struct Report {
 /// A figure that stands out at the top of the page.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Card {
-    /// What the figure is.
+    /// Name of the figure.
     pub name: String,
     /// The figure with its unit.
     pub value: String,
-    /// What it is to be compared with; may be empty.
+    /// A value to compare it with; may be empty.
     pub note: String,
 }
 
@@ -60,9 +70,9 @@ pub struct Section {
 pub enum Block {
     /// A paragraph.
     Text(String),
-    /// One picture, such as a contact sheet.
-    Picture(Picture),
-    /// Many small pictures side by side, each with its caption as text.
+    /// One image, such as a contact sheet.
+    Image(Image),
+    /// Many small images side by side, each with its caption as text.
     Gallery(Gallery),
     /// A plot with a caption.
     Plot {
@@ -73,7 +83,7 @@ pub enum Block {
     },
     /// A table of figures.
     Table(Table),
-    /// How long each stage took.
+    /// Time that each stage took.
     Timings(Vec<Timing>),
     /// A text to keep as it is, such as a recipe or a log, folded away until asked for.
     Verbatim {
@@ -84,28 +94,28 @@ pub enum Block {
     },
 }
 
-/// A PNG picture.
+/// A PNG image.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Picture {
+pub struct Image {
     /// The file's bytes.
     pub png: Vec<u8>,
-    /// What it shows, for readers who do not see it.
+    /// Description of the image, for readers who do not see it.
     pub alt: String,
     /// Text under it; may be empty.
     pub caption: String,
-    /// Draw with hard pixel edges when enlarged; right for small pictures.
+    /// Draw with hard pixel edges when enlarged; right for small images.
     pub pixelated: bool,
 }
 
-/// Small pictures of one size.
+/// Small images of one size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gallery {
     /// Text under all of them; may be empty.
     pub caption: String,
-    /// Width of a picture on the page, in CSS pixels.
+    /// Width of an image on the page, in CSS pixels.
     pub width: usize,
-    /// The pictures.
-    pub pictures: Vec<Picture>,
+    /// The images.
+    pub images: Vec<Image>,
 }
 
 /// A table of figures: a row for each quantity, a column for each subject (such as untrained, trained, real, chance).
@@ -134,14 +144,14 @@ pub struct Row {
     pub cells: Vec<String>,
 }
 
-/// How long a stage took.
+/// Time that a stage took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timing {
     /// The stage.
     pub stage: String,
     /// Seconds by the clock on the wall.
     pub seconds: f64,
-    /// Such as pictures per second; may be empty.
+    /// Such as images per second; may be empty.
     pub note: String,
 }
 
@@ -206,9 +216,10 @@ impl Report {
     /// Writes the page to `path`, all or nothing: an older file stays until the new one is complete on disk.
     ///
     /// # Errors
-    /// When the folder does not exist or cannot be written to, or the disk is full.
+    /// If the folder does not exist or cannot be written to, or the disk is full.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write_atomic(path, self.to_html().as_bytes())
+        durable::write_bytes(path, self.to_html().as_bytes())
+            .map_err(|source| MetricsError::Write { path: path.to_path_buf(), source })
     }
 
     fn cards_html(&self, page: &mut String) {
@@ -258,17 +269,17 @@ impl Section {
         self.block(Block::Text(text.into()))
     }
 
-    /// Adds a picture.
+    /// Adds an image.
     #[must_use]
-    pub fn picture(self, png: Vec<u8>, alt: impl Into<String>, caption: impl Into<String>) -> Self {
+    pub fn image(self, png: Vec<u8>, alt: impl Into<String>, caption: impl Into<String>) -> Self {
         let (alt, caption) = (alt.into(), caption.into());
-        self.block(Block::Picture(Picture { png, alt, caption, pixelated: false }))
+        self.block(Block::Image(Image { png, alt, caption, pixelated: false }))
     }
 
-    /// Adds many small pictures, each with its caption; `width` is that of a picture on the page, in CSS pixels.
+    /// Adds many small images, each with its caption; `width` is that of an image on the page, in CSS pixels.
     #[must_use]
-    pub fn gallery(self, caption: impl Into<String>, width: usize, pictures: Vec<Picture>) -> Self {
-        self.block(Block::Gallery(Gallery { caption: caption.into(), width, pictures }))
+    pub fn gallery(self, caption: impl Into<String>, width: usize, images: Vec<Image>) -> Self {
+        self.block(Block::Gallery(Gallery { caption: caption.into(), width, images }))
     }
 
     /// Adds a plot.
@@ -378,7 +389,7 @@ impl Block {
     fn html(&self, page: &mut String) {
         match self {
             Self::Text(text) => element(page, "p", "", text),
-            Self::Picture(picture) => picture.html(page, " class=\"sheet\""),
+            Self::Image(image) => image.html(page, " class=\"sheet\""),
             Self::Gallery(gallery) => gallery.html(page),
             Self::Plot { plot, caption } => {
                 page.push_str("<figure class=\"plot\">");
@@ -399,7 +410,7 @@ impl Block {
     }
 }
 
-impl Picture {
+impl Image {
     fn html(&self, page: &mut String, attributes: &str) {
         let class = if self.pixelated { " class=\"pixelated\"" } else { "" };
         let _ = write!(
@@ -430,8 +441,8 @@ impl Gallery {
     fn html(&self, page: &mut String) {
         page.push_str("<figure><div class=\"gallery\">\n");
         let style = format!(" style=\"width:{}px\"", self.width);
-        for picture in &self.pictures {
-            picture.html(page, &style);
+        for image in &self.images {
+            image.html(page, &style);
         }
         page.push_str("</div>");
         element(page, "figcaption", "", &self.caption);
@@ -502,33 +513,6 @@ pub fn figure(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// Writes `bytes` to `path` by way of a temporary file beside it, on disk before it takes the name.
-///
-/// # Errors
-/// When the folder does not exist or cannot be written to, or the disk is full. An older file at `path` is unharmed.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let write = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".report-").suffix(".tmp");
-        // Temporary files are private by default; a report is to be as readable as any other file of the user.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        // The new name is on disk only when the folder is.
-        #[cfg(unix)]
-        std::fs::File::open(folder)?.sync_all()?;
-        Ok(())
-    };
-    write().map_err(|source| MetricsError::Write { path: path.to_path_buf(), source })
-}
-
 /// Starts a `<div>` that scrolls sideways on narrow screens, by keyboard too; `label` names it to screen readers.
 fn open_scroll(page: &mut String, label: &str) {
     let _ = write!(page, "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{}\">", escape(label));
@@ -555,8 +539,8 @@ mod tests {
             .section(
                 Section::new("All")
                     .text("Some text")
-                    .picture(png.clone(), "A \"quoted\" alt", "A caption")
-                    .gallery("", 96, vec![Picture { png, alt: "x".into(), caption: "y".into(), pixelated: true }])
+                    .image(png.clone(), "A \"quoted\" alt", "A caption")
+                    .gallery("", 96, vec![Image { png, alt: "x".into(), caption: "y".into(), pixelated: true }])
                     .plot(LinePlot::new("Loss", "samples", "loss"), "A plot")
                     .table(
                         Table::new("Figures", "Figure", ["untrained", "trained"])

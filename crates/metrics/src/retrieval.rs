@@ -1,16 +1,16 @@
-//! How well pictures and captions match: CLIP score, caption retrieval, top-k accuracy.
+//! Agreement of images and captions: CLIP score, caption retrieval, top-k accuracy.
 //!
 //! All sums are in f64 and in index order, so that results have the same bits on every run.
 
 use crate::error::{MetricsError, Result, check_features, check_finite};
 
-/// Mean cosine between picture i and caption i, in -1..1 (Hessel et al. 2021, arXiv:2104.08718, without its weight 2.5
+/// Mean cosine between image i and caption i, in -1..1 (Hessel et al. 2021, arXiv:2104.08718, without its weight 2.5
 /// and without its clamp at zero). 100 times this is the unit of MLPerf Inference's SDXL accuracy check.
 ///
 /// `images` and `texts` both have the shape `[n, width]`; the vectors need not be normalised.
 ///
 /// # Errors
-/// When there are no rows, the lengths do not fit, a value is not finite, or a vector is all zeros; the error names the
+/// If there are no rows, the lengths do not fit, a value is not finite, or a vector is all zeros; the error names the
 /// row.
 pub fn clip_score(images: &[f32], texts: &[f32], width: usize) -> Result<f64> {
     let rows = count_rows("image features", images, width)?;
@@ -26,14 +26,14 @@ pub fn clip_score(images: &[f32], texts: &[f32], width: usize) -> Result<f64> {
     Ok(total / rows as f64)
 }
 
-/// The fraction (0..1) of pictures whose right caption has a strictly higher cosine than each of its other candidates.
+/// The fraction (0..1) of images whose right caption has a strictly higher cosine than each of its other candidates.
 ///
 /// `images` has the shape `[n, width]`, `candidates` `[n, k, width]` with k = `candidates_per_image`, and `correct[i]` is
-/// the index of picture i's caption among its k. The vectors need not be normalised. A tie counts as wrong, so that
+/// the index of image i's caption among its k. The vectors need not be normalised. A tie counts as wrong, so that
 /// features that collapsed onto one vector score 0, not 1. Chance is 1/k.
 ///
 /// # Errors
-/// When there are no rows or candidates, the lengths do not fit, an index is out of range, a value is not finite, or a
+/// If there are no rows or candidates, the lengths do not fit, an index is out of range, a value is not finite, or a
 /// vector is all zeros; the error names the row (candidate rows count `i * k + j`).
 pub fn retrieval_top1(
     images: &[f32],
@@ -77,7 +77,7 @@ pub fn candidate_cosines(
 /// the label counts as ranked before it, so constant scores earn nothing unless `k` is at least `classes`.
 ///
 /// # Errors
-/// When `classes`, `k` or the number of rows is zero, the lengths do not fit, a label is out of range, or a score is not
+/// If `classes`, `k` or the number of rows is zero, the lengths do not fit, a label is out of range, or a score is not
 /// finite; the error names the row.
 pub fn top_k_accuracy(scores: &[f32], labels: &[usize], classes: usize, k: usize) -> Result<f64> {
     let rows = count_rows("scores", scores, classes)?;

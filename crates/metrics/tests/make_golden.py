@@ -1,4 +1,4 @@
-"""Makes tests/golden.json: what numpy, scipy and mpmath say about the features that tests/golden.rs generates.
+"""Makes tests/golden.json: what numpy, scipy and mpmath say about the features that tests/it/golden.rs generates.
 
     python -m venv venv && venv/bin/pip install numpy scipy mpmath && venv/bin/python make_golden.py > golden.json
 """

@@ -61,7 +61,7 @@ impl FeedForward {
         let inner = 4 * channels;
         Self {
             net: (
-                GegluProjection { proj: Linear::new(init, channels, 2 * inner) },
+                GegluProjection { proj: Linear::new(init, channels, 2 * inner).gated() },
                 NoParameters::new("dropout"),
                 Linear::new(init, inner, channels),
             ),

@@ -3,13 +3,13 @@
 use crate::ConfigError;
 use crate::init::Init;
 use crate::layers::Linear;
-use crate::published::{Published, check_type};
 use crate::text::{TextConfig, TextModel, pooled, projection};
 use crate::transformer::HiddenActivation;
 use crate::vision::{VisionConfig, VisionModel};
 use burn::module::{Module, Param};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor};
+use calotype_core::fields::{Fields, FieldsError};
 use serde::{Deserialize, Serialize};
 
 /// Both towers and their common space.
@@ -83,15 +83,16 @@ impl ClipConfig {
     /// From the `config.json` of a `CLIPModel`, as transformers writes it.
     ///
     /// # Errors
-    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
-    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
-        let config = Published::new(config)?;
-        check_type(&config, &["clip"])?;
-        Ok(Self {
-            projection: config.size("projection_dim", 512)?,
-            text: TextConfig::read(&config.nested("text_config")?)?,
-            vision: VisionConfig::read(&config.nested("vision_config")?)?,
-        })
+    /// [`FieldsError`] with every field that is malformed, absurdly large, or would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, FieldsError> {
+        let mut fields = Fields::new("CLIPModel", config);
+        fields.kind("model_type", &["clip"]);
+        let clip = Self {
+            projection: fields.size("projection_dim", 512),
+            text: fields.nested("text_config", TextConfig::read),
+            vision: fields.nested("vision_config", VisionConfig::read),
+        };
+        fields.finish_checked(clip, Self::validate)
     }
 
     /// Checks that heads divide channels and patches divide the picture.

@@ -4,20 +4,9 @@
 //! known: a model must not run as something that it is not.
 
 use crate::unet::PerLevel;
-use crate::{AddedConfig, AutoencoderConfig, ConfigError, UNetConfig};
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
-
-/// A configuration that cannot be built, with everything that stands in the way.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{class} configuration: {}", .problems.join("; "))]
-pub struct DiffusersError {
-    /// The diffusers class that the configuration is for.
-    pub class: &'static str,
-    /// One sentence for each field at fault.
-    pub problems: Vec<String>,
-}
+use crate::{AddedConfig, AutoencoderConfig, UNetConfig};
+use calotype_core::fields::{FieldProblem, Fields, FieldsError, MOST};
+use serde_json::{Value, json};
 
 /// What diffusers' `UNet2DConditionModel` makes of a field, where only that is built here.
 fn unet_constants() -> Vec<(&'static str, Vec<Value>)> {
@@ -60,122 +49,9 @@ const UNET_IGNORED: [&str; 2] = ["upcast_attention", "addition_embed_type_num_he
 const WITH_ATTENTION: [&str; 2] = ["CrossAttnDownBlock2D", "CrossAttnUpBlock2D"];
 const WITHOUT_ATTENTION: [&str; 2] = ["DownBlock2D", "UpBlock2D"];
 
-/// A number, or one for each level, as diffusers writes it.
-#[derive(serde::Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(usize),
-    Many(Vec<usize>),
-}
-
-impl OneOrMany {
-    fn levels(self, levels: usize) -> Vec<usize> {
-        match self {
-            Self::One(number) => vec![number; levels],
-            Self::Many(numbers) => numbers,
-        }
-    }
-}
-
-/// Reads the fields of one configuration; notes what was asked for and what is wrong.
-struct Fields<'a> {
-    class: &'static str,
-    object: Option<&'a Map<String, Value>>,
-    known: BTreeSet<&'static str>,
-    problems: Vec<String>,
-}
-
-impl<'a> Fields<'a> {
-    fn new(class: &'static str, config: &'a Value) -> Self {
-        let object = config.as_object();
-        let mut problems = Vec::new();
-        if object.is_none() {
-            problems.push("is not a JSON object".to_owned());
-        }
-        let found = object.and_then(|o| o.get("_class_name")).and_then(Value::as_str);
-        if let Some(found) = found.filter(|found| *found != class) {
-            problems.push(format!("`_class_name` is {found}, which is another model"));
-        }
-        Self { class, object, known: BTreeSet::new(), problems }
-    }
-
-    fn raw(&mut self, name: &'static str) -> Option<&'a Value> {
-        self.known.insert(name);
-        self.object.and_then(|object| object.get(name))
-    }
-
-    /// A field's value, or what diffusers takes where it is missing.
-    fn get<T: DeserializeOwned>(&mut self, name: &'static str, default: T) -> T {
-        let Some(value) = self.raw(name) else { return default };
-        T::deserialize(value).unwrap_or_else(|error| {
-            self.problems.push(format!("`{name}` = {value}: {error}"));
-            default
-        })
-    }
-
-    /// A field with one number for each level.
-    fn levels(&mut self, name: &'static str, default: usize, levels: usize) -> Vec<usize> {
-        let numbers = self.get(name, OneOrMany::One(default)).levels(levels);
-        if numbers.len() != levels {
-            self.problems.push(format!("`{name}` has {} entries for {levels} levels", numbers.len()));
-            return vec![default; levels];
-        }
-        numbers
-    }
-
-    /// A field that may be a list but must have the same number everywhere.
-    fn uniform(&mut self, name: &'static str, default: usize) -> usize {
-        let numbers = self.get(name, OneOrMany::One(default)).levels(1);
-        let first = numbers.first().copied().unwrap_or(default);
-        if numbers.iter().any(|&number| number != first) {
-            self.problems.push(format!("`{name}` = {numbers:?}: only the same for all levels is built"));
-        }
-        first
-    }
-
-    /// Fields of which only these values are built; a list must have one of them everywhere.
-    fn constants(&mut self, table: Vec<(&'static str, Vec<Value>)>) {
-        for (name, allowed) in table {
-            let Some(value) = self.raw(name) else { continue };
-            let fits = |value: &Value| allowed.iter().any(|allowed| equal(value, allowed));
-            if !fits(value) && !value.as_array().is_some_and(|values| values.iter().all(fits)) {
-                let allowed = allowed.iter().map(Value::to_string).collect::<Vec<_>>().join(" or ");
-                self.problems.push(format!("`{name}` = {value} is not built, only {allowed}"));
-            }
-        }
-    }
-
-    /// Notes a sentence about the fields.
-    fn check(&mut self, ok: bool, problem: impl FnOnce() -> String) {
-        if !ok {
-            self.problems.push(problem());
-        }
-    }
-
-    /// The configuration, if nothing was wrong.
-    fn finish<C>(mut self, config: C, validate: fn(&C) -> Result<(), ConfigError>) -> Result<C, DiffusersError> {
-        let names = self.object.into_iter().flat_map(Map::keys);
-        let unknown: Vec<&str> =
-            names.map(String::as_str).filter(|n| !n.starts_with('_') && !self.known.contains(n)).collect();
-        if !unknown.is_empty() {
-            self.problems.push(format!("unknown fields: {}", unknown.join(", ")));
-        }
-        if self.problems.is_empty()
-            && let Err(error) = validate(&config)
-        {
-            self.problems.push(error.to_string());
-        }
-        match self.problems.is_empty() {
-            true => Ok(config),
-            false => Err(DiffusersError { class: self.class, problems: self.problems }),
-        }
-    }
-}
-
-/// Equality of JSON values for which 1 and 1.0 are the same.
-fn equal(a: &Value, b: &Value) -> bool {
-    a == b || a.as_f64().is_some_and(|a| b.as_f64() == Some(a))
-}
+/// Most residual blocks of a level, and most transformer blocks of a spatial transformer.
+const MOST_RESNETS: usize = 16;
+const MOST_TRANSFORMERS: usize = 64;
 
 impl UNetConfig {
     const CLASS: &str = "UNet2DConditionModel";
@@ -185,64 +61,61 @@ impl UNetConfig {
     /// `attention_head_dim` is the number of heads of each level there, in spite of its name.
     ///
     /// # Errors
-    /// [`DiffusersError`] with every field that is unknown or asks for what is not built.
-    pub fn from_diffusers(config: &Value) -> Result<Self, DiffusersError> {
-        let mut fields = Fields::new(Self::CLASS, config);
-        fields.constants(unet_constants());
-        UNET_IGNORED.iter().for_each(|name| _ = fields.raw(name));
-        let block_out_channels: Vec<usize> = fields.get("block_out_channels", vec![320, 640, 1280, 1280]);
+    /// [`FieldsError`] with every field that is unknown or asks for what is not built.
+    pub fn from_diffusers(config: &Value) -> Result<Self, FieldsError> {
+        let mut fields = Fields::new(Self::CLASS, config).with_nulls();
+        fields.kind("_class_name", &[Self::CLASS]);
+        unet_constants().iter().for_each(|(name, allowed)| fields.fixed(name, allowed));
+        fields.ignore(&UNET_IGNORED);
+        let block_out_channels = fields.levels("block_out_channels", &[320, 640, 1280, 1280]);
         let levels = block_out_channels.len();
-        let heads = fields.levels("attention_head_dim", 8, levels);
-        let head_channels = block_out_channels.iter().zip(&heads).map(|(&channels, &heads)| {
-            let ok = heads > 0 && channels.is_multiple_of(heads);
-            fields.check(ok, || format!("`attention_head_dim`: {heads} heads do not divide {channels} channels"));
-            if ok { channels / heads } else { 1 }
-        });
-        let head_channels = head_channels.collect();
-        let norm_groups = fields.get("norm_num_groups", 32);
-        let depths = fields.levels("transformer_layers_per_block", 1, levels);
+        let norm_groups = fields.size("norm_num_groups", 32);
+        let depths = fields.per_level("transformer_layers_per_block", 1, levels, 1..=MOST_TRANSFORMERS);
         let one_depth = depths.first().copied().filter(|first| depths.iter().all(|depth| depth == first));
         let unet = Self {
-            in_channels: fields.get("in_channels", 4),
-            out_channels: fields.get("out_channels", 4),
-            layers_per_block: fields.uniform("layers_per_block", 2),
+            in_channels: fields.size("in_channels", 4),
+            out_channels: fields.size("out_channels", 4),
+            layers_per_block: fields.uniform("layers_per_block", 2, 1..=MOST_RESNETS),
             attention_levels: attention_levels(&mut fields, levels),
-            head_channels,
+            head_channels: head_channels(&mut fields, &block_out_channels),
             transformer_depth: one_depth.map_or(PerLevel::Each(depths), PerLevel::Same),
             linear_projection: fields.get("use_linear_projection", false),
-            context_channels: fields.uniform("cross_attention_dim", 1280),
+            context_channels: fields.uniform("cross_attention_dim", 1280, 1..=MOST),
             norm_groups,
-            norm_eps: fields.get("norm_eps", 1e-5),
+            norm_eps: fields.number("norm_eps", 1e-5) as f32,
             // Not a field of diffusers; key maps say so what MLPerf's variant is.
-            transformer_norm_groups: fields.get("transformer_norm_num_groups", norm_groups),
+            transformer_norm_groups: fields.size("transformer_norm_num_groups", norm_groups),
             flip_sin_to_cos: fields.get("flip_sin_to_cos", true),
-            freq_shift: fields.get("freq_shift", 0.0),
+            freq_shift: fields.number("freq_shift", 0.0) as f32,
             sample_size: sample_size(&mut fields),
             added: added(&mut fields),
             block_out_channels,
             ..Self::default()
         };
-        fields.finish(unet, Self::validate)
+        fields.refuse_unknown();
+        fields.finish_checked(unet, Self::validate)
     }
 
     /// The same network as diffusers' `config.json`.
     ///
     /// # Errors
-    /// [`DiffusersError`] if diffusers has no field for what it is: its transformers' norms have the residual blocks'
+    /// [`FieldsError`] if diffusers has no field for what it is: its transformers' norms have the residual blocks'
     /// groups (the MLPerf variant's do not) and an epsilon of 1e-6.
-    pub fn to_diffusers(&self) -> Result<Value, DiffusersError> {
+    pub fn to_diffusers(&self) -> Result<Value, FieldsError> {
         let mut problems = Vec::new();
+        let mut unsaid = |field: &str, value: String| {
+            let problem = "has no field in diffusers' configuration".to_owned();
+            problems.push(FieldProblem { field: field.to_owned(), value: Some(value), problem });
+        };
         if self.transformer_norm_groups != self.norm_groups {
-            problems.push(format!(
-                "norms of {} groups in residual blocks and {} in transformers have no field there",
-                self.norm_groups, self.transformer_norm_groups
-            ));
+            let value = format!("{} beside norm_groups = {}", self.transformer_norm_groups, self.norm_groups);
+            unsaid("transformer_norm_groups", value);
         }
         if self.transformer_norm_eps != UNetConfig::default().transformer_norm_eps {
-            problems.push(format!("transformer_norm_eps = {} has no field there", self.transformer_norm_eps));
+            unsaid("transformer_norm_eps", self.transformer_norm_eps.to_string());
         }
         if !problems.is_empty() {
-            return Err(DiffusersError { class: Self::CLASS, problems });
+            return Err(FieldsError { what: Self::CLASS.to_owned(), problems });
         }
         let levels = 0..self.block_out_channels.len();
         let block = |side: usize| move |&with: &bool| if with { WITH_ATTENTION[side] } else { WITHOUT_ATTENTION[side] };
@@ -278,55 +151,65 @@ fn shortest(number: f32) -> f64 {
     number.to_string().parse().unwrap_or(f64::from(number))
 }
 
+/// Channels of a head in each level: `attention_head_dim` is the number of heads.
+fn head_channels(fields: &mut Fields<'_>, channels: &[usize]) -> Vec<usize> {
+    const FIELD: &str = "attention_head_dim";
+    let heads = fields.per_level(FIELD, 8, channels.len(), 1..=MOST);
+    let one = |(&channels, &heads): (&usize, &usize)| {
+        let ok = channels.is_multiple_of(heads);
+        fields.check(ok, FIELD, || format!("{heads} heads do not divide {channels} channels"));
+        if ok { channels / heads } else { 1 }
+    };
+    channels.iter().zip(&heads).map(one).collect()
+}
+
 /// Which levels have transformers; the way up must mirror the way down.
 fn attention_levels(fields: &mut Fields<'_>, levels: usize) -> Vec<bool> {
-    let defaults = |side: usize| {
-        let last = std::iter::once(WITHOUT_ATTENTION[side].to_owned());
-        let mut types: Vec<String> = vec![WITH_ATTENTION[side].to_owned(); 3];
-        types.extend(last);
-        types
+    const FIELDS: [&str; 2] = ["down_block_types", "up_block_types"];
+    let with_default = |side: usize| {
+        let (with, without) = (WITH_ATTENTION[side], WITHOUT_ATTENTION[side]);
+        let down = [with, with, with, without].map(str::to_owned);
+        if side == 0 { down.to_vec() } else { down.into_iter().rev().collect() }
     };
-    let down: Vec<String> = fields.get("down_block_types", defaults(0));
-    let default_up = defaults(1).into_iter().rev().collect();
-    let up: Vec<String> = fields.get("up_block_types", default_up);
-    for (name, types, side) in [("down_block_types", &down, 0), ("up_block_types", &up, 1)] {
-        fields.check(types.len() == levels, || format!("`{name}` has {} entries for {levels} levels", types.len()));
-        for kind in types {
-            let built = [WITH_ATTENTION[side], WITHOUT_ATTENTION[side]];
-            fields.check(built.contains(&kind.as_str()), || {
-                format!("`{name}`: {kind} is not built, only {} and {}", built[0], built[1])
-            });
+    let [down, up] = [0, 1].map(|side| {
+        let types: Vec<String> = fields.get(FIELDS[side], with_default(side));
+        let entries = types.len();
+        fields.check(entries == levels, FIELDS[side], || format!("has {entries} entries for {levels} levels"));
+        let built = [WITH_ATTENTION[side], WITHOUT_ATTENTION[side]];
+        if let Some(other) = types.iter().find(|kind| !built.contains(&kind.as_str())) {
+            fields.problem(FIELDS[side], format!("{other} is not built, only {} and {}", built[0], built[1]));
         }
-    }
-    let with: Vec<bool> = down.iter().map(|kind| kind == WITH_ATTENTION[0]).collect();
-    let mirrored = up.iter().rev().map(|kind| kind == WITH_ATTENTION[1]).eq(with.iter().copied());
-    fields.check(mirrored, || "`up_block_types` is not the mirror of `down_block_types`".to_owned());
-    with
+        types.iter().map(|kind| kind == WITH_ATTENTION[side]).collect::<Vec<bool>>()
+    });
+    let mirrored = up.iter().rev().eq(&down);
+    fields.check(mirrored, FIELDS[1], || format!("is not the mirror of {}", FIELDS[0]));
+    down
 }
 
 /// `sample_size`: one number, or none; of a list, the first.
 fn sample_size(fields: &mut Fields<'_>) -> Option<usize> {
-    let size: Option<OneOrMany> = fields.get("sample_size", None);
-    size.and_then(|size| size.levels(1).first().copied())
+    const FIELD: &str = "sample_size";
+    match fields.raw(FIELD) {
+        Some(Value::Array(sides)) => {
+            let size = sides.first().and_then(Value::as_u64).filter(|&size| (1..=MOST as u64).contains(&size));
+            fields.check(size.is_some(), FIELD, || format!("must be whole numbers from 1 to {MOST}"));
+            size.map(|size| size as usize)
+        }
+        _ => fields.optional_size(FIELD),
+    }
 }
 
 /// The conditions beside the text states.
 fn added(fields: &mut Fields<'_>) -> Option<AddedConfig> {
-    let kind: Option<String> = fields.get("addition_embed_type", None);
-    let time_features: Option<usize> = fields.get("addition_time_embed_dim", None);
-    let input_channels: Option<usize> = fields.get("projection_class_embeddings_input_dim", None);
-    match (kind.as_deref(), time_features, input_channels) {
-        (None, _, _) => None,
-        (Some("text_time"), Some(time_features), Some(input_channels)) => {
-            Some(AddedConfig { time_features, input_channels })
-        }
-        (Some("text_time"), _, _) => {
-            let needed = "`addition_time_embed_dim` and `projection_class_embeddings_input_dim`";
-            fields.check(false, || format!("`addition_embed_type` text_time needs {needed}"));
-            None
-        }
-        (Some(other), _, _) => {
-            fields.check(false, || format!("`addition_embed_type` = {other} is not built, only null and text_time"));
+    const FIELDS: [&str; 3] =
+        ["addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"];
+    fields.fixed(FIELDS[0], &[json!(null), json!("text_time")]);
+    let is_there = fields.raw(FIELDS[0]).is_some_and(|kind| !kind.is_null());
+    match (is_there, fields.optional_size(FIELDS[1]), fields.optional_size(FIELDS[2])) {
+        (false, _, _) => None,
+        (true, Some(time_features), Some(input_channels)) => Some(AddedConfig { time_features, input_channels }),
+        (true, _, _) => {
+            fields.problem(FIELDS[0], format!("needs `{}` and `{}`", FIELDS[1], FIELDS[2]));
             None
         }
     }
@@ -340,39 +223,38 @@ impl AutoencoderConfig {
     /// Reads the `config.json` of a diffusers autoencoder; fields that are missing have diffusers' defaults.
     ///
     /// # Errors
-    /// [`DiffusersError`] with every field that is unknown or asks for what is not built.
-    pub fn from_diffusers(config: &Value) -> Result<Self, DiffusersError> {
-        let mut fields = Fields::new(Self::CLASS, config);
-        let in_channels = fields.get("in_channels", 3);
-        fields.constants(vec![
-            ("out_channels", vec![json!(in_channels)]),
-            ("act_fn", vec![json!("silu"), json!("swish")]),
-            ("down_block_types", vec![json!(Self::DOWN)]),
-            ("up_block_types", vec![json!(Self::UP)]),
-            ("shift_factor", vec![json!(null)]),
-        ]);
-        let block_out_channels: Vec<usize> = fields.get("block_out_channels", vec![64]);
-        for name in ["down_block_types", "up_block_types"] {
+    /// [`FieldsError`] with every field that is unknown or asks for what is not built.
+    pub fn from_diffusers(config: &Value) -> Result<Self, FieldsError> {
+        let mut fields = Fields::new(Self::CLASS, config).with_nulls();
+        fields.kind("_class_name", &[Self::CLASS]);
+        let in_channels = fields.size("in_channels", 3);
+        let block_out_channels = fields.levels("block_out_channels", &[64]);
+        fields.fixed("out_channels", &[json!(in_channels)]);
+        fields.fixed("act_fn", &[json!("silu"), json!("swish")]);
+        fields.fixed("shift_factor", &[json!(null)]);
+        for (name, built) in [("down_block_types", Self::DOWN), ("up_block_types", Self::UP)] {
+            fields.fixed(name, &[json!(built)]);
             let types = fields.raw(name).and_then(Value::as_array).map_or(1, Vec::len);
             let levels = block_out_channels.len();
-            fields.check(types == levels, || format!("`{name}` has {types} entries for {levels} levels"));
+            fields.check(types == levels, name, || format!("has {types} entries for {levels} levels"));
         }
         let autoencoder = Self {
             in_channels,
-            latent_channels: fields.get("latent_channels", 4),
+            latent_channels: fields.size("latent_channels", 4),
             block_out_channels,
-            layers_per_block: fields.get("layers_per_block", 1),
-            norm_groups: fields.get("norm_num_groups", 32),
+            layers_per_block: fields.whole("layers_per_block", 1, 1..=MOST_RESNETS),
+            norm_groups: fields.size("norm_num_groups", 32),
             mid_attention: fields.get("mid_block_add_attention", true),
             use_quant_conv: fields.get("use_quant_conv", true),
             use_post_quant_conv: fields.get("use_post_quant_conv", true),
             sample_size: sample_size(&mut fields).unwrap_or(32),
             force_upcast: fields.get("force_upcast", true),
-            scaling_factor: Some(fields.get("scaling_factor", Self::STABLE_DIFFUSION_SCALE)),
+            scaling_factor: Some(fields.number("scaling_factor", f64::from(Self::STABLE_DIFFUSION_SCALE)) as f32),
             latents_mean: fields.get("latents_mean", None),
             latents_std: fields.get("latents_std", None),
         };
-        fields.finish(autoencoder, Self::validate)
+        fields.refuse_unknown();
+        fields.finish_checked(autoencoder, Self::validate)
     }
 
     /// The same network as diffusers' `config.json`.
@@ -464,7 +346,7 @@ mod tests {
             assert_eq!(UNetConfig::from_diffusers(&config.to_diffusers().unwrap()).unwrap(), config);
         }
         let error = UNetConfig::mlperf_stable_diffusion_2().to_diffusers().unwrap_err().to_string();
-        assert!(error.contains("16 groups"), "{error}");
+        assert!(error.contains("transformer_norm_groups") && error.contains("16"), "{error}");
         for config in [AutoencoderConfig::stable_diffusion(), AutoencoderConfig::stable_diffusion_xl()] {
             assert_eq!(AutoencoderConfig::from_diffusers(&config.to_diffusers()).unwrap(), config);
         }
@@ -499,6 +381,35 @@ mod tests {
         assert!(with("_class_name", json!("UNet2DModel")).contains("another model"));
         let error = AutoencoderConfig::from_diffusers(&json!({ "shift_factor": 0.1, "act_fn": "relu" })).unwrap_err();
         assert_eq!(error.problems.len(), 2, "{error}");
+    }
+
+    /// Sizes that no memory holds are refused before anything is made of them.
+    #[test]
+    fn hostile_sizes_are_named() {
+        let huge = json!(1u64 << 40);
+        for name in [
+            "in_channels",
+            "out_channels",
+            "layers_per_block",
+            "transformer_layers_per_block",
+            "cross_attention_dim",
+            "norm_num_groups",
+            "attention_head_dim",
+            "sample_size",
+            "addition_time_embed_dim",
+            "projection_class_embeddings_input_dim",
+        ] {
+            let error = UNetConfig::from_diffusers(&json!({ name: huge })).unwrap_err();
+            assert!(error.names(name), "{name}: {error}");
+        }
+        let error = UNetConfig::from_diffusers(&json!({ "block_out_channels": [32, huge] })).unwrap_err();
+        assert!(error.names("block_out_channels"), "{error}");
+        let error = UNetConfig::from_diffusers(&json!({ "block_out_channels": vec![32; 9] })).unwrap_err();
+        assert!(error.names("block_out_channels"), "{error}");
+        for name in ["in_channels", "latent_channels", "layers_per_block", "norm_num_groups", "sample_size"] {
+            let error = AutoencoderConfig::from_diffusers(&json!({ name: huge })).unwrap_err();
+            assert!(error.names(name), "{name}: {error}");
+        }
     }
 
     /// Configurations of earlier versions of this project, and recipes, have none of the newer fields.

@@ -118,7 +118,7 @@ impl BasicConv {
                 let scale = bn.weight.val() / bn.running_var.val().add_scalar(NORM_EPS).sqrt();
                 let shift = bn.bias.val() - bn.running_mean.val() * scale.clone();
                 let [outputs] = scale.dims();
-                let weight = self.conv.weight.val() * scale.reshape([outputs, 1, 1, 1]);
+                let weight = self.conv.weight.tensor() * scale.reshape([outputs, 1, 1, 1]);
                 ops::conv2d(x, weight, Some(shift), None, None, self.conv.geometry())
             }
         };
@@ -388,7 +388,7 @@ impl Inception {
     /// are not the checkpoint's any more.
     pub fn folded(&self) -> Self {
         let [labels, _] = self.fc.weight.dims();
-        let device = self.fc.weight.val().device();
+        let device = self.fc.weight.device();
         let room = Self::new(&mut Builder { init: &mut Init::new(0, &device), norms: false }, labels);
         let named = state::collect(self).into_iter().map(|tensor| (tensor.name, tensor.values));
         let parameters = Parameters(named.collect());

@@ -2,7 +2,8 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use calotype_kernels::{Purpose, Stream, threads};
+use calotype_core::{Purpose, Stream};
+use calotype_kernels::threads;
 
 /// Hands out initial parameters; parameter `n` of a model draws from its own random stream.
 #[derive(Debug)]

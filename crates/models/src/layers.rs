@@ -1,15 +1,16 @@
 //! The layers with parameters that all models are built of.
 
 use crate::init::Init;
+use crate::weight::LayerWeight;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
-use calotype_ops::{self as ops, Conv2dGeometry};
+use calotype_ops::{self as ops, Conv2dGeometry, WeightUse};
 
 /// Affine map of the last dimension.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[out, in]`
-    pub weight: Param<Tensor<2>>,
+    pub weight: LayerWeight<2>,
     /// `[out]`
     pub bias: Option<Param<Tensor<1>>>,
 }
@@ -19,24 +20,34 @@ impl Linear {
     pub fn new(init: &mut Init, inputs: usize, outputs: usize) -> Self {
         let weight = init.fan_in_uniform([outputs, inputs], inputs);
         let bias = Some(init.fan_in_uniform([outputs], inputs));
-        Self { weight, bias }
+        Self::from_parameters(weight, bias)
+    }
+
+    /// From given parameters.
+    pub fn from_parameters(weight: Param<Tensor<2>>, bias: Option<Param<Tensor<1>>>) -> Self {
+        Self { weight: LayerWeight::new(weight, WeightUse::Linear), bias }
+    }
+
+    /// The same layer, for [`Linear::forward_geglu`].
+    pub fn gated(self) -> Self {
+        Self { weight: self.weight.used_in(WeightUse::LinearGeglu), ..self }
     }
 
     /// Random weights as torch initialises them, without a bias.
     pub fn without_bias(init: &mut Init, inputs: usize, outputs: usize) -> Self {
-        Self { weight: init.fan_in_uniform([outputs, inputs], inputs), bias: None }
+        Self::from_parameters(init.fan_in_uniform([outputs, inputs], inputs), None)
     }
 
     /// Normal weights of the given deviation and a zero bias.
     pub fn normal(init: &mut Init, inputs: usize, outputs: usize, deviation: f32) -> Self {
         let weight = init.normal([outputs, inputs], deviation);
-        Self { weight, bias: Some(init.constant([outputs], 0.0)) }
+        Self::from_parameters(weight, Some(init.constant([outputs], 0.0)))
     }
 
     /// All zeros: the layer starts as if it were absent.
     pub fn zero(init: &mut Init, inputs: usize, outputs: usize) -> Self {
         let weight = init.constant([outputs, inputs], 0.0);
-        Self { weight, bias: Some(init.constant([outputs], 0.0)) }
+        Self::from_parameters(weight, Some(init.constant([outputs], 0.0)))
     }
 
     /// # Shapes
@@ -45,7 +56,7 @@ impl Linear {
         ops::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), None)
     }
 
-    /// The map, whose outputs are values and as many gates, then GEGLU.
+    /// The map, whose outputs are values and as many gates, then GEGLU; for layers that are [`Linear::gated`].
     ///
     /// # Shapes
     /// `[.., in]` to `[.., out / 2]`
@@ -66,7 +77,7 @@ impl Linear {
 #[derive(Module, Debug)]
 pub struct Conv2d {
     /// `[out, rows, columns, in]`
-    pub weight: Param<Tensor<4>>,
+    pub weight: LayerWeight<4>,
     /// `[out]`
     pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
@@ -78,7 +89,7 @@ impl Conv2d {
     pub fn new(init: &mut Init, inputs: usize, outputs: usize, kernel: usize, geometry: Conv2dGeometry) -> Self {
         let fan_in = inputs * kernel * kernel;
         let weight = init.fan_in_uniform([outputs, kernel, kernel, inputs], fan_in);
-        Self { weight, bias: Some(init.fan_in_uniform([outputs], fan_in)), geometry }
+        Self::from_parameters(weight, Some(init.fan_in_uniform([outputs], fan_in)), geometry)
     }
 
     /// A square kernel of odd size whose output has the input's size.
@@ -88,11 +99,8 @@ impl Conv2d {
 
     /// Like [`Conv2d::same`] with all weights zero.
     pub fn zero(init: &mut Init, inputs: usize, outputs: usize, kernel: usize) -> Self {
-        Self {
-            weight: init.constant([outputs, kernel, kernel, inputs], 0.0),
-            bias: Some(init.constant([outputs], 0.0)),
-            geometry: Conv2dGeometry::same(kernel),
-        }
+        let weight = init.constant([outputs, kernel, kernel, inputs], 0.0);
+        Self::from_parameters(weight, Some(init.constant([outputs], 0.0)), Conv2dGeometry::same(kernel))
     }
 
     /// The same convolution with another initial bias.
@@ -104,16 +112,13 @@ impl Conv2d {
     /// Non-overlapping patches without a bias, as CLIP's vision tower embeds them.
     pub fn patches(init: &mut Init, inputs: usize, outputs: usize, size: usize) -> Self {
         let fan_in = inputs * size * size;
-        Self {
-            weight: init.fan_in_uniform([outputs, size, size, inputs], fan_in),
-            bias: None,
-            geometry: Conv2dGeometry::patches(size),
-        }
+        let weight = init.fan_in_uniform([outputs, size, size, inputs], fan_in);
+        Self::from_parameters(weight, None, Conv2dGeometry::patches(size))
     }
 
     /// From given parameters.
     pub fn from_parameters(weight: Param<Tensor<4>>, bias: Option<Param<Tensor<1>>>, geometry: Conv2dGeometry) -> Self {
-        Self { weight, bias, geometry }
+        Self { weight: LayerWeight::new(weight, WeightUse::Conv2d), bias, geometry }
     }
 
     /// Stride and padding.

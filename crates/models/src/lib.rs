@@ -4,7 +4,7 @@
 //! Every model is a configuration (plain `serde` data, as a recipe holds it) with an `init` that
 //! makes the module. Module paths equal the published checkpoint keys: diffusers' for the UNet and
 //! the autoencoder, transformers' for CLIP and ViT, pytorch-fid's for Inception. Activations are channels-last throughout; the
-//! dtype of the input decides the precision; weights are `f32`, and may be `bf16` for inference.
+//! dtype of the input decides the precision; weights are `f32`, and for inference may be `bf16`, and packed ([`LayerWeight`]).
 
 pub mod attention;
 pub mod autoencoder;
@@ -15,19 +15,21 @@ mod flops;
 pub mod inception;
 pub mod init;
 pub mod layers;
-mod published;
 pub mod resnet;
 pub mod state;
 pub mod text;
+mod to_transformers;
 pub mod tokenizer;
 mod transformer;
+mod transformers;
 pub mod unet;
 pub mod vision;
 pub mod vit;
+pub mod weight;
 
 pub use autoencoder::{Autoencoder, AutoencoderConfig, LatentDistribution, NonFinite, Tiling};
+pub use calotype_core::FieldsError;
 pub use clip::{Clip, ClipConfig};
-pub use diffusers::DiffusersError;
 pub use inception::{Inception, InceptionConfig, InceptionOutput};
 pub use init::Init;
 pub use text::{ClipTextEncoder, TextConfig, TextEncoderConfig, TextModel, TextOutput, TextStates};
@@ -36,6 +38,7 @@ pub use transformer::HiddenActivation;
 pub use unet::{AddedConditions, AddedConfig, PerLevel, UNet, UNetConfig};
 pub use vision::{ClipImageEncoder, ImageEncoderConfig, VisionConfig, VisionModel, VisionOutput};
 pub use vit::{Vit, VitConfig};
+pub use weight::LayerWeight;
 
 /// A model configuration that cannot be built, naming the field and the remedy.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -3,9 +3,11 @@
 //! Convolution weights are kept as `[out, rows, columns, in]` in memory and are `[out, in, rows,
 //! columns]` here, so that what is written loads into the reference implementations as it is.
 
+use crate::weight::{packable, replace_by};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use calotype_kernels::{Element, threads};
+use calotype_ops::{PackedWeight, StoredType, WeightUse};
 use half::{bf16, f16};
 use std::borrow::Cow;
 
@@ -86,7 +88,8 @@ pub enum WeightPrecision {
     /// All in `f32`, as training needs them.
     #[default]
     F32,
-    /// For inference: those of rank two and more, which are nearly all, in `bf16`; the rest in `f32`.
+    /// For inference: those of rank two and more, which are nearly all, in `bf16`; the rest in `f32`. The weights of layers
+    /// are kept packed where the device multiplies with packed ones ([`LayerWeight`](crate::LayerWeight)).
     Bf16,
 }
 
@@ -202,7 +205,7 @@ pub fn layout<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.out.push((self.path.name(), checkpoint_shape(&param.val().dims())));
+            self.out.push((self.path.name(), checkpoint_shape(&param.lazy_shape())));
         }
     }
     let mut visitor = Layout { path: Path::default(), out: Vec::new() };
@@ -215,16 +218,17 @@ pub fn layout<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
 /// # Errors
 /// The first error of `lookup` ends the loading.
 pub fn load<M: Module, E>(module: M, mut lookup: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>) -> Result<M, E> {
-    replace(module, |name, shape| {
+    replace(module, |name, shape, _| {
         let values = lookup(name, &checkpoint_shape(shape))?;
-        Ok(TensorData::new(from_checkpoint(&values, shape), shape.to_vec()))
+        Ok(TensorData::new(from_checkpoint(&values, shape), shape.to_vec()).into())
     })
 }
 
 /// Replaces every parameter of a module by the stored tensor that `lookup` gives for its key and checkpoint shape.
 ///
 /// Elements are converted and put in order on their way from the stored bytes to the parameter: for a module of
-/// [`crate::Init::placeholders`], memory never holds more than the parameters so far.
+/// [`crate::Init::placeholders`], memory never holds more than the parameters so far. With [`WeightPrecision::Bf16`], weights
+/// of layers go from the stored bytes to their packed form in one pass.
 ///
 /// # Errors
 /// The first error of `lookup`, or [`StateError`] for a tensor that does not fit, ends the loading.
@@ -233,23 +237,65 @@ pub fn load_with<'a, M: Module, E: From<StateError>>(
     precision: WeightPrecision,
     mut lookup: impl FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>,
 ) -> Result<M, E> {
-    replace(module, |name, shape| {
+    replace(module, |name, shape, usage| {
         let needed = checkpoint_shape(shape);
         let stored = lookup(name, &needed)?;
         let half = precision == WeightPrecision::Bf16 && shape.len() > 1;
-        let data = if half { parameter::<bf16>(&stored, shape) } else { parameter::<f32>(&stored, shape) };
-        Ok(data.map_err(|misfit| misfit.at(name, &stored, needed))?)
+        let value = match half {
+            true => usage.and_then(|usage| packed_parameter(&stored, shape, usage)).map_or_else(
+                || parameter::<bf16>(&stored, shape).map(Loaded::from),
+                |packed| Ok(Loaded::Packed(packed)),
+            ),
+            false => parameter::<f32>(&stored, shape).map(Loaded::from),
+        };
+        Ok(value.map_err(|misfit| misfit.at(name, &stored, needed))?)
     })
 }
 
-/// Replaces every parameter of a module by what `data` gives for its key and its shape in memory.
-fn replace<M: Module, E>(module: M, data: impl FnMut(&str, &[usize]) -> Result<TensorData, E>) -> Result<M, E> {
+/// The module for inference: weights of layers rounded to `bf16` and packed, where the device multiplies with packed ones.
+///
+/// Not for a module that is trained: packed weights have no gradients.
+pub fn packed<M: Module>(module: M) -> M {
+    struct Pack;
+    impl ModuleMapper for Pack {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if let Some(usage) = packable(&param) {
+                let shape = param.lazy_shape();
+                let values = to_checkpoint(&values_of(param.val()), &shape);
+                let stored = bytemuck::cast_slice(&values);
+                if let Some(packed) = PackedWeight::from_stored(stored, StoredType::F32, &shape, usage) {
+                    replace_by(packed);
+                }
+            }
+            param
+        }
+    }
+    module.map(&mut Pack)
+}
+
+/// What takes the place of a parameter.
+enum Loaded {
+    Data(TensorData),
+    Packed(PackedWeight),
+}
+
+impl From<TensorData> for Loaded {
+    fn from(data: TensorData) -> Self {
+        Self::Data(data)
+    }
+}
+
+/// Replaces every parameter of a module by what `value` gives for its key, its shape in memory, and its use, if it can be packed.
+fn replace<M: Module, E>(
+    module: M,
+    value: impl FnMut(&str, &[usize], Option<WeightUse>) -> Result<Loaded, E>,
+) -> Result<M, E> {
     struct Replace<F, E> {
         path: Path,
-        data: F,
+        value: F,
         error: Option<E>,
     }
-    impl<F: FnMut(&str, &[usize]) -> Result<TensorData, E>, E> ModuleMapper for Replace<F, E> {
+    impl<F: FnMut(&str, &[usize], Option<WeightUse>) -> Result<Loaded, E>, E> ModuleMapper for Replace<F, E> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.push(name, container);
         }
@@ -260,28 +306,50 @@ fn replace<M: Module, E>(module: M, data: impl FnMut(&str, &[usize]) -> Result<T
             if self.error.is_some() {
                 return param;
             }
-            let (id, tensor, mapper) = param.consume();
-            let (shape, device, grad) = (tensor.dims(), tensor.device(), tensor.is_require_grad());
-            let tensor = match (self.data)(&self.path.name(), &shape) {
-                Ok(data) => {
-                    drop(tensor);
-                    let dtype = data.dtype();
-                    Tensor::from_data(data, (&device, dtype)).set_require_grad(grad)
+            match (self.value)(&self.path.name(), &param.lazy_shape(), packable(&param)) {
+                Ok(Loaded::Data(data)) => with_data(param, data),
+                Ok(Loaded::Packed(packed)) => {
+                    replace_by(packed);
+                    param
                 }
                 Err(error) => {
                     self.error = Some(error);
-                    tensor
+                    param
                 }
-            };
-            Param::from_mapped_value(id, tensor, mapper)
+            }
         }
     }
-    let mut mapper = Replace { path: Path::default(), data, error: None };
+    let mut mapper = Replace { path: Path::default(), value, error: None };
     let module = module.map(&mut mapper);
     match mapper.error {
         Some(error) => Err(error),
         None => Ok(module),
     }
+}
+
+/// A parameter with another value, in the precision of `data`.
+fn with_data<const D: usize>(param: Param<Tensor<D>>, data: TensorData) -> Param<Tensor<D>> {
+    let (id, tensor, mapper) = param.consume();
+    let (device, grad) = (tensor.device(), tensor.is_require_grad());
+    drop(tensor);
+    let dtype = data.dtype();
+    let tensor = Tensor::from_data(data, (&device, dtype)).set_require_grad(grad);
+    Param::from_mapped_value(id, tensor, mapper)
+}
+
+/// The stored elements of a layer's weight, packed; none if they do not fit, or are not packed on this processor.
+fn packed_parameter(stored: &StoredTensor<'_>, shape: &[usize], usage: WeightUse) -> Option<PackedWeight> {
+    let dtype = match stored.dtype {
+        DType::F64 => StoredType::F64,
+        DType::F32 => StoredType::F32,
+        DType::F16 => StoredType::F16,
+        DType::BF16 => StoredType::BF16,
+        _ => return None,
+    };
+    if stored.shape != checkpoint_shape(shape) {
+        return None;
+    }
+    PackedWeight::from_stored(&stored.bytes, dtype, shape, usage)
 }
 
 /// Why a stored tensor is no parameter.

@@ -2,11 +2,12 @@
 
 use crate::init::Init;
 use crate::layers::{Embedding, LayerNorm, Linear};
-use crate::published::{Published, check_type};
 use crate::transformer::{Encoder, HiddenActivation, Sizes};
+use crate::transformers::{activation, has_architecture, is_whole_clip, without};
 use crate::{ConfigError, InputError};
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor};
+use calotype_core::fields::{Fields, FieldsError};
 use serde::{Deserialize, Serialize};
 
 /// The end token in configurations that transformers wrote before version 4.31: not the real one, but a sign that the
@@ -97,32 +98,28 @@ impl TextConfig {
     /// From the fields of a `CLIPTextConfig` of transformers.
     ///
     /// # Errors
-    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
-    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
-        let config = Published::new(config)?;
-        check_type(&config, &["clip_text_model"])?;
-        Self::read(&config)
+    /// [`FieldsError`] with every field that is malformed, absurdly large, or would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, FieldsError> {
+        let mut fields = Fields::new("CLIPTextModel", config);
+        fields.kind("model_type", &["clip_text_model"]);
+        let text = Self::read(&mut fields);
+        fields.finish_checked(text, Self::validate)
     }
 
-    pub(crate) fn read(config: &Published) -> Result<Self, ConfigError> {
-        config.only("attention_dropout", 0)?;
-        let end_token = match config.get("eos_token_id") {
-            None => 49_407,
-            Some(value) => value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-                config.error("eos_token_id", format!("is {value}; the id of a single token is supported"))
-            })?,
-        };
-        Ok(Self {
-            vocab_size: config.size("vocab_size", 49_408)?,
-            context_length: config.size("max_position_embeddings", 77)?,
-            channels: config.size("hidden_size", 512)?,
-            mlp_channels: Some(config.size("intermediate_size", 2048)?),
-            layers: config.size("num_hidden_layers", 12)?,
-            heads: config.size("num_attention_heads", 8)?,
-            activation: config.activation(HiddenActivation::QuickGelu)?,
-            norm_eps: config.number("layer_norm_eps", 1e-5)? as f32,
-            end_token,
-        })
+    pub(crate) fn read(fields: &mut Fields<'_>) -> Self {
+        without(fields, &["attention_dropout"]);
+        Self {
+            vocab_size: fields.size("vocab_size", 49_408),
+            context_length: fields.size("max_position_embeddings", 77),
+            channels: fields.size("hidden_size", 512),
+            mlp_channels: Some(fields.size("intermediate_size", 2048)),
+            layers: fields.count("num_hidden_layers", 12),
+            heads: fields.size("num_attention_heads", 8),
+            activation: activation(fields, HiddenActivation::QuickGelu),
+            norm_eps: fields.number("layer_norm_eps", 1e-5) as f32,
+            // One id: a list of several is not supported.
+            end_token: fields.get("eos_token_id", 49_407),
+        }
     }
 }
 
@@ -291,17 +288,18 @@ impl TextEncoderConfig {
     /// whole `CLIPModel`, as transformers writes them.
     ///
     /// # Errors
-    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
-    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
-        let config = Published::new(config)?;
-        check_type(&config, &["clip_text_model", "clip"])?;
-        if config.text("model_type")? == Some("clip") {
-            let projection = Some(config.size("projection_dim", 512)?);
-            return Ok(Self { text: TextConfig::read(&config.nested("text_config")?)?, projection });
-        }
-        let projection = config.size("projection_dim", 512)?;
-        let projected = config.has_architecture("CLIPTextModelWithProjection");
-        Ok(Self { text: TextConfig::read(&config)?, projection: projected.then_some(projection) })
+    /// [`FieldsError`] with every field that is malformed, absurdly large, or would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, FieldsError> {
+        let mut fields = Fields::new("CLIPTextModel", config);
+        fields.kind("model_type", &["clip_text_model", "clip"]);
+        let projection = fields.size("projection_dim", 512);
+        let encoder = if is_whole_clip(&mut fields) {
+            Self { text: fields.nested("text_config", TextConfig::read), projection: Some(projection) }
+        } else {
+            let projected = has_architecture(&mut fields, "CLIPTextModelWithProjection");
+            Self { text: TextConfig::read(&mut fields), projection: projected.then_some(projection) }
+        };
+        fields.finish_checked(encoder, |encoder| encoder.text.validate())
     }
 
     /// The encoder with random weights, initialised as the CLIP reference does.
@@ -317,7 +315,7 @@ impl TextEncoderConfig {
 
 /// The map from a tower's pooled state to the common space.
 pub(crate) fn projection(init: &mut Init, inputs: usize, outputs: usize) -> Linear {
-    Linear { weight: init.normal([outputs, inputs], (inputs as f32).powf(-0.5)), bias: None }
+    Linear::from_parameters(init.normal([outputs, inputs], (inputs as f32).powf(-0.5)), None)
 }
 
 /// A text tower with or without projection (`CLIPTextModelWithProjection`, or `CLIPTextModel` under the keys of its

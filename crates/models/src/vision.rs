@@ -2,13 +2,15 @@
 
 use crate::init::Init;
 use crate::layers::{Conv2d, Embedding, LayerNorm, Linear};
-use crate::published::{Published, check_type};
 use crate::text::projection;
 use crate::transformer::{Encoder, HiddenActivation, Sizes};
+use crate::transformers::{activation, has_architecture, is_whole_clip, without};
 use crate::{ConfigError, InputError};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use calotype_core::fields::{Fields, FieldsError};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// The picture tower; defaults are OpenCLIP ViT-H/14's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,26 +94,27 @@ impl VisionConfig {
     /// From the fields of a `CLIPVisionConfig` of transformers.
     ///
     /// # Errors
-    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
-    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
-        let config = Published::new(config)?;
-        check_type(&config, &["clip_vision_model"])?;
-        Self::read(&config)
+    /// [`FieldsError`] with every field that is malformed, absurdly large, or would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, FieldsError> {
+        let mut fields = Fields::new("CLIPVisionModel", config);
+        fields.kind("model_type", &["clip_vision_model"]);
+        let vision = Self::read(&mut fields);
+        fields.finish_checked(vision, Self::validate)
     }
 
-    pub(crate) fn read(config: &Published) -> Result<Self, ConfigError> {
-        config.only("attention_dropout", 0)?;
-        config.only("num_channels", 3)?;
-        Ok(Self {
-            image_size: config.side("image_size", 224)?,
-            patch_size: config.side("patch_size", 32)?,
-            channels: config.size("hidden_size", 768)?,
-            mlp_channels: Some(config.size("intermediate_size", 3072)?),
-            layers: config.size("num_hidden_layers", 12)?,
-            heads: config.size("num_attention_heads", 12)?,
-            activation: config.activation(HiddenActivation::QuickGelu)?,
-            norm_eps: config.number("layer_norm_eps", 1e-5)? as f32,
-        })
+    pub(crate) fn read(fields: &mut Fields<'_>) -> Self {
+        without(fields, &["attention_dropout"]);
+        fields.fixed("num_channels", &[json!(3)]);
+        Self {
+            image_size: fields.square("image_size", 224),
+            patch_size: fields.square("patch_size", 32),
+            channels: fields.size("hidden_size", 768),
+            mlp_channels: Some(fields.size("intermediate_size", 3072)),
+            layers: fields.count("num_hidden_layers", 12),
+            heads: fields.size("num_attention_heads", 12),
+            activation: activation(fields, HiddenActivation::QuickGelu),
+            norm_eps: fields.number("layer_norm_eps", 1e-5) as f32,
+        }
     }
 }
 
@@ -200,14 +203,15 @@ impl VisionModel {
     }
 }
 
-/// The class token, then the patches by rows, each with the embedding of its position.
+/// The class tokens, then the patches by rows, each with the embedding of its position.
 ///
 /// # Shapes
-/// `patches`: `[batch, rows, columns, channels]`, `class`: `[1, 1, channels]`, `positions`: `[1, tokens, channels]`, with
-/// `tokens = 1 + rows · columns`; to `[batch, tokens, channels]` of the patches' dtype
+/// `patches`: `[batch, rows, columns, channels]`, `class`: `[1, class tokens, channels]`, `positions`: `[1, tokens,
+/// channels]`, with `tokens = class tokens + rows · columns`; to `[batch, tokens, channels]` of the patches' dtype
 pub(crate) fn with_class_token(patches: Tensor<4>, class: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
     let ([batch, rows, columns, channels], dtype) = (patches.dims(), patches.dtype());
-    let class = class.cast(dtype).expand([batch, 1, channels]);
+    let [_, tokens, _] = class.dims();
+    let class = class.cast(dtype).expand([batch, tokens, channels]);
     let patches = patches.reshape([batch, rows * columns, channels]);
     Tensor::cat(vec![class, patches], 1) + positions.cast(dtype)
 }
@@ -228,17 +232,18 @@ impl ImageEncoderConfig {
     /// whole `CLIPModel`, as transformers writes them.
     ///
     /// # Errors
-    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
-    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
-        let config = Published::new(config)?;
-        check_type(&config, &["clip_vision_model", "clip"])?;
-        if config.text("model_type")? == Some("clip") {
-            let projection = Some(config.size("projection_dim", 512)?);
-            return Ok(Self { vision: VisionConfig::read(&config.nested("vision_config")?)?, projection });
-        }
-        let projection = config.size("projection_dim", 512)?;
-        let projected = config.has_architecture("CLIPVisionModelWithProjection");
-        Ok(Self { vision: VisionConfig::read(&config)?, projection: projected.then_some(projection) })
+    /// [`FieldsError`] with every field that is malformed, absurdly large, or would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, FieldsError> {
+        let mut fields = Fields::new("CLIPVisionModel", config);
+        fields.kind("model_type", &["clip_vision_model", "clip"]);
+        let projection = fields.size("projection_dim", 512);
+        let encoder = if is_whole_clip(&mut fields) {
+            Self { vision: fields.nested("vision_config", VisionConfig::read), projection: Some(projection) }
+        } else {
+            let projected = has_architecture(&mut fields, "CLIPVisionModelWithProjection");
+            Self { vision: VisionConfig::read(&mut fields), projection: projected.then_some(projection) }
+        };
+        fields.finish_checked(encoder, |encoder| encoder.vision.validate())
     }
 
     /// The encoder with random weights, initialised as the CLIP reference does.

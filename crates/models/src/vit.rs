@@ -2,15 +2,17 @@
 
 use crate::init::Init;
 use crate::layers::{Conv2d, LayerNorm, Linear};
-use crate::published::{Published, check_type};
 use crate::transformer::{Block, HiddenActivation};
+use crate::transformers::{activation, without};
 use crate::vision::{check_patches, check_pictures, with_class_token};
 use crate::{ConfigError, InputError};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use calotype_kernels::{Purpose, Stream};
+use calotype_core::fields::{Fields, FieldsError};
+use calotype_core::{Purpose, Stream};
 use calotype_ops::Conv2dGeometry;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// A vision transformer with a classifier on its class token; defaults are ViT-B/16's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,19 @@ pub struct VitConfig {
     pub labels: usize,
     /// Share of the states that training drops behind the embeddings and in front of every sum with the residual.
     pub dropout: f32,
+    /// Tokens in front of the patches; the classifier reads the first. NeMo trains with several.
+    #[serde(skip_serializing_if = "is_one")]
+    pub class_tokens: usize,
+    /// Whether a layer with `tanh` stands in front of the classifier (Dosovitskiy et al. 2021, section 3.1: at
+    /// pre-training time).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pooling: bool,
+}
+
+/// Serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_one(number: &usize) -> bool {
+    *number == 1
 }
 
 impl Default for VitConfig {
@@ -54,6 +69,8 @@ impl Default for VitConfig {
             qkv_bias: true,
             labels: 1000,
             dropout: 0.0,
+            class_tokens: 1,
+            pooling: false,
         }
     }
 }
@@ -82,36 +99,41 @@ impl VitConfig {
         Ok(Self { patch_size, channels, mlp_channels, layers, heads, ..Self::default() })
     }
 
-    /// From the `config.json` of a `ViTForImageClassification`, as transformers writes it.
+    /// From the `config.json` of a `ViTForImageClassification`, as transformers writes it. Two more fields say what
+    /// other libraries' models have: `class_tokens` and `add_pooling_layer`.
     ///
     /// # Errors
-    /// [`ConfigError`] naming a field that is malformed, or that would change results and is not supported.
-    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, ConfigError> {
-        let config = Published::new(config)?;
-        check_type(&config, &["vit"])?;
-        config.only("num_channels", 3)?;
-        config.only("attention_probs_dropout_prob", 0)?;
-        let channels = config.size("hidden_size", 768)?;
-        let heads = config.size("num_attention_heads", 12)?;
-        config.only("head_dim", (channels / heads) as u64)?;
+    /// [`FieldsError`] with every field that is malformed, absurdly large, or would change results and is not supported.
+    pub fn from_transformers(config: &serde_json::Value) -> Result<Self, FieldsError> {
+        let mut fields = Fields::new("ViTForImageClassification", config);
+        fields.kind("model_type", &["vit"]);
+        fields.fixed("num_channels", &[json!(3)]);
+        without(&mut fields, &["attention_probs_dropout_prob"]);
+        let channels = fields.size("hidden_size", 768);
+        let heads = fields.size("num_attention_heads", 12);
+        fields.fixed("head_dim", &[json!(channels / heads)]);
         // The library keeps the number of classes as the number of their names; without names it assumes two.
-        let labels = match config.get("id2label").and_then(serde_json::Value::as_object) {
+        let names = fields.raw("id2label").and_then(Value::as_object).filter(|names| !names.is_empty());
+        let labels = match names {
             Some(names) => names.len(),
-            None => config.size("num_labels", 2)?,
+            None => fields.size("num_labels", 2),
         };
-        Ok(Self {
-            image_size: config.side("image_size", 224)?,
-            patch_size: config.side("patch_size", 16)?,
+        let vit = Self {
+            image_size: fields.square("image_size", 224),
+            patch_size: fields.square("patch_size", 16),
             channels,
-            mlp_channels: config.size("intermediate_size", 3072)?,
-            layers: config.size("num_hidden_layers", 12)?,
+            mlp_channels: fields.size("intermediate_size", 3072),
+            layers: fields.count("num_hidden_layers", 12),
             heads,
-            activation: config.activation(HiddenActivation::Gelu)?,
-            norm_eps: config.number("layer_norm_eps", 1e-12)? as f32,
-            qkv_bias: config.flag("qkv_bias", true)?,
+            activation: activation(&mut fields, HiddenActivation::Gelu),
+            norm_eps: fields.number("layer_norm_eps", 1e-12) as f32,
+            qkv_bias: fields.get("qkv_bias", true),
             labels,
-            dropout: config.number("hidden_dropout_prob", 0.0)? as f32,
-        })
+            dropout: fields.number("hidden_dropout_prob", 0.0) as f32,
+            class_tokens: fields.count("class_tokens", 1),
+            pooling: fields.get("add_pooling_layer", false),
+        };
+        fields.finish_checked(vit, Self::validate)
     }
 
     /// Checks that heads divide channels and patches the picture.
@@ -126,6 +148,7 @@ impl VitConfig {
         ConfigError::check((0.0..1.0).contains(&self.dropout), "dropout", || {
             format!("{} is not a share from 0 to below 1", self.dropout)
         })?;
+        ConfigError::check(self.class_tokens > 0, "class_tokens", || "the classifier reads a class token".into())?;
         check_patches("patch_size", self.image_size, self.patch_size)
     }
 
@@ -139,8 +162,8 @@ impl VitConfig {
         let (channels, patch) = (self.channels, self.patch_size);
         let vit = VitModel {
             embeddings: Embeddings {
-                cls_token: init.normal([1, 1, channels], DEVIATION),
-                position_embeddings: init.normal([1, patches + 1, channels], DEVIATION),
+                cls_token: init.normal([1, self.class_tokens, channels], DEVIATION),
+                position_embeddings: init.normal([1, patches + self.class_tokens, channels], DEVIATION),
                 patch_embeddings: PatchEmbeddings {
                     projection: Conv2d::from_parameters(
                         init.normal([channels, patch, patch, 3], DEVIATION),
@@ -151,6 +174,7 @@ impl VitConfig {
             },
             encoder: Layers { layer: (0..self.layers).map(|_| Layer::new(init, self)).collect() },
             layernorm: LayerNorm::with_eps(init, channels, self.norm_eps),
+            pooler: self.pooling.then(|| Dense { dense: Linear::normal(init, channels, channels, DEVIATION) }),
         };
         let classifier = Linear::normal(init, channels, self.labels, DEVIATION);
         Ok(Vit { vit, classifier, image_size: self.image_size, dropout: self.dropout })
@@ -253,6 +277,7 @@ struct VitModel {
     embeddings: Embeddings,
     encoder: Layers,
     layernorm: LayerNorm,
+    pooler: Option<Dense>,
 }
 
 /// Which states a training step drops: a function of the seed and of each sample's position in the run, not of batches.
@@ -332,7 +357,7 @@ impl Vit {
     /// The normalised states behind the last layer, class token first (`last_hidden_state`).
     ///
     /// # Shapes
-    /// `[batch, size, size, 3]` to `[batch, 1 + patches, channels]`
+    /// `[batch, size, size, 3]` to `[batch, class tokens + patches, channels]`
     ///
     /// # Errors
     /// As [`Vit::forward`].
@@ -358,6 +383,11 @@ impl Vit {
 
     fn classify(&self, states: Tensor<3>) -> Tensor<2> {
         let [batch, _, channels] = states.dims();
-        self.classifier.forward(states.narrow(1, 0, 1).reshape([batch, channels]))
+        let first = states.narrow(1, 0, 1).reshape([batch, channels]);
+        let pooled = match &self.vit.pooler {
+            Some(pooler) => pooler.dense.forward(first).tanh(),
+            None => first,
+        };
+        self.classifier.forward(pooled)
     }
 }

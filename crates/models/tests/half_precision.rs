@@ -3,7 +3,7 @@
 mod common;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use calotype_kernels::{Purpose, Stream};
+use calotype_core::{Purpose, Stream};
 use calotype_models::state::values_of;
 use calotype_models::unet::UNet;
 use calotype_models::{Init, UNetConfig};

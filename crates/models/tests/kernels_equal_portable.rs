@@ -4,7 +4,7 @@ mod common;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use calotype_kernels::{Purpose, Stream};
+use calotype_core::{Purpose, Stream};
 use calotype_models::{AutoencoderConfig, ClipConfig, HiddenActivation, Init, TextConfig, UNetConfig, VisionConfig};
 use calotype_ops::force_portable;
 

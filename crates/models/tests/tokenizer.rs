@@ -99,5 +99,5 @@ fn a_folder_says_how_it_pads() {
     write("vocab.json", "{}");
     assert!(matches!(read(), Err(TokenizerError::MissingToken { token, .. }) if token == "<|startoftext|>"));
     std::fs::remove_file(folder.path().join("vocab.json")).unwrap();
-    assert!(matches!(read(), Err(TokenizerError::Read { .. })));
+    assert!(matches!(read(), Err(TokenizerError::NoVocabulary { .. })));
 }

@@ -4,7 +4,7 @@ use crate::element::{Activations, Dense, by_dtype, room, tensor};
 use crate::in_backward::{count, deliver};
 use crate::packed::{PackedCache, on_trained};
 use crate::profile::{Pass, Span, Work, span};
-use crate::{Conv2dGeometry, PoolGeometry, Pooling};
+use crate::{Conv2dGeometry, PackedWeight, PoolGeometry, Pooling};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::{CheckpointStrategy, NoCheckpointing};
 use burn::backend::autodiff::grads::Gradients;
@@ -15,6 +15,7 @@ use burn::backend::{Autodiff, Backend, ExtensionType, backend_extension};
 use burn::tensor::DType;
 use calotype_kernels::{self as kernels, Activation, AttentionShape, Conv2dShape, PackedWeights, Pool2dShape};
 use half::bf16;
+use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 /// A tensor or none, in the form that Burn's dispatch carries.
@@ -49,11 +50,25 @@ pub trait DiffusionOps: Backend {
         #[extension_type] residual: OptionalTensor<Self>,
         geometry: Conv2dGeometry,
     ) -> FloatTensor<Self>;
+    fn nhwc_conv2d_packed(
+        x: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] channel_add: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
+        weight: PackedWeight,
+        geometry: Conv2dGeometry,
+    ) -> FloatTensor<Self>;
     fn rows_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalTensor<Self>,
         #[extension_type] residual: OptionalTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn rows_linear_packed(
+        x: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
+        weight: PackedWeight,
     ) -> FloatTensor<Self>;
     fn token_attention(
         q: FloatTensor<Self>,
@@ -84,6 +99,11 @@ pub trait DiffusionOps: Backend {
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalTensor<Self>,
     ) -> FloatTensor<Self>;
+    fn rows_linear_geglu_packed(
+        x: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        weight: PackedWeight,
+    ) -> FloatTensor<Self>;
     fn nhwc_upsample_nearest2x(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn nhwc_pool2d(x: FloatTensor<Self>, kind: Pooling, geometry: PoolGeometry) -> FloatTensor<Self>;
     fn rows_concat(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -101,7 +121,19 @@ impl DiffusionOps for Flex {
         geometry: Conv2dGeometry,
     ) -> FlexTensor {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
-        Convolution::new(x, weight, bias.is_some(), geometry).with_packed().forward(bias, channel_add, residual)
+        Convolution::new(x, weight.into(), bias.is_some(), geometry).with_packed().forward(bias, channel_add, residual)
+    }
+
+    fn nhwc_conv2d_packed(
+        x: FlexTensor,
+        bias: OptionalTensor<Self>,
+        channel_add: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
+        weight: PackedWeight,
+        geometry: Conv2dGeometry,
+    ) -> FlexTensor {
+        let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
+        Convolution::new(x, weight.into(), bias.is_some(), geometry).forward(bias, channel_add, residual)
     }
 
     fn rows_linear(
@@ -111,7 +143,17 @@ impl DiffusionOps for Flex {
         residual: OptionalTensor<Self>,
     ) -> FlexTensor {
         let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
-        Projection::new(x, weight, bias.is_some()).with_packed().forward(bias, residual)
+        Projection::new(x, weight.into(), bias.is_some()).with_packed().forward(bias, residual)
+    }
+
+    fn rows_linear_packed(
+        x: FlexTensor,
+        bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
+        weight: PackedWeight,
+    ) -> FlexTensor {
+        let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
+        Projection::new(x, weight.into(), bias.is_some()).forward(bias, residual)
     }
 
     fn token_attention(
@@ -150,7 +192,12 @@ impl DiffusionOps for Flex {
 
     fn rows_linear_geglu(x: FlexTensor, weight: FlexTensor, bias: OptionalTensor<Self>) -> FlexTensor {
         let bias = bias.into_option();
-        Projection::new(x, weight, bias.is_some()).forward_geglu(bias)
+        Projection::new(x, weight.into(), bias.is_some()).with_packed_geglu().forward_geglu(bias)
+    }
+
+    fn rows_linear_geglu_packed(x: FlexTensor, bias: OptionalTensor<Self>, weight: PackedWeight) -> FlexTensor {
+        let bias = bias.into_option();
+        Projection::new(x, weight.into(), bias.is_some()).forward_geglu(bias)
     }
 
     fn nhwc_upsample_nearest2x(x: FlexTensor) -> FlexTensor {
@@ -281,7 +328,7 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
         let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&channel_add), node_of::<C>(&residual)];
         record::<C, 5>(nodes, move || {
-            let op = Convolution::new(x.into_primitive(), weight.into_primitive(), bias.is_some(), geometry);
+            let op = Convolution::new(x.into_primitive(), weight.into_primitive().into(), bias.is_some(), geometry);
             let keep = op.shape.packs_changing_weights();
             let op = if keep { on_trained(|| op.with_packed()) } else { op };
             let y = op.forward(
@@ -290,6 +337,31 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
                 residual.map(|t| t.into_primitive()),
             );
             (y, Gradient::new(move |dy, wanted| op.backward(dy, wanted)))
+        })
+    }
+
+    fn nhwc_conv2d_packed(
+        x: Tracked<C>,
+        bias: OptionalTensor<Self>,
+        channel_add: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
+        weight: PackedWeight,
+        geometry: Conv2dGeometry,
+    ) -> Tracked<C> {
+        let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
+        let nodes = [x.node(), node_of::<C>(&bias), node_of::<C>(&channel_add), node_of::<C>(&residual)];
+        record::<C, 4>(nodes, move || {
+            let op = Convolution::new(x.into_primitive(), weight.into(), bias.is_some(), geometry);
+            let y = op.forward(
+                bias.map(|t| t.into_primitive()),
+                channel_add.map(|t| t.into_primitive()),
+                residual.map(|t| t.into_primitive()),
+            );
+            let gradient = Gradient::new(move |dy, [x, bias, channel_add, residual]| {
+                let [x, _, bias, channel_add, residual] = op.backward(dy, [x, false, bias, channel_add, residual]);
+                [x, bias, channel_add, residual]
+            });
+            (y, gradient)
         })
     }
 
@@ -302,10 +374,29 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
         let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
         let nodes = [x.node(), weight.node(), node_of::<C>(&bias), node_of::<C>(&residual)];
         record::<C, 4>(nodes, move || {
-            let op = Projection::new(x.into_primitive(), weight.into_primitive(), bias.is_some());
+            let op = Projection::new(x.into_primitive(), weight.into_primitive().into(), bias.is_some());
             let op = on_trained(|| op.with_packed());
             let y = op.forward(bias.map(|t| t.into_primitive()), residual.map(|t| t.into_primitive()));
             (y, Gradient::new(move |dy, wanted| op.backward(dy, wanted)))
+        })
+    }
+
+    fn rows_linear_packed(
+        x: Tracked<C>,
+        bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
+        weight: PackedWeight,
+    ) -> Tracked<C> {
+        let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
+        let nodes = [x.node(), node_of::<C>(&bias), node_of::<C>(&residual)];
+        record::<C, 3>(nodes, move || {
+            let op = Projection::new(x.into_primitive(), weight.into(), bias.is_some());
+            let y = op.forward(bias.map(|t| t.into_primitive()), residual.map(|t| t.into_primitive()));
+            let gradient = Gradient::new(move |dy, [x, bias, residual]| {
+                let [x, _, bias, residual] = op.backward(dy, [x, false, bias, residual]);
+                [x, bias, residual]
+            });
+            (y, gradient)
         })
     }
 
@@ -367,6 +458,10 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
     fn rows_linear_geglu(x: Tracked<C>, weight: Tracked<C>, bias: OptionalTensor<Self>) -> Tracked<C> {
         // The gradient needs what is between the two.
         Self::rows_geglu(Self::rows_linear(x, weight, bias, OptionalTensor::None))
+    }
+
+    fn rows_linear_geglu_packed(x: Tracked<C>, bias: OptionalTensor<Self>, weight: PackedWeight) -> Tracked<C> {
+        Self::rows_geglu(Self::rows_linear_packed(x, bias, OptionalTensor::None, weight))
     }
 
     fn nhwc_upsample_nearest2x(x: Tracked<C>) -> Tracked<C> {
@@ -443,28 +538,80 @@ pub(crate) type Form = ([usize; 4], bool);
 /// Packed weights of products with bf16 activations.
 pub(crate) static PACKED: PackedCache<Form, Option<PackedWeights>> = PackedCache::new();
 
-/// A weight in packed form, if it has one and is wanted.
-type Packed = Option<Arc<Option<PackedWeights>>>;
+/// A layer's weight.
+enum Factor {
+    /// A tensor, and its packed form, if it has one and is wanted.
+    Plain(Dense, Option<Arc<Option<PackedWeights>>>),
+    /// In packed form alone.
+    Packed(PackedWeight),
+}
 
-/// The packed weights that gradients of a layer's input are computed from, if they can be, with the gradient of its output.
-fn for_input<'a>(packed: &'a Packed, dy: &Dense) -> Option<&'a PackedWeights> {
-    let packed = packed.as_deref().and_then(Option::as_ref);
-    packed.filter(|packed| dy.dtype() == DType::BF16 && packed.gives_input_gradients())
+impl From<FlexTensor> for Factor {
+    fn from(weight: FlexTensor) -> Self {
+        Self::Plain(Dense::new(weight), None)
+    }
+}
+
+impl From<PackedWeight> for Factor {
+    fn from(weight: PackedWeight) -> Self {
+        Self::Packed(weight)
+    }
+}
+
+impl Factor {
+    fn dims<const D: usize>(&self) -> [usize; D] {
+        match self {
+            Self::Plain(weight, _) => dims(weight),
+            Self::Packed(weight) => {
+                let shape = weight.shape();
+                shape.try_into().unwrap_or_else(|_| panic!("operation needs rank {D}, got {shape:?}"))
+            }
+        }
+    }
+
+    /// A tensor and room for its packed form, where it is to be multiplied with `bf16`.
+    fn unpacked(&mut self, x: &Dense) -> Option<(&Dense, &mut Option<Arc<Option<PackedWeights>>>)> {
+        match self {
+            Self::Plain(weight, packed) if x.dtype() == DType::BF16 => Some((weight, packed)),
+            _ => None,
+        }
+    }
+
+    /// The packed weights for products with activations of `dtype`, if there are any: for GEGLU or without.
+    fn packed(&self, dtype: DType, gated: bool) -> Option<&PackedWeights> {
+        match self {
+            _ if dtype != DType::BF16 => None,
+            Self::Plain(_, packed) => packed.as_deref()?.as_ref().filter(|packed| packed.is_gated() == gated),
+            Self::Packed(weight) => weight.packed(gated),
+        }
+    }
+
+    /// The packed weights that gradients of a layer's input are computed from, if they can be, with the gradient of its output.
+    fn for_input(&self, dy: &Dense) -> Option<&PackedWeights> {
+        self.packed(dy.dtype(), false).filter(|packed| packed.gives_input_gradients())
+    }
+
+    /// The numbers as `f32`.
+    fn wide(&self) -> Cow<'_, [f32]> {
+        match self {
+            Self::Plain(weight, _) => weight.wide(),
+            Self::Packed(weight) => weight.wide(),
+        }
+    }
 }
 
 struct Convolution {
     x: Dense,
-    weight: Dense,
+    weight: Factor,
     has_bias: bool,
     shape: Conv2dShape,
-    packed: Packed,
 }
 
 impl Convolution {
-    fn new(x: FlexTensor, weight: FlexTensor, has_bias: bool, geometry: Conv2dGeometry) -> Self {
-        let (x, weight) = (Dense::new(x), Dense::new(weight));
+    fn new(x: FlexTensor, weight: Factor, has_bias: bool, geometry: Conv2dGeometry) -> Self {
+        let x = Dense::new(x);
         let [batch, height, width, in_channels] = dims(&x);
-        let [out_channels, rows, columns, weight_channels] = dims(&weight);
+        let [out_channels, rows, columns, weight_channels] = weight.dims();
         assert_eq!(
             in_channels, weight_channels,
             "conv2d: the input has {in_channels} channels, the weight expects {weight_channels}"
@@ -479,15 +626,15 @@ impl Convolution {
             stride: geometry.stride,
             padding: geometry.padding,
         };
-        Self { x, weight, has_bias, shape, packed: None }
+        Self { x, weight, has_bias, shape }
     }
 
-    /// Uses the weight's packed form, made now or before.
+    /// Uses a tensor's packed form, made now or before.
     fn with_packed(mut self) -> Self {
-        if self.x.dtype() == DType::BF16 {
-            let form = (dims(&self.weight), self.shape.minimal_filtering());
-            self.packed = by_dtype!(self.weight.dtype(), W => {
-                PACKED.get::<W>(self.weight.tensor(), form, |w| PackedWeights::for_conv(&self.shape, w))
+        if let Some((weight, packed)) = self.weight.unpacked(&self.x) {
+            let form = (dims(weight), self.shape.minimal_filtering());
+            *packed = by_dtype!(weight.dtype(), W => {
+                PACKED.get::<W>(weight.tensor(), form, |w| PackedWeights::for_conv(&self.shape, w))
             });
         }
         self
@@ -507,7 +654,7 @@ impl Convolution {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(|t| t.map(Dense::new));
         let out = self.output_dims();
         let _span = span(Pass::Forward, || Work::conv2d("conv2d", &self.shape, self.x.dtype()));
-        if let Some(packed) = self.packed.as_deref().and_then(Option::as_ref) {
+        if let Some(packed) = self.weight.packed(self.x.dtype(), false) {
             let mut y = room::<bf16>(out.iter().product());
             kernels::conv2d_forward_packed(
                 &self.shape,
@@ -541,7 +688,7 @@ impl Convolution {
         by_dtype!(self.x.dtype(), T => {
             let dx = wanted[0].then(|| {
                 let _span = span(Pass::Backward, || Work::conv2d("conv2d input", &self.shape, dy.dtype()));
-                if let Some(packed) = for_input(&self.packed, &dy) {
+                if let Some(packed) = self.weight.for_input(&dy) {
                     let mut dx = room::<bf16>(self.shape.input_len());
                     kernels::conv2d_backward_input_packed(&self.shape, dy.slice(), packed, &mut dx);
                     return tensor(dx, self.x.shape());
@@ -571,7 +718,7 @@ impl Convolution {
         let mut dw = room::<f32>(self.shape.weight_len());
         let mut db = (bias && self.has_bias).then(|| room::<f32>(self.shape.out_channels));
         kernels::conv2d_backward_weight::<T>(&self.shape, dy.slice(), self.x.slice(), &mut dw, db.as_deref_mut());
-        (weight.then(|| tensor(dw, self.weight.shape())), db.map(|db| tensor(db, [self.shape.out_channels])))
+        (weight.then(|| tensor(dw, self.weight.dims::<4>())), db.map(|db| tensor(db, [self.shape.out_channels])))
     }
 
     /// The added `[batch, channels]` reaches every pixel: its gradient is a sum over pixels.
@@ -589,34 +736,45 @@ impl Convolution {
 
 struct Projection {
     x: Dense,
-    weight: Dense,
+    weight: Factor,
     has_bias: bool,
-    packed: Packed,
 }
 
 impl Projection {
-    fn new(x: FlexTensor, weight: FlexTensor, has_bias: bool) -> Self {
-        let (x, weight) = (Dense::new(x), Dense::new(weight));
-        let [_, k] = dims(&weight);
+    fn new(x: FlexTensor, weight: Factor, has_bias: bool) -> Self {
+        let x = Dense::new(x);
+        let [_, k] = weight.dims();
         assert_eq!(last_dim(&x), k, "linear: input has {} features, weight {k}", last_dim(&x));
-        Self { x, weight, has_bias, packed: None }
+        Self { x, weight, has_bias }
     }
 
-    /// Uses the weight's packed form, made now or before.
+    /// Uses a tensor's packed form, made now or before.
     fn with_packed(mut self) -> Self {
-        if self.x.dtype() == DType::BF16 {
-            let [_, k, n] = self.sizes();
+        let [_, k, n] = self.sizes();
+        if let Some((weight, packed)) = self.weight.unpacked(&self.x) {
             let form = ([n, 1, 1, k], false);
-            self.packed = by_dtype!(self.weight.dtype(), W => {
-                PACKED.get::<W>(self.weight.tensor(), form, |w| PackedWeights::for_linear(w, n, k))
+            *packed = by_dtype!(weight.dtype(), W => {
+                PACKED.get::<W>(weight.tensor(), form, |w| PackedWeights::for_linear(w, n, k))
             });
         }
         self
     }
 
+    /// [`Projection::with_packed`] for a layer in front of GEGLU, or the form for any layer where there is none for that.
+    fn with_packed_geglu(mut self) -> Self {
+        let [_, k, n] = self.sizes();
+        if let Some((weight, packed)) = self.weight.unpacked(&self.x) {
+            let form = ([n, 0, 0, k], false);
+            *packed = by_dtype!(weight.dtype(), W => {
+                PACKED.get::<W>(weight.tensor(), form, |w| PackedWeights::for_linear_geglu(w, n / 2, k))
+            });
+        }
+        if self.weight.packed(self.x.dtype(), true).is_some() { self } else { self.with_packed() }
+    }
+
     /// `[m, k, n]`: rows, input features, output features.
     fn sizes(&self) -> [usize; 3] {
-        let [n, k] = dims(&self.weight);
+        let [n, k] = self.weight.dims();
         [rows(&self.x), k, n]
     }
 
@@ -626,7 +784,7 @@ impl Projection {
         let [bias, residual] = [bias, residual].map(|t| t.map(Dense::new));
         let mut out = self.x.dims().to_vec();
         *out.last_mut().expect("rank at least 1") = n;
-        if let Some(packed) = self.packed.as_deref().and_then(Option::as_ref) {
+        if let Some(packed) = self.weight.packed(self.x.dtype(), false) {
             let mut y = room::<bf16>(m * n);
             let (bias, residual) = (bias.as_ref().map(Dense::slice), residual.as_ref().map(Dense::slice));
             kernels::linear_forward_packed(self.x.slice(), packed, bias, residual, &mut y, m, k, n);
@@ -649,19 +807,11 @@ impl Projection {
     }
 
     /// The layer, then GEGLU: in one pass where there are packed weights for that.
-    fn forward_geglu(self, bias: Option<FlexTensor>) -> FlexTensor {
+    fn forward_geglu(&self, bias: Option<FlexTensor>) -> FlexTensor {
         let [m, k, n] = self.sizes();
         let c = n / 2;
-        let packed = || {
-            by_dtype!(self.weight.dtype(), W => {
-                PACKED.get::<W>(self.weight.tensor(), ([n, 0, 0, k], false), |w| {
-                    PackedWeights::for_linear_geglu(w, c, k)
-                })
-            })
-        };
-        let packed = (self.x.dtype() == DType::BF16).then(packed).flatten();
-        let Some(packed) = packed.as_deref().and_then(Option::as_ref) else {
-            return geglu_forward(&Dense::new(self.with_packed().forward(bias, None)));
+        let Some(packed) = self.weight.packed(self.x.dtype(), true) else {
+            return geglu_forward(&Dense::new(self.forward(bias, None)));
         };
         let _span = span(Pass::Forward, || Work::linear("linear, geglu", [m, k, n], self.x.dtype()));
         let bias = bias.map(Dense::new);
@@ -679,7 +829,7 @@ impl Projection {
         by_dtype!(self.x.dtype(), T => {
             let dx = wanted[0].then(|| {
                 let _span = span(Pass::Backward, || Work::linear("linear input", [m, k, n], dy.dtype()));
-                if let Some(packed) = for_input(&self.packed, &dy) {
+                if let Some(packed) = self.weight.for_input(&dy) {
                     let mut dx = room::<bf16>(m * k);
                     kernels::linear_backward_input_packed(dy.slice(), packed, &mut dx, m, k, n);
                     return tensor(dx, self.x.shape());

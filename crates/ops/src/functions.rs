@@ -1,7 +1,7 @@
 //! The operations as functions of Burn tensors: kernels where the device has them, else portable.
 
 use crate::flex::{DiffusionOps, OptionalTensor};
-use crate::{Activation, Conv2dGeometry, PoolGeometry, Pooling, portable, uses_kernels};
+use crate::{Activation, Conv2dGeometry, PoolGeometry, Pooling, Weight, portable, uses_kernels};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
@@ -18,51 +18,52 @@ fn optional<const D: usize>(tensor: Option<Tensor<D>>) -> OptionalTensor<Dispatc
 ///
 /// # Shapes
 /// - `x`: `[batch, height, width, in]`
-/// - `weight`: `[out, rows, columns, in]`, `f32`, or `bf16` for inference
+/// - `weight`: `[out, rows, columns, in]`, `f32`, or for inference `bf16` or packed
 /// - `bias`: `[out]`, `f32`
 /// - `channel_add`: `[batch, out]`, added to every pixel (the time embedding of a ResBlock)
 /// - `residual` and the result: `[batch, out height, out width, out]`
 pub fn conv2d(
     x: Tensor<4>,
-    weight: Tensor<4>,
+    weight: impl Into<Weight<4>>,
     bias: Option<Tensor<1>>,
     channel_add: Option<Tensor<2>>,
     residual: Option<Tensor<4>>,
     geometry: Conv2dGeometry,
 ) -> Tensor<4> {
-    if !uses_kernels(&x.device()) {
-        return portable::conv2d(x, weight, bias, channel_add, residual, geometry);
+    let (weight, device) = (weight.into(), x.device());
+    if !uses_kernels(&device) {
+        return portable::conv2d(x, weight.into_tensor(&device), bias, channel_add, residual, geometry);
     }
-    Tensor::from_dispatch(Dispatch::nhwc_conv2d(
-        x.into_dispatch(),
-        weight.into_dispatch(),
-        optional(bias),
-        optional(channel_add),
-        optional(residual),
-        geometry,
-    ))
+    let (x, bias) = (x.into_dispatch(), optional(bias));
+    let (channel_add, residual) = (optional(channel_add), optional(residual));
+    Tensor::from_dispatch(match weight {
+        Weight::Plain(weight) => {
+            Dispatch::nhwc_conv2d(x, weight.into_dispatch(), bias, channel_add, residual, geometry)
+        }
+        Weight::Packed(weight) => Dispatch::nhwc_conv2d_packed(x, bias, channel_add, residual, weight, geometry),
+    })
 }
 
 /// Affine map of the last dimension: `y = x · weightᵀ + bias + residual`.
 ///
 /// # Shapes
-/// - `x`: `[.., in]`, `weight`: `[out, in]` (`f32`, or `bf16` for inference), `bias`: `[out]` (`f32`)
+/// - `x`: `[.., in]`, `weight`: `[out, in]` (`f32`, or for inference `bf16` or packed), `bias`: `[out]` (`f32`)
 /// - `residual` and the result: `[.., out]`
 pub fn linear<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight<2>>,
     bias: Option<Tensor<1>>,
     residual: Option<Tensor<D>>,
 ) -> Tensor<D> {
-    if !uses_kernels(&x.device()) {
-        return portable::linear(x, weight, bias, residual);
+    let (weight, device) = (weight.into(), x.device());
+    if !uses_kernels(&device) {
+        return portable::linear(x, weight.into_tensor(&device), bias, residual);
     }
-    Tensor::from_dispatch(Dispatch::rows_linear(
-        x.into_dispatch(),
-        weight.into_dispatch(),
-        optional(bias),
-        optional(residual),
-    ))
+    let (x, bias, residual) = (x.into_dispatch(), optional(bias), optional(residual));
+    Tensor::from_dispatch(match weight {
+        Weight::Plain(weight) => Dispatch::rows_linear(x, weight.into_dispatch(), bias, residual),
+        Weight::Packed(weight) => Dispatch::rows_linear_packed(x, bias, residual, weight),
+    })
 }
 
 /// Scaled dot-product attention of `heads` heads: `softmax(scale · q kᵀ) v` in each head.
@@ -151,13 +152,18 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// pass; the bits are the same.
 ///
 /// # Shapes
-/// - `x`: `[.., in]`, `weight`: `[2 * channels, in]` (`f32`, or `bf16` for inference), `bias`: `[2 * channels]` (`f32`)
+/// - `x`: `[.., in]`, `weight`: `[2 * channels, in]` (`f32`, or for inference `bf16` or packed), `bias`: `[2 * channels]` (`f32`)
 /// - the result: `[.., channels]`
-pub fn linear_geglu<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    if !uses_kernels(&x.device()) {
-        return portable::geglu(portable::linear(x, weight, bias, None));
+pub fn linear_geglu<const D: usize>(x: Tensor<D>, weight: impl Into<Weight<2>>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let (weight, device) = (weight.into(), x.device());
+    if !uses_kernels(&device) {
+        return portable::geglu(portable::linear(x, weight.into_tensor(&device), bias, None));
     }
-    Tensor::from_dispatch(Dispatch::rows_linear_geglu(x.into_dispatch(), weight.into_dispatch(), optional(bias)))
+    let (x, bias) = (x.into_dispatch(), optional(bias));
+    Tensor::from_dispatch(match weight {
+        Weight::Plain(weight) => Dispatch::rows_linear_geglu(x, weight.into_dispatch(), bias),
+        Weight::Packed(weight) => Dispatch::rows_linear_geglu_packed(x, bias, weight),
+    })
 }
 
 /// Every pixel becomes a square of two by two equal pixels.

@@ -21,16 +21,21 @@ pub mod in_backward;
 mod optimizer;
 pub mod packed;
 pub mod portable;
+mod precision;
 pub mod profile;
 mod recompute;
+mod weight;
 
-pub use calotype_kernels::{Activation, AdamW, Pooling};
+pub use calotype_kernels::{Activation, AdamW, Pooling, Sgd, StoredType};
 pub use flex::DiffusionOps;
 pub use functions::*;
 pub use optimizer::{
-    Pace, Trained, adamw_step, ema_step, optimizer_step, optimizer_steps, sum_of_squares, sums_of_squares,
+    ParameterState, StepParams, Update, adamw_step, ema_step, optimizer_step, optimizer_steps, sum_of_squares,
+    sums_of_squares,
 };
+pub use precision::Precision;
 pub use recompute::{Inputs, MapInput, joined, recomputed};
+pub use weight::{PackedWeight, Weight, WeightUse};
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;

@@ -6,30 +6,48 @@ use crate::profile::{Pass, Work, span};
 use crate::uses_kernels;
 use burn::backend::flex::{Flex, FlexTensor};
 use burn::tensor::{DType, Tensor};
-use calotype_kernels::{self as kernels, AdamW, PackedWeights, Stepped};
+use calotype_kernels::{self as kernels, AdamW, PackedWeights, Sgd, Stepped};
 use std::sync::Arc;
 
 /// A parameter and what the optimizer keeps for it; all `f32`, of the same shape and without autodiff.
 #[derive(Clone, Debug)]
-pub struct Trained<const D: usize> {
+pub struct ParameterState<const D: usize> {
     /// The parameter's value.
     pub parameter: Tensor<D>,
-    /// Decaying mean of its gradients.
-    pub first_moment: Tensor<D>,
-    /// Decaying mean of their squares.
-    pub second_moment: Tensor<D>,
+    /// What the update rule keeps, [`Update::moments`] tensors: of AdamW the decaying means of the gradients and of their
+    /// squares; of SGD the momentum.
+    pub moments: Vec<Tensor<D>>,
     /// Decaying mean of the parameter, if one is kept.
     pub average: Option<Tensor<D>>,
 }
 
+/// How gradients change parameters, with the learning rate of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Update {
+    /// AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, in torch's order of operations).
+    AdamW(AdamW),
+    /// Stochastic gradient descent with momentum, as torch's.
+    Sgd(Sgd),
+}
+
+impl Update {
+    /// Number of tensors that it keeps beside each parameter.
+    pub fn moments(&self) -> usize {
+        match self {
+            Self::AdamW(_) => 2,
+            Self::Sgd(sgd) => usize::from(sgd.momentum != 0.0),
+        }
+    }
+}
+
 /// What is the same for all parameters of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    /// AdamW's settings, with the learning rate of this step.
-    pub hyper: AdamW,
+pub struct StepParams {
+    /// The rule, with the learning rate of this step.
+    pub update: Update,
     /// Number of this step, counted from 1.
     pub step: u64,
-    /// Gradients are multiplied by this first (clipping).
+    /// Gradients are multiplied by this first (clipping, means over accumulated batches).
     pub gradient_scale: f32,
     /// The old average's share of the new one.
     pub ema_decay: f32,
@@ -58,19 +76,18 @@ fn wrap<const D: usize>(t: FlexTensor) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(t)
 }
 
-/// A [`Trained`] of the CPU backend and its gradient.
+/// A [`ParameterState`] of the CPU backend and its gradient.
 struct Step {
     gradient: Dense,
     parameter: FlexTensor,
-    first_moment: FlexTensor,
-    second_moment: FlexTensor,
+    moments: Vec<FlexTensor>,
     average: Option<FlexTensor>,
     /// The parameter's packed form, which gets the new values, too.
     packed: Option<(Form, Arc<Option<PackedWeights>>)>,
 }
 
 impl Step {
-    fn new<const D: usize>(state: Trained<D>, gradient: Tensor<D>) -> Self {
+    fn new<const D: usize>(state: ParameterState<D>, gradient: Tensor<D>) -> Self {
         let own = |t| whole(primitive(t));
         let parameter = own(state.parameter);
         // Values and gates are only packed side by side outside of training.
@@ -82,18 +99,18 @@ impl Step {
             gradient: Dense::new(primitive(gradient)),
             parameter,
             packed,
-            first_moment: own(state.first_moment),
-            second_moment: own(state.second_moment),
+            moments: state.moments.into_iter().map(own).collect(),
             average: state.average.map(own),
         }
     }
 
     fn elements(&mut self) -> Stepped<'_> {
+        let mut moments = self.moments.iter_mut().map(FlexTensor::storage_mut);
         Stepped {
             parameter: self.parameter.storage_mut(),
             gradient: self.gradient.slice(),
-            first_moment: self.first_moment.storage_mut(),
-            second_moment: self.second_moment.storage_mut(),
+            first_moment: moments.next().unwrap_or_default(),
+            second_moment: moments.next().unwrap_or_default(),
             average: self.average.as_mut().map(FlexTensor::storage_mut),
             packed: self.packed.as_mut().and_then(|(_, packed)| Arc::get_mut(packed)?.as_mut()),
         }
@@ -101,34 +118,40 @@ impl Step {
 
     /// Elements that a step reads and writes, as `f32`.
     fn touched(&self) -> usize {
-        let times = if self.average.is_some() { 9 } else { 7 };
+        let times = 3 + 2 * (self.moments.len() + usize::from(self.average.is_some()));
         let packed = self.packed.as_ref().and_then(|(_, packed)| packed.as_ref().as_ref());
         times * self.gradient.slice::<f32>().len() + packed.map_or(0, |packed| packed.bytes() / size_of::<f32>())
     }
 
-    fn finish<const D: usize>(self) -> Trained<D> {
+    fn finish<const D: usize>(self) -> ParameterState<D> {
         PACKED.put(&self.parameter, self.packed);
-        Trained {
+        ParameterState {
             parameter: wrap(self.parameter),
-            first_moment: wrap(self.first_moment),
-            second_moment: wrap(self.second_moment),
+            moments: self.moments.into_iter().map(wrap).collect(),
             average: self.average.map(wrap),
         }
     }
 }
 
 /// The kernel on all of `steps`.
-fn run(steps: &mut [Step], pace: &Pace) {
+fn run(steps: &mut [Step], params: &StepParams) {
     let touched = steps.iter().map(Step::touched).sum();
-    let _span = span(Pass::Optimizer, || Work::stream("adamw", &[], touched, DType::F32));
-    let Pace { hyper, step, gradient_scale, ema_decay } = pace;
-    kernels::adamw_step(hyper, *step, *gradient_scale, *ema_decay, steps.iter_mut().map(Step::elements));
+    let StepParams { update, step, gradient_scale, ema_decay } = *params;
+    let name = match update {
+        Update::AdamW(_) => "adamw",
+        Update::Sgd(_) => "sgd",
+    };
+    let _span = span(Pass::Optimizer, || Work::stream(name, &[], touched, DType::F32));
+    let elements = steps.iter_mut().map(Step::elements);
+    match update {
+        Update::AdamW(adamw) => kernels::adamw_step(&adamw, step, gradient_scale, ema_decay, elements),
+        Update::Sgd(sgd) => kernels::sgd_step(&sgd, step, gradient_scale, ema_decay, elements),
+    }
     // Those of the weights that have just changed, and of averages that an evaluation used.
     PACKED.sweep();
 }
 
-/// One step of a parameter: AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, in torch's order of
-/// operations), then `average = decay · average + (1 - decay) · parameter`.
+/// One step of a parameter by its [`Update`], then `average = decay · average + (1 - decay) · parameter`.
 ///
 /// On the CPU everything is updated in place where its storage has no other owner, and so are the parameter's packed weights, if it
 /// was multiplied in that form.
@@ -137,13 +160,17 @@ fn run(steps: &mut [Step], pace: &Pace) {
 /// All tensors have the same shape.
 ///
 /// # Panics
-/// If a tensor carries autodiff.
-pub fn optimizer_step<const D: usize>(state: Trained<D>, gradient: Tensor<D>, pace: &Pace) -> Trained<D> {
+/// If a tensor carries autodiff, or there are not as many moments as the rule keeps.
+pub fn optimizer_step<const D: usize>(
+    state: ParameterState<D>,
+    gradient: Tensor<D>,
+    params: &StepParams,
+) -> ParameterState<D> {
     if !uses_kernels(&state.parameter.device()) {
-        return crate::portable::optimizer_step(state, gradient, pace);
+        return crate::portable::optimizer_step(state, gradient, params);
     }
     let mut step = Step::new(state, gradient);
-    run(std::slice::from_mut(&mut step), pace);
+    run(std::slice::from_mut(&mut step), params);
     step.finish()
 }
 
@@ -151,14 +178,14 @@ pub fn optimizer_step<const D: usize>(state: Trained<D>, gradient: Tensor<D>, pa
 /// same bits.
 ///
 /// # Panics
-/// If a tensor carries autodiff, or they are on different devices.
-pub fn optimizer_steps(states: Vec<(Trained<1>, Tensor<1>)>, pace: &Pace) -> Vec<Trained<1>> {
+/// If a tensor carries autodiff, they are on different devices, or a parameter has not as many moments as the rule keeps.
+pub fn optimizer_steps(states: Vec<(ParameterState<1>, Tensor<1>)>, params: &StepParams) -> Vec<ParameterState<1>> {
     let Some((first, _)) = states.first() else { return Vec::new() };
     if !uses_kernels(&first.parameter.device()) {
-        return states.into_iter().map(|(state, g)| crate::portable::optimizer_step(state, g, pace)).collect();
+        return states.into_iter().map(|(state, g)| crate::portable::optimizer_step(state, g, params)).collect();
     }
     let mut steps: Vec<_> = states.into_iter().map(|(state, gradient)| Step::new(state, gradient)).collect();
-    run(&mut steps, pace);
+    run(&mut steps, params);
     steps.into_iter().map(Step::finish).collect()
 }
 
@@ -171,11 +198,11 @@ pub fn adamw_step<const D: usize>(
     step: u64,
     gradient_scale: f32,
 ) -> (Tensor<D>, Tensor<D>, Tensor<D>) {
-    let (first_moment, second_moment) = moments;
-    let state = Trained { parameter, first_moment, second_moment, average: None };
-    let pace = Pace { hyper: *hyper, step, gradient_scale, ema_decay: 1.0 };
-    let new = optimizer_step(state, gradient, &pace);
-    (new.parameter, new.first_moment, new.second_moment)
+    let state = ParameterState { parameter, moments: vec![moments.0, moments.1], average: None };
+    let params = StepParams { update: Update::AdamW(*hyper), step, gradient_scale, ema_decay: 1.0 };
+    let mut new = optimizer_step(state, gradient, &params);
+    let second = new.moments.swap_remove(1);
+    (new.parameter, new.moments.swap_remove(0), second)
 }
 
 /// `decay * average + (1 - decay) * parameter`, both `f32` and of the same shape, without autodiff.

@@ -149,7 +149,7 @@ pub(crate) fn on_trained<R>(body: impl FnOnce() -> R) -> R {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AdamW, Pace, Trained, optimizer_step};
+    use crate::{AdamW, ParameterState, StepParams, Update, optimizer_step};
     use burn::backend::flex::{Flex, Layout};
     use burn::tensor::{DType, Tensor};
 
@@ -185,9 +185,10 @@ mod tests {
         let memory = w.bytes().as_ptr();
         let tensor = |w| Tensor::<1>::from_primitive::<Flex>(w);
         let zeros = || tensor(weight(&[0.0; 64]));
-        let state = Trained { parameter: tensor(w), first_moment: zeros(), second_moment: zeros(), average: None };
-        let pace = Pace { hyper: AdamW::default(), step: 1, gradient_scale: 1.0, ema_decay: 0.0 };
-        let new = optimizer_step(state, tensor(weight(&[1.0; 64])), &pace).parameter;
+        let state = ParameterState { parameter: tensor(w), moments: vec![zeros(), zeros()], average: None };
+        let update = Update::AdamW(AdamW::default());
+        let params = StepParams { update, step: 1, gradient_scale: 1.0, ema_decay: 0.0 };
+        let new = optimizer_step(state, tensor(weight(&[1.0; 64])), &params).parameter;
         let w = new.try_into_primitive::<Flex>().expect("a tensor of Flex");
         assert_eq!(w.bytes().as_ptr(), memory, "the step copied the weight");
         let (values, packed) = get(&cache, &w, 0);

@@ -4,7 +4,7 @@
 //! computed in `f32` and returned in the dtype of the first activation. Shapes and meaning stand at
 //! the functions of the same names in the crate root.
 
-use crate::{Activation, Conv2dGeometry, Pace, PoolGeometry, Pooling, Trained};
+use crate::{Activation, AdamW, Conv2dGeometry, ParameterState, PoolGeometry, Pooling, Sgd, StepParams, Update};
 use burn::tensor::activation as act;
 use burn::tensor::module as nn;
 use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions, PadMode};
@@ -188,20 +188,58 @@ pub fn mean_squared_error<const D: usize>(prediction: Tensor<D>, target: Tensor<
 }
 
 /// See [`crate::optimizer_step`].
-pub fn optimizer_step<const D: usize>(state: Trained<D>, gradient: Tensor<D>, pace: &Pace) -> Trained<D> {
-    let Trained { parameter, first_moment: m, second_moment: v, average } = state;
-    let hyper = &pace.hyper;
-    let g = gradient.mul_scalar(pace.gradient_scale);
+///
+/// # Panics
+/// If there are not as many moments as the rule keeps.
+pub fn optimizer_step<const D: usize>(
+    state: ParameterState<D>,
+    gradient: Tensor<D>,
+    params: &StepParams,
+) -> ParameterState<D> {
+    let ParameterState { parameter, moments, average } = state;
+    let gradient = gradient.mul_scalar(params.gradient_scale);
+    let (parameter, moments) = match params.update {
+        Update::AdamW(adamw) => adamw_update(&adamw, params.step, parameter, moments, gradient),
+        Update::Sgd(sgd) => sgd_update(&sgd, params.step, parameter, moments, gradient),
+    };
+    let average = average.map(|average| ema_step(average, parameter.clone(), params.ema_decay));
+    ParameterState { parameter, moments, average }
+}
+
+fn adamw_update<const D: usize>(
+    hyper: &AdamW,
+    step: u64,
+    parameter: Tensor<D>,
+    moments: Vec<Tensor<D>>,
+    g: Tensor<D>,
+) -> (Tensor<D>, Vec<Tensor<D>>) {
+    let [m, v]: [Tensor<D>; 2] = moments.try_into().expect("AdamW keeps two moments");
     let m = m.mul_scalar(hyper.beta1) + g.clone().mul_scalar(1.0 - hyper.beta1);
     let v = v.mul_scalar(hyper.beta2) + g.powi_scalar(2).mul_scalar(1.0 - hyper.beta2);
-    let t = i32::try_from(pace.step).unwrap_or(i32::MAX);
+    let t = i32::try_from(step).unwrap_or(i32::MAX);
     let correction1 = 1.0 - f64::from(hyper.beta1).powi(t);
     let correction2 = 1.0 - f64::from(hyper.beta2).powi(t);
     let denominator = v.clone().sqrt().div_scalar(correction2.sqrt()).add_scalar(hyper.eps);
     let update = m.clone().div(denominator).mul_scalar(f64::from(hyper.lr) / correction1);
-    let parameter = parameter.mul_scalar(1.0 - hyper.lr * hyper.weight_decay) - update;
-    let average = average.map(|average| ema_step(average, parameter.clone(), pace.ema_decay));
-    Trained { parameter, first_moment: m, second_moment: v, average }
+    (parameter.mul_scalar(1.0 - hyper.lr * hyper.weight_decay) - update, vec![m, v])
+}
+
+fn sgd_update<const D: usize>(
+    hyper: &Sgd,
+    step: u64,
+    parameter: Tensor<D>,
+    mut moments: Vec<Tensor<D>>,
+    g: Tensor<D>,
+) -> (Tensor<D>, Vec<Tensor<D>>) {
+    let mut g = if hyper.weight_decay == 0.0 { g } else { g + parameter.clone().mul_scalar(hyper.weight_decay) };
+    if hyper.momentum != 0.0 {
+        let old = moments.pop().expect("SGD with momentum keeps one moment");
+        let share = if step == 1 { 1.0 } else { 1.0 - hyper.dampening };
+        let momentum = old.mul_scalar(hyper.momentum) + g.clone().mul_scalar(share);
+        g = if hyper.nesterov { g + momentum.clone().mul_scalar(hyper.momentum) } else { momentum.clone() };
+        moments.push(momentum);
+    }
+    (parameter - g.mul_scalar(hyper.lr), moments)
 }
 
 /// See [`crate::ema_step`].

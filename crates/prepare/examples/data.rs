@@ -17,8 +17,8 @@ struct Cli {
 
 fn main() -> ExitCode {
     match Cli::parse().stage.run(&mut Control::default()) {
-        Ok(report) => {
-            println!("{report}");
+        Ok(account) => {
+            println!("{account}");
             ExitCode::SUCCESS
         }
         Err(error) => {

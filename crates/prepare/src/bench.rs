@@ -1,6 +1,6 @@
-//! How fast training pictures are read: shards of JPEGs through the loader to batches of numbers.
+//! The speed of reading training images: shards of JPEGs through the loader to batches of numbers.
 //!
-//! The work is that of a training run from raw pictures: read a sample, decode its JPEG, resize the shorter side
+//! The work is that of a training run from raw images: read a sample, decode its JPEG, resize the shorter side
 //! (bicubic, Pillow's bytes), cut a random square out of it, mirror every second one, and make `f32` batches
 //! `[batch, size, size, 3]` from -1 to 1. `scripts/compare-data.sh` runs PyTorch's DataLoader over the same shards.
 
@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use calotype_core::{Purpose, Stream};
 use calotype_data::emoji;
 use calotype_data::image::{Filter, RgbImage, RgbaImage};
-use calotype_data::transform::{CropSettings, Pipeline, Place, Resize, Transform};
+use calotype_data::transform::{CropSettings, ImageTransform, Place, Resize, Transform};
 use calotype_data::{
     Control, Dataset, DatasetIndex, GlobalOrder, Loader, LoaderConfig, Sample, SampleRef, ShardLimits, ShardWriter,
 };
-use calotype_kernels::{Purpose, Stream};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -26,19 +26,19 @@ pub struct LoaderBench {
     /// Folder of the shards; they are made if it holds none.
     #[arg(long, default_value = "runs/bench-data")]
     pub shards: PathBuf,
-    /// Number of pictures to make.
+    /// Number of images to make.
     #[arg(long, default_value_t = 600, value_name = "N")]
     pub samples: usize,
-    /// Shortest side of the pictures to make, in pixels.
+    /// Shortest side of the images to make, in pixels.
     #[arg(long, default_value_t = 640, value_name = "PIXELS")]
     pub shortest: usize,
-    /// Longest side of the pictures to make, in pixels.
+    /// Longest side of the images to make, in pixels.
     #[arg(long, default_value_t = 1024, value_name = "PIXELS")]
     pub longest: usize,
-    /// Side of what is trained on, in pixels.
+    /// Side of the training images, in pixels.
     #[arg(long, default_value_t = 512, value_name = "PIXELS")]
     pub size: usize,
-    /// Pictures in a batch.
+    /// Images in a batch.
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub batch: usize,
     /// Threads that decode.
@@ -52,35 +52,35 @@ pub struct LoaderBench {
     pub json: bool,
 }
 
-/// What was measured.
+/// Measured figures.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LoaderFigures {
-    /// Pictures in a pass.
+    /// Images in a pass.
     pub images: usize,
     /// Seconds of the fastest pass.
     pub seconds: f64,
-    /// Pictures a second in that pass.
+    /// Images a second in that pass.
     pub images_per_second: f64,
     /// Megabytes (10⁶) of JPEG a second in that pass.
     pub megabytes_per_second: f64,
-    /// Pictures a second in every pass.
+    /// Images a second in every pass.
     pub passes: Vec<f64>,
     /// Threads that decoded.
     pub threads: usize,
-    /// Pictures in a batch.
+    /// Images in a batch.
     pub batch: usize,
-    /// Side of the pictures delivered.
+    /// Side of the images delivered.
     pub size: usize,
     /// Mean length of a JPEG, in bytes.
     pub mean_bytes: f64,
     /// Most memory that the process held, in bytes; shards count, as far as they were mapped. `None` where the system does
     /// not tell.
     pub peak_memory: Option<u64>,
-    /// Milliseconds of one thread for a picture: decoding alone.
+    /// Milliseconds of one thread for an image: decoding alone.
     pub decode_ms: f64,
-    /// Milliseconds of one thread for a picture: decoding, resizing, cropping and mirroring.
-    pub picture_ms: f64,
-    /// Milliseconds of one thread for a picture: making numbers of it.
+    /// Milliseconds of one thread for an image: decoding, resizing, cropping and mirroring.
+    pub image_ms: f64,
+    /// Milliseconds of one thread for an image: making numbers of it.
     pub numbers_ms: f64,
 }
 
@@ -89,7 +89,7 @@ impl std::fmt::Display for LoaderFigures {
         let LoaderFigures { images, images_per_second, megabytes_per_second, threads, size, .. } = self;
         writeln!(f, "{images} JPEGs of {:.0} kB each to {size}x{size}, {threads} threads", self.mean_bytes / 1e3)?;
         writeln!(f, "{images_per_second:.1} images/s, {megabytes_per_second:.1} MB/s")?;
-        let resize = self.picture_ms - self.decode_ms;
+        let resize = self.image_ms - self.decode_ms;
         write!(f, "one thread: decode {:.2} ms, resize and crop {resize:.2} ms", self.decode_ms)?;
         write!(f, ", numbers {:.2} ms", self.numbers_ms)?;
         match self.peak_memory {
@@ -115,7 +115,7 @@ pub fn bench_loader(settings: &LoaderBench, control: &mut Control<'_>) -> Result
     let seconds = passes.iter().copied().fold(f64::INFINITY, f64::min);
     let images = dataset.len();
     let bytes: usize = (0..images).map(|i| Ok(jpeg(&dataset.get(i)?)?.len())).sum::<Result<usize>>()?;
-    let [decode_ms, picture_ms, numbers_ms] = stages(&dataset, &pipeline)?;
+    let [decode_ms, image_ms, numbers_ms] = stages(&dataset, &pipeline)?;
     Ok(LoaderFigures {
         images,
         seconds,
@@ -128,7 +128,7 @@ pub fn bench_loader(settings: &LoaderBench, control: &mut Control<'_>) -> Result
         mean_bytes: bytes as f64 / images as f64,
         peak_memory,
         decode_ms,
-        picture_ms,
+        image_ms,
         numbers_ms,
     })
 }
@@ -144,7 +144,7 @@ fn jpeg<'a>(sample: &SampleRef<'a>) -> calotype_data::Result<&'a [u8]> {
 }
 
 /// Reads everything once, and returns the seconds that it took, from making the loader to the last batch.
-fn one_pass(settings: &LoaderBench, dataset: &Arc<Dataset>, pipeline: &Arc<Pipeline>, seed: u64) -> Result<f64> {
+fn one_pass(settings: &LoaderBench, dataset: &Arc<Dataset>, pipeline: &Arc<ImageTransform>, seed: u64) -> Result<f64> {
     let order = Arc::new(GlobalOrder::new(seed, dataset.len())?);
     let config = LoaderConfig {
         threads: settings.threads,
@@ -156,18 +156,18 @@ fn one_pass(settings: &LoaderBench, dataset: &Arc<Dataset>, pipeline: &Arc<Pipel
     let started = Instant::now();
     let decoding = Arc::clone(pipeline);
     let decode = move |position: u64, sample: &SampleRef<'_>| -> calotype_data::Result<RgbImage> {
-        Ok(decoding.picture(sample.key(), jpeg(sample)?, seed, position)?.0)
+        Ok(decoding.image(sample.key(), jpeg(sample)?, seed, position)?.0)
     };
     for batch in Loader::new(Arc::clone(dataset), order, config, decode)? {
         numbers.clear();
-        batch?.items.iter().for_each(|picture| pipeline.append_picture(picture, &mut numbers));
+        batch?.items.iter().for_each(|image| pipeline.append_image(image, &mut numbers));
         std::hint::black_box(&numbers);
     }
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// Milliseconds of this thread for a picture: decoding; decoding, resizing and cropping; making numbers.
-fn stages(dataset: &Dataset, pipeline: &Pipeline) -> Result<[f64; 3]> {
+/// Milliseconds of this thread for an image: decoding; decoding, resizing and cropping; making numbers.
+fn stages(dataset: &Dataset, pipeline: &ImageTransform) -> Result<[f64; 3]> {
     let count = dataset.len().min(64);
     let mut best = [f64::INFINITY; 3];
     for _ in 0..3 {
@@ -177,18 +177,18 @@ fn stages(dataset: &Dataset, pipeline: &Pipeline) -> Result<[f64; 3]> {
             std::hint::black_box(RgbImage::decode(sample.key(), jpeg(&sample)?)?);
         }
         let decoded = started.elapsed().as_secs_f64();
-        let mut pictures = Vec::with_capacity(count);
+        let mut images = Vec::with_capacity(count);
         let started = Instant::now();
         for i in 0..count {
             let sample = dataset.get(i)?;
-            pictures.push(pipeline.picture(sample.key(), jpeg(&sample)?, 0, i as u64)?.0);
+            images.push(pipeline.image(sample.key(), jpeg(&sample)?, 0, i as u64)?.0);
         }
         let made = started.elapsed().as_secs_f64();
         let mut numbers = Vec::new();
         let started = Instant::now();
-        for picture in &pictures {
+        for image in &images {
             numbers.clear();
-            pipeline.append_picture(picture, &mut numbers);
+            pipeline.append_image(image, &mut numbers);
             std::hint::black_box(&numbers);
         }
         let numbers = started.elapsed().as_secs_f64();
@@ -199,7 +199,7 @@ fn stages(dataset: &Dataset, pipeline: &Pipeline) -> Result<[f64; 3]> {
     Ok(best)
 }
 
-/// Writes the shards: pictures with the statistics of photographs, with drawings on them, as JPEGs of quality 90.
+/// Writes the shards: images with the statistics of photographs, with drawings on them, as JPEGs of quality 90.
 ///
 /// # Errors
 /// Those of writing a dataset.
@@ -227,9 +227,9 @@ fn sample(settings: &LoaderBench, number: u64) -> calotype_data::Result<Sample> 
     let side = width.min(height) / 3;
     let overlay = RgbaImage::decode(drawing.name, drawing.png)?.resize(side, side, Filter::Bicubic)?;
     let corner = (stream.below((width - side) as u64) as usize, stream.below((height - side) as u64) as usize);
-    let picture = pasted(background, &overlay, corner)?;
+    let image = pasted(background, &overlay, corner)?;
     Ok(Sample::new(format!("{number:09}"))
-        .with("jpg", picture.encode_jpeg(90)?)
+        .with("jpg", image.encode_jpeg(90)?)
         .with("txt", drawing.name.as_bytes())
         .with("json", format!("{{\"width\": {width}, \"height\": {height}}}\n")))
 }

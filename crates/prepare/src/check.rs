@@ -1,7 +1,7 @@
-//! The stage that reads everything and tells what is wrong with it.
+//! The stage that reads all samples and lists the corrupt and odd ones.
 //!
-//! Shards are taken one after the other and their samples in parallel, so memory is that of a decoded picture for each
-//! thread. What is compared over all samples (keys, parts, shapes) is kept as hashes and numbers.
+//! Shards are taken one after the other and their samples in parallel, so memory is that of a decoded image for each
+//! thread. Facts that are compared over all samples (keys, parts, shapes) are kept as hashes and numbers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::tars::{FoundTar, find_tars, short_hash};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 /// Samples that are checked between two reports of progress.
 const STEP: usize = 512;
@@ -43,13 +43,13 @@ pub struct CheckArgs {
     /// Kinds of problems that are not looked for, "empty-caption,odd-array".
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
     pub ignore: Vec<Problem>,
-    /// Pictures with a shorter side than this are odd.
+    /// Images with a shorter side than this are odd.
     #[arg(long, value_name = "PIXELS", default_value_t = 1)]
     pub min_side: usize,
-    /// Pictures whose longer side is more than so many times the shorter one are odd.
+    /// Images whose longer side is more than so many times the shorter one are odd.
     #[arg(long, value_name = "RATIO")]
     pub max_aspect: Option<f64>,
-    /// Look for samples whose pictures (without pictures: all parts) are the same, byte for byte.
+    /// Look for samples whose images (without images: all parts) are the same, byte for byte.
     #[arg(long)]
     pub duplicates: bool,
     /// Write the findings, all of them, to this file as JSON.
@@ -60,16 +60,16 @@ pub struct CheckArgs {
     pub examples: usize,
 }
 
-/// What can be wrong.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Problem {
     /// A shard that is cut or no tar.
     DamagedShard,
-    /// A shard that is not as its index says.
+    /// A shard that differs from its index.
     OtherShard,
-    /// A picture that cannot be decoded, or not to its end.
-    BadPicture,
+    /// An image that cannot be decoded, or not to its end.
+    BadImage,
     /// A caption that is not UTF-8.
     BadCaption,
     /// A part that is not JSON but should be.
@@ -78,10 +78,10 @@ pub enum Problem {
     BadArray,
     /// Arrays with NaN or infinite values.
     NotFinite,
-    /// A picture below --min-side.
-    SmallPicture,
-    /// A picture beyond --max-aspect.
-    LongPicture,
+    /// An image below --min-side.
+    SmallImage,
+    /// An image beyond --max-aspect.
+    LongImage,
     /// A caption without any letter.
     EmptyCaption,
     /// An array of nothing but zeros.
@@ -97,28 +97,28 @@ pub enum Problem {
 }
 
 impl Problem {
-    /// Whether it makes a sample unusable, and not only odd.
+    /// True if it makes a sample unusable, and not only odd.
     pub fn is_corrupt(self) -> bool {
         self <= Problem::NotFinite
     }
 
-    /// Whether it concerns a whole shard, which no quarantine leaves out.
+    /// True if it concerns a whole shard, which no quarantine leaves out.
     fn is_of_shard(self) -> bool {
         self <= Problem::OtherShard
     }
 
-    /// A few words.
+    /// The kind in a few words.
     fn name(self) -> &'static str {
         match self {
             Problem::DamagedShard => "damaged shard",
             Problem::OtherShard => "shard not as its index says",
-            Problem::BadPicture => "picture that cannot be decoded",
+            Problem::BadImage => "image that cannot be decoded",
             Problem::BadCaption => "caption that is not UTF-8",
             Problem::BadJson => "malformed JSON",
             Problem::BadArray => "array that cannot be read",
             Problem::NotFinite => "array with NaN or infinite values",
-            Problem::SmallPicture => "small picture",
-            Problem::LongPicture => "long picture",
+            Problem::SmallImage => "small image",
+            Problem::LongImage => "long image",
             Problem::EmptyCaption => "empty caption",
             Problem::ZeroArray => "array of zeros",
             Problem::MissingPart => "missing part",
@@ -129,17 +129,17 @@ impl Problem {
     }
 }
 
-/// The check found something.
+/// The error of a check that found corrupt samples.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// Corrupt samples or shards, with the table of everything that was found.
     #[error("{corrupt} corrupt samples or shards\n{table}\n{advice}")]
     Corrupt {
-        /// How many.
+        /// Number of samples.
         corrupt: usize,
         /// All findings, by kind.
         table: String,
-        /// What to do.
+        /// The remedy.
         advice: &'static str,
     },
 }
@@ -153,14 +153,14 @@ pub struct Finding {
     pub shard: String,
     /// The sample; empty where it is the whole shard.
     pub key: String,
-    /// What exactly.
+    /// The fault in detail.
     pub detail: String,
     /// Number of the folder among the paths.
     #[serde(skip)]
     folder: usize,
 }
 
-/// What `--findings` writes.
+/// Content of the file of `--findings`.
 #[derive(Serialize)]
 struct Findings<'a> {
     shards: usize,
@@ -175,7 +175,7 @@ struct Findings<'a> {
 ///
 /// # Errors
 /// [`Error::Check`] if something is corrupt that no quarantine lists, [`Error::Data`], [`Error::Io`].
-pub fn run(args: &CheckArgs, control: &mut Control<'_>) -> Result<Report> {
+pub fn run(args: &CheckArgs, control: &mut Control<'_>) -> Result<Account> {
     let started = Instant::now();
     let mut check = Check::new(args, folders(args)?);
     check.read(control)?;
@@ -183,17 +183,17 @@ pub fn run(args: &CheckArgs, control: &mut Control<'_>) -> Result<Report> {
     check
         .findings
         .sort_by(|a, b| (a.folder, &a.shard, &a.key, a.problem).cmp(&(b.folder, &b.shard, &b.key, b.problem)));
-    let mut report = check.report();
+    let mut account = check.account();
     if let Some(path) = &args.findings {
         check.write_json(path)?;
     }
     if args.quarantine {
-        report.notes.extend(check.write_quarantine()?);
+        account.notes.extend(check.write_quarantine()?);
     }
-    report.seconds = started.elapsed().as_secs_f64();
-    check.verdict(&report)?;
-    report.notes.extend(check.table().lines().map(str::to_owned));
-    Ok(report)
+    account.seconds = started.elapsed().as_secs_f64();
+    check.verdict(&account)?;
+    account.notes.extend(check.table().lines().map(str::to_owned));
+    Ok(account)
 }
 
 /// A folder of shards, or a single tar file's.
@@ -225,7 +225,7 @@ type ArrayForm = (&'static str, Vec<usize>);
 /// A sample's parts; arrays, those of pickles under their own names, with type and shape.
 type Form = Vec<(String, Option<ArrayForm>)>;
 
-/// What is looked at in one sample.
+/// The parts of one sample that are looked at.
 #[derive(Default)]
 struct Looked {
     problems: Vec<(Problem, String)>,
@@ -242,7 +242,7 @@ struct Check<'a> {
     samples: u64,
     bytes: u64,
     without_checksum: usize,
-    /// Where each key, and each content, was seen first: folder and shard.
+    /// Place where each key, and each content, was seen first: folder and shard.
     keys: HashMap<[u8; 16], (u32, u32)>,
     contents: HashMap<[u8; 16], (u32, u32, u32)>,
     forms: HashMap<Form, u32>,
@@ -368,15 +368,15 @@ impl<'a> Check<'a> {
     fn look(&self, sample: &SampleRef<'_>) -> Looked {
         let mut looked = Looked::default();
         let mut content = blake3::Hasher::new();
-        let pictures = sample.parts().any(|(part, _)| kind_of(part) == Part::Picture);
+        let images = sample.parts().any(|(part, _)| kind_of(part) == Part::Image);
         for (part, bytes) in sample.parts() {
             let kind = kind_of(part);
-            if self.args.duplicates && (kind == Part::Picture || !pictures) {
+            if self.args.duplicates && (kind == Part::Image || !images) {
                 content.update(format!("{part}\t{}\t", bytes.len()).as_bytes()).update(bytes);
             }
             looked.form.push((part.to_owned(), None));
             match kind {
-                Part::Picture => self.look_at_picture(sample.key(), part, bytes, &mut looked),
+                Part::Image => self.look_at_image(sample.key(), part, bytes, &mut looked),
                 Part::Caption => look_at_caption(part, bytes, &mut looked),
                 Part::Json => look_at_json(part, bytes, &mut looked),
                 Part::Array => match NpyArray::from_bytes(bytes) {
@@ -399,18 +399,18 @@ impl<'a> Check<'a> {
         looked
     }
 
-    fn look_at_picture(&self, key: &str, part: &str, bytes: &[u8], looked: &mut Looked) {
-        let picture = match RgbImage::decode(key, bytes) {
-            Ok(picture) => picture,
-            Err(error) => return looked.problems.push((Problem::BadPicture, format!("`{part}`: {error}"))),
+    fn look_at_image(&self, key: &str, part: &str, bytes: &[u8], looked: &mut Looked) {
+        let image = match RgbImage::decode(key, bytes) {
+            Ok(image) => image,
+            Err(error) => return looked.problems.push((Problem::BadImage, format!("`{part}`: {error}"))),
         };
-        let (short, long) = (picture.width().min(picture.height()), picture.width().max(picture.height()));
-        let size = format!("`{part}` has {} x {} pixels", picture.width(), picture.height());
+        let (short, long) = (image.width().min(image.height()), image.width().max(image.height()));
+        let size = format!("`{part}` has {} x {} pixels", image.width(), image.height());
         if short < self.args.min_side {
-            looked.problems.push((Problem::SmallPicture, size.clone()));
+            looked.problems.push((Problem::SmallImage, size.clone()));
         }
         if self.args.max_aspect.is_some_and(|most| long as f64 > most * short as f64) {
-            looked.problems.push((Problem::LongPicture, size));
+            looked.problems.push((Problem::LongImage, size));
         }
     }
 
@@ -449,21 +449,21 @@ impl<'a> Check<'a> {
     }
 
     /// `written` are the good samples; a sample with several problems counts as left out once, by the first of them.
-    fn report(&self) -> Report {
-        let mut report = Report { taken: self.samples, bytes: self.bytes, ..Report::new("check") };
+    fn account(&self) -> Account {
+        let mut account = Account { taken: self.samples, bytes: self.bytes, ..Account::new("check") };
         let of_samples = self.findings.iter().filter(|finding| !finding.problem.is_of_shard());
         let mut last = None;
         for finding in of_samples {
             let place = (finding.folder, &finding.shard, &finding.key);
             if last.replace(place) != Some(place) {
-                report.leave_out(finding.problem.name());
+                account.leave_out(finding.problem.name());
             }
         }
-        report.written = report.taken.saturating_sub(report.left_out_in_all());
+        account.written = account.taken.saturating_sub(account.left_out_in_all());
         if self.without_checksum > 0 {
-            report.notes.push(format!("{} shards had no checksum to compare", self.without_checksum));
+            account.notes.push(format!("{} shards had no checksum to compare", self.without_checksum));
         }
-        report
+        account
     }
 
     fn write_json(&self, path: &Path) -> Result<()> {
@@ -473,7 +473,7 @@ impl<'a> Check<'a> {
         Ok(write_json(path, &Findings { shards, samples, bytes, shards_without_checksum, counts, findings })?)
     }
 
-    /// Writes the list of each folder. What a list says of shards that were not checked now stays.
+    /// Writes the list of each folder. Records of shards that were not checked now stay.
     fn write_quarantine(&self) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         let dirs: BTreeSet<&Path> = self.folders.iter().map(|folder| folder.dir.as_path()).collect();
@@ -515,7 +515,7 @@ impl<'a> Check<'a> {
     }
 
     /// Fails if there is something corrupt that training would come upon.
-    fn verdict(&self, report: &Report) -> Result<()> {
+    fn verdict(&self, account: &Account) -> Result<()> {
         let lists = self.folders.iter().map(|folder| Ok(Quarantine::read(&folder.dir)?)).collect::<Result<Vec<_>>>()?;
         let listed = |finding: &&Finding| lists[finding.folder].contains(&finding.shard, &finding.key);
         let corrupt = self.findings.iter().filter(|finding| finding.problem.is_corrupt() && !listed(finding));
@@ -526,12 +526,12 @@ impl<'a> Check<'a> {
             (0, _) => "use --quarantine to have training leave them out",
             _ => "copy the shards again, or `data reorganize --skip-corrupt` them; for samples, use --quarantine",
         };
-        let table = format!("{report}\n{}", self.table());
+        let table = format!("{account}\n{}", self.table());
         Err(Error::Check(CheckError::Corrupt { corrupt: shards.len() + samples.len(), table, advice }))
     }
 }
 
-/// How a shard differs from what its index says.
+/// The difference of a shard from its index's record, in words.
 fn differs(record: &ShardRecord, shard: &TarShard) -> Option<String> {
     if record.bytes != shard.bytes() {
         return Some(format!("has {} bytes, its index says {}", shard.bytes(), record.bytes));
@@ -546,7 +546,7 @@ fn differs(record: &ShardRecord, shard: &TarShard) -> Option<String> {
     })
 }
 
-/// What most samples have.
+/// Parts and shapes that most samples have.
 struct Usual {
     /// Parts and arrays that nine in ten samples have.
     parts: Vec<String>,
@@ -596,10 +596,10 @@ impl Usual {
     }
 }
 
-/// What a part is, by its extension.
+/// Kind of a part, by its extension.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
-    Picture,
+    Image,
     Caption,
     Json,
     Array,
@@ -609,7 +609,7 @@ enum Part {
 
 fn kind_of(part: &str) -> Part {
     match part.rsplit('.').next().unwrap_or(part) {
-        "jpg" | "jpeg" | "png" | "webp" | "gif" | "bmp" => Part::Picture,
+        "jpg" | "jpeg" | "png" | "webp" | "gif" | "bmp" => Part::Image,
         "txt" | "text" | "caption" => Part::Caption,
         "json" => Part::Json,
         "npy" => Part::Array,

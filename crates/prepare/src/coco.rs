@@ -1,13 +1,13 @@
-//! The stage that makes COCO-2014's validation set into what the text-to-image benchmarks evaluate on: the list of
-//! captions, exact to the row, and the pictures in one size.
+//! The stage that makes the evaluation set of the text-to-image benchmarks from COCO-2014's validation set: the list of
+//! captions, exact to the row, and the images in one size.
 //!
-//! Two lists are in use. Both give each picture one caption and choose pictures by pandas'
+//! Two lists are in use. Both give each image one caption and choose images by pandas'
 //! `DataFrame.sample(frac=1, random_state=seed)`:
 //!
-//! - MLPerf Training's (Stable Diffusion v2): rows as in the annotations, shuffled; the first row of each picture; the
+//! - MLPerf Training's (Stable Diffusion v2): rows as in the annotations, shuffled; the first row of each image; the
 //!   first 30,000; sorted by id. Columns `id`, `image_id`, `caption`, as they are in the annotations.
-//! - MLPerf Inference's (SDXL): the first row of each picture; sorted by id; shuffled; the first 5,000; joined with the
-//!   pictures' sizes and addresses; sorted by id. It is also published ready-made (`captions_source.tsv`), and can be
+//! - MLPerf Inference's (SDXL): the first row of each image; sorted by id; shuffled; the first 5,000; joined with the
+//!   images' sizes and addresses; sorted by id. It is also published ready-made (`captions_source.tsv`), and can be
 //!   given.
 //!
 //! The shuffle is NumPy's legacy one: `RandomState(seed).permutation(n)`, which pandas 0.x to 3.x calls through
@@ -21,17 +21,17 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use calotype_core::TorchCpuGenerator;
 use calotype_data::Control;
 use calotype_data::files::{read_json, write_bytes, write_json};
 use calotype_data::image::{DecodeOptions, Filter, RgbImage};
-use calotype_kernels::TorchCpuGenerator;
 use calotype_weights::archive::{ArchiveFault, ZipFile};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::slices::{SliceArgs, run_slices};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 /// SHA-256 of MLPerf Inference's published `captions_source.tsv`.
 pub const SDXL_LIST_SHA256: &str = "2eeb95637b30fe5af26dd644bafa7affe4e5472ad0bda32d0feb1bd261280d5e";
@@ -42,10 +42,10 @@ const CAPTIONS_ENTRY: &str = "annotations/captions_val2014.json";
 /// File, in the output, of the settings that it was made with.
 const SETTINGS_FILE: &str = "coco.json";
 
-/// Pictures between two looks at whether to stop.
+/// Images between two looks at the stop flag.
 const CHUNK: usize = 64;
 
-/// Which list of captions.
+/// A published list of captions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum List {
@@ -55,7 +55,7 @@ pub enum List {
     Sdxl,
 }
 
-/// How a picture gets its size.
+/// Method of bringing an image to size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
@@ -72,10 +72,10 @@ pub struct CocoArgs {
     pub annotations: PathBuf,
     /// Folder to write.
     pub out: PathBuf,
-    /// The pictures: the folder val2014, or val2014.zip as it is published [default: only the list is written].
+    /// The images: the folder val2014, or val2014.zip as it is published [default: only the list is written].
     #[arg(long, value_name = "PATH")]
     pub images: Option<PathBuf>,
-    /// Which list of captions.
+    /// List of captions.
     #[arg(long, value_enum, default_value = "training")]
     pub list: List,
     /// Length of the list [default: 30000 for training, 5000 for sdxl].
@@ -87,21 +87,21 @@ pub struct CocoArgs {
     /// Take this published list (captions_source.tsv of MLPerf Inference, checked by its SHA-256) instead of making it.
     #[arg(long, value_name = "TSV")]
     pub published: Option<PathBuf>,
-    /// Side of the pictures in pixels; MLPerf's is 512, NeMo's 256.
+    /// Side of the images in pixels; MLPerf's is 512, NeMo's 256.
     #[arg(long, default_value_t = 512, value_name = "PIXELS")]
     pub size: usize,
-    /// How pictures get that size.
+    /// Method of bringing images to that size.
     #[arg(long, value_enum, default_value = "stretch")]
     pub fit: Fit,
-    /// JPEG quality of the pictures; Pillow's default is 75.
+    /// JPEG quality of the images; Pillow's default is 75.
     #[arg(long, default_value_t = 75, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub quality: u8,
-    /// How the pictures are split over jobs.
+    /// Split of the images over jobs.
     #[command(flatten)]
     pub slices: SliceArgs,
 }
 
-/// What the output depends on.
+/// Settings that the output depends on.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Settings {
     /// SHA-256 of the list.
@@ -111,7 +111,7 @@ struct Settings {
     quality: u8,
 }
 
-/// Why the list could not be made.
+/// The reason for which the list could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CocoError {
@@ -120,7 +120,7 @@ pub enum CocoError {
     Annotations {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
     /// A zip archive without the captions.
@@ -129,27 +129,27 @@ pub enum CocoError {
         /// The archive.
         path: PathBuf,
     },
-    /// Fewer pictures than the list needs.
-    #[error("{} has captions of {found} pictures, the list needs {needed}; say --count for a shorter one", path.display())]
+    /// Fewer images than the list needs.
+    #[error("{} has captions of {found} images, the list needs {needed}; say --count for a shorter one", path.display())]
     TooFew {
         /// The file.
         path: PathBuf,
-        /// Pictures with captions.
+        /// Images with captions.
         found: usize,
         /// Length of the list.
         needed: usize,
     },
-    /// A caption of a picture that is not described.
-    #[error("{}: caption {id} is of picture {image_id}, which `images` does not describe", path.display())]
+    /// A caption of an image that is not described.
+    #[error("{}: caption {id} is of image {image_id}, which `images` does not describe", path.display())]
     UnknownImage {
         /// The file.
         path: PathBuf,
         /// The caption's id.
         id: u64,
-        /// The picture's.
+        /// The image's.
         image_id: u64,
     },
-    /// A published list that is another.
+    /// A published list with another checksum.
     #[error("{} has SHA-256 {found}, the published list has {SDXL_LIST_SHA256}; get it again", path.display())]
     Published {
         /// The file.
@@ -164,7 +164,7 @@ pub enum CocoError {
         path: PathBuf,
         /// Number of the line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
     /// An archive that cannot be read.
@@ -172,10 +172,10 @@ pub enum CocoError {
     Archive {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         source: Box<calotype_weights::TensorFileError>,
     },
-    /// An output that was made otherwise.
+    /// An output that was made with other settings.
     #[error("{} was made with other settings ({SETTINGS_FILE} tells which); choose another folder, or remove it", path.display())]
     OtherSettings {
         /// The folder.
@@ -194,7 +194,7 @@ struct Captions {
 /// One caption.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Annotation {
-    /// The picture's id.
+    /// The image's id.
     pub image_id: u64,
     /// The caption's id.
     pub id: u64,
@@ -202,7 +202,7 @@ pub struct Annotation {
     pub caption: String,
 }
 
-/// One picture's description.
+/// One image's description.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Image {
     id: u64,
@@ -233,7 +233,7 @@ fn below_or_equal(words: &mut TorchCpuGenerator, most: u64) -> u64 {
     }
 }
 
-/// The captions that MLPerf Training evaluates on: see the top of this file. `count` pictures, or all if there are
+/// The captions that MLPerf Training evaluates on: see the top of this file. `count` images, or all if there are
 /// fewer.
 pub fn training_subset(annotations: &[Annotation], seed: u32, count: usize) -> Vec<Annotation> {
     let shuffled = pandas_order(seed, annotations.len()).into_iter().map(|i| &annotations[i]);
@@ -279,10 +279,10 @@ fn training_tsv(rows: &[Annotation]) -> String {
     text
 }
 
-/// The list with its pictures' sizes and addresses.
+/// The list with its images' sizes and addresses.
 ///
 /// # Errors
-/// [`CocoError::UnknownImage`].
+/// [`CocoError::UnknownImage`] for a caption of an image that `images` does not describe.
 fn sdxl_tsv(rows: &[Annotation], images: &[Image], path: &Path) -> std::result::Result<String, CocoError> {
     let by_id: HashMap<u64, &Image> = images.iter().map(|image| (image.id, image)).collect();
     let mut text = "id\timage_id\tcaption\theight\twidth\tfile_name\tcoco_url\n".to_owned();
@@ -323,7 +323,7 @@ fn open_zip(path: &Path) -> Result<ZipFile> {
     Ok(ZipFile::open(path).map_err(fault)?)
 }
 
-/// The list's text, and the ids of its pictures.
+/// The list's text, and the ids of its images.
 fn make_list(args: &CocoArgs) -> Result<(String, Vec<u64>)> {
     if let Some(path) = &args.published {
         return published_list(path, args.count);
@@ -369,64 +369,64 @@ fn image_id(path: &Path, line: usize, text: &str) -> Result<u64> {
     number.ok_or_else(|| CocoError::Line { path: path.to_owned(), line, detail }.into())
 }
 
-/// Where pictures come from.
-enum Pictures {
+/// Source of the images.
+enum Images {
     Folder(PathBuf),
     Zip(ZipFile),
 }
 
-impl Pictures {
+impl Images {
     fn open(path: &Path) -> Result<Self> {
-        if path.is_dir() { Ok(Pictures::Folder(path.to_owned())) } else { Ok(Pictures::Zip(open_zip(path)?)) }
+        if path.is_dir() { Ok(Images::Folder(path.to_owned())) } else { Ok(Images::Zip(open_zip(path)?)) }
     }
 
-    /// A picture's file; `None` if there is none.
-    fn get(&self, name: &str) -> std::result::Result<Option<Cow<'_, [u8]>>, PictureFault> {
+    /// An image's file; `None` if there is none.
+    fn get(&self, name: &str) -> std::result::Result<Option<Cow<'_, [u8]>>, ImageFault> {
         match self {
-            Pictures::Folder(dir) => match fs::read(dir.join(name)) {
+            Images::Folder(dir) => match fs::read(dir.join(name)) {
                 Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(_) => Err(PictureFault::Unreadable),
+                Err(_) => Err(ImageFault::Unreadable),
             },
-            Pictures::Zip(archive) => Ok(archive.content(&format!("val2014/{name}"))?),
+            Images::Zip(archive) => Ok(archive.content(&format!("val2014/{name}"))?),
         }
     }
 }
 
-/// Why a picture was left out.
+/// Reason for which an image was left out.
 #[derive(Clone, Copy, Debug)]
-enum PictureFault {
+enum ImageFault {
     Missing,
     Unreadable,
     Undecodable,
 }
 
-impl From<ArchiveFault> for PictureFault {
+impl From<ArchiveFault> for ImageFault {
     fn from(_: ArchiveFault) -> Self {
-        PictureFault::Unreadable
+        ImageFault::Unreadable
     }
 }
 
-impl PictureFault {
+impl ImageFault {
     fn reason(self) -> &'static str {
         match self {
-            PictureFault::Missing => "picture not there",
-            PictureFault::Unreadable => "picture cannot be read",
-            PictureFault::Undecodable => "picture cannot be decoded",
+            ImageFault::Missing => "image not there",
+            ImageFault::Unreadable => "image cannot be read",
+            ImageFault::Undecodable => "image cannot be decoded",
         }
     }
 }
 
-/// Name of a picture's file.
+/// Name of an image's file.
 pub fn file_name(image_id: u64) -> String {
     format!("COCO_val2014_{image_id:012}.jpg")
 }
 
-/// Writes the list, and, if pictures are given, those of it in one size.
+/// Writes the list, and, if images are given, those of it in one size.
 ///
 /// # Errors
 /// [`CocoError`], and those of reading and writing.
-pub fn run(args: &CocoArgs, control: &mut Control<'_>) -> Result<Report> {
+pub fn run(args: &CocoArgs, control: &mut Control<'_>) -> Result<Account> {
     if args.published.is_some() && args.list != List::Sdxl {
         return Err(Error::Usage("--published is the list of --list sdxl".to_owned()));
     }
@@ -448,16 +448,16 @@ pub fn run(args: &CocoArgs, control: &mut Control<'_>) -> Result<Report> {
     let Some(images) = &args.images else {
         let count = ids.len() as u64;
         let seconds = started.elapsed().as_secs_f64();
-        return Ok(Report { taken: count, written: count, seconds, notes: vec![note], ..Report::new("coco") });
+        return Ok(Account { taken: count, written: count, seconds, notes: vec![note], ..Account::new("coco") });
     };
-    let pictures = Pictures::open(images)?;
+    let images = Images::open(images)?;
     let folder = args.out.join(format!("images_{}", args.size));
     fs::create_dir_all(&folder).map_err(Error::io("create folder", &folder))?;
-    let mut report = run_slices(&args.slices, "coco", &args.out, &settings, control, |slice, control| {
-        resize_all(args, &pictures, &folder, &ids[slice.range(ids.len())], control)
+    let mut account = run_slices(&args.slices, "coco", &args.out, &settings, control, |slice, control| {
+        resize_all(args, &images, &folder, &ids[slice.range(ids.len())], control)
     })?;
-    report.notes.push(note);
-    Ok(report)
+    account.notes.push(note);
+    Ok(account)
 }
 
 /// Makes the output's settings known, or finds that they are the same.
@@ -470,50 +470,50 @@ fn claim(out: &Path, settings: &Settings) -> Result<()> {
     }
 }
 
-/// Resizes the pictures of `ids`; those that are there already are kept.
+/// Resizes the images of `ids`; those that are there already are kept.
 fn resize_all(
     args: &CocoArgs,
-    pictures: &Pictures,
+    images: &Images,
     folder: &Path,
     ids: &[u64],
     control: &mut Control<'_>,
-) -> Result<Report> {
+) -> Result<Account> {
     let started = Instant::now();
-    let mut report = Report::new("coco");
+    let mut account = Account::new("coco");
     for (number, chunk) in ids.chunks(CHUNK).enumerate() {
         control.checkpoint("coco", number * CHUNK, ids.len())?;
-        let made: Vec<_> = chunk.par_iter().map(|id| resize_one(args, pictures, folder, *id)).collect();
+        let made: Vec<_> = chunk.par_iter().map(|id| resize_one(args, images, folder, *id)).collect();
         for result in made {
-            report.taken += 1;
+            account.taken += 1;
             match result? {
                 Ok(bytes) => {
-                    report.written += 1;
-                    report.bytes += bytes;
+                    account.written += 1;
+                    account.bytes += bytes;
                 }
-                Err(fault) => report.leave_out(fault.reason()),
+                Err(fault) => account.leave_out(fault.reason()),
             }
         }
     }
-    report.seconds = started.elapsed().as_secs_f64();
-    Ok(report)
+    account.seconds = started.elapsed().as_secs_f64();
+    Ok(account)
 }
 
-/// Resizes a picture, and returns the length of its file.
+/// Resizes an image, and returns the length of its file.
 fn resize_one(
     args: &CocoArgs,
-    pictures: &Pictures,
+    images: &Images,
     folder: &Path,
     id: u64,
-) -> Result<std::result::Result<u64, PictureFault>> {
+) -> Result<std::result::Result<u64, ImageFault>> {
     let name = file_name(id);
     let path = folder.join(&name);
     // Files get their names when they are whole, and the settings were found to be the same.
     if let Ok(status) = fs::metadata(&path) {
         return Ok(Ok(status.len()));
     }
-    let made = pictures.get(&name).and_then(|bytes| {
-        let bytes = bytes.ok_or(PictureFault::Missing)?;
-        resized_jpeg(args, &name, &bytes).map_err(|_| PictureFault::Undecodable)
+    let made = images.get(&name).and_then(|bytes| {
+        let bytes = bytes.ok_or(ImageFault::Missing)?;
+        resized_jpeg(args, &name, &bytes).map_err(|_| ImageFault::Undecodable)
     });
     match made {
         Ok(jpeg) => {
@@ -521,18 +521,18 @@ fn resize_one(
             Ok(Ok(jpeg.len() as u64))
         }
         Err(fault) => {
-            tracing::warn!(picture = %name, reason = fault.reason(), "left out");
+            tracing::warn!(image = %name, reason = fault.reason(), "left out");
             Ok(Err(fault))
         }
     }
 }
 
-/// A picture in its new size. As the reference's script never leaves the picture's mode, a grey one stays grey.
+/// An image in its new size. As the reference's script never leaves the image's mode, a grey one stays grey.
 fn resized_jpeg(args: &CocoArgs, name: &str, bytes: &[u8]) -> calotype_data::Result<Vec<u8>> {
-    let picture = RgbImage::decode_with(name, bytes, &DecodeOptions::default())?;
+    let image = RgbImage::decode_with(name, bytes, &DecodeOptions::default())?;
     let resized = match args.fit {
-        Fit::Stretch => picture.resize(args.size, args.size, Filter::Bicubic)?,
-        Fit::Crop => picture.resize_shorter(args.size, Filter::Bicubic)?.center_crop(args.size, args.size)?,
+        Fit::Stretch => image.resize(args.size, args.size, Filter::Bicubic)?,
+        Fit::Crop => image.resize_shorter(args.size, Filter::Bicubic)?.center_crop(args.size, args.size)?,
     };
     if resized.is_grey() { resized.encode_grey_jpeg(args.quality) } else { resized.encode_jpeg(args.quality) }
 }

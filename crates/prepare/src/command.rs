@@ -2,7 +2,7 @@
 
 use calotype_data::Control;
 
-use crate::{Report, Result, check, coco, convert, download, emoji, fetch, filter, index, reorganize, synth};
+use crate::{Account, Result, check, coco, convert, download, emoji, fetch, filter, index, reorganize, synth};
 
 /// A stage and its settings.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -11,7 +11,7 @@ pub enum DataStage {
     Fetch(fetch::FetchArgs),
     /// Leave out rows of parquet tables: by licence, size, similarity, or any condition.
     Filter(filter::FilterArgs),
-    /// Download the pictures of a list of addresses into webdataset shards.
+    /// Download the images of a list of addresses into webdataset shards.
     Download(Box<download::DownloadArgs>),
     /// Write a dataset anew, as webdataset or MDS shards.
     Convert(convert::ConvertArgs),
@@ -21,11 +21,11 @@ pub enum DataStage {
     Index(index::IndexArgs),
     /// Read everything, and list corrupt and odd samples.
     Check(check::CheckArgs),
-    /// Make the benchmarks' evaluation set of COCO-2014: the exact list of captions, the pictures in one size.
+    /// Make the benchmarks' evaluation set of COCO-2014: the exact list of captions, the images in one size.
     Coco(coco::CocoArgs),
     /// Make random data of any shape, to measure and to try things with.
     Synth(synth::SynthArgs),
-    /// Write the embedded captioned pictures as webdataset shards.
+    /// Write the embedded captioned images as webdataset shards.
     Emoji(emoji::EmojiArgs),
 }
 
@@ -34,7 +34,7 @@ impl DataStage {
     ///
     /// # Errors
     /// Those of the stage.
-    pub fn run(&self, control: &mut Control<'_>) -> Result<Report> {
+    pub fn run(&self, control: &mut Control<'_>) -> Result<Account> {
         match self {
             DataStage::Fetch(args) => fetch::run(args, control),
             DataStage::Filter(args) => filter::run(args, control),

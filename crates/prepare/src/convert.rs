@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::output::{Form, Job, Layout, Made, OutputArgs, divide, open_ledger};
 use crate::slices::SliceArgs;
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 const STAGE: &str = "convert";
 
@@ -32,18 +32,18 @@ const CHUNK: usize = 1024;
 /// Settings of the stage.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConvertArgs {
-    /// Dataset to read: a folder of tar shards, of MDS shards, of pictures (with metadata.jsonl or metadata.csv, caption files
-    /// beside the pictures, or in folders by class) or of parquet files; a file; a pattern like x-{000..831}.tar; an address.
+    /// Dataset to read: a folder of tar shards, of MDS shards, of images (with metadata.jsonl or metadata.csv, caption files
+    /// beside the images, or in folders by class) or of parquet files; a file; a pattern like x-{000..831}.tar; an address.
     pub input: String,
     /// Folder to write.
     pub out: PathBuf,
-    /// Where the dataset goes.
+    /// Destination of the dataset.
     #[command(flatten)]
     pub output: OutputArgs,
-    /// What the input is, if its content does not tell.
+    /// Kind of the input, if its content does not tell.
     #[arg(long, value_name = "KIND", value_parser = ["webdataset", "mds", "imagefolder", "parquet"])]
     pub from: Option<String>,
-    /// Column of pictures in parquet files.
+    /// Column of images in parquet files.
     #[arg(long, value_name = "NAME")]
     pub image_column: Option<String>,
     /// Column of captions in parquet files and metadata tables.
@@ -52,7 +52,7 @@ pub struct ConvertArgs {
     /// Column of unique keys in parquet files.
     #[arg(long, value_name = "NAME")]
     pub key_column: Option<String>,
-    /// Extensions of caption files beside pictures, comma separated [default: txt,caption].
+    /// Extensions of caption files beside images, comma separated [default: txt,caption].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub caption_extensions: Vec<String>,
     /// Take the samples, too, that quarantine.json names.
@@ -68,7 +68,7 @@ pub struct ConvertArgs {
     /// is str, json is json, npy is ndarray, cls is int, all others are bytes.
     #[arg(long, value_name = "NAME=ENCODING", value_parser = parse_pair)]
     pub encoding: Vec<(String, String)>,
-    /// What becomes of samples without a part that others have; only MDS asks, whose samples are all alike.
+    /// Treatment of samples without a part that others have; only MDS asks, whose samples are all alike.
     #[arg(long, value_enum, default_value = "fail")]
     pub missing: Missing,
     /// Write no column of keys to MDS.
@@ -80,12 +80,12 @@ pub struct ConvertArgs {
     /// Leave out samples that cannot be read, and count them, instead of stopping there.
     #[arg(long)]
     pub skip_bad: bool,
-    /// Which of the work is this process's.
+    /// This process's slices of the work.
     #[command(flatten)]
     pub slices: SliceArgs,
 }
 
-/// What becomes of samples that lack a part.
+/// Treatment of samples that lack a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Missing {
@@ -130,7 +130,7 @@ impl Input {
         let path = Path::new(&args.input);
         let is_mds = match options.kind {
             Some(kind) => kind == SourceKind::Mds,
-            None => source::kind(&args.input)? == Some(SourceKind::Mds),
+            None => source::detect(&args.input)? == Some(SourceKind::Mds),
         };
         if !is_mds {
             return Ok(Input { source: source::open(&args.input, &options)?, columns: None });
@@ -153,7 +153,7 @@ impl Input {
         self.columns.as_deref()
     }
 
-    /// Whether every sample's key is its number.
+    /// True if every sample's key is its number.
     fn is_numbered(&self) -> bool {
         self.columns().is_some_and(|columns| !columns.iter().any(|column| column.name == KEY_COLUMN))
     }
@@ -182,7 +182,7 @@ impl ConvertArgs {
         Ok(options)
     }
 
-    /// Whether the stage goes on without a sample after this error of reading it.
+    /// True if the stage goes on without a sample after this error of reading it.
     fn skips(&self, error: &calotype_data::Error) -> bool {
         use calotype_data::Error::{Fetch, Io};
         self.skip_bad && !matches!(error, Io { .. } | Fetch { .. })
@@ -201,7 +201,7 @@ struct Plan {
     notes: Vec<String>,
 }
 
-/// Everything that turns a sample of the input into one of the output.
+/// The facts that turn a sample of the input into one of the output.
 struct Conversion<'a> {
     args: &'a ConvertArgs,
     input: &'a Input,
@@ -217,7 +217,7 @@ struct Conversion<'a> {
 /// # Errors
 /// [`Error::Usage`] for settings that do not fit the dataset; those of reading, unless they are to be skipped, and of
 /// writing; [`calotype_data::Error::Interrupted`].
-pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Report> {
+pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
     args.output.check()?;
     let input = Input::open(args)?;
     let settings = settings(args, &input);
@@ -246,14 +246,14 @@ pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Report> {
         meta: input.source.meta().clone(),
         make: &make,
     };
-    let mut report = job.run(&args.slices, control)?;
-    report.notes.extend(plan.notes);
+    let mut account = job.run(&args.slices, control)?;
+    account.notes.extend(plan.notes);
     let left_out = input.source.left_out();
-    report.notes.extend(left_out.iter().map(|(reason, count)| format!("not taken from the input: {count} {reason}")));
-    Ok(report)
+    account.notes.extend(left_out.iter().map(|(reason, count)| format!("not taken from the input: {count} {reason}")));
+    Ok(account)
 }
 
-/// Everything that shapes the output.
+/// All settings that shape the output.
 fn settings(args: &ConvertArgs, input: &Input) -> Value {
     json!({
         "input": input.source.digest(),
@@ -267,7 +267,7 @@ fn settings(args: &ConvertArgs, input: &Input) -> Value {
     })
 }
 
-/// What one sample adds to the plan.
+/// The facts that one sample adds to the plan.
 struct Found {
     key: String,
     parts: Vec<String>,
@@ -427,7 +427,7 @@ impl<'a> Conversion<'a> {
         Ok(())
     }
 
-    /// How the output is written; sets what each sample must have.
+    /// Form of the output; sets the parts that each sample must have.
     fn form(&mut self, parts: &BTreeMap<String, usize>) -> Result<Form> {
         let output = &self.args.output;
         if output.to == Layout::Webdataset {

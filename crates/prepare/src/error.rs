@@ -1,4 +1,4 @@
-//! What the stages have in common when they fail.
+//! The errors that the stages share.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::reorganize::ReorganizeError;
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a stage ended early. Errors of one stage alone are a type of that stage's module.
+/// The reason for which a stage ended early. Errors of one stage alone are a type of that stage's module.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -56,17 +56,17 @@ pub enum Error {
     /// The operating system refused something.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried ("open", "write", ...).
+        /// Action that was tried ("open", "write", ...).
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Its answer.
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// Whether the command line is to blame (exit code 2).
+    /// True if the command line is to blame (exit code 2).
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Usage(_) => true,
@@ -80,7 +80,7 @@ impl Error {
         }
     }
 
-    /// Whether the stage stopped on request, with everything kept that was done.
+    /// True if the stage stopped on request, with everything kept that was done.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Error::Data(calotype_data::Error::Interrupted { .. }))
     }

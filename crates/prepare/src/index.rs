@@ -8,7 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, UNIX_EPOCH};
 
-use calotype_data::files::{partial_name, read_json, sync_folder, write_bytes, write_json};
+use calotype_core::durable::sync_folder;
+use calotype_data::files::{partial_name, read_json, write_bytes, write_json};
 use calotype_data::quarantine::QUARANTINE_FILE;
 use calotype_data::wdinfo::{WDINFO_JSON, WDINFO_PICKLE};
 use calotype_data::webdataset::{DatasetIndex, INDEX_FILE, PROGRESS_FILE, ShardRecord, TarShard};
@@ -19,12 +20,12 @@ use serde_json::{Map, Value};
 
 use crate::plan::{Plan, Selection};
 use crate::tars::{FoundTar, find_tars, marker, named, short_hash};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
-/// What is known of the shards, by which unchanged ones are told.
+/// File of the facts about the shards, by which unchanged ones are told.
 const STATE_FILE: &str = ".index-state.json";
 
-/// What a merge is about to replace, so that one that is killed can be finished or undone.
+/// File of what a merge is about to replace, so that one that is killed can be finished or undone.
 const JOURNAL_FILE: &str = ".merge.json";
 
 /// Beginning of the names of merged shards, as in NeMo.
@@ -50,7 +51,7 @@ pub struct IndexArgs {
     pub reread: bool,
 }
 
-/// Why a folder cannot be indexed.
+/// The reason for which a folder cannot be indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// No shards in the folder.
@@ -58,7 +59,7 @@ pub enum IndexError {
     NoShards {
         /// The folder.
         dir: PathBuf,
-        /// Whether there are some in its subfolders.
+        /// True if there are some in its subfolders.
         below: bool,
     },
     /// Damaged shards.
@@ -66,7 +67,7 @@ pub enum IndexError {
         "{count} shards are damaged: {named}; copy them again, or leave them out with `data reorganize --skip-corrupt`"
     )]
     Damaged {
-        /// How many.
+        /// Number of them.
         count: usize,
         /// The first of them, with what is wrong.
         named: String,
@@ -84,7 +85,7 @@ pub enum IndexError {
         shard: String,
         /// Samples by the list.
         expected: usize,
-        /// What is there.
+        /// Content that is there.
         found: String,
     },
     /// Samples that a merge would lose.
@@ -92,13 +93,13 @@ pub enum IndexError {
     NotMergeable {
         /// The folder.
         dir: PathBuf,
-        /// Why.
+        /// The reason.
         detail: String,
     },
 }
 
 impl IndexError {
-    /// Whether the command line is to blame.
+    /// True if the command line is to blame.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::NoShards { .. })
     }
@@ -108,41 +109,41 @@ impl IndexError {
 ///
 /// # Errors
 /// [`Error::Index`], [`Error::Data`] (among them a key that is in two shards).
-pub fn run(args: &IndexArgs, control: &mut Control<'_>) -> Result<Report> {
+pub fn run(args: &IndexArgs, control: &mut Control<'_>) -> Result<Account> {
     if args.chunk_size == Some(0) {
         return Err(Error::Usage("--chunk-size must be at least 1".to_owned()));
     }
     let started = Instant::now();
     refuse_unfinished(&args.dir)?;
-    let mut report = Report::new("index");
+    let mut account = Account::new("index");
     let meta = finish_merge(&args.dir)?;
     let meta = match meta {
         Some(meta) => meta,
         None => DatasetIndex::read(&args.dir)?.map(|index| index.meta).unwrap_or_default(),
     };
     if args.merge {
-        report.notes.extend(merge(args, &meta, control)?);
+        account.notes.extend(merge(args, &meta, control)?);
     }
     let folder = Folder::read(&args.dir, args.reread, control)?;
-    let index = folder.index(meta, &mut report)?;
+    let index = folder.index(meta, &mut account)?;
     folder.save(&index)?;
     remove(&args.dir.join(JOURNAL_FILE))?;
-    report.taken = folder.shards.iter().map(|shard| shard.known.record.samples as u64).sum();
-    report.written = index.samples as u64;
-    report.bytes = index.shards.iter().map(|shard| shard.bytes).sum();
-    report.notes.push(format!(
+    account.taken = folder.shards.iter().map(|shard| shard.known.record.samples as u64).sum();
+    account.written = index.samples as u64;
+    account.bytes = index.shards.iter().map(|shard| shard.bytes).sum();
+    account.notes.push(format!(
         "{} samples in {} shards, {} of them read, the others unchanged",
         index.samples,
         index.shards.len(),
         folder.shards.iter().filter(|shard| shard.read).count()
     ));
     if args.wdinfo {
-        report.notes.push(write_wdinfo(args, &index)?);
+        account.notes.push(write_wdinfo(args, &index)?);
     } else {
         check_wdinfo(&args.dir, &index)?;
     }
-    report.seconds = started.elapsed().as_secs_f64();
-    Ok(report)
+    account.seconds = started.elapsed().as_secs_f64();
+    Ok(account)
 }
 
 fn refuse_unfinished(dir: &Path) -> Result<()> {
@@ -167,7 +168,7 @@ fn shards_of(dir: &Path) -> Result<Vec<FoundTar>> {
     Ok(found)
 }
 
-/// What is remembered of each shard, by name.
+/// Facts that are remembered of each shard, by name.
 type State = BTreeMap<String, Known>;
 
 /// A shard when it was read.
@@ -175,7 +176,7 @@ type State = BTreeMap<String, Known>;
 struct Known {
     /// Time of its last change, in nanoseconds since 1970.
     modified: u64,
-    /// Whether NeMo's mark was beside it.
+    /// True if NeMo's mark was beside it.
     marked: bool,
     record: ShardRecord,
 }
@@ -185,7 +186,7 @@ struct Folder<'a> {
     dir: &'a Path,
     before: Option<DatasetIndex>,
     shards: Vec<Indexed>,
-    /// Whether all is as it was when the index was made: then no keys were read, and the old index tells which shards count.
+    /// True if all is as it was when the index was made: then no keys were read, and the old index tells which shards count.
     unchanged: bool,
 }
 
@@ -193,7 +194,7 @@ struct Folder<'a> {
 struct Indexed {
     tar: FoundTar,
     known: Known,
-    /// Whether its content was read, and not only its headers or nothing.
+    /// True if its content was read, and not only its headers or nothing.
     read: bool,
     /// Hashes of its keys; empty if the folder is unchanged.
     keys: Vec<[u8; 16]>,
@@ -237,7 +238,7 @@ impl<'a> Folder<'a> {
     }
 
     /// The index, without shards that NeMo has merged into others.
-    fn index(&self, meta: Map<String, Value>, report: &mut Report) -> Result<DatasetIndex> {
+    fn index(&self, meta: Map<String, Value>, account: &mut Account) -> Result<DatasetIndex> {
         let mut records = Vec::with_capacity(self.shards.len());
         let merged: HashSet<[u8; 16]> =
             self.shards.iter().filter(|shard| is_merged(shard)).flat_map(|shard| shard.keys.iter().copied()).collect();
@@ -251,7 +252,7 @@ impl<'a> Folder<'a> {
             };
             if repeats {
                 let reason = format!("in a shard that was merged into {MERGED}*");
-                *report.left_out.entry(reason).or_default() += shard.known.record.samples as u64;
+                *account.left_out.entry(reason).or_default() += shard.known.record.samples as u64;
                 continue;
             }
             for (place, key) in shard.keys.iter().enumerate() {
@@ -273,7 +274,7 @@ impl<'a> Folder<'a> {
     }
 }
 
-/// Whether a shard is one that NeMo has merged into others, and left where it was.
+/// True if a shard is one that NeMo has merged into others, and left where it was.
 fn is_left_over(shard: &Indexed, merged: &HashSet<[u8; 16]>) -> bool {
     let marked = shard.known.marked && !is_merged(shard) && !shard.keys.is_empty();
     marked && shard.keys.iter().all(|key| merged.contains(key))
@@ -320,7 +321,7 @@ fn read_shard(
     Ok(Ok(Indexed { tar: tar.clone(), known, read, keys }))
 }
 
-/// What most shards hold; the larger count if two are equally frequent.
+/// Number of samples that most shards hold; the larger count if two are equally frequent.
 fn usual_count(counts: impl Iterator<Item = usize>) -> usize {
     let mut frequency: BTreeMap<usize, usize> = BTreeMap::new();
     counts.filter(|count| *count > 0).for_each(|count| *frequency.entry(count).or_default() += 1);
@@ -369,14 +370,14 @@ fn check_wdinfo(dir: &Path, index: &DatasetIndex) -> Result<()> {
     Ok(())
 }
 
-/// Which shards are replaced by which; written before anything changes.
+/// The shards of a merge, old and new; written before anything changes.
 #[derive(Serialize, Deserialize)]
 struct Journal {
     inputs: Vec<String>,
     outputs: Vec<String>,
     /// Free-form facts of the index, which is gone until there is a new one.
     meta: Map<String, Value>,
-    /// Whether the outputs are complete. Until then a killed merge is undone, and finished from then on.
+    /// True if the outputs are complete. Until then a killed merge is undone, and finished from then on.
     written: bool,
 }
 
@@ -441,7 +442,7 @@ fn write_quarantine(dir: &Path, list: &Quarantine) -> Result<()> {
     Ok(list.write(dir)?)
 }
 
-fn reasons(account: &Report) -> Option<String> {
+fn reasons(account: &Account) -> Option<String> {
     let all: Vec<String> =
         account.left_out.iter().map(|(reason, count)| format!("{count} samples: {reason}")).collect();
     (!all.is_empty()).then(|| all.join(", "))
@@ -467,7 +468,7 @@ fn finish_merge(dir: &Path) -> Result<Option<Map<String, Value>>> {
             remove(&file)?;
         }
     }
-    sync_folder(dir)?;
+    sync_folder(dir).map_err(Error::io("synchronise folder", dir))?;
     let list = Quarantine::read(dir)?;
     write_quarantine(dir, &list.records().filter(|record| !gone.contains(&record.shard)).collect())?;
     if !journal.written {

@@ -1,12 +1,13 @@
-//! Stages that prepare data, from lists of addresses and folders of pictures to shards that a cluster trains from.
+//! Stages that prepare data, from lists of addresses and folders of images to shards that a cluster trains from.
 //!
-//! Each stage is a settings type (which is its command line, too), and a `run` that does the work, can be killed at any
-//! instant and started again, reports progress, and ends with a [`Report`]: what went in, what came out, and what
-//! was left out, by kind. Stages that split over an array of jobs take [`slices::SliceArgs`].
+//! Each stage is a settings type, which is its command line too, and a function `run`. A stage can be killed at any
+//! instant and started again, reports progress, and ends with an [`Account`]: counts of what went in, came out and was
+//! left out, by reason. Stages that split over an array of jobs take [`slices::SliceArgs`].
 //!
 //! The crate knows no models, so that machines that only prepare data need none: the stages that run encoders are in
 //! `calotype-train`.
 
+pub mod account;
 pub mod bench;
 pub mod check;
 pub mod coco;
@@ -22,11 +23,10 @@ mod names;
 pub mod output;
 mod plan;
 pub mod reorganize;
-pub mod report;
 pub mod slices;
 pub mod synth;
 mod tars;
 
+pub use account::Account;
 pub use command::DataStage;
 pub use error::{Error, Result};
-pub use report::Report;

@@ -14,7 +14,7 @@ pub(crate) fn nearest<'a>(written: &str, names: impl Iterator<Item = &'a str>) -
         .map(|(_, name)| name)
 }
 
-/// How far `*` reaches in a pattern of paths.
+/// Reach of `*` in a pattern of paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Star {
     /// Over folders, too, as in Python's fnmatch and so in patterns of files of repositories.
@@ -75,7 +75,7 @@ fn class(rest: &str, regex: &mut String) -> usize {
     inside + length + 1
 }
 
-/// Whether a string is a pattern and not a plain name.
+/// True if a string is a pattern and not a plain name.
 pub(crate) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }

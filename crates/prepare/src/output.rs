@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::slices::{LEDGER, SliceArgs, run_slices};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 /// Layouts of datasets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -94,7 +94,7 @@ impl OutputArgs {
     /// Refuses settings that do nothing.
     ///
     /// # Errors
-    /// [`Error::Usage`].
+    /// [`Error::Usage`] naming the option.
     pub(crate) fn check(&self) -> Result<()> {
         if self.shard_samples == Some(0) {
             return Err(Error::Usage("--shard-samples must be at least 1".to_owned()));
@@ -116,13 +116,13 @@ impl OutputArgs {
     }
 }
 
-/// How shards are written.
+/// Form of the shards.
 pub(crate) enum Form {
     Webdataset { prefix: String, limits: ShardLimits },
     Mds(Box<MdsSchema>),
 }
 
-/// What becomes of one sample of the input.
+/// Outcome of one sample of the input.
 pub(crate) enum Made {
     Sample(Sample),
     /// Left out, for this reason.
@@ -159,7 +159,7 @@ impl Entry {
     }
 }
 
-/// Why a sample does not go into a shard.
+/// Reason for which a sample does not go into a shard.
 pub(crate) fn misfit(fault: &MdsFault) -> String {
     match fault {
         MdsFault::Value { column, .. } => format!("does not fit column `{column}`"),
@@ -329,22 +329,22 @@ impl Job<'_> {
     ///
     /// # Errors
     /// Those of making samples and of writing; [`calotype_data::Error::Interrupted`].
-    pub(crate) fn run(&self, slices: &SliceArgs, control: &mut Control<'_>) -> Result<Report> {
+    pub(crate) fn run(&self, slices: &SliceArgs, control: &mut Control<'_>) -> Result<Account> {
         let shards = self.starts.len();
-        let mut report = run_slices(slices, self.stage, self.out, self.settings, control, |slice, control| {
-            let mut report = Report::new(self.stage);
+        let mut account = run_slices(slices, self.stage, self.out, self.settings, control, |slice, control| {
+            let mut account = Account::new(self.stage);
             let range = slice.range(shards);
             let group = rayon::current_num_threads().max(1);
             for first in range.clone().step_by(group) {
                 control.checkpoint(self.stage, self.start(first), self.total)?;
                 let group: Vec<usize> = (first..range.end.min(first + group)).collect();
                 let done: Result<Vec<Done>> = group.into_par_iter().map(|number| self.shard(number)).collect();
-                done?.iter().for_each(|done| account(&mut report, done));
+                done?.iter().for_each(|done| add_shard(&mut account, done));
             }
-            Ok(report)
+            Ok(account)
         })?;
-        report.notes.push(self.finish()?);
-        Ok(report)
+        account.notes.push(self.finish()?);
+        Ok(account)
     }
 
     fn start(&self, shard: usize) -> usize {
@@ -413,12 +413,12 @@ impl Job<'_> {
     }
 }
 
-fn account(report: &mut Report, done: &Done) {
-    report.taken += done.taken;
-    report.written += done.samples;
-    report.bytes += done.bytes;
+fn add_shard(account: &mut Account, done: &Done) {
+    account.taken += done.taken;
+    account.written += done.samples;
+    account.bytes += done.bytes;
     for (reason, count) in &done.left_out {
-        *report.left_out.entry(reason.clone()).or_default() += count;
+        *account.left_out.entry(reason.clone()).or_default() += count;
     }
 }
 

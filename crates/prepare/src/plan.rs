@@ -1,4 +1,4 @@
-//! Which sample of which shard goes where.
+//! The plan of an output: each sample's place in input and output.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -12,14 +12,14 @@ use rayon::prelude::*;
 
 use crate::reorganize::{ReorganizeArgs, ReorganizeError};
 use crate::tars::{FoundTar, OpenTar, OpenTars, find_tars, named, short_hash};
-use crate::{Report, Result};
+use crate::{Account, Result};
 
-/// Which samples are taken, and what becomes of them.
+/// The samples that are taken, and their treatment.
 pub(crate) struct Selection {
     extensions: Vec<String>,
     prefix_keys: bool,
     join: Option<Join>,
-    /// Whether samples that a quarantine lists are taken all the same.
+    /// True if samples that a quarantine lists are taken all the same.
     quarantined: bool,
 }
 
@@ -32,7 +32,7 @@ struct Join {
 /// Number of a source's file, and of a sample in it.
 type Place = (u32, u32);
 
-/// Where samples of sources are by their key alone.
+/// Places of the samples of sources by their key alone.
 type Places = HashMap<[u8; 16], Place>;
 
 impl Selection {
@@ -106,7 +106,7 @@ impl Selection {
     }
 }
 
-/// Which sample goes where: sample `i` of all outputs is the `i`-th usable sample of the inputs.
+/// The plan of an output: sample `i` of all outputs is the `i`-th usable sample of the inputs.
 pub(crate) struct Plan<'a> {
     inputs: Vec<FoundTar>,
     selection: &'a Selection,
@@ -121,7 +121,7 @@ pub(crate) struct Plan<'a> {
     open: OpenTars,
 }
 
-/// What was found in one input.
+/// Findings in one input.
 struct Scanned {
     /// Usable samples, with hashes of their keys.
     samples: Vec<(u32, [u8; 16])>,
@@ -234,29 +234,30 @@ impl<'a> Plan<'a> {
     /// The number that the first sample of a key in an input has among those of all outputs, if it is taken.
     ///
     /// # Errors
-    /// [`crate::Error::Data`].
+    /// [`crate::Error::Data`] if the input cannot be read.
     pub(crate) fn place(&self, input: usize, key: &str) -> Result<Option<usize>> {
         let Some(sample) = self.open.open(&self.inputs[input].path)?.place(key) else { return Ok(None) };
         let place = self.usable[input].binary_search(&(sample as u32)).ok();
         Ok(place.map(|place| self.starts[input] + place))
     }
 
-    /// What was left out of a part of the inputs.
-    pub(crate) fn account(&self, inputs: Range<usize>) -> Report {
-        let mut report = Report::new("reorganize");
+    /// The account of what was left out of a part of the inputs.
+    pub(crate) fn account(&self, inputs: Range<usize>) -> Account {
+        let mut account = Account::new("reorganize");
         for left_out in &self.left_out[inputs.clone()] {
-            left_out.iter().for_each(|(reason, n)| *report.left_out.entry(reason.clone()).or_default() += n);
+            left_out.iter().for_each(|(reason, n)| *account.left_out.entry(reason.clone()).or_default() += n);
         }
-        report.taken = report.left_out_in_all();
-        report.notes.extend(self.damage[inputs].iter().flatten().map(|damage| format!("damaged: {damage}")));
-        report
+        account.taken = account.left_out_in_all();
+        account.notes.extend(self.damage[inputs].iter().flatten().map(|damage| format!("damaged: {damage}")));
+        account
     }
 
     /// Writes some of the outputs of `per_shard` samples, named by `name`; those that are there already are kept. Returns the
     /// samples and bytes of all of them.
     ///
     /// # Errors
-    /// [`crate::Error::Data`], [`ReorganizeError::Changed`].
+    /// [`crate::Error::Data`] if an input cannot be read or an output not written, [`ReorganizeError::Changed`] if an
+    /// input is not what it was.
     pub(crate) fn write(
         &self,
         shards: Range<usize>,
@@ -328,7 +329,7 @@ impl Quarantines {
     /// Reads the lists that lie in the folders that were searched, and beside the shards.
     ///
     /// # Errors
-    /// [`crate::Error::Data`].
+    /// [`crate::Error::Data`] if a list cannot be read.
     pub(crate) fn of(inputs: &[FoundTar]) -> Result<Self> {
         let mut lists = BTreeMap::new();
         for (folder, _) in inputs.iter().flat_map(FoundTar::homes) {
@@ -339,7 +340,7 @@ impl Quarantines {
         Ok(Quarantines(lists))
     }
 
-    /// Whether a sample of an input is listed.
+    /// True if a sample of an input is listed.
     fn list(&self, input: &FoundTar, key: &str) -> bool {
         let listed = |(folder, name): (&Path, &str)| self.0.get(folder).is_some_and(|list| list.contains(name, key));
         input.homes().into_iter().any(listed)
@@ -351,7 +352,7 @@ impl Quarantines {
     }
 }
 
-/// Where the sources are by key, unless the inputs' keys say themselves which shard they come from.
+/// Places of the sources by key, unless the inputs' keys say themselves which shard they come from.
 fn places(join: Option<&Join>, inputs: &[FoundTar], open: &OpenTars) -> Result<Option<Places>> {
     let Some(join) = join else { return Ok(None) };
     for input in inputs {
@@ -381,7 +382,7 @@ fn split_source(key: &str) -> Option<(&str, &str)> {
     Some((&key[..at + 4], &key[at + 5..]))
 }
 
-/// Whether a tar header holds the name as it is.
+/// True if a tar header holds the name as it is.
 fn is_storable(key: &str, part: &str) -> bool {
     let name = format!("{key}.{part}");
     let mut header = tar::Header::new_ustar();

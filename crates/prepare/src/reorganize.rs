@@ -11,14 +11,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calotype_data::Control;
 use calotype_data::files::{read_json, write_bytes, write_json};
+use calotype_data::{Control, Slice};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Plan, Quarantines, Selection};
-use crate::slices::{Slice, SliceArgs, run_slices};
+use crate::slices::{SliceArgs, run_slices};
 use crate::tars::{FoundTar, find_tars, marker};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 /// Settings of the stage.
 #[derive(Clone, Debug, clap::Args)]
@@ -65,7 +65,7 @@ pub struct ReorganizeArgs {
     pub slices: SliceArgs,
 }
 
-/// How the shards lie in the output.
+/// Layout of the shards in the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
 pub enum Layout {
     /// All in one folder, numbered through.
@@ -75,15 +75,15 @@ pub enum Layout {
     Nemo,
 }
 
-/// Why shards cannot be reorganized.
+/// The reason for which shards cannot be reorganized.
 #[derive(Debug, thiserror::Error)]
 pub enum ReorganizeError {
     /// Nothing to read.
     #[error("no {what} in {paths}; check the paths")]
     NoShards {
-        /// What was looked for.
+        /// Kind of file that was looked for.
         what: &'static str,
-        /// Where.
+        /// The searched paths.
         paths: String,
     },
     /// Damaged inputs.
@@ -92,7 +92,7 @@ pub enum ReorganizeError {
          the damage"
     )]
     Corrupt {
-        /// How many.
+        /// Number of them.
         count: usize,
         /// The first of them, with what is wrong.
         named: String,
@@ -123,7 +123,7 @@ pub enum ReorganizeError {
 }
 
 impl ReorganizeError {
-    /// Whether the command line is to blame.
+    /// True if the command line is to blame.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::NoShards { .. } | Self::OutInside { .. } | Self::OtherPlan { .. })
     }
@@ -132,8 +132,9 @@ impl ReorganizeError {
 /// Sorts the samples.
 ///
 /// # Errors
-/// [`Error::Usage`], [`Error::Reorganize`], [`Error::Data`].
-pub fn run(args: &ReorganizeArgs, control: &mut Control<'_>) -> Result<Report> {
+/// [`Error::Usage`] for impossible settings, [`Error::Reorganize`] for inputs that do not allow the layout,
+/// [`Error::Data`] if shards cannot be read or written.
+pub fn run(args: &ReorganizeArgs, control: &mut Control<'_>) -> Result<Account> {
     if args.samples_per_shard == 0 {
         return Err(Error::Usage("--samples-per-shard must be at least 1".to_owned()));
     }
@@ -167,16 +168,16 @@ pub fn run(args: &ReorganizeArgs, control: &mut Control<'_>) -> Result<Report> {
 }
 
 /// One slice of the flat layout: a part of the output shards, and the account of the same part of the input shards.
-fn flat_slice(plan: &Plan<'_>, args: &ReorganizeArgs, slice: Slice, control: &mut Control<'_>) -> Result<Report> {
+fn flat_slice(plan: &Plan<'_>, args: &ReorganizeArgs, slice: Slice, control: &mut Control<'_>) -> Result<Account> {
     let shards = slice.range(plan.shards(args.samples_per_shard));
     let name = |number: usize| args.out.join(format!("{}-{number:06}.tar", args.prefix));
-    let mut report = plan.account(slice.range(plan.inputs()));
+    let mut account = plan.account(slice.range(plan.inputs()));
     let (samples, bytes) = plan.write(shards.clone(), args.samples_per_shard, &name, control)?;
-    report.taken += samples;
-    report.written += samples;
-    report.bytes += bytes;
-    report.notes.push(format!("{samples} samples in {} shards in {}", shards.len(), args.out.display()));
-    Ok(report)
+    account.taken += samples;
+    account.written += samples;
+    account.bytes += bytes;
+    account.notes.push(format!("{samples} samples in {} shards in {}", shards.len(), args.out.display()));
+    Ok(account)
 }
 
 /// All of a plan as NeMo writes it: shards, the mark of the last one, and a line about it.
@@ -186,9 +187,9 @@ fn nemo_folder(
     prefix: &str,
     per_shard: usize,
     control: &mut Control<'_>,
-) -> Result<Report> {
+) -> Result<Account> {
     let name = |number: usize| folder.join(format!("{prefix}{number:05}.tar"));
-    let mut report = plan.account(0..plan.inputs());
+    let mut account = plan.account(0..plan.inputs());
     let (samples, bytes) = plan.write(0..plan.shards(per_shard), per_shard, &name, control)?;
     let (last, rest) = (plan.samples() / per_shard, plan.samples() % per_shard);
     if rest > 0 {
@@ -196,11 +197,11 @@ fn nemo_folder(
     }
     let line = format!("Last tar {last} only has {rest} files!");
     write_bytes(&folder.join("log.txt"), line.as_bytes())?;
-    report.taken += samples;
-    report.written += samples;
-    report.bytes += bytes;
-    report.notes.push(format!("{}: {line}", folder.display()));
-    Ok(report)
+    account.taken += samples;
+    account.written += samples;
+    account.bytes += bytes;
+    account.notes.push(format!("{}: {line}", folder.display()));
+    Ok(account)
 }
 
 /// The shards to read.

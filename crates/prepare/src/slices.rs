@@ -1,20 +1,19 @@
 //! One stage as an array of jobs: which slice of the work is this process's, and which slices are done already.
 
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use calotype_data::Control;
 use calotype_data::files::{read_json, write_json};
+use calotype_data::{Control, Slice};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 /// Folder, in a stage's output, of the accounts of finished slices.
 pub(crate) const LEDGER: &str = ".slices";
 
-/// How a stage is split over jobs. Without any of these and outside of a Slurm array, the work is one slice.
+/// Split of a stage over jobs. Without any of these and outside of a Slurm array, the work is one slice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct SliceArgs {
     /// Number of this slice, from 0 [default: SLURM_ARRAY_TASK_ID, or all slices one after the other].
@@ -28,31 +27,13 @@ pub struct SliceArgs {
     pub tasks: Option<String>,
 }
 
-/// Slice `id` of `count`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Slice {
-    /// Number, from 0.
-    pub id: usize,
-    /// How many slices there are.
-    pub count: usize,
-}
-
-/// What is kept of a finished slice.
+/// The kept record of a finished slice.
 #[derive(Serialize, Deserialize)]
 struct Finished {
     /// BLAKE3 of the settings that it was done with.
     settings: String,
-    report: Report,
-}
-
-impl Slice {
-    /// This slice's part of `0..total`, as NeMo divides its arrays: `total * id / count .. total * (id + 1) / count`.
-    /// The parts of all slices cover everything once.
-    pub fn range(self, total: usize) -> Range<usize> {
-        // In 128 bits: the product of two sizes fits.
-        let at = |id: usize| (total as u128 * id as u128 / self.count as u128) as usize;
-        at(self.id)..at(self.id + 1)
-    }
+    #[serde(alias = "report")]
+    account: Account,
 }
 
 impl SliceArgs {
@@ -114,7 +95,7 @@ fn array_count(id: Option<usize>, number: &dyn Fn(&str) -> Result<Option<usize>>
 /// "3,7,10-12" as numbers, in the order given.
 ///
 /// # Errors
-/// [`Error::Usage`].
+/// [`Error::Usage`] if it is no such list.
 fn parse_ranges(text: &str) -> Result<Vec<usize>> {
     let bad = || Error::Usage(format!("`{text}` is no list of tasks; write numbers and ranges as in 3,7,10-12"));
     let mut ids = Vec::new();
@@ -145,26 +126,26 @@ pub fn run_slices(
     out: &Path,
     settings: &impl Serialize,
     control: &mut Control<'_>,
-    mut work: impl FnMut(Slice, &mut Control<'_>) -> Result<Report>,
-) -> Result<Report> {
+    mut work: impl FnMut(Slice, &mut Control<'_>) -> Result<Account>,
+) -> Result<Account> {
     let text = serde_json::to_string(settings).map_err(|e| Error::Usage(format!("settings of {stage}: {e}")))?;
     let settings = blake3::hash(text.as_bytes()).to_hex().to_string();
-    let mut all = Report::new(stage);
+    let mut all = Account::new(stage);
     for slice in args.slices()? {
         let ledger = ledger(out, stage, slice);
         if let Some(finished) = read_json::<Finished>(&ledger)?.filter(|finished| finished.settings == settings) {
             tracing::info!(stage, slice = slice.id, of = slice.count, "slice is done already");
-            all.add(&Report { seconds: 0.0, ..finished.report });
+            all.add(&Account { seconds: 0.0, ..finished.account });
             continue;
         }
         let started = Instant::now();
-        let mut report = work(slice, control)?;
-        report.seconds = started.elapsed().as_secs_f64();
+        let mut account = work(slice, control)?;
+        account.seconds = started.elapsed().as_secs_f64();
         let folder = out.join(LEDGER);
         fs::create_dir_all(&folder).map_err(Error::io("create folder", &folder))?;
-        let finished = Finished { settings: settings.clone(), report };
+        let finished = Finished { settings: settings.clone(), account };
         write_json(&ledger, &finished)?;
-        all.add(&finished.report);
+        all.add(&finished.account);
     }
     Ok(all)
 }
@@ -213,14 +194,6 @@ mod tests {
     }
 
     #[test]
-    fn ranges_cover_everything_once() {
-        for (total, count) in [(0, 3), (1, 3), (10, 3), (7, 7), (1000, 13)] {
-            let all: Vec<usize> = (0..count).flat_map(|id| Slice { id, count }.range(total)).collect();
-            assert_eq!(all, (0..total).collect::<Vec<_>>());
-        }
-    }
-
-    #[test]
     fn finished_slices_are_not_done_again_unless_settings_change() {
         let dir = tempfile::tempdir().unwrap();
         let args = SliceArgs { task_count: Some(3), ..SliceArgs::default() };
@@ -231,9 +204,9 @@ mod tests {
                     return Err(Error::Usage("fails".to_owned()));
                 }
                 done.push(slice.id);
-                Ok(Report { taken: 1, written: 1, ..Report::new("test") })
+                Ok(Account { taken: 1, written: 1, ..Account::new("test") })
             });
-            (result.map(|report| report.taken).ok(), std::mem::take(&mut done))
+            (result.map(|account| account.taken).ok(), std::mem::take(&mut done))
         };
         assert_eq!(run("a", Some(1)), (None, vec![0]));
         assert_eq!(run("a", None), (Some(3), vec![1, 2]));

@@ -6,27 +6,28 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use calotype_core::{Purpose, Stream};
 use calotype_data::emoji::{BACKGROUNDS, caption, pairs};
 use calotype_data::image::{Filter, PngEffort, RgbImage};
 use calotype_data::mds::encoding::{RawKind, Scalar};
 use calotype_data::mds::{ArrayType, Encoding, KEY_COLUMN, MdsColumn, MdsOptions, MdsSchema};
 use calotype_data::npy::header_bytes;
 use calotype_data::{Control, Sample};
-use calotype_kernels::{Purpose, Stream, f16};
+use calotype_kernels::f16;
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use serde_json::{Map, json};
 
 use crate::output::{Form, Job, Layout, Made, OutputArgs, open_ledger};
 use crate::slices::SliceArgs;
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 const STAGE: &str = "synth";
 
 /// Samples in a shard.
 const SHARD_SAMPLES: usize = 1000;
 
-/// Pixels between two random colours of a picture.
+/// Pixels between two random colours of an image.
 const CELL: usize = 32;
 
 /// Quality of JPEGs.
@@ -43,17 +44,17 @@ pub struct SynthArgs {
     /// Number of samples.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub samples: usize,
-    /// What samples hold: pictures (png and txt), mosaic (jpg and caption), mosaic-latents (the same with latents_256,
+    /// Content of the samples: images (png and txt), mosaic (jpg and caption), mosaic-latents (the same with latents_256,
     /// latents_512 and caption_latents, raw float16), mlperf (moments as npy, and txt), nemo (npy of float32 pixels, and txt),
-    /// nemo-precached (moments and text states as npy), vit (jpg and cls).
-    #[arg(long, value_name = "NAME", default_value = "pictures", value_parser = PRESETS.map(|(name, _)| name))]
+    /// nemo-precached (moments and hidden states of texts as npy), vit (jpg and cls).
+    #[arg(long, value_name = "NAME", default_value = "images", value_parser = PRESETS.map(|(name, _)| name))]
     pub preset: String,
     /// A part of each sample instead of the preset's, as NAME=KIND; may be repeated. Kinds: png:HEIGHTxWIDTH,
     /// jpg:HEIGHTxWIDTH, text, class:NUMBER, array:TYPE:SHAPE and raw:TYPE:SHAPE (the same without .npy header). Arrays of
     /// floats are normally distributed; those of integers end with their range: array:int64:77:0..128.
     #[arg(long, value_name = "NAME=KIND")]
     pub part: Vec<String>,
-    /// Side of the preset's pictures, in pixels; latents have an eighth of it.
+    /// Side of the preset's images, in pixels; latents have an eighth of it.
     #[arg(long, value_name = "PIXELS", default_value_t = 512)]
     pub resolution: usize,
     /// Number of classes of the preset vit.
@@ -62,18 +63,18 @@ pub struct SynthArgs {
     /// Seed.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Where the data go.
+    /// Destination of the data.
     #[command(flatten)]
     pub output: OutputArgs,
-    /// Which of the work is this process's.
+    /// This process's slices of the work.
     #[command(flatten)]
     pub slices: SliceArgs,
 }
 
-/// Parts of the presets; {s} is the side of pictures, {l} that of latents, {c} the number of classes. Shapes: mosaicml's
+/// Parts of the presets; {s} is the side of images, {l} that of latents, {c} the number of classes. Shapes: mosaicml's
 /// `precompute_latents` columns and benchmark, NeMo's `SDSyntheticDataset`, MLPerf's moments.
 const PRESETS: [(&str, &[&str]); 7] = [
-    ("pictures", &["png=png:{s}x{s}", "txt=text"]),
+    ("images", &["png=png:{s}x{s}", "txt=text"]),
     ("mosaic", &["jpg=jpg:{s}x{s}", "caption=text"]),
     (
         "mosaic-latents",
@@ -91,10 +92,10 @@ const PRESETS: [(&str, &[&str]); 7] = [
     ("vit", &["jpg=jpg:{s}x{s}", "cls=class:{c}"]),
 ];
 
-/// What a part holds.
+/// Content of a part.
 #[derive(Clone, Debug, PartialEq)]
 enum Kind {
-    Picture { height: usize, width: usize, jpeg: bool },
+    Image { height: usize, width: usize, jpeg: bool },
     Text,
     Class(u64),
     Array { values: ArrayType, shape: Vec<usize>, range: Option<(i64, i64)>, raw: bool },
@@ -124,7 +125,7 @@ impl FromStr for Kind {
             }
             ("png" | "jpg", [size]) => match axes(size, 'x').ok_or_else(bad)?[..] {
                 [height, width] if height.max(width) <= 1 << 15 => {
-                    Ok(Kind::Picture { height, width, jpeg: kind == "jpg" })
+                    Ok(Kind::Image { height, width, jpeg: kind == "jpg" })
                 }
                 _ => Err(bad()),
             },
@@ -169,7 +170,7 @@ struct Part {
 ///
 /// # Errors
 /// [`Error::Usage`] for parts that cannot be made; those of writing; [`calotype_data::Error::Interrupted`].
-pub fn run(args: &SynthArgs, control: &mut Control<'_>) -> Result<Report> {
+pub fn run(args: &SynthArgs, control: &mut Control<'_>) -> Result<Account> {
     args.output.check()?;
     let parts = parts(args)?;
     if args.samples == 0 || args.output.shard_bytes.is_some() {
@@ -227,8 +228,8 @@ fn form(args: &SynthArgs, parts: &[Part], samples: usize) -> Result<Form> {
     }
     let column = |part: &Part| {
         let encoding = match &part.kind {
-            Kind::Picture { jpeg: true, .. } => Encoding::Raw(RawKind::Jpeg),
-            Kind::Picture { jpeg: false, .. } => Encoding::Raw(RawKind::Png),
+            Kind::Image { jpeg: true, .. } => Encoding::Raw(RawKind::Jpeg),
+            Kind::Image { jpeg: false, .. } => Encoding::Raw(RawKind::Png),
             Kind::Text => Encoding::Raw(RawKind::Text),
             Kind::Class(_) => Encoding::Scalar(Scalar::Int),
             Kind::Array { raw: true, .. } => Encoding::Raw(RawKind::Bytes),
@@ -248,7 +249,7 @@ fn make(parts: &[Part], i: usize) -> calotype_data::Result<Sample> {
     for part in parts {
         let mut random = Stream::new(part.seed, Purpose::Noise, i as u64);
         let bytes = match &part.kind {
-            Kind::Picture { height, width, jpeg } => picture(&mut random, *width, *height, *jpeg, &sample.key)?,
+            Kind::Image { height, width, jpeg } => image(&mut random, *width, *height, *jpeg, &sample.key)?,
             Kind::Text => text(&mut random).into_bytes(),
             Kind::Class(classes) => random.below(*classes).to_string().into_bytes(),
             Kind::Array { values, shape, range, raw } => {
@@ -264,24 +265,24 @@ fn make(parts: &[Part], i: usize) -> calotype_data::Result<Sample> {
 }
 
 /// Random colours, one in every 32nd pixel, and smooth between them: about as large as photographs when encoded.
-fn picture(random: &mut Stream, width: usize, height: usize, jpeg: bool, key: &str) -> calotype_data::Result<Vec<u8>> {
+fn image(random: &mut Stream, width: usize, height: usize, jpeg: bool, key: &str) -> calotype_data::Result<Vec<u8>> {
     let (columns, rows) = (width.div_ceil(CELL) + 1, height.div_ceil(CELL) + 1);
     let levels = (0..3 * columns * rows).map(|_| random.next_u32() as u8).collect();
-    let picture = RgbImage::new(columns, rows, levels)?.resize(width, height, Filter::Bicubic)?;
+    let image = RgbImage::new(columns, rows, levels)?.resize(width, height, Filter::Bicubic)?;
     if !jpeg {
-        return picture.encode_png(PngEffort::Fast);
+        return image.encode_png(PngEffort::Fast);
     }
     let mut out = Vec::new();
     JpegEncoder::new_with_quality(&mut out, QUALITY)
-        .write_image(picture.data(), width as u32, height as u32, ExtendedColorType::Rgb8)
+        .write_image(image.data(), width as u32, height as u32, ExtendedColorType::Rgb8)
         .map_err(|e| calotype_data::Error::BadImage { key: key.to_owned(), detail: e.to_string() })?;
     Ok(out)
 }
 
-/// The caption of one of the embedded pictures on one of the backgrounds.
+/// The caption of one of the embedded images on one of the backgrounds.
 fn text(random: &mut Stream) -> String {
-    let pictures = pairs();
-    let name = pictures[random.below(pictures.len() as u64) as usize].name;
+    let images = pairs();
+    let name = images[random.below(images.len() as u64) as usize].name;
     caption(name, BACKGROUNDS[random.below(BACKGROUNDS.len() as u64) as usize].0)
 }
 
@@ -311,7 +312,7 @@ mod tests {
 
     #[test]
     fn kinds_are_read_and_slips_refused() {
-        assert_eq!("png:3x5".parse(), Ok(Kind::Picture { height: 3, width: 5, jpeg: false }));
+        assert_eq!("png:3x5".parse(), Ok(Kind::Image { height: 3, width: 5, jpeg: false }));
         assert_eq!("class:10".parse(), Ok(Kind::Class(10)));
         let tokens: Kind = "array:int64:77:0..128".parse().unwrap();
         assert!(matches!(tokens, Kind::Array { range: Some((0, 128)), raw: false, .. }));

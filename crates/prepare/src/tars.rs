@@ -1,4 +1,4 @@
-//! What the stages that read shards have in common: finding tar files, and keeping a few of them open.
+//! Tools of the stages that read shards: finding tar files, and keeping a few of them open.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +11,7 @@ use walkdir::WalkDir;
 
 use crate::{Error, Result};
 
-/// What NeMo puts behind the name of a shard, as an empty file beside it, to say that it is not full.
+/// The suffix that NeMo adds to the name of a shard, as an empty file beside it, to say that it is not full.
 pub const INCOMPLETE: &str = ".INCOMPLETE";
 
 /// A tar file that was found.
@@ -19,7 +19,7 @@ pub const INCOMPLETE: &str = ".INCOMPLETE";
 pub struct FoundTar {
     /// Its name below the folder that was searched, with `/` between folders; the file's own name if it was given itself.
     pub name: String,
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
     /// Length, in bytes.
     pub bytes: u64,
@@ -36,7 +36,7 @@ impl FoundTar {
         [(searched, &self.name), (own, self.name.rsplit('/').next().unwrap_or(&self.name))]
     }
 
-    /// Whether NeMo's mark of shards that are not full lies beside it.
+    /// True if NeMo's mark of shards that are not full lies beside it.
     pub fn is_marked(&self) -> bool {
         marker(&self.path).exists()
     }

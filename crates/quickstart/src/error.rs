@@ -1,7 +1,7 @@
 use calotype_data::BoxError;
-use calotype_diffusion::{SamplerError, ScheduleError};
 use calotype_metrics::MetricsError;
-use calotype_train::artifacts::ArtifactError;
+use calotype_pipeline::PipelineError;
+use calotype_pipeline::encoders::EncoderError;
 use calotype_train::device::DeviceError;
 use calotype_train::stages::StageError;
 use calotype_train::trainer::TrainError;
@@ -35,19 +35,16 @@ pub enum QuickstartError {
     Device(#[from] DeviceError),
     /// A stage failed.
     #[error(transparent)]
-    Stage(#[from] StageError),
+    Stage(Box<StageError>),
     /// Reading or writing a dataset failed.
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
-    /// A model could not be loaded.
+    /// The pipeline could not be loaded, or could not draw.
     #[error(transparent)]
-    Artifact(#[from] ArtifactError),
-    /// An impossible noise schedule.
-    #[error(transparent)]
-    Schedule(#[from] ScheduleError),
-    /// Impossible sampling settings.
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
+    Pipeline(#[from] PipelineError),
+    /// The judging model cannot be used.
+    #[error("judging: {0}")]
+    Encoder(#[from] EncoderError),
     /// A figure could not be computed.
     #[error("judging: {0}")]
     Metrics(#[from] MetricsError),
@@ -86,7 +83,8 @@ impl QuickstartError {
         match self {
             Self::Recipe(error) | Self::StageRecipe { source: error, .. } => error.is_usage(),
             Self::Stage(error) => error.is_usage(),
-            Self::Device(_) | Self::OverrideStage { .. } | Self::Setting { .. } | Self::Schedule(_) => true,
+            Self::Device(_) | Self::OverrideStage { .. } | Self::Setting { .. } => true,
+            Self::Pipeline(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -97,8 +95,14 @@ impl QuickstartError {
     }
 }
 
+impl From<StageError> for QuickstartError {
+    fn from(error: StageError) -> Self {
+        Self::Stage(Box::new(error))
+    }
+}
+
 impl From<TrainError> for QuickstartError {
     fn from(error: TrainError) -> Self {
-        Self::Stage(error.into())
+        StageError::from(error).into()
     }
 }

@@ -1,13 +1,17 @@
-use crate::generate::{picture_path, read_png};
+use crate::draw::{image_path, read_png};
 use crate::{EvaluationRecipe, QuickstartError};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device};
+use calotype_checkpoints::Component;
+use calotype_core::{Purpose, Stream};
 use calotype_data::emoji::{self, BACKGROUNDS, Split};
-use calotype_data::image::RgbImage;
-use calotype_kernels::{Purpose, Stream};
+use calotype_data::image::{Filter, RgbImage};
 use calotype_metrics::{GaussianStatistics, clip_score, frechet_distance, retrieval_top1};
 use calotype_models::state::values_of;
-use calotype_train::batches::stack;
-use calotype_train::clip::TextEncoder;
+use calotype_ops::Precision;
+use calotype_pipeline::encoders::{
+    EncoderError, HiddenStates, ImageEncoder, ImageEncoderKind, ImageInput, ImageOutput, TextEncoder, TextSettings,
+    TokenizerChoice,
+};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -61,13 +65,47 @@ pub(crate) fn choose(all: &[Combination], count: usize) -> Vec<Combination> {
     (0..count).map(|i| all[i * all.len() / count]).collect()
 }
 
-/// Judges pictures by CLIP and by their pixels.
+/// Both towers of a CLIP model, in `f32`.
+pub(crate) struct ClipEncoders {
+    text: TextEncoder,
+    image: ImageEncoder,
+}
+
+impl ClipEncoders {
+    /// Of a CLIP model's folder.
+    ///
+    /// # Errors
+    /// [`EncoderError`] naming the model.
+    pub(crate) fn open(folder: &Path, device: &Device) -> Result<Self, EncoderError> {
+        let settings = TextSettings {
+            model: folder.display().to_string(),
+            component: Component::TextEncoder,
+            states: HiddenStates::Auto,
+            tokenizer: TokenizerChoice::Auto,
+            precision: Precision::F32,
+        };
+        // A CLIP tower brings its own input.
+        let input = ImageInput::in_range(0, -1.0, 1.0);
+        let (kind, output) = (ImageEncoderKind::Clip, ImageOutput::Projected);
+        Ok(Self {
+            text: TextEncoder::open(&settings, device)?,
+            image: ImageEncoder::open(folder, kind, output, input, DType::F32, device)?,
+        })
+    }
+}
+
+/// Scales rows of `width` numbers to unit length.
+fn normalise(values: &mut [f32], width: usize) {
+    for row in values.chunks_exact_mut(width.max(1)) {
+        let length = (row.iter().map(|v| v * v).sum::<f32>() + 1e-12).sqrt();
+        row.iter_mut().for_each(|v| *v /= length);
+    }
+}
+
+/// Judges images by CLIP and by their pixels.
 pub(crate) struct Judge<'a> {
-    pub text: &'a TextEncoder,
+    pub clip: &'a ClipEncoders,
     pub recipe: &'a EvaluationRecipe,
-    pub device: &'a Device,
-    /// Side of the pictures that CLIP takes.
-    pub side: usize,
     /// The combinations that were drawn.
     pub chosen: &'a [Combination],
     /// Drawings that captions to choose from are taken from.
@@ -86,28 +124,30 @@ pub(crate) struct Yardstick {
 const BATCH: usize = 64;
 
 impl Judge<'_> {
-    /// Unit picture features, `[pictures, width]`.
-    pub(crate) fn picture_features(&self, pictures: &[RgbImage]) -> Result<Vec<f32>, QuickstartError> {
+    /// Unit image features, `[images, width]`.
+    pub(crate) fn image_features(&self, images: &[RgbImage]) -> Result<Vec<f32>, QuickstartError> {
         let mut features = Vec::new();
-        for batch in pictures.chunks(BATCH) {
-            let pixels = batch
-                .iter()
-                .map(|image| calotype_train::batches::fit(image.clone(), self.side))
-                .collect::<Result<Vec<_>, _>>()?;
-            let rows = pixels.iter().map(Vec::as_slice);
-            let tensor: Tensor<4> = stack(rows, &[self.side, self.side, 3], DType::F32, self.device);
-            features.extend(values_of(self.text.clip().picture_features(tensor)));
+        for batch in images.chunks(BATCH) {
+            let prepared = batch.iter().map(|image| self.clip.image.input().prepare(image, Some(Filter::Bicubic)));
+            let (shape, mut values) = self.clip.image.encode(&prepared.collect::<Result<Vec<_>, _>>()?)?;
+            normalise(&mut values, shape[0]);
+            features.extend(values);
         }
         Ok(features)
     }
 
-    fn text_features(&self, captions: &[String]) -> Vec<f32> {
+    fn text_features(&self, captions: &[String]) -> Result<Vec<f32>, QuickstartError> {
+        let text = &self.clip.text;
         let mut features = Vec::new();
         for batch in captions.chunks(BATCH) {
-            let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
-            features.extend(values_of(self.text.features(&batch)));
+            let tokens: Vec<_> = batch.iter().map(|caption| text.tokenizer().encode(caption)).collect();
+            let Some(pooled) = text.encode(&tokens, true)?.pooled else { continue };
+            let width = pooled.dims()[1];
+            let mut values = values_of(pooled);
+            normalise(&mut values, width);
+            features.extend(values);
         }
-        features
+        Ok(features)
     }
 
     /// The right caption first, then others that share its background.
@@ -125,15 +165,15 @@ impl Judge<'_> {
 
     /// Encodes captions and candidates, and the statistics of all real held-out pictures.
     pub(crate) fn yardstick(&self, real: &[RgbImage]) -> Result<Yardstick, QuickstartError> {
-        let features = self.picture_features(real)?;
+        let features = self.image_features(real)?;
         let width = features.len() / real.len().max(1);
         let captions: Vec<String> = self.chosen.iter().map(|c| c.caption()).collect();
         let candidates: Vec<String> =
             self.chosen.iter().enumerate().flat_map(|(i, &c)| self.candidates(i, c)).collect();
         Ok(Yardstick {
             real: GaussianStatistics::from_features(&features, width)?,
-            captions: self.text_features(&captions),
-            candidates: self.text_features(&candidates),
+            captions: self.text_features(&captions)?,
+            candidates: self.text_features(&candidates)?,
             width,
         })
     }
@@ -141,7 +181,7 @@ impl Judge<'_> {
     /// Judges one picture for each chosen combination.
     pub(crate) fn figures(&self, pictures: &[RgbImage], yardstick: &Yardstick) -> Result<Figures, QuickstartError> {
         let Yardstick { real, captions, candidates, width } = yardstick;
-        let features = self.picture_features(pictures)?;
+        let features = self.image_features(pictures)?;
         let right = vec![0; pictures.len()];
         let backgrounds =
             pictures.iter().zip(self.chosen).filter(|(image, c)| emoji::background_of(image) == c.colour).count();
@@ -156,7 +196,7 @@ impl Judge<'_> {
 
 /// The first `count` pictures of a folder.
 pub(crate) fn read_pictures(folder: &Path, count: usize) -> Result<Vec<RgbImage>, QuickstartError> {
-    (0..count).map(|i| read_png(&picture_path(folder, i))).collect()
+    (0..count).map(|i| read_png(&image_path(folder, i))).collect()
 }
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
-//! The whole road at small size: dataset, CLIP, autoencoder, precached encodings, diffusion, pictures, judgement, report.
+//! Everything at small size: dataset, CLIP, autoencoder, precached encodings, diffusion, images, judgement, report.
 //!
 //! Every step is the stage that a full-size run uses, with recipes of the same types; this crate only strings them
-//! together, on the embedded captioned pictures. A second start in the same folder goes on where the first ended.
+//! together, on the embedded captioned images. A second start in the same folder goes on where the first ended.
 
+mod draw;
 mod error;
-mod generate;
 mod judge;
 mod recipe;
 mod report;
-mod tour;
+mod runner;
 
 pub use error::QuickstartError;
-pub use generate::{Generator, GeneratorFolders};
 pub use judge::{Figures, Judgement};
-pub use recipe::{EmojiRecipe, EvaluationRecipe, QuickstartRecipe};
-pub use tour::{Options, Stages, Summary, run};
+pub use recipe::{EmojiRecipe, EvaluationRecipe, QuickstartRecipe, SamplingSettings};
+pub use runner::{Options, Stages, Summary, run};

@@ -1,6 +1,6 @@
 use crate::QuickstartError;
-use calotype_diffusion::GenerateOptions;
-use calotype_train::settings::Precision;
+use calotype_diffusion::Spacing;
+use calotype_ops::Precision;
 use serde::{Deserialize, Serialize};
 
 /// The names of the stages' recipes: one preset.
@@ -52,9 +52,31 @@ pub struct EvaluationRecipe {
     #[serde(default)]
     pub precision: Precision,
     /// How pictures are drawn.
-    pub sampler: GenerateOptions,
+    pub sampler: SamplingSettings,
     /// Prompts of the second grid.
     pub prompts: Vec<String>,
+}
+
+/// DDIM with classifier-free guidance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplingSettings {
+    /// Sampling steps.
+    pub steps: usize,
+    /// Classifier-free guidance scale; 1 is none.
+    pub guidance: f32,
+    /// DDIM's share of fresh noise, 0 to 1.
+    pub eta: f64,
+    /// The timesteps that are visited.
+    pub spacing: Spacing,
+    /// Offset of the leading spacing.
+    pub steps_offset: usize,
+}
+
+impl Default for SamplingSettings {
+    fn default() -> Self {
+        Self { steps: 50, guidance: 7.5, eta: 0.0, spacing: Spacing::Leading, steps_offset: 1 }
+    }
 }
 
 impl EvaluationRecipe {

@@ -66,16 +66,16 @@ fn pictures(out: &Path, count: usize) -> Result<Section, QuickstartError> {
         std::fs::read(&path).map_err(QuickstartError::io(&path))
     };
     Ok(Section::new("Pictures")
-        .picture(
+        .image(
             read("held_out.png")?,
             "Grid of pictures drawn for held-out captions",
             format!(
                 "Held-out combinations, evenly chosen from the {count} that were drawn; none was seen in training."
             ),
         )
-        .picture(read("real.png")?, "Grid of real pictures", "The real pictures of the same captions.")
-        .picture(read("prompts.png")?, "Grid of pictures drawn for free prompts", "Free prompts.")
-        .picture(read("untrained.png")?, "Grid of noise", "The same captions drawn by the untrained UNet."))
+        .image(read("real.png")?, "Grid of real pictures", "The real pictures of the same captions.")
+        .image(read("prompts.png")?, "Grid of pictures drawn for free prompts", "Free prompts.")
+        .image(read("untrained.png")?, "Grid of noise", "The same captions drawn by the untrained UNet."))
 }
 
 fn figures(summary: &Summary, candidates: usize) -> Table {

@@ -1,16 +1,17 @@
 //! What diffusion training takes from a dataset's samples: moments of latents, and states of captions or the captions.
 
-use crate::encoders::TextTower;
+use crate::config::SettingError;
 use crate::precache::{MOMENTS, STATES};
-use crate::settings::{DiffusionRecipe, SettingError};
 use crate::stages::{CONDITIONING, StageError};
-use crate::trainer::BoxError;
+use crate::task::BoxError;
+use crate::tasks::diffusion::DiffusionRecipe;
 use burn::tensor::Device;
 use calotype_data::npy::NpyArray;
 use calotype_data::pickled::{PickledArrays, read_arrays};
 use calotype_data::{Error, SampleRef, Source};
 use calotype_models::state::values_of;
 use calotype_models::tokenizer::{ClipTokenizer, Tokens};
+use calotype_pipeline::encoders::TextEncoder;
 use calotype_weights::{NamedTensor, TensorFile, TensorFileError, TensorSource, write_safetensors};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,8 +41,9 @@ impl Default for InputSettings {
 }
 
 impl InputSettings {
-    pub(crate) fn is_default(&self) -> bool {
-        *self == Self::default()
+    /// Addresses of the precached hidden states.
+    pub fn state_addresses(&self) -> Vec<String> {
+        self.states.clone().unwrap_or_else(|| vec![STATES.to_owned()])
     }
 }
 
@@ -293,7 +295,7 @@ pub struct DiffusionInputs {
     /// What latents are multiplied by.
     pub scale_factor: f64,
     /// Encodes captions during training; none where their states are precached.
-    pub text: Option<TextTower>,
+    pub text: Option<TextEncoder>,
 }
 
 impl DiffusionInputs {
@@ -312,7 +314,7 @@ impl DiffusionInputs {
         let mut arrays = Arrays::of(&sample);
         let moments = ArrayAddress::parse(&inputs.moments);
         let latent = first_latent(&sample, &mut arrays, &moments).map_err(wrong)?;
-        let tower = recipe.text.as_ref().map(|text| TextTower::open(text, device)).transpose()?;
+        let tower = recipe.text.as_ref().map(|text| TextEncoder::open(text, device)).transpose()?;
         let (states, captions, text) = match (tower, &inputs.states) {
             (Some(tower), None) => {
                 let tokenizer = tower.shared_tokenizer();
@@ -348,7 +350,7 @@ fn scale_factor(recipe: &DiffusionRecipe, conditioning: &Conditioning) -> Result
 }
 
 /// The empty caption's states of the recipe's text encoder, for its only address.
-fn empty_of(tower: &mut TextTower, addresses: &[String]) -> Result<EmptyCaption, StageError> {
+fn empty_of(tower: &mut TextEncoder, addresses: &[String]) -> Result<EmptyCaption, StageError> {
     let [address] = addresses else {
         let problem = "stands for one text encoder, but inputs.states names several".to_owned();
         return Err(SettingError { key: "text", problem }.into());

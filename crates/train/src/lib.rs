@@ -1,29 +1,30 @@
-//! Training: recipes, checkpoints, run tracking, progress and orderly stops.
+//! Training: tasks and their recipes, the loop that all tasks share, checkpoints, logs.
+//!
+//! [`task::Task`] is what one kind of training is; [`tasks`] holds them, one a file. [`stages::train`] runs one from its
+//! recipe to the exported model.
 
-pub mod artifacts;
-pub mod autoencoder;
-pub mod batches;
 pub mod checkpoint;
-pub mod clip;
+pub mod config;
 pub mod device;
-pub mod diffusion;
 pub mod encoders;
-pub mod fid;
+pub mod export;
+pub mod hooks;
+pub mod images;
 pub mod inputs;
-pub mod optimizer;
+pub mod optim;
 pub mod precache;
-pub mod progress;
 pub mod recipe;
-pub mod settings;
+pub mod record;
 pub mod sources;
 pub mod stages;
-pub mod stop;
-pub mod system;
-pub mod tracker;
+pub mod start;
+pub mod task;
+pub mod tasks;
+pub mod trackers;
+pub mod trainable;
 pub mod trainer;
 
+pub use calotype_core::{Progress, StopFlag};
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointStore};
-pub use progress::Progress;
 pub use recipe::{RecipeError, RecipeLoader, Resolved};
-pub use stop::StopFlag;
-pub use tracker::{Tracker, TrackerError};
+pub use trackers::{Tracker, TrackerError, Trackers};

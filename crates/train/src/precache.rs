@@ -1,13 +1,12 @@
 //! Frozen encoders' outputs as a dataset: moments of pictures, states of captions, features.
 
-use crate::batches::picture_bytes;
-use crate::encoders::picture::PictureInput;
-use crate::encoders::text::{StatesChoice, TextSettings, TokenizerChoice, first};
-use crate::encoders::{EncoderError, PictureEncoder, PictureKind, PictureOutput, TextTower};
+use crate::config::{SettingError, caption_part, image_parts, is_usual};
+use crate::encoders::{DatasetEncoders, EncoderEntry};
+use crate::images::image_bytes;
 use crate::inputs::EmptyCaption;
-use crate::settings::{Precision, SettingError, is_usual};
-use crate::trainer::BoxError;
+use crate::task::BoxError;
 use burn::tensor::Device;
+use calotype_checkpoints::{Checkpoint, Component, SCALE_UNKNOWN};
 use calotype_data::image::{Filter, RgbImage};
 use calotype_data::npy::{NpyArray, NpyData, NpyError};
 use calotype_data::pickled::{PICKLE_PART, PickledArrays, write_arrays};
@@ -15,11 +14,14 @@ use calotype_data::precache::{PrecacheLayout, SampleEncoder};
 use calotype_data::{Dataset, Sample, SampleRef, SourceOptions};
 use calotype_models::state::values_of;
 use calotype_models::tokenizer::Tokens;
-use calotype_weights::layout::Component;
+use calotype_ops::Precision;
+use calotype_pipeline::encoders::image::ImageInput;
+use calotype_pipeline::encoders::text::{HiddenStates, TextSettings, TokenizerChoice, first};
+use calotype_pipeline::encoders::{EncoderError, ImageEncoder, ImageEncoderKind, ImageOutput, TextEncoder};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Usual extension of the autoencoder's moments, as in MLPerf.
 pub const MOMENTS: &str = "npy";
@@ -42,10 +44,10 @@ pub enum InputRange {
 }
 
 impl InputRange {
-    fn of(self, side: usize) -> PictureInput {
+    fn of(self, side: usize) -> ImageInput {
         match self {
-            Self::MinusOneOne => PictureInput::in_range(side, -1.0, 1.0),
-            Self::MlperfZeroOne => PictureInput::in_range(side, 0.0, 1.0),
+            Self::MinusOneOne => ImageInput::in_range(side, -1.0, 1.0),
+            Self::MlperfZeroOne => ImageInput::in_range(side, 0.0, 1.0),
         }
     }
 }
@@ -129,11 +131,21 @@ pub enum EncoderKind {
 }
 
 impl EncoderKind {
-    fn picture(self) -> Option<PictureKind> {
+    /// The network that is taken of a checkpoint.
+    pub fn component(self) -> Component {
         match self {
-            Self::Autoencoder => Some(PictureKind::Autoencoder),
-            Self::ClipImage => Some(PictureKind::Clip),
-            Self::Vit => Some(PictureKind::Classifier),
+            Self::Autoencoder => Component::Vae,
+            Self::Text => Component::TextEncoder,
+            Self::ClipImage => Component::ImageEncoder,
+            Self::Vit => Component::Classifier,
+        }
+    }
+
+    fn picture(self) -> Option<ImageEncoderKind> {
+        match self {
+            Self::Autoencoder => Some(ImageEncoderKind::Autoencoder),
+            Self::ClipImage => Some(ImageEncoderKind::Clip),
+            Self::Vit => Some(ImageEncoderKind::Classifier),
             Self::Text => None,
         }
     }
@@ -161,13 +173,13 @@ pub struct EncoderSettings {
     pub precision: Option<Precision>,
     /// Pictures: what is taken of the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub output: Option<PictureOutput>,
+    pub output: Option<ImageOutput>,
     /// Pictures: whether the array has a leading axis of one, as MLPerf's moments `[1, 8, 64, 64]`.
     #[serde(default)]
     pub batch_axis: bool,
     /// Texts: which states are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub states: Option<StatesChoice>,
+    pub states: Option<HiddenStates>,
     /// Texts: which tokenizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerChoice>,
@@ -196,9 +208,9 @@ pub struct PrecacheRecipe {
     /// Which numbers autoencoders take.
     #[serde(default)]
     pub input_range: InputRange,
-    /// Extensions of the picture's part; the first one that a sample has is taken.
-    #[serde(default = "picture_parts")]
-    pub pictures: Vec<String>,
+    /// Extensions of the image's part; the first one that a sample has is taken.
+    #[serde(default = "image_parts")]
+    pub images: Vec<String>,
     /// Extension of the caption's part.
     #[serde(default = "caption_part")]
     pub caption: String,
@@ -220,15 +232,6 @@ pub struct PrecacheRecipe {
     pub source_options: SourceOptions,
     /// The encoders, by name.
     pub encoders: BTreeMap<String, EncoderSettings>,
-}
-
-/// Extensions of pictures, in the order in which they are looked for.
-pub(crate) fn picture_parts() -> Vec<String> {
-    ["png", "jpg", "jpeg", "webp"].map(str::to_owned).to_vec()
-}
-
-pub(crate) fn caption_part() -> String {
-    "txt".to_owned()
 }
 
 fn kept_parts() -> Vec<String> {
@@ -333,8 +336,8 @@ impl EncoderSettings {
 }
 
 enum Network {
-    Picture(Box<PictureEncoder>),
-    Text(Box<TextTower>),
+    Picture(Box<ImageEncoder>),
+    Text(Box<TextEncoder>),
 }
 
 /// An encoder with the settings of its output.
@@ -379,11 +382,19 @@ impl Encoders {
     }
 
     /// What latents are multiplied by for diffusion, where an autoencoder says so.
-    pub fn scaling_factor(&self) -> Option<f64> {
-        self.encoders.iter().find_map(|encoder| match &encoder.network {
-            Network::Picture(network) => network.scaling_factor().map(f64::from),
-            Network::Text(_) => None,
-        })
+    ///
+    /// # Errors
+    /// [`EncoderError`] if its checkpoint cannot be opened.
+    pub fn scaling_factor(&self) -> Result<Option<f64>, EncoderError> {
+        for encoder in &self.encoders {
+            let Network::Picture(network) = &encoder.network else { continue };
+            if let Some(scale) = network.scaling_factor() {
+                let config = Checkpoint::open(&encoder.settings.model)?.component(Component::Vae)?.config;
+                let measured = config.get(SCALE_UNKNOWN).is_none();
+                return Ok(measured.then_some(f64::from(scale)));
+            }
+        }
+        Ok(None)
     }
 
     /// Address ([`crate::inputs::ArrayAddress`]) of the first autoencoder's moments.
@@ -397,6 +408,25 @@ impl Encoders {
             ArrayLayout::Parts => output.to_owned(),
             ArrayLayout::Nemo => format!("{PICKLE_PART}:{output}"),
         }
+    }
+
+    /// Which checkpoints they are of.
+    pub fn record(&self) -> DatasetEncoders {
+        let entry = |encoder: &Encoder| {
+            let settings = &encoder.settings;
+            let text = settings.kind == EncoderKind::Text;
+            EncoderEntry {
+                kind: settings.kind,
+                component: settings.component.unwrap_or_else(|| settings.kind.component()),
+                path: PathBuf::from(&settings.model),
+                weights: encoder.weights().to_owned(),
+                output: self.address(&settings.output_name(&encoder.name, self.recipe.layout)),
+                states: settings.states.filter(|_| text),
+                tokenizer: settings.tokenizer.filter(|_| text),
+                resolution: encoder.input().map(|input| input.side),
+            }
+        };
+        DatasetEncoders(self.encoders.iter().map(|encoder| (encoder.name.clone(), entry(encoder))).collect())
     }
 
     /// What each text encoder makes of the empty caption, padding and all, by address.
@@ -423,7 +453,7 @@ impl Encoders {
     }
 
     fn encode_all(&mut self, batch: &[Sample]) -> Result<Vec<Arrays>, BoxError> {
-        let inputs: Vec<PictureInput> = self.encoders.iter().filter_map(Encoder::input).collect();
+        let inputs: Vec<ImageInput> = self.encoders.iter().filter_map(Encoder::input).collect();
         let mut pictures = prepare_pictures(batch, &self.recipe, &inputs)?.into_iter();
         let mut arrays: Vec<Arrays> = vec![Vec::new(); batch.len()];
         for encoder in &mut self.encoders {
@@ -484,8 +514,8 @@ impl Encoder {
     ) -> Result<Self, EncoderError> {
         let precision = settings.precision.unwrap_or(recipe.precision);
         let network = match settings.kind.picture() {
-            None => Network::Text(Box::new(TextTower::open(&settings.text(precision), device)?)),
-            Some(kind) => Network::Picture(Box::new(PictureEncoder::open(
+            None => Network::Text(Box::new(TextEncoder::open(&settings.text(precision), device)?)),
+            Some(kind) => Network::Picture(Box::new(ImageEncoder::open(
                 Path::new(&settings.model),
                 kind,
                 settings.output.unwrap_or_default(),
@@ -497,7 +527,7 @@ impl Encoder {
         Ok(Self { name: name.to_owned(), settings: settings.clone(), network })
     }
 
-    fn input(&self) -> Option<PictureInput> {
+    fn input(&self) -> Option<ImageInput> {
         match &self.network {
             Network::Picture(network) => Some(*network.input()),
             Network::Text(_) => None,
@@ -574,13 +604,13 @@ impl Encoder {
 fn prepare_pictures(
     batch: &[Sample],
     recipe: &PrecacheRecipe,
-    inputs: &[PictureInput],
+    inputs: &[ImageInput],
 ) -> Result<Vec<Vec<Vec<f32>>>, BoxError> {
     if inputs.is_empty() {
         return Ok(Vec::new());
     }
     let one = |sample: &Sample| -> Result<Vec<Vec<f32>>, BoxError> {
-        let image = RgbImage::decode(&sample.key, picture_bytes(&SampleRef::from(sample), &recipe.pictures)?)?;
+        let image = RgbImage::decode(&sample.key, image_bytes(&SampleRef::from(sample), &recipe.images)?)?;
         Ok(inputs.iter().map(|input| input.prepare(&image, recipe.filter.of_levels())).collect::<Result<_, _>>()?)
     };
     let threads = calotype_kernels::threads().clamp(1, batch.len().max(1));
@@ -620,7 +650,7 @@ fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value>
         "version": IDENTITY_VERSION,
         "filter": recipe.filter,
         "fit": "shorter side, then centre crop",
-        "pictures": recipe.pictures,
+        "pictures": recipe.images,
         "caption": recipe.caption,
         "keep": recipe.keep,
         "layout": recipe.layout,

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use calotype_weights::durable;
+use calotype_core::durable;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -175,6 +175,11 @@ pub struct Resolved<T> {
 }
 
 impl<T> Resolved<T> {
+    /// The value with its text, as stages take it.
+    pub fn as_recipe(&self) -> crate::stages::Recipe<'_, T> {
+        crate::stages::Recipe { value: &self.value, text: &self.text }
+    }
+
     /// Writes [`text`](Self::text) to a file, atomically.
     ///
     /// # Errors
@@ -586,13 +591,18 @@ fn dropped_key<T: Serialize>(merged: &Merged, file: &str, key: &str, value: &T) 
     unknown_key(merged, file, parent, name, known)
 }
 
+/// Keys that have another name now.
+const RENAMED: [(&str, &str); 1] = [("pictures", "images")];
+
 fn unknown_key(merged: &Merged, file: &str, parent: &str, name: &str, known: Vec<String>) -> RecipeError {
     const ALIKE: f64 = 0.5;
-    let scored = known.iter().map(|key| (strsim::normalized_damerau_levenshtein(name, key), key));
+    let renamed = RENAMED.iter().find(|(old, new)| *old == name && known.iter().any(|key| key == new));
+    let scored = known.iter().map(|key| (strsim::normalized_damerau_levenshtein(name, key), key.as_str()));
     let nearest = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
+    let nearest = renamed.map(|(_, new)| *new).or(nearest.map(|(_, near)| near));
     let key = join(parent, name);
     let origin = merged.origin(&key, file);
-    RecipeError::UnknownKey { origin, nearest: nearest.map(|(_, near)| join(parent, near)), key, known }
+    RecipeError::UnknownKey { origin, nearest: nearest.map(|near| join(parent, near)), key, known }
 }
 
 /// Turns serde's message and path into an error with the full key and where it was written.

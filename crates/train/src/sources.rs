@@ -1,7 +1,7 @@
 //! What a recipe's data settings stand for.
 
-use crate::settings::DataSettings;
-use crate::stop::StopFlag;
+use crate::config::DataSettings;
+use calotype_core::stop::StopFlag;
 use calotype_data::precache::{encoder_of, require_encoder};
 use calotype_data::source::{SourceKind, open};
 use calotype_data::{Control, Dataset, DatasetIndex, Error, Mixture, Source};

@@ -1,27 +1,28 @@
 //! Whole stages: from a recipe to a trained model on disk.
 //!
-//! A stage's folder holds `recipe.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, and at the end `model/` and
-//! `result.json`. A stage whose `result.json` is there is done and is not run again.
+//! A stage's folder holds `recipe.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, and at the end `model/` (the
+//! published layout of its kind) and `result.json`. A stage whose `result.json` is there is done and is not run again.
 
-use crate::artifacts::{ArtifactError, save_model};
-use crate::autoencoder::AutoencoderObjective;
-use crate::clip::ClipObjective;
-use crate::diffusion::{DiffusionConfig, DiffusionObjective};
-use crate::encoders::EncoderError;
-use crate::inputs::{Conditioning, DiffusionInputs};
+use crate::config::{SettingError, TrainingRecipe, check};
+use crate::inputs::Conditioning;
 use crate::precache::{Encoders, PrecacheRecipe, measure_scale_factor};
-use crate::progress::Progress;
-use crate::settings::{AutoencoderRecipe, ClipRecipe, DiffusionRecipe, SettingError};
-use crate::sources::open_source;
-use crate::stop::StopFlag;
-use crate::trainer::{BoxError, Objective, Outcome, RECIPE, RunContext, TrainError, TrainingSummary, train};
+use crate::record::RecordOptions;
+use crate::start::{self, StartError};
+use crate::task::{BoxError, Task};
+use crate::trainer::{self, Claim, Outcome, TrainError, TrainingSummary};
 use burn::module::Module;
 use burn::tensor::Device;
-use calotype_data::precache::{self as data_precache, Share, encoder_of};
-use calotype_data::{Control, Dataset};
-use calotype_diffusion::{NoiseSchedule, ScheduleError};
+use calotype_checkpoints::LayoutError;
+use calotype_collective::{Collective, Local};
+use calotype_core::durable;
+use calotype_core::progress::Progress;
+use calotype_core::stop::StopFlag;
+use calotype_data::precache::{self as data_precache};
+use calotype_data::{Control, Dataset, Slice};
+use calotype_diffusion::ScheduleError;
 use calotype_models::{ConfigError, Init};
-use calotype_weights::{TensorFileError, durable};
+use calotype_pipeline::encoders::EncoderError;
+use calotype_weights::TensorFileError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -35,7 +36,7 @@ pub const MODEL: &str = "model";
 pub const CONDITIONING: &str = "conditioning.safetensors";
 
 /// A recipe with its full text.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Recipe<'a, T> {
     /// The typed recipe.
     pub value: &'a T,
@@ -43,15 +44,34 @@ pub struct Recipe<'a, T> {
     pub text: &'a str,
 }
 
-/// Where a stage runs.
-#[derive(Debug)]
-pub struct Site<'a> {
-    /// The stage's folder.
+impl<T> Clone for Recipe<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Recipe<'_, T> {}
+
+/// Where a stage runs and what it listens to.
+#[derive(Clone, Copy, Debug)]
+pub struct StageContext<'a> {
+    /// The stage's folder, of logs, checkpoints and the model.
     pub folder: &'a Path,
     /// The device, without autodiff.
     pub device: &'a Device,
     /// Asked for between two steps.
     pub stop: &'a StopFlag,
+    /// The processes of the run.
+    pub collective: &'a dyn Collective,
+    /// Where the first steps are recorded, if they are.
+    pub record: Option<&'a RecordOptions>,
+}
+
+impl<'a> StageContext<'a> {
+    /// For a run of a single process that is not recorded.
+    pub fn new(folder: &'a Path, device: &'a Device, stop: &'a StopFlag) -> Self {
+        Self { folder, device, stop, collective: &Local, record: None }
+    }
 }
 
 /// How a stage ended.
@@ -78,18 +98,21 @@ pub enum StageError {
     /// A noise schedule is impossible.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Layout(Box<LayoutError>),
     /// Training failed.
     #[error(transparent)]
-    Train(#[from] TrainError),
-    /// A model could not be saved or loaded.
+    Train(Box<TrainError>),
+    /// The initial weights cannot be had.
     #[error(transparent)]
-    Artifact(#[from] ArtifactError),
+    Start(Box<StartError>),
     /// Reading or writing a dataset failed.
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
     /// A tensor file is missing or damaged.
     #[error(transparent)]
-    Tensor(#[from] TensorFileError),
+    Tensor(Box<TensorFileError>),
     /// A frozen encoder cannot be used.
     #[error(transparent)]
     Encoder(Box<EncoderError>),
@@ -111,6 +134,24 @@ pub enum StageError {
     },
 }
 
+impl From<TrainError> for StageError {
+    fn from(error: TrainError) -> Self {
+        Self::Train(Box::new(error))
+    }
+}
+
+impl From<StartError> for StageError {
+    fn from(error: StartError) -> Self {
+        Self::Start(Box::new(error))
+    }
+}
+
+impl From<TensorFileError> for StageError {
+    fn from(error: TensorFileError) -> Self {
+        Self::Tensor(Box::new(error))
+    }
+}
+
 impl From<EncoderError> for StageError {
     fn from(error: EncoderError) -> Self {
         Self::Encoder(Box::new(error))
@@ -122,7 +163,9 @@ impl StageError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Setting(_) | Self::Config(_) | Self::Schedule(_) => true,
-            Self::Train(error) => matches!(error, TrainError::OtherRecipe { .. } | TrainError::OtherEncoder { .. }),
+            Self::Train(error) => error.is_usage(),
+            Self::Start(error) => error.is_usage(),
+            Self::Layout(error) => error.is_usage(),
             Self::Encoder(error) => error.is_usage(),
             _ => false,
         }
@@ -158,91 +201,85 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StageErr
     }
 }
 
-/// The result of a stage that was finished earlier with the same recipe.
-fn done_earlier(site: &Site<'_>, recipe: &str) -> Result<Option<TrainingSummary>, StageError> {
-    let result = read_json(&site.folder.join(RESULT))?;
-    let saved = std::fs::read_to_string(site.folder.join(RECIPE)).unwrap_or_default();
-    // With another recipe, the trainer refuses the folder and says what differs.
-    Ok(result.filter(|_| saved == recipe))
-}
-
-/// Trains, saves the model with its configuration, and writes the result last.
-fn run_training<O: Objective>(
-    stage: &str,
-    objective: &O,
-    init: impl FnOnce(&mut Init<'_>) -> Result<O::Model, ConfigError>,
-    (course, data): (&crate::settings::Course<'_>, &crate::settings::DataSettings),
-    recipe: &str,
-    config: &impl Serialize,
-    site: &Site<'_>,
-) -> Result<StageEnd, StageError> {
-    let device = site.device.clone().autodiff();
-    let model = init(&mut Init::new(course.run.seed, &device))?;
-    let context = RunContext { folder: site.folder, stage, recipe, stop: site.stop };
-    match train(objective, model, course, data, &context)? {
+/// Trains a task to the end of its recipe, resuming where an earlier process was stopped or killed, and writes the
+/// model, then the result. A run that is done already is not touched.
+///
+/// # Errors
+/// [`StageError`]: the recipe, its dataset or its initial weights cannot be, or the training fails.
+pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
+    check(recipe.value.kind() == T::KIND, "kind", || format!("is `{}`, not `{}`", recipe.value.kind(), T::KIND))?;
+    recipe.value.check_shared()?;
+    T::check(recipe.value)?;
+    if let Some(summary) = done_earlier(context, recipe.value)? {
+        return Ok(StageEnd::Done(summary));
+    }
+    let task = T::open(recipe.value, context)?;
+    let device = context.device.clone().autodiff();
+    let model = task.model(&mut Init::new(recipe.value.config().run.seed, &device))?;
+    let model = match recipe.value.init_from() {
+        Some(from) => start::fill(model, from, task.component())?,
+        None => model,
+    };
+    match trainer::train(&task, model, recipe, context)? {
         Outcome::Interrupted { samples, .. } => Ok(StageEnd::Interrupted { samples }),
         Outcome::Finished(model, summary) => {
-            save_model(&site.folder.join(MODEL), &model.valid(), config)?;
-            write_json(&site.folder.join(RESULT), &summary)?;
+            if context.collective.is_first() {
+                export(&task, &model.valid(), context)?;
+                write_json(&context.folder.join(RESULT), &summary)?;
+            }
             Ok(StageEnd::Done(summary))
         }
     }
 }
 
-/// Trains CLIP.
-///
-/// # Errors
-/// [`StageError`].
-pub fn train_clip(recipe: Recipe<'_, ClipRecipe>, site: &Site<'_>) -> Result<StageEnd, StageError> {
-    let value = recipe.value;
-    value.validate()?;
-    if let Some(summary) = done_earlier(site, recipe.text)? {
-        return Ok(StageEnd::Done(summary));
+/// Writes the model beside its place and puts it there when it is complete.
+fn export<T: Task>(task: &T, model: &T::Model, context: &StageContext<'_>) -> Result<(), StageError> {
+    let (folder, aside) = (context.folder.join(MODEL), context.folder.join(format!(".{MODEL}.new")));
+    for old in [&aside, &folder] {
+        if old.exists() {
+            std::fs::remove_dir_all(old).map_err(StageError::io(old))?;
+        }
     }
-    let objective = ClipObjective::new(value, site.device)?;
-    let init = |init: &mut Init<'_>| value.model.init(init);
-    run_training("clip", &objective, init, (&value.course(), &value.data), recipe.text, &value.model, site)
+    let notes = task.export(model, &aside)?;
+    std::fs::rename(&aside, &folder).map_err(StageError::io(&folder))?;
+    notes.iter().for_each(|note| tracing::warn!("{}: {note}", T::KIND));
+    Ok(())
 }
 
-/// Trains the autoencoder.
-///
-/// # Errors
-/// [`StageError`].
-pub fn train_autoencoder(recipe: Recipe<'_, AutoencoderRecipe>, site: &Site<'_>) -> Result<StageEnd, StageError> {
-    let value = recipe.value;
-    value.validate()?;
-    if let Some(summary) = done_earlier(site, recipe.text)? {
-        return Ok(StageEnd::Done(summary));
-    }
-    let objective = AutoencoderObjective::new(value, site.device)?;
-    let init = |init: &mut Init<'_>| value.model.init(init);
-    run_training("autoencoder", &objective, init, (&value.course(), &value.data), recipe.text, &value.model, site)
+/// The result of a stage that was finished earlier with the same recipe.
+fn done_earlier<R: TrainingRecipe>(
+    context: &StageContext<'_>,
+    recipe: &R,
+) -> Result<Option<TrainingSummary>, StageError> {
+    let result = read_json(&context.folder.join(RESULT))?;
+    // With another recipe, the trainer refuses the folder and says what differs.
+    Ok(result.filter(|_| matches!(trainer::claim(context.folder, recipe), Ok(Claim::Same))))
 }
 
 /// What a precache stage did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrecacheSummary {
-    /// Samples of the share of the work.
+    /// Samples of the slice of the work.
     pub samples: usize,
     /// Samples of it that were encoded now; the others were there.
     pub encoded: usize,
-    /// Length of the share's shards, in bytes.
+    /// Length of the slice's shards, in bytes.
     pub bytes: u64,
     /// Captions that were cut, of those encoded now.
     pub truncated: u64,
     /// Samples of the whole source that are left out, by reason.
     pub left_out: BTreeMap<&'static str, usize>,
-    /// Samples of the whole dataset, if all shares are done.
+    /// Samples of the whole dataset, if all slices are done.
     pub finished: Option<usize>,
 }
 
-/// Encodes a share of a dataset once; restartable.
+/// Encodes a slice of a dataset once; restartable.
 ///
 /// # Errors
 /// [`StageError`].
 pub fn precache(
     recipe: &PrecacheRecipe,
-    share: Share,
+    slice: Slice,
     device: &Device,
     stop: &StopFlag,
 ) -> Result<StageEnd<PrecacheSummary>, StageError> {
@@ -256,12 +293,13 @@ pub fn precache(
         progress.set(done as u64, &[]);
     };
     let mut control = Control::default().with_progress(report).with_stop(|| stop.is_set());
-    let encoded = data_precache::precache(source.as_ref(), &mut encoders, out, recipe.shards(), share, &mut control);
+    let encoded = data_precache::precache(source.as_ref(), &mut encoders, out, recipe.shards(), slice, &mut control);
     drop(control);
     match encoded {
         Ok(done) => {
             progress.finish();
             if done.index.is_some() {
+                encoders.record().write(out)?;
                 write_conditioning(&mut encoders, out)?;
             }
             Ok(StageEnd::Done(PrecacheSummary {
@@ -285,67 +323,10 @@ fn write_conditioning(encoders: &mut Encoders, out: &Path) -> Result<(), StageEr
     }
     let dataset = Dataset::open(out)?;
     let wrong = |source| StageError::Dataset { path: out.to_owned(), source };
-    let scale_factor = match (encoders.scaling_factor(), encoders.moments()) {
+    let scale_factor = match (encoders.scaling_factor()?, encoders.moments()) {
         (None, Some(moments)) => Some(measure_scale_factor(&dataset, &moments).map_err(wrong)?),
         (known, _) => known,
     };
     let empty = encoders.empty_captions()?;
     Ok(Conditioning { empty, scale_factor }.write(out)?)
-}
-
-/// Trains the UNet on a precached dataset.
-///
-/// # Errors
-/// [`StageError`].
-pub fn train_diffusion(recipe: Recipe<'_, DiffusionRecipe>, site: &Site<'_>) -> Result<StageEnd, StageError> {
-    let value = recipe.value;
-    value.validate()?;
-    if let Some(summary) = done_earlier(site, recipe.text)? {
-        return Ok(StageEnd::Done(summary));
-    }
-    let schedule = NoiseSchedule::new(&value.schedule)?;
-    let dataset = open_source(&value.data, None)?;
-    let inputs = DiffusionInputs::open(value, dataset.as_ref(), site.device)?;
-    let mut config = diffusion_config(value, &inputs)?;
-    config.dataset_encoder = encoder_of(dataset.meta()).map(str::to_owned);
-    drop(dataset);
-    let objective = DiffusionObjective::new(value, schedule, inputs, site.device);
-    config.text_encoder = objective.encoders();
-    let init = |init: &mut Init<'_>| value.model.init(init);
-    run_training("diffusion", &objective, init, (&value.course(), &value.data), recipe.text, &config, site)
-}
-
-/// What the UNet of a recipe will be saved with; also checks that it fits its dataset.
-///
-/// # Errors
-/// [`StageError`].
-pub fn diffusion_config(recipe: &DiffusionRecipe, inputs: &DiffusionInputs) -> Result<DiffusionConfig, StageError> {
-    let shape = inputs.reader.shape();
-    let [height, width, channels] = shape.latent;
-    let model = &recipe.model;
-    let multiple = model.size_multiple();
-    let problem = if (channels, channels) != (model.in_channels, model.out_channels) {
-        Some(("in_channels", format!("the dataset's latents have {channels} channels")))
-    } else if shape.states[1] != model.context_channels {
-        Some(("context_channels", format!("the dataset's text states have {} channels", shape.states[1])))
-    } else if height % multiple != 0 || width % multiple != 0 {
-        Some((
-            "block_out_channels",
-            format!("latents of {height}x{width} do not divide by {multiple}, as this many levels need"),
-        ))
-    } else {
-        None
-    };
-    if let Some((field, problem)) = problem {
-        return Err(ConfigError { field, problem }.into());
-    }
-    Ok(DiffusionConfig {
-        model: model.clone(),
-        schedule: recipe.schedule.clone(),
-        prediction: recipe.objective.prediction,
-        scale_factor: inputs.scale_factor,
-        latent_size: shape.latent,
-        dataset_encoder: None,
-        text_encoder: None,
-    })
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use crate::error::TensorFileError;
 use crate::map::MappedFile;
 
-/// What is wrong with a zip or tar archive.
+/// A fault of a zip or tar archive.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveFault {
@@ -55,7 +55,7 @@ pub enum ArchiveFault {
     LocalHeader {
         /// The entry.
         entry: String,
-        /// What differs.
+        /// The difference, in words.
         reason: &'static str,
     },
     /// Compressed content that would take far more memory than the file.
@@ -77,15 +77,15 @@ pub enum ArchiveFault {
     MissingPart {
         /// The part.
         part: &'static str,
-        /// What that means and what to do.
+        /// Meaning of the method, and the remedy.
         remedy: &'static str,
     },
     /// A kind of archive or part that is not read.
     #[error("{found}; {remedy}")]
     Unsupported {
-        /// What was found.
+        /// Kind of member that was found.
         found: &'static str,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
     /// A tar archive that is damaged.
@@ -136,7 +136,8 @@ impl ZipFile {
     /// Content of the entry of that name, with its checksum compared; `None` if there is none.
     ///
     /// # Errors
-    /// [`ArchiveFault::Unpacking`], [`ArchiveFault::Checksum`].
+    /// [`ArchiveFault::Unpacking`] if the data are damaged, [`ArchiveFault::Checksum`] if they are not what was
+    /// packed.
     pub fn content(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, ArchiveFault> {
         let bytes = self.map.bytes();
         let Some(entry) = self.archive.entry(bytes, name) else { return Ok(None) };
@@ -171,7 +172,7 @@ pub(crate) struct ZipEntry {
     pub(crate) data: Range<usize>,
     /// Length of the content.
     pub(crate) length: usize,
-    /// Whether the content lies in the file as it is.
+    /// True if the content lies in the file as it is.
     pub(crate) stored: bool,
     checksum: u32,
 }
@@ -194,7 +195,7 @@ fn has_signature(bytes: &[u8], at: usize, signature: u32) -> bool {
     number(bytes, at, 4) == Some(u64::from(signature))
 }
 
-/// Where the directory lies and how many entries it lists.
+/// Place of the directory in the file, and the number of its entries.
 struct Directory {
     start: usize,
     end: usize,
@@ -379,7 +380,7 @@ fn wide_fields<const N: usize>(extra: &[u8], mut fields: [u64; N]) -> Option<[u6
     None
 }
 
-/// What the directory says, to be compared with the header in front of the data.
+/// The directory's facts about an entry, to be compared with the header in front of the data.
 struct LocalHeader<'a> {
     name: &'a [u8],
     flags: u16,

@@ -1,16 +1,16 @@
-//! What can go wrong with files of tensors, named.
+//! The errors of files of tensors.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::archive::ArchiveFault;
-use crate::durable;
 use crate::pickle::PickleError;
 use crate::sharded::IndexFault;
 use crate::tensor_file::Dtype;
 use crate::torch_file::{TensorFault, TorchFault};
+use calotype_core::durable;
 
-/// What can go wrong with a tensor file. Every message names the file, the tensor where there is one, and the remedy.
+/// An error of a tensor file. Every message names the file, the tensor where there is one, and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorFileError {
@@ -25,7 +25,7 @@ pub enum TensorFileError {
     Io {
         /// The file.
         file: PathBuf,
-        /// What was being done.
+        /// Action that failed.
         action: &'static str,
         /// The system's reason.
         source: io::Error,
@@ -62,7 +62,7 @@ pub enum TensorFileError {
     Header {
         /// The file.
         file: PathBuf,
-        /// What is wrong with the header.
+        /// The fault of the header.
         reason: HeaderFault,
     },
     /// The file has no content at all.
@@ -76,9 +76,9 @@ pub enum TensorFileError {
     NotTensors {
         /// The file.
         file: PathBuf,
-        /// What the content looks like.
+        /// Kind of file that the content looks like.
         found: &'static str,
-        /// What to do instead.
+        /// The remedy.
         remedy: &'static str,
     },
     /// A zip or tar archive is damaged, contradicts itself, or lacks a part.
@@ -86,7 +86,7 @@ pub enum TensorFileError {
     Archive {
         /// The file.
         file: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: ArchiveFault,
     },
     /// A pickle is damaged or names something that is not data.
@@ -94,9 +94,9 @@ pub enum TensorFileError {
     Pickle {
         /// The file.
         file: PathBuf,
-        /// Which of the file's pickles.
+        /// Name of the pickle within the file.
         part: String,
-        /// What is wrong with it.
+        /// The fault.
         source: PickleError,
     },
     /// The parts of a torch checkpoint do not fit together.
@@ -104,7 +104,7 @@ pub enum TensorFileError {
     Torch {
         /// The file.
         file: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: TorchFault,
     },
     /// One tensor of a checkpoint contradicts the file's content.
@@ -114,7 +114,7 @@ pub enum TensorFileError {
         file: PathBuf,
         /// The tensor.
         tensor: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: Box<TensorFault>,
     },
     /// The index of a sharded checkpoint is damaged or does not fit its shards.
@@ -122,7 +122,7 @@ pub enum TensorFileError {
     Index {
         /// The index file.
         file: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: IndexFault,
     },
     /// An element type that Calotype does not read.
@@ -203,7 +203,7 @@ pub enum TensorFileError {
         file: PathBuf,
         /// The tensor at fault.
         tensor: String,
-        /// What is wrong with it.
+        /// The fault, in words.
         reason: String,
     },
 }
@@ -243,7 +243,7 @@ impl TensorFileError {
     }
 }
 
-/// What is wrong with the header of a safetensors file.
+/// A fault of the header of a safetensors file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderFault {
@@ -310,7 +310,7 @@ pub enum HeaderFault {
     /// Bytes after the last tensor.
     #[error("its tensors end at byte {needed} and the file goes on to {actual}")]
     Trailing {
-        /// Where the tensors end.
+        /// End of the tensors, in bytes from the first one.
         needed: u64,
         /// Length of the file.
         actual: u64,

@@ -2,15 +2,13 @@
 //!
 //! [`source`] is the interface that all formats share and [`open_tensors`] opens whichever of them a file holds:
 //! [`tensor_file`] is safetensors, [`torch_file`] what `torch.save` writes, [`nemo_file`] NeMo's archives, [`sharded`] an
-//! index with the files beside it. Pickles are read by [`pickle`], which executes nothing. [`layout`] tells checkpoints
-//! apart, maps their keys and converts them; [`lora`] reads adapters; [`stream`] writes large files; [`durable`] is the one way files are replaced on
-//! disk: completely or not at all.
+//! index with the files beside it. Pickles are read by [`pickle`], which executes nothing. [`lora`] reads
+//! adapters, and [`stream`] writes large files. Files are replaced completely or not at all, by
+//! [`calotype_core::durable`].
 
 pub mod archive;
-pub mod durable;
 pub mod error;
 mod json;
-pub mod layout;
 pub mod lora;
 mod map;
 pub mod nemo_file;

@@ -26,7 +26,7 @@ pub struct NemoFile {
     weights: TorchFile,
 }
 
-/// Where the parts of an archive lie in its bytes.
+/// Ranges of an archive's parts in its bytes.
 #[derive(Default)]
 struct Parts {
     config: Option<Range<usize>>,
@@ -135,12 +135,12 @@ impl Parts {
     }
 }
 
-/// Whether the bytes start as a gzip stream does (RFC 1952).
+/// True if the bytes start as a gzip stream does (RFC 1952).
 pub(crate) fn is_gzip(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0x1f, 0x8b])
 }
 
-/// Whether the bytes start with a tar header: the sum of its bytes stands in it.
+/// True if the bytes start with a tar header: the sum of its bytes stands in it.
 pub(crate) fn is_tar(bytes: &[u8]) -> bool {
     const FIELD: Range<usize> = 148..156;
     let Some(header) = bytes.first_chunk::<512>().filter(|header| header[0] != 0) else { return false };

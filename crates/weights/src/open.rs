@@ -15,6 +15,22 @@ use crate::torch_file::TorchFile;
 /// Opens a safetensors file, a torch checkpoint (any of its layouts), a `.nemo` archive or the index of a sharded
 /// checkpoint, whichever the content shows. Pickles may hold nothing but data.
 ///
+/// ```
+/// use calotype_weights::{Dtype, NamedTensor, open_tensors, write_safetensors};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.bin");
+/// let bias = NamedTensor::from_f32("bias", [2], &[0.5, -0.5]);
+/// write_safetensors(&path, &[bias], &Default::default())?;
+///
+/// let source = open_tensors(&path)?;
+/// let entries = source.entries();
+/// assert_eq!((entries[0].name.as_str(), entries[0].dtype, entries[0].elements()), ("bias", Dtype::F32, 2));
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`TensorFileError::NotTensors`], which says what the file is instead, or what the format's reader reports.
 pub fn open_tensors(path: impl AsRef<Path>) -> Result<Box<dyn TensorSource>, TensorFileError> {
@@ -34,7 +50,7 @@ pub fn open_tensors_with(
     open_content(content, map, options)
 }
 
-/// What a file holds, as far as its first bytes tell.
+/// Kind of a file, as far as its first bytes tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Safetensors,
@@ -80,14 +96,14 @@ const OTHERS: [(&[u8], &str, &str); 18] = [
     (b"BZh", "a bzip2-compressed file", "unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
     (b"Rar!", "a RAR archive", "unpack it first"),
-    (b"\x89PNG", "a picture", "name the checkpoint instead"),
-    (b"\xff\xd8\xff", "a picture", "name the checkpoint instead"),
+    (b"\x89PNG", "an image", "name the checkpoint instead"),
+    (b"\xff\xd8\xff", "an image", "name the checkpoint instead"),
     (b"\x7fELF", "a program", "name the checkpoint instead"),
     (b"%PDF", "a PDF document", "name the checkpoint instead"),
     (b"#!", "a script", "name the checkpoint instead"),
 ];
 
-/// What the bytes of a file are.
+/// Recognises the bytes of a file.
 pub(crate) fn recognise(path: &Path, bytes: &[u8]) -> Result<Content, TensorFileError> {
     let not_tensors = |found, remedy| Err(TensorFileError::NotTensors { file: path.to_owned(), found, remedy });
     if bytes.is_empty() {
@@ -118,7 +134,7 @@ pub(crate) fn recognise(path: &Path, bytes: &[u8]) -> Result<Content, TensorFile
     not_tensors("of a kind that is not known", "name a safetensors file, a torch checkpoint or a .nemo archive")
 }
 
-/// Whether the bytes start as a safetensors file does: a length, then a brace.
+/// True if the bytes start as a safetensors file does: a length, then a brace.
 fn has_header(bytes: &[u8]) -> bool {
     bytes.get(8) == Some(&b'{') && bytes[..8].last() == Some(&0)
 }

@@ -23,7 +23,7 @@ pub(crate) use arena::{Elements, Span, TensorRecord};
 
 use arena::{Handle, Node};
 
-/// How a pickle is read.
+/// Settings for reading a pickle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadOptions {
     /// Objects of classes outside the list become [`Kind::Object`] instead of an error. Nothing of them is executed or kept but
@@ -71,7 +71,7 @@ impl Pickle {
         self.length
     }
 
-    /// What is left of the memory that it was read with, for the next pickle of the same file.
+    /// The rest of the memory that it was read with, for the next pickle of the same file.
     pub(crate) fn memory_left(&self) -> usize {
         self.memory_left
     }
@@ -83,17 +83,17 @@ impl Pickle {
     }
 }
 
-/// What is wrong with a pickle, and where.
+/// A fault of a pickle, with its place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("at byte {offset}: {fault}")]
 pub struct PickleError {
     /// Offset of the operation in the pickle.
     pub offset: usize,
-    /// What is wrong with it.
+    /// The fault.
     pub fault: PickleFault,
 }
 
-/// What can be wrong with a pickle.
+/// A fault of a pickle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickleFault {
@@ -138,9 +138,9 @@ pub enum PickleFault {
     Operand {
         /// The operation, or the name that is called.
         operation: &'static str,
-        /// What it works on.
+        /// Kind of value that it works on.
         needed: &'static str,
-        /// What is there.
+        /// Kind of value that is there.
         given: &'static str,
     },
     /// A call of a known name with arguments that describe nothing valid.
@@ -148,7 +148,7 @@ pub enum PickleFault {
     Arguments {
         /// The name.
         name: &'static str,
-        /// What is wrong with its arguments.
+        /// The fault of its arguments.
         reason: &'static str,
     },
     /// A reference to something stored outside the pickle that is not a storage of torch's.

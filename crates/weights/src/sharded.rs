@@ -17,7 +17,7 @@ use crate::pickle::ReadOptions;
 use crate::source::{TensorInfo, TensorSource};
 use crate::tensor_file::NamedTensor;
 
-/// What is wrong with the index of a sharded checkpoint.
+/// A fault of the index of a sharded checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndexFault {
@@ -96,7 +96,7 @@ impl std::fmt::Debug for ShardedTensors {
     }
 }
 
-/// What an index says.
+/// Content of an index.
 struct Index {
     /// Tensor to shard.
     map: BTreeMap<String, String>,

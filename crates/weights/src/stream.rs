@@ -1,8 +1,8 @@
 //! Writing a safetensors file tensor by tensor, with at most one of them in memory.
 
-use crate::durable;
 use crate::source::{TensorInfo, TensorSource};
 use crate::tensor_file::{Dtype, NamedTensor, TensorFileError, file_order, header_bytes};
+use calotype_core::durable;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -51,6 +51,52 @@ pub fn write_source(
     }
 }
 
+/// Writes the bytes of a safetensors file to `writer`, for callers that make them durable themselves; `path` only names the
+/// file in errors. `data` gives the little-endian elements of one of `tensors` by its place when they are due, and they are
+/// dropped before the next ones are asked for. The bytes are those of [`write_safetensors`](crate::write_safetensors) for
+/// the same tensors.
+///
+/// # Errors
+/// Those of `data`; [`TensorFileError::Unwritable`] for a repeated or reserved name and for data that do not fit the shape;
+/// `DiskFull` and `Io` from the system.
+pub fn write_streamed<B: AsRef<[u8]>, E: From<TensorFileError>>(
+    writer: &mut dyn Write,
+    path: &Path,
+    tensors: &[TensorInfo],
+    metadata: &BTreeMap<String, String>,
+    mut data: impl FnMut(usize) -> Result<B, E>,
+) -> Result<(), E> {
+    check_names(path, tensors)?;
+    let refuse = |tensor: &TensorInfo, reason: String| TensorFileError::Unwritable {
+        file: path.to_owned(),
+        tensor: tensor.name.clone(),
+        reason,
+    };
+    if let Some(reserved) = tensors.iter().find(|tensor| tensor.name == "__metadata__") {
+        return Err(refuse(reserved, "the format reserves this name; rename the tensor".to_owned()).into());
+    }
+    let mut order: Vec<(usize, &TensorInfo)> = tensors.iter().enumerate().collect();
+    order.sort_by(|(_, a), (_, b)| file_order((a.dtype, &a.name), (b.dtype, &b.name)));
+    let bytes = |tensor: &TensorInfo| tensor.elements() * tensor.dtype.size();
+    let entries = order.iter().map(|(_, tensor)| (&*tensor.name, tensor.dtype, &*tensor.shape, bytes(tensor)));
+    let header = header_bytes(entries, metadata);
+    let failed = |source| TensorFileError::writing(path, source);
+    writer.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    writer.write_all(&header).map_err(failed)?;
+    for (index, tensor) in order {
+        let data = data(index)?;
+        let data = data.as_ref();
+        if data.len() != bytes(tensor) {
+            let (shape, dtype, bytes) = (&tensor.shape, tensor.dtype, data.len());
+            let reason =
+                format!("shape {shape:?} of {dtype} does not fit its {bytes} bytes; pass matching shape and data");
+            return Err(refuse(tensor, reason).into());
+        }
+        writer.write_all(data).map_err(failed)?;
+    }
+    Ok(())
+}
+
 enum Failure {
     Io(io::Error),
     Tensor(TensorFileError),
@@ -94,7 +140,7 @@ fn is_float(dtype: Dtype) -> bool {
 }
 
 /// The type that a tensor of type `from` is written in.
-pub(crate) fn written_dtype(from: Dtype, wanted: Option<Dtype>) -> Dtype {
+pub fn written_dtype(from: Dtype, wanted: Option<Dtype>) -> Dtype {
     if is_float(from) { wanted.unwrap_or(from) } else { from }
 }
 
@@ -132,6 +178,34 @@ mod tests {
         write_safetensors(&a, &tensors, &metadata).unwrap();
         write_source(&b, &TensorFile::open(&a).unwrap(), None, &metadata).unwrap();
         assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    }
+
+    #[test]
+    fn streamed_tensors_give_the_same_bytes_and_must_fit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let halves = [half::f16::from_f32(1.5)];
+        let values = [1.0f32, -2.0];
+        let tensors = [
+            NamedTensor::from_f16("h", [1], &halves),
+            NamedTensor::from_f32("x", [2], &values),
+            NamedTensor::from_i64("i", [1], &[7]),
+        ];
+        let metadata = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        write_safetensors(&path, &tensors, &metadata).unwrap();
+        let mut infos = tensors.clone().map(|NamedTensor { name, dtype, shape, .. }| TensorInfo { name, dtype, shape });
+        let write = |infos: &[TensorInfo]| {
+            let mut bytes = Vec::new();
+            let data = |index: usize| Ok::<_, TensorFileError>(&tensors[index].data);
+            write_streamed(&mut bytes, &path, infos, &metadata, data).map(|()| bytes)
+        };
+        assert_eq!(write(&infos).unwrap(), std::fs::read(&path).unwrap());
+        infos[1].shape = vec![3];
+        assert!(write(&infos).unwrap_err().to_string().contains("tensor `x`"));
+        infos[1].name = "__metadata__".to_owned();
+        assert!(write(&infos).unwrap_err().to_string().contains("reserves"));
+        infos[1].name = "i".to_owned();
+        assert!(write(&infos).unwrap_err().to_string().contains("same name"));
     }
 
     #[test]

@@ -12,10 +12,10 @@ use std::path::Path;
 
 use serde_json::value::RawValue;
 
-use crate::durable;
 pub use crate::error::{HeaderFault, TensorFileError};
 use crate::json::Pairs;
 use crate::map::MappedFile;
+use calotype_core::durable;
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("safetensors data is little-endian and this crate views it in place: a big-endian target needs swaps");
@@ -300,6 +300,21 @@ pub(crate) fn header_bytes<'t>(
 ///
 /// The file must not be shortened in place while it is open (the system then kills readers of a memory map with
 /// SIGBUS). Calotype never does that: it replaces files by renaming.
+///
+/// ```
+/// use calotype_weights::{NamedTensor, TensorFile, write_safetensors};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.safetensors");
+/// let weight = NamedTensor::from_f32("weight", [2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+/// write_safetensors(&path, &[weight], &Default::default())?;
+///
+/// let file = TensorFile::open(&path)?;
+/// assert_eq!(file.get_shaped("weight", &[2, 3])?.to_f32_vec()?[4], 5.0);
+/// # Ok(())
+/// # }
+/// ```
 pub struct TensorFile {
     map: MappedFile,
     /// Offset of the first data byte in the file.
@@ -358,12 +373,12 @@ impl TensorFile {
         self.entries.len()
     }
 
-    /// Whether the file holds no tensor.
+    /// True if the file holds no tensor.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether there is a tensor of that name.
+    /// True if there is a tensor of that name.
     pub fn contains(&self, name: &str) -> bool {
         self.entry(name).is_some()
     }
@@ -404,7 +419,8 @@ impl TensorFile {
     /// One tensor that must have the given shape.
     ///
     /// # Errors
-    /// [`TensorFileError::MissingTensor`], [`TensorFileError::WrongShape`].
+    /// [`TensorFileError::MissingTensor`] if there is none of that name, [`TensorFileError::WrongShape`] if it has
+    /// another shape.
     pub fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, TensorFileError> {
         self.get(name)?.expect_shape(shape)
     }
@@ -606,7 +622,8 @@ impl<'a> TensorView<'a> {
     /// As [`to_f32_vec`](Self::to_f32_vec), refusing NaN and infinity (also an F64 too large for f32).
     ///
     /// # Errors
-    /// [`TensorFileError::WrongDtype`], [`TensorFileError::NonFinite`].
+    /// [`TensorFileError::WrongDtype`] as [`to_f32_vec`](Self::to_f32_vec), [`TensorFileError::NonFinite`] for NaN and
+    /// infinity.
     pub fn to_f32_vec_finite(&self) -> Result<Vec<f32>, TensorFileError> {
         let values = self.to_f32_vec()?;
         let Some(index) = values.iter().position(|value| !value.is_finite()) else {
@@ -636,7 +653,7 @@ impl<'a> TensorView<'a> {
     /// The view itself if it has the shape.
     ///
     /// # Errors
-    /// [`TensorFileError::WrongShape`].
+    /// [`TensorFileError::WrongShape`] if it has another shape.
     pub fn expect_shape(self, shape: &[usize]) -> Result<Self, TensorFileError> {
         if self.shape == shape {
             return Ok(self);
@@ -652,7 +669,7 @@ impl<'a> TensorView<'a> {
     /// The view itself if it has the element type.
     ///
     /// # Errors
-    /// [`TensorFileError::WrongDtype`].
+    /// [`TensorFileError::WrongDtype`] if it has another type.
     pub fn expect_dtype(self, dtype: Dtype) -> Result<Self, TensorFileError> {
         if self.dtype == dtype { Ok(self) } else { Err(self.wrong_dtype(dtype.name())) }
     }

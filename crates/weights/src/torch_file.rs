@@ -22,7 +22,7 @@ use crate::pickle::{self, Elements, Kind, Pickle, PickleError, ReadOptions, Tens
 use crate::source::{TensorInfo, TensorSource};
 use crate::tensor_file::{Dtype, NamedTensor};
 
-/// What is wrong with the parts of a torch checkpoint.
+/// A fault of the parts of a torch checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TorchFault {
@@ -75,7 +75,7 @@ pub enum TorchFault {
     },
 }
 
-/// What is wrong with one tensor of a checkpoint. The words continue "tensor `name` …".
+/// A fault of one tensor of a checkpoint. The words continue "tensor `name` …".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorFault {
@@ -122,7 +122,7 @@ pub enum TensorFault {
     Duplicate,
 }
 
-/// Which of torch's layouts a file has.
+/// Torch's layouts of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TorchFormat {
     /// The zip archive of torch 1.6 and later.
@@ -144,7 +144,7 @@ pub struct TensorRoot {
     identity: usize,
 }
 
-/// Where published checkpoints keep the model, in the order of preference: PyTorch Lightning and LDM, plain training
+/// Keys under which published checkpoints keep the model, in the order of preference: PyTorch Lightning and LDM, plain training
 /// loops, DeepSpeed, Composer, and averaged weights last.
 const USUAL_ROOTS: [&str; 8] =
     ["state_dict", "model_state_dict", "model", "module", "state.model", "params", "state_dict_ema", "params_ema"];
@@ -180,20 +180,20 @@ struct Named {
     tensor: u32,
 }
 
-/// Where the bytes of the main pickle are.
+/// Place of the bytes of the main pickle.
 enum PickleText {
     InFile(Range<usize>),
     Unpacked(Vec<u8>),
 }
 
-/// Where the storages are.
+/// Place of the storages.
 enum Storages {
     Zip { archive: ZipArchive, folder: String },
     Legacy(HashMap<String, Range<usize>>),
     Inline,
 }
 
-/// What opening a layout yields.
+/// The parts that opening a layout yields.
 struct Parts {
     format: TorchFormat,
     pickle: Pickle,
@@ -262,7 +262,7 @@ impl TorchFile {
         Ok(file)
     }
 
-    /// Which of torch's layouts the file has.
+    /// The file's layout among those of torch.
     pub fn format(&self) -> TorchFormat {
         self.format
     }
@@ -378,7 +378,7 @@ impl TorchFile {
         })
     }
 
-    /// Where a tensor's elements are, checked against the storage.
+    /// Place of a tensor's elements, checked against the storage.
     fn place(&self, name: &str, record: &TensorRecord) -> Result<Placement<'_>, TensorFileError> {
         let dtype = self.dtype(name, record)?;
         let fault = |reason| self.tensor_fault(name, reason);
@@ -771,7 +771,7 @@ fn extent(record: &TensorRecord) -> Option<usize> {
     axes.try_fold(1usize, |extent, (&size, &stride)| extent.checked_add((size - 1).checked_mul(stride)?))
 }
 
-/// Whether the elements lie one after the other in row-major order.
+/// True if the elements lie one after the other in row-major order.
 pub(crate) fn is_dense(record: &TensorRecord) -> bool {
     if record.shape.contains(&0) {
         return true;

@@ -97,6 +97,25 @@ fn training_with_less_memory_is_told() {
 }
 
 #[test]
+fn the_stages_of_drawing_are_measured() {
+    let arguments = ["bench", "generate", "--family", "tiny", "--steps", "3", "--batch", "2", "--precision", "f32"];
+    let table = succeed(&mut calotype(&arguments)).stdout;
+    for part in ["tiny 64x64", "load text", "load unet", "load autoencoder", "sample", "decode", "s a step", "GiB"] {
+        assert!(table.contains(part), "`{part}` is not in:\n{table}");
+    }
+    let rows = lines(&succeed(calotype(&arguments).args(["--json", "--keep"])).stdout);
+    let [row] = &rows[..] else { panic!("{rows:?}") };
+    positive(row, &["load_seconds", "step_seconds", "first_step_seconds", "seconds_per_image", "threads"]);
+    assert_eq!(
+        (&row["keep"], &row["precision"], &row["model"]),
+        (&true.into(), &"f32".into(), &"tiny".into()),
+        "{row}"
+    );
+    let stages: Vec<_> = row["stages"].as_array().unwrap().iter().map(|stage| stage["stage"].clone()).collect();
+    assert_eq!(stages, ["load text", "text", "load unet", "load autoencoder", "sample", "decode"]);
+}
+
+#[test]
 fn benchmarks_that_cannot_be() {
     let refused = |arguments: &[&str], parts: &[&str]| fail(calotype(&["bench"]).args(arguments), 2, parts);
     refused(&["kernels", "--filter", "winograd 7x7"], &["winograd 7x7", "without --filter"]);
@@ -109,5 +128,7 @@ fn benchmarks_that_cannot_be() {
     refused(&["unet", "--iterations", "0"], &["--iterations", "at least 1"]);
     refused(&["unet", "--recompute-blocks"], &["--recompute-blocks", "--mode train"]);
     refused(&["unet", "--optimizer-in-backward"], &["--optimizer-in-backward", "--mode train"]);
+    refused(&["generate", "--family", "sd3"], &["sd3", "--family", "sd1, sd2, sdxl, tiny"]);
+    refused(&["generate", "--family", "tiny", "--steps", "1"], &["--steps", "at least 2"]);
     refused(&["unet", "--iterations", "many"], &["many", "--iterations"]);
 }

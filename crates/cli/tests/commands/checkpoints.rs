@@ -1,10 +1,10 @@
 //! `inspect`, `convert`, `probe` and `generate --model` on a small Stable Diffusion of random weights.
 
 use crate::common::{calotype, fail, succeed, text};
-use calotype_kernels::{Purpose, Stream};
-use calotype_weights::layout::{Component, specs::component_keys};
+use calotype_core::{Purpose, Stream};
+use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
 use calotype_weights::{NamedTensor, TensorFile, write_safetensors};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,67 +23,8 @@ fn model() -> &'static Path {
     &FOLDER.1
 }
 
-fn configs(in_channels: usize) -> [(Component, Value); 3] {
-    let unet = json!({
-        "_class_name": "UNet2DConditionModel", "in_channels": in_channels, "out_channels": 4, "sample_size": 8,
-        "block_out_channels": [32, 64], "layers_per_block": 1, "attention_head_dim": 4, "cross_attention_dim": 32,
-        "norm_num_groups": 8, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    });
-    let vae = json!({
-        "_class_name": "AutoencoderKL", "block_out_channels": [16, 16, 32, 32], "layers_per_block": 1, "norm_num_groups": 8,
-        "latent_channels": 4, "scaling_factor": 0.18215,
-        "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4],
-    });
-    let text = json!({
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": "quick_gelu", "vocab_size": 49408,
-        "max_position_embeddings": 77, "eos_token_id": 49407,
-    });
-    [(Component::Unet, unet), (Component::Vae, vae), (Component::TextEncoder, text)]
-}
-
 fn write_pipeline(path: &Path, in_channels: usize) {
-    let mut index = json!({"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "PNDMScheduler"]});
-    for (component, config) in configs(in_channels) {
-        let folder = path.join(component.name());
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("config.json"), config.to_string()).unwrap();
-        let (library, class, file) = match component {
-            Component::Unet => ("diffusers", "UNet2DConditionModel", "diffusion_pytorch_model.safetensors"),
-            Component::Vae => ("diffusers", "AutoencoderKL", "diffusion_pytorch_model.safetensors"),
-            _ => ("transformers", "CLIPTextModel", "model.safetensors"),
-        };
-        index[component.name()] = json!([library, class]);
-        write_random(&folder.join(file), component, &config);
-    }
-    fs::write(path.join("model_index.json"), index.to_string()).unwrap();
-    let scheduler = path.join("scheduler");
-    fs::create_dir_all(&scheduler).unwrap();
-    let config = json!({
-        "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000, "steps_offset": 1, "skip_prk_steps": true, "set_alpha_to_one": false,
-    });
-    fs::write(scheduler.join("scheduler_config.json"), config.to_string()).unwrap();
-}
-
-fn write_random(path: &Path, component: Component, config: &Value) {
-    let specs = component_keys(component, config).unwrap();
-    let values: Vec<Vec<f32>> = (0..).zip(&specs).map(|(number, spec)| random(number, &spec.shape)).collect();
-    let named = specs.iter().zip(&values);
-    let tensors: Vec<NamedTensor> =
-        named.map(|(spec, values)| NamedTensor::from_f32(spec.name.clone(), spec.shape.clone(), values)).collect();
-    write_safetensors(path, &tensors, &BTreeMap::new()).unwrap();
-}
-
-fn random(number: u64, shape: &[usize]) -> Vec<f32> {
-    let mut values = vec![0.0; shape.iter().product()];
-    Stream::new(5, Purpose::WeightInit, number).fill_normal(&mut values);
-    let fan: usize = shape[1..].iter().product();
-    // Matrices keep the size of what goes through them; scales of norms are near one.
-    let (by, shift) = if shape.len() > 1 { ((fan as f32).powf(-0.5), 0.0) } else { (0.05, 0.5) };
-    values.iter_mut().for_each(|value| *value = *value * by + shift);
-    values
+    RandomCheckpoint { in_channels, ..RandomCheckpoint::new(RandomFamily::Tiny) }.write(path).unwrap();
 }
 
 /// Draws with a few steps; returns the paths of the pictures.

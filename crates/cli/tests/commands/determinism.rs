@@ -29,7 +29,7 @@ fn the_same_seed_gives_the_same_figures_with_any_number_of_threads() {
     assert_eq!(figures(&one), figures(&first));
     assert_eq!(figures(&two), figures(&first));
     assert_ne!(figures(&other)["loss_last"], figures(&first)["loss_last"]);
-    for file in ["diffusion/model/model.safetensors", "pictures/held_out.png", "pictures/prompts.png"] {
+    for file in ["unet/diffusion_pytorch_model.safetensors", "pictures/held_out.png", "pictures/prompts.png"] {
         let read = |out: &Path| fs::read(out.join(file)).unwrap();
         assert!(read(&one) == read(&first) && read(&two) == read(&first), "{file} differs");
         assert!(read(&other) != read(&first), "{file} does not depend on the seed");

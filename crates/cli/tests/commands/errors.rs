@@ -205,7 +205,7 @@ fn an_unreadable_picture() {
 
     let out = |name: &str| folder.path().join(name);
     let run = ["run.samples=16", "run.batch_size=4"];
-    fail(&mut train_autoencoder(&data, &out("fails"), &run), 1, &[&broken, "picture cannot be used"]);
+    fail(&mut train_autoencoder(&data, &out("fails"), &run), 1, &[&broken, "image cannot be used"]);
     let skipping = [&run[..], &["data.on_error=skip"]].concat();
     let ended = succeed(&mut train_autoencoder(&data, &out("skips"), &skipping));
     assert!(ended.stderr.contains("1 corrupt samples were replaced"), "{ended}");
@@ -248,7 +248,7 @@ fn a_folder_of_another_run() {
     fail(
         &mut train_unet(&precached, &out, &["run.samples=32"]),
         2,
-        &["holds a run of another recipe", "`samples = 16` there, `samples = 32` now", "use another folder"],
+        &["holds a run of another recipe", "`run.samples` is 16 there and 32 now", "use another folder"],
     );
     fail(
         &mut train_autoencoder(&finished().pictures(), &out, &[]),
@@ -258,18 +258,14 @@ fn a_folder_of_another_run() {
 }
 
 /// The line in which a recipe of [`AUTOENCODER`] first differs from one of [`DIFFUSION`].
-const AUTOENCODER_KIND: &str = "`kind = \"diffusion\"` there, `kind = \"autoencoder\"` now";
+const AUTOENCODER_KIND: &str = "`kind` is \"diffusion\" there and \"autoencoder\" now";
 
 #[test]
 fn runs_that_are_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let absent = folder.path().join("absent");
-    let mut generate = calotype(&["generate", "a cat", "--run"]);
-    fail(
-        generate.arg(&absent).arg("--out").arg(folder.path()),
-        1,
-        &[text(&absent), "is not a finished quickstart run"],
-    );
+    let mut generate = calotype(&["generate", "a cat", "--model"]);
+    fail(generate.arg(&absent).arg("--out").arg(folder.path()), 1, &[text(&absent)]);
     fail(calotype(&["data", "check"]).arg(&absent), 1, &[text(&absent), "does not exist"]);
     let source = format!("source={:?}", text(&absent));
     fail(

@@ -2,9 +2,9 @@
 
 use crate::common::{calotype, fail, finished, start, succeed, text};
 use burn::tensor::{Device, Tensor, TensorData};
+use calotype_core::{Purpose, Stream};
 use calotype_data::image::{PngEffort, RgbImage};
 use calotype_data::npz::FeatureStatistics;
-use calotype_kernels::{Purpose, Stream};
 use calotype_models::state::{self, NamedValues};
 use calotype_models::{InceptionConfig, Init};
 use calotype_weights::{NamedTensor, write_safetensors};

@@ -1,7 +1,7 @@
 //! A run that was killed or stopped and started again ends in the same bits as one that was left alone.
 
 use crate::common::{checkpoints, finished, start, succeed, train_unet};
-use calotype_kernels::{Purpose, Stream};
+use calotype_core::{Purpose, Stream};
 use serde_json::Value;
 use std::fs;
 use std::io::Read;
@@ -52,7 +52,7 @@ fn json_without_seconds(path: &Path) -> Value {
 
 /// Everything that a finished run leaves, but for times.
 fn assert_same_run(run: &Path, undisturbed: &Path) {
-    for file in ["model/model.safetensors", "model/config.json", "recipe.toml"] {
+    for file in ["model/unet/diffusion_pytorch_model.safetensors", "model/model_index.json", "recipe.toml"] {
         assert!(fs::read(run.join(file)).unwrap() == fs::read(undisturbed.join(file)).unwrap(), "{file} differs");
     }
     let (ours, theirs) = (checkpoints(run), checkpoints(undisturbed));
@@ -130,7 +130,7 @@ fn saving_memory_changes_no_bit_killed_or_not() {
     child.kill().unwrap();
     child.wait().unwrap();
     succeed(&mut train());
-    let bytes = |run: &Path| fs::read(run.join("model/model.safetensors")).unwrap();
+    let bytes = |run: &Path| fs::read(run.join("model/unet/diffusion_pytorch_model.safetensors")).unwrap();
     assert!(bytes(&plain) == bytes(&saving), "the models differ");
     assert_eq!(metrics(&plain), metrics(&saving));
     let tensors = |run: &Path| {

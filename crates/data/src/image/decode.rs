@@ -1,4 +1,4 @@
-//! From the bytes of a picture file to pixels, as Pillow's `Image.open(file).convert("RGB")` does.
+//! From the bytes of an image file to pixels, as Pillow's `Image.open(file).convert("RGB")` does.
 //!
 //! | file holds | becomes |
 //! |---|---|
@@ -35,13 +35,13 @@ type Result<T, E = String> = std::result::Result<T, E>;
 const FORMATS: [ImageFormat; 5] =
     [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
 
-/// What decoding may take, and whether it turns the picture upright.
+/// Limits of decoding, and whether it turns the image upright.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecodeOptions {
-    /// Most pixels that a picture may have; larger ones are refused before memory is taken for them.
+    /// Most pixels that an image may have; larger ones are refused before memory is taken for them.
     pub max_pixels: u64,
-    /// Whether to turn and mirror the picture as its EXIF orientation says (Pillow: `ImageOps.exif_transpose`).
+    /// True if the image is turned and mirrored as its EXIF orientation says (Pillow: `ImageOps.exif_transpose`).
     pub orient: bool,
 }
 
@@ -52,10 +52,10 @@ impl Default for DecodeOptions {
     }
 }
 
-/// Width and height of a picture file, from its header alone. `key` names the sample in errors.
+/// Width and height of an image file, from its header alone. `key` names the sample in errors.
 ///
 /// # Errors
-/// [`Error::BadImage`].
+/// [`Error::BadImage`] if the format is not known or the header is damaged.
 pub fn dimensions(key: &str, bytes: &[u8]) -> crate::Result<(usize, usize)> {
     let bad = |detail: String| Error::BadImage { key: key.to_owned(), detail };
     let (width, height) = reader(bytes).map_err(bad)?.into_dimensions().map_err(|e| bad(e.to_string()))?;
@@ -65,7 +65,7 @@ pub fn dimensions(key: &str, bytes: &[u8]) -> crate::Result<(usize, usize)> {
 /// Decodes into `out`, `[height, width, 3]`, whose memory is used again, and returns (width, height).
 ///
 /// # Errors
-/// [`Error::BadImage`].
+/// [`Error::BadImage`] if the file is damaged, of a format that is not known, or beyond the limit of pixels.
 pub(crate) fn decode_rgb_into(
     key: &str,
     bytes: &[u8],
@@ -79,16 +79,16 @@ fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<
     if bytes.starts_with(b"\xff\xd8\xff") {
         return jpeg_into(bytes, options, out);
     }
-    let picture = any(bytes, options)?;
-    let size = (picture.width() as usize, picture.height() as usize);
-    *out = upper_bytes(picture).into_rgb8().into_raw();
+    let image = any(bytes, options)?;
+    let size = (image.width() as usize, image.height() as usize);
+    *out = upper_bytes(image).into_rgb8().into_raw();
     Ok(size)
 }
 
 /// Decodes any format, with the channels that it has, 8 bits each.
 ///
 /// # Errors
-/// [`Error::BadImage`].
+/// [`Error::BadImage`] if the file is damaged, of a format that is not known, or beyond the limit of pixels.
 pub(super) fn decode_any(key: &str, bytes: &[u8]) -> crate::Result<DynamicImage> {
     let bad = |detail: String| Error::BadImage { key: key.to_owned(), detail };
     if bytes.starts_with(b"\xff\xd8\xff") {
@@ -105,9 +105,9 @@ fn any(bytes: &[u8], options: &DecodeOptions) -> Result<DynamicImage> {
         true => decoder.orientation().map_err(|e| e.to_string())?,
         false => Orientation::NoTransforms,
     };
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
-    picture.apply_orientation(orientation);
-    Ok(picture)
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
+    image.apply_orientation(orientation);
+    Ok(image)
 }
 
 fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>> {
@@ -130,12 +130,12 @@ fn check_pixels(width: u64, height: u64, options: &DecodeOptions) -> Result<()> 
 
 /// Of 16 bits the upper 8, which is how Pillow reads such files (`RGB;16B` and its like); rounding would be 1 off. Grey
 /// alone it opens in mode `I;16`, whose conversion clips.
-fn upper_bytes(picture: DynamicImage) -> DynamicImage {
+fn upper_bytes(image: DynamicImage) -> DynamicImage {
     fn upper(levels: Vec<u16>) -> Vec<u8> {
         levels.into_iter().map(|level| (level >> 8) as u8).collect()
     }
-    let (width, height) = (picture.width(), picture.height());
-    let narrowed = match picture {
+    let (width, height) = (image.width(), image.height());
+    let narrowed = match image {
         DynamicImage::ImageLuma16(p) => {
             let clipped = p.into_raw().into_iter().map(|level| level.min(255) as u8).collect();
             ImageBuffer::from_raw(width, height, clipped).map(DynamicImage::ImageLuma8)
@@ -173,22 +173,22 @@ fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result
     match orientation {
         None | Some(Orientation::NoTransforms) => Ok((width, height)),
         Some(orientation) => {
-            let picture = RgbImage::new(width, height, std::mem::take(out)).map_err(|e| e.to_string())?;
-            let mut picture = DynamicImage::ImageRgb8(rgb_buffer(picture));
-            picture.apply_orientation(orientation);
-            let size = (picture.width() as usize, picture.height() as usize);
-            *out = picture.into_rgb8().into_raw();
+            let image = RgbImage::new(width, height, std::mem::take(out)).map_err(|e| e.to_string())?;
+            let mut image = DynamicImage::ImageRgb8(rgb_buffer(image));
+            image.apply_orientation(orientation);
+            let size = (image.width() as usize, image.height() as usize);
+            *out = image.into_rgb8().into_raw();
             Ok(size)
         }
     }
 }
 
-fn rgb_buffer(picture: RgbImage) -> image::RgbImage {
-    let (width, height) = (picture.width() as u32, picture.height() as u32);
-    ImageBuffer::from_raw(width, height, picture.into_data()).expect("three bytes for each pixel")
+fn rgb_buffer(image: RgbImage) -> image::RgbImage {
+    let (width, height) = (image.width() as u32, image.height() as u32);
+    ImageBuffer::from_raw(width, height, image.into_data()).expect("three bytes for each pixel")
 }
 
-/// Whether the JPEG's end marker follows its last scan. Before the first scan lengths lead from marker to marker (a
+/// True if the JPEG's end marker follows its last scan. Before the first scan lengths lead from marker to marker (a
 /// thumbnail in there has an end marker of its own); in a scan, 0xFF is followed by 0 or a restart marker.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
     let mut at = 2;

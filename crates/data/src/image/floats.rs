@@ -1,7 +1,7 @@
 //! Resizing in floats, as torchvision resizes tensors.
 //!
 //! `Resize` behind `ToTensor` does not round between its passes, nor at the end, and lets cubic overshoot stand: on busy
-//! pictures it is up to two levels from Pillow's result (which [`RgbImage::resize`] repeats), and a quarter of a level in
+//! images it is up to two levels from Pillow's result (which [`RgbImage::resize`] repeats), and a quarter of a level in
 //! the mean. Source: torch 2, `aten/src/ATen/native/cpu/UpSampleKernel.cpp` (antialiased bicubic, whose filter is
 //! Pillow's), torchvision 0.17 and later (where tensors are antialiased by default).
 
@@ -40,14 +40,14 @@ fn windows(from: usize, to: usize, first: usize, count: usize) -> Vec<Window> {
     (first..first + count).map(window).collect()
 }
 
-/// The middle `side` x `side` pixels of the picture whose shorter side is resized to `side`: torchvision's `ToTensor`,
+/// The middle `side` x `side` pixels of the image whose shorter side is resized to `side`: torchvision's `ToTensor`,
 /// `Resize(side, bicubic)`, `CenterCrop(side)`, as `[side, side, 3]` in about `0..1`.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if `side` is 0.
 pub fn fit_floats(image: &RgbImage, side: usize) -> Result<Vec<f32>> {
     if side == 0 {
-        return Err(Error::InvalidArgument { what: "picture", detail: "a side of 0 pixels".to_owned() });
+        return Err(Error::InvalidArgument { what: "image", detail: "a side of 0 pixels".to_owned() });
     }
     let (width, height) = (image.width(), image.height());
     let shorter = width.min(height);
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_of_the_right_size_stays_as_it_is() {
+    fn an_image_of_the_right_size_stays_as_it_is() {
         let image = RgbImage::new(4, 4, (0..48).map(|i| i * 5).collect()).unwrap();
         let expected: Vec<f32> = image.to_f32_hwc(0.0, 1.0);
         let found = fit_floats(&image, 4).unwrap();

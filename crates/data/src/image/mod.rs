@@ -1,7 +1,7 @@
-//! 8-bit pictures: decoding, encoding, Pillow-exact resizing, cropping, compositing.
+//! 8-bit images: decoding, encoding, Pillow-exact resizing, cropping, compositing.
 //!
-//! Data preparation of the reference systems goes through Pillow; a resize that differs in the last bit moves FID by
-//! more than a training change does (Parmar, Zhang & Zhu, "On Aliased Resizing and Surprising Subtleties in GAN
+//! The reference systems prepare their data with Pillow, and a resize that differs in the last bit moves FID by more
+//! than a change of the training does (Parmar, Zhang & Zhu, "On Aliased Resizing and Surprising Subtleties in GAN
 //! Evaluation", 2022). So these functions repeat its integer arithmetic, and the tests compare byte for byte.
 //! JPEG decoding is not part of that promise: decoders differ by one or two levels.
 
@@ -22,7 +22,7 @@ pub(crate) use levels::append_levels;
 pub(crate) use resample::Crop;
 pub use resample::Filter;
 
-/// An RGB picture, rows from the top, `[height, width, 3]`.
+/// An RGB image, rows from the top, `[height, width, 3]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RgbImage {
     width: usize,
@@ -30,7 +30,7 @@ pub struct RgbImage {
     data: Vec<u8>,
 }
 
-/// A picture with (straight, not premultiplied) alpha, rows from the top, `[height, width, 4]`.
+/// An image with (straight, not premultiplied) alpha, rows from the top, `[height, width, 4]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RgbaImage {
     width: usize,
@@ -38,7 +38,7 @@ pub struct RgbaImage {
     data: Vec<u8>,
 }
 
-/// How much effort PNG encoding takes; the picture is the same.
+/// Effort of PNG encoding; the image is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PngEffort {
     /// Fastest.
@@ -51,7 +51,7 @@ pub enum PngEffort {
 }
 
 impl RgbImage {
-    /// A picture of `width` x `height` pixels from `data`, `[height, width, 3]`.
+    /// An image of `width` x `height` pixels from `data`, `[height, width, 3]`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the lengths disagree or a side is 0.
@@ -60,7 +60,7 @@ impl RgbImage {
         Ok(RgbImage { width, height, data })
     }
 
-    /// A picture of one colour; errors as [`RgbImage::new`].
+    /// An image of one colour; errors as [`RgbImage::new`].
     pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Result<Self> {
         RgbImage::new(width, height, colour.repeat(width * height))
     }
@@ -69,7 +69,7 @@ impl RgbImage {
     /// `key` names the sample in errors.
     ///
     /// # Errors
-    /// [`Error::BadImage`].
+    /// [`Error::BadImage`] if the file is damaged, of a format that is not known, or beyond the limit of pixels.
     pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
         RgbImage::decode_with(key, bytes, &DecodeOptions::default())
     }
@@ -104,7 +104,7 @@ impl RgbImage {
         encode_jpeg(&grey, self.width, self.height, JpegColour::Luma, quality)
     }
 
-    /// Whether all pixels are grey.
+    /// True if all pixels are grey.
     pub fn is_grey(&self) -> bool {
         self.data.as_chunks::<3>().0.iter().all(|[r, g, b]| r == g && g == b)
     }
@@ -134,7 +134,7 @@ impl RgbImage {
     /// # Panics
     /// If it lies outside.
     pub fn pixel(&self, x: usize, y: usize) -> [u8; 3] {
-        assert!(x < self.width && y < self.height, "pixel ({x}, {y}) of a {}x{} picture", self.width, self.height);
+        assert!(x < self.width && y < self.height, "pixel ({x}, {y}) of a {}x{} image", self.width, self.height);
         let at = 3 * (y * self.width + x);
         [self.data[at], self.data[at + 1], self.data[at + 2]]
     }
@@ -149,11 +149,11 @@ impl RgbImage {
     }
 
     /// The rectangle of `size` pixels, (width, height), whose upper left corner is `corner`, (x, y), of this
-    /// picture resized to `to`: the same bytes as [`RgbImage::resize`] and then [`RgbImage::crop`] give, without
-    /// making the rest.
+    /// image resized to `to`: the same bytes as [`RgbImage::resize`] and then [`RgbImage::crop`] give, without
+    /// computing the rest.
     ///
     /// # Errors
-    /// Those of the two.
+    /// Those of [`RgbImage::resize`] and [`RgbImage::crop`].
     pub fn resize_crop(
         &self,
         to: (usize, usize),
@@ -193,7 +193,7 @@ impl RgbImage {
         self.crop(start(self.width, width), start(self.height, height), width, height)
     }
 
-    /// The picture framed by `margin` pixels of `colour` on each side.
+    /// The image framed by `margin` pixels of `colour` on each side.
     pub fn padded(&self, margin: usize, colour: [u8; 3]) -> Self {
         let (width, height) = (self.width + 2 * margin, self.height + 2 * margin);
         let mut data = colour.repeat(width * height);
@@ -204,7 +204,7 @@ impl RgbImage {
         RgbImage { width, height, data }
     }
 
-    /// The picture mirrored left and right.
+    /// The image mirrored left and right.
     pub fn flip_horizontal(&self) -> Self {
         let mut flipped = self.clone();
         flipped.mirror();
@@ -237,7 +237,7 @@ impl RgbImage {
 }
 
 impl RgbaImage {
-    /// A picture of `width` x `height` pixels from `data`, `[height, width, 4]`.
+    /// An image of `width` x `height` pixels from `data`, `[height, width, 4]`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the lengths disagree or a side is 0.
@@ -249,11 +249,11 @@ impl RgbaImage {
     /// Decodes a PNG, JPEG, WebP, GIF or BMP; what has no alpha is opaque. `key` names the sample in errors.
     ///
     /// # Errors
-    /// [`Error::BadImage`].
+    /// [`Error::BadImage`] if the file is damaged, of a format that is not known, or beyond the limit of pixels.
     pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
-        let picture = decode::decode_any(key, bytes)?.into_rgba8();
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
-        Ok(RgbaImage { width, height, data: picture.into_raw() })
+        let image = decode::decode_any(key, bytes)?.into_rgba8();
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        Ok(RgbaImage { width, height, data: image.into_raw() })
     }
 
     /// Encodes a PNG; errors as [`RgbImage::encode_png`].
@@ -289,8 +289,8 @@ impl RgbaImage {
         Ok(RgbaImage { width, height, data })
     }
 
-    /// Lays the picture over a background of one colour, with the arithmetic of Pillow's `Image.alpha_composite` over
-    /// an opaque picture.
+    /// Lays the image over a background of one colour, with the arithmetic of Pillow's `Image.alpha_composite` over
+    /// an opaque image.
     pub fn over(&self, background: [u8; 3]) -> RgbImage {
         let mut data = Vec::with_capacity(self.data.len() / 4 * 3);
         for pixel in self.data.as_chunks::<4>().0 {
@@ -330,7 +330,7 @@ fn divide_by_alpha(data: &mut [u8]) {
     }
 }
 
-/// Size of a picture of `size`, (width, height), whose shorter side becomes `side`, the longer one in proportion, rounded
+/// Size of an image of `size`, (width, height), whose shorter side becomes `side`, the longer one in proportion, rounded
 /// down.
 ///
 /// # Errors
@@ -344,7 +344,7 @@ pub(crate) fn shorter_to(size: (usize, usize), side: usize) -> Result<(usize, us
     Ok(if size.0 <= size.1 { (side, product / short) } else { (product / short, side) })
 }
 
-/// Gives back memory that a thread kept for its next picture, if the one before was unusually large.
+/// Gives back memory that a thread kept for its next image, if the one before was unusually large.
 pub(crate) fn release_if_large(scratch: &mut Vec<u8>) {
     const MOST: usize = 64 << 20;
     if scratch.capacity() > MOST {
@@ -356,7 +356,7 @@ fn check_size(width: usize, height: usize, channels: usize, found: usize) -> Res
     let needed = width.checked_mul(height).and_then(|n| n.checked_mul(channels));
     if width == 0 || height == 0 || needed != Some(found) {
         let detail = format!("{width}x{height} pixels of {channels} channels from {found} bytes");
-        return Err(Error::InvalidArgument { what: "picture", detail });
+        return Err(Error::InvalidArgument { what: "image", detail });
     }
     Ok(())
 }
@@ -392,34 +392,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_survive_png_and_floats() {
+    fn images_survive_png_and_floats() {
         let data: Vec<u8> = (0..5 * 7 * 3).map(|i| (i * 37 % 256) as u8).collect();
-        let picture = RgbImage::new(5, 7, data).unwrap();
+        let image = RgbImage::new(5, 7, data).unwrap();
         for effort in [PngEffort::Fast, PngEffort::Default, PngEffort::Best] {
-            let png = picture.encode_png(effort).unwrap();
-            assert_eq!(RgbImage::decode("x", &png).unwrap(), picture);
+            let png = image.encode_png(effort).unwrap();
+            assert_eq!(RgbImage::decode("x", &png).unwrap(), image);
         }
-        let values = picture.to_f32_hwc(-1.0, 1.0);
-        assert_eq!(RgbImage::from_f32_hwc(5, 7, &values, -1.0, 1.0).unwrap(), picture);
+        let values = image.to_f32_hwc(-1.0, 1.0);
+        assert_eq!(RgbImage::from_f32_hwc(5, 7, &values, -1.0, 1.0).unwrap(), image);
         let wild = [f32::NAN, -9.0, 9.0].repeat(2);
         assert_eq!(RgbImage::from_f32_hwc(1, 2, &wild, -1.0, 1.0).unwrap().data(), [0, 0, 255, 0, 0, 255]);
     }
 
     #[test]
     fn crops_and_flips() {
-        let picture = RgbImage::new(4, 2, (0..24).collect()).unwrap();
-        assert_eq!(picture.center_crop(2, 2).unwrap().data(), [3, 4, 5, 6, 7, 8, 15, 16, 17, 18, 19, 20]);
-        assert_eq!(picture.flip_horizontal().pixel(0, 1), [21, 22, 23]);
-        let framed = picture.padded(3, [9, 9, 9]);
+        let image = RgbImage::new(4, 2, (0..24).collect()).unwrap();
+        assert_eq!(image.center_crop(2, 2).unwrap().data(), [3, 4, 5, 6, 7, 8, 15, 16, 17, 18, 19, 20]);
+        assert_eq!(image.flip_horizontal().pixel(0, 1), [21, 22, 23]);
+        let framed = image.padded(3, [9, 9, 9]);
         assert_eq!((framed.width(), framed.height(), framed.pixel(2, 3)), (10, 8, [9, 9, 9]));
-        assert_eq!(framed.crop(3, 3, 4, 2).unwrap(), picture);
-        assert!(matches!(picture.center_crop(5, 2), Err(Error::InvalidArgument { .. })));
-        assert!(matches!(picture.crop(usize::MAX, 0, 2, 2), Err(Error::InvalidArgument { .. })));
-        assert_eq!(picture.resize_shorter(4, Filter::Box).unwrap().width(), 8);
+        assert_eq!(framed.crop(3, 3, 4, 2).unwrap(), image);
+        assert!(matches!(image.center_crop(5, 2), Err(Error::InvalidArgument { .. })));
+        assert!(matches!(image.crop(usize::MAX, 0, 2, 2), Err(Error::InvalidArgument { .. })));
+        assert_eq!(image.resize_shorter(4, Filter::Box).unwrap().width(), 8);
     }
 
     #[test]
-    fn a_bad_picture_names_its_sample() {
+    fn a_bad_image_names_its_sample() {
         let png = RgbImage::filled(9, 9, [1, 2, 3]).unwrap().encode_png(PngEffort::Fast).unwrap();
         for bytes in [&b""[..], b"GIF89a", &png[..png.len() / 2], b"\xff\xd8\xff\xe0junk"] {
             let error = RgbImage::decode("cat-7", bytes).unwrap_err();

@@ -1,4 +1,4 @@
-//! Text inside PNG files: the settings a picture was made with, for programs and for people.
+//! Text inside PNG files: the settings an image was made with, for programs and for people.
 //!
 //! Chunks are those of the PNG specification (third edition, section 11.3.3): `tEXt` for ASCII, `iTXt` for other text,
 //! neither compressed. Web interfaces keep what they read back under the keyword `parameters`.
@@ -29,13 +29,13 @@ pub struct PngText {
     pub text: String,
 }
 
-/// Puts texts into a PNG file, in front of its picture. Texts that it has stay.
+/// Puts texts into a PNG file, in front of its image. Texts that it has stay.
 ///
 /// # Errors
 /// [`Error::BadImage`] if `png` is no PNG; [`Error::InvalidArgument`] for texts that the format cannot hold.
 pub fn add_png_text(png: &[u8], texts: &[PngText]) -> Result<Vec<u8>> {
     let is_png = png.starts_with(SIGNATURE) && png.get(12..16) == Some(b"IHDR") && png.len() > HEADER_BYTES;
-    let (header, picture) = match is_png {
+    let (header, image) = match is_png {
         true => png.split_at(HEADER_BYTES),
         false => return Err(bad("(output)", "not a PNG file")),
     };
@@ -58,7 +58,7 @@ pub fn add_png_text(png: &[u8], texts: &[PngText]) -> Result<Vec<u8>> {
         let (kind, between): (_, &[u8]) = if text.is_ascii() { (b"tEXt", b"\0") } else { (b"iTXt", b"\0\0\0\0\0") };
         push_chunk(&mut out, kind, &[keyword.as_bytes(), between, text.as_bytes()].concat());
     }
-    out.extend_from_slice(picture);
+    out.extend_from_slice(image);
     Ok(out)
 }
 
@@ -137,15 +137,15 @@ fn latin_1(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| char::from(byte)).collect()
 }
 
-/// The settings of a picture in the form that the web interfaces of Stable Diffusion write and read: the prompt, a line
+/// The settings of an image in the form that the web interfaces of Stable Diffusion write and read: the prompt, a line
 /// `Negative prompt: …` if there is one, and a last line of `Name: value` pairs.
 ///
 /// [`Parameters::to_string`] writes it, [`Parameters::parse`] reads it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters {
-    /// What the picture should show; may have several lines.
+    /// Text that the image should show; may have several lines.
     pub prompt: String,
-    /// What it should not show; may be empty.
+    /// Text that it should not show; may be empty.
     pub negative_prompt: String,
     /// `Steps`, `Sampler`, `CFG scale`, `Seed`, `Size` (`512x768`, width first) and what else there is, in order.
     pub settings: Vec<(String, String)>,
@@ -257,23 +257,23 @@ mod tests {
         PngText { keyword: keyword.into(), text: text.into() }
     }
 
-    fn picture() -> (RgbImage, Vec<u8>) {
-        let picture = RgbImage::filled(5, 4, [1, 2, 3]).unwrap();
-        let png = picture.encode_png(PngEffort::Fast).unwrap();
-        (picture, png)
+    fn image() -> (RgbImage, Vec<u8>) {
+        let image = RgbImage::filled(5, 4, [1, 2, 3]).unwrap();
+        let png = image.encode_png(PngEffort::Fast).unwrap();
+        (image, png)
     }
 
     /// A PNG whose first chunk behind the header is this one.
     fn with_chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
-        let (_, png) = picture();
+        let (_, png) = image();
         let mut out = png[..HEADER_BYTES].to_vec();
         push_chunk(&mut out, kind, data);
         [&out, &png[HEADER_BYTES..]].concat()
     }
 
     #[test]
-    fn texts_survive_and_the_picture_too() {
-        let (picture, png) = picture();
+    fn texts_survive_and_the_image_too() {
+        let (image, png) = image();
         let texts =
             [text(SETTINGS_KEYWORD, r#"{"seed": 1}"#), text(PARAMETERS_KEYWORD, "a café 🐈\nSteps: 3"), text("x", "")];
         let once = add_png_text(&png, &texts[..1]).unwrap();
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(read_png_text("p", &once).unwrap(), texts[..1]);
         assert_eq!(read_png_text("p", &both).unwrap(), texts);
         assert_eq!(read_png_text("p", &png).unwrap(), []);
-        assert_eq!(RgbImage::decode("p", &both).unwrap(), picture);
+        assert_eq!(RgbImage::decode("p", &both).unwrap(), image);
     }
 
     #[test]
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn bad_texts_are_refused_by_name() {
-        let (_, png) = picture();
+        let (_, png) = image();
         let long = "x".repeat(MAX_TEXT + 1);
         for bad in [
             text("", "x"),

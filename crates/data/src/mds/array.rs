@@ -1,6 +1,6 @@
 //! NumPy arrays in MDS columns, from and to `.npy`.
 //!
-//! Four layouts, by what the encoding says already (`streaming/base/format/mds/encodings.py`, class NDArray): the type of
+//! Four layouts, by the facts that the encoding itself gives (`streaming/base/format/mds/encodings.py`, class NDArray): the type of
 //! the values (1 byte), then the rank and the width of the lengths (`rank << 2 | width`, 1 byte) with the lengths, then
 //! the values; type, or type and shape, are left out where the encoding names them.
 

@@ -6,11 +6,11 @@ use std::str::FromStr;
 
 use super::MdsFault;
 
-/// What [`Compression::from_str`] takes, for messages and help.
+/// Names that [`Compression::from_str`] takes, for messages and help.
 pub const COMPRESSIONS: &str = "zstd and zstd:1 to zstd:22, gz and gz:0 to gz:9, br and br:0 to br:11, snappy (bz2 is not \
                                 read: pack the dataset anew with zstd)";
 
-/// How a shard file is compressed.
+/// Compression of a shard file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compression {
     method: Method,
@@ -60,7 +60,7 @@ impl Compression {
         METHODS.iter().find(|row| row.1 == self.method).unwrap_or(&METHODS[0])
     }
 
-    /// What a compressed shard's name ends with.
+    /// End of a compressed shard's file name.
     pub fn extension(self) -> &'static str {
         self.row().0
     }
@@ -90,7 +90,7 @@ impl Compression {
     /// Decompresses a shard of `expected` bytes, and stops as soon as there are more of them.
     ///
     /// # Errors
-    /// [`MdsFault::Decompress`], [`MdsFault::RawLength`].
+    /// [`MdsFault::Decompress`] if the data are damaged, [`MdsFault::RawLength`] if they do not give `expected` bytes.
     pub(super) fn decompress(self, data: &[u8], expected: u64) -> Result<Vec<u8>, MdsFault> {
         let failed = |e: io::Error| MdsFault::Decompress { compression: self.to_string(), detail: e.to_string() };
         let out = match self.method {

@@ -1,6 +1,6 @@
 //! Columns' encodings: between the bytes in a shard and the bytes of a sample's part.
 //!
-//! What a part holds, by encoding:
+//! Content of a part, by encoding:
 //!
 //! | encoding | part |
 //! |---|---|
@@ -9,7 +9,7 @@
 //! | `int`, `int8` … `uint64`, `float16` … `float64` | the number in decimal digits |
 //! | `str_int`, `str_float`, `str_decimal` | the digits as they are stored |
 //! | `ndarray`, `ndarray:DTYPE`, `ndarray:DTYPE:N,N` | a `.npy` file |
-//! | `pil` | PNG when read; any picture file when written |
+//! | `pil` | PNG when read; any image file when written |
 //! | `jpeg_array`, `list[jpeg]`, `list[png]`, `list[pil]` | one part each, `column.0000`, `column.0001`, … |
 //! | `pkl` | JSON when read (refused for what is no plain data); never written |
 
@@ -19,7 +19,7 @@ use std::str::FromStr;
 use half::f16;
 
 use super::array::{self, ArrayType};
-use super::{pickle, picture};
+use super::{image, pickle};
 use crate::Sample;
 
 /// The encodings, for messages and help.
@@ -27,7 +27,7 @@ pub const ENCODINGS: &str = "bytes, str, int, uint8, uint16, uint32, uint64, int
                              float64, str_int, str_float, str_decimal, ndarray, ndarray:DTYPE, ndarray:DTYPE:N,N, pil, \
                              jpeg, png, jpeg_array, list[pil], list[jpeg], list[png], json, pkl";
 
-/// How a column's values are stored.
+/// Form in which a column's values are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Encoding {
     /// Bytes as they are, of this kind.
@@ -43,11 +43,11 @@ pub enum Encoding {
         /// Lengths of the axes, if they are the same in all samples.
         shape: Option<Vec<usize>>,
     },
-    /// A picture as Pillow has it in memory.
+    /// An image as Pillow has it in memory.
     Pil,
     /// Several JPEG files.
     JpegArray,
-    /// Several pictures.
+    /// Several images.
     List(ListKind),
     /// A Python pickle.
     Pickle,
@@ -100,7 +100,7 @@ pub enum Digits {
 /// Elements of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListKind {
-    /// Pictures as Pillow has them in memory.
+    /// Images as Pillow has them in memory.
     Pil,
     /// JPEG files.
     Jpeg,
@@ -253,7 +253,7 @@ impl Encoding {
     /// Adds the value of column `column` to a sample.
     ///
     /// # Errors
-    /// What is wrong with the value.
+    /// The fault of the value, in words.
     pub(super) fn decode(&self, column: &str, value: &[u8], sample: &mut Sample) -> Result<(), String> {
         let part = match self {
             Encoding::Raw(kind) => {
@@ -266,7 +266,7 @@ impl Encoding {
                 value.to_vec()
             }
             Encoding::Array { kind, shape } => array::decode(*kind, shape.as_deref(), value)?,
-            Encoding::Pil => picture::decode(value)?,
+            Encoding::Pil => image::decode(value)?,
             Encoding::JpegArray => return decode_list(column, value, ListKind::Jpeg, sample),
             Encoding::List(kind) => {
                 // The first four bytes are kept free for later versions of the format.
@@ -282,7 +282,7 @@ impl Encoding {
     /// The stored form of column `column` of a sample.
     ///
     /// # Errors
-    /// What is wrong with the part, or that it is missing.
+    /// The fault of the part, in words, or that it is missing.
     pub(super) fn encode(&self, column: &str, sample: &Sample) -> Result<Vec<u8>, String> {
         match self {
             Encoding::JpegArray => return encode_list(column, ListKind::Jpeg, sample),
@@ -298,7 +298,7 @@ impl Encoding {
             Encoding::Scalar(scalar) => encode_scalar(*scalar, part),
             Encoding::Digits(digits) => digits.check(part).map(|()| part.to_vec()),
             Encoding::Array { kind, shape } => array::encode(*kind, shape.as_deref(), part),
-            Encoding::Pil => picture::encode(part),
+            Encoding::Pil => image::encode(part),
             _ => Err("pickles are not written; use json, ndarray or bytes".to_owned()),
         }
     }
@@ -375,7 +375,7 @@ fn decode_list(column: &str, value: &[u8], kind: ListKind, sample: &mut Sample) 
         let (element, after) =
             element.ok_or_else(|| format!("element {number} of {size} bytes reaches past the end"))?;
         rest = after;
-        let part = if kind == ListKind::Pil { picture::decode(element)? } else { element.to_vec() };
+        let part = if kind == ListKind::Pil { image::decode(element)? } else { element.to_vec() };
         sample.parts.insert(element_name(column, number), part);
     }
     if !rest.is_empty() {
@@ -387,7 +387,7 @@ fn decode_list(column: &str, value: &[u8], kind: ListKind, sample: &mut Sample) 
 fn encode_list(column: &str, kind: ListKind, sample: &Sample) -> Result<Vec<u8>, String> {
     let mut elements = Vec::new();
     while let Some(part) = sample.parts.get(&element_name(column, elements.len())) {
-        elements.push(if kind == ListKind::Pil { picture::encode(part)? } else { part.clone() });
+        elements.push(if kind == ListKind::Pil { image::encode(part)? } else { part.clone() });
     }
     let size = |bytes: usize| u32::try_from(bytes).map_err(|_| format!("an element of {bytes} bytes"));
     let mut out = size(elements.len())?.to_le_bytes().to_vec();

@@ -1,4 +1,4 @@
-//! What can be wrong with an MDS dataset.
+//! The errors of MDS datasets.
 
 use std::path::{Path, PathBuf};
 
@@ -7,17 +7,17 @@ use super::index::ColumnList;
 /// Result of functions that know no file.
 pub type MdsResult<T> = std::result::Result<T, MdsFault>;
 
-/// A file of an MDS dataset, and what is wrong with it.
+/// A file of an MDS dataset and its fault.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {fault}", path.display())]
 pub struct MdsError {
     /// The index, or the shard.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The fault.
     pub fault: MdsFault,
 }
 
-/// What can be wrong with a file of an MDS dataset.
+/// A fault of a file of an MDS dataset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MdsFault {
@@ -53,7 +53,7 @@ pub enum MdsFault {
     Columns {
         /// File name.
         shard: String,
-        /// What contradicts what.
+        /// The contradiction, in words.
         detail: String,
     },
     /// Two shards of one dataset have other columns.
@@ -73,7 +73,7 @@ pub enum MdsFault {
         column: String,
         /// Encoding found.
         encoding: String,
-        /// Those that there are.
+        /// The known names.
         known: &'static str,
     },
     /// A compression that is not read or written.
@@ -81,7 +81,7 @@ pub enum MdsFault {
     Compression {
         /// Compression found.
         found: String,
-        /// Those that there are.
+        /// The known names.
         known: &'static str,
     },
     /// A hash algorithm that is not known.
@@ -89,7 +89,7 @@ pub enum MdsFault {
     Algorithm {
         /// Algorithm found.
         found: String,
-        /// Those that there are.
+        /// The known names.
         known: &'static str,
     },
     /// A shard that the index names is absent.
@@ -118,7 +118,7 @@ pub enum MdsFault {
     Decompress {
         /// Name of the compression.
         compression: String,
-        /// What is wrong.
+        /// The fault, in words.
         detail: String,
     },
     /// A compressed shard holds more or less than the index says.
@@ -128,7 +128,7 @@ pub enum MdsFault {
         expected: u64,
         /// Bytes that came out before it was stopped.
         found: u64,
-        /// Whether there is more to come.
+        /// True if there is more to come.
         more: bool,
     },
     /// The shard holds another number of samples than the index says.
@@ -142,7 +142,7 @@ pub enum MdsFault {
     /// The table of samples points elsewhere than it should.
     #[error("the table of samples is damaged: {detail}")]
     Offsets {
-        /// What points where.
+        /// The pointer and its target, in words.
         detail: String,
     },
     /// One sample is damaged.
@@ -152,13 +152,13 @@ pub enum MdsFault {
         sample: String,
         /// Name of the column.
         column: String,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
     /// A sample or shard whose sizes the format cannot hold.
     #[error("{what} takes {bytes} bytes; MDS counts them in 32 bits: at most 4294967295")]
     TooLarge {
-        /// What is too large.
+        /// The value that is too large.
         what: String,
         /// Its size.
         bytes: u64,

@@ -44,7 +44,7 @@ fn digest<D: sha2::Digest>(data: &[u8]) -> String {
 /// The hash of `data` in hexadecimal.
 ///
 /// # Errors
-/// [`MdsFault::Algorithm`].
+/// [`MdsFault::Algorithm`] for a name that is not known.
 pub(super) fn hash(algorithm: &str, data: &[u8]) -> Result<String, MdsFault> {
     match TABLE.iter().find(|(name, _)| *name == algorithm) {
         Some((_, hasher)) => Ok(hasher(data)),

@@ -25,7 +25,7 @@ pub struct MdsIndex {
     pub version: u64,
 }
 
-/// What the index says of a shard.
+/// The index's record of a shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MdsShardInfo {
     /// Encodings of the columns, as [`Encoding`] is written.
@@ -34,7 +34,7 @@ pub struct MdsShardInfo {
     pub column_names: Vec<String>,
     /// Bytes of every value, for columns of fixed width.
     pub column_sizes: Vec<Option<u64>>,
-    /// How the file is compressed, if at all.
+    /// Name of the file's compression, if any.
     #[serde(default)]
     pub compression: Option<String>,
     /// "mds".
@@ -46,7 +46,7 @@ pub struct MdsShardInfo {
     pub raw_data: MdsFileInfo,
     /// Number of samples.
     pub samples: usize,
-    /// At how many bytes the writer began another shard: a number, none, or a text like "64mb".
+    /// Number of bytes at which the writer began another shard: a number, none, or a text like "64mb".
     #[serde(default)]
     pub size_limit: Value,
     /// 2.
@@ -73,7 +73,7 @@ pub struct MdsFileInfo {
 pub struct MdsColumn {
     /// Name; of the part, too, that a sample has of it.
     pub name: String,
-    /// How its values are stored.
+    /// Form in which its values are stored.
     pub encoding: Encoding,
 }
 
@@ -89,7 +89,7 @@ impl fmt::Display for ColumnList {
 }
 
 impl MdsIndex {
-    /// Reads the index of the dataset in `dir`; everything it says is checked but the files themselves.
+    /// Reads the index of the dataset in `dir` and checks all of it; the files themselves are not looked at.
     ///
     /// # Errors
     /// [`Error::Mds`] with [`MdsFault::MissingIndex`], [`MdsFault::Index`], [`MdsFault::Version`], [`MdsFault::Format`],
@@ -103,7 +103,7 @@ impl MdsIndex {
     /// # Errors
     /// As [`MdsIndex::read`].
     pub fn parse(text: &[u8]) -> MdsResult<Self> {
-        /// What tells an index of another version from garbage.
+        /// The fields that tell an index of another version from garbage.
         #[derive(Deserialize)]
         struct Versions {
             version: u64,
@@ -139,7 +139,7 @@ impl MdsIndex {
     /// Writes the index into `dir`, atomically, byte for byte as Streaming does.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         crate::files::write_bytes(&dir.join(INDEX_FILE), &python_json(self))
     }
@@ -174,10 +174,10 @@ impl MdsShardInfo {
         Ok(shard)
     }
 
-    /// How the file is compressed.
+    /// The file's compression, if any.
     ///
     /// # Errors
-    /// [`MdsFault::Compression`].
+    /// [`MdsFault::Compression`] for a name that is not known.
     pub fn compression(&self) -> MdsResult<Option<Compression>> {
         self.compression.as_deref().map(str::parse).transpose()
     }
@@ -185,7 +185,8 @@ impl MdsShardInfo {
     /// The columns, in the order of their values in samples.
     ///
     /// # Errors
-    /// [`MdsFault::Columns`], [`MdsFault::Encoding`].
+    /// [`MdsFault::Columns`] if the lists of columns contradict each other, [`MdsFault::Encoding`] for an encoding
+    /// that is not known.
     pub fn columns(&self) -> MdsResult<Vec<MdsColumn>> {
         let contradiction = |detail: String| MdsFault::Columns { shard: self.raw_data.basename.clone(), detail };
         let (names, encodings, sizes) = (self.column_names.len(), self.column_encodings.len(), self.column_sizes.len());
@@ -223,7 +224,7 @@ pub(super) fn read_text(dir: &Path) -> Result<Vec<u8>> {
     })
 }
 
-/// Whether a path of the index stays inside of the dataset's folder. Indices that were merged name files in subfolders.
+/// True if a path of the index stays inside of the dataset's folder. Indices that were merged name files in subfolders.
 fn is_inner_path(name: &str) -> bool {
     let mut components = Path::new(name).components();
     !name.is_empty() && !name.contains(['\\', '\0']) && components.all(|part| matches!(part, Component::Normal(_)))

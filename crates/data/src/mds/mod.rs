@@ -9,17 +9,17 @@
 //! ```
 //!
 //! Samples have no keys of their own. Here the key is the text of the column [`KEY_COLUMN`] where there is one, else the
-//! sample's number, as in `000000041`. A column is a part of the sample, its name the extension; [`encoding`] says what a
-//! part holds for each encoding.
+//! sample's number, as in `000000041`. A column is a part of the sample, its name the extension; [`encoding`] tells
+//! the content of a part for each encoding.
 
 mod array;
 mod compression;
 pub mod encoding;
 mod error;
 mod hash;
+mod image;
 mod index;
 mod pickle;
-mod picture;
 mod reader;
 mod shard;
 mod writer;
@@ -39,8 +39,8 @@ pub const INDEX_FILE: &str = "index.json";
 /// Column that holds samples' keys, of encoding `str`.
 pub const KEY_COLUMN: &str = "__key__";
 
-/// Reads one shard as a reader does that trusts nothing: `text` is the index, `bytes` its first shard's raw bytes. All
-/// samples that can be decoded are; the first error is returned.
+/// Reads one shard and trusts nothing: `text` is the index, `bytes` are the raw bytes of its first shard. All samples
+/// that can be decoded are decoded; the first error is returned.
 ///
 /// # Errors
 /// Every [`MdsFault`] that an index or shard can have.

@@ -13,16 +13,16 @@ use serde_json::{Map, Value};
 use super::hash::hash;
 use super::index::{MdsColumn, MdsFileInfo, MdsIndex, MdsShardInfo, read_text};
 use super::{INDEX_FILE, MdsFault, shard};
-use crate::files::partial_name;
+use crate::files::write_bytes;
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::source::{Removed, Source, quarantined};
 use crate::{Error, Result, Sample};
 
-/// How an [`MdsDataset`] reads.
+/// Settings of an [`MdsDataset`] for reading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MdsReadOptions {
-    /// Whether a shard's hashes are compared when one of its samples is first asked for.
+    /// True if a shard's hashes are compared when one of its samples is first asked for.
     pub verify: bool,
     /// Memory for decompressed shards, in bytes; the last one used is kept in any case.
     pub memory: u64,
@@ -59,7 +59,7 @@ pub struct MdsDataset {
     recent: Mutex<Recent>,
 }
 
-/// What is in memory of a shard.
+/// The part of a shard that is in memory.
 enum Slot {
     Absent,
     Mapped(Arc<Shard>),
@@ -207,7 +207,7 @@ impl MdsDataset {
         self.whole - self.removed.len()
     }
 
-    /// Whether there are no samples (never so for a dataset that [`MdsDataset::open`] returned).
+    /// True if there are no samples (never so for a dataset that [`MdsDataset::open`] returned).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -365,7 +365,7 @@ fn number_key(number: usize) -> String {
     format!("{number:09}")
 }
 
-/// Where the uncompressed file is, or would be: beside the compressed one, as Streaming leaves it, or unpacked.
+/// Path that the uncompressed file has, or would have: beside the compressed one, as Streaming leaves it, or unpacked.
 fn raw_path(dir: &Path, options: &MdsReadOptions, info: &MdsShardInfo) -> PathBuf {
     let folder = match &options.unpacked {
         Some(unpacked) if info.zip_data.is_some() => unpacked,
@@ -380,15 +380,12 @@ fn zip_path(dir: &Path, raw_path: &Path, info: &MdsShardInfo) -> Option<PathBuf>
     if raw_path.is_file() { None } else { Some(dir.join(&zip.basename)) }
 }
 
-/// Keeps a decompressed shard as a file. Several processes may do so at once: each has its own temporary name, and the
-/// bytes are the same.
+/// Keeps a decompressed shard as a file. Several processes may do so at once: the bytes are the same.
 fn unpack(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(Error::io("create folder", folder))?;
     }
-    let partial = partial_name(path).with_extension(format!("partial-{}", std::process::id()));
-    fs::write(&partial, bytes).map_err(Error::io("write", &partial))?;
-    fs::rename(&partial, path).map_err(Error::io("rename to", path))
+    write_bytes(path, bytes)
 }
 
 /// Compares a shard's length without opening it.
@@ -414,7 +411,7 @@ fn map_file(path: &Path) -> Result<Shard> {
     Ok(Shard::Mapped(map))
 }
 
-/// What the locks guard is whole at any instant, so one left by a panicking thread is still right.
+/// The data behind the locks are whole at any instant, so one left by a panicking thread is still right.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

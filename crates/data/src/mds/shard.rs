@@ -13,7 +13,8 @@ use crate::Sample;
 /// Reads the table of samples of the shard `bytes`.
 ///
 /// # Errors
-/// [`MdsFault::SampleCount`], [`MdsFault::Offsets`].
+/// [`MdsFault::SampleCount`] if there are not `expected` samples, [`MdsFault::Offsets`] if the table leads out of the
+/// shard.
 pub(super) fn check(bytes: &[u8], expected: usize) -> Result<(), MdsFault> {
     let damaged = |detail: String| MdsFault::Offsets { detail };
     let found = read_u32(bytes, 0).ok_or_else(|| damaged(format!("the shard has only {} bytes", bytes.len())))?;
@@ -54,7 +55,7 @@ fn read_u32(bytes: &[u8], place: usize) -> Option<usize> {
 /// Decodes the sample `bytes`; `number` names it in errors, and `key` is its key where no column holds one.
 ///
 /// # Errors
-/// [`MdsFault::Value`].
+/// [`MdsFault::Value`] if a value does not fit its column's encoding.
 pub(super) fn decode(columns: &[MdsColumn], bytes: &[u8], number: usize, key: String) -> Result<Sample, MdsFault> {
     let mut sample = Sample::new(key);
     for (column, range) in columns.iter().zip(ranges(columns, bytes, number)?) {
@@ -81,7 +82,7 @@ fn fault(number: usize, column: &MdsColumn, detail: String) -> MdsFault {
     MdsFault::Value { sample: number.to_string(), column: column.name.clone(), detail }
 }
 
-/// Where the values of a sample lie.
+/// Ranges of a sample's values in its bytes.
 fn ranges(columns: &[MdsColumn], bytes: &[u8], number: usize) -> Result<Vec<Range<usize>>, MdsFault> {
     let variable = columns.iter().filter(|column| column.encoding.fixed_size().is_none()).count();
     let (mut head, mut at) = (0, 4 * variable);
@@ -112,7 +113,8 @@ fn ranges(columns: &[MdsColumn], bytes: &[u8], number: usize) -> Result<Vec<Rang
 /// Encodes a sample.
 ///
 /// # Errors
-/// [`MdsFault::Value`], [`MdsFault::TooLarge`].
+/// [`MdsFault::Value`] if a part is missing or does not fit its column's encoding, [`MdsFault::TooLarge`] beyond 4
+/// GiB.
 pub(super) fn encode(columns: &[MdsColumn], sample: &Sample) -> Result<Vec<u8>, MdsFault> {
     let mut sizes = Vec::new();
     let mut values = Vec::new();

@@ -18,10 +18,10 @@ use crate::{Error, Result, Sample};
 /// Streaming's default limit of a shard, in bytes.
 pub const SIZE_LIMIT: u64 = 1 << 26;
 
-/// How shards are written.
+/// Settings of the shards to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MdsOptions {
-    /// How shard files are compressed, if at all.
+    /// Compression of the shard files, if any.
     pub compression: Option<Compression>,
     /// Names of hash algorithms; the index gets a hash of each file by each of them.
     pub hashes: Vec<String>,
@@ -33,13 +33,13 @@ pub struct MdsOptions {
 }
 
 impl Default for MdsOptions {
-    /// As Streaming: not compressed, no hashes, 64 MiB.
+    /// Streaming's defaults: not compressed, no hashes, 64 MiB.
     fn default() -> Self {
         MdsOptions { compression: None, hashes: Vec::new(), size_limit: Some(SIZE_LIMIT), samples: None }
     }
 }
 
-/// Columns and options, checked, and what every shard repeats of them.
+/// Columns and options, checked, and the part of them that every shard repeats.
 #[derive(Clone, Debug)]
 pub struct MdsSchema {
     columns: Vec<MdsColumn>,
@@ -57,7 +57,7 @@ struct Names {
     sizes: Vec<Option<u64>>,
 }
 
-/// What a shard's head says; fields in the order of their names.
+/// Content of a shard's head; fields in the order of their names.
 #[derive(Serialize)]
 struct Head<'a> {
     column_encodings: &'a [String],
@@ -134,7 +134,7 @@ impl MdsSchema {
         4 + 4 + self.head.len() as u64
     }
 
-    /// Whether a shard of `samples` samples and `bytes` bytes has room for another sample of `next` bytes, its place in
+    /// True if a shard of `samples` samples and `bytes` bytes has room for another sample of `next` bytes, its place in
     /// the table included.
     pub fn has_room(&self, samples: usize, bytes: u64, next: u64) -> bool {
         let limit = self.options.size_limit.unwrap_or(MOST_BYTES);
@@ -150,7 +150,7 @@ const MOST_BYTES: u64 = u32::MAX as u64;
 pub struct MdsShard<'a> {
     schema: &'a MdsSchema,
     data: Vec<u8>,
-    /// Where each sample ends in `data`.
+    /// End of each sample in `data`.
     ends: Vec<usize>,
 }
 
@@ -165,12 +165,12 @@ impl<'a> MdsShard<'a> {
         self.ends.len()
     }
 
-    /// Whether there are no samples yet.
+    /// True if there are no samples yet.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// Whether another sample of `bytes` bytes, as [`MdsSchema::encode`] made it, still belongs into this shard.
+    /// True if another sample of `bytes` bytes, as [`MdsSchema::encode`] made it, still belongs into this shard.
     pub fn has_room(&self, bytes: usize) -> bool {
         let used = self.schema.empty_shard() + 4 * self.ends.len() as u64 + self.data.len() as u64;
         self.schema.has_room(self.ends.len(), used, 4 + bytes as u64)
@@ -185,7 +185,7 @@ impl<'a> MdsShard<'a> {
     /// The shard's bytes, uncompressed.
     ///
     /// # Errors
-    /// [`MdsFault::TooLarge`].
+    /// [`MdsFault::TooLarge`] if an offset needs more than 32 bits.
     fn to_bytes(&self) -> MdsResult<Vec<u8>> {
         let start = 4 + 4 * (self.ends.len() + 1) + self.schema.head.len();
         shard::short(start + self.data.len(), || "the shard".to_owned())?;
@@ -252,7 +252,7 @@ impl<'a> MdsShard<'a> {
 pub struct MdsWriter {
     dir: PathBuf,
     schema: MdsSchema,
-    progress: Progress,
+    progress: ProgressFile,
     /// Encoded samples of the open shard.
     open: Vec<Vec<u8>>,
     open_bytes: u64,
@@ -260,8 +260,8 @@ pub struct MdsWriter {
 
 /// The content of `progress.json`.
 #[derive(Debug, Serialize, Deserialize)]
-struct Progress {
-    /// The head of the shards, which says columns, compression, hashes and limit.
+struct ProgressFile {
+    /// The head of the shards: columns, compression, hashes and limit.
     head: String,
     samples: Option<usize>,
     shards: Vec<Done>,
@@ -284,7 +284,7 @@ impl MdsWriter {
         fs::create_dir_all(dir).map_err(Error::io("create folder", dir))?;
         refuse_finished(dir)?;
         let path = dir.join(PROGRESS_FILE);
-        if let Some(progress) = read_json::<Progress>(&path)? {
+        if let Some(progress) = read_json::<ProgressFile>(&path)? {
             // One shard more than recorded may be there, if the end came between its rename and its record.
             for number in 0..=progress.shards.len() {
                 remove_shard(dir, number)?;
@@ -293,7 +293,7 @@ impl MdsWriter {
         }
         refuse_foreign_shards(dir)?;
         let head = String::from_utf8_lossy(&schema.head).into_owned();
-        let progress = Progress { head, samples: schema.options.samples, shards: Vec::new() };
+        let progress = ProgressFile { head, samples: schema.options.samples, shards: Vec::new() };
         let writer = MdsWriter { dir: dir.to_path_buf(), schema, progress, open: Vec::new(), open_bytes: 0 };
         writer.save_progress()?;
         Ok(writer)
@@ -307,7 +307,7 @@ impl MdsWriter {
     /// [`MdsFault::MissingShard`] if a finished shard is not as it was left.
     pub fn resume(dir: impl AsRef<Path>, columns: Vec<MdsColumn>, options: MdsOptions) -> Result<Self> {
         let dir = dir.as_ref();
-        let Some(progress) = read_json::<Progress>(&dir.join(PROGRESS_FILE))? else {
+        let Some(progress) = read_json::<ProgressFile>(&dir.join(PROGRESS_FILE))? else {
             return MdsWriter::create(dir, columns, options);
         };
         let schema = MdsSchema::new(columns, options)?;

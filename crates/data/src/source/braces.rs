@@ -44,7 +44,7 @@ pub fn expand_all(spec: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Whether a name has braces or `::`, so that [`expand_all`] does more than copy it.
+/// True if a name has braces or `::`, so that [`expand_all`] does more than copy it.
 pub fn is_pattern(spec: &str) -> bool {
     spec.contains('{') || spec.contains("::")
 }
@@ -68,7 +68,7 @@ impl Expander {
         product(names, vec![rest.to_owned()])
     }
 
-    /// What stands between a pair of braces.
+    /// Expands the content of a pair of braces.
     fn group(&self, inside: &str) -> Expanded {
         if self.depth == DEEPEST {
             return Err(format!("braces nested deeper than {DEEPEST}"));

@@ -1,15 +1,15 @@
-//! Folders of pictures.
+//! Folders of images.
 //!
-//! Where captions come from is told by what lies in the folder:
+//! Captions are taken from the first of these that the folder holds:
 //!
 //! 1. `metadata.jsonl` or `metadata.csv`, in the folder or those below it (Hugging Face's imagefolder): a row's
-//!    `file_name`, relative to the table, names its picture; the caption column becomes part `txt`, `label` becomes
-//!    `cls`, the other columns part `json`. Pictures without a row are left out, and counted.
+//!    `file_name`, relative to the table, names its image; the caption column becomes part `txt`, `label` becomes
+//!    `cls`, the other columns part `json`. Images without a row are left out, and counted.
 //! 2. `x.txt` or `x.caption` beside `x.png` (kohya's trainers): part `txt`.
-//! 3. Neither, and all pictures in folders below: those are classes. Part `cls` is the number of the picture's
+//! 3. Neither, and all images in folders below: those are classes. Part `cls` is the number of the image's
 //!    top folder among all, in the order of their names, as text; the names are in `meta`, as `classes`.
 //!
-//! The picture itself is the part named by its extension in lower case. The key is the path without extension, in which
+//! The image itself is the part named by its extension in lower case. The key is the path without extension, in which
 //! dots of the file name become `_`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -23,17 +23,17 @@ use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::{Error, Result, Sample};
 
-/// Extensions of pictures.
-pub const PICTURES: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
+/// Extensions of images.
+pub const IMAGE_EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
 
 /// Key of the class names in [`Source::meta`].
 pub const META_CLASSES: &str = "classes";
 
-/// A folder of pictures. Its files are listed when it is opened, and read when they are asked for.
+/// A folder of images. Its files are listed when it is opened, and read when they are asked for.
 #[derive(Debug)]
 pub struct FolderSource {
     dir: PathBuf,
-    pictures: Vec<Picture>,
+    images: Vec<Image>,
     tables: Vec<Table>,
     caption_column: Option<String>,
     meta: Map<String, Value>,
@@ -41,14 +41,14 @@ pub struct FolderSource {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Picture {
+struct Image {
     /// Path below the folder, with slashes.
     file: String,
     key: String,
     about: About,
 }
 
-/// Where the other parts of a sample come from.
+/// The origin of a sample's other parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum About {
     Nothing,
@@ -64,8 +64,8 @@ impl FolderSource {
     /// Lists the folder.
     ///
     /// # Errors
-    /// [`Error::MissingFolder`]; [`Error::BadSource`] if there are no pictures; [`Error::BadTable`] and
-    /// [`Error::BadRow`] for tables that cannot be used, among others because a picture is absent, or named twice;
+    /// [`Error::MissingFolder`]; [`Error::BadSource`] if there are no images; [`Error::BadTable`] and
+    /// [`Error::BadRow`] for tables that cannot be used, among others because an image is absent, or named twice;
     /// [`Error::DuplicateKey`]; [`Error::BadIndex`] for a bad `quarantine.json`; [`Error::Io`].
     pub fn open(dir: &Path, options: &SourceOptions) -> Result<Self> {
         if !dir.is_dir() {
@@ -74,7 +74,7 @@ impl FolderSource {
         let mut listing = Listing::of(dir)?;
         let mut source = FolderSource {
             dir: dir.to_path_buf(),
-            pictures: listing.pictures()?,
+            images: listing.images()?,
             tables: listing.tables.iter().map(|table| Table::open(&dir.join(table))).collect::<Result<_>>()?,
             caption_column: options.caption_column.clone(),
             meta: Map::new(),
@@ -84,8 +84,8 @@ impl FolderSource {
         if options.quarantine {
             source.leave_out_quarantined()?;
         }
-        if source.pictures.is_empty() {
-            let detail = format!("no pictures to use; known extensions: {}", PICTURES.join(", "));
+        if source.images.is_empty() {
+            let detail = format!("no images to use; known extensions: {}", IMAGE_EXTENSIONS.join(", "));
             return Err(Error::BadSource { spec: source.name(), detail });
         }
         Ok(source)
@@ -95,44 +95,44 @@ impl FolderSource {
         if !self.tables.is_empty() {
             return self.assign_rows();
         }
-        for picture in &mut self.pictures {
-            let stem = picture.file.rsplit_once('.').map_or(picture.file.as_str(), |(stem, _)| stem);
+        for image in &mut self.images {
+            let stem = image.file.rsplit_once('.').map_or(image.file.as_str(), |(stem, _)| stem);
             let found = options.caption_extensions.iter().find(|ext| listing.others.contains(&format!("{stem}.{ext}")));
             if let Some(extension) = found {
-                picture.about = About::Caption(extension.clone());
+                image.about = About::Caption(extension.clone());
             }
         }
-        let without = self.pictures.iter().filter(|picture| picture.about == About::Nothing).count();
-        if without == self.pictures.len() {
+        let without = self.images.iter().filter(|image| image.about == About::Nothing).count();
+        if without == self.images.len() {
             self.assign_classes();
         } else if without > 0 {
-            tracing::warn!(folder = %self.dir.display(), pictures = without, "pictures without a caption file");
+            tracing::warn!(folder = %self.dir.display(), images = without, "images without a caption file");
         }
         Ok(())
     }
 
-    /// Gives each picture its row; those without one are left out.
+    /// Gives each image its row; those without one are left out.
     fn assign_rows(&mut self) -> Result<()> {
         let numbers: HashMap<String, usize> =
-            self.pictures.iter().enumerate().map(|(number, picture)| (picture.file.clone(), number)).collect();
+            self.images.iter().enumerate().map(|(number, image)| (image.file.clone(), number)).collect();
         for (table_number, table) in self.tables.iter().enumerate() {
             let folder = table.path().parent().and_then(|folder| folder.strip_prefix(&self.dir).ok());
             for row in 0..table.len() {
                 let fields = table.row(row)?;
-                let file = picture_of(folder.unwrap_or(Path::new("")), &fields).map_err(|e| table.bad_row(row, e))?;
+                let file = image_of(folder.unwrap_or(Path::new("")), &fields).map_err(|e| table.bad_row(row, e))?;
                 let Some(number) = numbers.get(&file) else {
-                    return Err(table.bad_row(row, format!("names `{file}`, which is not among the folder's pictures")));
+                    return Err(table.bad_row(row, format!("names `{file}`, which is not among the folder's images")));
                 };
-                let about = &mut self.pictures[*number].about;
+                let about = &mut self.images[*number].about;
                 if *about != About::Nothing {
                     return Err(table.bad_row(row, format!("names `{file}`, which an earlier row has named")));
                 }
                 *about = About::Row(table_number, row);
             }
         }
-        let before = self.pictures.len();
-        self.pictures.retain(|picture| picture.about != About::Nothing);
-        self.count("without a row in the metadata", before - self.pictures.len());
+        let before = self.images.len();
+        self.images.retain(|image| image.about != About::Nothing);
+        self.count("without a row in the metadata", before - self.images.len());
         self.check_caption_column()
     }
 
@@ -151,32 +151,32 @@ impl FolderSource {
     }
 
     fn assign_classes(&mut self) {
-        let top = |picture: &Picture| picture.file.split_once('/').map(|(top, _)| top.to_owned());
-        let Some(tops) = self.pictures.iter().map(top).collect::<Option<Vec<String>>>() else { return };
+        let top = |image: &Image| image.file.split_once('/').map(|(top, _)| top.to_owned());
+        let Some(tops) = self.images.iter().map(top).collect::<Option<Vec<String>>>() else { return };
         let names: Vec<String> = tops.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
-        for (picture, top) in self.pictures.iter_mut().zip(&tops) {
-            picture.about = names.binary_search(top).map_or(About::Nothing, About::Class);
+        for (image, top) in self.images.iter_mut().zip(&tops) {
+            image.about = names.binary_search(top).map_or(About::Nothing, About::Class);
         }
         self.meta.insert(META_CLASSES.to_owned(), Value::from(names));
     }
 
     fn leave_out_quarantined(&mut self) -> Result<()> {
         let list = Quarantine::read(&self.dir)?;
-        let before = self.pictures.len();
-        self.pictures.retain(|picture| !list.contains(&picture.file, &picture.key));
-        let left_out = before - self.pictures.len();
+        let before = self.images.len();
+        self.images.retain(|image| !list.contains(&image.file, &image.key));
+        let left_out = before - self.images.len();
         if left_out != list.len() {
-            let detail = format!("names {} pictures, the folder has only {left_out} of them", list.len());
+            let detail = format!("names {} images, the folder has only {left_out} of them", list.len());
             return Err(Error::BadIndex { path: self.dir.join(QUARANTINE_FILE), detail });
         }
         self.count("in quarantine", left_out);
         Ok(())
     }
 
-    fn count(&mut self, reason: &'static str, pictures: usize) {
-        if pictures > 0 {
-            tracing::warn!(folder = %self.dir.display(), pictures, reason, "pictures left out");
-            *self.left_out.entry(reason).or_default() += pictures;
+    fn count(&mut self, reason: &'static str, images: usize) {
+        if images > 0 {
+            tracing::warn!(folder = %self.dir.display(), images, reason, "images left out");
+            *self.left_out.entry(reason).or_default() += images;
         }
     }
 
@@ -191,11 +191,11 @@ impl FolderSource {
         add_fields(sample, fields, self.caption_column.as_deref()).map_err(|e| table.bad_row(row, e))
     }
 
-    fn read(&self, picture: &Picture, file: &str) -> Result<Vec<u8>> {
+    fn read(&self, image: &Image, file: &str) -> Result<Vec<u8>> {
         let path = self.dir.join(file);
         std::fs::read(&path).map_err(|e| {
             let detail = format!("cannot be read: {e}");
-            Error::BadSample { path, key: picture.key.clone(), detail }
+            Error::BadSample { path, key: image.key.clone(), detail }
         })
     }
 }
@@ -206,17 +206,17 @@ impl Source for FolderSource {
     }
 
     fn len(&self) -> usize {
-        self.pictures.len()
+        self.images.len()
     }
 
     fn get(&self, i: usize) -> Result<HeldSample<'_>> {
-        let picture = self.pictures.get(i).ok_or(Error::OutOfRange { index: i, len: self.len() })?;
-        let (stem, extension) = picture.file.rsplit_once('.').unwrap_or((&picture.file, ""));
-        let sample = Sample::new(&picture.key).with(extension.to_ascii_lowercase(), self.read(picture, &picture.file)?);
-        let sample = match &picture.about {
+        let image = self.images.get(i).ok_or(Error::OutOfRange { index: i, len: self.len() })?;
+        let (stem, extension) = image.file.rsplit_once('.').unwrap_or((&image.file, ""));
+        let sample = Sample::new(&image.key).with(extension.to_ascii_lowercase(), self.read(image, &image.file)?);
+        let sample = match &image.about {
             About::Nothing => sample,
             About::Row(table, row) => self.add_row(sample, *table, *row)?,
-            About::Caption(extension) => sample.with("txt", self.read(picture, &format!("{stem}.{extension}"))?),
+            About::Caption(extension) => sample.with("txt", self.read(image, &format!("{stem}.{extension}"))?),
             About::Class(class) => sample.with("cls", class.to_string()),
         };
         Ok(sample.into())
@@ -226,13 +226,13 @@ impl Source for FolderSource {
         &self.meta
     }
 
-    /// Of the pictures' names and lengths, and the tables.
+    /// Of the images' names and lengths, and the tables.
     fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let length = |file: &Path| std::fs::metadata(file).map_or(0, |meta| meta.len());
-        for picture in &self.pictures {
-            hasher.update(format!("{}\t{}\n", picture.file, length(&self.dir.join(&picture.file))).as_bytes());
-            if let About::Row(table, row) = picture.about {
+        for image in &self.images {
+            hasher.update(format!("{}\t{}\n", image.file, length(&self.dir.join(&image.file))).as_bytes());
+            if let About::Row(table, row) = image.about {
                 let fields = self.tables[table].row(row).unwrap_or_default();
                 hasher.update(Value::Object(fields).to_string().as_bytes());
             }
@@ -241,7 +241,7 @@ impl Source for FolderSource {
     }
 
     fn blocks(&self) -> Vec<usize> {
-        // Each picture is a file of its own.
+        // Each image is a file of its own.
         vec![1; self.len()]
     }
 
@@ -252,7 +252,7 @@ impl Source for FolderSource {
 
 /// The files of a folder by what they are, as paths below it, in the order of their names.
 struct Listing {
-    pictures: Vec<String>,
+    images: Vec<String>,
     tables: Vec<String>,
     others: BTreeSet<String>,
     left_out: BTreeMap<&'static str, usize>,
@@ -260,18 +260,18 @@ struct Listing {
 
 impl Listing {
     fn of(dir: &Path) -> Result<Self> {
-        let (pictures, tables, others) = Default::default();
-        let mut listing = Listing { pictures, tables, others, left_out: BTreeMap::new() };
+        let (images, tables, others) = Default::default();
+        let mut listing = Listing { images, tables, others, left_out: BTreeMap::new() };
         for path in files_below(dir)? {
-            let is_picture = extension_of(&path).is_some_and(|extension| PICTURES.contains(&extension.as_str()));
+            let is_image = extension_of(&path).is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()));
             let Some(file) = path.strip_prefix(dir).ok().and_then(slashed) else {
-                if is_picture {
+                if is_image {
                     *listing.left_out.entry("file name is not UTF-8").or_default() += 1;
                 }
                 continue;
             };
             match () {
-                () if is_picture => listing.pictures.push(file),
+                () if is_image => listing.images.push(file),
                 () if is_metadata(&path) => listing.tables.push(file),
                 () => drop(listing.others.insert(file)),
             }
@@ -279,11 +279,11 @@ impl Listing {
         Ok(listing)
     }
 
-    /// The pictures with keys that differ.
-    fn pictures(&mut self) -> Result<Vec<Picture>> {
+    /// The images with keys that differ.
+    fn images(&mut self) -> Result<Vec<Image>> {
         let mut files: HashMap<String, String> = HashMap::new();
-        let mut pictures = Vec::with_capacity(self.pictures.len());
-        for file in std::mem::take(&mut self.pictures) {
+        let mut images = Vec::with_capacity(self.images.len());
+        for file in std::mem::take(&mut self.images) {
             let (folder, name) =
                 file.rsplit_once('/').map_or(("", file.as_str()), |(_, name)| (&file[..file.len() - name.len()], name));
             let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
@@ -295,9 +295,9 @@ impl Listing {
             if let Some(first) = files.insert(key.clone(), file.clone()) {
                 return Err(Error::DuplicateKey { key, first: first.into(), second: file.into() });
             }
-            pictures.push(Picture { file, key, about: About::Nothing });
+            images.push(Image { file, key, about: About::Nothing });
         }
-        Ok(pictures)
+        Ok(images)
     }
 }
 
@@ -307,8 +307,8 @@ fn slashed(path: &Path) -> Option<String> {
     Some(parts?.join("/"))
 }
 
-/// The picture that a row names, as a path below the source's folder; `folder` is the table's.
-fn picture_of(folder: &Path, fields: &Map<String, Value>) -> std::result::Result<String, String> {
+/// The image that a row names, as a path below the source's folder; `folder` is the table's.
+fn image_of(folder: &Path, fields: &Map<String, Value>) -> std::result::Result<String, String> {
     let name = FILE_COLUMNS.iter().find_map(|column| fields.get(*column));
     let name = name.ok_or_else(|| format!("has no column `{}`", FILE_COLUMNS[0]))?;
     let name = name.as_str().ok_or("its file name is not a text")?;

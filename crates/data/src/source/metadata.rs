@@ -1,4 +1,4 @@
-//! Metadata tables beside pictures: `metadata.jsonl` and `metadata.csv`, as Hugging Face's imagefolder has them.
+//! Metadata tables beside images: `metadata.jsonl` and `metadata.csv`, as Hugging Face's imagefolder has them.
 //!
 //! Rows are checked when a table is opened, and parsed again when they are asked for: a table of millions of rows costs
 //! sixteen bytes a row beside its (memory-mapped) text.
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Names of metadata tables.
 pub const METADATA_FILES: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
 
-/// Columns that name a row's picture, the first one that a table has.
+/// Columns that name a row's image, the first one that a table has.
 pub const FILE_COLUMNS: [&str; 3] = ["file_name", "image_file_name", "image"];
 
 /// A metadata table.
@@ -28,7 +28,7 @@ pub struct Table {
     rows: Vec<Range<usize>>,
 }
 
-/// Whether a path has the name of a metadata table.
+/// True if a path has the name of a metadata table.
 pub fn is_metadata(path: &Path) -> bool {
     path.file_name().is_some_and(|name| METADATA_FILES.iter().any(|known| name == *known))
 }
@@ -37,7 +37,8 @@ impl Table {
     /// Opens a table: CSV if its name ends in `.csv`, else JSON lines.
     ///
     /// # Errors
-    /// [`Error::BadTable`], [`Error::BadRow`], [`Error::Io`].
+    /// [`Error::BadTable`] for a table that cannot be used at all, [`Error::BadRow`] for a malformed row,
+    /// [`Error::Io`] if the file cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let empty = std::fs::metadata(path).map_err(Error::io("read", path))?.len() == 0;
         let text = if empty { Bytes::new() } else { Bytes::from_owner(map_file(path)?) };
@@ -47,7 +48,7 @@ impl Table {
     /// Reads a table from its text; `path` tells the format, and is for messages.
     ///
     /// # Errors
-    /// [`Error::BadTable`], [`Error::BadRow`].
+    /// [`Error::BadTable`] for a table that cannot be used at all, [`Error::BadRow`] for a malformed row.
     pub fn parse(path: &Path, text: Bytes) -> Result<Self> {
         let csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
         let mut table = Table { path: path.to_path_buf(), text, header: None, rows: Vec::new() };
@@ -71,7 +72,7 @@ impl Table {
         self.rows.len()
     }
 
-    /// Whether there are no rows.
+    /// True if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -148,7 +149,7 @@ fn parse_record(header: &csv::StringRecord, text: &[u8]) -> std::result::Result<
     Ok(fields.map(|(column, field)| (column.to_owned(), Value::String(field.to_owned()))).collect())
 }
 
-/// What is wrong, without positions that are relative to a piece of the file.
+/// The fault, in words, without positions that are relative to a piece of the file.
 fn csv_detail(error: &csv::Error) -> String {
     match error.kind() {
         csv::ErrorKind::Utf8 { .. } => "is not UTF-8".to_owned(),
@@ -165,7 +166,7 @@ pub(crate) fn as_text(value: &Value) -> std::result::Result<Option<String>, Stri
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text.clone())),
         Value::Number(number) => Ok(Some(number.to_string())),
-        // Tables of several captions a picture: the first.
+        // Tables of several captions an image: the first.
         Value::Array(items) if items.first().is_some_and(Value::is_string) => as_text(&items[0]),
         other => Err(format!("is {}, not a text", kind_of(other))),
     }

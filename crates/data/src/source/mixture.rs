@@ -11,8 +11,8 @@ use crate::sample::HeldSample;
 use crate::webdataset::starts;
 use crate::{Error, GlobalOrder, Result};
 
-/// Sources whose samples are numbered through. The weights tell how often each is seen ([`Source::order`]), not how
-/// large it is.
+/// Sources whose samples are numbered through. The weights tell the share of each source in the stream
+/// ([`Source::order`]), not its size.
 pub struct Mixture {
     sources: Vec<(Arc<dyn Source>, f64)>,
     /// Number of the first sample of each source.

@@ -1,25 +1,27 @@
-//! Where samples come from: one interface to folders of pictures, tables and shards, here and on other machines.
+//! Sources of samples: one interface to folders of images, tables and shards, here and on other machines.
 //!
-//! [`open`] tells by the content what a folder, file, pattern or address is:
+//! [`open`] recognises the kind of a folder, file, pattern or address by its content:
 //!
 //! | kind | what it is | module |
 //! |---|---|---|
 //! | webdataset | a folder of tar shards, a list or pattern of them, here or on other machines | [`crate::webdataset`], [`shards`], [`remote`] |
-//! | imagefolder | pictures with a metadata table, caption files, or in folders by class | [`folder`] |
-//! | parquet | tables with embedded pictures | [`parquet`] |
+//! | imagefolder | images with a metadata table, caption files, or in folders by class | [`folder`] |
+//! | parquet | tables with embedded images | `parquet` |
 //! | mds | a folder of MosaicML Streaming's shards | [`crate::mds`] |
 //!
-//! A source numbers its samples from 0; which of them are seen when is the order's matter ([`crate::order`]). Several
+//! A source numbers its samples from 0; [`crate::order`] tells when each is seen. Several
 //! sources with weights are a [`Mixture`].
 
 pub mod braces;
 pub mod folder;
 pub mod metadata;
 mod mixture;
+#[cfg(feature = "parquet")]
 pub mod parquet;
 pub mod remote;
 mod removed;
 pub mod shards;
+mod summary;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,24 +38,26 @@ use crate::sample::HeldSample;
 use crate::webdataset::{FORMAT, INDEX_FILE, PROGRESS_FILE};
 use crate::{Dataset, Error, GlobalOrder, Result};
 
+#[cfg(feature = "parquet")]
 pub use self::parquet::ParquetSource;
 pub use folder::FolderSource;
 pub use mixture::Mixture;
 pub use remote::RemoteOptions;
 pub(crate) use removed::Removed;
 pub use shards::ShardSet;
+pub use summary::{FirstSample, Summary};
 
-/// Samples by number.
+/// A set of samples with numbers from 0.
 ///
-/// All methods are cheap but [`Source::get`] and [`Source::prepare`], which may read or fetch whole shards.
+/// All methods are cheap except [`Source::get`] and [`Source::prepare`], which may read or fetch whole shards.
 pub trait Source: Send + Sync {
-    /// What it is called in messages: a path, pattern or address.
+    /// Name in messages: a path, pattern or address.
     fn name(&self) -> String;
 
     /// Number of samples, those that are left out not counted.
     fn len(&self) -> usize;
 
-    /// Whether there are no samples.
+    /// True if there are no samples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -75,12 +79,12 @@ pub trait Source: Send + Sync {
     /// a block's samples one soon after the other is cheaper than reading them far apart.
     fn blocks(&self) -> Vec<usize>;
 
-    /// How many samples are left out, by reason.
+    /// Number of samples that are left out, by reason.
     fn left_out(&self) -> BTreeMap<&'static str, usize> {
         BTreeMap::new()
     }
 
-    /// In which order its samples are seen.
+    /// Order in which its samples are seen.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`], as [`GlobalOrder::of`].
@@ -88,7 +92,7 @@ pub trait Source: Send + Sync {
         GlobalOrder::of(config, &self.blocks())
     }
 
-    /// Brings sample `i` near, as its first [`Source::get`] would; true if something had to be fetched for it.
+    /// Fetches the shard of sample `i`, as its first [`Source::get`] would; true if anything had to be fetched.
     ///
     /// # Errors
     /// As [`Source::get`].
@@ -97,7 +101,7 @@ pub trait Source: Send + Sync {
         Ok(false)
     }
 
-    /// How many blocks a loader's background thread may prepare ahead of the samples that it delivers; 0 where
+    /// Number of blocks that a loader's background thread may prepare ahead of the samples that it delivers; 0 if
     /// preparing does nothing.
     fn read_ahead(&self) -> usize {
         0
@@ -110,31 +114,31 @@ pub trait Source: Send + Sync {
 pub enum SourceKind {
     /// Tar shards.
     Webdataset,
-    /// A folder of pictures.
+    /// A folder of images.
     Imagefolder,
-    /// Parquet files with embedded pictures.
+    /// Parquet files with embedded images.
     Parquet,
     /// MosaicML Streaming's shards.
     Mds,
 }
 
-/// How a source is to be read. The default tells everything by the content.
+/// Settings for opening a source. The default tells everything by the content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SourceOptions {
-    /// What the source is; by content if absent.
+    /// Kind of the source; by content if absent.
     pub kind: Option<SourceKind>,
-    /// Column of pictures in a parquet file; by type and name if absent.
+    /// Column of images in a parquet file; by type and name if absent.
     pub image_column: Option<String>,
     /// Column of captions in tables; the first of [`CAPTION_COLUMNS`] if absent.
     pub caption_column: Option<String>,
     /// Column of unique keys in a parquet file; the file's name and the row's number if absent.
     pub key_column: Option<String>,
-    /// Extensions of caption files beside pictures.
+    /// Extensions of caption files beside images.
     pub caption_extensions: Vec<String>,
-    /// Whether samples of `quarantine.json` are left out.
+    /// True if samples of `quarantine.json` are left out.
     pub quarantine: bool,
-    /// How shards on other machines are fetched and kept.
+    /// Fetching and keeping of shards on other machines.
     pub remote: RemoteOptions,
 }
 
@@ -164,7 +168,7 @@ pub const LABEL_COLUMNS: [&str; 3] = ["label", "cls", "class"];
 ///
 /// # Errors
 /// [`Error::BadSource`] if it cannot be told what it is, [`Error::MissingFolder`], [`Error::BadPattern`], and those of
-/// the kinds' own functions: [`Dataset::open`], [`ShardSet::open`], [`FolderSource::open`], [`ParquetSource::open`].
+/// the kinds' own functions: [`Dataset::open`], [`ShardSet::open`], [`FolderSource::open`], `ParquetSource::open`.
 pub fn open(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
     let path = Path::new(spec);
     // A name with braces that is there is that, and no pattern.
@@ -179,16 +183,17 @@ pub fn open(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
         SourceKind::Webdataset if path.is_file() => Ok(Arc::new(ShardSet::open(&escaped(spec), options)?)),
         SourceKind::Webdataset => open_dataset(path, options),
         SourceKind::Imagefolder => Ok(Arc::new(FolderSource::open(metadata_folder(path), options)?)),
-        SourceKind::Parquet => Ok(Arc::new(ParquetSource::open(path, options)?)),
+        SourceKind::Parquet => open_parquet(path, options),
         SourceKind::Mds => open_mds(path, options),
     }
 }
 
-/// What a local folder or file is, by its content; none for patterns and addresses.
+/// Recognises a local folder or file by its content; none for patterns and addresses.
 ///
 /// # Errors
-/// As [`open`], if it cannot be told.
-pub fn kind(spec: &str) -> Result<Option<SourceKind>> {
+/// [`Error::BadSource`] if the content is of no kind that is known; [`Error::BadIndex`] for an `index.json` that is no
+/// JSON; [`Error::Io`] if the file or folder cannot be read.
+pub fn detect(spec: &str) -> Result<Option<SourceKind>> {
     let path = Path::new(spec);
     if path.exists() { kind_of(spec, path).map(Some) } else { Ok(None) }
 }
@@ -199,7 +204,7 @@ fn open_names(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
     let parquet = names.iter().all(|name| extension_of(Path::new(name)).as_deref() == Some("parquet"));
     match options.kind {
         Some(SourceKind::Imagefolder) => {
-            let detail = "a folder of pictures is read by its path alone".to_owned();
+            let detail = "a folder of images is read by its path alone".to_owned();
             Err(Error::BadSource { spec: spec.to_owned(), detail })
         }
         Some(SourceKind::Parquet) => open_tables(spec, names, options),
@@ -213,8 +218,34 @@ fn open_tables(spec: &str, names: Vec<String>, options: &SourceOptions) -> Resul
         let detail = "parquet files are read from this machine; fetch them first".to_owned();
         return Err(Error::BadSource { spec: spec.to_owned(), detail });
     }
-    let paths = names.into_iter().map(PathBuf::from).collect();
+    open_parquet_files(spec, names.into_iter().map(PathBuf::from).collect(), options)
+}
+
+#[cfg(feature = "parquet")]
+fn open_parquet(path: &Path, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    Ok(Arc::new(ParquetSource::open(path, options)?))
+}
+
+#[cfg(feature = "parquet")]
+fn open_parquet_files(spec: &str, paths: Vec<PathBuf>, options: &SourceOptions) -> Result<Arc<dyn Source>> {
     Ok(Arc::new(ParquetSource::open_files(spec, PathBuf::new(), paths, options)?))
+}
+
+#[cfg(not(feature = "parquet"))]
+fn open_parquet(path: &Path, _: &SourceOptions) -> Result<Arc<dyn Source>> {
+    Err(lacks("parquet", &path.display().to_string()))
+}
+
+#[cfg(not(feature = "parquet"))]
+fn open_parquet_files(spec: &str, _: Vec<PathBuf>, _: &SourceOptions) -> Result<Arc<dyn Source>> {
+    Err(lacks("parquet", spec))
+}
+
+/// The error of a source whose reader was left out of this build.
+#[cfg(not(all(feature = "parquet", feature = "remote")))]
+fn lacks(feature: &str, spec: &str) -> Error {
+    let detail = format!("this build cannot read it; build with the cargo feature `{feature}` of calotype-data");
+    Error::BadSource { spec: spec.to_owned(), detail }
 }
 
 /// A file's name as a pattern that stands for it.
@@ -241,7 +272,7 @@ fn metadata_folder(path: &Path) -> &Path {
     }
 }
 
-/// What a local path is, by its content.
+/// Kind of a local path, by its content.
 fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
     let bad = |detail: &str| Error::BadSource { spec: spec.to_owned(), detail: detail.to_owned() };
     if path.is_file() {
@@ -256,8 +287,32 @@ fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
         return Ok(kind);
     }
     kind_of_folder(path)?.ok_or_else(|| {
-        bad("holds no shards (*.tar, index.json), no parquet files and no pictures; check the path, or give the kind")
+        bad("holds no shards (*.tar, index.json), no parquet files and no images; check the path, or give the kind")
     })
+}
+
+/// True if `path` is a folder of tar shards on this machine, with or without an index of this program.
+///
+/// # Errors
+/// [`Error::BadIndex`] for an `index.json` that is no JSON; [`Error::Io`] if the folder cannot be read.
+pub fn is_shard_folder(path: &Path) -> Result<bool> {
+    if !path.is_dir() {
+        return Ok(false);
+    }
+    match kind_of_index(path)? {
+        Some(kind) => Ok(kind == SourceKind::Webdataset),
+        None => holds_tars(path),
+    }
+}
+
+fn holds_tars(dir: &Path) -> Result<bool> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        if extension_of(&path).as_deref() == Some("tar") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn kind_of_file(path: &Path) -> Result<Option<SourceKind>> {
@@ -288,19 +343,16 @@ fn kind_of_index(dir: &Path) -> Result<Option<SourceKind>> {
     Ok(ours.then_some(SourceKind::Webdataset).or(streaming.then_some(SourceKind::Mds)))
 }
 
-/// By the files: shards in the folder itself, else parquet files or pictures in it or below it.
+/// By the files: shards in the folder itself, else parquet files or images in it or below it.
 fn kind_of_folder(dir: &Path) -> Result<Option<SourceKind>> {
-    for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
-        let path = entry.map_err(Error::io("list", dir))?.path();
-        if extension_of(&path).as_deref() == Some("tar") {
-            return Ok(Some(SourceKind::Webdataset));
-        }
+    if holds_tars(dir)? {
+        return Ok(Some(SourceKind::Webdataset));
     }
     let mut found = None;
     for path in files_below(dir)? {
         match extension_of(&path).as_deref() {
             Some("parquet") => return Ok(Some(SourceKind::Parquet)),
-            Some(extension) if folder::PICTURES.contains(&extension) => found = Some(SourceKind::Imagefolder),
+            Some(extension) if folder::IMAGE_EXTENSIONS.contains(&extension) => found = Some(SourceKind::Imagefolder),
             _ => {}
         }
     }
@@ -329,7 +381,7 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What a source's quarantine leaves out, for [`Source::left_out`].
+/// Count of a source's samples in quarantine, for [`Source::left_out`].
 pub(crate) fn quarantined(samples: usize) -> BTreeMap<&'static str, usize> {
     BTreeMap::from_iter((samples > 0).then_some(("in quarantine", samples)))
 }

@@ -1,7 +1,7 @@
-//! Parquet files with embedded pictures, as Hugging Face's datasets have them.
+//! Parquet files with embedded images, as Hugging Face's datasets have them.
 //!
-//! The picture column is a struct of `bytes` and `path`, or binary. The caption column becomes part `txt`, `label` part
-//! `cls`, other columns of texts, numbers, lists and structs of them part `json`. The picture's part is named by its
+//! The image column is a struct of `bytes` and `path`, or binary. The caption column becomes part `txt`, `label` part
+//! `cls`, other columns of texts, numbers, lists and structs of them part `json`. The image's part is named by its
 //! content (`png`, `jpg`, ...). The key is the file's path below the folder, without extension, and the row's number:
 //! `train-00000-of-00002-00000017`; or the value of a column of unique keys. Names of classes, where the files give them,
 //! are in `meta`, as `classes`.
@@ -41,10 +41,10 @@ pub const PIECE_BYTES: u64 = 64 << 20;
 /// Decoded pieces that are kept: those that a few threads read from, and those of the block after.
 const KEPT_PIECES: usize = 8;
 
-/// Names of picture columns that come before others of a fitting type.
-const PICTURE_COLUMNS: [&str; 6] = ["image", "img", "picture", "jpg", "png", "image_bytes"];
+/// Names of image columns that come before others of a fitting type.
+const IMAGE_COLUMNS: [&str; 6] = ["image", "img", "picture", "jpg", "png", "image_bytes"];
 
-/// Parquet files with embedded pictures. Their footers are read when the source is opened, rows when they are asked for.
+/// Parquet files with embedded images. Their footers are read when the source is opened, rows when they are asked for.
 pub struct ParquetSource {
     name: String,
     dir: PathBuf,
@@ -67,7 +67,7 @@ struct Table {
     metadata: ArrowReaderMetadata,
     /// Numbers of the root columns that are read.
     columns: Vec<usize>,
-    picture: String,
+    image: String,
     key: Option<String>,
     bytes: u64,
     rows: usize,
@@ -93,7 +93,7 @@ impl ParquetSource {
     ///
     /// # Errors
     /// [`Error::BadSource`] if there are none, or no rows; [`Error::BadTable`] for a file that cannot be read or has no
-    /// picture column; [`Error::BadIndex`] for a bad `quarantine.json`; [`Error::MissingFolder`], [`Error::Io`].
+    /// image column; [`Error::BadIndex`] for a bad `quarantine.json`; [`Error::MissingFolder`], [`Error::Io`].
     pub fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
         let (dir, paths) = match path.is_file() {
             true => (path.parent().unwrap_or(Path::new("")).to_path_buf(), vec![path.to_path_buf()]),
@@ -249,20 +249,20 @@ impl Table {
         let metadata = contained(|| ArrowReaderMetadata::load(&file, reading).map_err(|e| e.to_string()))
             .map_err(|e| bad(format!("is no readable parquet file: {e}")))?;
         let fields = metadata.schema().fields().clone();
-        let picture = picture_column(&fields, options.image_column.as_deref()).map_err(bad)?;
+        let image = image_column(&fields, options.image_column.as_deref()).map_err(bad)?;
         for column in [&options.caption_column, &options.key_column].into_iter().flatten() {
             if fields.find(column).is_none() {
                 return Err(bad(format!("has no column `{column}`; it has: {}", names(&fields))));
             }
         }
-        let wanted = |field: &Field| *field.name() == picture || is_describable(field.data_type());
+        let wanted = |field: &Field| *field.name() == image || is_describable(field.data_type());
         let columns = fields.iter().enumerate().filter(|(_, field)| wanted(field)).map(|(number, _)| number).collect();
         let mut groups = metadata.metadata().row_groups().iter();
         let rows = groups.try_fold(0u64, |sum, group| sum.checked_add(u64::try_from(group.num_rows()).ok()?));
         let rows = rows.filter(|rows| *rows <= u64::from(u32::MAX)).map(|rows| rows as usize);
         let rows = rows.ok_or_else(|| bad("its footer gives senseless numbers of rows".to_owned()))?;
         let file = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-        Ok(Table { file, metadata, columns, picture, key: options.key_column.clone(), bytes, rows, path })
+        Ok(Table { file, metadata, columns, image, key: options.key_column.clone(), bytes, rows, path })
     }
 
     fn bad(&self, detail: String) -> Error {
@@ -342,9 +342,9 @@ impl Table {
         let mut sample = Sample::new(self.key(Some(batch), row, number)?);
         let mut fields = Map::new();
         for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
-            if *field.name() == self.picture {
-                let (bytes, path) = picture_at(column, row).map_err(|e| self.bad_row(number, e))?;
-                sample = sample.with(picture_extension(bytes, path), bytes);
+            if *field.name() == self.image {
+                let (bytes, path) = image_at(column, row).map_err(|e| self.bad_row(number, e))?;
+                sample = sample.with(image_extension(bytes, path), bytes);
             } else if self.key.as_ref() != Some(field.name()) {
                 fields.insert(field.name().clone(), value_at(column, row));
             }
@@ -372,36 +372,36 @@ fn names(fields: &Fields) -> String {
     fields.iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// Which column holds the pictures.
-fn picture_column(fields: &Fields, asked: Option<&str>) -> std::result::Result<String, String> {
+/// Name of the column that holds the images.
+fn image_column(fields: &Fields, asked: Option<&str>) -> std::result::Result<String, String> {
     let fitting: Vec<&str> =
-        fields.iter().filter(|field| holds_pictures(field.data_type())).map(|field| field.name().as_str()).collect();
+        fields.iter().filter(|field| holds_images(field.data_type())).map(|field| field.name().as_str()).collect();
     if let Some(asked) = asked {
         return match fitting.contains(&asked) {
             true => Ok(asked.to_owned()),
-            false => Err(format!("has no column `{asked}` of pictures; columns that may be: {}", fitting.join(", "))),
+            false => Err(format!("has no column `{asked}` of images; columns that may be: {}", fitting.join(", "))),
         };
     }
-    let known = PICTURE_COLUMNS.into_iter().find(|name| fitting.contains(name));
+    let known = IMAGE_COLUMNS.into_iter().find(|name| fitting.contains(name));
     match (known, &fitting[..]) {
         (Some(name), _) | (None, &[name]) => Ok(name.to_owned()),
         (None, []) => Err(format!(
-            "has no column of embedded pictures (binary, or a struct with binary `bytes`); it has: {}",
+            "has no column of embedded images (binary, or a struct with binary `bytes`); it has: {}",
             names(fields)
         )),
-        (None, _) => Err(format!("has several columns that may be pictures, name one: {}", fitting.join(", "))),
+        (None, _) => Err(format!("has several columns that may be images, name one: {}", fitting.join(", "))),
     }
 }
 
-fn holds_pictures(kind: &DataType) -> bool {
+fn holds_images(kind: &DataType) -> bool {
     match kind {
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView => true,
-        DataType::Struct(fields) => fields.find("bytes").is_some_and(|(_, field)| holds_pictures(field.data_type())),
+        DataType::Struct(fields) => fields.find("bytes").is_some_and(|(_, field)| holds_images(field.data_type())),
         _ => false,
     }
 }
 
-/// Whether values of this type have a JSON form here.
+/// True if values of this type have a JSON form here.
 fn is_describable(kind: &DataType) -> bool {
     match kind {
         DataType::List(item) => is_describable(item.data_type()),
@@ -411,18 +411,18 @@ fn is_describable(kind: &DataType) -> bool {
     }
 }
 
-/// A picture's bytes, and the path that it once had.
-fn picture_at(column: &ArrayRef, row: usize) -> std::result::Result<(&[u8], Option<&str>), String> {
+/// An image's bytes, and the path that it once had.
+fn image_at(column: &ArrayRef, row: usize) -> std::result::Result<(&[u8], Option<&str>), String> {
     let DataType::Struct(_) = column.data_type() else {
-        return bytes_at(column, row).map(|bytes| (bytes, None)).ok_or_else(|| "its picture is null".to_owned());
+        return bytes_at(column, row).map(|bytes| (bytes, None)).ok_or_else(|| "its image is null".to_owned());
     };
-    let picture = column.as_struct();
-    let path = picture.column_by_name("path").and_then(|paths| text_at(paths, row));
-    match picture.column_by_name("bytes").filter(|_| picture.is_valid(row)).and_then(|bytes| bytes_at(bytes, row)) {
+    let image = column.as_struct();
+    let path = image.column_by_name("path").and_then(|paths| text_at(paths, row));
+    match image.column_by_name("bytes").filter(|_| image.is_valid(row)).and_then(|bytes| bytes_at(bytes, row)) {
         Some(bytes) => Ok((bytes, path)),
         None => Err(match path {
-            Some(path) => format!("its picture is not embedded, only named: `{path}`"),
-            None => "its picture is null".to_owned(),
+            Some(path) => format!("its image is not embedded, only named: `{path}`"),
+            None => "its image is null".to_owned(),
         }),
     }
 }
@@ -485,8 +485,8 @@ fn value_at(column: &ArrayRef, row: usize) -> Value {
     }
 }
 
-/// How the picture's part is named: by its first bytes, else by its path.
-fn picture_extension(bytes: &[u8], path: Option<&str>) -> String {
+/// Name of the image's part: by its first bytes, else by its path.
+fn image_extension(bytes: &[u8], path: Option<&str>) -> String {
     let known: [(&[u8], &str); 5] =
         [(b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"RIFF", "webp")];
     if let Some((_, extension)) = known.iter().find(|(magic, _)| bytes.starts_with(magic)) {
@@ -503,8 +503,8 @@ mod tests {
     #[test]
     fn keys_and_names_of_parts() {
         assert_eq!(without_dots("v1.0/a.b"), "v1.0/a_b");
-        assert_eq!(picture_extension(b"\xff\xd8\xff\xe0", Some("x.png")), "jpg");
-        assert_eq!(picture_extension(b"?", Some("x.TIF")), "tif");
-        assert_eq!(picture_extension(b"?", None), "bin");
+        assert_eq!(image_extension(b"\xff\xd8\xff\xe0", Some("x.png")), "jpg");
+        assert_eq!(image_extension(b"?", Some("x.TIF")), "tif");
+        assert_eq!(image_extension(b"?", None), "bin");
     }
 }

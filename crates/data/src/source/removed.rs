@@ -1,6 +1,6 @@
 //! Numbers that close up over samples that are left out.
 
-/// Which samples of a list are left out.
+/// The samples of a list that are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Removed {
     /// For each one that is left out, in order: its number less the number of those before it.
@@ -13,7 +13,7 @@ impl Removed {
         Removed { shifted: numbers.into_iter().enumerate().map(|(before, number)| number - before).collect() }
     }
 
-    /// How many are left out.
+    /// Number of samples that are left out.
     pub fn len(&self) -> usize {
         self.shifted.len()
     }
@@ -22,6 +22,7 @@ impl Removed {
     ///
     /// # Panics
     /// If there are fewer.
+    #[cfg(feature = "parquet")]
     pub fn number(&self, i: usize) -> usize {
         self.shifted[i] + i
     }
@@ -31,7 +32,7 @@ impl Removed {
         kept + self.shifted.partition_point(|shifted| *shifted <= kept)
     }
 
-    /// How many of the whole list's first `numbers` are left out.
+    /// Number of samples that are left out of the whole list's first `numbers`.
     pub fn before(&self, numbers: usize) -> usize {
         // Element k is out if its own number, shifted + k, is below.
         let (mut low, mut high) = (0, self.shifted.len());

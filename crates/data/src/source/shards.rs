@@ -1,9 +1,9 @@
 //! Tar shards by name: lists and patterns of files, here and on other machines.
 //!
-//! How many samples a shard has must be known before an order can be made. It is told, in this order, by what lies beside
-//! the shards: `index.json` (this project's; with lengths and checksums), `wdinfo.json` (NeMo's, as JSON), `sizes.json`
-//! (OpenCLIP's: number by file name); else shards are read for it, which fetches each of them once. `quarantine.json` is
-//! honoured as in local datasets.
+//! The number of samples of each shard must be known before an order can be made. It is taken from the first of these
+//! files that lies beside the shards: `index.json` (this project's; with lengths and checksums), `wdinfo.json` (NeMo's, as
+//! JSON), `sizes.json` (OpenCLIP's: number by file name). Without any, shards are read for it, which fetches each of them
+//! once. Samples of `quarantine.json` are left out, as in local datasets.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -61,14 +61,14 @@ struct Shard {
     folder: usize,
 }
 
-/// Where a file is.
+/// Place of a file.
 #[derive(Clone)]
 enum Place {
     Here(PathBuf),
     Remote(RemoteFile),
 }
 
-/// A folder that holds some of the shards, and what its indices say.
+/// A folder that holds some of the shards, and the content of its indices.
 struct Folder {
     /// Path or address, for messages.
     shown: String,
@@ -442,7 +442,7 @@ enum Counts {
 /// Numbers of samples by shard, from the bytes of `wdinfo.json` or `sizes.json`; `path` is for messages.
 ///
 /// # Errors
-/// [`Error::BadIndex`].
+/// [`Error::BadIndex`] if they are neither, or counts contradict each other.
 pub fn parse_counts(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, usize>> {
     let bad = |detail: String| Error::BadIndex { path: path.to_path_buf(), detail };
     let parsed: Counts = serde_json::from_slice(bytes).map_err(|e| {
@@ -524,7 +524,7 @@ impl Shard {
         Some(ShardRecord { file, samples, bytes: 0, blake3: None })
     }
 
-    /// By reading the shard, or by what was found out when it was read before.
+    /// By reading the shard, or by the count that was kept when it was read before.
     fn counted(&self, cache: Option<&ShardCache>) -> Result<ShardRecord> {
         let mut record = ShardRecord { file: self.name(), samples: 0, bytes: 0, blake3: None };
         let kept = match (&self.place, cache) {

@@ -20,7 +20,7 @@ pub const FORMAT: &str = "calotype-webdataset";
 /// Version of the index's layout.
 pub const VERSION: u32 = 1;
 
-/// What a dataset folder holds.
+/// Content of a dataset folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetIndex {
     /// [`FORMAT`].
@@ -70,7 +70,7 @@ impl DatasetIndex {
     /// Reads `index.json` of `dir`; `None` if there is none.
     ///
     /// # Errors
-    /// [`Error::BadIndex`], [`Error::Io`].
+    /// [`Error::BadIndex`] if the file is malformed or of another version, [`Error::Io`] if it cannot be read.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(INDEX_FILE);
         read_json::<DatasetIndex>(&path)?.map(|index| index.checked(&path)).transpose()
@@ -79,7 +79,7 @@ impl DatasetIndex {
     /// Reads an index from the bytes of its file; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::BadIndex`].
+    /// [`Error::BadIndex`] if they are malformed or of another version.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let index: DatasetIndex = serde_json::from_slice(bytes)
             .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: e.to_string() })?;
@@ -89,7 +89,7 @@ impl DatasetIndex {
     /// Writes `index.json` into `dir`, atomically.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         write_json(&dir.join(INDEX_FILE), self)
     }
@@ -120,7 +120,7 @@ impl DatasetIndex {
     }
 }
 
-/// Whether `name` is a file name and nothing more.
+/// True if `name` is a file name and nothing more.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     Path::new(name).file_name().is_some_and(|file| file == name) && !name.contains(['/', '\\', '\0'])
 }

@@ -3,8 +3,8 @@
 //! Layout of a dataset folder:
 //!
 //! ```text
-//! pictures-000000.tar     members a.png, a.txt, b.png, b.txt, ...
-//! pictures-000001.tar
+//! images-000000.tar       members a.png, a.txt, b.png, b.txt, ...
+//! images-000001.tar
 //! index.json              format version, and per shard: file, samples, bytes, blake3; free-form "meta"
 //! ```
 //!

@@ -19,8 +19,25 @@ use crate::{Control, Error, Result, SampleRef};
 /// A dataset folder, open for random access.
 ///
 /// Shards are memory-mapped, and their headers read when one of their samples is first asked for: opening costs the
-/// same for thousand samples and for a billion. The files must not be changed while the dataset is open (the operating
+/// same for a thousand samples and for a billion. The files must not be changed while the dataset is open (the operating
 /// system answers reads past the end of a shortened file with a signal, not with an error).
+///
+/// ```
+/// use calotype_data::{Dataset, Sample, ShardLimits, ShardWriter};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let mut writer = ShardWriter::create(folder.path(), "train", ShardLimits::default())?;
+/// writer.write(&Sample::new("000000001").with("txt", "a red apple").with("cls", "3"))?;
+/// writer.finish()?;
+///
+/// let dataset = Dataset::open(folder.path())?;
+/// assert_eq!(dataset.len(), 1);
+/// let sample = dataset.get(0)?;
+/// assert_eq!((sample.key(), sample.text("txt")?), ("000000001", "a red apple"));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Dataset {
     dir: PathBuf,
     index: DatasetIndex,
@@ -38,7 +55,7 @@ struct Shard {
     scanned: OnceLock<ScannedShard>,
 }
 
-/// What [`Dataset::verify`] checked.
+/// Outcome of [`Dataset::verify`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Number of shards.
@@ -137,7 +154,7 @@ impl Dataset {
         &self.quarantine
     }
 
-    /// A checksum of the index and of which samples are left out: runs with equal ones see equal samples.
+    /// A checksum of the index and of the samples that are left out: runs with equal ones see equal samples.
     pub fn digest(&self) -> String {
         digest(&self.index, &self.quarantine)
     }
@@ -162,7 +179,7 @@ impl Dataset {
         self.len
     }
 
-    /// Whether there are no samples (never so for a dataset that [`Dataset::open`] returned).
+    /// True if there are no samples (never so for a dataset that [`Dataset::open`] returned).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -250,7 +267,7 @@ impl Dataset {
     /// Fails unless the dataset was made by these encoders ([`crate::precache::require_encoder`]).
     ///
     /// # Errors
-    /// [`Error::EncoderMismatch`].
+    /// [`Error::EncoderMismatch`] if none begins with `wanted`, or `wanted` is empty.
     pub fn require_encoder(&self, wanted: &str) -> Result<()> {
         crate::precache::require_encoder(&self.dir.display().to_string(), self.meta(), wanted)
     }
@@ -297,7 +314,7 @@ pub(super) fn keys_of_checked_shard(dir: &Path, record: &ShardRecord) -> Result<
     }
 }
 
-/// Whether a finished shard is there and has the length and checksum of its record.
+/// True if a finished shard is there and has the length and checksum of its record.
 pub(crate) fn is_shard_as_recorded(dir: &Path, record: &ShardRecord) -> Result<bool> {
     match open_shard(dir, record) {
         Ok(shard) => {

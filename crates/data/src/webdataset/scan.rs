@@ -89,7 +89,7 @@ fn add_part(
     Ok(())
 }
 
-/// Where the member's data lie; an error if the file ends before.
+/// Range of the member's data in the file; an error if the file ends before.
 fn data_range<R: std::io::Read>(path: &Path, bytes: &[u8], entry: &Entry<'_, R>) -> Result<Range<usize>> {
     let (header, start) = (entry.raw_header_position(), entry.raw_file_position());
     let bad = |detail: &str| Error::BadHeader { path: path.to_path_buf(), offset: header, detail: detail.to_owned() };

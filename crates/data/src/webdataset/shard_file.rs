@@ -51,7 +51,7 @@ impl ShardFile {
     /// Begins the shard that will be `path`, in a folder that is there.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the temporary file cannot be made.
     pub fn create(path: &Path) -> Result<Self> {
         let partial = partial_name(path);
         let file = File::create(&partial).map_err(Error::io("create", &partial))?;
@@ -88,7 +88,7 @@ impl ShardFile {
     /// Flushes the shard and gives it its name.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the file cannot be written or renamed.
     pub fn finish(mut self) -> Result<ShardRecord> {
         let file = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let bytes = self.bytes + END_BYTES;
@@ -134,7 +134,7 @@ pub fn write_shard(path: &Path, samples: impl IntoIterator<Item = Result<Sample>
 /// Bytes that a sample takes in a shard; [`END_BYTES`] come once per shard.
 ///
 /// # Errors
-/// [`Error::InvalidName`], [`Error::MissingPart`].
+/// Those of [`ShardFile::write`] for a sample that cannot be written.
 pub fn size_in_shard(sample: &Sample) -> Result<u64> {
     headers(sample)?;
     Ok(tar_size(sample))

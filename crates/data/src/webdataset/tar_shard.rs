@@ -81,7 +81,7 @@ impl TarShard {
         self.samples.len()
     }
 
-    /// Whether there are no whole samples.
+    /// True if there are no whole samples.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }
@@ -102,12 +102,12 @@ impl TarShard {
         self.passed_by
     }
 
-    /// What is wrong with the file behind its whole samples: [`Error::TruncatedTar`], [`Error::BadHeader`].
+    /// The fault of the file behind its whole samples, if any: [`Error::TruncatedTar`], [`Error::BadHeader`].
     pub fn damage(&self) -> Option<&Error> {
         self.damage.as_ref()
     }
 
-    /// Whether the damage cut a sample that had begun, which is not among the whole ones.
+    /// True if the damage cut a sample that had begun, which is not among the whole ones.
     pub fn cut_off(&self) -> bool {
         self.cut_off
     }

@@ -14,7 +14,7 @@ use super::shard_file::{BLOCK, ShardFile, headers, tar_size};
 use crate::files::{read_json, write_json};
 use crate::{Error, Result, Sample};
 
-/// When a shard is full. A shard holds at least one sample.
+/// Limits at which a shard is full. A shard holds at least one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardLimits {
     /// Most samples in a shard.
@@ -35,16 +35,33 @@ impl Default for ShardLimits {
 /// The bytes are a function of the samples and limits alone: headers carry no time, user or machine. Until
 /// [`ShardWriter::finish`] the folder holds `progress.json`, which lists the finished shards. A writer that is dropped
 /// leaves them; [`ShardWriter::resume`] goes on after them, [`ShardWriter::create`] replaces them.
+///
+/// ```
+/// use calotype_data::{Sample, ShardLimits, ShardWriter};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let limits = ShardLimits { samples: 2, ..ShardLimits::default() };
+/// let mut writer = ShardWriter::create(folder.path(), "words", limits)?;
+/// for (key, text) in [("a", "apple"), ("b", "bread"), ("c", "cheese")] {
+///     writer.write(&Sample::new(key).with("txt", text))?;
+/// }
+/// let index = writer.finish()?;
+/// assert_eq!(index.shards.iter().map(|shard| shard.samples).collect::<Vec<_>>(), [2, 1]);
+/// assert!(folder.path().join("words-000001.tar").is_file());
+/// # Ok(())
+/// # }
+/// ```
 pub struct ShardWriter {
     dir: PathBuf,
-    progress: Progress,
+    progress: ProgressFile,
     keys: HashSet<[u8; 16]>,
     open: Option<ShardFile>,
 }
 
 /// The content of `progress.json`.
 #[derive(Serialize, Deserialize)]
-struct Progress {
+struct ProgressFile {
     version: u32,
     prefix: String,
     limits: ShardLimits,
@@ -68,7 +85,7 @@ impl ShardWriter {
         remove_unfinished(dir)?;
         refuse_foreign_shards(dir, prefix)?;
         let progress =
-            Progress { version: VERSION, prefix: prefix.to_owned(), limits, meta: Map::new(), shards: Vec::new() };
+            ProgressFile { version: VERSION, prefix: prefix.to_owned(), limits, meta: Map::new(), shards: Vec::new() };
         let writer = ShardWriter { dir: dir.to_path_buf(), progress, keys: HashSet::new(), open: None };
         writer.save_progress()?;
         Ok(writer)
@@ -84,7 +101,7 @@ impl ShardWriter {
         let dir = dir.as_ref();
         check_arguments(prefix, limits)?;
         let path = dir.join(PROGRESS_FILE);
-        let Some(progress) = read_json::<Progress>(&path)? else {
+        let Some(progress) = read_json::<ProgressFile>(&path)? else {
             let mut writer = ShardWriter::create(dir, prefix, limits)?;
             writer.set_meta(meta)?;
             return Ok(writer);
@@ -105,7 +122,7 @@ impl ShardWriter {
     /// Sets the index's free-form `meta`.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the progress file cannot be written.
     pub fn set_meta(&mut self, meta: Map<String, Value>) -> Result<()> {
         self.progress.meta = meta;
         self.save_progress()
@@ -203,7 +220,7 @@ fn refuse_finished(dir: &Path) -> Result<()> {
 /// Removes the shards that an unfinished writer recorded as its own.
 fn remove_unfinished(dir: &Path) -> Result<()> {
     let path = dir.join(PROGRESS_FILE);
-    let Some(progress) = read_json::<Progress>(&path)? else { return Ok(()) };
+    let Some(progress) = read_json::<ProgressFile>(&path)? else { return Ok(()) };
     check_progress(&path, &progress)?;
     tracing::info!(folder = %dir.display(), shards = progress.shards.len(), "shards of an interrupted run removed");
     for record in &progress.shards {
@@ -232,7 +249,7 @@ fn refuse_foreign_shards(dir: &Path, prefix: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_progress(path: &Path, progress: &Progress) -> Result<()> {
+fn check_progress(path: &Path, progress: &ProgressFile) -> Result<()> {
     let bad = |detail: String| Error::BadIndex { path: path.to_path_buf(), detail };
     if progress.version != VERSION {
         return Err(bad(format!("version is {}, this program reads {VERSION}", progress.version)));

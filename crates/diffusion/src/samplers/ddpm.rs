@@ -1,9 +1,11 @@
-use super::SamplerError;
-use super::config::{Family, SamplerConfig};
-use super::ddim::clip;
-use super::plan::{Ground, Plan};
-use super::solver::{Moment, Solver, combine};
+use super::diffusers::{SchedulerFields, read_clip, refuse_thresholding};
+use super::settings::{SamplerSettings, Scheduler, SchedulerDefaults};
+use super::solver::{Solver, StepInput, clip, combine};
+use super::timetable::{ScheduleContext, Timetable};
+use super::{SamplerConfig, SamplerError};
+use crate::schedule::Spacing;
 use burn::tensor::Tensor;
+use calotype_core::Fields;
 use serde::{Deserialize, Serialize};
 
 /// Ancestral sampling (Ho et al. 2020, algorithm 2 and eq. 7); diffusers' `DDPMScheduler`.
@@ -17,7 +19,7 @@ pub struct Ddpm {
     pub clip: Option<f64>,
 }
 
-/// Which of the two bounds of Ho et al. 2020, section 3.2, the variance is.
+/// The variance of the fresh noise: one of the two bounds of Ho et al. 2020, section 3.2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variance {
@@ -29,36 +31,49 @@ pub enum Variance {
     FixedLarge,
 }
 
-impl Family for Ddpm {
-    const NAME: &'static str = "ddpm";
+impl Scheduler for Ddpm {
+    const CLASS: &'static str = "DDPMScheduler";
+    const DEFAULTS: SchedulerDefaults = SchedulerDefaults::ddpm(Spacing::Leading).rescaling();
 
-    fn solver<'a>(&'a self, config: &'a SamplerConfig, plan: &'a Plan) -> Box<dyn Solver + 'a> {
-        Box::new(DdpmSolver { settings: self, config, plan })
+    fn read(fields: &mut Fields<'_>) -> Self {
+        refuse_thresholding(fields);
+        Self { variance: fields.get("variance_type", Variance::default()), clip: read_clip(fields, true) }
+    }
+}
+
+impl SamplerSettings for Ddpm {
+    fn solver<'a>(&'a self, config: &'a SamplerConfig, timetable: &'a Timetable) -> Box<dyn Solver + 'a> {
+        Box::new(DdpmSolver { settings: self, config, timetable })
     }
 
-    fn plan(&self, ground: &Ground<'_>) -> Result<Plan, SamplerError> {
-        Plan::of_timesteps(ground, ground.whole_timesteps())
+    fn timetable(&self, context: &ScheduleContext<'_>) -> Result<Timetable, SamplerError> {
+        Timetable::of_timesteps(context, context.whole_timesteps())
     }
 
     fn is_stochastic(&self) -> bool {
         true
+    }
+
+    fn write(&self, fields: &mut SchedulerFields) {
+        fields.put("variance_type", self.variance);
+        fields.put_clip(self.clip);
     }
 }
 
 struct DdpmSolver<'a> {
     settings: &'a Ddpm,
     config: &'a SamplerConfig,
-    plan: &'a Plan,
+    timetable: &'a Timetable,
 }
 
 impl Solver for DdpmSolver<'_> {
-    fn step(&mut self, moment: Moment<'_>) -> (Tensor<4>, Tensor<4>) {
-        let plan = self.plan;
-        let t = plan.index(moment.call);
-        let alpha_bar = plan.schedule.alpha_bar(t);
-        let last = moment.call + 1 == plan.timesteps.len();
-        let alpha_bar_next = if last { 1.0 } else { plan.schedule.alpha_bar(plan.index(moment.call + 1)) };
-        let estimate = self.config.prediction.estimate(&plan.schedule, moment.x.clone(), moment.output, t);
+    fn step(&mut self, input: StepInput<'_>) -> (Tensor<4>, Tensor<4>) {
+        let timetable = self.timetable;
+        let t = timetable.index(input.call);
+        let alpha_bar = timetable.schedule.alpha_bar(t);
+        let last = input.call + 1 == timetable.timesteps.len();
+        let alpha_bar_next = if last { 1.0 } else { timetable.schedule.alpha_bar(timetable.index(input.call + 1)) };
+        let estimate = self.config.prediction.estimate(&timetable.schedule, input.x.clone(), input.output, t);
         let clean = clip(estimate.clean, self.settings.clip);
         // Ho et al. 2020, eq. 7, over the stride between two visited timesteps.
         let alpha = alpha_bar / alpha_bar_next;
@@ -68,13 +83,13 @@ impl Solver for DdpmSolver<'_> {
             alpha_bar_next.sqrt() * beta / noise,
             clean.clone(),
             alpha.sqrt() * (1.0 - alpha_bar_next) / noise,
-            moment.x,
+            input.x,
         );
         let variance = match self.settings.variance {
             _ if t == 0 => 0.0,
             Variance::FixedSmall => (1.0 - alpha_bar_next) / noise * beta,
             Variance::FixedLarge => beta,
         };
-        ((moment.fresh)(mean, variance.max(0.0).sqrt()), clean)
+        ((input.fresh)(mean, variance.max(0.0).sqrt()), clean)
     }
 }

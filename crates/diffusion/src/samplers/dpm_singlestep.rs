@@ -1,11 +1,13 @@
-use super::config::{Family, SamplerConfig};
-use super::dpm::{check_timesteps_above, timesteps_above};
-use super::plan::{Ground, Plan};
+use super::diffusers::{SchedulerFields, read_curve, read_last};
+use super::dpm::{check_timesteps_above, put_lambda_min, read_lambda_min, refuse_unsupported, timesteps_above};
+use super::settings::{Named, SamplerSettings, Scheduler, SchedulerDefaults};
 use super::sigmas::WholeTimesteps;
-use super::solver::{History, Moment, Solver};
-use super::{Curve, DpmAlgorithm, DpmRule, FinalSigma, SamplerError, SigmaRange};
+use super::solver::{History, Solver, StepInput};
+use super::timetable::{ScheduleContext, Timetable};
+use super::{Curve, DpmAlgorithm, DpmRule, FinalSigma, SamplerConfig, SamplerError, SigmaRange};
 use crate::schedule::Spacing;
 use burn::tensor::Tensor;
+use calotype_core::Fields;
 use serde::{Deserialize, Serialize};
 
 /// Singlestep DPM-Solver and DPM-Solver++ (Lu et al. 2022): groups of up to `order` calls, each group set out from
@@ -15,16 +17,16 @@ use serde::{Deserialize, Serialize};
 pub struct DpmSinglestep {
     /// Order of the method, 1 to 3.
     pub order: usize,
-    /// What is integrated.
+    /// The integrated quantity.
     pub algorithm: DpmAlgorithm,
     /// The rule of the second and third order.
     pub rule: DpmRule,
-    /// Whether the last steps are of lower order; they are in any case when the steps are no multiple of the order,
+    /// True: the last steps are of lower order; they are in any case when the steps are no multiple of the order,
     /// or end at no noise.
     pub lower_order_final: bool,
     /// The noise levels.
     pub sigmas: SigmaRange,
-    /// Timesteps with less than this logarithm of picture to noise are left out (-5.1 for cosine schedules).
+    /// Timesteps with less than this logarithm of image to noise are left out (-5.1 for cosine schedules).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lambda_min: Option<f64>,
 }
@@ -42,21 +44,36 @@ impl Default for DpmSinglestep {
     }
 }
 
-impl Family for DpmSinglestep {
-    const NAME: &'static str = "dpm_singlestep";
+impl Scheduler for DpmSinglestep {
+    const CLASS: &'static str = "DPMSolverSinglestepScheduler";
+    const DEFAULTS: SchedulerDefaults = SchedulerDefaults::ddpm(Spacing::Linspace);
 
-    fn solver<'a>(&'a self, config: &'a SamplerConfig, plan: &'a Plan) -> Box<dyn Solver + 'a> {
-        let (orders, history) = (self.orders(plan.steps), History::new(self.order));
-        Box::new(SinglestepSolver { settings: self, config, plan, orders, history, start: None })
+    fn read(fields: &mut Fields<'_>) -> Self {
+        refuse_unsupported(fields);
+        Self {
+            order: fields.whole("solver_order", 2, 1..=3),
+            algorithm: fields.get("algorithm_type", DpmAlgorithm::default()),
+            rule: fields.get("solver_type", DpmRule::default()),
+            lower_order_final: fields.get("lower_order_final", false),
+            sigmas: SigmaRange { last: read_last(fields), ..read_curve(fields) },
+            lambda_min: read_lambda_min(fields),
+        }
+    }
+}
+
+impl SamplerSettings for DpmSinglestep {
+    fn solver<'a>(&'a self, config: &'a SamplerConfig, timetable: &'a Timetable) -> Box<dyn Solver + 'a> {
+        let (orders, history) = (self.orders(timetable.steps), History::new(self.order));
+        Box::new(SinglestepSolver { settings: self, config, timetable, orders, history, start: None })
     }
 
-    fn plan(&self, ground: &Ground<'_>) -> Result<Plan, SamplerError> {
-        let timesteps = timesteps_above(ground.schedule, self.lambda_min);
+    fn timetable(&self, context: &ScheduleContext<'_>) -> Result<Timetable, SamplerError> {
+        let timesteps = timesteps_above(context.schedule, self.lambda_min);
         check_timesteps_above(Self::NAME, timesteps)?;
-        let timesteps = ground.inner_timesteps(Spacing::Linspace, timesteps);
+        let timesteps = context.inner_timesteps(Spacing::Linspace, timesteps);
         let levels = WholeTimesteps { timesteps, nearest: true, last_of_curve: false };
-        let (timesteps, sigmas) = levels.visit(ground, &self.sigmas);
-        Ok(Plan::of_ratios(ground, timesteps, &sigmas))
+        let (timesteps, sigmas) = levels.visit(context, &self.sigmas);
+        Ok(Timetable::of_ratios(context, timesteps, &sigmas))
     }
 
     fn problem(&self, _config: &SamplerConfig) -> Option<&'static str> {
@@ -71,6 +88,21 @@ impl Family for DpmSinglestep {
 
     fn is_stochastic(&self) -> bool {
         self.algorithm.is_stochastic()
+    }
+
+    fn write(&self, fields: &mut SchedulerFields) {
+        fields.put("solver_order", self.order);
+        fields.put("algorithm_type", self.algorithm);
+        fields.put("solver_type", self.rule);
+        fields.put("lower_order_final", self.lower_order_final);
+        fields.put_curve(self.sigmas.curve);
+        fields.put_no_ends(&self.sigmas);
+        fields.put_last(self.sigmas.last);
+        put_lambda_min(fields, self.lambda_min);
+    }
+
+    fn curve_mut(&mut self) -> Option<&mut Curve> {
+        Some(&mut self.sigmas.curve)
     }
 }
 
@@ -94,7 +126,7 @@ impl DpmSinglestep {
 struct SinglestepSolver<'a> {
     settings: &'a DpmSinglestep,
     config: &'a SamplerConfig,
-    plan: &'a Plan,
+    timetable: &'a Timetable,
     orders: Vec<usize>,
     history: History,
     /// The latent that the group of calls set out from.
@@ -102,10 +134,10 @@ struct SinglestepSolver<'a> {
 }
 
 impl Solver for SinglestepSolver<'_> {
-    fn step(&mut self, moment: Moment<'_>) -> (Tensor<4>, Tensor<4>) {
-        let Moment { call, output, x, fresh } = moment;
+    fn step(&mut self, input: StepInput<'_>) -> (Tensor<4>, Tensor<4>) {
+        let StepInput { call, output, x, fresh } = input;
         let algorithm = self.settings.algorithm;
-        let estimate = self.config.prediction.estimate_at(self.plan.levels[call], x.clone(), output);
+        let estimate = self.config.prediction.estimate_at(self.timetable.levels[call], x.clone(), output);
         let integrated = if algorithm.is_of_clean() { estimate.clean.clone() } else { estimate.noise };
         self.history.push(integrated);
         // A run that begins in the middle of a group has fewer outputs.
@@ -116,12 +148,12 @@ impl Solver for SinglestepSolver<'_> {
         };
         self.start = Some(start.clone());
         let oldest = order - 1;
-        let (from, to) = (self.plan.level(call - oldest), self.plan.level(call + 1));
+        let (from, to) = (self.timetable.level(call - oldest), self.timetable.level(call + 1));
         let weights = algorithm.weights(from, to);
         let h = to.lambda - from.lambda;
         let mut next = start.mul_scalar(weights.latent) + self.history.get(oldest).mul_scalar(weights.value);
         // The place of an older output on the way.
-        let ratio = |age: usize| (self.plan.level(call - age).lambda - from.lambda) / h;
+        let ratio = |age: usize| (self.timetable.level(call - age).lambda - from.lambda) / h;
         if order == 2 {
             let slope = self.history.slope(0, 1, ratio(0));
             next = next + slope.mul_scalar(weights.second_order(self.settings.rule));

@@ -1,6 +1,7 @@
 use crate::schedule::ScheduleError;
+use calotype_core::FieldsError;
 
-/// Why a sampler cannot be made or did not end.
+/// The reason why a sampler cannot be made or did not end.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum SamplerError {
     /// The noise schedule or the number of steps is impossible.
@@ -9,7 +10,7 @@ pub enum SamplerError {
     /// A scheduler configuration that names no scheduler, or an unknown one.
     #[error("scheduler: {problem}; known are {known}")]
     Class {
-        /// What stands there, or not.
+        /// The name that stands there, or that none does.
         problem: String,
         /// The known names.
         known: String,
@@ -17,27 +18,18 @@ pub enum SamplerError {
     /// A scheduler configuration that is not a JSON object.
     #[error("scheduler configuration: {problem}")]
     Json {
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// A field of a scheduler configuration with an impossible or unsupported value.
-    #[error("scheduler configuration: {class}.{key} = {value}: {problem}")]
-    Field {
-        /// The scheduler.
-        class: &'static str,
-        /// The field.
-        key: String,
-        /// Its value.
-        value: String,
-        /// What is wrong.
-        problem: String,
-    },
+    /// Fields of a scheduler configuration that are unknown, impossible or not supported.
+    #[error("scheduler: {0}")]
+    Fields(#[from] FieldsError),
     /// Settings that exclude each other.
     #[error("sampler `{kind}`: {problem}")]
     Setting {
         /// The sampler.
         kind: &'static str,
-        /// What is wrong, and what to do.
+        /// The problem, and the remedy.
         problem: &'static str,
     },
     /// Too few steps for this sampler.
@@ -65,7 +57,7 @@ pub enum SamplerError {
     /// Spacing and offset lead beyond the schedule.
     #[error("the sampler's steps_offset leads to timestep {timestep}; the schedule ends at {last}: take a smaller one")]
     Timestep {
-        /// Where it leads.
+        /// The timestep that it leads to.
         timestep: f64,
         /// The last timestep.
         last: usize,
@@ -73,7 +65,7 @@ pub enum SamplerError {
     /// The noise is not determined: no signal is left at the first timestep.
     #[error(
         "no signal is left at timestep {timestep} (zero terminal SNR), where a predicted noise says nothing about the \
-         picture: take the prediction `v` or the spacing `leading`"
+         image: take the prediction `v` or the spacing `leading`"
     )]
     NoSignal {
         /// The timestep.
@@ -101,7 +93,7 @@ pub enum SamplerError {
         /// The sampler.
         kind: &'static str,
     },
-    /// The progress callback ended the run.
+    /// The observer ended the run.
     #[error("stopped after {step} of {steps} calls of the denoiser")]
     Stopped {
         /// Calls done.

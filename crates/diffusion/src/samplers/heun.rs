@@ -1,11 +1,12 @@
-use super::config::{Family, SamplerConfig};
-use super::ddim::clip;
-use super::euler::{clean_estimate, curve_problem, slope};
-use super::plan::{Ground, Plan};
+use super::diffusers::{SchedulerFields, read_clip, read_curve};
+use super::settings::{SamplerSettings, Scheduler, SchedulerDefaults};
 use super::sigmas::fractional;
-use super::solver::{Moment, Solver};
-use super::{FinalSigma, SamplerError, SigmaRange};
+use super::solver::{Solver, StepInput, clean_estimate, clip, slope};
+use super::timetable::{ScheduleContext, Timetable};
+use super::{Curve, FinalSigma, SamplerConfig, SamplerError, SigmaRange};
+use crate::schedule::{ScheduleKind, Spacing};
 use burn::tensor::Tensor;
+use calotype_core::Fields;
 use serde::{Deserialize, Serialize};
 
 /// Heun's method in the noise level (Karras et al. 2022, algorithm 1); diffusers' `HeunDiscreteScheduler`.
@@ -19,35 +20,57 @@ pub struct Heun {
     pub clip: Option<f64>,
 }
 
-impl Family for Heun {
-    const NAME: &'static str = "heun";
+impl Scheduler for Heun {
+    const CLASS: &'static str = "HeunDiscreteScheduler";
+    const DEFAULTS: SchedulerDefaults =
+        SchedulerDefaults::ddpm(Spacing::Linspace).with_latent_betas(ScheduleKind::Linear);
 
-    fn solver<'a>(&'a self, config: &'a SamplerConfig, plan: &'a Plan) -> Box<dyn Solver + 'a> {
-        Box::new(HeunSolver { settings: self, config, plan, half: None })
+    fn read(fields: &mut Fields<'_>) -> Self {
+        Self { sigmas: read_curve(fields), clip: read_clip(fields, false) }
+    }
+}
+
+impl SamplerSettings for Heun {
+    fn solver<'a>(&'a self, config: &'a SamplerConfig, timetable: &'a Timetable) -> Box<dyn Solver + 'a> {
+        Box::new(HeunSolver { settings: self, config, timetable, half: None })
     }
 
-    fn plan(&self, ground: &Ground<'_>) -> Result<Plan, SamplerError> {
-        let (timesteps, sigmas) = fractional(ground, &self.sigmas);
+    fn timetable(&self, context: &ScheduleContext<'_>) -> Result<Timetable, SamplerError> {
+        let (timesteps, sigmas) = fractional(context, &self.sigmas);
         // Each level but the first is called twice: at the end of a step, and at the start of the next one. The
         // last step, to no noise, is Euler's.
         let twice = |values: &[f64]| -> Vec<f64> {
             let rest = values[1..].iter().flat_map(|&value| [value, value]);
             values[..1].iter().copied().chain(rest).collect()
         };
-        let mut levels = twice(&sigmas[..ground.steps]);
-        levels.push(sigmas[ground.steps]);
-        Ok(Plan::of_deviations(ground, twice(&timesteps), &levels))
+        let mut levels = twice(&sigmas[..context.steps]);
+        levels.push(sigmas[context.steps]);
+        Ok(Timetable::of_deviations(context, twice(&timesteps), &levels))
     }
 
     fn problem(&self, _config: &SamplerConfig) -> Option<&'static str> {
         if self.sigmas.last != FinalSigma::Zero {
             return Some("the last noise level is always `zero`");
         }
-        curve_problem(&self.sigmas)
+        self.sigmas.problem_at_fractions()
+    }
+
+    fn write(&self, fields: &mut SchedulerFields) {
+        fields.put_curve(self.sigmas.curve);
+        fields.put_no_ends(&self.sigmas);
+        fields.put_clip(self.clip);
+    }
+
+    fn curve_mut(&mut self) -> Option<&mut Curve> {
+        Some(&mut self.sigmas.curve)
+    }
+
+    fn calls_per_step(&self) -> usize {
+        2
     }
 }
 
-/// What the first call of a step leaves to the second.
+/// The state between the two calls of a step.
 struct Half {
     x: Tensor<4>,
     slope: Tensor<4>,
@@ -57,21 +80,21 @@ struct Half {
 struct HeunSolver<'a> {
     settings: &'a Heun,
     config: &'a SamplerConfig,
-    plan: &'a Plan,
+    timetable: &'a Timetable,
     half: Option<Half>,
 }
 
 impl Solver for HeunSolver<'_> {
-    fn step(&mut self, moment: Moment<'_>) -> (Tensor<4>, Tensor<4>) {
-        let [sigma, next] = [0, 1].map(|i| self.plan.levels[moment.call + i][1]);
-        let clean = clean_estimate(self.config.prediction, &moment.x, moment.output, sigma);
+    fn step(&mut self, input: StepInput<'_>) -> (Tensor<4>, Tensor<4>) {
+        let [sigma, next] = [0, 1].map(|i| self.timetable.levels[input.call + i][1]);
+        let clean = clean_estimate(self.config.prediction, &input.x, input.output, sigma);
         let clean = clip(clean, self.settings.clip);
-        let slope = slope(moment.x.clone(), clean.clone(), sigma);
+        let slope = slope(input.x.clone(), clean.clone(), sigma);
         if let Some(half) = self.half.take() {
             return (half.x + (half.slope + slope).mul_scalar(0.5).mul_scalar(half.width), clean);
         }
         let width = next - sigma;
-        self.half = Some(Half { x: moment.x.clone(), slope: slope.clone(), width });
-        (moment.x + slope.mul_scalar(width), clean)
+        self.half = Some(Half { x: input.x.clone(), slope: slope.clone(), width });
+        (input.x + slope.mul_scalar(width), clean)
     }
 }

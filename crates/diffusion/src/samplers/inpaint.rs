@@ -5,16 +5,16 @@ use burn::tensor::Tensor;
 /// the next call expects; see [`super::Run::edit`].
 #[derive(Clone, Debug)]
 pub struct Inpainting {
-    /// The clean latent of the picture, `[batch, height, width, channels]`.
+    /// The clean latent of the image, `[batch, height, width, channels]`.
     pub clean: Tensor<4>,
     /// Standard normal noise, likewise: the one that the first latent was made of.
     pub noise: Tensor<4>,
-    /// 1 where the picture is drawn anew, 0 where it stays; `[batch or 1, height, width, 1]`.
+    /// 1 where the image is drawn anew, 0 where it stays; `[batch or 1, height, width, 1]`.
     pub mask: Tensor<4>,
 }
 
 impl Inpainting {
-    /// The latent after a call of the sampler, with the picture put back in where it stays.
+    /// The latent after a call of the sampler, with the image put back in where it stays.
     ///
     /// # Errors
     /// [`SamplerError::Call`] beyond the last call.

@@ -1,9 +1,11 @@
-use super::SamplerError;
-use super::config::{Family, SamplerConfig};
-use super::ddim::clip;
-use super::plan::{Ground, Plan};
-use super::solver::{Moment, Solver, combine};
+use super::diffusers::{SchedulerFields, read_clip, refuse_thresholding};
+use super::settings::{Named, SamplerSettings, Scheduler, SchedulerDefaults};
+use super::solver::{Solver, StepInput, clip, combine};
+use super::timetable::{ScheduleContext, Timetable};
+use super::{SamplerConfig, SamplerError};
+use crate::schedule::{ScheduleKind, Spacing};
 use burn::tensor::Tensor;
+use calotype_core::Fields;
 use serde::{Deserialize, Serialize};
 
 /// Multistep sampling of latent consistency models (Luo et al. 2023, algorithm 3); diffusers' `LCMScheduler`.
@@ -28,15 +30,28 @@ impl Default for Lcm {
 /// Standard deviation of the data in the boundary condition.
 const SIGMA_DATA: f64 = 0.5;
 
-impl Family for Lcm {
-    const NAME: &'static str = "lcm";
+impl Scheduler for Lcm {
+    const CLASS: &'static str = "LCMScheduler";
+    const DEFAULTS: SchedulerDefaults =
+        SchedulerDefaults::ddpm(Spacing::Leading).with_latent_betas(ScheduleKind::ScaledLinear).rescaling();
 
-    fn solver<'a>(&'a self, config: &'a SamplerConfig, plan: &'a Plan) -> Box<dyn Solver + 'a> {
-        Box::new(LcmSolver { settings: self, config, plan })
+    fn read(fields: &mut Fields<'_>) -> Self {
+        refuse_thresholding(fields);
+        Self {
+            original_steps: fields.size("original_inference_steps", 50),
+            timestep_scaling: fields.number("timestep_scaling", 10.0),
+            clip: read_clip(fields, false),
+        }
+    }
+}
+
+impl SamplerSettings for Lcm {
+    fn solver<'a>(&'a self, config: &'a SamplerConfig, timetable: &'a Timetable) -> Box<dyn Solver + 'a> {
+        Box::new(LcmSolver { settings: self, config, timetable })
     }
 
-    fn plan(&self, ground: &Ground<'_>) -> Result<Plan, SamplerError> {
-        let (original, steps, timesteps) = (self.original_steps, ground.steps, ground.schedule.timesteps());
+    fn timetable(&self, context: &ScheduleContext<'_>) -> Result<Timetable, SamplerError> {
+        let (original, steps, timesteps) = (self.original_steps, context.steps, context.schedule.timesteps());
         if original == 0 || original > timesteps {
             let problem = "original_steps has to lie between 1 and the number of training timesteps";
             return Err(SamplerError::Setting { kind: Self::NAME, problem });
@@ -48,32 +63,38 @@ impl Family for Lcm {
         // numpy.linspace without its end, from which floating point may leave a little less than a whole number.
         let spacing = original as f64 / steps as f64;
         let place = |i: usize| (i as f64 * spacing).floor() as usize;
-        Plan::of_timesteps(ground, (0..steps).map(|i| (original - place(i)) * stride - 1).collect())
+        Timetable::of_timesteps(context, (0..steps).map(|i| (original - place(i)) * stride - 1).collect())
     }
 
     fn is_stochastic(&self) -> bool {
         true
+    }
+
+    fn write(&self, fields: &mut SchedulerFields) {
+        fields.put("original_inference_steps", self.original_steps);
+        fields.put("timestep_scaling", self.timestep_scaling);
+        fields.put_clip(self.clip);
     }
 }
 
 struct LcmSolver<'a> {
     settings: &'a Lcm,
     config: &'a SamplerConfig,
-    plan: &'a Plan,
+    timetable: &'a Timetable,
 }
 
 impl Solver for LcmSolver<'_> {
-    fn step(&mut self, moment: Moment<'_>) -> (Tensor<4>, Tensor<4>) {
-        let (plan, call) = (self.plan, moment.call);
-        let t = plan.index(call);
-        let estimate = self.config.prediction.estimate(&plan.schedule, moment.x.clone(), moment.output, t);
+    fn step(&mut self, input: StepInput<'_>) -> (Tensor<4>, Tensor<4>) {
+        let (timetable, call) = (self.timetable, input.call);
+        let t = timetable.index(call);
+        let estimate = self.config.prediction.estimate(&timetable.schedule, input.x.clone(), input.output, t);
         let clean = clip(estimate.clean, self.settings.clip);
         // Song et al. 2023, appendix C: the boundary condition's weights of latent and estimate.
         let scaled = t as f64 * self.settings.timestep_scaling;
         let total = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
-        let denoised = combine(scaled / total.sqrt(), clean, SIGMA_DATA * SIGMA_DATA / total, moment.x);
-        match plan.levels.get(call + 1) {
-            Some(&[signal, sigma]) => ((moment.fresh)(denoised.clone().mul_scalar(signal), sigma), denoised),
+        let denoised = combine(scaled / total.sqrt(), clean, SIGMA_DATA * SIGMA_DATA / total, input.x);
+        match timetable.levels.get(call + 1) {
+            Some(&[signal, sigma]) => ((input.fresh)(denoised.clone().mul_scalar(signal), sigma), denoised),
             None => (denoised.clone(), denoised),
         }
     }

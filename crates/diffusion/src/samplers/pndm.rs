@@ -1,9 +1,12 @@
-use super::SamplerError;
-use super::config::{Family, SamplerConfig};
-use super::plan::{Ground, Plan};
-use super::solver::{History, Moment, Solver, combine};
+use super::diffusers::SchedulerFields;
+use super::settings::{Named, SamplerSettings, Scheduler, SchedulerDefaults};
+use super::solver::{History, Solver, StepInput, combine};
+use super::timetable::{ScheduleContext, Timetable};
+use super::{SamplerConfig, SamplerError};
 use crate::objective::Prediction;
+use crate::schedule::Spacing;
 use burn::tensor::Tensor;
+use calotype_core::Fields;
 use serde::{Deserialize, Serialize};
 
 /// Pseudo numerical methods for diffusion models (Liu et al. 2022); diffusers' `PNDMScheduler`.
@@ -12,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub struct Pndm {
     /// PLMS: no Runge-Kutta steps at the start, but one call of the denoiser more (Stable Diffusion's way).
     pub skip_prk: bool,
-    /// Whether the last step leads to `alpha_bar = 1`; otherwise, as in Stable Diffusion, to that of timestep 0.
+    /// True: the last step leads to `alpha_bar = 1`; otherwise, as in Stable Diffusion, to that of timestep 0.
     pub alpha_to_one: bool,
 }
 
@@ -26,33 +29,40 @@ impl Default for Pndm {
 const PRK_STEPS: usize = 3;
 const PRK_CALLS: usize = 4 * PRK_STEPS;
 
-impl Family for Pndm {
-    const NAME: &'static str = "pndm";
+impl Scheduler for Pndm {
+    const CLASS: &'static str = "PNDMScheduler";
+    const DEFAULTS: SchedulerDefaults = SchedulerDefaults::ddpm(Spacing::Leading);
 
-    fn solver<'a>(&'a self, config: &'a SamplerConfig, plan: &'a Plan) -> Box<dyn Solver + 'a> {
+    fn read(fields: &mut Fields<'_>) -> Self {
+        Self { skip_prk: fields.get("skip_prk_steps", false), alpha_to_one: fields.get("set_alpha_to_one", false) }
+    }
+}
+
+impl SamplerSettings for Pndm {
+    fn solver<'a>(&'a self, config: &'a SamplerConfig, timetable: &'a Timetable) -> Box<dyn Solver + 'a> {
         let prk_calls = if self.skip_prk { 0 } else { PRK_CALLS };
         let (history, start) = (History::new(4), None);
-        Box::new(PndmSolver { settings: self, config, plan, prk_calls, done: 0, history, start, sum: None })
+        Box::new(PndmSolver { settings: self, config, timetable, prk_calls, done: 0, history, start, sum: None })
     }
 
-    fn plan(&self, ground: &Ground<'_>) -> Result<Plan, SamplerError> {
-        let visited = ground.whole_timesteps();
+    fn timetable(&self, context: &ScheduleContext<'_>) -> Result<Timetable, SamplerError> {
+        let visited = context.whole_timesteps();
         let timesteps = if self.skip_prk {
             // The second timestep is called twice: the second call corrects the first step.
             let repeated = visited.get(1).into_iter();
             visited.iter().take(2).chain(repeated).chain(visited.iter().skip(2)).copied().collect()
         } else if visited.len() <= PRK_STEPS {
             let (least, instead) = (PRK_STEPS + 1, "skip_prk = true");
-            return Err(SamplerError::FewSteps { kind: Self::NAME, steps: ground.steps, least, instead });
+            return Err(SamplerError::FewSteps { kind: Self::NAME, steps: context.steps, least, instead });
         } else {
-            let half = ground.schedule.timesteps() / ground.steps / 2;
+            let half = context.schedule.timesteps() / context.steps / 2;
             let runge_kutta = (0..PRK_STEPS).flat_map(|i| {
                 let middle = visited[i + 1] + half;
                 [visited[i], middle, middle, visited[i + 1]]
             });
             runge_kutta.chain(visited[PRK_STEPS..].iter().copied()).collect()
         };
-        Plan::of_timesteps(ground, timesteps)
+        Timetable::of_timesteps(context, timesteps)
     }
 
     fn problem(&self, config: &SamplerConfig) -> Option<&'static str> {
@@ -62,14 +72,19 @@ impl Family for Pndm {
         let zero = config.schedule.zero_terminal_snr;
         zero.then_some("zero_terminal_snr is not defined, for it divides by the signal; take `ddim`")
     }
+
+    fn write(&self, fields: &mut SchedulerFields) {
+        fields.put("skip_prk_steps", self.skip_prk);
+        fields.put("set_alpha_to_one", self.alpha_to_one);
+    }
 }
 
 struct PndmSolver<'a> {
     settings: &'a Pndm,
     config: &'a SamplerConfig,
-    plan: &'a Plan,
+    timetable: &'a Timetable,
     prk_calls: usize,
-    /// Calls done in this run, which may begin in the middle of the plan.
+    /// Calls done in this run, which may begin in the middle of the timetable.
     done: usize,
     history: History,
     /// The latent that several calls set out from.
@@ -79,10 +94,10 @@ struct PndmSolver<'a> {
 }
 
 impl Solver for PndmSolver<'_> {
-    fn step(&mut self, moment: Moment<'_>) -> (Tensor<4>, Tensor<4>) {
-        let t = self.plan.index(moment.call);
-        let Moment { output, x, .. } = moment;
-        let clean = self.config.prediction.estimate(&self.plan.schedule, x.clone(), output.clone(), t).clean;
+    fn step(&mut self, input: StepInput<'_>) -> (Tensor<4>, Tensor<4>) {
+        let t = self.timetable.index(input.call);
+        let StepInput { output, x, .. } = input;
+        let clean = self.config.prediction.estimate(&self.timetable.schedule, x.clone(), output.clone(), t).clean;
         let next = if self.done < self.prk_calls {
             self.runge_kutta(t as isize, output, x)
         } else {
@@ -96,8 +111,8 @@ impl Solver for PndmSolver<'_> {
 impl PndmSolver<'_> {
     /// One of the four calls of a Runge-Kutta step (Liu et al. 2022, eq. 13).
     fn runge_kutta(&mut self, t: isize, output: Tensor<4>, x: Tensor<4>) -> Tensor<4> {
-        let half = if self.done.is_multiple_of(2) { self.plan.stride() / 2 } else { 0 };
-        let from = self.plan.index(self.done / 4 * 4) as isize;
+        let half = if self.done.is_multiple_of(2) { self.timetable.stride() / 2 } else { 0 };
+        let from = self.timetable.index(self.done / 4 * 4) as isize;
         let output = match (self.done % 4, self.sum.take()) {
             (0, _) => {
                 self.sum = Some(output.clone().mul_scalar(1.0 / 6.0));
@@ -118,10 +133,10 @@ impl PndmSolver<'_> {
 
     /// Linear multistep (Liu et al. 2022, eq. 12), of as high an order as there are outputs.
     fn multistep(&mut self, t: isize, output: Tensor<4>, x: Tensor<4>) -> Tensor<4> {
-        let (mut x, mut from, mut to) = (x, t, t - self.plan.stride());
+        let (mut x, mut from, mut to) = (x, t, t - self.timetable.stride());
         if self.done == 1 {
             // The second call of PLMS: the first step again, with the mean of both outputs.
-            (from, to) = (t + self.plan.stride(), t);
+            (from, to) = (t + self.timetable.stride(), t);
             x = self.start.take().unwrap_or(x);
             let mean = combine(0.5, output, 0.5, self.history.get(0));
             return self.transfer(x, from, to, mean);
@@ -145,11 +160,11 @@ impl PndmSolver<'_> {
 
     /// The transfer part (Liu et al. 2022, eq. 11).
     fn transfer(&self, x: Tensor<4>, from: isize, to: isize, output: Tensor<4>) -> Tensor<4> {
-        let schedule = &self.plan.schedule;
+        let schedule = &self.timetable.schedule;
         let last = if self.settings.alpha_to_one { 1.0 } else { schedule.alpha_bar(0) };
         // Image-to-image starts can correct a step that began before the schedule's end.
         let end = schedule.timesteps() as isize - 1;
-        let alpha = |t: isize| self.plan.alpha_bar(t.min(end), last);
+        let alpha = |t: isize| self.timetable.alpha_bar(t.min(end), last);
         let (a, a_next) = (alpha(from), alpha(to));
         let noise = match self.config.prediction {
             Prediction::V => combine(a.sqrt(), output, (1.0 - a).sqrt(), x.clone()),

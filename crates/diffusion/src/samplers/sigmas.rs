@@ -1,11 +1,11 @@
 //! Noise levels between those of the training timesteps.
 
 use super::beta::inverse_beta;
-use super::plan::Ground;
+use super::timetable::ScheduleContext;
 use crate::schedule::NoiseSchedule;
 use serde::{Deserialize, Serialize};
 
-/// How noise levels run from the largest to the smallest.
+/// The curve of the noise levels from the largest to the smallest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Curve {
@@ -37,12 +37,12 @@ pub enum FinalSigma {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SigmaRange {
-    /// Their course.
+    /// Their curve.
     pub curve: Curve,
-    /// The smallest one; otherwise the schedule's. The course of the timesteps ignores it.
+    /// The smallest one; otherwise the schedule's. The curve of the timesteps ignores it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_min: Option<f64>,
-    /// The largest one; otherwise the schedule's. The course of the timesteps ignores it.
+    /// The largest one; otherwise the schedule's. The curve of the timesteps ignores it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_max: Option<f64>,
     /// The one after the last step.
@@ -52,17 +52,25 @@ pub struct SigmaRange {
 /// Exponent of the Karras curve.
 const RHO: f64 = 7.0;
 
-/// What stands for an `alpha_bar` of 0, which would have no finite ratio of noise to picture: the smallest
+/// The value that stands for an `alpha_bar` of 0, which would have no finite ratio of noise to image: the smallest
 /// positive `f16`, as in diffusers.
 const LEAST_ALPHA_BAR: f64 = 1.0 / 16_777_216.0;
 
 impl SigmaRange {
-    /// Whether its bounds are in order.
+    /// Says if its bounds are out of order.
     pub(super) fn problem(&self) -> Option<&'static str> {
         let positive = |sigma: Option<f64>| sigma.is_none_or(|sigma| sigma > 0.0 && sigma.is_finite());
         let ordered = self.sigma_min.zip(self.sigma_max).is_none_or(|(min, max)| min <= max);
         (!(positive(self.sigma_min) && positive(self.sigma_max) && ordered))
             .then_some("sigma_min and sigma_max have to be positive, the one not above the other")
+    }
+
+    /// The same at fractional timesteps.
+    pub(super) fn problem_at_fractions(&self) -> Option<&'static str> {
+        if self.curve == Curve::LogSnr {
+            return Some("the curve `log_snr` belongs to `dpm_multistep`; take `exponential`, which is much the same");
+        }
+        self.problem()
     }
 
     /// `points` noise levels from `largest` to `smallest`, unless this range says otherwise.
@@ -88,7 +96,7 @@ fn line(start: f64, end: f64, points: usize) -> impl Iterator<Item = f64> {
     (0..points).map(move |i| if i > 0 && i + 1 == points { end } else { i as f64 * step + start })
 }
 
-/// The ratio of noise to picture at every training timestep, with `f32` precision as in diffusers.
+/// The ratio of noise to image at every training timestep, with `f32` precision as in diffusers.
 pub(super) struct Table {
     sigmas: Vec<f64>,
     logs: Vec<f64>,
@@ -144,9 +152,9 @@ fn single(x: f64) -> f64 {
 /// Fractional timesteps and noise levels of Euler's and Heun's methods; one level more than timesteps.
 ///
 /// The curves run between the levels of the spacing's own ends.
-pub(super) fn fractional(ground: &Ground<'_>, range: &SigmaRange) -> (Vec<f64>, Vec<f64>) {
-    let table = Table::new(ground.schedule);
-    let timesteps = ground.fractional_timesteps();
+pub(super) fn fractional(context: &ScheduleContext<'_>, range: &SigmaRange) -> (Vec<f64>, Vec<f64>) {
+    let table = Table::new(context.schedule);
+    let timesteps = context.fractional_timesteps();
     let sigmas: Vec<f64> = timesteps.iter().map(|&t| table.at(t)).collect();
     let last = match range.last {
         FinalSigma::Zero => 0.0,
@@ -155,31 +163,31 @@ pub(super) fn fractional(ground: &Ground<'_>, range: &SigmaRange) -> (Vec<f64>, 
     if range.curve == Curve::Timesteps {
         return (timesteps, closed(sigmas, last));
     }
-    let sigmas = range.levels(sigmas[0], sigmas[sigmas.len() - 1], ground.steps);
+    let sigmas = range.levels(sigmas[0], sigmas[sigmas.len() - 1], context.steps);
     let timesteps = sigmas.iter().map(|&sigma| single(table.timestep_of(sigma))).collect();
     (timesteps, closed(sigmas, last))
 }
 
-/// How the exponential integrators differ in their noise levels.
+/// The differences between the noise levels of the exponential integrators.
 pub(super) struct WholeTimesteps {
     /// The timesteps that the levels of [`Curve::Timesteps`] are those of.
     pub timesteps: Vec<usize>,
-    /// Whether the timesteps of Karras and logarithmic levels are rounded to the nearest one.
+    /// True: the timesteps of Karras and logarithmic levels are rounded to the nearest one.
     pub nearest: bool,
-    /// Whether the smallest level is the curve's own, not the schedule's.
+    /// True: the smallest level is the curve's own, not the schedule's.
     pub last_of_curve: bool,
 }
 
 impl WholeTimesteps {
     /// Whole timesteps and noise levels; one level more than timesteps. The curves run over the whole schedule.
-    pub fn visit(self, ground: &Ground<'_>, range: &SigmaRange) -> (Vec<f64>, Vec<f64>) {
-        let table = Table::new(ground.schedule);
+    pub fn visit(self, context: &ScheduleContext<'_>, range: &SigmaRange) -> (Vec<f64>, Vec<f64>) {
+        let table = Table::new(context.schedule);
         let timesteps: Vec<f64> = self.timesteps.iter().map(|&t| t as f64).collect();
         if range.curve == Curve::Timesteps {
             let sigmas = timesteps.iter().map(|&t| table.at(t)).collect();
             return (timesteps, closed(sigmas, self.last(range, table.sigmas[0])));
         }
-        let sigmas = self.curve_levels(ground, range, &table);
+        let sigmas = self.curve_levels(context, range, &table);
         let nearest = self.nearest && matches!(range.curve, Curve::Karras | Curve::LogSnr);
         let whole = |t: f64| if nearest { t.round_ties_even() } else { t.trunc() };
         let timesteps = sigmas.iter().map(|&sigma| whole(table.timestep_of(sigma))).collect();
@@ -187,13 +195,13 @@ impl WholeTimesteps {
         (timesteps, closed(sigmas, self.last(range, smallest)))
     }
 
-    fn curve_levels(&self, ground: &Ground<'_>, range: &SigmaRange, table: &Table) -> Vec<f64> {
+    fn curve_levels(&self, context: &ScheduleContext<'_>, range: &SigmaRange, table: &Table) -> Vec<f64> {
         if range.curve == Curve::LogSnr {
             let (last, first) = (table.logs[table.logs.len() - 1], table.logs[0]);
-            return line(0.0, 1.0, ground.steps).map(|at| (last + at * (first - last)).exp()).collect();
+            return line(0.0, 1.0, context.steps).map(|at| (last + at * (first - last)).exp()).collect();
         }
         let (largest, smallest) = table.ends();
-        range.levels(largest, smallest, ground.steps)
+        range.levels(largest, smallest, context.steps)
     }
 
     fn last(&self, range: &SigmaRange, smallest: f64) -> f64 {

@@ -1,9 +1,10 @@
-//! What the families have in common: one call after another, each from a latent to the next.
+//! The steps of the samplers: one call of the denoiser after another, each from a latent to the next.
 
+use crate::objective::Prediction;
 use burn::tensor::Tensor;
 
 /// One call of the denoiser, and what it said.
-pub(super) struct Moment<'a> {
+pub(super) struct StepInput<'a> {
     /// Number of the call.
     pub call: usize,
     /// The network's output.
@@ -17,12 +18,35 @@ pub(super) struct Moment<'a> {
 /// The running state of a sampler.
 pub(super) trait Solver {
     /// The next latent and the estimate of the clean one.
-    fn step(&mut self, moment: Moment<'_>) -> (Tensor<4>, Tensor<4>);
+    fn step(&mut self, input: StepInput<'_>) -> (Tensor<4>, Tensor<4>);
 }
 
 /// `a · x + b · y`.
 pub(super) fn combine(a: f64, x: Tensor<4>, b: f64, y: Tensor<4>) -> Tensor<4> {
     x.mul_scalar(a) + y.mul_scalar(b)
+}
+
+/// Clamps a clean estimate's absolute value.
+pub(super) fn clip(clean: Tensor<4>, limit: Option<f64>) -> Tensor<4> {
+    match limit {
+        Some(limit) => clean.clamp(-limit, limit),
+        None => clean,
+    }
+}
+
+/// The clean latent in `x = clean + sigma · noise`.
+pub(super) fn clean_estimate(prediction: Prediction, x: &Tensor<4>, output: Tensor<4>, sigma: f64) -> Tensor<4> {
+    let variance = sigma * sigma + 1.0;
+    match prediction {
+        Prediction::Epsilon => x.clone() - output.mul_scalar(sigma),
+        Prediction::V => output.mul_scalar(-sigma / variance.sqrt()) + x.clone().div_scalar(variance),
+        Prediction::Sample => output,
+    }
+}
+
+/// `dx / dsigma` (Karras et al. 2022, eq. 4).
+pub(super) fn slope(x: Tensor<4>, clean: Tensor<4>, sigma: f64) -> Tensor<4> {
+    (x - clean).div_scalar(sigma)
 }
 
 /// The last outputs of a multistep method, newest last.
@@ -45,7 +69,7 @@ impl History {
         }
     }
 
-    /// How many outputs there are.
+    /// Number of outputs.
     pub fn len(&self) -> usize {
         self.outputs.len()
     }
@@ -64,7 +88,7 @@ impl History {
 /// A noise level in the variables of the exponential integrators (Lu et al. 2022, eq. 3.4).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Level {
-    /// Weight of the picture.
+    /// Weight of the image.
     pub alpha: f64,
     /// Weight of the noise.
     pub sigma: f64,

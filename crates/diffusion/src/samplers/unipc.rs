@@ -1,10 +1,14 @@
-use super::config::{Family, SamplerConfig};
-use super::plan::{Ground, Plan};
+use super::diffusers::{SchedulerFields, read_curve, read_last, refuse_flow, refuse_thresholding};
+use super::settings::{SamplerSettings, Scheduler, SchedulerDefaults};
 use super::sigmas::WholeTimesteps;
-use super::solver::{History, Moment, Solver};
-use super::{Curve, FinalSigma, SamplerError, SigmaRange};
+use super::solver::{History, Solver, StepInput};
+use super::timetable::{ScheduleContext, Timetable};
+use super::{Curve, FinalSigma, SamplerConfig, SamplerError, SigmaRange};
+use crate::schedule::Spacing;
 use burn::tensor::Tensor;
+use calotype_core::Fields;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// Unified predictor-corrector (Zhao et al. 2023); diffusers' `UniPCMultistepScheduler`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,9 +18,9 @@ pub struct UniPc {
     pub order: usize,
     /// The function `B(h)`.
     pub step: UniPcStep,
-    /// Whether the clean estimate is integrated; otherwise the noise.
+    /// True: the clean estimate is integrated; otherwise the noise.
     pub predict_clean: bool,
-    /// Whether the last steps are of lower order.
+    /// True: the last steps are of lower order.
     pub lower_order_final: bool,
     /// Steps, from 0, whose outcome is not corrected after the next call.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -50,18 +54,36 @@ pub enum UniPcStep {
     Bh2,
 }
 
-impl Family for UniPc {
-    const NAME: &'static str = "unipc";
+impl Scheduler for UniPc {
+    const CLASS: &'static str = "UniPCMultistepScheduler";
+    const DEFAULTS: SchedulerDefaults = SchedulerDefaults::ddpm(Spacing::Linspace).rescaling();
 
-    fn solver<'a>(&'a self, config: &'a SamplerConfig, plan: &'a Plan) -> Box<dyn Solver + 'a> {
-        Box::new(UniPcSolver { settings: self, config, plan, history: History::new(self.order + 1), last: None })
+    fn read(fields: &mut Fields<'_>) -> Self {
+        refuse_thresholding(fields);
+        refuse_flow(fields);
+        fields.fixed("solver_p", &[json!(null)]);
+        fields.fixed("shift_terminal", &[json!(null)]);
+        Self {
+            order: fields.whole("solver_order", 2, 1..=3),
+            step: fields.get("solver_type", UniPcStep::default()),
+            predict_clean: fields.get("predict_x0", true),
+            lower_order_final: fields.get("lower_order_final", true),
+            uncorrected: fields.get("disable_corrector", Vec::new()),
+            sigmas: SigmaRange { last: read_last(fields), ..read_curve(fields) },
+        }
+    }
+}
+
+impl SamplerSettings for UniPc {
+    fn solver<'a>(&'a self, config: &'a SamplerConfig, timetable: &'a Timetable) -> Box<dyn Solver + 'a> {
+        Box::new(UniPcSolver { settings: self, config, timetable, history: History::new(self.order + 1), last: None })
     }
 
-    fn plan(&self, ground: &Ground<'_>) -> Result<Plan, SamplerError> {
-        let timesteps = ground.inner_timesteps(ground.config.spacing, ground.schedule.timesteps());
+    fn timetable(&self, context: &ScheduleContext<'_>) -> Result<Timetable, SamplerError> {
+        let timesteps = context.inner_timesteps(context.config.spacing, context.schedule.timesteps());
         let levels = WholeTimesteps { timesteps, nearest: true, last_of_curve: true };
-        let (timesteps, sigmas) = levels.visit(ground, &self.sigmas);
-        Ok(Plan::of_ratios(ground, timesteps, &sigmas))
+        let (timesteps, sigmas) = levels.visit(context, &self.sigmas);
+        Ok(Timetable::of_ratios(context, timesteps, &sigmas))
     }
 
     fn problem(&self, _config: &SamplerConfig) -> Option<&'static str> {
@@ -76,6 +98,21 @@ impl Family for UniPc {
         }
         self.sigmas.problem()
     }
+
+    fn write(&self, fields: &mut SchedulerFields) {
+        fields.put("solver_order", self.order);
+        fields.put("solver_type", self.step);
+        fields.put("predict_x0", self.predict_clean);
+        fields.put("lower_order_final", self.lower_order_final);
+        fields.put("disable_corrector", &self.uncorrected);
+        fields.put_curve(self.sigmas.curve);
+        fields.put_ends(&self.sigmas);
+        fields.put_last(self.sigmas.last);
+    }
+
+    fn curve_mut(&mut self) -> Option<&mut Curve> {
+        Some(&mut self.sigmas.curve)
+    }
 }
 
 /// The step that the next call corrects.
@@ -87,24 +124,24 @@ struct Last {
 struct UniPcSolver<'a> {
     settings: &'a UniPc,
     config: &'a SamplerConfig,
-    plan: &'a Plan,
+    timetable: &'a Timetable,
     history: History,
     last: Option<Last>,
 }
 
 impl Solver for UniPcSolver<'_> {
-    fn step(&mut self, moment: Moment<'_>) -> (Tensor<4>, Tensor<4>) {
-        let Moment { call, output, x, .. } = moment;
+    fn step(&mut self, input: StepInput<'_>) -> (Tensor<4>, Tensor<4>) {
+        let StepInput { call, output, x, .. } = input;
         let settings = self.settings;
-        let estimate = self.config.prediction.estimate_at(self.plan.levels[call], x.clone(), output);
+        let estimate = self.config.prediction.estimate_at(self.timetable.levels[call], x.clone(), output);
         self.history.push(if settings.predict_clean { estimate.clean.clone() } else { estimate.noise });
         let x = match self.last.take() {
             Some(last) if !settings.uncorrected.contains(&(call - 1)) => self.correct(call, last),
             _ => x,
         };
-        let left = self.plan.timesteps.len() - call;
+        let left = self.timetable.timesteps.len() - call;
         // To no noise, the quotients of higher orders are not defined.
-        let to_zero = self.plan.levels[call + 1][1] == 0.0;
+        let to_zero = self.timetable.levels[call + 1][1] == 0.0;
         let most = if to_zero {
             1
         } else if settings.lower_order_final {
@@ -134,9 +171,9 @@ struct Parts {
 impl UniPcSolver<'_> {
     /// The parts of a step of `order` from call `from` to the next one.
     fn parts(&self, from: usize, order: usize) -> Parts {
-        let (start, end) = (self.plan.level(from), self.plan.level(from + 1));
+        let (start, end) = (self.timetable.level(from), self.timetable.level(from + 1));
         let h = end.lambda - start.lambda;
-        let place = |i: usize| (self.plan.level(from - i).lambda - start.lambda) / h;
+        let place = |i: usize| (self.timetable.level(from - i).lambda - start.lambda) / h;
         let (latent, scale, hh) = match self.settings.predict_clean {
             true => (end.sigma / start.sigma, end.alpha, -h),
             false => (end.alpha / start.alpha, end.sigma, h),

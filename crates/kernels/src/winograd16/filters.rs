@@ -4,10 +4,12 @@ use half::bf16;
 
 use super::{PLACES, TAPS, Vector, both_axes};
 use crate::element::Element;
+use crate::product16::PackedRight;
 use crate::scratch::{Line, with_scratch};
 use crate::simd::{Avx512Bf16, Simd};
 use crate::threads::{SharedMut, for_chunks};
-use crate::tile16::{Kernel16, WIDTH, transpose_rounded};
+use crate::tile16::{Kernel16, WIDTH, interleave_rounded, split_pairs, transpose_rounded};
+use std::ops::Range;
 
 /// Transformed filters: `[panel, place, channels / 2, WIDTH, 2]`, a panel being [`WIDTH`] outputs.
 pub struct Filters {
@@ -88,6 +90,60 @@ pub(super) fn transform_filters<W: Element>(token: Avx512Bf16, w: &[W], channels
             || transform_panel::<false, W>(token, w, channels, to),
         );
     });
+}
+
+/// Transforms the filters of some panels from weights that are packed for products, `[outputs, 3, 3, channels]`; all sizes are multiples of
+/// [`WIDTH`].
+pub(super) fn transform_packed(
+    token: Avx512Bf16,
+    w: &PackedRight,
+    channels: usize,
+    panels: Range<usize>,
+    to: &mut [bf16],
+) {
+    let len = PLACES * WIDTH * channels;
+    for_chunks(&mut to[..panels.len() * len], len, |i, to| {
+        token.run(
+            #[inline(always)]
+            || transform_packed_panel(token, w, channels, panels.start + i, to),
+        );
+    });
+}
+
+/// [`transform_panel`] of weights that are packed for products, in which pairs of channels of 16 outputs lie side by side already.
+#[inline(always)]
+fn transform_packed_panel(s: Avx512Bf16, w: &PackedRight, channels: usize, panel: usize, to: &mut [bf16]) {
+    let mut even = [Line([0.0; 16]); PLACES];
+    for c in (0..channels).step_by(32) {
+        let mut taps = [w.block(panel, c); TAPS];
+        for (tap, block) in taps.iter_mut().enumerate().skip(1) {
+            *block = w.block(panel, tap * channels + c);
+        }
+        // 16 pairs of channels, the first and the other outputs of each.
+        for part in 0..2 * WIDTH / 2 {
+            let places = both_axes(
+                s,
+                #[inline(always)]
+                |y, x| split_pairs(s, &taps[3 * y + x][32 * part..])[0],
+                #[inline(always)]
+                |g| filter_axis(s, g),
+            );
+            for (even, &value) in even.iter_mut().zip(places.as_flattened()) {
+                s.store(value, &mut even.0);
+            }
+            let places = both_axes(
+                s,
+                #[inline(always)]
+                |y, x| split_pairs(s, &taps[3 * y + x][32 * part..])[1],
+                #[inline(always)]
+                |g| filter_axis(s, g),
+            );
+            for (place, (even, &odd)) in even.iter().zip(places.as_flattened()).enumerate() {
+                let to = &mut to[(place * channels + c) * WIDTH + 32 * part..][..32];
+                interleave_rounded(s, s.load(&even.0), odd, to);
+            }
+        }
+    }
 }
 
 /// Transforms the filters of [`WIDTH`] outputs. For `PAST_CACHE` see [`transpose_rounded`].

@@ -3,12 +3,15 @@
 use half::bf16;
 use std::ops::Range;
 
-use super::filters::transform_filters;
-use super::{Cut, Filters, GROUPS, MOST_PIXELS, PLACES, Products, Right, Tiles, Vector, both_axes, transform_pixels};
+use super::filters::{transform_filters, transform_packed};
+use super::{
+    Cut, Filters, GROUPS, MOST_FILTERS, MOST_PIXELS, PLACES, Products, Right, Tiles, Vector, both_axes, suits,
+    transform_pixels,
+};
 use crate::conv::Conv2dShape;
 use crate::element::Element;
 use crate::product::Output;
-use crate::product16::with_half_scratch;
+use crate::product16::{PackedRight, with_half_scratch};
 use crate::scratch::Line;
 use crate::simd::{Avx512Bf16, Simd};
 use crate::threads::for_chunks;
@@ -31,6 +34,21 @@ pub fn convolve<T: Element>(pass: Pass, shape: &Conv2dShape, x: &[bf16], w: &Fil
     Convolution::new(w.token, pass, shape, x, w.halves(), out).all();
 }
 
+/// A pass on weights that are packed for products, with the same bits. Filters are transformed a few at a time: they take 16/9 of the memory,
+/// and are read again from the caches.
+pub fn convolve_packed<T: Element>(pass: Pass, shape: &Conv2dShape, x: &[bf16], w: &PackedRight, out: &Output<T>) {
+    let Some(token) = suits(shape) else { unreachable!("the shape was said to suit") };
+    let (channels, outputs) = (shape.in_channels, shape.out_channels);
+    let few = PLACES * channels * outputs <= MOST_FILTERS;
+    if let (Pass::Forward, false) = (pass, few) {
+        return Convolution::of(token, shape, x, Filtering::Packed(w), out).all();
+    }
+    with_half_scratch(PLACES * channels * outputs, |filters| {
+        transform_packed(token, w, channels, 0..outputs / WIDTH, filters);
+        Convolution::new(token, pass, shape, x, filters, out).all();
+    });
+}
+
 /// A pass on filters as they are, with the same bits.
 pub fn convolve_plain<T: Element, W: Element>(
     token: Avx512Bf16,
@@ -46,11 +64,19 @@ pub fn convolve_plain<T: Element, W: Element>(
     });
 }
 
+/// The filters of a convolution.
+enum Filtering<'a> {
+    /// Transformed.
+    Ready(Right<'a>),
+    /// Packed for products, for a forward pass.
+    Packed(&'a PackedRight),
+}
+
 /// One convolution.
 struct Convolution<'a, T> {
     token: Avx512Bf16,
     x: &'a [bf16],
-    right: Right<'a>,
+    filters: Filtering<'a>,
     out: &'a Output<'a, T>,
     tiles: Tiles,
     channels: usize,
@@ -66,11 +92,28 @@ impl<'a, T: Element> Convolution<'a, T> {
         filters: &'a [bf16],
         out: &'a Output<'a, T>,
     ) -> Self {
-        let (channels, outputs, right) = match pass {
-            Pass::Forward => (shape.in_channels, shape.out_channels, Right::Panels(filters)),
-            Pass::BackwardInput => (shape.out_channels, shape.in_channels, Right::Turned(filters, shape.in_channels)),
-        };
-        Self { token, x, right, out, tiles: Tiles::new(shape), channels, outputs }
+        let forward = Self::of(token, shape, x, Filtering::Ready(Right::Panels(filters)), out);
+        match pass {
+            Pass::Forward => forward,
+            Pass::BackwardInput => Self {
+                filters: Filtering::Ready(Right::Turned(filters, shape.in_channels)),
+                channels: shape.out_channels,
+                outputs: shape.in_channels,
+                ..forward
+            },
+        }
+    }
+
+    /// A forward pass.
+    fn of(
+        token: Avx512Bf16,
+        shape: &Conv2dShape,
+        x: &'a [bf16],
+        filters: Filtering<'a>,
+        out: &'a Output<'a, T>,
+    ) -> Self {
+        let (channels, outputs) = (shape.in_channels, shape.out_channels);
+        Self { token, x, filters, out, tiles: Tiles::new(shape), channels, outputs }
     }
 
     fn all(&self) {
@@ -89,12 +132,34 @@ impl<'a, T: Element> Convolution<'a, T> {
                         || self.transform_group(&cut, first + i * cut.rows, &outside, to),
                     );
                 });
-                let panels = self.outputs / WIDTH;
-                let products = Products { token: self.token, cut, left: pixels, right: self.right, panels };
-                products.all(
-                    #[inline(always)]
-                    |rows, panel, sums, size| self.store(first + rows.start..first + rows.end, panel, sums, size),
-                );
+                self.multiply(cut, first, pixels);
+            }
+        });
+    }
+
+    /// Outputs of the tiles from `first` on from their transformed pixels.
+    fn multiply(&self, cut: Cut, first: usize, pixels: &[bf16]) {
+        let products = |right: Right, panels: Range<usize>| {
+            let products = Products { token: self.token, cut, left: pixels, right, panels: panels.len() };
+            products.all(
+                #[inline(always)]
+                |rows, panel, sums, size| {
+                    self.store(first + rows.start..first + rows.end, panels.start + panel, sums, size)
+                },
+            );
+        };
+        let panels = self.outputs / WIDTH;
+        let w = match self.filters {
+            Filtering::Ready(right) => return products(right, 0..panels),
+            Filtering::Packed(w) => w,
+        };
+        let len = PLACES * WIDTH * self.channels;
+        let most = (MOST_FILTERS / len).max(1);
+        with_half_scratch(most.min(panels) * len, |filters| {
+            for begin in (0..panels).step_by(most) {
+                let some = begin..(begin + most).min(panels);
+                transform_packed(self.token, w, self.channels, some.clone(), filters);
+                products(Right::Panels(filters), some);
             }
         });
     }

@@ -1,7 +1,10 @@
 //! The byte-pair tokenizer of CLIP, exact against open_clip and transformers.
 
 mod cleaning;
+mod files;
 mod vocabulary;
+
+pub use files::{TokenizerExportError, clip_files};
 
 use regex::Regex;
 use serde::de::DeserializeOwned;
@@ -93,6 +96,12 @@ pub enum TokenizerError {
         path: PathBuf,
         /// Where and why.
         source: serde_json::Error,
+    },
+    /// A folder without a vocabulary.
+    #[error("{}: there is neither vocab.json with merges.txt nor tokenizer.json", path.display())]
+    NoVocabulary {
+        /// The folder.
+        path: PathBuf,
     },
     /// The vocabulary lacks a token that every CLIP vocabulary has.
     #[error("{}: there is no token {token:?}; is this the vocabulary of a CLIP tokenizer?", path.display())]
@@ -205,19 +214,47 @@ impl ClipTokenizer {
         context_length: usize,
         options: TokenizerOptions,
     ) -> Result<Self, TokenizerError> {
-        Ok(Self { vocabulary: Vocabulary::read(vocab, merges)?, options, context_length })
+        let vocabulary = Vocabulary::parse((vocab, &read(vocab)?), (merges, &read(merges)?))?;
+        Ok(Self { vocabulary, options, context_length })
     }
 
-    /// The tokenizer of a checkpoint in diffusers' layout (`tokenizer/`, `tokenizer_2/`): vocabulary, merges, and from
+    /// The tokenizer of a checkpoint in diffusers' layout (`tokenizer/`, `tokenizer_2/`): vocabulary and merges (of
+    /// `vocab.json` and `merges.txt`, or of `tokenizer.json`), and from
     /// `tokenizer_config.json` and `special_tokens_map.json`, as far as they are there, padding and context length
     /// (else 77). Cleaning is transformers'.
     ///
     /// # Errors
     /// A file cannot be read or is not what its name says; the padding is not one of CLIP's.
     pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
-        let settings = FolderSettings::read(folder)?;
+        let text = |name: &str| folder.join(name).exists().then(|| read(&folder.join(name))).transpose();
+        let texts = TokenizerTexts::NAMES.map(text);
+        let [vocab, merges, tokenizer, config, special_tokens] = texts;
+        Self::from_texts(&TokenizerTexts {
+            folder: folder.to_owned(),
+            vocab: vocab?.as_deref(),
+            merges: merges?.as_deref(),
+            tokenizer: tokenizer?.as_deref(),
+            config: config?.as_deref(),
+            special_tokens: special_tokens?.as_deref(),
+        })
+    }
+
+    /// As [`from_folder`](Self::from_folder), of files that are in memory.
+    ///
+    /// # Errors
+    /// A text is not what its file's name says; the padding is not one of CLIP's.
+    pub fn from_texts(texts: &TokenizerTexts<'_>) -> Result<Self, TokenizerError> {
+        let settings = FolderSettings::read(texts)?;
         let options = TokenizerOptions { padding: settings.padding, cleaning: Cleaning::Transformers };
-        Self::from_files(&folder.join("vocab.json"), &folder.join("merges.txt"), settings.context_length, options)
+        let at = |name: &str| texts.folder.join(name);
+        let vocabulary = match (texts.vocab, texts.merges, texts.tokenizer) {
+            (Some(vocab), Some(merges), _) => {
+                Vocabulary::parse((&at("vocab.json"), vocab), (&at("merges.txt"), merges))?
+            }
+            (_, _, Some(tokenizer)) => Vocabulary::parse_tokenizer(&at("tokenizer.json"), tokenizer)?,
+            _ => return Err(TokenizerError::NoVocabulary { path: texts.folder.clone() }),
+        };
+        Ok(Self { vocabulary, options, context_length: settings.context_length })
     }
 
     /// Ids in every row.
@@ -360,18 +397,49 @@ fn transformers_words(text: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// What a tokenizer's folder says beside its vocabulary.
+/// Name of the file with a tokenizer's settings.
+const CONFIG: &str = "tokenizer_config.json";
+/// Name of the file with a tokenizer's special tokens.
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+
+/// The texts of a tokenizer's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenizerTexts<'a> {
+    /// The folder that messages name.
+    pub folder: PathBuf,
+    /// `vocab.json`, if it is there.
+    pub vocab: Option<&'a str>,
+    /// `merges.txt`, if it is there.
+    pub merges: Option<&'a str>,
+    /// `tokenizer.json`, which transformers writes from version 5 on, if it is there; used where one of the two above is
+    /// missing.
+    pub tokenizer: Option<&'a str>,
+    /// `tokenizer_config.json`, if it is there.
+    pub config: Option<&'a str>,
+    /// `special_tokens_map.json`, if it is there.
+    pub special_tokens: Option<&'a str>,
+}
+
+impl TokenizerTexts<'_> {
+    /// The files' names, in the order of the fields.
+    pub const NAMES: [&'static str; 5] = ["vocab.json", "merges.txt", "tokenizer.json", CONFIG, SPECIAL_TOKENS];
+}
+
+/// Settings in a tokenizer's files, beside its vocabulary.
 struct FolderSettings {
     padding: Padding,
     context_length: usize,
 }
 
 impl FolderSettings {
-    fn read(folder: &Path) -> Result<Self, TokenizerError> {
-        let config_path = folder.join("tokenizer_config.json");
-        let config: serde_json::Value = read_json_if_there(&config_path)?;
-        let map_path = folder.join("special_tokens_map.json");
-        let map: serde_json::Value = read_json_if_there(&map_path)?;
+    fn read(texts: &TokenizerTexts<'_>) -> Result<Self, TokenizerError> {
+        let json = |path: &Path, text: Option<&str>| match text {
+            Some(text) => parse_json::<serde_json::Value>(path, text),
+            None => Ok(serde_json::Value::Null),
+        };
+        let (config_path, map_path) = (texts.folder.join(CONFIG), texts.folder.join(SPECIAL_TOKENS));
+        let config = json(&config_path, texts.config)?;
+        let map = json(&map_path, texts.special_tokens)?;
         // transformers lets the map decide, unless the configuration lists the added tokens itself.
         let listed = config.get("added_tokens_decoder").is_some();
         let (path, token) = match (pad_token(&map), pad_token(&config)) {
@@ -404,12 +472,8 @@ fn read(path: &Path) -> Result<String, TokenizerError> {
     std::fs::read_to_string(path).map_err(|source| TokenizerError::Read { path: path.into(), source })
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TokenizerError> {
-    serde_json::from_str(&read(path)?).map_err(|source| TokenizerError::Json { path: path.into(), source })
-}
-
-fn read_json_if_there(path: &Path) -> Result<serde_json::Value, TokenizerError> {
-    if path.exists() { read_json(path) } else { Ok(serde_json::Value::Null) }
+fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, TokenizerError> {
+    serde_json::from_str(text).map_err(|source| TokenizerError::Json { path: path.into(), source })
 }
 
 #[cfg(test)]

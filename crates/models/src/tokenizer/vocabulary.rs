@@ -40,22 +40,77 @@ impl Vocabulary {
             inner[byte as usize] = id as i32;
             last[byte as usize] = id as i32 + 256;
         }
-        let (pairs, _) = CLIP_MERGES.as_chunks::<4>();
-        let merges = pairs.iter().enumerate().map(|(rank, &[a, b, c, d])| {
-            let pair = (u16::from_le_bytes([a, b]) as i32, u16::from_le_bytes([c, d]) as i32);
-            (pair, (rank as u32, rank as i32 + 512))
-        });
-        let start = 512 + pairs.len() as i32;
-        Self { inner, last, merges: merges.collect(), start, end: start + 1 }
+        let merges = Self::clip_merges().enumerate();
+        let merges: Merges =
+            merges.map(|(rank, [a, b])| ((a as i32, b as i32), (rank as u32, rank as i32 + 512))).collect();
+        let start = 512 + merges.len() as i32;
+        Self { inner, last, merges, start, end: start + 1 }
     }
 
-    /// A vocabulary in transformers' files: `vocab.json` (token to id) and `merges.txt` (two tokens a line).
-    pub fn read(vocab_path: &Path, merges_path: &Path) -> Result<Self, TokenizerError> {
-        let ids: HashMap<String, i32> = super::read_json(vocab_path)?;
+    /// All tokens of CLIP's own vocabulary by their ids, as vocabulary files spell them.
+    pub fn clip_tokens() -> Vec<String> {
+        let bytes = byte_symbols();
+        let inner = bytes.iter().map(|(_, symbol)| symbol.to_string());
+        let last = bytes.iter().map(|(_, symbol)| format!("{symbol}{END_OF_WORD}"));
+        let mut tokens: Vec<String> = inner.chain(last).collect();
+        for [a, b] in Self::clip_merges() {
+            tokens.push(format!("{}{}", tokens[a], tokens[b]));
+        }
+        tokens.extend([super::START.to_owned(), super::END.to_owned()]);
+        tokens
+    }
+
+    /// The merges of CLIP's own vocabulary in their order, as ids.
+    pub fn clip_merges() -> impl Iterator<Item = [usize; 2]> {
+        let (pairs, _) = CLIP_MERGES.as_chunks::<4>();
+        let id = |bytes| usize::from(u16::from_le_bytes(bytes));
+        pairs.iter().map(move |&[a, b, c, d]| [id([a, b]), id([c, d])])
+    }
+
+    /// A vocabulary in the texts of transformers' files, each with the path that messages name: `vocab.json` (token to
+    /// id) and `merges.txt` (two tokens a line).
+    pub fn parse(
+        (vocab_path, vocab): (&Path, &str),
+        (merges_path, merges): (&Path, &str),
+    ) -> Result<Self, TokenizerError> {
+        let ids: HashMap<String, i32> = super::parse_json(vocab_path, vocab)?;
+        // A vocabulary that is not CLIP's is said before its merges are.
+        let without = Self::of(vocab_path, &ids, Merges::new())?;
+        Ok(Self { merges: parse_merges(merges_path, merges, &ids)?, ..without })
+    }
+
+    /// The vocabulary and merges in the text of a `tokenizer.json`.
+    pub fn parse_tokenizer(path: &Path, text: &str) -> Result<Self, TokenizerError> {
+        #[derive(serde::Deserialize)]
+        struct File {
+            model: Model,
+        }
+        #[derive(serde::Deserialize)]
+        struct Model {
+            vocab: HashMap<String, i32>,
+            merges: Vec<Pair>,
+        }
+        /// A list of two tokens, or, in older files, both in one text.
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Pair {
+            Tokens([String; 2]),
+            Line(String),
+        }
+        let File { model: Model { vocab, merges } } = super::parse_json(path, text)?;
+        let lines = merges.into_iter().map(|pair| match pair {
+            Pair::Tokens([a, b]) => format!("{a} {b}"),
+            Pair::Line(line) => line,
+        });
+        let merges = parse_merges(path, &lines.collect::<Vec<_>>().join("\n"), &vocab)?;
+        Self::of(path, &vocab, merges)
+    }
+
+    fn of(path: &Path, ids: &HashMap<String, i32>, merges: Merges) -> Result<Self, TokenizerError> {
         let special = |token: &str| {
             ids.get(token)
                 .copied()
-                .ok_or_else(|| TokenizerError::MissingToken { path: vocab_path.into(), token: token.into() })
+                .ok_or_else(|| TokenizerError::MissingToken { path: path.into(), token: token.into() })
         };
         let (start, end) = (special(super::START)?, special(super::END)?);
         // Bytes that the vocabulary lacks are unknown tokens, for which transformers' CLIP takes the end of text.
@@ -64,7 +119,6 @@ impl Vocabulary {
             inner[byte as usize] = ids.get(&symbol.to_string()).copied().unwrap_or(end);
             last[byte as usize] = ids.get(&format!("{symbol}{END_OF_WORD}")).copied().unwrap_or(end);
         }
-        let merges = read_merges(merges_path, &ids)?;
         Ok(Self { inner, last, merges, start, end })
     }
 
@@ -119,8 +173,7 @@ fn byte_symbols() -> Vec<(u8, char)> {
     printing.chain(others).collect()
 }
 
-fn read_merges(path: &Path, ids: &HashMap<String, i32>) -> Result<Merges, TokenizerError> {
-    let text = super::read(path)?;
+fn parse_merges(path: &Path, text: &str, ids: &HashMap<String, i32>) -> Result<Merges, TokenizerError> {
     let mut merges = HashMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with("#version"))
     {

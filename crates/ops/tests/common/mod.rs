@@ -4,7 +4,7 @@
 pub mod cases;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use calotype_kernels::{Purpose, Stream};
+use calotype_core::{Purpose, Stream};
 use calotype_ops::force_portable;
 use half::bf16;
 use std::any::Any;

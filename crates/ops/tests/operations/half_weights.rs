@@ -3,7 +3,7 @@
 
 use crate::common::{Body, dtypes, from_vec, not_run, subject, to_vec};
 use burn::tensor::{DType, Device, Tensor};
-use calotype_kernels::{Purpose, Stream};
+use calotype_core::{Purpose, Stream};
 use calotype_ops::packed::bypassed;
 use calotype_ops::{Conv2dGeometry, conv2d, force_portable, linear, linear_geglu};
 

@@ -3,7 +3,7 @@
 use crate::common::{Body, equal_bits, from_vec, subject, to_vec};
 use burn::backend::flex::Flex;
 use burn::tensor::{DType, Tensor};
-use calotype_kernels::{Purpose, Stream};
+use calotype_core::{Purpose, Stream};
 use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, backward_stepping, count_uses};
 use calotype_ops::linear;
 

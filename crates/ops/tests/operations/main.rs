@@ -11,4 +11,5 @@ mod half_weights;
 mod in_backward;
 mod optimizer;
 mod packed_training;
+mod packed_weights;
 mod tracking;

@@ -2,8 +2,11 @@
 
 use crate::common::{Body, Report, excess, from_vec, oracle, subject, to_vec};
 use burn::tensor::{DType, Device, Tensor};
-use calotype_kernels::{Purpose, Stream};
-use calotype_ops::{AdamW, Pace, Trained, adamw_step, ema_step, optimizer_step, optimizer_steps, sum_of_squares};
+use calotype_core::{Purpose, Stream};
+use calotype_ops::{
+    AdamW, ParameterState, Sgd, StepParams, Update, adamw_step, ema_step, optimizer_step, optimizer_steps,
+    sum_of_squares,
+};
 
 const STEPS: u64 = 10;
 
@@ -146,29 +149,85 @@ fn sums_of_squares() {
     report.finish();
 }
 
+fn sgd_hypers() -> [Sgd; 4] {
+    let plain = Sgd { lr: 1e-2, ..Sgd::default() };
+    let heavy = Sgd { momentum: 0.9, weight_decay: 0.1, ..plain };
+    [plain, heavy, Sgd { dampening: 0.3, ..heavy }, Sgd { nesterov: true, ..heavy }]
+}
+
+/// Parameter and momentum after ten steps, as a body computes them.
+fn sgd_by(body: Body, n: usize, hyper: Sgd, gradient_scale: f32) -> Vec<Vec<f32>> {
+    let device = body.device();
+    let tensor = |index| from_vec(&normals(n, index), DType::F32, &device);
+    let update = Update::Sgd(hyper);
+    let moments = vec![Tensor::zeros([n], &device); update.moments()];
+    let mut state = ParameterState { parameter: tensor(0), moments, average: None };
+    for step in 1..=STEPS {
+        let params = StepParams { update, step, gradient_scale, ema_decay: 1.0 };
+        state = body.run(|| optimizer_step(state, tensor(step), &params));
+    }
+    std::iter::once(state.parameter).chain(state.moments).map(to_vec).collect()
+}
+
+/// The same from the algorithm in PyTorch's documentation, in f64.
+fn sgd_in_f64(n: usize, hyper: Sgd, gradient_scale: f32) -> Vec<Vec<f32>> {
+    let [lr, momentum, dampening, decay] =
+        [hyper.lr, hyper.momentum, hyper.dampening, hyper.weight_decay].map(f64::from);
+    let mut p: Vec<f64> = normals(n, 0).into_iter().map(f64::from).collect();
+    let mut b = vec![0.0f64; n];
+    for step in 1..=STEPS {
+        for (i, g) in normals(n, step).into_iter().enumerate() {
+            let g = f64::from(g) * f64::from(gradient_scale) + decay * p[i];
+            b[i] = if step == 1 { g } else { momentum * b[i] + (1.0 - dampening) * g };
+            let along = if hyper.nesterov { g + momentum * b[i] } else { b[i] };
+            p[i] -= lr * if momentum == 0.0 { g } else { along };
+        }
+    }
+    let kept = if momentum == 0.0 { vec![p] } else { vec![p, b] };
+    kept.into_iter().map(|values| values.into_iter().map(|value| value as f32).collect()).collect()
+}
+
+#[test]
+fn sgd_over_ten_steps() {
+    let mut report = Report::default();
+    for (n, hyper) in [1usize, 17, 39_389].into_iter().flat_map(|n| sgd_hypers().map(|hyper| (n, hyper))) {
+        for scale in [1.0, 0.37] {
+            let got = sgd_by(subject(), n, hyper, scale);
+            let name = format!("{n} elements, {hyper:?}, gradients times {scale}");
+            report
+                .check(&format!("{name} against {:?}", oracle()), || compare(&got, &sgd_by(oracle(), n, hyper, scale)));
+            report.check(&format!("{name} against f64"), || compare(&got, &sgd_in_f64(n, hyper, scale)));
+        }
+    }
+    report.finish();
+}
+
 /// Many parameters in one pass get the bits that each gets alone; with and without an average.
 #[test]
 fn many_parameters_step_as_each_alone() {
-    let device = subject().device();
-    let pace = Pace { hyper: adamw_hypers()[1], step: 3, gradient_scale: 0.37, ema_decay: 0.9 };
-    let state = |(i, n): (usize, usize)| {
-        let at = |index| from_vec(&normals(n, 10 * i as u64 + index), DType::F32, &device);
-        let average = (i % 2 == 0).then(|| at(3));
-        let state = Trained { parameter: at(0), first_moment: at(1), second_moment: at(2).abs(), average };
-        (state, at(4))
-    };
-    let bits = |new: Trained<1>| {
-        let all = [Some(new.parameter), Some(new.first_moment), Some(new.second_moment), new.average];
-        all.into_iter().flatten().flat_map(to_vec).map(f32::to_bits).collect::<Vec<_>>()
-    };
-    let states = || [1, 3, 7, 16_385, 17, 40_000, 5_000].into_iter().enumerate().map(state);
-    let together: Vec<_> = optimizer_steps(states().collect(), &pace).into_iter().map(bits).collect();
-    let alone: Vec<_> = states().map(|(state, gradient)| bits(optimizer_step(state, gradient, &pace))).collect();
-    assert!(together == alone);
-    assert!(optimizer_steps(Vec::new(), &pace).is_empty());
-    let gradients: Vec<_> = states().map(|(_, gradient)| gradient).collect();
-    let each: Vec<_> = gradients.iter().map(sum_of_squares).collect();
-    assert_eq!(calotype_ops::sums_of_squares(&gradients), each);
+    let updates = [Update::AdamW(adamw_hypers()[1]), Update::Sgd(sgd_hypers()[0]), Update::Sgd(sgd_hypers()[3])];
+    for update in updates {
+        let device = subject().device();
+        let params = StepParams { update, step: 3, gradient_scale: 0.37, ema_decay: 0.9 };
+        let state = |(i, n): (usize, usize)| {
+            let at = |index| from_vec(&normals(n, 10 * i as u64 + index), DType::F32, &device);
+            let average = (i % 2 == 0).then(|| at(3));
+            let moments = (1..).take(update.moments()).map(|index| at(index).abs()).collect();
+            (ParameterState { parameter: at(0), moments, average }, at(4))
+        };
+        let bits = |new: ParameterState<1>| {
+            let all = std::iter::once(new.parameter).chain(new.moments).chain(new.average);
+            all.flat_map(to_vec).map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let states = || [1, 3, 7, 16_385, 17, 40_000, 5_000].into_iter().enumerate().map(state);
+        let together: Vec<_> = optimizer_steps(states().collect(), &params).into_iter().map(bits).collect();
+        let alone: Vec<_> = states().map(|(state, gradient)| bits(optimizer_step(state, gradient, &params))).collect();
+        assert!(together == alone, "{update:?}");
+        assert!(optimizer_steps(Vec::new(), &params).is_empty());
+        let gradients: Vec<_> = states().map(|(_, gradient)| gradient).collect();
+        let each: Vec<_> = gradients.iter().map(sum_of_squares).collect();
+        assert_eq!(calotype_ops::sums_of_squares(&gradients), each);
+    }
 }
 
 /// Whether a handle held elsewhere still has its numbers after `step`, which gets clones of all four tensors.
@@ -223,6 +282,52 @@ fn steps_of_views() {
             let got = to_vec(ema_step(view(whole(0)), view(whole(1)), 0.9));
             excess(&got, &to_vec(ema_step(copied(0), copied(1), 0.9)), tolerance(), 0.0)
         });
+    }
+    report.finish();
+}
+
+/// Parameters after 20 steps of `torch.optim`, made by `tests/golden/make_optimizers.py`.
+#[test]
+fn twenty_steps_of_torch() {
+    const GOLDEN: &str = include_str!("../golden/optimizers.txt");
+    let adamw = AdamW { lr: 1e-2, ..AdamW::default() };
+    let sgd = Sgd { lr: 1e-2, ..Sgd::default() };
+    let cases = [
+        ("adamw", Update::AdamW(adamw)),
+        ("adamw_other", Update::AdamW(AdamW { beta1: 0.5, beta2: 0.95, eps: 1e-6, weight_decay: 0.3, ..adamw })),
+        ("sgd", Update::Sgd(sgd)),
+        ("sgd_decay", Update::Sgd(Sgd { weight_decay: 0.1, ..sgd })),
+        ("sgd_momentum", Update::Sgd(Sgd { momentum: 0.9, weight_decay: 0.1, ..sgd })),
+        ("sgd_dampening", Update::Sgd(Sgd { momentum: 0.9, dampening: 0.3, ..sgd })),
+        ("sgd_nesterov", Update::Sgd(Sgd { momentum: 0.9, weight_decay: 0.1, nesterov: true, ..sgd })),
+    ];
+    let golden: Vec<(&str, Vec<f32>)> = GOLDEN
+        .lines()
+        .map(|line| {
+            let (name, bits) = line.split_once(' ').expect("a name and numbers");
+            let value = |bits| f32::from_bits(u32::from_str_radix(bits, 16).expect("eight hexadecimal digits"));
+            (name, bits.split(' ').map(value).collect())
+        })
+        .collect();
+    assert_eq!(golden.len(), cases.len());
+    let mut report = Report::default();
+    for body in [subject(), oracle()] {
+        for ((name, update), (golden_name, want)) in cases.iter().zip(&golden) {
+            assert_eq!(name, golden_name);
+            let (n, device) = (want.len(), body.device());
+            let fractions = |step: usize| {
+                let values: Vec<f32> = (0..n).map(|i| ((i * 37 + step * 101) % 257) as f32 / 128.0 - 1.0).collect();
+                from_vec(&values, DType::F32, &device)
+            };
+            let moments = vec![Tensor::zeros([n], &device); update.moments()];
+            let mut state = ParameterState { parameter: fractions(0), moments, average: None };
+            for step in 1..=20 {
+                let params = StepParams { update: *update, step: step as u64, gradient_scale: 1.0, ema_decay: 1.0 };
+                state = body.run(|| optimizer_step(state, fractions(step), &params));
+            }
+            let got = to_vec(state.parameter);
+            report.check(&format!("{name}, {body:?}"), || excess(&got, want, tolerance(), 0.0));
+        }
     }
     report.finish();
 }

@@ -2,9 +2,12 @@
 
 use crate::common::{Body, from_vec, not_run, subject, to_vec};
 use burn::tensor::{DType, Device, Tensor};
-use calotype_kernels::{AdamW, Purpose, Stream};
+use calotype_core::{Purpose, Stream};
+use calotype_kernels::AdamW;
 use calotype_ops::packed::lean;
-use calotype_ops::{Conv2dGeometry, Pace, Trained, conv2d, linear, mean_squared_error, optimizer_steps};
+use calotype_ops::{
+    Conv2dGeometry, ParameterState, StepParams, Update, conv2d, linear, mean_squared_error, optimizer_steps,
+};
 
 fn noise(len: usize, index: u64, dtype: DType, device: &Device) -> Tensor<1> {
     let mut values = vec![0f32; len];
@@ -18,10 +21,9 @@ const LINEAR: [usize; 2] = [96, 64];
 /// Three steps; the loss, the gradient of the input and the weights after each of them.
 fn train(device: &Device) -> Vec<Vec<f32>> {
     let plain = subject().device();
-    let state = |len: usize, index| Trained {
+    let state = |len: usize, index| ParameterState {
         parameter: noise(len, index, DType::F32, &plain),
-        first_moment: Tensor::zeros([len], &plain),
-        second_moment: Tensor::zeros([len], &plain),
+        moments: vec![Tensor::zeros([len], &plain); 2],
         average: Some(noise(len, index, DType::F32, &plain)),
     };
     let mut states = vec![state(CONV.iter().product(), 0), state(LINEAR.iter().product(), 1)];
@@ -46,8 +48,9 @@ fn train(device: &Device) -> Vec<Vec<f32>> {
         all.push(to_vec(x.grad_remove(&mut gradients).expect("the input's gradient")));
         let [g0, g1] = [&conv, &projection].map(|w| w.grad_remove(&mut gradients).expect("a weight's gradient"));
         drop((conv, projection));
-        let pace = Pace { hyper: AdamW::default(), step, gradient_scale: 1.0, ema_decay: 0.9 };
-        states = optimizer_steps(states.into_iter().zip([g0, g1]).collect(), &pace);
+        let update = Update::AdamW(AdamW::default());
+        let params = StepParams { update, step, gradient_scale: 1.0, ema_decay: 0.9 };
+        states = optimizer_steps(states.into_iter().zip([g0, g1]).collect(), &params);
         all.extend(states.iter().flat_map(|s| [s.parameter.clone(), s.average.clone().expect("kept")]).map(to_vec));
     }
     all

@@ -1,4 +1,4 @@
-//! Which addresses a list may lead to. A list of URLs is untrusted input: it must not reach the machines behind the
+//! Addresses that a list may lead to. A list of URLs is untrusted input: it must not reach the machines behind the
 //! firewall (server-side request forgery).
 //!
 //! Names are checked where they are resolved, by the resolver that the connection itself uses, so that a name which
@@ -40,7 +40,7 @@ const SPECIAL_V6: [([u16; 3], u32); 3] = [
     ([0x3fff, 0, 0], 20),      // documentation (RFC 9637)
 ];
 
-/// Whether `address` can belong to a public host: none of the private, loopback, link-local, multicast, unique-local,
+/// True if `address` can belong to a public host: none of the private, loopback, link-local, multicast, unique-local,
 /// shared (CGNAT), documentation and reserved networks, also not inside of an IPv6 address (mapped, 6to4, NAT64).
 pub fn is_public(address: IpAddr) -> bool {
     match address {
@@ -99,7 +99,7 @@ pub(super) struct Resolver {
     pub allow_private: bool,
 }
 
-/// Why a name led nowhere; found again in the chain of causes of a client's error.
+/// Reason for which a name led nowhere; found again in the chain of causes of a client's error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unresolved(pub FailureKind);
 

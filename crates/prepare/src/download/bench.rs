@@ -13,10 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{DownloadArgs, run};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
-/// Different pictures that the server has.
-const PICTURES: usize = 64;
+/// Different images that the server has.
+const IMAGES: usize = 64;
 
 /// Longest head of a request.
 const LONGEST_HEAD: usize = 1 << 14;
@@ -27,20 +27,20 @@ struct Line {
     args: DownloadArgs,
 }
 
-/// Downloads `images` JPEG pictures of `pixels` x `pixels` from a server on the loopback interface into shards of
-/// 1,000 in `folder`/shards, with further `options` of the stage's command line; without any, pictures are stored as
-/// they come. The report's `seconds` are those of the stage alone.
+/// Downloads `images` JPEG images of `pixels` x `pixels` from a server on the loopback interface into shards of
+/// 1,000 in `folder`/shards, with further `options` of the stage's command line; without any, images are stored as
+/// they come. The account's `seconds` are those of the stage alone.
 ///
 /// # Errors
 /// Those of the stage; [`Error::Usage`] for options that it does not know.
-pub fn bench_download(folder: &Path, images: usize, pixels: usize, options: &[String]) -> Result<Report> {
-    let pictures = pictures(folder, pixels)?;
+pub fn bench_download(folder: &Path, images: usize, pixels: usize, options: &[String]) -> Result<Account> {
+    let files = jpegs(folder, pixels)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(Error::io("start a server for", folder))?;
     let listener =
         runtime.block_on(TcpListener::bind("127.0.0.1:0")).map_err(Error::io("start a server for", folder))?;
     let address = listener.local_addr().map_err(Error::io("start a server for", folder))?;
-    let replies = std::sync::Arc::new(pictures.iter().map(|picture| reply(picture)).collect::<Vec<_>>());
+    let replies = std::sync::Arc::new(files.iter().map(|image| reply(image)).collect::<Vec<_>>());
     runtime.spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(serve(stream, std::sync::Arc::clone(&replies)));
@@ -49,12 +49,12 @@ pub fn bench_download(folder: &Path, images: usize, pixels: usize, options: &[St
     let list = folder.join("list.txt");
     let lines: String = (0..images).map(|index| format!("http://{address}/{index}\n")).collect();
     std::fs::write(&list, lines).map_err(Error::io("write", &list))?;
-    let report = download(&list, &folder.join("shards"), options);
+    let account = download(&list, &folder.join("shards"), options);
     runtime.shutdown_background();
-    report
+    account
 }
 
-fn download(list: &Path, out: &Path, options: &[String]) -> Result<Report> {
+fn download(list: &Path, out: &Path, options: &[String]) -> Result<Account> {
     let (list, out) = (list.display().to_string(), out.display().to_string());
     let fixed = ["bench", &list, &out, "--allow-private", "--number-sample-per-shard=1000", "--per-host=256"];
     let default = if options.is_empty() { Some("--resize-mode=no") } else { None };
@@ -64,31 +64,31 @@ fn download(list: &Path, out: &Path, options: &[String]) -> Result<Report> {
 }
 
 /// Embedded drawings at another size, as JPEG.
-fn pictures(folder: &Path, pixels: usize) -> Result<Vec<Vec<u8>>> {
-    let dataset = folder.join("pictures");
-    write_dataset(&dataset, 72, ShardLimits::default(), Split::Train, Some(PICTURES), &mut Control::default())?;
+fn jpegs(folder: &Path, pixels: usize) -> Result<Vec<Vec<u8>>> {
+    let dataset = folder.join("images");
+    write_dataset(&dataset, 72, ShardLimits::default(), Split::Train, Some(IMAGES), &mut Control::default())?;
     let dataset = Dataset::open(&dataset)?;
     let encode = |index| -> Result<Vec<u8>> {
         let sample = dataset.get(index)?;
-        let picture = RgbImage::decode(sample.key(), sample.part("png")?)?.resize(pixels, pixels, Filter::Bicubic)?;
+        let image = RgbImage::decode(sample.key(), sample.part("png")?)?.resize(pixels, pixels, Filter::Bicubic)?;
         let mut jpeg = Vec::new();
         JpegEncoder::new_with_quality(&mut jpeg, 95)
-            .encode(picture.data(), pixels as u32, pixels as u32, ExtendedColorType::Rgb8)
-            .map_err(|e| Error::Usage(format!("pictures of {pixels} pixels: {e}")))?;
+            .encode(image.data(), pixels as u32, pixels as u32, ExtendedColorType::Rgb8)
+            .map_err(|e| Error::Usage(format!("images of {pixels} pixels: {e}")))?;
         Ok(jpeg)
     };
-    (0..dataset.len().min(PICTURES)).map(encode).collect()
+    (0..dataset.len().min(IMAGES)).map(encode).collect()
 }
 
-fn reply(picture: &[u8]) -> Vec<u8> {
-    let length = picture.len();
+fn reply(image: &[u8]) -> Vec<u8> {
+    let length = image.len();
     let mut reply =
         format!("HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n").into_bytes();
-    reply.extend_from_slice(picture);
+    reply.extend_from_slice(image);
     reply
 }
 
-/// Answers the requests of one connection, each by the picture that its number stands for.
+/// Answers the requests of one connection, each by the image that its number stands for.
 async fn serve(mut stream: TcpStream, replies: std::sync::Arc<Vec<Vec<u8>>>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut head = Vec::with_capacity(1024);

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-/// What the budget counts in.
+/// Unit of the budget, in bytes.
 const UNIT: u64 = 1024;
 
 /// Bodies that may outgrow their reservation at the same time.
 const LONG_BODIES: usize = 2;
 
-/// The bytes that bodies may take, from the first byte off the network until the picture is in its shard.
+/// The bytes that bodies may take, from the first byte off the network until the image is in its shard.
 ///
 /// Each body reserves once, before it is read, so that nobody who holds a part waits for more of the same: that could
 /// wait forever. A body of unknown length that outgrows its reservation takes one of a few places, each of which

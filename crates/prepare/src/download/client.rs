@@ -26,9 +26,9 @@ const UNKNOWN_LENGTH: u64 = 256 << 10;
 /// Longest wait before another try, whatever the server asks for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Beginnings of content types that no picture has. Others pass, for many servers say `application/octet-stream` or
+/// Beginnings of content types that no image has. Others pass, for many servers say `application/octet-stream` or
 /// nothing; the bytes decide then.
-const NO_PICTURES: [&str; 8] = [
+const NO_IMAGES: [&str; 8] = [
     "text/",
     "audio/",
     "video/",
@@ -39,7 +39,7 @@ const NO_PICTURES: [&str; 8] = [
     "application/javascript",
 ];
 
-/// How pictures are asked for.
+/// Settings of the requests for images.
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
     /// `User-Agent` of the requests.
@@ -64,7 +64,7 @@ pub struct FetchOptions {
     pub max_bytes: u64,
     /// Bytes that all bodies in memory may take.
     pub memory: u64,
-    /// Whether private addresses are asked, too.
+    /// True if private addresses are asked, too.
     pub allow_private: bool,
     /// Proxy that all requests go through. It resolves the names, so it has to guard its own network.
     pub proxy: Option<String>,
@@ -80,19 +80,19 @@ pub struct Fetcher {
     received: AtomicU64,
 }
 
-/// The bytes of a picture, with their reservation of memory.
+/// The bytes of an image, with their reservation of memory.
 pub struct Body {
     /// As they came.
     pub bytes: Vec<u8>,
     _held: Held,
 }
 
-/// Why there is no body.
+/// Reason for which there is no body.
 #[derive(Debug)]
 pub enum FetchError {
-    /// The picture's or its server's fault.
+    /// The image's or its server's fault.
     Failed(Failure),
-    /// This machine's fault, which no other picture would escape.
+    /// This machine's fault, which no other image would escape.
     Fatal(DownloadError),
 }
 
@@ -121,7 +121,7 @@ impl Clock {
     }
 }
 
-/// What one request led to.
+/// Outcome of one request.
 enum Step {
     Done(Body),
     Redirect(Url),
@@ -221,7 +221,7 @@ impl Fetcher {
             return Err(FailureKind::OptedOut.into());
         }
         if let Some(kind) =
-            content_type(response.headers()).filter(|kind| NO_PICTURES.iter().any(|no| kind.starts_with(no)))
+            content_type(response.headers()).filter(|kind| NO_IMAGES.iter().any(|no| kind.starts_with(no)))
         {
             return Err(FetchError::Failed(Failure::new(FailureKind::WrongType, kind)));
         }
@@ -280,7 +280,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// The wait after try `attempt` (from 0): what the server asks for, but no more than a minute, else `first` doubled
-/// with each try and spread by half around it, so that the pictures of a host do not come back all at once. The
+/// with each try and spread by half around it, so that the images of a host do not come back all at once. The
 /// spread is a function of URL and try, so that runs can be repeated.
 fn wait(first: Duration, url: &str, attempt: u32, asked: Option<Duration>) -> Duration {
     let mut hasher = blake3::Hasher::new();

@@ -9,8 +9,8 @@ use serde_json::{Map, Value as Json};
 /// Values of a field that are written out; longer fields are binary data of the camera's maker.
 const VALUES: usize = 50;
 
-/// The EXIF fields of a picture (JPEG, PNG, WebP) as a JSON object in text: `{"Image Make": "...", ...}`, names as
-/// ExifRead's, sorted; values as they are stored, not their meanings. A picture without any gives `{}`.
+/// The EXIF fields of an image (JPEG, PNG, WebP) as a JSON object in text: `{"Image Make": "...", ...}`, names as
+/// ExifRead's, sorted; values as they are stored, not their meanings. An image without any gives `{}`.
 pub fn exif_text(bytes: &[u8]) -> String {
     let fields = match Reader::new().continue_on_error(true).read_from_container(&mut Cursor::new(bytes)) {
         Ok(found) => object(found.fields()),
@@ -107,6 +107,6 @@ mod tests {
             assert_eq!(text(&value), expected, "{value:?}");
         }
         assert!(text(&Value::Byte(vec![7; 999])).ends_with("7, ... ]"));
-        assert_eq!(exif_text(b"not a picture"), "{}");
+        assert_eq!(exif_text(b"not an image"), "{}");
     }
 }

@@ -1,4 +1,4 @@
-//! Why a picture of a list did not become a sample.
+//! Reasons for which an image of a list did not become a sample.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -33,19 +33,19 @@ pub enum FailureKind {
     BadRedirect,
     /// More bytes than allowed.
     TooLarge,
-    /// A content type that no picture has.
+    /// A content type that no image has.
     WrongType,
-    /// The server says that the picture is not to be used so.
+    /// The server opts out of this use of its images.
     OptedOut,
     /// Other bytes than the list's checksum promises.
     HashMismatch,
-    /// The bytes are no picture of a known format.
-    NotAPicture,
-    /// The picture ends too early.
+    /// The bytes are no image of a known format.
+    NotAnImage,
+    /// The image ends too early.
     Truncated,
-    /// More pixels than allowed; such a picture is not decoded.
+    /// More pixels than allowed; such an image is not decoded.
     TooManyPixels,
-    /// The picture is damaged in another way.
+    /// The image is damaged in another way.
     Undecodable,
     /// A side is shorter than allowed.
     TooSmall,
@@ -53,7 +53,7 @@ pub enum FailureKind {
     AreaTooLarge,
     /// One side is too much longer than the other.
     AspectTooLarge,
-    /// The finished picture could not be encoded.
+    /// The finished image could not be encoded.
     Unencodable,
 }
 
@@ -75,31 +75,31 @@ impl FailureKind {
             TooManyRedirects => "too many redirects",
             BadRedirect => "redirect without a usable address",
             TooLarge => "body too large",
-            WrongType => "content type of no picture",
+            WrongType => "content type of no image",
             OptedOut => "Use of image disallowed by X-Robots-Tag directive",
             HashMismatch => "hash mismatch",
-            NotAPicture => "not a picture",
-            Truncated => "truncated picture",
+            NotAnImage => "not an image",
+            Truncated => "truncated image",
             TooManyPixels => "too many pixels",
-            Undecodable => "picture cannot be decoded",
+            Undecodable => "image cannot be decoded",
             TooSmall => "image too small",
             AreaTooLarge => "image area too large",
             AspectTooLarge => "aspect ratio too large",
-            Unencodable => "picture cannot be encoded",
+            Unencodable => "image cannot be encoded",
         })
     }
 
-    /// img2dataset's `status`: what went wrong before the bytes were there and checked, and what after.
+    /// img2dataset's `status`: one name for failures before the bytes were there and checked, one for later failures.
     pub fn status(self) -> &'static str {
         use FailureKind::*;
         match self {
-            NotAPicture | Truncated | TooManyPixels | Undecodable | TooSmall | AreaTooLarge | AspectTooLarge
+            NotAnImage | Truncated | TooManyPixels | Undecodable | TooSmall | AreaTooLarge | AspectTooLarge
             | Unencodable => "failed_to_resize",
             _ => "failed_to_download",
         }
     }
 
-    /// Whether another try may do better.
+    /// True if another try may do better.
     pub fn is_passing(self) -> bool {
         use FailureKind::*;
         match self {
@@ -116,14 +116,14 @@ impl FailureKind {
 pub struct Failure {
     /// Its row of the table.
     pub kind: FailureKind,
-    /// What is to be said beyond the kind; a function of the server's answer alone.
+    /// Further words on the kind; a function of the server's answer alone.
     pub detail: String,
-    /// How long the server asks to wait before another try.
+    /// Time that the server asks to wait before another try.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// A failure with something to say.
+    /// A failure with further words.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
         Failure { kind, detail: detail.into(), retry_after: None }
     }

@@ -1,4 +1,4 @@
-//! The stage that downloads the pictures of a list into webdataset shards, as img2dataset does.
+//! The stage that downloads the images of a list into webdataset shards, as img2dataset does.
 //!
 //! ```text
 //! 00000.tar           000000000.jpg, 000000000.json, 000000000.txt, 000000001.jpg, ...
@@ -9,15 +9,15 @@
 //!
 //! Names, keys, columns and options are img2dataset's (github.com/rom1504/img2dataset, 1.41 to 1.47). Different are:
 //!
-//! - Samples are in the list's order, tar headers carry no time or user, and what the clock says is kept apart: the
+//! - Samples are in the list's order, tar headers carry no time or user, and times are kept apart: the
 //!   shards, tables and statistics are functions of list, settings and the servers' answers alone.
-//! - A picture that is not resized and has the format already keeps its bytes, unless told otherwise.
-//! - Resizing is Pillow's; WebP is written without loss; grey pictures become RGB.
+//! - An image that is not resized and has the format already keeps its bytes, unless told otherwise.
+//! - Resizing is Pillow's; WebP is written without loss; grey images become RGB.
 //! - Reasons of failures are a closed set of kinds ([`FailureKind`]), not the texts of a library.
-//! - Private addresses, endless redirects, long bodies and picture bombs are refused: a list is untrusted input.
+//! - Private addresses, endless redirects, long bodies and image bombs are refused: a list is untrusted input.
 //! - Captions and URLs that look like numbers stay text. JSON parts are UTF-8 without escapes, not-a-number is null.
 //!
-//! Shards are the unit of work and of restarts: a shard's pictures come in any order into a file aside; when the last
+//! Shards are the unit of work and of restarts: a shard's images come in any order into a file aside; when the last
 //! one is there, tar, table and statistics are written in the list's order and renamed.
 
 mod address;
@@ -26,8 +26,8 @@ mod budget;
 mod client;
 mod exif;
 mod failure;
+mod image;
 pub mod list;
-mod picture;
 mod robots;
 mod shard;
 mod work;
@@ -43,18 +43,18 @@ use serde_json::Value;
 
 pub use address::is_public;
 pub use failure::{Failure, FailureKind};
-pub use picture::{EncodeFormat, Interpolation, ResizeMode};
+pub use image::{EncodeFormat, Interpolation, ResizeMode};
 
 use crate::slices::{SliceArgs, run_slices};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 use client::FetchOptions;
+use image::ImageOptions;
 use list::{Holds, ImageList, ListError, ListFormat, Wanted};
-use picture::PictureOptions;
 
-/// Name of the stage in reports.
+/// Name of the stage in accounts.
 const STAGE: &str = "download";
 
-/// Folder, in the output, of what is no part of the dataset.
+/// Folder, in the output, of the files that are no part of the dataset.
 const ASIDE: &str = ".download";
 
 /// Names that samples use for their own facts.
@@ -74,7 +74,7 @@ const RESERVED: [&str; 13] = [
     "sha512",
 ];
 
-/// Why the stage could not do its work. What goes wrong with single pictures is no error, but counted.
+/// The reason for which the stage could not do its work. Faults of single images are no error, but counted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DownloadError {
@@ -85,7 +85,7 @@ pub enum DownloadError {
     /// No HTTP client can be made of the settings.
     #[error("no HTTP client with these settings (user agent, proxy): {source}")]
     Client {
-        /// What it says.
+        /// The client's error.
         source: reqwest::Error,
     },
 
@@ -98,7 +98,7 @@ pub enum DownloadError {
     OtherSettings {
         /// The folder.
         path: PathBuf,
-        /// Which setting differs.
+        /// Name of the setting that differs.
         what: String,
         /// Value of this run.
         expected: String,
@@ -118,20 +118,20 @@ pub enum DownloadError {
     /// No more sockets.
     #[error("too many open files ({detail}); raise the limit (`ulimit -n`) or lower --thread-count")]
     TooManyFiles {
-        /// The system's answer.
+        /// The system's error.
         detail: String,
     },
 
     /// Part of the program ended too early.
     #[error("a part of the download stage stopped working: {detail}")]
     Stopped {
-        /// What is known of it.
+        /// The facts that are known of it.
         detail: String,
     },
 }
 
 impl DownloadError {
-    /// Whether the command line is to blame.
+    /// True if the command line is to blame.
     pub fn is_usage(&self) -> bool {
         match self {
             DownloadError::List(error) => error.is_usage(),
@@ -143,7 +143,7 @@ impl DownloadError {
     }
 }
 
-/// Checksums of pictures.
+/// Checksums of images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum HashKind {
@@ -172,7 +172,7 @@ impl HashKind {
 /// Settings of the stage. Options have img2dataset's names; its spelling with underscores is understood as well.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DownloadArgs {
-    /// List of pictures: a parquet, csv, tsv, jsonl or txt file, or a folder of them.
+    /// List of images: a parquet, csv, tsv, jsonl or txt file, or a folder of them.
     pub list: PathBuf,
     /// Folder for the shards.
     pub out: PathBuf,
@@ -190,14 +190,14 @@ pub struct DownloadArgs {
     #[arg(long, alias = "save_additional_columns", value_delimiter = ',', value_name = "COLUMNS")]
     pub save_additional_columns: Vec<String>,
 
-    /// How pictures are brought to size.
+    /// Method of bringing images to size.
     #[arg(long, alias = "resize_mode", value_enum, default_value = "border", value_name = "MODE")]
     pub resize_mode: ResizeMode,
     /// The size, in pixels.
     #[arg(long, alias = "image_size", default_value_t = 256, value_name = "PIXELS",
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub image_size: u32,
-    /// Leave pictures that are not bigger than the size as they are.
+    /// Leave images that are not bigger than the size as they are.
     #[arg(long, alias = "resize_only_if_bigger", default_value_t = false, action = clap::ArgAction::Set,
           value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL")]
@@ -208,33 +208,33 @@ pub struct DownloadArgs {
     /// Filter to shrink with.
     #[arg(long, alias = "downscale_interpolation", value_enum, default_value = "area", value_name = "FILTER")]
     pub downscale_interpolation: Interpolation,
-    /// Format of the pictures in the shards.
+    /// Format of the images in the shards.
     #[arg(long, alias = "encode_format", value_enum, default_value = "jpg", value_name = "FORMAT")]
     pub encode_format: EncodeFormat,
     /// Quality of JPEG, 1 to 100 [default: 95], or compression of PNG, 0 to 9 [default: 6]. WebP is without loss.
     #[arg(long, alias = "encode_quality", value_name = "N")]
     pub encode_quality: Option<u8>,
-    /// Keep a picture's bytes where it is not resized and has the format already. `--skip-reencode=false` encodes
+    /// Keep an image's bytes where it is not resized and has the format already. `--skip-reencode=false` encodes
     /// everything anew, as img2dataset does unless told otherwise.
     #[arg(long, alias = "skip_reencode", default_value_t = true, action = clap::ArgAction::Set,
           value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL")]
     pub skip_reencode: bool,
-    /// Keep all bytes as they come, without a look at them: not even whether they are a picture.
+    /// Keep all bytes as they come, without a look at them: not even whether they are an image.
     #[arg(long, alias = "disable_all_reencoding", default_value_t = false, action = clap::ArgAction::Set,
           value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL")]
     pub disable_all_reencoding: bool,
-    /// Leave out pictures with a shorter side below this, in pixels.
+    /// Leave out images with a shorter side below this, in pixels.
     #[arg(long, alias = "min_image_size", default_value_t = 0, value_name = "PIXELS")]
     pub min_image_size: u32,
-    /// Leave out pictures with more pixels than this [default: no limit but --max-image-pixels].
+    /// Leave out images with more pixels than this [default: no limit but --max-image-pixels].
     #[arg(long, alias = "max_image_area", value_name = "PIXELS")]
     pub max_image_area: Option<f64>,
-    /// Leave out pictures whose longer side is more than this many times the shorter one.
+    /// Leave out images whose longer side is more than this many times the shorter one.
     #[arg(long, alias = "max_aspect_ratio", value_name = "RATIO")]
     pub max_aspect_ratio: Option<f64>,
-    /// Do not even decode pictures with more pixels than this.
+    /// Do not even decode images with more pixels than this.
     #[arg(long, default_value_t = 89_478_485, value_name = "PIXELS",
           value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     pub max_image_pixels: u64,
@@ -246,7 +246,7 @@ pub struct DownloadArgs {
     /// Checksum of the downloaded bytes to keep in the samples' JSON.
     #[arg(long, alias = "compute_hash", value_enum, default_value = "sha256", value_name = "KIND")]
     pub compute_hash: HashKind,
-    /// Leave out pictures whose checksum is not that in a column of the list: `--verify-hash COLUMN sha256`. The kind
+    /// Leave out images whose checksum is not that in a column of the list: `--verify-hash COLUMN sha256`. The kind
     /// has to be that of --compute-hash.
     #[arg(long, alias = "verify_hash", num_args = 2, value_names = ["COLUMN", "KIND"])]
     pub verify_hash: Option<Vec<String>>,
@@ -283,11 +283,11 @@ pub struct DownloadArgs {
     /// Time for a connection to be made, in seconds.
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     pub connect_timeout: f64,
-    /// Longest picture file, in bytes.
+    /// Longest image file, in bytes.
     #[arg(long, default_value_t = 32 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     pub max_bytes: u64,
-    /// Memory for downloaded files, and as much again for decoded pictures, in MiB.
+    /// Memory for downloaded files, and as much again for decoded images, in MiB.
     #[arg(long, default_value_t = 512, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub memory: u64,
 
@@ -315,12 +315,12 @@ pub struct DownloadArgs {
     #[arg(long, value_name = "URL")]
     pub proxy: Option<String>,
 
-    /// Which part of the shards to do.
+    /// This process's slices of the shards.
     #[command(flatten)]
     pub slices: SliceArgs,
 }
 
-/// What the shards depend on, besides the servers' answers: kept in the output folder, so that runs with other
+/// Settings that the shards depend on, besides the servers' answers: kept in the output folder, so that runs with other
 /// settings do not mix.
 #[derive(Serialize)]
 struct Settings<'a> {
@@ -328,7 +328,7 @@ struct Settings<'a> {
     columns: &'a [Wanted],
     number_sample_per_shard: u32,
     oom_shard_count: u8,
-    picture: &'a PictureOptions,
+    image: &'a ImageOptions,
     max_bytes: u64,
     extract_exif: bool,
     compute_hash: HashKind,
@@ -347,9 +347,9 @@ struct Recorded(serde_json::Map<String, Value>);
 /// # Errors
 /// [`Error::Usage`] for settings that make no sense, [`Error::Download`], [`Error::Data`] (stopped on request), and
 /// [`Error::Io`] if the shards cannot be written.
-pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Report> {
+pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Account> {
     let wanted = wanted_columns(args)?;
-    let picture = picture_options(args)?;
+    let image = image_options(args)?;
     let fetch = fetch_options(args)?;
     let list = ImageList::open(&args.list, args.input_format, &wanted).map_err(download_error)?;
     let settings = Settings {
@@ -357,7 +357,7 @@ pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Report> {
         columns: &wanted,
         number_sample_per_shard: args.number_sample_per_shard,
         oom_shard_count: args.oom_shard_count,
-        picture: &picture,
+        image: &image,
         max_bytes: fetch.max_bytes,
         extract_exif: args.extract_exif,
         compute_hash: args.compute_hash,
@@ -372,14 +372,14 @@ pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Report> {
         aside: args.out.join(ASIDE),
         samples: args.number_sample_per_shard as usize,
         shard_digits: usize::from(args.oom_shard_count),
-        extension: picture.format.extension(),
+        extension: image.format.extension(),
         hash: args.compute_hash.column(),
         verifies: args.verify_hash.is_some(),
         exif: args.extract_exif,
         captions: args.caption_col.is_some(),
     };
     let threads = args.decode_threads.map_or_else(processors, |threads| threads as usize);
-    let job = work::Job { list: &list, layout, picture: &picture, fetch: &fetch, hash: args.compute_hash, threads };
+    let job = work::Job { list: &list, layout, image: &image, fetch: &fetch, hash: args.compute_hash, threads };
     let shards = job.plan();
     run_slices(&args.slices, STAGE, &args.out, &settings, control, |slice, control| {
         job.run(&shards[slice.range(shards.len())], control)
@@ -425,7 +425,7 @@ fn wanted_columns(args: &DownloadArgs) -> Result<Vec<Wanted>> {
     Ok(wanted)
 }
 
-fn picture_options(args: &DownloadArgs) -> Result<PictureOptions> {
+fn image_options(args: &DownloadArgs) -> Result<ImageOptions> {
     let quality = match (args.encode_format, args.encode_quality) {
         (EncodeFormat::Jpg, quality) => quality.unwrap_or(95),
         (EncodeFormat::Png, quality) => quality.unwrap_or(6),
@@ -447,7 +447,7 @@ fn picture_options(args: &DownloadArgs) -> Result<PictureOptions> {
     if !(max_area > 0.0 && max_aspect >= 1.0) {
         return Err(Error::Usage("--max-image-area has to be above 0, --max-aspect-ratio at least 1".to_owned()));
     }
-    Ok(PictureOptions {
+    Ok(ImageOptions {
         mode: args.resize_mode,
         size: args.image_size,
         only_if_bigger: args.resize_only_if_bigger,

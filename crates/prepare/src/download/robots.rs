@@ -5,7 +5,7 @@ use reqwest::header::HeaderMap;
 /// Directives that take a value after a colon; what stands before the colon is not the name of a robot.
 const WITH_VALUE: [&str; 4] = ["unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"];
 
-/// Whether one of the headers `X-Robots-Tag` holds one of `directives` (lower case) for everybody, or for the robot
+/// True if one of the headers `X-Robots-Tag` holds one of `directives` (lower case) for everybody, or for the robot
 /// `token` (lower case). A header may hold a robot's name with a colon, which holds for what follows up to the next
 /// name: `noindex, somebot: noai, noimageai`.
 ///

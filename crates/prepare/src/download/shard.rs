@@ -1,4 +1,4 @@
-//! One shard: the rows of the list that it is made of, what became of them, and its files.
+//! One shard: its rows of the list, their outcomes, and its files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,24 +22,24 @@ use serde_json::Value;
 use serde_json::ser::PrettyFormatter;
 
 use super::failure::Failure;
+use super::image::Sizes;
 use super::list::json_value;
-use super::picture::Sizes;
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
-/// How shards are named and what is in them.
+/// Names and content of shards.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub folder: PathBuf,
-    /// Folder of what is no part of the dataset.
+    /// Folder of the files that are no part of the dataset.
     pub aside: PathBuf,
     /// Rows of a full shard.
     pub samples: usize,
     pub shard_digits: usize,
-    /// Extension of pictures.
+    /// Extension of images.
     pub extension: &'static str,
     /// Column of the checksum.
     pub hash: Option<&'static str>,
-    /// Whether the list has that column, too.
+    /// True if the list has that column, too.
     pub verifies: bool,
     pub exif: bool,
     pub captions: bool,
@@ -72,7 +72,7 @@ impl Layout {
     }
 }
 
-/// img2dataset's statistics of a shard, without what the clock says.
+/// img2dataset's statistics of a shard, without times.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Stats {
     pub count: u64,
@@ -82,7 +82,7 @@ pub(super) struct Stats {
     pub status_dict: BTreeMap<String, u64>,
 }
 
-/// What the clock says of a shard.
+/// Times of a shard.
 #[derive(Serialize)]
 struct Timings {
     start_time: f64,
@@ -95,25 +95,25 @@ struct Timings {
 const SUCCESS: &str = "success";
 
 impl Stats {
-    /// Adds the shard to a report.
-    pub fn report(&self, bytes: u64, report: &mut Report) {
-        report.taken += self.count;
-        report.written += self.successes;
-        report.bytes += bytes;
+    /// Adds the shard to an account.
+    pub fn add_to(&self, bytes: u64, account: &mut Account) {
+        account.taken += self.count;
+        account.written += self.successes;
+        account.bytes += bytes;
         for (reason, count) in self.status_dict.iter().filter(|(reason, _)| *reason != SUCCESS) {
-            *report.left_out.entry(reason.clone()).or_default() += count;
+            *account.left_out.entry(reason.clone()).or_default() += count;
         }
     }
 }
 
-/// What became of a row.
+/// Outcome of a row.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
     Stored(Box<Stored>),
     Failed(Failure),
 }
 
-/// A picture that waits for its shard to be complete.
+/// An image that waits for its shard to be complete.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     /// Place in the file aside.
@@ -122,7 +122,7 @@ pub(super) struct Stored {
     pub facts: Facts,
 }
 
-/// What is known of a picture beyond its list.
+/// Facts about an image beyond its list.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     pub sizes: Option<Sizes>,
@@ -137,7 +137,7 @@ pub(super) struct OpenShard {
     rows: RecordBatch,
     outcomes: Mutex<Vec<Option<Outcome>>>,
     left: AtomicUsize,
-    /// The pictures in the order of their arrival, and how far the file is filled.
+    /// The images in the order of their arrival, and how far the file is filled.
     aside: Mutex<(File, u64)>,
     aside_path: PathBuf,
     started: (Instant, SystemTime),
@@ -145,7 +145,7 @@ pub(super) struct OpenShard {
 
 impl OpenShard {
     pub fn new(layout: &Arc<Layout>, id: usize, rows: RecordBatch) -> Result<Self> {
-        let aside_path = partial_name(&layout.file(id, ".pictures"));
+        let aside_path = partial_name(&layout.file(id, ".images"));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&aside_path);
         let file = file.map_err(Error::io("create", &aside_path))?;
         // It has no name from now on, so that a process that is killed leaves nothing behind.
@@ -175,7 +175,7 @@ impl OpenShard {
         }
     }
 
-    /// Keeps the bytes of a picture.
+    /// Keeps the bytes of an image.
     pub fn store(&self, bytes: &[u8], facts: Facts) -> Result<Outcome> {
         let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
         let (file, end) = &mut *aside;
@@ -185,7 +185,7 @@ impl OpenShard {
         Ok(Outcome::Stored(Box::new(stored)))
     }
 
-    /// Notes what became of a row; says whether it was the last one.
+    /// Notes the outcome of a row; true if it was the last one.
     pub fn settle(&self, row: usize, outcome: Outcome) -> bool {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         outcomes[row] = Some(outcome);
@@ -209,18 +209,17 @@ impl OpenShard {
         let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
         for (row, outcome) in outcomes.iter().enumerate() {
             let Outcome::Stored(stored) = outcome else { continue };
-            let mut picture = vec![0; stored.length];
-            aside.0.read_exact_at(&mut picture, stored.at).map_err(Error::io("read", &self.aside_path))?;
-            tar.write(&self.sample(row, outcome, picture))?;
+            let mut image = vec![0; stored.length];
+            aside.0.read_exact_at(&mut image, stored.at).map_err(Error::io("read", &self.aside_path))?;
+            tar.write(&self.sample(row, outcome, image))?;
         }
         Ok(tar.finish()?.bytes)
     }
 
     /// A sample, whose parts have the order that the webdataset library writes them in.
-    fn sample(&self, row: usize, outcome: &Outcome, picture: Vec<u8>) -> Sample {
+    fn sample(&self, row: usize, outcome: &Outcome, image: Vec<u8>) -> Sample {
         let facts = json_part(&self.facts(row, outcome));
-        let sample =
-            Sample::new(self.layout.key(self.id, row)).with(self.layout.extension, picture).with("json", facts);
+        let sample = Sample::new(self.layout.key(self.id, row)).with(self.layout.extension, image).with("json", facts);
         if !self.layout.captions {
             return sample;
         }
@@ -232,7 +231,7 @@ impl OpenShard {
     fn facts(&self, row: usize, outcome: &Outcome) -> Vec<(String, Value)> {
         let schema = self.rows.schema();
         let columns = schema.fields().iter().zip(self.rows.columns());
-        // The list's checksum was compared; the one that is kept is the picture's.
+        // The list's checksum was compared; the one that is kept is the image's.
         let columns =
             columns.filter(|(field, _)| !self.layout.verifies || Some(field.name().as_str()) != self.layout.hash);
         let mut facts: Vec<(String, Value)> =
@@ -297,7 +296,7 @@ impl OpenShard {
         let mut fields: Vec<Arc<Field>> = schema.fields().iter().cloned().collect();
         let mut arrays = self.rows.columns().to_vec();
         for (name, array) in added {
-            // The list's column of checksums becomes that of the pictures'.
+            // The list's column of checksums becomes that of the images'.
             match fields.iter().position(|field| field.name() == name) {
                 Some(at) => {
                     fields[at] = Arc::new(Field::new(name, DataType::Utf8, true));
@@ -326,7 +325,7 @@ impl OpenShard {
 /// Names of the sides, in the order of [`Own::sides`].
 const SIDES: [&str; 4] = ["width", "height", "original_width", "original_height"];
 
-/// What a row has beyond its list.
+/// Values of a row beyond its list.
 struct Own {
     status: &'static str,
     message: Option<String>,

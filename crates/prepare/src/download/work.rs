@@ -1,4 +1,4 @@
-//! The work on shards: rows to requests, bytes to pictures, rows back into shards.
+//! The work on shards: rows to requests, bytes to images, rows back into shards.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,20 +14,20 @@ use super::budget::Budget;
 use super::client::{Body, FetchError, FetchOptions, Fetcher};
 use super::exif::exif_text;
 use super::failure::{Failure, FailureKind};
+use super::image::{self, ImageOptions};
 use super::list::ImageList;
-use super::picture::{self, PictureOptions};
 use super::shard::{Facts, Layout, OpenShard, Outcome, Stats};
 use super::{DownloadError, HashKind, STAGE, download_error};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 /// Rows under way, waiting ones included, per request that may be under way: while some wait for a host or for another
 /// try, others go on.
 const WAITING: usize = 4;
 
-/// Shards that are begun at once, so that the last pictures of one do not hold up the next.
+/// Shards that are begun at once, so that the last images of one do not hold up the next.
 const OPEN_SHARDS: usize = 4;
 
-/// How often progress is reported, and how often it is logged.
+/// Time between two reports of progress, and between two lines of the log.
 const TICK: Duration = Duration::from_millis(100);
 const LOG: Duration = Duration::from_secs(10);
 
@@ -38,7 +38,7 @@ const LONGEST_EXIF: usize = 1 << 16;
 pub(super) struct Job<'a> {
     pub list: &'a ImageList,
     pub layout: Layout,
-    pub picture: &'a PictureOptions,
+    pub image: &'a ImageOptions,
     pub fetch: &'a FetchOptions,
     pub hash: HashKind,
     pub threads: usize,
@@ -53,20 +53,20 @@ pub(super) struct Plan {
     rows: usize,
 }
 
-/// What all tasks share.
+/// State that all tasks share.
 struct Shared {
     fetcher: Fetcher,
-    picture: PictureOptions,
+    image: ImageOptions,
     hash: HashKind,
     exif: bool,
     verify: Option<&'static str>,
     /// Threads that decode.
     decoders: Arc<Semaphore>,
-    /// Memory for decoded pictures.
+    /// Memory for decoded images.
     pixels: Budget,
 }
 
-/// What is under way.
+/// State of the work under way.
 struct Progress {
     started: Instant,
     logged: Instant,
@@ -93,16 +93,16 @@ impl Job<'_> {
     ///
     /// # Errors
     /// [`Error::Download`], [`Error::Io`], and [`Error::Data`] if stopped on request; finished shards stay.
-    pub fn run(&self, plans: &[Plan], control: &mut Control<'_>) -> Result<Report> {
-        let mut report = Report::new(STAGE);
+    pub fn run(&self, plans: &[Plan], control: &mut Control<'_>) -> Result<Account> {
+        let mut account = Account::new(STAGE);
         let mut missing = Vec::new();
         for plan in plans {
             match self.layout.finished(plan.id)? {
-                Some((stats, bytes)) => stats.report(bytes, &mut report),
+                Some((stats, bytes)) => stats.add_to(bytes, &mut account),
                 None => missing.push(*plan),
             }
         }
-        let kept = report.taken as usize;
+        let kept = account.taken as usize;
         if kept > 0 {
             tracing::info!(shards = plans.len() - missing.len(), rows = kept, "shards are done already");
         }
@@ -115,10 +115,10 @@ impl Job<'_> {
             .enable_all()
             .build()
             .map_err(|e| DownloadError::Stopped { detail: format!("no threads: {e}") })?;
-        let result = runtime.block_on(self.drive(&missing, &mut progress, control, &mut report));
+        let result = runtime.block_on(self.drive(&missing, &mut progress, control, &mut account));
         // Requests under way are dropped; what decodes ends by itself.
         runtime.shutdown_background();
-        result.map(|()| report)
+        result.map(|()| account)
     }
 
     async fn drive(
@@ -126,7 +126,7 @@ impl Job<'_> {
         plans: &[Plan],
         progress: &mut Progress,
         control: &mut Control<'_>,
-        report: &mut Report,
+        account: &mut Account,
     ) -> Result<()> {
         let shared = Arc::new(self.shared()?);
         let layout = Arc::new(self.layout.clone());
@@ -164,7 +164,7 @@ impl Job<'_> {
                 }
                 Some(shard) = finishing.join_next() => {
                     let (stats, bytes) = shard.map_err(panicked)??;
-                    stats.report(bytes, report);
+                    stats.add_to(bytes, account);
                     open -= 1;
                 }
                 _ = tick.tick() => {
@@ -174,7 +174,7 @@ impl Job<'_> {
             }
         }
         control.checkpoint(STAGE, progress.done, progress.total)?;
-        report.notes.push(format!(
+        account.notes.push(format!(
             "{:.1} MB downloaded; at most {:.1} MB of it in memory at once",
             shared.fetcher.received() as f64 / 1e6,
             shared.fetcher.peak_memory() as f64 / 1e6
@@ -185,7 +185,7 @@ impl Job<'_> {
     fn shared(&self) -> Result<Shared> {
         Ok(Shared {
             fetcher: Fetcher::new(self.fetch.clone())?,
-            picture: self.picture.clone(),
+            image: self.image.clone(),
             hash: self.hash,
             exif: self.layout.exif,
             verify: self.layout.hash.filter(|_| self.layout.verifies),
@@ -219,7 +219,7 @@ fn panicked(error: JoinError) -> Error {
     DownloadError::Stopped { detail: error.to_string() }.into()
 }
 
-/// One row: gets the picture, works on it, and settles the row. Says whether a picture was stored, and whether the
+/// One row: gets the image, works on it, and settles the row. Says whether an image was stored, and whether the
 /// row was the shard's last.
 async fn one(shared: Arc<Shared>, shard: Arc<OpenShard>, row: usize) -> Result<(Arc<OpenShard>, bool, bool)> {
     let outcome = match fetch(&shared, &shard, row).await {
@@ -246,20 +246,20 @@ async fn develop(shared: Arc<Shared>, shard: Arc<OpenShard>, row: usize, body: B
     let work = tokio::task::spawn_blocking(move || {
         let _permit = permit;
         let handle = Handle::current();
-        match finish_picture(&shared, &shard, row, &body.bytes, &handle) {
+        match finish_image(&shared, &shard, row, &body.bytes, &handle) {
             Ok((encoded, facts)) => shard.store(encoded.as_deref().unwrap_or(&body.bytes), facts),
             Err(failure) => Ok(Outcome::Failed(failure)),
         }
     });
     match work.await {
-        // A decoder that a picture brings down is that picture's failure.
+        // A decoder that an image brings down is that image's failure.
         Err(error) if error.is_panic() => Ok(Outcome::Failed(Failure::new(FailureKind::Undecodable, "decoder failed"))),
         result => result.map_err(panicked)?,
     }
 }
 
-/// The bytes for the shard, if they are not those that came, and what is known of the picture.
-fn finish_picture(
+/// The bytes for the shard, if they are not those that came, and the facts about the image.
+fn finish_image(
     shared: &Shared,
     shard: &OpenShard,
     row: usize,
@@ -273,14 +273,14 @@ fn finish_picture(
             return Err(FailureKind::HashMismatch.into());
         }
     }
-    let (encoded, sizes) = match shared.picture.disable_all_reencoding {
+    let (encoded, sizes) = match shared.image.disable_all_reencoding {
         true => (None, None),
         false => {
-            let opened = picture::open(bytes, &shared.picture)?;
+            let opened = image::open(bytes, &shared.image)?;
             // This thread may wait: those that hold memory need nothing more to end.
-            let _held = handle.block_on(shared.pixels.take(opened.memory(&shared.picture)));
-            let picture = opened.finish(&shared.picture)?;
-            (picture.encoded, picture.sizes)
+            let _held = handle.block_on(shared.pixels.take(opened.memory(&shared.image)));
+            let image = opened.finish(&shared.image)?;
+            (image.encoded, image.sizes)
         }
     };
     let exif = if shared.exif { Some(exif_text(bytes)).filter(|text| text.len() <= LONGEST_EXIF) } else { None };

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use sha2::digest::DynDigest;
 
-/// How a checksum is computed.
+/// Method of computing a checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// 128 bits; good against accidents only.
@@ -31,7 +31,7 @@ const ALGORITHMS: [(Algorithm, &str, usize); 4] = [
 /// The checksum that a file should have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Digest {
-    /// How it is computed.
+    /// Method of computing it.
     pub algorithm: Algorithm,
     /// Its value in lower-case hexadecimal digits.
     pub hex: String,
@@ -127,7 +127,7 @@ impl Hashers {
 pub struct Sum {
     /// The file, relative to the list; empty if the line is a checksum alone.
     pub path: String,
-    /// What it should have.
+    /// Checksum that it should have.
     pub digest: Digest,
 }
 
@@ -137,7 +137,7 @@ pub struct Sum {
 pub struct SumsError {
     /// Number of the line, from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// The fault, in words.
     pub message: String,
 }
 

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use calotype_core::durable;
 use calotype_data::Control;
-use calotype_data::files::{partial_name, read_json, sync_folder, write_json};
+use calotype_data::files::{partial_name, read_json, write_json};
 use reqwest::header::{
     CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE,
 };
@@ -21,7 +22,7 @@ use super::FetchError;
 use super::digest::{Digest, Hashers};
 use super::http::{Client, Failure, check, unreachable};
 use super::journal::Journal;
-use crate::{Error, Report};
+use crate::{Account, Error};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -34,10 +35,10 @@ const CHUNK: usize = 1 << 20;
 /// Failures that are quoted.
 const QUOTED: usize = 5;
 
-/// Says what to do about a refusal, by status and headers.
+/// Words on the remedy for a refusal, by status and headers.
 pub(super) type Explain = Arc<dyn Fn(u16, &HeaderMap) -> String + Send + Sync>;
 
-/// Where a file comes from.
+/// Origin of a file.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
     Web(Url),
@@ -53,7 +54,7 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// Where a file goes.
+/// Destination of a file.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
     /// Into a folder of the user's, with a journal beside it.
@@ -82,29 +83,29 @@ pub(super) struct Plan {
     pub items: Vec<Item>,
     /// The folder that is written.
     pub folder: PathBuf,
-    /// Whether files in it are recorded by a journal.
+    /// True if files in it are recorded by a journal.
     pub journal: bool,
     pub explain: Explain,
-    /// What is to be known besides.
+    /// Further notes.
     pub notes: Vec<String>,
 }
 
-/// How files are fetched.
+/// Settings of fetching.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct How {
     /// Files at once.
     pub parallel: usize,
-    /// Whether checksums of files that are there are computed again.
+    /// True if checksums of files that are there are computed again.
     pub verify: bool,
 }
 
-/// What became of a file.
+/// Outcome of a file.
 enum Outcome {
     Present,
     Fetched { bytes: u64, resumed: bool, note: Option<String> },
 }
 
-/// What the transfers share.
+/// State that the transfers share.
 struct Shared {
     client: Client,
     explain: Explain,
@@ -115,7 +116,7 @@ struct Shared {
     wanted: AtomicU64,
 }
 
-/// What identifies the version of a file of which a part is there.
+/// Marks of the version of a file of which a part is there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Version {
     url: String,
@@ -124,7 +125,7 @@ struct Version {
 }
 
 impl Version {
-    /// Whether two parts with this version belong together.
+    /// True if two parts with this version belong together.
     fn is_named(&self) -> bool {
         self.etag.is_some() || self.last_modified.is_some()
     }
@@ -135,7 +136,7 @@ impl Version {
 /// # Errors
 /// [`FetchError::Incomplete`] if files failed, the file's own error if there is only one; [`FetchError::TooLittleSpace`]
 /// and [`Error::Io`] at once; [`Error::Data`] if stopped.
-pub(super) async fn download(plan: Plan, how: How, control: &mut Control<'_>) -> Result<Report> {
+pub(super) async fn download(plan: Plan, how: How, control: &mut Control<'_>) -> Result<Account> {
     fs::create_dir_all(&plan.folder).map_err(Error::io("create folder", &plan.folder))?;
     let missing = plan.items.iter().filter(|item| !item.target.exists());
     require_space(&plan.folder, missing.map(|item| item.size.unwrap_or(0).saturating_sub(partial_length(item))).sum())?;
@@ -148,14 +149,14 @@ pub(super) async fn download(plan: Plan, how: How, control: &mut Control<'_>) ->
         done: AtomicU64::new(0),
         wanted: AtomicU64::new(plan.items.iter().filter_map(|item| item.size).sum()),
     });
-    let mut report = all(&shared, plan.items, how.parallel, control).await?;
-    report.notes.extend(plan.notes);
-    Ok(report)
+    let mut account = all(&shared, plan.items, how.parallel, control).await?;
+    account.notes.extend(plan.notes);
+    Ok(account)
 }
 
-async fn all(shared: &Arc<Shared>, items: Vec<Item>, parallel: usize, control: &mut Control<'_>) -> Result<Report> {
+async fn all(shared: &Arc<Shared>, items: Vec<Item>, parallel: usize, control: &mut Control<'_>) -> Result<Account> {
     let total = items.len();
-    let mut report = Report { taken: total as u64, ..Report::new("fetch") };
+    let mut account = Account { taken: total as u64, ..Account::new("fetch") };
     let (mut present, mut resumed) = (0, 0);
     let mut failures: Vec<Error> = Vec::new();
     let mut waiting = items.into_iter();
@@ -171,14 +172,14 @@ async fn all(shared: &Arc<Shared>, items: Vec<Item>, parallel: usize, control: &
             result = running.join_next() => match result {
                 None => break,
                 Some(Ok(Ok(Outcome::Present))) => {
-                    report.written += 1;
+                    account.written += 1;
                     present += 1;
                 }
                 Some(Ok(Ok(Outcome::Fetched { bytes, resumed: continued, note }))) => {
-                    report.written += 1;
-                    report.bytes += bytes;
+                    account.written += 1;
+                    account.bytes += bytes;
                     resumed += usize::from(continued);
-                    report.notes.extend(note);
+                    account.notes.extend(note);
                 }
                 Some(Ok(Err(error))) if concerns_all(&error) => return Err(error),
                 Some(Ok(Err(error))) => failures.push(error),
@@ -190,18 +191,18 @@ async fn all(shared: &Arc<Shared>, items: Vec<Item>, parallel: usize, control: &
         let wanted = shared.wanted.load(Ordering::Relaxed).max(done);
         if control.checkpoint("fetch", done as usize, wanted as usize).is_err() {
             running.shutdown().await;
-            let done = report.written as usize;
+            let done = account.written as usize;
             return Err(calotype_data::Error::Interrupted { stage: "fetch", done, total }.into());
         }
     }
     if present > 0 {
-        report.notes.push(format!("{present} files were there already"));
+        account.notes.push(format!("{present} files were there already"));
     }
     if resumed > 0 {
-        report.notes.push(format!("{resumed} files were continued where they had been left"));
+        account.notes.push(format!("{resumed} files were continued where they had been left"));
     }
     match (failures.len(), total) {
-        (0, _) => Ok(report),
+        (0, _) => Ok(account),
         (1, 1) => Err(failures.remove(0)),
         (failed, _) => Err(FetchError::Incomplete {
             failed,
@@ -213,7 +214,7 @@ async fn all(shared: &Arc<Shared>, items: Vec<Item>, parallel: usize, control: &
     }
 }
 
-/// Whether an error would come with every file.
+/// True if an error would come with every file.
 fn concerns_all(error: &Error) -> bool {
     match error {
         Error::Fetch(error) => matches!(**error, FetchError::TooLittleSpace { .. }),
@@ -221,7 +222,7 @@ fn concerns_all(error: &Error) -> bool {
     }
 }
 
-/// Whether another source may have what this one does not give.
+/// True if another source may have what this one does not give.
 pub(super) fn is_unavailable(error: &Error) -> bool {
     let Error::Fetch(error) = error else { return false };
     matches!(
@@ -306,7 +307,7 @@ impl Shared {
         Ok(Outcome::Fetched { bytes, resumed, note })
     }
 
-    /// Whether the file is there, as far as can be known.
+    /// True if the file is there, as far as can be known.
     async fn present(&self, item: &Item, note: &mut Option<String>) -> Result<bool> {
         let Ok(found) = fs::metadata(&item.target) else { return Ok(false) };
         if found.is_dir() {
@@ -560,7 +561,7 @@ impl Transfer<'_> {
         self.item.digests.is_empty() && !self.version.url.is_empty() && self.version.url != url.as_str()
     }
 
-    /// Headers that ask for the rest of the very version of which there is a part.
+    /// Headers that ask for the rest of the same version as the part that is there.
     fn range(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if self.have > 0 {
@@ -716,7 +717,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Leaves what a later run can continue, and nothing else.
+    /// Keeps a part that a later run can continue, and removes an empty one.
     fn give_up(&self) {
         if self.have == 0 {
             self.discard();
@@ -729,13 +730,10 @@ impl Transfer<'_> {
     }
 
     fn publish(self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("sync", &self.partial))?;
-        fs::rename(&self.partial, &self.item.target).map_err(Error::io("rename to", &self.item.target))?;
+        let target = &self.item.target;
+        durable::publish(&self.file, &self.partial, target).map_err(Error::io("write", target))?;
         let _ = fs::remove_file(version_path(&self.partial));
-        match self.item.target.parent() {
-            Some(folder) => Ok(sync_folder(folder)?),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 

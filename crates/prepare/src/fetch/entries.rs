@@ -19,7 +19,7 @@ pub(super) struct Entry {
     /// Published checksums of single files, whichever source they come from.
     #[serde(default)]
     pub checks: BTreeMap<String, String>,
-    /// Where it can be had; the first that works is taken.
+    /// Places that have it; the first that works is taken.
     pub source: Vec<Source>,
 }
 

@@ -1,14 +1,14 @@
-//! What can go wrong while files are fetched.
+//! The errors of fetching files.
 
 use std::path::PathBuf;
 
 use super::digest::{Digest, SumsError};
 
-/// Why something could not be fetched.
+/// The reason for which something could not be fetched.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// A name that stands for nothing.
+    /// A name of no entry.
     #[error(
         "`{name}` is no entry, file or address{hint}. `fetch --list` prints the entries; for a repository write \
          models/{name} or datasets/{name}"
@@ -25,7 +25,7 @@ pub enum FetchError {
     BadAddress {
         /// As written.
         url: String,
-        /// Why not.
+        /// The reason.
         detail: String,
     },
 
@@ -36,7 +36,7 @@ pub enum FetchError {
         url: String,
         /// The answer's status.
         status: u16,
-        /// What to do.
+        /// The remedy.
         hint: String,
     },
 
@@ -47,7 +47,7 @@ pub enum FetchError {
         url: String,
         /// The answer's status.
         status: u16,
-        /// What to do.
+        /// The remedy.
         hint: String,
     },
 
@@ -58,7 +58,7 @@ pub enum FetchError {
         url: String,
         /// The answer's status.
         status: u16,
-        /// How often it was asked without progress.
+        /// Number of attempts without progress.
         tries: u32,
     },
 
@@ -67,7 +67,7 @@ pub enum FetchError {
     Unreachable {
         /// The address.
         url: String,
-        /// What the network says.
+        /// The network's error.
         detail: String,
     },
 
@@ -76,9 +76,9 @@ pub enum FetchError {
     Redirect {
         /// The address.
         url: String,
-        /// Where to.
+        /// Target of the redirect.
         to: String,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
 
@@ -90,9 +90,9 @@ pub enum FetchError {
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// What it should have.
+        /// Checksum that it should have.
         wanted: Digest,
-        /// What it has.
+        /// Checksum that it has.
         found: String,
     },
 
@@ -123,7 +123,7 @@ pub enum FetchError {
     BadSums {
         /// Path or address of the list.
         list: String,
-        /// What is wrong with it.
+        /// The fault.
         source: SumsError,
     },
 
@@ -132,7 +132,7 @@ pub enum FetchError {
     SumsDiffer {
         /// Path or address of the list.
         list: String,
-        /// What does not fit.
+        /// The contradiction, in words.
         detail: String,
     },
 
@@ -143,7 +143,7 @@ pub enum FetchError {
         list: String,
         /// Number of the line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
@@ -152,7 +152,7 @@ pub enum FetchError {
     BadListing {
         /// The address.
         url: String,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
@@ -161,13 +161,13 @@ pub enum FetchError {
     NothingMatches {
         /// The repository.
         repository: String,
-        /// How many files it has.
+        /// Number of its files.
         files: usize,
         /// The patterns.
         patterns: String,
     },
 
-    /// The cache does not have it, and the network may not be used.
+    /// A file that is not in the cache while the network may not be used.
     #[error("{what} is not in the cache {}, and HF_HUB_OFFLINE forbids the network; unset it once to fetch", cache.display())]
     NotCached {
         /// Repository and revision, or file.
@@ -181,7 +181,7 @@ pub enum FetchError {
     NoSource {
         /// The entry.
         name: String,
-        /// What each source says.
+        /// The error of each source.
         failures: Vec<String>,
     },
 
@@ -191,19 +191,19 @@ pub enum FetchError {
          is missing:{}", failures.iter().map(|failure| format!("\n  {failure}")).collect::<String>()
     )]
     Incomplete {
-        /// How many failed.
+        /// Number of files that failed.
         failed: usize,
-        /// How many there are.
+        /// Number of files.
         total: usize,
-        /// Whether all of them failed because the server does not give them.
+        /// True if all of them failed because the server does not give them.
         unavailable: bool,
-        /// What the first ones say.
+        /// The first errors.
         failures: Vec<String>,
     },
 }
 
 impl FetchError {
-    /// Whether the command line is to blame.
+    /// True if the command line is to blame.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,

@@ -11,7 +11,7 @@ use super::FetchError;
 use crate::Error;
 
 const USER_AGENT: &str = concat!("calotype/", env!("CARGO_PKG_VERSION"));
-/// As many as browsers follow about; loops end here.
+/// Redirects that are followed, about as many as browsers follow; loops end here.
 const MOST_REDIRECTS: usize = 10;
 /// Longest answer that is read into memory: pages of listings and lists of checksums.
 const LONGEST_TEXT: usize = 256 << 20;
@@ -20,7 +20,7 @@ const LONGEST_TEXT: usize = 256 << 20;
 pub(super) struct Client {
     http: reqwest::Client,
     credentials: Vec<(Origin, HeaderName, HeaderValue)>,
-    /// Why redirects are not followed, if they are not.
+    /// Reason for which redirects are not followed, if they are not.
     no_redirects: Option<&'static str>,
     /// Requests without progress until a file is given up.
     pub tries: u32,
@@ -28,7 +28,7 @@ pub(super) struct Client {
     pub pause: Duration,
 }
 
-/// What came of a request.
+/// Outcome of a request.
 pub(super) struct Answer {
     pub response: Response,
     /// Headers of the first answer, which may be a redirect that describes the file.
@@ -37,9 +37,9 @@ pub(super) struct Answer {
 
 /// A failed try.
 pub(super) enum Failure {
-    /// It may work a moment later; the server may say when.
+    /// Another try may succeed; the server may tell after what time.
     Passing(FetchError, Option<Duration>),
-    /// It will not work.
+    /// Another try would fail as well.
     Lasting(Error),
 }
 
@@ -237,7 +237,7 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What to say about refusals of a server that nothing is known about.
+/// Words about refusals of a server that nothing is known about.
 pub(super) fn plain_hint(status: u16, _headers: &HeaderMap) -> String {
     match status {
         401 | 403 => "the server asks for credentials, or does not give this file to everybody".to_owned(),

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use calotype_data::files::partial_name;
+use calotype_data::files::write_bytes;
 use regex::Regex;
 use reqwest::header::{HeaderMap, HeaderName, LINK};
 use serde::Deserialize;
@@ -19,7 +19,7 @@ use super::digest::{Digest, safe_path};
 use super::download::{Explain, Item, Origin, Place, Plan};
 use super::http::Client;
 use crate::names::{Star, pattern};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// Hosts whose addresses of repositories are understood.
@@ -27,7 +27,7 @@ const HOSTS: [&str; 2] = ["huggingface.co", "hf.co"];
 /// Pages of a listing, of a thousand files each.
 const MOST_PAGES: usize = 10_000;
 
-/// What the environment says about the Hub.
+/// Settings of the Hub from the environment.
 #[derive(Clone, Debug)]
 pub(super) struct Hub {
     pub endpoint: Url,
@@ -50,7 +50,7 @@ enum Kind {
     Dataset,
 }
 
-/// Which files of a repository are wanted.
+/// The wanted files of a repository.
 pub(super) struct Wanted {
     include: Vec<Regex>,
     exclude: Vec<Regex>,
@@ -138,7 +138,7 @@ impl Hub {
         self.cache.join(format!("{}--{}", repository.kind.plural(), repository.id.replace('/', "--")))
     }
 
-    /// What is to be fetched of a repository, into `out` or into the cache.
+    /// The files to fetch of a repository, into `out` or into the cache.
     ///
     /// # Errors
     /// [`FetchError`] if it cannot be listed, or none of its files is wanted.
@@ -264,20 +264,19 @@ impl Hub {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(Error::io("create folder", folder))?;
         }
-        let partial = partial_name(&path);
-        fs::write(&partial, commit).map_err(Error::io("write", &partial))?;
-        fs::rename(&partial, &path).map_err(Error::io("rename to", &path))
+        Ok(write_bytes(&path, commit.as_bytes())?)
     }
 
-    /// What the cache has of a repository, without the network. `None` if the network may be used.
+    /// The cache's files of a repository, without the network. `None` if the network may be used.
     ///
     /// # Errors
-    /// [`FetchError::NotCached`], [`FetchError::NothingMatches`].
-    pub fn offline(&self, repository: &Repository, wanted: &Wanted) -> Option<Result<Report>> {
+    /// [`FetchError::NotCached`] if a file or the repository is not in the cache, [`FetchError::NothingMatches`] if no
+    /// file is wanted.
+    pub fn offline(&self, repository: &Repository, wanted: &Wanted) -> Option<Result<Account>> {
         self.offline.then(|| self.cached(repository, wanted))
     }
 
-    fn cached(&self, repository: &Repository, wanted: &Wanted) -> Result<Report> {
+    fn cached(&self, repository: &Repository, wanted: &Wanted) -> Result<Account> {
         let storage = self.storage(repository);
         let not_cached = |what: String| FetchError::NotCached { what, cache: self.cache.clone() };
         let reference = fs::read_to_string(storage.join("refs").join(&repository.revision));
@@ -286,7 +285,7 @@ impl Hub {
         if safe_path(&commit).is_none() || !snapshot.is_dir() {
             return Err(not_cached(repository.name()).into());
         }
-        let mut report = Report::new("fetch");
+        let mut account = Account::new("fetch");
         let mut files = 0;
         for entry in WalkDir::new(&snapshot).sort_by_file_name().into_iter().filter_map(std::result::Result::ok) {
             let relative = entry.path().strip_prefix(&snapshot).unwrap_or(entry.path());
@@ -299,21 +298,21 @@ impl Hub {
                 if !entry.path().exists() {
                     return Err(not_cached(format!("{} of {}", name, repository.name())).into());
                 }
-                report.taken += 1;
-                report.written += 1;
+                account.taken += 1;
+                account.written += 1;
             }
         }
-        if report.taken == 0 {
+        if account.taken == 0 {
             let (repository, patterns) = (repository.name(), wanted.text.clone());
             return Err(FetchError::NothingMatches { repository, files, patterns }.into());
         }
-        report.notes.push(format!("{} files were there already in {}", report.taken, snapshot.display()));
+        account.notes.push(format!("{} files were there already in {}", account.taken, snapshot.display()));
         let note = "HF_HUB_OFFLINE is set: whether the repository has more or newer files was not looked up";
-        report.notes.push(note.to_owned());
-        Ok(report)
+        account.notes.push(note.to_owned());
+        Ok(account)
     }
 
-    /// What to do when the Hub refuses a repository.
+    /// Words about the Hub's refusals of a repository.
     fn explain(&self, repository: &Repository) -> Explain {
         let (name, page) = (repository.name(), self.page(repository));
         let has_token = self.token.is_some();

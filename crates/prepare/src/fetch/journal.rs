@@ -1,4 +1,4 @@
-//! What a folder of fetched files is known to hold, so that a second run does not read it all again.
+//! The known content of a folder of fetched files, so that a second run does not read it all again.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -35,7 +35,7 @@ impl Journal {
     /// Reads the journal of `folder`. Lines that a kill cut short tell nothing, and are passed by.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the journal cannot be read or opened for writing.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(NAME);
         let text = match fs::read_to_string(&path) {
@@ -52,7 +52,7 @@ impl Journal {
         Ok(Journal { file, path, known })
     }
 
-    /// Whether the file at `path` is unchanged since it was recorded with these checksums.
+    /// True if the file at `path` is unchanged since it was recorded with these checksums.
     pub fn holds(&self, name: &str, origin: &str, path: &Path, digests: &[Digest]) -> bool {
         let Some((fetched, (bytes, modified))) = self.known.get(name).zip(state(path)) else { return false };
         let proven = |digest: &Digest| fetched.digests.contains(&digest.to_string());
@@ -64,7 +64,7 @@ impl Journal {
     /// Records that the file at `path` has these checksums.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the journal cannot be written.
     pub fn add(&mut self, name: &str, origin: &str, path: &Path, digests: &[Digest]) -> Result<()> {
         let Some((bytes, modified)) = state(path) else { return Ok(()) };
         let digests = digests.iter().map(Digest::to_string).collect();

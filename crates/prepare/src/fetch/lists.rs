@@ -18,7 +18,7 @@ const MOST_EXPANDED: usize = 1_000_000;
 /// A file at an address, which goes to `out` under `path` or its own name.
 ///
 /// # Errors
-/// [`FetchError::BadAddress`].
+/// [`FetchError::BadAddress`] for another scheme, a path that is not there, or no usable name of a file.
 pub(super) fn item(written: &str, path: Option<&str>, out: &Path) -> Result<Item> {
     let bad = |detail: &str| FetchError::BadAddress { url: written.to_owned(), detail: detail.to_owned() };
     let origin = origin(written)?;
@@ -117,7 +117,7 @@ fn braces(text: &str) -> Option<(std::ops::Range<usize>, u64, u64, usize)> {
 /// The files of a list: a line holds an address, and after a space the path to write if it is not the address' name.
 ///
 /// # Errors
-/// [`FetchError::BadList`], [`Error::Io`].
+/// [`FetchError::BadList`] for a malformed list, [`Error::Io`] if it cannot be read.
 pub(super) fn read_list(list: &Path, out: &Path) -> Result<Vec<Item>> {
     let text = fs::read_to_string(list).map_err(Error::io("read", list))?;
     let mut items: Vec<Item> = Vec::new();

@@ -24,7 +24,7 @@ use url::Url;
 
 use crate::names::nearest;
 use crate::slices::SliceArgs;
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 use digest::Digest;
 use download::{How, Item, Plan, download, is_unavailable};
 use entries::{Entry, Source};
@@ -34,7 +34,7 @@ use hub::{Hub, Repository, Wanted};
 /// Settings of the stage.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FetchArgs {
-    /// What to fetch: an entry of `--list`; a repository as models/ORG/NAME or datasets/ORG/NAME; an address of a file,
+    /// Files to fetch: an entry of `--list`; a repository as models/ORG/NAME or datasets/ORG/NAME; an address of a file,
     /// in which {000..031} stands for numbers; an address of a folder (it ends in /) with --checksums; an address of
     /// MLCommons' that ends in .uri; @FILE, a list of addresses, one a line, each with an optional path to write.
     #[arg(required_unless_present = "list")]
@@ -69,12 +69,12 @@ pub struct FetchArgs {
     /// Compute the checksums of files that are there already, even if they did not change since they were fetched.
     #[arg(long)]
     pub verify: bool,
-    /// Which part of the files is fetched.
+    /// This process's slices of the files.
     #[command(flatten)]
     pub slices: SliceArgs,
 }
 
-/// Everything that the sources of files need to know.
+/// Settings and clients that all sources of files need.
 struct Context<'a> {
     args: &'a FetchArgs,
     hub: Hub,
@@ -85,9 +85,9 @@ struct Context<'a> {
 ///
 /// # Errors
 /// [`Error::Fetch`], [`Error::Io`], and [`Error::Data`] if stopped.
-pub fn run(args: &FetchArgs, control: &mut Control<'_>) -> Result<Report> {
+pub fn run(args: &FetchArgs, control: &mut Control<'_>) -> Result<Account> {
     if args.list {
-        return Ok(Report { notes: entries::table(), ..Report::new("fetch") });
+        return Ok(Account { notes: entries::table(), ..Account::new("fetch") });
     }
     let started = Instant::now();
     let what = args.what.as_deref().unwrap_or_default();
@@ -101,9 +101,9 @@ pub fn run(args: &FetchArgs, control: &mut Control<'_>) -> Result<Report> {
         .worker_threads(args.parallel.clamp(1, 16))
         .build()
         .map_err(Error::io("start threads to fetch", Path::new(what)))?;
-    let mut report = runtime.block_on(context.fetch(what, control))?;
-    report.seconds = started.elapsed().as_secs_f64();
-    Ok(report)
+    let mut account = runtime.block_on(context.fetch(what, control))?;
+    account.seconds = started.elapsed().as_secs_f64();
+    Ok(account)
 }
 
 /// Waits for `future`, but not any longer when the stage should stop.
@@ -124,7 +124,7 @@ impl Context<'_> {
         Ok(Client::new(self.args.tries, pause)?)
     }
 
-    async fn fetch(&self, what: &str, control: &mut Control<'_>) -> Result<Report> {
+    async fn fetch(&self, what: &str, control: &mut Control<'_>) -> Result<Account> {
         let out = self.args.out.as_deref();
         if let Some(entry) = entries::entries().iter().find(|entry| entry.name == what) {
             return self.entry(entry, control).await;
@@ -146,7 +146,7 @@ impl Context<'_> {
     }
 
     /// The first source of an entry that works.
-    async fn entry(&self, entry: &Entry, control: &mut Control<'_>) -> Result<Report> {
+    async fn entry(&self, entry: &Entry, control: &mut Control<'_>) -> Result<Account> {
         let own = entry.folder.as_deref().map(Path::new);
         let out = self.args.out.as_deref().or(own);
         let parse = |(path, digest): (&String, &String)| Some((path.clone(), Digest::parse(digest)?));
@@ -154,11 +154,11 @@ impl Context<'_> {
         let mut failures = Vec::new();
         for source in &entry.source {
             match self.source(source, out, &checks, control).await {
-                Ok(mut report) => {
-                    report
+                Ok(mut account) => {
+                    account
                         .notes
                         .extend(failures.iter().map(|failure| format!("another source did not work: {failure}")));
-                    return Ok(report);
+                    return Ok(account);
                 }
                 Err(error) if is_unavailable(&error) => {
                     tracing::warn!("{error}");
@@ -176,7 +176,7 @@ impl Context<'_> {
         out: Option<&Path>,
         checks: &[(String, Digest)],
         control: &mut Control<'_>,
-    ) -> Result<Report> {
+    ) -> Result<Account> {
         if let Some(repository) =
             source.repository.as_deref().and_then(|text| Repository::parse(text, &self.hub.endpoint))
         {
@@ -206,9 +206,9 @@ impl Context<'_> {
         out: Option<&Path>,
         checks: &[(String, Digest)],
         control: &mut Control<'_>,
-    ) -> Result<Report> {
-        if let Some(report) = self.hub.offline(repository, wanted) {
-            return report;
+    ) -> Result<Account> {
+        if let Some(account) = self.hub.offline(repository, wanted) {
+            return account;
         }
         let plan = until_stopped(self.hub.plan(self.client()?, repository, wanted, out), control).await?;
         self.download(plan, checks, control).await
@@ -220,14 +220,14 @@ impl Context<'_> {
         out: Option<&Path>,
         checks: &[(String, Digest)],
         control: &mut Control<'_>,
-    ) -> Result<Report> {
+    ) -> Result<Account> {
         let client = mlcommons::prepare(self.client()?, url, self.env);
         let (items, out) = until_stopped(mlcommons::list(&client, url, out), control).await?;
         self.files(client, items, &out, checks, control).await
     }
 
     /// Single addresses, lists of them, and local files.
-    async fn addresses(&self, what: &str, out: &Path, control: &mut Control<'_>) -> Result<Report> {
+    async fn addresses(&self, what: &str, out: &Path, control: &mut Control<'_>) -> Result<Account> {
         let client = self.hub.authorize(self.client()?);
         let sums = match &self.args.checksums {
             Some(list) => Some((list, until_stopped(lists::read_sums(&client, list), control).await?)),
@@ -254,14 +254,19 @@ impl Context<'_> {
         out: &Path,
         checks: &[(String, Digest)],
         control: &mut Control<'_>,
-    ) -> Result<Report> {
+    ) -> Result<Account> {
         let (folder, explain) = (out.to_path_buf(), std::sync::Arc::new(plain_hint));
         let notes = vec![format!("written to {}", folder.display())];
         self.download(Plan { client, items, folder, journal: true, explain, notes }, checks, control).await
     }
 
     /// Fetches this job's part of a plan.
-    async fn download(&self, mut plan: Plan, checks: &[(String, Digest)], control: &mut Control<'_>) -> Result<Report> {
+    async fn download(
+        &self,
+        mut plan: Plan,
+        checks: &[(String, Digest)],
+        control: &mut Control<'_>,
+    ) -> Result<Account> {
         for (path, digest) in checks {
             match plan.items.iter_mut().find(|item| item.name == *path) {
                 Some(item) if item.digests.contains(digest) => {}

@@ -1,4 +1,4 @@
-//! What can be wrong with a filter and its tables.
+//! The errors of a filter and its tables.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use parquet::errors::ParquetError;
 
 use super::expression::ExpressionError;
 
-/// Why tables could not be filtered.
+/// The reason for which tables could not be filtered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilterError {
@@ -15,7 +15,7 @@ pub enum FilterError {
     Expression {
         /// The table, if the condition itself can be read.
         path: Option<PathBuf>,
-        /// What is wrong, and where.
+        /// The fault and its place.
         source: ExpressionError,
     },
 
@@ -40,7 +40,7 @@ pub enum FilterError {
     Unreadable {
         /// The table.
         path: PathBuf,
-        /// What the reader says.
+        /// The reader's error.
         source: ParquetError,
     },
 
@@ -49,7 +49,7 @@ pub enum FilterError {
     Unwritable {
         /// The table.
         path: PathBuf,
-        /// What the writer says.
+        /// The writer's error.
         source: ParquetError,
     },
 
@@ -69,7 +69,7 @@ pub enum FilterError {
 }
 
 impl FilterError {
-    /// Whether the command line is to blame.
+    /// True if the command line is to blame.
     pub fn is_usage(&self) -> bool {
         !matches!(self, FilterError::Unreadable { .. } | FilterError::Unwritable { .. })
     }

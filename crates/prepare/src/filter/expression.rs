@@ -37,7 +37,7 @@ pub struct Expression {
     pub(super) root: Node,
 }
 
-/// What is wrong with an expression, and where.
+/// A fault of an expression, with its place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}\n    {excerpt}\n    {}^ character {character}", " ".repeat(*column))]
 pub struct ExpressionError {
@@ -70,7 +70,7 @@ pub(super) enum Kind {
     Arithmetic(Arithmetic, Box<Node>, Box<Node>),
     In(Box<Node>, Vec<(Literal, Range<usize>)>),
     IsNull(Box<Node>),
-    /// Whether the regular expression is found in the text.
+    /// True if the regular expression is found in the text.
     Search(Box<Node>, Regex),
     Call(Function, Vec<Node>),
 }
@@ -283,7 +283,7 @@ fn number(text: &str, at: usize) -> Result<(Token, usize), ExpressionError> {
     Ok((Token::Literal(literal), end))
 }
 
-/// What stands between quotes, where two quotes mean one, and where it ends.
+/// Text between quotes, where two quotes mean one, and its end.
 fn quoted(text: &str, at: usize, quote: char) -> Result<(String, usize), ExpressionError> {
     let mut content = String::new();
     let mut rest = text[at + 1..].char_indices().peekable();

@@ -21,7 +21,7 @@ use std::time::Instant;
 use calotype_data::Control;
 
 use crate::slices::SliceArgs;
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 use tables::{Part, find_tables, parts};
 
 /// Settings of the stage.
@@ -38,28 +38,28 @@ pub struct FilterArgs {
     /// Keep rows with a licence, as MLPerf does: all whose LICENSE is not "?".
     #[arg(long)]
     pub licensed: bool,
-    /// Keep pictures at least this wide.
+    /// Keep images at least this wide.
     #[arg(long, value_name = "PIXELS")]
     pub min_width: Option<u64>,
-    /// Keep pictures at least this high.
+    /// Keep images at least this high.
     #[arg(long, value_name = "PIXELS")]
     pub min_height: Option<u64>,
-    /// Keep pictures whose longer side is at most this many times the shorter one.
+    /// Keep images whose longer side is at most this many times the shorter one.
     #[arg(long, value_name = "RATIO")]
     pub max_aspect: Option<f64>,
-    /// Keep pairs whose text and picture are at least this similar (cosine of CLIP's embeddings).
+    /// Keep pairs whose text and image are at least this similar (cosine of CLIP's embeddings).
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
     pub min_similarity: Option<f64>,
-    /// Keep pictures up to this verdict on their being unsafe.
+    /// Keep images up to this verdict on their being unsafe.
     #[arg(long, value_name = "VERDICT", value_parser = NSFW_VERDICTS)]
     pub max_nsfw: Option<String>,
-    /// Keep pictures with at least this aesthetic score.
+    /// Keep images with at least this aesthetic score.
     #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
     pub min_aesthetic: Option<f64>,
-    /// Keep pictures that are unsafe with at most this probability.
+    /// Keep images that are unsafe with at most this probability.
     #[arg(long, value_name = "PROBABILITY")]
     pub max_punsafe: Option<f64>,
-    /// Keep pictures that carry a watermark with at most this probability.
+    /// Keep images that carry a watermark with at most this probability.
     #[arg(long, value_name = "PROBABILITY")]
     pub max_watermark: Option<f64>,
     /// Split each table into this many parts, in a folder `<file>_parts`.
@@ -71,7 +71,7 @@ pub struct FilterArgs {
     /// Tables that are worked on at once [default: the number of processors].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Which part of the work is done.
+    /// This process's slices of the work.
     #[command(flatten)]
     pub slices: SliceArgs,
 }
@@ -138,7 +138,7 @@ impl FilterArgs {
 ///
 /// # Errors
 /// [`Error::Filter`] for conditions and tables that cannot be used, [`Error::Io`], and [`Error::Data`] if stopped.
-pub fn run(args: &FilterArgs, control: &mut Control<'_>) -> Result<Report> {
+pub fn run(args: &FilterArgs, control: &mut Control<'_>) -> Result<Account> {
     let started = Instant::now();
     if args.parts == 0 || args.row_group_rows == 0 || args.threads == Some(0) {
         return Err(Error::Usage("--parts, --row-group-rows and --threads have to be at least 1".to_owned()));
@@ -158,8 +158,8 @@ pub fn run(args: &FilterArgs, control: &mut Control<'_>) -> Result<Report> {
     }
     let all = parts(&tables, args);
     let mine: Vec<&Part> = args.slices.slices()?.into_iter().flat_map(|slice| &all[slice.range(all.len())]).collect();
-    let mut report = work::run(args, &clauses, &mine, control)?;
-    report.notes.push(format!("{} tables in, {} written", tables.len(), mine.len()));
-    report.seconds = started.elapsed().as_secs_f64();
-    Ok(report)
+    let mut account = work::run(args, &clauses, &mine, control)?;
+    account.notes.push(format!("{} tables in, {} written", tables.len(), mine.len()));
+    account.seconds = started.elapsed().as_secs_f64();
+    Ok(account)
 }

@@ -1,10 +1,11 @@
-//! Which tables there are, and into which parts their rows go.
+//! The input's tables, and the parts into which their rows go.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use calotype_data::Slice;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::errors::ParquetError;
 use walkdir::WalkDir;
@@ -12,13 +13,12 @@ use walkdir::WalkDir;
 use super::check::Condition;
 use super::{COLUMNS, Clause, Expression, FilterArgs, FilterError};
 use crate::names::{Star, is_pattern, pattern};
-use crate::slices::Slice;
 use crate::{Error, Result};
 
 /// A table of the input.
 pub(super) struct Table {
     pub path: PathBuf,
-    /// Where it goes, without the split into parts.
+    /// Path of the output, without the split into parts.
     pub out: PathBuf,
     /// BLAKE3 of its length and footer, which holds the places and statistics of all of its data.
     pub identity: String,
@@ -60,7 +60,8 @@ impl Table {
 /// Binds `clauses` to the columns of the table at `path`.
 ///
 /// # Errors
-/// [`FilterError::Expression`], [`FilterError::MissingColumn`].
+/// [`FilterError::Expression`] for an expression that does not fit the types of its columns,
+/// [`FilterError::MissingColumn`].
 pub(super) fn conditions(
     path: &Path,
     schema: &arrow_schema::Schema,
@@ -98,10 +99,10 @@ fn filled(path: &Path, schema: &arrow_schema::Schema, clause: &Clause) -> std::r
     Ok(text)
 }
 
-/// What the footer of a table says.
+/// Content of the footer of a table.
 ///
 /// # Errors
-/// [`FilterError::Unreadable`].
+/// [`FilterError::Unreadable`] if there is none that can be read.
 pub(super) fn metadata(path: &Path, file: &File) -> std::result::Result<ArrowReaderMetadata, FilterError> {
     ArrowReaderMetadata::load(file, ArrowReaderOptions::new()).map_err(FilterError::unreadable(path))
 }

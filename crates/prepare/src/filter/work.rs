@@ -24,16 +24,16 @@ use serde::{Deserialize, Serialize};
 use super::check::Condition;
 use super::tables::{self, Part};
 use super::{Clause, FilterArgs, FilterError};
-use crate::{Error, Report, Result};
+use crate::{Account, Error, Result};
 
 /// Rows that are judged at once.
 const BATCH_ROWS: usize = 8192;
-/// Key of [`Account`] in the metadata of a written table.
-const ACCOUNT_KEY: &str = "calotype.filter";
+/// Key of [`PartRecord`] in the metadata of a written table.
+const RECORD_KEY: &str = "calotype.filter";
 
-/// What a written table says about how it was made.
+/// A written table's record of how it was made.
 #[derive(Default, Serialize, Deserialize)]
-struct Account {
+struct PartRecord {
     /// BLAKE3 of the settings and of the input's identity.
     made_of: String,
     taken: u64,
@@ -41,7 +41,7 @@ struct Account {
     left_out: BTreeMap<String, u64>,
 }
 
-/// What the workers share.
+/// State that the workers share.
 struct Shared<'a> {
     args: &'a FilterArgs,
     clauses: &'a [Clause],
@@ -55,7 +55,12 @@ struct Shared<'a> {
 ///
 /// # Errors
 /// The first error of any part; the others stop at their next batch.
-pub(super) fn run(args: &FilterArgs, clauses: &[Clause], parts: &[&Part], control: &mut Control<'_>) -> Result<Report> {
+pub(super) fn run(
+    args: &FilterArgs,
+    clauses: &[Clause],
+    parts: &[&Part],
+    control: &mut Control<'_>,
+) -> Result<Account> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or(processors).min(parts.len());
     let shared = Shared {
@@ -67,7 +72,7 @@ pub(super) fn run(args: &FilterArgs, clauses: &[Clause], parts: &[&Part], contro
         stop: AtomicBool::new(false),
     };
     let total = parts.iter().map(|part| part.rows.end - part.rows.start).sum::<u64>() as usize;
-    let mut report = Report::new("filter");
+    let mut account = Account::new("filter");
     let mut failure = None;
     std::thread::scope(|scope| {
         let (done, results) = mpsc::channel();
@@ -90,7 +95,7 @@ pub(super) fn run(args: &FilterArgs, clauses: &[Clause], parts: &[&Part], contro
                 failure.get_or_insert(error);
             };
             match results.recv_timeout(Duration::from_millis(200)) {
-                Ok(Ok(one)) => report.add(&one),
+                Ok(Ok(one)) => account.add(&one),
                 Ok(Err(error)) => fail(error),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -103,17 +108,17 @@ pub(super) fn run(args: &FilterArgs, clauses: &[Clause], parts: &[&Part], contro
     });
     match failure {
         Some(error) => Err(error),
-        None => Ok(report),
+        None => Ok(account),
     }
 }
 
 impl Shared<'_> {
     /// Writes one part, unless it is there already.
-    fn part(&self, part: &Part) -> Result<Report> {
+    fn part(&self, part: &Part) -> Result<Account> {
         let made_of = self.made_of(part);
-        if let Some(account) = finished(&part.out, &made_of) {
-            self.rows.fetch_add(account.taken, Ordering::Relaxed);
-            return Ok(account.report(&part.out));
+        if let Some(record) = finished(&part.out, &made_of) {
+            self.rows.fetch_add(record.taken, Ordering::Relaxed);
+            return Ok(record.account(&part.out));
         }
         // The parquet crate is not proven to be free of panics on damaged files.
         let written = catch_unwind(AssertUnwindSafe(|| self.write(part, made_of))).unwrap_or_else(|_| {
@@ -124,10 +129,10 @@ impl Shared<'_> {
             // It is only in the way: a part is begun anew.
             let _ = fs::remove_file(partial_name(&part.out));
         }
-        Ok(written?.report(&part.out))
+        Ok(written?.account(&part.out))
     }
 
-    /// What the rows of the part depend on.
+    /// Checksum of all that the rows of the part depend on.
     fn made_of(&self, part: &Part) -> String {
         let mut hasher = blake3::Hasher::new();
         let fixed = format!("{} {:?} {}", part.identity, part.rows, self.args.row_group_rows);
@@ -138,7 +143,7 @@ impl Shared<'_> {
         hasher.finalize().to_hex().to_string()
     }
 
-    fn write(&self, part: &Part, made_of: String) -> Result<Account> {
+    fn write(&self, part: &Part, made_of: String) -> Result<PartRecord> {
         let input = File::open(&part.path).map_err(Error::io("open", &part.path))?;
         let metadata = tables::metadata(&part.path, &input)?;
         let conditions = tables::conditions(&part.path, metadata.schema(), self.clauses)?;
@@ -149,35 +154,35 @@ impl Shared<'_> {
             .with_limit((part.rows.end - part.rows.start) as usize)
             .build()
             .map_err(FilterError::unreadable(&part.path))?;
-        let mut account = Account { made_of, ..Account::default() };
+        let mut record = PartRecord { made_of, ..PartRecord::default() };
         for batch in reader {
             let unreadable = FilterError::unreadable(&part.path);
             let batch = batch.map_err(|error| unreadable(error.into()))?;
-            let kept = self.judge(&batch, &conditions, &mut account);
+            let kept = self.judge(&batch, &conditions, &mut record);
             let kept = filter_record_batch(&batch, &kept).map_err(|e| FilterError::unwritable(&part.out)(e.into()))?;
             writer.write(&kept).map_err(FilterError::unwritable(&part.out))?;
             self.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
             if self.stop.load(Ordering::Relaxed) {
-                let (done, total) = (account.taken as usize, (part.rows.end - part.rows.start) as usize);
+                let (done, total) = (record.taken as usize, (part.rows.end - part.rows.start) as usize);
                 return Err(calotype_data::Error::Interrupted { stage: "filter", done, total }.into());
             }
         }
         let expected = part.rows.end - part.rows.start;
-        if account.taken != expected {
-            let message = format!("{} rows where the footer promises {expected}", account.taken);
+        if record.taken != expected {
+            let message = format!("{} rows where the footer promises {expected}", record.taken);
             return Err(FilterError::unreadable(&part.path)(ParquetError::General(message)).into());
         }
-        let text = serde_json::to_string(&account).map_err(|e| Error::Usage(e.to_string()))?;
-        writer.append_key_value_metadata(KeyValue::new(ACCOUNT_KEY.to_owned(), text));
+        let text = serde_json::to_string(&record).map_err(|e| Error::Usage(e.to_string()))?;
+        writer.append_key_value_metadata(KeyValue::new(RECORD_KEY.to_owned(), text));
         let file = writer.into_inner().map_err(FilterError::unwritable(&part.out))?;
         let partial = partial_name(&part.out);
         let file = file.into_inner().map_err(|error| Error::io("write", &partial)(error.into_error()))?;
         publish(file, &part.out)?;
-        Ok(account)
+        Ok(record)
     }
 
-    /// Which rows stay. The others are counted for the first condition that they fail.
-    fn judge(&self, batch: &RecordBatch, conditions: &[Condition], account: &mut Account) -> BooleanArray {
+    /// Picks the rows that stay. The others are counted for the first condition that they fail.
+    fn judge(&self, batch: &RecordBatch, conditions: &[Condition], record: &mut PartRecord) -> BooleanArray {
         let mut kept = vec![true; batch.num_rows()];
         for (condition, clause) in conditions.iter().zip(self.clauses) {
             let (mut failed, mut null) = (0, 0);
@@ -189,12 +194,12 @@ impl Shared<'_> {
             }
             for (count, reason) in [(failed, clause.reason.clone()), (null, format!("{}: null", clause.reason))] {
                 if count > 0 {
-                    *account.left_out.entry(reason).or_default() += count;
+                    *record.left_out.entry(reason).or_default() += count;
                 }
             }
         }
-        account.taken += batch.num_rows() as u64;
-        account.written += kept.iter().filter(|kept| **kept).count() as u64;
+        record.taken += batch.num_rows() as u64;
+        record.written += kept.iter().filter(|kept| **kept).count() as u64;
         BooleanArray::from(kept)
     }
 
@@ -220,29 +225,29 @@ fn properties(input: &ParquetMetaData, row_group_rows: usize) -> WriterPropertie
             properties = properties.set_column_compression(column.column_path().clone(), column.compression());
         }
     }
-    // The writer describes the schema itself; an account of an earlier filter does not hold any more.
-    let kept = |pair: &&KeyValue| pair.key != "ARROW:schema" && pair.key != ACCOUNT_KEY;
+    // The writer describes the schema itself; a record of an earlier filter does not hold any more.
+    let kept = |pair: &&KeyValue| pair.key != "ARROW:schema" && pair.key != RECORD_KEY;
     let pairs = input.file_metadata().key_value_metadata().map(|pairs| pairs.iter().filter(kept).cloned().collect());
     properties.set_key_value_metadata(pairs).build()
 }
 
-/// The account of a table at `out` that was made of the same rows with the same settings.
-fn finished(out: &Path, made_of: &str) -> Option<Account> {
+/// The record of a table at `out` that was made of the same rows with the same settings.
+fn finished(out: &Path, made_of: &str) -> Option<PartRecord> {
     let file = File::open(out).ok()?;
     let metadata = tables::metadata(out, &file).ok()?;
     let pairs = metadata.metadata().file_metadata().key_value_metadata()?;
-    let text = pairs.iter().find(|pair| pair.key == ACCOUNT_KEY)?.value.as_ref()?;
-    serde_json::from_str(text).ok().filter(|account: &Account| account.made_of == made_of)
+    let text = pairs.iter().find(|pair| pair.key == RECORD_KEY)?.value.as_ref()?;
+    serde_json::from_str(text).ok().filter(|record: &PartRecord| record.made_of == made_of)
 }
 
-impl Account {
-    fn report(self, out: &Path) -> Report {
-        Report {
+impl PartRecord {
+    fn account(self, out: &Path) -> Account {
+        Account {
             taken: self.taken,
             written: self.written,
             bytes: fs::metadata(out).map_or(0, |file| file.len()),
             left_out: self.left_out,
-            ..Report::new("filter")
+            ..Account::new("filter")
         }
     }
 }

@@ -1,18 +1,18 @@
-//! What adapters say about themselves beside their tensors.
+//! Settings of adapters that are stored beside their tensors.
 
 use super::{Component, LoraError};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Where diffusers writes the configuration into a file's metadata, with keys like `unet.lora_alpha`.
+/// Key of a file's metadata under which diffusers writes the configuration, with keys like `unet.lora_alpha`.
 const METADATA_KEY: &str = "lora_adapter_metadata";
 
 /// Alphas of adapters whose files hold none among their tensors: PEFT's `adapter_config.json`, or the metadata of a
 /// file of diffusers. Without either, alpha is the rank.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoraConfig {
-    /// What holds for components without settings of their own.
+    /// Settings of components without settings of their own.
     all: Settings,
     components: BTreeMap<Component, Settings>,
 }
@@ -22,7 +22,7 @@ struct Settings {
     alpha: Option<f32>,
     /// Alphas of modules whose names end like this.
     pattern: BTreeMap<String, f32>,
-    /// Whether alpha is divided by the rank's square root (rsLoRA: Kalajdzievski, arXiv 2312.03732).
+    /// True if alpha is divided by the rank's square root (rsLoRA: Kalajdzievski, arXiv 2312.03732).
     by_square_root: bool,
 }
 
@@ -69,7 +69,7 @@ impl LoraConfig {
         settings.pattern.iter().find(named).map(|(_, &alpha)| alpha).or(settings.alpha)
     }
 
-    /// What the product of the factors is multiplied by.
+    /// Factor of the product of the two matrices.
     pub(super) fn scale(&self, component: Component, alpha: Option<f32>, rank: usize) -> f32 {
         let rank = rank as f32;
         let divisor = if self.settings(component).by_square_root { rank.sqrt() } else { rank };

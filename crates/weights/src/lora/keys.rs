@@ -1,4 +1,4 @@
-//! How adapters' keys are spelt in each dialect, and which module of the model they mean.
+//! Keys of adapters in each dialect, and the module of the model that each one means.
 
 use super::Component;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// What messages call it.
+    /// Name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Down => "down (A)",
@@ -74,7 +74,7 @@ pub(super) struct Address {
     pub component: Option<Component>,
     /// The module, as the dialect spells it.
     pub module: String,
-    /// Whether the module's parts are joined by underscores.
+    /// True if the module's parts are joined by underscores.
     pub joined: bool,
     pub part: Part,
 }
@@ -177,7 +177,7 @@ const OUTER_PARTS: [(&str, &str); 7] = [
     ("add_embedding.linear_2", "label_emb.0.2"),
 ];
 
-/// What the numbering of LDM's blocks depends on.
+/// The facts that the numbering of LDM's blocks depends on.
 struct Blocks {
     /// Residual blocks of a level on the way down.
     layers: usize,

@@ -59,7 +59,7 @@ pub enum LoraError {
     Config {
         /// The file.
         file: PathBuf,
-        /// What is wrong, and what would be right.
+        /// The fault, and the remedy.
         problem: String,
     },
     /// The file holds another kind of adapter.
@@ -90,7 +90,7 @@ pub enum LoraError {
         file: PathBuf,
         /// The key.
         key: String,
-        /// What it can mean.
+        /// Names that it can mean.
         candidates: Vec<String>,
     },
     /// An adapter of a module lacks one of its factors, or has one twice.
@@ -102,7 +102,7 @@ pub enum LoraError {
         module: String,
         /// The factor.
         part: &'static str,
-        /// What is wrong with it.
+        /// The fault.
         problem: &'static str,
     },
     /// Factors whose product does not have the parameter's shape.
@@ -128,7 +128,7 @@ pub enum LoraError {
         file: PathBuf,
         /// The tensor.
         key: String,
-        /// What it should be.
+        /// Shape that it should have.
         expected: &'static str,
     },
 }
@@ -140,18 +140,18 @@ fn list(items: &[String]) -> String {
     if items.len() > SHOWN { format!("{shown} and {} more", items.len() - SHOWN) } else { shown }
 }
 
-/// How a file is to be taken.
+/// Settings for reading a file of adapters.
 #[derive(Clone, Debug, Default)]
 pub struct LoraOptions {
-    /// What the file's own settings say about alpha; files of kohya hold it among their tensors.
+    /// The file's own settings, which tell alpha; files of kohya hold it among their tensors.
     pub config: LoraConfig,
     /// The component, for files whose keys do not name it (PEFT's).
     pub component: Option<Component>,
-    /// Whether keys that fit no parameter of the model are left out, and only listed.
+    /// True if keys that fit no parameter of the model are left out, and only listed.
     pub allow_unused: bool,
 }
 
-/// What was made of a file.
+/// Outcome of applying a file: the parameters that it changes, and the keys that were left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoraReport {
     /// The parameters that it changes.
@@ -201,7 +201,7 @@ impl LoraSet {
         Self { parameters, modules, factors: BTreeMap::new() }
     }
 
-    /// Whether no adapter changes anything.
+    /// True if no adapter changes anything.
     pub fn is_empty(&self) -> bool {
         self.factors.is_empty()
     }
@@ -260,7 +260,7 @@ impl LoraSet {
         Ok(LoraReport { changed, unused })
     }
 
-    /// What all adapters together add to a parameter, row-major in the parameter's shape; nothing if none changes it.
+    /// The sum of all adapters' changes of a parameter, row-major in the parameter's shape; nothing if none changes it.
     pub fn delta(&self, component: Component, key: &str) -> Option<Vec<f32>> {
         let all = self.factors.get(&(component, key.to_owned()))?;
         let mut delta: Vec<f32> = Vec::new();

@@ -1,4 +1,4 @@
-//! Where the values of a pickle lie: nodes in one vector, referred to by number.
+//! The values of a pickle: nodes in one vector, referred to by number.
 
 use super::PickleFault;
 use super::globals::Known;
@@ -8,7 +8,7 @@ use crate::tensor_file::Dtype;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Handle(u32);
 
-/// What a [`Handle`] says.
+/// Meaning of a [`Handle`].
 pub(super) enum Unpacked {
     None,
     Bool(bool),
@@ -125,7 +125,7 @@ pub(super) enum Node {
 const _: () = assert!(std::mem::size_of::<Node>() == 16);
 
 impl Node {
-    /// What messages call it.
+    /// Name in messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Int(_) | Self::BigInt(_) => "an integer",
@@ -195,7 +195,7 @@ pub(crate) struct StorageRecord {
     pub(crate) view: (usize, usize),
 }
 
-/// Where the elements of a tensor are.
+/// Place of the elements of a tensor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Elements {
     /// In a storage, from the given element on.
@@ -209,7 +209,7 @@ pub(crate) enum Elements {
     Inline {
         /// The bytes.
         bytes: Span,
-        /// Whether they are big-endian.
+        /// True if they are big-endian.
         big_endian: bool,
     },
 }
@@ -223,7 +223,7 @@ pub(crate) struct TensorRecord {
     pub(crate) shape: Vec<usize>,
     /// Elements from one index of each axis to the next.
     pub(crate) strides: Vec<usize>,
-    /// Where they are.
+    /// Place of the elements.
     pub(crate) elements: Elements,
 }
 

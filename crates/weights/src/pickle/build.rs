@@ -1,4 +1,4 @@
-//! What a call of a name on the list describes, built as plain values.
+//! The result of calling a name on the list, built as plain values.
 
 use super::PickleFault;
 use super::arena::{Elements, Handle, Node, NumpyType, Span, StorageRecord, TensorRecord, Unpacked};

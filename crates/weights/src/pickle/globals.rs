@@ -2,7 +2,7 @@
 
 use crate::tensor_file::Dtype;
 
-/// What a name on the list stands for.
+/// Meaning of a name on the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`: a view of a typed storage.
@@ -133,7 +133,7 @@ pub(super) const TORCH_DTYPES: [(&str, Result<Dtype, &str>); 24] = [
     ("qint32", Err("qint32")),
 ];
 
-/// What `module.name` stands for; `None` if it is not on the list.
+/// Meaning of `module.name`; `None` if it is not on the list.
 pub(super) fn lookup(module: &str, name: &str) -> Option<Known> {
     let row = NAMES.iter().find(|row| row.1 == name && row.0.contains(&module));
     row.map(|row| row.2).or_else(|| storage(module, name)).or_else(|| {
@@ -149,7 +149,7 @@ fn storage(module: &str, name: &str) -> Option<Known> {
 }
 
 impl Known {
-    /// What messages call it.
+    /// Name in messages.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Storage(index) => STORAGES[index as usize].0,

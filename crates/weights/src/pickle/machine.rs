@@ -689,7 +689,7 @@ fn shortened(module: &str, name: &str) -> String {
     format!("{}.{}", cut(module), cut(name))
 }
 
-/// What stands between a pair of equal quotation marks.
+/// Text between a pair of equal quotation marks.
 fn unquoted(line: &[u8]) -> Outcome<&[u8]> {
     match line {
         [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => Ok(inner),

@@ -16,7 +16,7 @@ pub struct Value<'a> {
     pub(super) handle: Handle,
 }
 
-/// What a value is.
+/// Kind of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind<'a> {
     /// `None`.
@@ -66,7 +66,7 @@ pub struct Array<'a> {
     pub data: Cow<'a, [u8]>,
 }
 
-/// Why the elements of an array cannot be had.
+/// The reason for which the elements of an array cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArrayFault {
     /// Elements of a type that is not read, by its name.
@@ -85,7 +85,7 @@ impl std::fmt::Debug for Value<'_> {
 }
 
 impl<'a> Value<'a> {
-    /// What it is.
+    /// Kind of the value.
     pub fn kind(self) -> Kind<'a> {
         let class = |number: u32| self.pickle.classes.get(number as usize).map_or("", |class| class.name.as_str());
         match (self.handle.unpack(), self.node()) {
@@ -181,7 +181,7 @@ impl<'a> Value<'a> {
     /// else. A converted copy takes as many bytes as the pickle itself has of the array.
     ///
     /// # Errors
-    /// [`ArrayFault`].
+    /// [`ArrayFault`] if it is an array whose elements cannot be had.
     pub fn array(self) -> Option<Result<Array<'a>, ArrayFault>> {
         let record = self.pickle.tensor(self.tensor()?)?;
         let Elements::Inline { bytes, big_endian } = record.elements else { return Some(Err(ArrayFault::Elsewhere)) };

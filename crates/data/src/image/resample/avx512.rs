@@ -13,7 +13,7 @@ const TAPS: usize = 8;
 /// Rows that the horizontal pass takes together, which read each weight once.
 const ROWS: usize = 4;
 
-/// Whether the processor has the instructions.
+/// True if the processor has the instructions.
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -22,7 +22,7 @@ pub(super) fn available() -> bool {
 }
 
 /// The three signed digits of each of four weights, as the four bytes of a number; `None` for a weight of about 2 or
-/// more, which no filter has for the sizes that pictures have.
+/// more, which no filter has for the sizes that images have.
 fn digits(weights: [i32; 4]) -> Option<[i32; 3]> {
     let mut digits = [[0i8; 4]; 3];
     for (k, weight) in weights.into_iter().enumerate() {

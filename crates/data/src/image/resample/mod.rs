@@ -153,7 +153,7 @@ fn level(sum: i32) -> u8 {
 
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
 
-/// Which instructions the passes use.
+/// Instructions that the passes use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Isa {
     Plain,
@@ -209,7 +209,7 @@ fn horizontal<const C: usize>(isa: Isa, data: &[u8], from: usize, windows: &Wind
     }
 }
 
-/// Resizes columns: rows of `row` bytes, of which the first is row `first` of the picture that `windows` speaks of.
+/// Resizes columns: rows of `row` bytes, of which the first is row `first` of the image that `windows` speaks of.
 fn vertical(isa: Isa, data: &[u8], row: usize, first: usize, windows: &Windows, out: &mut Vec<u8>) {
     out.clear();
     out.resize(row * windows.len(), 0);
@@ -259,7 +259,7 @@ fn nearest<const C: usize>(data: &[u8], from: (usize, usize), to: (usize, usize)
     }
 }
 
-/// A rectangle of a picture.
+/// A rectangle of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Crop {
     /// Column of its left edge.
@@ -273,7 +273,7 @@ pub(crate) struct Crop {
 }
 
 impl Crop {
-    /// All of a picture of `size` (width, height).
+    /// All of an image of `size` (width, height).
     pub fn all(size: (usize, usize)) -> Self {
         Crop { x: 0, y: 0, width: size.0, height: size.1 }
     }
@@ -287,14 +287,14 @@ impl Crop {
     }
 
     /// # Errors
-    /// [`Error::InvalidArgument`] if the rectangle is empty or reaches outside of a picture of `size`.
+    /// [`Error::InvalidArgument`] if the rectangle is empty or reaches outside of an image of `size`.
     pub fn check(&self, size: (usize, usize)) -> Result<()> {
         let fits = |at: usize, side: usize, all: usize| side > 0 && at.checked_add(side).is_some_and(|end| end <= all);
         if fits(self.x, self.width, size.0) && fits(self.y, self.height, size.1) {
             return Ok(());
         }
         let Crop { x, y, width, height } = self;
-        let detail = format!("{width}x{height} at ({x}, {y}) of a {}x{} picture", size.0, size.1);
+        let detail = format!("{width}x{height} at ({x}, {y}) of a {}x{} image", size.0, size.1);
         Err(Error::InvalidArgument { what: "crop", detail })
     }
 }
@@ -351,11 +351,11 @@ fn resize_with<const C: usize>(
 }
 
 thread_local! {
-    /// The picture between the passes, kept for the thread's next one.
+    /// The image between the passes, kept for the thread's next one.
     static BETWEEN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-#[expect(clippy::too_many_arguments, reason = "the scratch picture is one more than resizing has")]
+#[expect(clippy::too_many_arguments, reason = "the scratch image is one more than resizing has")]
 fn both_passes<const C: usize>(
     isa: Isa,
     data: &[u8],
@@ -394,7 +394,7 @@ fn both_passes<const C: usize>(
     }
 }
 
-/// Whether Pillow 13 resizes columns before rows, which rounds differently: where the height loses more than twice the
+/// True if Pillow 13 resizes columns before rows, which rounds differently: where the height loses more than twice the
 /// pixels that the width loses (a width that grows loses less than none). Found by comparison with the two orders, 5,400
 /// sizes of all filters, those at the border included; former versions did it for strips alone.
 fn columns_first(from: (usize, usize), to: (usize, usize)) -> bool {

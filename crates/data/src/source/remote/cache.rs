@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
-use super::file::{Facts, RemoteFile, facts_path};
+use super::file::RemoteFile;
 use crate::files::{partial_name, publish, read_json, write_json};
 use crate::webdataset::{map_file, map_open};
 use crate::{Error, Result};
@@ -29,13 +29,29 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for room.
 const LONGEST_WAIT: Duration = Duration::from_secs(1800);
 
-/// What an index says about a shard.
+/// Facts that an index tells about a shard.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Expected<'a> {
     /// Length, in bytes.
     pub bytes: Option<u64>,
     /// BLAKE3 in hexadecimal.
     pub blake3: Option<&'a str>,
+}
+
+/// Facts about a file that is half fetched; kept beside it, so that another process can go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Facts {
+    /// Length of the whole file, in bytes.
+    pub size: u64,
+    /// The store's mark of this version of the file.
+    pub etag: Option<String>,
+}
+
+/// Path of the [`Facts`] of a half-fetched file.
+pub(super) fn facts_path(partial: &Path) -> PathBuf {
+    let mut name = partial.as_os_str().to_owned();
+    name.push(".json");
+    name.into()
 }
 
 /// The cache's folder.
@@ -52,7 +68,7 @@ pub(crate) struct Count {
     pub bytes: u64,
 }
 
-/// Something in the cache that can go.
+/// A file of the cache that can be removed.
 struct Entry {
     path: PathBuf,
     bytes: u64,
@@ -69,7 +85,7 @@ impl ShardCache {
         Ok(ShardCache { dir, limit })
     }
 
-    /// Where a shard is, if it is here.
+    /// Path that a shard has, or would have.
     pub fn path(&self, file: &RemoteFile) -> PathBuf {
         let hash = blake3::hash(file.address().as_bytes()).to_hex();
         self.dir.join(format!("{}-{}", &hash[..16], file.name()))
@@ -105,12 +121,12 @@ impl ShardCache {
         }
     }
 
-    /// What was found out about a shard that no index tells about.
+    /// Number of samples that was counted in a shard without an index.
     pub fn count(&self, file: &RemoteFile) -> Result<Option<Count>> {
         read_json(&self.count_path(file))
     }
 
-    /// Keeps what was found out.
+    /// Keeps the number of samples that was counted.
     pub fn keep_count(&self, file: &RemoteFile, count: Count) -> Result<()> {
         let _lock = self.lock(&self.path(file))?;
         write_json(&self.count_path(file), &count)
@@ -212,7 +228,7 @@ impl ShardCache {
         Ok(total <= room)
     }
 
-    /// Everything that can go, and how many bytes those in the making take.
+    /// The files that can be removed, and the bytes of those that are being fetched.
     fn entries(&self, own: &Path) -> Result<(Vec<Entry>, u64)> {
         let (mut entries, mut busy) = (Vec::new(), 0);
         for entry in fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))? {

@@ -18,9 +18,9 @@ use object_store::path::Path as StorePath;
 use object_store::{
     BackoffConfig, ClientOptions, Error as StoreError, GetOptions, GetRange, GetResult, ObjectStore, RetryConfig,
 };
-use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::cache::{Facts, facts_path};
 use super::{RemoteOptions, wait};
 use crate::files::read_json;
 use crate::{Error, Result};
@@ -33,13 +33,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Whether an address is one of another machine's file.
-pub(crate) fn is_remote(spec: &str) -> bool {
-    ["http://", "https://", "s3://", "s3a://", "gs://", "az://", "azure://", "abfs://", "abfss://"]
-        .iter()
-        .any(|scheme| spec.starts_with(scheme))
-}
 
 /// The stores of a source, one for each host or bucket.
 pub(crate) struct Stores {
@@ -115,11 +108,11 @@ impl Stores {
     }
 }
 
-/// Why an attempt failed.
+/// Outcome of an attempt that failed.
 enum Failure {
-    /// Trying again is of no use.
+    /// Another attempt would fail as well.
     Final(Error),
-    /// It may work another time.
+    /// Another attempt may succeed.
     Again(String),
 }
 
@@ -129,28 +122,12 @@ impl From<Error> for Failure {
     }
 }
 
-/// What is known of a file that is half fetched; kept beside it, so that another process can go on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Facts {
-    /// Length of the whole file, in bytes.
-    pub size: u64,
-    /// The store's mark of this version of the file.
-    pub etag: Option<String>,
-}
-
 /// The half-fetched file.
 struct Partial {
     path: PathBuf,
     file: File,
     written: u64,
     facts: Option<Facts>,
-}
-
-/// Where the [`Facts`] of a half-fetched file are.
-pub(super) fn facts_path(partial: &Path) -> PathBuf {
-    let mut name = partial.as_os_str().to_owned();
-    name.push(".json");
-    name.into()
 }
 
 impl RemoteFile {
@@ -173,7 +150,7 @@ impl RemoteFile {
         Error::Fetch { url: self.shown(), detail: detail.into() }
     }
 
-    /// What went wrong, down to the first cause, without the signatures that a query may hold.
+    /// The error down to its first cause, without the signatures that a query may hold.
     fn detail(&self, error: &StoreError) -> String {
         let mut text = error.to_string();
         let mut cause: &dyn std::error::Error = error;
@@ -368,7 +345,7 @@ impl From<Failure> for (u64, Failure) {
 }
 
 impl Partial {
-    /// Opens or makes the file. What an earlier process left counts if its version is known.
+    /// Opens or makes the file. A part that an earlier process left is used if its version is known.
     fn open(path: &Path) -> Result<Self> {
         let facts: Option<Facts> = read_json(&facts_path(path)).unwrap_or_default();
         let facts = facts.filter(|facts| facts.etag.is_some());

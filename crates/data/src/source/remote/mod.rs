@@ -6,20 +6,24 @@
 //! [`RemoteOptions::store`]. One asynchronous runtime serves them all; its functions block.
 
 mod cache;
+#[cfg_attr(not(feature = "remote"), path = "absent.rs")]
 mod file;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+#[cfg(feature = "remote")]
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "remote")]
 use tokio::runtime::Runtime;
 
+#[cfg(feature = "remote")]
 use crate::{Error, Result};
 pub(crate) use cache::{Count, Expected, ShardCache};
-pub(crate) use file::{RemoteFile, Stores, is_remote};
+pub(crate) use file::{RemoteFile, Stores};
 
-/// How files on other machines are fetched and kept.
+/// Fetching and keeping of files on other machines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RemoteOptions {
@@ -62,7 +66,15 @@ impl RemoteOptions {
     }
 }
 
+/// True for the address of a file on another machine.
+pub(crate) fn is_remote(spec: &str) -> bool {
+    ["http://", "https://", "s3://", "s3a://", "gs://", "az://", "azure://", "abfs://", "abfss://"]
+        .iter()
+        .any(|scheme| spec.starts_with(scheme))
+}
+
 /// The runtime that all fetches share.
+#[cfg(feature = "remote")]
 fn runtime() -> Result<&'static Runtime> {
     static RUNTIME: OnceLock<std::result::Result<Runtime, String>> = OnceLock::new();
     let made = RUNTIME.get_or_init(|| {
@@ -79,6 +91,7 @@ fn runtime() -> Result<&'static Runtime> {
 }
 
 /// Runs a future on the runtime and waits for it; unlike `block_on`, from any thread.
+#[cfg(feature = "remote")]
 fn wait<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> Result<T> {
     let (done, result) = std::sync::mpsc::sync_channel(1);
     runtime()?.spawn(async move {

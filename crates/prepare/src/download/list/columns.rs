@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::text::TextRows;
 use super::{Holds, ListError, ListFormat, Result, Wanted};
 
-/// What stands for nothing in a csv column of numbers, as pyarrow reads it.
+/// Texts that stand for nothing in a csv column of numbers, as pyarrow reads it.
 const NULLS: [&str; 17] = [
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA", "NULL",
     "NaN", "n/a", "nan", "null",

@@ -9,7 +9,7 @@ use arrow_array::{Array, ArrowPrimitiveType};
 use arrow_schema::DataType;
 use serde_json::{Map, Value};
 
-/// Whether JSON has the like of a type.
+/// True if JSON has the like of a type.
 pub(super) fn has_json(kind: &DataType) -> bool {
     match kind {
         DataType::List(item) | DataType::LargeList(item) => has_json(item.data_type()),
@@ -18,7 +18,7 @@ pub(super) fn has_json(kind: &DataType) -> bool {
     }
 }
 
-/// Whether it is a single value that JSON has.
+/// True if it is a single value that JSON has.
 pub(super) fn is_single(kind: &DataType) -> bool {
     use DataType::*;
     let is_number =
@@ -26,7 +26,7 @@ pub(super) fn is_single(kind: &DataType) -> bool {
     is_number || is_text(kind) || matches!(kind, Null | Boolean)
 }
 
-/// Whether it is text.
+/// True if it is text.
 pub(super) fn is_text(kind: &DataType) -> bool {
     matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
 }

@@ -1,4 +1,4 @@
-//! Lists of pictures: parquet, csv, tsv, jsonl, or plain text with a URL a line; one file or a folder of them.
+//! Lists of images: parquet, csv, tsv, jsonl, or plain text with a URL a line; one file or a folder of them.
 //!
 //! The rows of each file make shards of their own, as with img2dataset. Nothing of a list is kept in memory but the
 //! rows of the shards that are being worked on.
@@ -45,7 +45,7 @@ impl fmt::Display for ListFormat {
     }
 }
 
-/// What is wrong with a list.
+/// A fault of a list.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
@@ -96,7 +96,7 @@ pub enum ListError {
         path: PathBuf,
         /// The column.
         column: String,
-        /// Those that are there.
+        /// Names of the columns that are there.
         present: String,
     },
 
@@ -118,7 +118,7 @@ pub enum ListError {
         column: String,
         /// Its type.
         found: String,
-        /// What it is needed as.
+        /// Content that it is needed for.
         needed: &'static str,
     },
 
@@ -129,7 +129,7 @@ pub enum ListError {
         path: PathBuf,
         /// Number of the row, from 1, without the header.
         row: u64,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
@@ -138,11 +138,11 @@ pub enum ListError {
     Parquet {
         /// The list.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault, in words.
         detail: String,
     },
 
-    /// A list that became another one while it was read.
+    /// A list that changed while it was read.
     #[error("list {} has changed while it was read", path.display())]
     Changed {
         /// The list.
@@ -154,13 +154,13 @@ pub enum ListError {
     Io {
         /// The list.
         path: PathBuf,
-        /// Its answer.
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
 impl ListError {
-    /// Whether the command line is to blame.
+    /// True if the command line is to blame.
     pub fn is_usage(&self) -> bool {
         use ListError::*;
         matches!(self, Missing { .. } | NoFiles { .. } | Mixed { .. } | UnknownFormat { .. } | MissingColumn { .. })
@@ -176,11 +176,11 @@ pub struct Wanted {
     pub column: String,
     /// Its name in the samples.
     pub name: String,
-    /// What it has to hold.
+    /// Content that it has to hold.
     pub holds: Holds,
 }
 
-/// What a column has to hold.
+/// Content that a column has to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Holds {
@@ -188,14 +188,14 @@ pub enum Holds {
     Text,
     /// Captions: text, or other single values.
     Caption,
-    /// Anything that JSON has.
+    /// Any value that JSON has.
     Anything,
 }
 
 /// A file of a list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ListFile {
-    /// Where it is.
+    /// Path of the file.
     #[serde(skip)]
     pub path: PathBuf,
     /// File name, for the record.
@@ -221,7 +221,7 @@ impl ImageList {
     /// lists are read to their end, for the types of their columns; of parquet the footers are enough.
     ///
     /// # Errors
-    /// [`ListError`].
+    /// [`ListError`] if the file cannot be read, is malformed, or lacks a wanted column.
     pub fn open(path: &Path, format: Option<ListFormat>, wanted: &[Wanted]) -> Result<Self> {
         let files = find_files(path, format)?
             .into_iter()
@@ -283,7 +283,7 @@ impl ListReader<'_> {
 /// All rows of a text list (not of parquet) that `input` holds; `name` stands for it in errors.
 ///
 /// # Errors
-/// [`ListError`].
+/// [`ListError`] if the bytes are malformed, or lack a wanted column.
 pub fn read_text_list(name: &str, input: &[u8], format: ListFormat, wanted: &[Wanted]) -> Result<RecordBatch> {
     let path = Path::new(name);
     let open = || TextRows::new(path, Box::new(std::io::Cursor::new(input.to_vec())), format, wanted);

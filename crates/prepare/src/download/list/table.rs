@@ -54,7 +54,7 @@ fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
         .map_err(|e| ListError::Parquet { path: path.to_path_buf(), detail: e.to_string() })
 }
 
-/// Where the wanted columns are; their types are checked.
+/// Numbers of the wanted columns; their types are checked.
 fn columns(path: &Path, schema: &Schema, wanted: &[Wanted]) -> Result<Vec<usize>> {
     let names = schema.fields().iter().map(|field| field.name().as_str());
     let find = |wanted: &Wanted| {

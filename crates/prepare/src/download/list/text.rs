@@ -96,7 +96,7 @@ fn table(path: &Path, input: Input, delimiter: u8, wanted: &[Wanted]) -> Result<
     Ok(Source::Table { reader: Box::new(reader), record: csv::StringRecord::new(), columns })
 }
 
-/// Where a column is.
+/// Number of a column.
 pub(super) fn find_column<'a>(
     path: &Path,
     names: impl Iterator<Item = &'a str> + Clone,

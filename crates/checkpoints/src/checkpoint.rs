@@ -1,0 +1,904 @@
+//! Opening a checkpoint of any layout.
+
+use crate::error::LayoutError;
+use crate::families::{Facts, Family, Form};
+use crate::files::{self, TextFiles, Weights};
+use crate::image_processor::ImageProcessor;
+use crate::kinds::{Component, Layout, Prediction};
+use crate::manifest::Manifest;
+use crate::map::{KeyMap, StoredTensor};
+use crate::networks::{TensorSpec, component_keys};
+use crate::recognise::{self, Found, Recognised};
+use crate::rules;
+use crate::source::{ComponentSource, Entry};
+use crate::write::pretty;
+use calotype_models::ClipTokenizer;
+use calotype_models::tokenizer::{TokenizerError, TokenizerTexts};
+use calotype_weights::pickle::ReadOptions;
+use calotype_weights::source::TensorSource;
+use calotype_weights::tensor_file::NamedTensor;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Knowledge and wishes of the caller, beyond what the checkpoint says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OpenOptions {
+    /// Take the averaged (EMA) weights of a single file instead of the others.
+    pub ema: bool,
+    /// The family, where the contents do not show it (`mlperf-sd2`) or show it wrongly.
+    pub family: Option<Family>,
+    /// The UNet's prediction type, where the checkpoint does not say it or says it wrongly.
+    pub prediction: Option<Prediction>,
+    /// The variant of the weights in a diffusers folder, such as `fp16`.
+    pub variant: Option<String>,
+    /// Go past objects of unknown classes in pickles, which are never made; Lightning's checkpoints hold such.
+    pub skip_unknown_objects: bool,
+}
+
+/// An open checkpoint: what it is, and its components under canonical keys.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use calotype_checkpoints::{Checkpoint, Component, Export, ImageProcessor, Part, Placement};
+/// use calotype_models::{Init, VitConfig};
+/// use calotype_weights::TensorSource;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("vit");
+/// # let config = VitConfig {
+/// #     image_size: 32, channels: 16, mlp_channels: 32, layers: 2, heads: 2, labels: 10, ..VitConfig::default()
+/// # };
+/// # let model = config.init(&mut Init::new(0, &Device::flex()))?;
+/// # let part = Part::module(Component::Classifier, config.to_transformers()?, &model);
+/// # Export::model(part).image_processor(&ImageProcessor::vit(32)).write(&path, Placement::New)?;
+/// let checkpoint = Checkpoint::open(&path)?;
+/// assert_eq!(checkpoint.components(), [Component::Classifier]);
+/// let classifier = checkpoint.component(Component::Classifier)?;
+/// assert_eq!(classifier.config["num_hidden_layers"], 2);
+/// assert!(classifier.missing.is_empty());
+/// assert_eq!(classifier.tensor("vit.layernorm.weight")?.shape, [16]);
+/// assert_eq!(checkpoint.image_processor()?, Some(ImageProcessor::vit(32)));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Checkpoint {
+    path: PathBuf,
+    layout: Layout,
+    family: Option<Family>,
+    prediction: Option<Prediction>,
+    prediction_source: String,
+    pub(crate) weights: Vec<Weights>,
+    parts: Vec<Part>,
+    files: TextFiles,
+    set_aside: BTreeMap<&'static str, Vec<String>>,
+    unused: Vec<String>,
+    notes: Vec<String>,
+    averaged: bool,
+    manifest: Option<Manifest>,
+}
+
+/// One component: where it is and what it should hold.
+#[derive(Clone)]
+struct Part {
+    component: Component,
+    config: Value,
+    /// Index into the checkpoint's weights.
+    weights: usize,
+    map: KeyMap,
+    specs: Vec<TensorSpec>,
+    stored: Vec<StoredTensor>,
+    missing: Vec<String>,
+    shape_problems: Vec<String>,
+}
+
+impl OpenOptions {
+    fn reading(&self) -> ReadOptions {
+        ReadOptions { skip_unknown_objects: self.skip_unknown_objects }
+    }
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("layout", &self.layout)
+            .field("family", &self.family)
+            .field("components", &self.components())
+            .finish()
+    }
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint: a diffusers pipeline or some of its component folders, a model folder, a folder of Calotype's,
+    /// the folder of a training run (its `model`), or a file. Only headers and configurations are read.
+    ///
+    /// # Errors
+    /// [`LayoutError`]: the path is no checkpoint, a file is damaged, or a configuration is not supported.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, LayoutError> {
+        Self::open_with(path, &OpenOptions::default())
+    }
+
+    /// As [`open`](Self::open), with what the caller knows or wants.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`LayoutError::NoEma`] if averaged weights are asked for and there are none.
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, LayoutError> {
+        let path = path.as_ref();
+        let mut checkpoint =
+            if path.is_dir() { Self::open_folder(path, options) } else { Self::open_file(path, options) }?;
+        checkpoint.account();
+        checkpoint.name_family(options);
+        checkpoint.settle_prediction(options);
+        if options.ema && !checkpoint.averaged {
+            return Err(LayoutError::NoEma { path: path.to_owned() });
+        }
+        Ok(checkpoint)
+    }
+
+    fn empty(path: &Path, layout: Layout) -> Self {
+        Self {
+            path: path.to_owned(),
+            layout,
+            family: None,
+            prediction: None,
+            prediction_source: String::new(),
+            weights: Vec::new(),
+            parts: Vec::new(),
+            files: TextFiles::new(),
+            set_aside: BTreeMap::new(),
+            unused: Vec::new(),
+            notes: Vec::new(),
+            averaged: false,
+            manifest: None,
+        }
+    }
+
+    // Folders ----------------------------------------------------------------------------------------------------
+
+    fn open_folder(path: &Path, options: &OpenOptions) -> Result<Self, LayoutError> {
+        let names = files::file_names(path)?;
+        let has = |name: &str| names.iter().any(|known| known == name);
+        if has(Manifest::FILE) {
+            return Self::open_calotype(path);
+        }
+        if has("model_index.json") {
+            return Self::open_pipeline(path, options);
+        }
+        if has("recipe.toml") && path.join(RUN_MODEL).is_dir() {
+            return Self::open_folder(&path.join(RUN_MODEL), options);
+        }
+        if has("open_clip_config.json") {
+            return Self::open_clip_folder(path, &names, options);
+        }
+        if has("config.json")
+            && let Some(weights) = files::find_weights(path, options.variant.as_deref())?
+        {
+            return Self::open_model(path, &weights, options);
+        }
+        let components = pipeline_folders(path)?;
+        if !components.is_empty() {
+            return Self::open_components(path, &components, options);
+        }
+        let weights = |name: &&String| {
+            let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("safetensors" | "ckpt" | "pt" | "pth" | "bin" | "nemo"))
+        };
+        let candidates: Vec<&String> = names.iter().filter(weights).collect();
+        match candidates[..] {
+            [only] => Self::open_file(&path.join(only), options),
+            _ => Err(LayoutError::Unrecognised {
+                path: path.to_owned(),
+                reason: format!(
+                    "the folder has no model_index.json, no {}, no config.json with weights beside it, no unet or other \
+                     component folder, and {} files that could be weights; name the file",
+                    Manifest::FILE,
+                    candidates.len()
+                ),
+            }),
+        }
+    }
+
+    /// A diffusers pipeline: the networks named in `model_index.json`, everything else in it as text.
+    fn open_pipeline(path: &Path, options: &OpenOptions) -> Result<Self, LayoutError> {
+        let mut checkpoint = Self::empty(path, Layout::DiffusersPipeline);
+        let index_path = path.join("model_index.json");
+        let index = files::read_object(&index_path)?;
+        checkpoint.files.insert("model_index.json".into(), files::read_text(&index_path)?);
+        let folders = files::folder_names(path)?;
+        let mut left_out = Vec::new();
+        for (name, entry) in index.as_object().into_iter().flatten() {
+            // A component is a pair of library and class; nulls stand for optional ones that are absent.
+            let Some([_, Value::String(class)]) = entry.as_array().map(Vec::as_slice) else { continue };
+            if !folders.contains(name) {
+                checkpoint.notes.push(format!("model_index.json names `{name}` ({class}), whose folder is not there"));
+                continue;
+            }
+            let folder = path.join(name);
+            let component = name.parse::<Component>().ok().filter(|kind| kind.class() == class);
+            match component.or_else(|| {
+                (class == "CLIPTextModelWithProjection" && name == "text_encoder").then_some(Component::TextEncoder)
+            }) {
+                Some(component) => checkpoint.add_model_folder(component, &folder, options)?,
+                None if files::find_weights(&folder, None).is_ok_and(|found| found.is_none()) => {
+                    files::carry_folder(&folder, name, &mut checkpoint.files, &mut left_out)?;
+                }
+                None => checkpoint
+                    .notes
+                    .push(format!("`{name}` ({class}) is no network that Calotype knows: it is left out")),
+            }
+        }
+        if !left_out.is_empty() {
+            checkpoint.notes.push(format!("not carried along, for they are no short texts: {}", left_out.join(", ")));
+        }
+        Ok(checkpoint)
+    }
+
+    /// Some components of a diffusers pipeline, each in its folder, without the index of a whole one.
+    fn open_components(path: &Path, components: &[Component], options: &OpenOptions) -> Result<Self, LayoutError> {
+        let mut checkpoint = Self::empty(path, Layout::DiffusersPipeline);
+        for &component in components {
+            checkpoint.add_model_folder(component, &path.join(component.name()), options)?;
+        }
+        let mut left_out = Vec::new();
+        for name in files::folder_names(path)?.iter().filter(|name| TEXT_FOLDERS.contains(&name.as_str())) {
+            files::carry_folder(&path.join(name), name, &mut checkpoint.files, &mut left_out)?;
+        }
+        checkpoint.notes.push("there is no model_index.json: these are components, not a whole pipeline".into());
+        Ok(checkpoint)
+    }
+
+    fn add_model_folder(
+        &mut self,
+        component: Component,
+        folder: &Path,
+        options: &OpenOptions,
+    ) -> Result<(), LayoutError> {
+        let variant = options.variant.as_deref();
+        let mut config = files::read_object(&folder.join("config.json"))?;
+        let weights = match files::find_weights(folder, variant)? {
+            Some(path) => path,
+            None => {
+                return Err(LayoutError::Unrecognised {
+                    path: folder.to_owned(),
+                    reason: match variant {
+                        Some(variant) => format!("there are no weights of the variant {variant} in it"),
+                        None => "there are no weights in it".into(),
+                    },
+                });
+            }
+        };
+        complete_text_config(component, &mut config, folder);
+        let weights = Weights::open(&weights, options.reading())?;
+        let found = recognise::model(&weights.shapes, component, config);
+        let at = self.add_weights(weights);
+        self.add_part(found, at)
+    }
+
+    /// A folder with one model's `config.json` and weights.
+    fn open_model(path: &Path, weights: &Path, options: &OpenOptions) -> Result<Self, LayoutError> {
+        let config = files::read_object(&path.join("config.json"))?;
+        let weights = Weights::open(weights, options.reading())?;
+        if let Some(component) = recognise::component_of(&config) {
+            let mut checkpoint = Self::empty(path, Layout::ModelFolder);
+            let found = recognise::model(&weights.shapes, component, config);
+            let at = checkpoint.add_weights(weights);
+            checkpoint.add_part(found, at)?;
+            checkpoint.carry_model_files()?;
+            return Ok(checkpoint);
+        }
+        // timm's configuration says less than its weights.
+        let recognised =
+            recognise::file(&weights.shapes, &|_| None, false).filter(|found| found.layout == Layout::Timm);
+        let Some(recognised) = recognised else {
+            let kind = ["_class_name", "model_type", "architecture"].iter().find_map(|field| config[*field].as_str());
+            return Err(LayoutError::Unrecognised {
+                path: path.join("config.json"),
+                reason: format!(
+                    "its model is {}, which is none of those that Calotype knows",
+                    kind.unwrap_or("not named")
+                ),
+            });
+        };
+        Self::from_recognised(path, weights, recognised)
+    }
+
+    /// A folder as open_clip saves it: `open_clip_config.json` says what the weights do not.
+    fn open_clip_folder(path: &Path, names: &[String], options: &OpenOptions) -> Result<Self, LayoutError> {
+        let config = files::read_object(&path.join("open_clip_config.json"))?;
+        let preferred =
+            ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"];
+        let name = preferred.iter().find(|name| names.iter().any(|known| known == *name));
+        let name = name.ok_or_else(|| LayoutError::Unrecognised {
+            path: path.to_owned(),
+            reason: format!("beside open_clip_config.json there is none of {}", preferred.join(", ")),
+        })?;
+        let weights = Weights::open(&path.join(name), options.reading())?;
+        let mut recognised = recognise::file(&weights.shapes, &|_| None, false)
+            .filter(|found| found.layout == Layout::OpenClip)
+            .ok_or_else(|| unknown_keys(&weights))?;
+        recognised.notes.clear();
+        for found in &mut recognised.found {
+            apply_open_clip_config(&mut found.config, &config["model_cfg"]);
+        }
+        let mut checkpoint = Self::from_recognised(path, weights, recognised)?;
+        checkpoint.carry_model_files()?;
+        if let Some(processor) = open_clip_processor(&config) {
+            let text = pretty(&processor.to_transformers());
+            checkpoint.files.entry(ImageProcessor::FILE.into()).or_insert(text);
+        }
+        Ok(checkpoint)
+    }
+
+    /// Takes what a model's own folder says about its inputs: normalisation of images, the tokenizer.
+    fn carry_model_files(&mut self) -> Result<(), LayoutError> {
+        let names = std::iter::once(ImageProcessor::FILE).chain(TokenizerTexts::NAMES);
+        for name in names.filter(|name| self.path.join(name).is_file()) {
+            match files::carry_file(&self.path.join(name))? {
+                Some(text) => drop(self.files.insert(name.into(), text)),
+                None => self.notes.push(format!("not carried along, for it is no short text: {name}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// A folder that Calotype wrote.
+    fn open_calotype(path: &Path) -> Result<Self, LayoutError> {
+        let manifest = Manifest::read(path)?;
+        let mut checkpoint = Self::empty(path, Layout::Calotype);
+        for component in &manifest.components {
+            checkpoint.add_model_folder(*component, &path.join(component.name()), &OpenOptions::default())?;
+        }
+        for name in manifest.carried() {
+            checkpoint.files.insert(name.to_owned(), files::read_text(&path.join(name))?);
+        }
+        checkpoint.family = manifest.family;
+        checkpoint.prediction = manifest.prediction_type;
+        checkpoint.prediction_source = format!("recorded in {}", Manifest::FILE);
+        checkpoint.manifest = Some(manifest);
+        Ok(checkpoint)
+    }
+
+    // Files ------------------------------------------------------------------------------------------------------
+
+    fn open_file(path: &Path, options: &OpenOptions) -> Result<Self, LayoutError> {
+        let weights = Weights::open(path, options.reading())?;
+        let recorded = Recorded::of(&weights)?;
+        let beside = config_beside(path)?;
+        let known = |component: Component| {
+            let beside = beside.as_ref().filter(|config| recognise::component_of(config) == Some(component));
+            recorded.configs.get(&component).or(beside).cloned()
+        };
+        let averaged = options.ema && weights.shapes.keys().any(|key| key.starts_with("model_ema."));
+        let recognised = recognise::file(&weights.shapes, &known, averaged).ok_or_else(|| unknown_keys(&weights))?;
+        let mut checkpoint = Self::from_recognised(path, weights, recognised)?;
+        checkpoint.averaged = averaged;
+        checkpoint.files = recorded.files;
+        checkpoint.family = recorded.family;
+        if let Some((prediction, source)) = recorded.prediction {
+            checkpoint.prediction = Some(prediction);
+            checkpoint.prediction_source = source;
+        }
+        Ok(checkpoint)
+    }
+
+    fn from_recognised(path: &Path, weights: Weights, recognised: Recognised) -> Result<Self, LayoutError> {
+        let mut checkpoint = Self::empty(path, recognised.layout);
+        checkpoint.notes = recognised.notes;
+        let at = checkpoint.add_weights(weights);
+        for found in recognised.found {
+            checkpoint.add_part(found, at)?;
+        }
+        Ok(checkpoint)
+    }
+
+    // Accounting -------------------------------------------------------------------------------------------------
+
+    fn add_weights(&mut self, weights: Weights) -> usize {
+        self.weights.push(weights);
+        self.weights.len() - 1
+    }
+
+    fn add_part(&mut self, found: Found, weights: usize) -> Result<(), LayoutError> {
+        let Found { component, config, map } = found;
+        let specs = component_keys(component, &config)?;
+        let (stored, mut missing) = map.stored(&specs);
+        let shapes = &self.weights[weights].shapes;
+        let mut shape_problems = Vec::new();
+        for tensor in &stored {
+            match shapes.get(&tensor.key) {
+                None => missing.extend(tensor.parts.iter().map(|&part| specs[part].name.clone())),
+                Some(shape) if !same_but_ones(shape, &tensor.shape) => {
+                    shape_problems.push(format!("{} has shape {shape:?}, expected {:?}", tensor.key, tensor.shape));
+                }
+                Some(_) => {}
+            }
+        }
+        missing.sort_unstable();
+        self.parts.push(Part { component, config, weights, map, specs, stored, missing, shape_problems });
+        Ok(())
+    }
+
+    /// Sorts the stored tensors that no component takes into those known not to be needed and those unknown.
+    fn account(&mut self) {
+        for (at, weights) in self.weights.iter().enumerate() {
+            let parts: Vec<&Part> = self.parts.iter().filter(|part| part.weights == at).collect();
+            let taken: HashSet<&str> =
+                parts.iter().flat_map(|part| part.stored.iter().map(|tensor| tensor.key.as_str())).collect();
+            for tensor in weights.tensors.iter().filter(|tensor| !taken.contains(tensor.name.as_str())) {
+                match self.reason_to_leave(&parts, &tensor.name) {
+                    Some(reason) => self.set_aside.entry(reason).or_default().push(tensor.name.clone()),
+                    None => self.unused.push(tensor.name.clone()),
+                }
+            }
+        }
+        self.unused.sort_unstable();
+        self.set_aside.values_mut().for_each(|keys| keys.sort_unstable());
+    }
+
+    /// The reason why a stored tensor is not needed; `None` if there is none.
+    fn reason_to_leave(&self, parts: &[&Part], key: &str) -> Option<&'static str> {
+        if let Some(what) = rules::not_a_weight(key) {
+            return Some(what);
+        }
+        if self.averaged && key.starts_with(rules::LDM_UNET) {
+            return Some("weights that are not averaged (the averaged ones were chosen)");
+        }
+        if !self.averaged && key.starts_with("model_ema.") {
+            return Some("averaged copies of the UNet (choose EMA to take them)");
+        }
+        let encoder = |part: &&&Part| matches!(part.component, Component::TextEncoder | Component::TextEncoder2);
+        parts.iter().filter(encoder).find_map(|part| {
+            let rest = key.strip_prefix(part.map.prefix()).filter(|_| !part.map.prefix().is_empty())?;
+            let layers = part.config["num_hidden_layers"].as_u64().unwrap_or(12);
+            let block =
+                rest.strip_prefix("transformer.resblocks.").and_then(|rest| rest.split('.').next()?.parse().ok());
+            match rest {
+                "text_projection" => Some("projection of the text, which the UNet is not conditioned on"),
+                "head.weight" => Some("projection of the text, which the UNet is not conditioned on"),
+                "logit_scale" => Some("CLIP's temperature, which the text encoder does not need"),
+                _ if block.is_some_and(|block: u64| block >= layers) => Some("blocks behind the last one that is used"),
+                _ => None,
+            }
+        })
+    }
+
+    // What it is -------------------------------------------------------------------------------------------------
+
+    fn name_family(&mut self, options: &OpenOptions) {
+        let unet = self.parts.iter().find(|part| part.component == Component::Unet).map(|part| &part.config);
+        let seen = Family::of(&Form { unet, components: &self.components() });
+        self.family = options.family.or(self.family).or(seen);
+        let Some(facts) = self.family.map(Family::facts) else { return };
+        if let (Some(adjust), Some(_)) = (facts.adjust_unet, options.family)
+            && let Some(unet) = self.parts.iter_mut().find(|part| part.component == Component::Unet)
+        {
+            adjust(&mut unet.config);
+        }
+        let single = self.layout.is_single_file() && self.files.is_empty();
+        self.notes.extend(facts.doubt.filter(|_| single).map(str::to_owned));
+    }
+
+    /// Finds out what the UNet predicts, and says how.
+    fn settle_prediction(&mut self, options: &OpenOptions) {
+        if !self.parts.iter().any(|part| part.component == Component::Unet) {
+            self.prediction = None;
+            self.prediction_source = "there is no UNet".into();
+            return;
+        }
+        let found = options
+            .prediction
+            .map(|prediction| (prediction, "given".to_owned()))
+            .or_else(|| Some((self.prediction?, self.prediction_source.clone())))
+            .or_else(|| self.scheduler_prediction())
+            .or_else(|| self.marked_prediction())
+            .or_else(|| self.family_prediction());
+        let unknown = "not said by the checkpoint; it must be given".to_owned();
+        (self.prediction, self.prediction_source) = match found {
+            Some((prediction, source)) => (Some(prediction), source),
+            None => (None, unknown),
+        };
+        if let (Some(family), Some(prediction)) = (self.family, self.prediction) {
+            self.family = Some(family.refined(prediction));
+        }
+    }
+
+    fn scheduler_prediction(&self) -> Option<(Prediction, String)> {
+        const FILE: &str = "scheduler/scheduler_config.json";
+        let config: Value = serde_json::from_str(self.files.get(FILE)?).ok()?;
+        match config["prediction_type"].as_str() {
+            Some(name) => Some((name.parse().ok()?, FILE.to_owned())),
+            None => Some((Prediction::Epsilon, format!("{FILE} leaves it out, which means epsilon to diffusers"))),
+        }
+    }
+
+    /// A tensor named `v_pred` is how single files of SDXL say that they predict the velocity.
+    fn marked_prediction(&self) -> Option<(Prediction, String)> {
+        let marked = self.weights.iter().any(|weights| weights.shapes.contains_key("v_pred"));
+        marked.then(|| (Prediction::V, "the file holds the mark `v_pred`".to_owned()))
+    }
+
+    /// Families of which all published checkpoints predict the same.
+    fn family_prediction(&self) -> Option<(Prediction, String)> {
+        let family = self.family?;
+        let prediction = family.facts().prediction?;
+        Some((prediction, format!("what the original of {family} predicts; the checkpoint does not say it")))
+    }
+
+    /// The file or folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The published model that it has the form of; `None` if none.
+    pub fn family(&self) -> Option<Family> {
+        self.family
+    }
+
+    /// The UNet's prediction type; `None` if there is no UNet or it is not known.
+    pub fn prediction(&self) -> Option<Prediction> {
+        self.prediction
+    }
+
+    /// The source of the prediction type, or a sentence that it is not known.
+    pub fn prediction_source(&self) -> &str {
+        &self.prediction_source
+    }
+
+    /// The components, in the order in which they were found.
+    pub fn components(&self) -> Vec<Component> {
+        self.parts.iter().map(|part| part.component).collect()
+    }
+
+    /// Scheduler, tokenizer and index files, by relative path.
+    pub fn files(&self) -> &TextFiles {
+        &self.files
+    }
+
+    /// The preprocessing of images for a network of this checkpoint (`preprocessor_config.json`), if it says so.
+    ///
+    /// # Errors
+    /// [`LayoutError::Json`] or [`LayoutError::Unrecognised`] if the file is no such configuration, or asks for what is
+    /// not done here.
+    pub fn image_processor(&self) -> Result<Option<ImageProcessor>, LayoutError> {
+        let name = ["", "feature_extractor/", "image_processor/"]
+            .map(|folder| format!("{folder}{}", ImageProcessor::FILE))
+            .into_iter()
+            .find(|name| self.files.contains_key(name));
+        let Some((name, text)) = name.and_then(|name| Some((self.path.join(&name), self.files.get(&name)?))) else {
+            return Ok(None);
+        };
+        let config: Value =
+            serde_json::from_str(text).map_err(|source| LayoutError::Json { path: name.clone(), source })?;
+        let processor = ImageProcessor::from_transformers(&config);
+        processor.map(Some).map_err(|error| LayoutError::Unrecognised { path: name, reason: error.to_string() })
+    }
+
+    /// The files of a text encoder's tokenizer (of a whole CLIP model's, for [`Component::Clip`] and its towers), if the
+    /// checkpoint carries them.
+    pub fn tokenizer_files(&self, component: Component) -> Option<TokenizerTexts<'_>> {
+        let folder = match component {
+            _ if self.files.contains_key("vocab.json") || self.files.contains_key("tokenizer.json") => String::new(),
+            Component::TextEncoder | Component::TextEncoder2 => {
+                format!("{}/", Facts::of(self.family).text(component).tokenizer)
+            }
+            _ => return None,
+        };
+        let text = |name: &str| self.files.get(&format!("{folder}{name}")).map(String::as_str);
+        let [vocab, merges, tokenizer, config, special_tokens] = TokenizerTexts::NAMES.map(text);
+        if tokenizer.is_none() && (vocab.is_none() || merges.is_none()) {
+            return None;
+        }
+        let folder = self.path.join(folder);
+        Some(TokenizerTexts { folder, vocab, merges, tokenizer, config, special_tokens })
+    }
+
+    /// The tokenizer of a text encoder or of a whole CLIP model: the checkpoint's own, or else CLIP's with what the
+    /// original of the family does to prompts, in rows as long as the encoder takes.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] if its own is there and cannot be used.
+    pub fn tokenizer(&self, component: Component) -> Result<ClipTokenizer, TokenizerError> {
+        if let Some(texts) = self.tokenizer_files(component) {
+            return ClipTokenizer::from_texts(&texts);
+        }
+        let config = self.part(component).ok().map(|part| match part.component {
+            Component::Clip => part.config["text_config"].clone(),
+            _ => part.config.clone(),
+        });
+        let length = config.and_then(|config| config["max_position_embeddings"].as_u64()).unwrap_or(77);
+        let options = Facts::of(self.family).text(component).options;
+        Ok(ClipTokenizer::with_options(length.clamp(3, 1 << 20) as usize, options))
+    }
+
+    /// The scheduler's configuration, if the checkpoint has one.
+    pub fn scheduler_config(&self) -> Option<Value> {
+        serde_json::from_str(self.files.get("scheduler/scheduler_config.json")?).ok()
+    }
+
+    /// Stored tensors that are known not to be needed, by the reason.
+    pub fn set_aside(&self) -> &BTreeMap<&'static str, Vec<String>> {
+        &self.set_aside
+    }
+
+    /// Stored tensors that belong to no component that Calotype knows.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// A sentence about stored tensors that nothing takes, for people who use the rest; none if all are taken.
+    pub fn unused_warning(&self) -> Option<String> {
+        const SHOWN: usize = 5;
+        let shown = self.unused.iter().take(SHOWN).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+        let more = if self.unused.len() > SHOWN { " and so on" } else { "" };
+        let (path, count) = (self.path.display(), self.unused.len());
+        let warning =
+            format!("{path}: {count} tensors are in no network that is known, and are not used: {shown}{more}");
+        (count > 0).then_some(warning)
+    }
+
+    /// Assumptions and omissions, in full sentences.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// True if the averaged weights were chosen.
+    pub fn averaged(&self) -> bool {
+        self.averaged
+    }
+
+    /// Canonical keys that a component lacks, and sentences about shapes that are not the configuration's.
+    pub(crate) fn problems(&self, component: Component) -> (&[String], &[String]) {
+        match self.parts.iter().find(|part| part.component == component) {
+            Some(part) => (&part.missing, &part.shape_problems),
+            None => (&[], &[]),
+        }
+    }
+
+    /// Compares the files of a Calotype folder with the hashes in its manifest; other layouts carry none.
+    ///
+    /// # Errors
+    /// [`LayoutError::Damaged`], [`LayoutError::Io`].
+    pub fn verify(&self) -> Result<(), LayoutError> {
+        self.manifest.as_ref().map_or(Ok(()), |manifest| manifest.verify(&self.path))
+    }
+
+    /// One component under its canonical keys. Of a whole CLIP model, a tower with its projection can be had as
+    /// [`Component::TextEncoder`] or [`Component::ImageEncoder`].
+    ///
+    /// # Errors
+    /// [`LayoutError::NoComponent`]; [`LayoutError::Shapes`] if tensors do not have the configuration's shapes. Missing
+    /// tensors are listed in the result, not an error.
+    pub fn component(&self, component: Component) -> Result<ComponentSource, LayoutError> {
+        self.component_source(&*self.part(component)?)
+    }
+
+    /// The part of a component; a tower of a whole CLIP model is made on the way.
+    fn part(&self, component: Component) -> Result<Cow<'_, Part>, LayoutError> {
+        if let Some(part) = self.parts.iter().find(|part| part.component == component) {
+            return Ok(Cow::Borrowed(part));
+        }
+        let clip = self.parts.iter().find(|part| part.component == Component::Clip);
+        match (clip, component) {
+            (Some(clip), Component::TextEncoder | Component::ImageEncoder) => Ok(Cow::Owned(clip.tower(component)?)),
+            _ => Err(LayoutError::NoComponent {
+                path: self.path.clone(),
+                component,
+                held: self.parts.iter().map(|part| part.component.name()).collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+
+    /// Tensors of a component under canonical keys (all of them, or gradients of them) as this checkpoint stores them. Those
+    /// that share a stored tensor with others are left out if not all of these are there.
+    ///
+    /// # Errors
+    /// As of [`component`](Self::component).
+    pub fn as_stored(
+        &self,
+        component: Component,
+        canonical: &[NamedTensor<'_>],
+    ) -> Result<Vec<NamedTensor<'static>>, LayoutError> {
+        let part = self.part(component)?;
+        let mut stored = Vec::with_capacity(canonical.len());
+        let specs: Vec<TensorSpec> =
+            canonical.iter().map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone() }).collect();
+        for whole in part.map.stored(&specs).0 {
+            let parts: Vec<NamedTensor<'_>> = whole.parts.iter().map(|&at| canonical[at].clone()).collect();
+            stored.extend(part.map.store(&parts).unwrap_or_default());
+        }
+        Ok(stored)
+    }
+
+    fn component_source(&self, part: &Part) -> Result<ComponentSource, LayoutError> {
+        if !part.shape_problems.is_empty() {
+            return Err(LayoutError::Shapes {
+                path: self.path.clone(),
+                component: part.component,
+                problems: part.shape_problems.clone(),
+            });
+        }
+        let weights = &self.weights[part.weights];
+        let types: HashMap<&str, _> =
+            weights.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype)).collect();
+        let mut entries = Vec::with_capacity(part.specs.len());
+        for spec in &part.specs {
+            let Some(place) = part.map.place(&spec.name) else { continue };
+            if let Some(&dtype) = types.get(place.key.as_str()) {
+                entries.push(Entry { spec: spec.clone(), dtype, key: place.key, form: place.form });
+            }
+        }
+        let alone = self.parts.iter().filter(|other| other.weights == part.weights).count() == 1;
+        let prefix = part.map.prefix();
+        let own = |key: &&String| weights.shapes.contains_key(*key) && (alone || key.starts_with(prefix));
+        let unused = self.unused.iter().filter(own).cloned().collect();
+        let source: Arc<dyn TensorSource> = weights.source.clone();
+        Ok(ComponentSource::new(part.component, part.config.clone(), source, entries, part.missing.clone(), unused))
+    }
+}
+
+impl Part {
+    /// One tower of a whole CLIP model, with its projection.
+    fn tower(&self, component: Component) -> Result<Part, LayoutError> {
+        let (field, class, kind) = match component {
+            Component::ImageEncoder => ("vision_config", "CLIPVisionModelWithProjection", "clip_vision_model"),
+            _ => ("text_config", "CLIPTextModelWithProjection", "clip_text_model"),
+        };
+        let mut config = tower_config(&self.config, field);
+        config["architectures"] = serde_json::json!([class]);
+        config["model_type"] = kind.into();
+        let specs = component_keys(component, &config)?;
+        let (stored, _) = self.map.stored(&specs);
+        let missing = self.missing.iter().filter(|key| specs.iter().any(|spec| spec.name == **key)).cloned().collect();
+        let (weights, map, shape_problems) = (self.weights, self.map.clone(), self.shape_problems.clone());
+        Ok(Part { component, config, weights, map, specs, stored, missing, shape_problems })
+    }
+}
+
+/// Folder of the finished model in a training run's folder, which holds its recipe.
+const RUN_MODEL: &str = "model";
+
+/// Folders of a pipeline that hold texts.
+const TEXT_FOLDERS: [&str; 5] = ["scheduler", "tokenizer", "tokenizer_2", "feature_extractor", "image_processor"];
+
+/// Components whose folders, with configuration and weights, are in `path`.
+fn pipeline_folders(path: &Path) -> Result<Vec<Component>, LayoutError> {
+    let mut found = Vec::new();
+    for component in [Component::Unet, Component::Vae, Component::TextEncoder, Component::TextEncoder2] {
+        let folder = path.join(component.name());
+        if folder.join("config.json").is_file()
+            && files::find_weights(&folder, None).map_or(true, |found| found.is_some())
+        {
+            found.push(component);
+        }
+    }
+    Ok(found)
+}
+
+/// The preprocessing of images in open_clip's configuration.
+fn open_clip_processor(config: &Value) -> Option<ImageProcessor> {
+    let size = config["model_cfg"]["vision_cfg"]["image_size"].as_u64().unwrap_or(224);
+    let size = usize::try_from(size).ok().filter(|size| (1..1 << 16).contains(size))?;
+    let preprocess = &config["preprocess_cfg"];
+    let channels = |value: &Value, default: [f32; 3]| -> Option<[f32; 3]> {
+        if value.is_null() { Some(default) } else { serde_json::from_value(value.clone()).ok() }
+    };
+    let clip = ImageProcessor::clip(size);
+    let filter = match preprocess["interpolation"].as_str() {
+        None => clip.filter,
+        Some(name) => name.parse().ok()?,
+    };
+    // Only the default way of cutting is CLIP's.
+    let shortest = preprocess["resize_mode"].as_str().is_none_or(|mode| mode == "shortest");
+    shortest.then_some(())?;
+    let (mean, std) = (channels(&preprocess["mean"], clip.mean)?, channels(&preprocess["std"], clip.std)?);
+    Some(ImageProcessor { filter, mean, std, ..clip })
+}
+
+/// The configuration of one tower of a `CLIPConfig`, with the common projection width.
+fn tower_config(config: &Value, field: &str) -> Value {
+    let mut tower = config[field].clone();
+    if !tower.is_object() {
+        tower = serde_json::json!({});
+    }
+    let width = &config["projection_dim"];
+    tower["projection_dim"] = if width.is_null() { 512.into() } else { width.clone() };
+    tower
+}
+
+/// The contents of a single file's metadata, written by Calotype's own conversion, or by the modelspec convention.
+#[derive(Default)]
+struct Recorded {
+    configs: BTreeMap<Component, Value>,
+    files: TextFiles,
+    family: Option<Family>,
+    prediction: Option<(Prediction, String)>,
+}
+
+impl Recorded {
+    fn of(weights: &Weights) -> Result<Self, LayoutError> {
+        let json = |text: &str| {
+            serde_json::from_str(text).map_err(|source| LayoutError::Json { path: weights.path.clone(), source })
+        };
+        let mut recorded = Self::default();
+        for &component in Component::ALL {
+            if let Some(text) = weights.metadata.get(&format!("calotype.config.{component}")) {
+                recorded.configs.insert(component, json(text)?);
+            }
+        }
+        if let Some(text) = weights.metadata.get("calotype.files") {
+            let files: Value = json(text)?;
+            for (name, content) in files.as_object().into_iter().flatten() {
+                if let (true, Some(content)) = (files::stays_inside(name), content.as_str()) {
+                    recorded.files.insert(name.clone(), content.to_owned());
+                }
+            }
+        }
+        recorded.family = weights.metadata.get("calotype.family").and_then(|name| name.parse().ok());
+        let own = ("calotype.prediction_type", "recorded by the conversion that wrote the file");
+        let modelspec = ("modelspec.prediction_type", "the file's modelspec metadata");
+        recorded.prediction = [own, modelspec].into_iter().find_map(|(key, source)| {
+            let name = weights.metadata.get(key)?.as_str();
+            let name = if name == "v" { "v_prediction" } else { name };
+            Some((name.parse().ok()?, source.to_owned()))
+        });
+        Ok(recorded)
+    }
+}
+
+/// `config.json` beside a file that has the name of a model folder's weights.
+fn config_beside(path: &Path) -> Result<Option<Value>, LayoutError> {
+    let folder = calotype_core::durable::parent_folder(path);
+    let named = files::find_weights(folder, None).ok().flatten().is_some_and(|weights| weights == path);
+    let config = folder.join("config.json");
+    if named && config.is_file() { files::read_object(&config).map(Some) } else { Ok(None) }
+}
+
+/// The class of a text encoder decides whether it has a projection; configurations need not name it, places do.
+fn complete_text_config(component: Component, config: &mut Value, folder: &Path) {
+    let is_text = matches!(component, Component::TextEncoder | Component::TextEncoder2);
+    if is_text && !config["architectures"].is_array() && folder.ends_with(component.name()) {
+        config["architectures"] = serde_json::json!([component.class()]);
+    }
+}
+
+/// Takes over what open_clip's configuration says and the weights do not show: activation and heads.
+fn apply_open_clip_config(config: &mut Value, model: &Value) {
+    let number = |value: &Value, default: u64| value.as_u64().unwrap_or(default);
+    let activation = if model["quick_gelu"] == true { "quick_gelu" } else { "gelu" };
+    config["text_config"]["hidden_act"] = activation.into();
+    config["vision_config"]["hidden_act"] = activation.into();
+    if let Some(heads) = model["text_cfg"]["heads"].as_u64() {
+        config["text_config"]["num_attention_heads"] = heads.into();
+    }
+    let head = number(&model["vision_cfg"]["head_width"], 64).max(1);
+    let width = number(&config["vision_config"]["hidden_size"], 64);
+    config["vision_config"]["num_attention_heads"] = (width / head).max(1).into();
+}
+
+fn unknown_keys(weights: &Weights) -> LayoutError {
+    let mut keys: Vec<&str> = weights.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    keys.sort_unstable();
+    let examples = keys.iter().take(3).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+    LayoutError::Unrecognised {
+        path: weights.path.clone(),
+        reason: format!("its {} keys ({examples}, …) are those of no known layout", keys.len()),
+    }
+}
+
+/// True if two shapes are the same up to trailing axes of one, so that the elements are the same.
+fn same_but_ones(a: &[usize], b: &[usize]) -> bool {
+    let bare = |shape: &[usize]| shape.iter().rposition(|&extent| extent != 1).map_or(0, |last| last + 1);
+    a[..bare(a)] == b[..bare(b)]
+}

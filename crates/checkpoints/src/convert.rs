@@ -1,0 +1,304 @@
+//! Writing a checkpoint in another layout.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::LayoutError;
+use crate::families::Facts;
+use crate::files::TextFiles;
+use crate::kinds::{Component, Prediction};
+use crate::map::KeyMap;
+use crate::networks::{check_published, reason};
+use crate::source::{ComponentSource, StoredSource};
+use crate::tables;
+use crate::write::{Export, Part, Placement, SCHEDULER, Written, pretty};
+use calotype_models::tokenizer::clip_files;
+use calotype_weights::source::{TensorInfo, TensorSource};
+use calotype_weights::stream::{write_source, written_dtype};
+use calotype_weights::tensor_file::Dtype;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+calotype_core::names! {
+    /// The layout to write.
+    Target, "layout to write" {
+        /// A diffusers pipeline folder; of a checkpoint without UNet, one model's folder as transformers or diffusers has
+        /// it.
+        Diffusers = "diffusers",
+        /// One safetensors file with the LDM code's keys. What the keys cannot say is in its metadata.
+        SingleFile = "single-file",
+        /// Calotype's own: a folder for each component with `config.json` and `model.safetensors`, all under canonical
+        /// keys, and a manifest with hashes.
+        Calotype = "calotype",
+    }
+}
+
+/// Options of a conversion.
+#[derive(Clone, Debug, Default)]
+pub struct ConvertOptions {
+    /// Type to write floating-point tensors in; as they are if `None`.
+    pub dtype: Option<Dtype>,
+    /// Go on without tensors that the checkpoint lacks.
+    pub allow_missing: bool,
+    /// Leave out tensors that belong to no known component.
+    pub allow_unused: bool,
+    /// Files to add where the checkpoint has none of that path: a tokenizer's, for instance.
+    pub files: TextFiles,
+}
+
+/// The result of a conversion; it displays as lines for people.
+#[derive(Clone, Debug, Serialize)]
+pub struct Conversion {
+    /// The file or folder that was written.
+    pub path: PathBuf,
+    /// Components with their numbers of tensors and parameters.
+    pub components: Vec<(Component, usize, usize)>,
+    /// Bytes of weights written.
+    pub bytes: u64,
+    /// Canonical keys that were missing and allowed to be.
+    pub missing: Vec<String>,
+    /// Stored keys that were left out because that was allowed.
+    pub unused: Vec<String>,
+    /// Stored tensors that are known not to be needed.
+    pub set_aside: usize,
+    /// Assumptions, omissions and parts still lacking, in full sentences.
+    pub notes: Vec<String>,
+}
+
+/// Converts a checkpoint. Tensors are read, converted and written one at a time; the output appears completely or not at
+/// all.
+///
+/// # Errors
+/// [`LayoutError::Exists`]; [`LayoutError::PredictionUnknown`] (give it to [`Checkpoint::open_with`]);
+/// [`LayoutError::Missing`] and [`LayoutError::Unused`] unless allowed; [`LayoutError::Target`] if the layout cannot hold
+/// the checkpoint; errors of reading and writing.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    target: Target,
+    options: &ConvertOptions,
+) -> Result<Conversion, LayoutError> {
+    if fs::symlink_metadata(out).is_ok() {
+        return Err(LayoutError::Exists { path: out.to_owned() });
+    }
+    checkpoint.verify()?;
+    let job = Job::new(checkpoint, target, options)?;
+    let written = match target {
+        Target::SingleFile => job.single_file(out)?,
+        Target::Diffusers | Target::Calotype => job.folder(out)?,
+    };
+    Ok(job.report(out, written))
+}
+
+impl fmt::Display for Conversion {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (component, tensors, parameters) in &self.components {
+            writeln!(formatter, "{component}: {tensors} tensors, {parameters} parameters")?;
+        }
+        for (what, lines) in [("missing", &self.missing), ("left out", &self.unused), ("note", &self.notes)] {
+            lines.iter().try_for_each(|line| writeln!(formatter, "{what}: {line}"))?;
+        }
+        write!(
+            formatter,
+            "{} bytes of weights written to {}; {} tensors missing, {} left out, {} set aside as not needed",
+            self.bytes,
+            self.path.display(),
+            self.missing.len(),
+            self.unused.len(),
+            self.set_aside
+        )
+    }
+}
+
+/// Everything that a conversion writes.
+struct Job<'a> {
+    checkpoint: &'a Checkpoint,
+    target: Target,
+    options: &'a ConvertOptions,
+    sources: Vec<ComponentSource>,
+    files: TextFiles,
+    notes: Vec<String>,
+}
+
+impl<'a> Job<'a> {
+    fn new(checkpoint: &'a Checkpoint, target: Target, options: &'a ConvertOptions) -> Result<Self, LayoutError> {
+        let path = || checkpoint.path().to_owned();
+        let components = checkpoint.components();
+        if components.contains(&Component::Unet) && checkpoint.prediction().is_none() {
+            return Err(LayoutError::PredictionUnknown { path: path() });
+        }
+        if !checkpoint.unused().is_empty() && !options.allow_unused {
+            return Err(LayoutError::Unused { path: path(), keys: checkpoint.unused().to_vec() });
+        }
+        let sources: Result<Vec<_>, _> = components.iter().map(|&component| checkpoint.component(component)).collect();
+        let sources = sources?;
+        if let Some(source) = sources.iter().find(|source| !source.missing.is_empty() && !options.allow_missing) {
+            return Err(LayoutError::Missing {
+                path: path(),
+                component: source.component,
+                keys: source.missing.clone(),
+            });
+        }
+        let mut job = Self {
+            checkpoint,
+            target,
+            options,
+            sources,
+            files: checkpoint.files().clone(),
+            notes: checkpoint.notes().to_vec(),
+        };
+        if target == Target::Diffusers {
+            for source in &job.sources {
+                check_published(source.component, &source.config).map_err(|error| job.refuse(&reason(&*error)))?;
+            }
+        }
+        job.complete_files();
+        Ok(job)
+    }
+
+    fn has(&self, component: Component) -> bool {
+        self.sources.iter().any(|source| source.component == component)
+    }
+
+    /// Adds the caller's files; to a pipeline, a scheduler with the prediction type and the tokenizers that it lacks.
+    fn complete_files(&mut self) {
+        for (name, text) in &self.options.files {
+            self.files.entry(name.clone()).or_insert_with(|| text.clone());
+        }
+        let Some(prediction) = self.checkpoint.prediction() else { return };
+        let facts = Facts::of(self.checkpoint.family());
+        let config = self.checkpoint.scheduler_config();
+        let mut config = config.filter(Value::is_object).unwrap_or_else(|| (facts.scheduler)());
+        let says = config["prediction_type"].as_str().unwrap_or("epsilon");
+        if says != prediction.name() || !self.files.contains_key(SCHEDULER) {
+            config["prediction_type"] = prediction.name().into();
+            self.files.insert(SCHEDULER.into(), pretty(&config));
+        }
+        for text in facts.text_encoders {
+            let there = self.files.keys().any(|name| name.starts_with(&format!("{}/", text.tokenizer)));
+            let encoder = self.sources.iter().find(|source| source.component == text.component);
+            let Some(encoder) = encoder.filter(|_| !there) else { continue };
+            // Encoders of CLIP's own vocabulary have its tokenizer.
+            let size = |field: &str| encoder.config[field].as_u64();
+            let length = size("max_position_embeddings").unwrap_or(77) as usize;
+            match clip_files(text.options, length) {
+                Ok(files) if size("vocab_size") == Some(CLIP_VOCABULARY) => {
+                    let place = |(name, text_of_file)| (format!("{}/{name}", text.tokenizer), text_of_file);
+                    self.files.extend(files.into_iter().map(place));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    // Folders ----------------------------------------------------------------------------------------------------
+
+    fn folder(&self, out: &Path) -> Result<Written, LayoutError> {
+        let family = self.checkpoint.family();
+        let pipeline = self.target == Target::Calotype || self.has(Component::Unet);
+        let mut parts = self.sources.iter().map(Part::source);
+        let export = match (pipeline, parts.len()) {
+            (true, _) => parts.fold(Export::pipeline(family), Export::part),
+            (false, 1) => parts.next().map_or_else(|| Export::pipeline(family), Export::model),
+            _ => return Err(self.refuse("without a UNet it must hold exactly one model")),
+        };
+        let export = export.files(&self.files).dtype(self.options.dtype).allow_missing(self.options.allow_missing);
+        let export = match self.target {
+            Target::Calotype => export.with_manifest(self.checkpoint.prediction()),
+            _ => export,
+        };
+        export.write(out, Placement::New)
+    }
+
+    // Single files -----------------------------------------------------------------------------------------------
+
+    fn single_file(&self, out: &Path) -> Result<Written, LayoutError> {
+        let mut parts = Vec::new();
+        let mut written = Written::default();
+        let bytes =
+            |tensor: TensorInfo| (tensor.elements() * written_dtype(tensor.dtype, self.options.dtype).size()) as u64;
+        for source in &self.sources {
+            let map = self.single_file_map(source)?;
+            let (stored, homeless) = map.stored(&source.specs());
+            if let Some(key) = homeless.first() {
+                return Err(self.refuse(&format!("the layout has no place for {} `{key}`", source.component)));
+            }
+            written.components.push((source.component, source.entries().len(), source.parameters()));
+            written.bytes += source.entries().into_iter().map(bytes).sum::<u64>();
+            written.missing.extend(source.missing.iter().cloned());
+            parts.push((source, stored));
+        }
+        write_source(out, &StoredSource::new(parts), self.options.dtype, &self.metadata())?;
+        Ok(written)
+    }
+
+    fn single_file_map(&self, source: &ComponentSource) -> Result<KeyMap, LayoutError> {
+        if let Some(map) = tables::single_file(source.component, &source.config)? {
+            return Ok(map);
+        }
+        let component = source.component;
+        // A text encoder alone has no place in the LDM code's files, except for those of which there are two.
+        let alone = component == Component::TextEncoder && !self.has(Component::Unet);
+        match component {
+            Component::TextEncoder | Component::TextEncoder2 if !alone => {
+                Ok(Facts::of(self.checkpoint.family()).text(component).single_file.map())
+            }
+            _ => Err(self.refuse(&format!("the layout has no place for {component}"))),
+        }
+    }
+
+    /// Facts that the keys cannot say: configurations, prediction type, scheduler and tokenizer files; and the fields of the
+    /// modelspec convention that other programs read.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        for source in &self.sources {
+            metadata.insert(format!("calotype.config.{}", source.component), source.config.to_string());
+        }
+        if !self.files.is_empty() {
+            metadata.insert("calotype.files".into(), json!(self.files).to_string());
+        }
+        if let Some(family) = self.checkpoint.family() {
+            metadata.insert("calotype.family".into(), family.name().into());
+            if let Some(architecture) = family.facts().modelspec {
+                metadata.insert("modelspec.sai_model_spec".into(), "1.0.0".into());
+                metadata.insert("modelspec.architecture".into(), architecture.into());
+            }
+        }
+        if let Some(prediction) = self.checkpoint.prediction() {
+            metadata.insert("calotype.prediction_type".into(), prediction.name().into());
+            let short = if prediction == Prediction::V { "v" } else { prediction.name() };
+            metadata.insert("modelspec.prediction_type".into(), short.into());
+        }
+        metadata
+    }
+
+    fn refuse(&self, reason: &str) -> LayoutError {
+        LayoutError::Target {
+            path: self.checkpoint.path().to_owned(),
+            target: self.target.name(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn report(self, out: &Path, written: Written) -> Conversion {
+        let mut notes = self.notes;
+        // A folder of Calotype's is no diffusers pipeline, whether or not its files would make one.
+        if self.target == Target::Diffusers {
+            notes.extend(written.notes);
+        }
+        Conversion {
+            path: out.to_owned(),
+            components: written.components,
+            bytes: written.bytes,
+            missing: written.missing,
+            unused: self.checkpoint.unused().to_vec(),
+            set_aside: self.checkpoint.set_aside().values().map(Vec::len).sum(),
+            notes,
+        }
+    }
+}
+
+/// Tokens of CLIP's vocabulary.
+const CLIP_VOCABULARY: u64 = 49_408;

@@ -1,0 +1,158 @@
+//! Errors of recognising, reading, converting and writing checkpoints.
+
+use crate::kinds::Component;
+use calotype_weights::tensor_file::TensorFileError;
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+
+/// A checkpoint that cannot be recognised, read, converted or written. Messages name the file, key or field, and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// A weights file cannot be read or written.
+    #[error(transparent)]
+    Tensors(#[from] TensorFileError),
+    /// A file other than weights cannot be read or written.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The action that failed.
+        action: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A JSON file does not parse.
+    #[error("{}: not valid JSON: {source}; copy or download it again", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        source: serde_json::Error,
+    },
+    /// The keys or files are those of no layout that Calotype knows.
+    #[error("{}: not a checkpoint that Calotype knows: {reason}", path.display())]
+    Unrecognised {
+        /// The file or folder.
+        path: PathBuf,
+        /// The things looked for and found.
+        reason: String,
+    },
+    /// A field of a configuration is malformed, out of bounds or asks for what is not supported.
+    #[error("{component} configuration: {reason}")]
+    Config {
+        /// The network.
+        component: Component,
+        /// The fields at fault, and what is wrong with them.
+        reason: String,
+    },
+    /// The checkpoint has no such component.
+    #[error("{}: the checkpoint holds no {component}; it holds: {held}", path.display())]
+    NoComponent {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The component asked for.
+        component: Component,
+        /// The components that there are.
+        held: String,
+    },
+    /// Averaged weights were asked for and there are none.
+    #[error("{}: the checkpoint holds no averaged (EMA) weights; leave the choice of EMA out", path.display())]
+    NoEma {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Keys that the model needs are not in the checkpoint.
+    #[error(
+        "{}: {component} lacks {} tensors: {}; another file holds them, or allow missing keys",
+        path.display(), keys.len(), first_of(keys)
+    )]
+    Missing {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The component.
+        component: Component,
+        /// The missing keys, canonical.
+        keys: Vec<String>,
+    },
+    /// The checkpoint holds keys that nothing takes.
+    #[error(
+        "{}: {} tensors belong to no component that Calotype knows: {}; allow unused keys to leave them out",
+        path.display(), keys.len(), first_of(keys)
+    )]
+    Unused {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The keys, as stored.
+        keys: Vec<String>,
+    },
+    /// Tensors have other shapes than the configuration asks for.
+    #[error("{}: {component}: {}; the configuration is not this checkpoint's", path.display(), first_of(problems))]
+    Shapes {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The component.
+        component: Component,
+        /// One sentence for each tensor.
+        problems: Vec<String>,
+    },
+    /// The prediction type decides what the images are and cannot be known from the checkpoint.
+    #[error(
+        "{}: whether the UNet predicts noise or velocity is not said by the checkpoint; \
+         give the prediction type (epsilon or v_prediction)",
+        path.display()
+    )]
+    PredictionUnknown {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The checkpoint cannot be written in the layout asked for.
+    #[error("{}: cannot be written as {target}: {reason}", path.display())]
+    Target {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The layout.
+        target: &'static str,
+        /// The reason.
+        reason: String,
+    },
+    /// The output is there already.
+    #[error("{}: exists already; choose another path or remove it", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A file is not what its folder's manifest says.
+    #[error("{}: {reason}; the checkpoint is damaged: copy it or convert it again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The difference.
+        reason: String,
+    },
+}
+
+impl LayoutError {
+    /// True if the request is at fault (an answer is missing, the output exists), not the checkpoint.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::NoEma { .. }
+                | Self::PredictionUnknown { .. }
+                | Self::Target { .. }
+                | Self::Exists { .. }
+                | Self::NoComponent { .. }
+        )
+    }
+}
+
+/// The first few of a list, and how many more there are.
+fn first_of(items: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let mut text = items.iter().take(SHOWN).map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ");
+    if items.len() > SHOWN {
+        let _ = write!(text, " and {} more", items.len() - SHOWN);
+    }
+    text
+}

@@ -1,0 +1,257 @@
+//! The published families of models, with what is true of each: one file for the models that belong together, one row in
+//! the table below for each family.
+//!
+//! A new family is a [`Facts`] in a file here and a row of the table; nothing else names families.
+
+mod others;
+mod sd1;
+mod sd2;
+mod sdxl;
+
+use crate::kinds::{Component, Prediction};
+use crate::map::KeyMap;
+use calotype_models::TextStates;
+use calotype_models::tokenizer::TokenizerOptions;
+use serde_json::Value;
+
+/// Declares [`Family`] with its names, and the facts of each; recognition asks the rows in their order.
+macro_rules! families {
+    ($($(#[$doc:meta])* $family:ident = $name:literal: $facts:path,)+) => {
+        calotype_core::names! {
+            /// The published model that a checkpoint's networks have the form of.
+            Family, "family" {
+                $($(#[$doc])* $family = $name,)+
+            }
+        }
+
+        impl Family {
+            /// The facts of the family.
+            pub fn facts(self) -> &'static Facts {
+                match self { $(Self::$family => &$facts),+ }
+            }
+        }
+    };
+}
+
+families! {
+    /// Stable Diffusion 1.x.
+    Sd1 = "sd1": sd1::BASE,
+    /// Stable Diffusion 1.5 inpainting: 9 input channels.
+    Sd1Inpainting = "sd1-inpainting": sd1::INPAINTING,
+    /// InstructPix2Pix: 8 input channels.
+    InstructPix2Pix = "instruct-pix2pix": sd1::INSTRUCT,
+    /// Stable Diffusion 2.x whose prediction type is not known.
+    Sd2 = "sd2": sd2::UNKNOWN,
+    /// Stable Diffusion 2.x base: predicts the noise.
+    Sd2Base = "sd2-base": sd2::BASE,
+    /// Stable Diffusion 2.x 768-v: predicts the velocity.
+    Sd2V = "sd2-v": sd2::V,
+    /// Stable Diffusion 2 inpainting: 9 input channels.
+    Sd2Inpainting = "sd2-inpainting": sd2::INPAINTING,
+    /// The SD v2 variant of MLPerf Training: 16 groups in the residual blocks' norms.
+    MlperfSd2 = "mlperf-sd2": sd2::MLPERF,
+    /// SDXL refiner.
+    SdxlRefiner = "sdxl-refiner": sdxl::REFINER,
+    /// SDXL base.
+    SdxlBase = "sdxl-base": sdxl::BASE,
+    /// A ViT classifier.
+    Vit = "vit": others::VIT,
+    /// The FID variant of Inception v3.
+    Inception = "inception": others::INCEPTION,
+    /// A KL autoencoder alone.
+    Vae = "vae": others::VAE,
+    /// A CLIP model, or one of its towers.
+    Clip = "clip": others::CLIP,
+}
+
+impl Family {
+    /// The first family of the table whose form this is; `None` where no published family has it.
+    pub(crate) fn of(seen: &Form<'_>) -> Option<Self> {
+        Self::ALL.iter().copied().find(|family| (family.facts().recognise)(seen))
+    }
+
+    /// The family, once it is known what the UNet predicts.
+    pub(crate) fn refined(self, prediction: Prediction) -> Self {
+        let table = self.facts().by_prediction;
+        table.iter().find(|(known, _)| *known == prediction).map_or(self, |(_, family)| *family)
+    }
+}
+
+/// The things that recognition looks at.
+pub(crate) struct Form<'a> {
+    /// The UNet's configuration, if there is a UNet.
+    pub(crate) unet: Option<&'a Value>,
+    /// All components.
+    pub(crate) components: &'a [Component],
+}
+
+impl Form<'_> {
+    fn has(&self, component: Component) -> bool {
+        self.components.contains(&component)
+    }
+
+    /// True if there is a UNet with this many input channels that asks for no sizes, and whose transformers' projections
+    /// are linear layers or not.
+    fn is_unet(&self, channels: u64, linear: bool) -> bool {
+        self.unet.is_some_and(|unet| {
+            unet["in_channels"].as_u64().unwrap_or(4) == channels
+                && (unet["use_linear_projection"] == true) == linear
+                && unet["addition_embed_type"].is_null()
+        })
+    }
+
+    /// True if it is one network without a UNet.
+    fn is_alone(&self, component: Component) -> bool {
+        self.unet.is_none() && self.has(component)
+    }
+}
+
+/// Facts that hold for all published models of a family.
+#[derive(Debug)]
+pub struct Facts {
+    /// True if networks have the family's form.
+    pub(crate) recognise: fn(&Form<'_>) -> bool,
+    /// The pipeline's class in `model_index.json`.
+    pub pipeline: &'static str,
+    /// Fields of `model_index.json` that are no components.
+    pub(crate) index: fn() -> Value,
+    /// The text encoders that the pipeline lists, with what belongs to each.
+    pub text_encoders: &'static [TextFacts],
+    /// The scheduler's configuration as the original repository publishes it; what it leaves out, the class's defaults
+    /// say.
+    pub scheduler: fn() -> Value,
+    /// The UNet's prediction type, where all published models of the family predict the same.
+    pub prediction: Option<Prediction>,
+    /// Families that the prediction type tells from this one.
+    pub(crate) by_prediction: &'static [(Prediction, Family)],
+    /// Classifier-free guidance scale of the original pipeline.
+    pub guidance: f32,
+    /// Side of the usual images in pixels.
+    pub size: usize,
+    /// Numbers that the UNet takes beside the text.
+    pub size_numbers: SizeNumbers,
+    /// True if an empty negative prompt stands for hidden states of zeros.
+    pub zeros_for_empty_prompt: bool,
+    /// Latent channels to red, green and blue, roughly, for previews: fitted to the published autoencoder.
+    pub preview: [[f32; 3]; 4],
+    /// Changes a UNet's configuration that was inferred from weights which do not show what the family is.
+    pub(crate) adjust_unet: Option<fn(&mut Value)>,
+    /// Another family that a single file may be of, which its tensors do not show.
+    pub(crate) doubt: Option<&'static str>,
+    /// `modelspec.architecture` in single files.
+    pub(crate) modelspec: Option<&'static str>,
+}
+
+/// Facts about a text encoder of a family.
+#[derive(Debug)]
+pub struct TextFacts {
+    /// The encoder.
+    pub component: Component,
+    /// Folder of its tokenizer in a diffusers pipeline.
+    pub tokenizer: &'static str,
+    /// Its tokenizer's cleaning of prompts and padding of rows.
+    pub options: TokenizerOptions,
+    /// The hidden states that condition the UNet.
+    pub hidden_states: TextStates,
+    /// Its keys in single files.
+    pub(crate) single_file: TextKeys,
+}
+
+/// The names of a text encoder's tensors in single files, and the prefix before them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TextKeys {
+    Transformers(&'static str),
+    OpenClip(&'static str),
+}
+
+impl TextKeys {
+    /// The encoder's key map.
+    pub(crate) fn map(self) -> KeyMap {
+        match self {
+            Self::Transformers(prefix) => crate::rules::prefixed(prefix),
+            Self::OpenClip(prefix) => crate::rules::open_clip_text(prefix),
+        }
+    }
+}
+
+/// Numbers that a UNet takes beside the text (Podell et al. 2023, sections 2.2 and 2.5), as `text_time` conditions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SizeNumbers {
+    /// None.
+    None,
+    /// Original height and width, top and left of the crop, target height and width.
+    OriginalCropTarget,
+    /// Original height and width, top and left of the crop, and a score of beauty: these, for the prompt and the negative
+    /// prompt.
+    OriginalCropScore {
+        /// The score for the prompt.
+        score: f32,
+        /// The score for the negative prompt.
+        negative_score: f32,
+    },
+}
+
+impl Facts {
+    /// The facts of a checkpoint's family; of Stable Diffusion 1, whose pipeline is the plainest, where it has none.
+    pub fn of(family: Option<Family>) -> &'static Self {
+        family.unwrap_or(Family::Sd1).facts()
+    }
+
+    /// The facts about a text encoder; of [`Component::TextEncoder2`], SDXL's, where the family has no second one.
+    pub fn text(&self, component: Component) -> &'static TextFacts {
+        let own = self.text_encoders.iter().find(|facts| facts.component == component);
+        own.unwrap_or(if component == Component::TextEncoder2 { &sdxl::TEXT_2 } else { &sd1::TEXT })
+    }
+}
+
+/// The facts of a row of the table that says nothing else.
+const PLAIN: Facts = Facts {
+    recognise: |_| false,
+    pipeline: "StableDiffusionPipeline",
+    index: no_safety_checker,
+    text_encoders: &[sd1::TEXT],
+    scheduler: sd1::pndm,
+    prediction: None,
+    by_prediction: &[],
+    guidance: 7.5,
+    size: 512,
+    size_numbers: SizeNumbers::None,
+    zeros_for_empty_prompt: false,
+    preview: sd1::PREVIEW,
+    adjust_unet: None,
+    doubt: None,
+    modelspec: None,
+};
+
+/// Pipelines of Stable Diffusion 1 and 2 load without their optional parts only if the index says so.
+fn no_safety_checker() -> Value {
+    serde_json::json!({
+        "feature_extractor": [null, null],
+        "image_encoder": [null, null],
+        "requires_safety_checker": false,
+        "safety_checker": [null, null],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_familys_facts_fit_together() {
+        for &family in Family::ALL {
+            let facts = family.facts();
+            let scheduler = (facts.scheduler)();
+            assert!(scheduler["_class_name"].as_str().is_some_and(|class| class.ends_with("Scheduler")), "{family}");
+            if let Some(prediction) = facts.prediction {
+                assert_eq!(family.refined(prediction), family);
+                let said = scheduler["prediction_type"].as_str().unwrap_or("epsilon");
+                assert_eq!(said, prediction.name(), "{family}");
+            }
+            for text in facts.text_encoders {
+                assert_eq!(facts.text(text.component).tokenizer, text.tokenizer);
+            }
+            assert!((facts.index)().is_object() && facts.size.is_multiple_of(64), "{family}");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Configurations out of the tensors' shapes, for layouts that carry none; and what such a guess rests on.
+
+use crate::map::KeyMap;
+use crate::rules::Structure;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// Names and shapes of everything in a file.
+pub(crate) type Shapes = HashMap<String, Vec<usize>>;
+
+/// The canonical tensors of one component as far as a file and a map show them.
+pub(crate) struct Seen<'a> {
+    pub(crate) shapes: &'a Shapes,
+    pub(crate) map: &'a KeyMap,
+}
+
+impl Seen<'_> {
+    fn shape(&self, canonical: &str) -> Option<Vec<usize>> {
+        let place = self.map.place(canonical)?;
+        place.form.canonical_shape(self.shapes.get(&place.key)?)
+    }
+
+    fn axis(&self, canonical: &str, axis: usize) -> Option<usize> {
+        self.shape(canonical)?.get(axis).copied()
+    }
+
+    fn has(&self, canonical: &str) -> bool {
+        self.shape(canonical).is_some()
+    }
+
+    /// The number of `name(0)`, `name(1)`, … that there are.
+    fn count(&self, name: impl Fn(usize) -> String) -> usize {
+        (0..).take_while(|&index| self.has(&name(index))).count()
+    }
+}
+
+/// Levels and blocks of a UNet by LDM's numbering.
+pub(crate) fn ldm_unet_structure(shapes: &Shapes, prefix: &str) -> Option<Structure> {
+    let has = |rest: String| shapes.contains_key(&format!("{prefix}{rest}"));
+    let mut levels: Vec<Vec<bool>> = vec![Vec::new()];
+    for index in 1.. {
+        if has(format!("input_blocks.{index}.0.op.weight")) {
+            levels.push(Vec::new());
+        } else if has(format!("input_blocks.{index}.0.in_layers.0.weight")) {
+            levels.last_mut()?.push(has(format!("input_blocks.{index}.1.norm.weight")));
+        } else {
+            break;
+        }
+    }
+    structure_of(&levels)
+}
+
+/// Levels and blocks of a UNet by diffusers' names.
+pub(crate) fn unet_structure(shapes: &Shapes) -> Option<Structure> {
+    let has = |name: String| shapes.contains_key(&name);
+    let mut levels: Vec<Vec<bool>> = Vec::new();
+    while has(format!("down_blocks.{}.resnets.0.norm1.weight", levels.len())) {
+        let level = format!("down_blocks.{}", levels.len());
+        let blocks = (0..).take_while(|block| has(format!("{level}.resnets.{block}.norm1.weight")));
+        levels.push(blocks.map(|block| has(format!("{level}.attentions.{block}.norm.weight"))).collect());
+    }
+    structure_of(&levels)
+}
+
+/// One structure, if all levels have as many blocks and every block of a level does or does not have attention.
+fn structure_of(levels: &[Vec<bool>]) -> Option<Structure> {
+    let layers = levels.first()?.len();
+    let even = levels.iter().all(|level| level.len() == layers && level.iter().all(|&block| block == level[0]));
+    (layers > 0 && even).then(|| Structure { layers, attention: levels.iter().map(|level| level[0]).collect() })
+}
+
+/// A UNet's configuration. Heads cannot be seen in the weights: where the transformers' projections are convolutions
+/// there are 8 (Stable Diffusion 1), else they have 64 channels (all later ones).
+pub(crate) fn unet(seen: &Seen<'_>, structure: &Structure) -> Option<Value> {
+    let levels = structure.attention.len();
+    let channels: Option<Vec<usize>> =
+        (0..levels).map(|level| seen.axis(&format!("down_blocks.{level}.resnets.0.conv1.weight"), 0)).collect();
+    let channels = channels?;
+    let depth = |place: &str| seen.count(|block| format!("{place}.transformer_blocks.{block}.attn1.to_q.weight"));
+    let middle = depth("mid_block.attentions.0");
+    let mut depths: Vec<usize> = (0..levels)
+        .map(|level| if structure.attention[level] { depth(&format!("down_blocks.{level}.attentions.0")) } else { 1 })
+        .collect();
+    *depths.last_mut()? = middle;
+    let used = (0..levels).filter(|&level| structure.attention[level]).map(|level| depths[level]);
+    let depths = if used.into_iter().all(|depth| depth == middle) { json!(middle) } else { json!(depths) };
+    let linear = seen.shape("mid_block.attentions.0.proj_in.weight")?.len() == 2;
+    let heads = if linear { json!(channels.iter().map(|&c| heads(c)).collect::<Vec<_>>()) } else { json!(8) };
+    let down = |&attention: &bool| if attention { "CrossAttnDownBlock2D" } else { "DownBlock2D" };
+    let up = |&attention: &bool| if attention { "CrossAttnUpBlock2D" } else { "UpBlock2D" };
+    let mut config = json!({
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": heads,
+        "block_out_channels": channels,
+        "center_input_sample": false,
+        "cross_attention_dim": seen.axis("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1)?,
+        "down_block_types": structure.attention.iter().map(down).collect::<Vec<_>>(),
+        "downsample_padding": 1,
+        "flip_sin_to_cos": true,
+        "freq_shift": 0,
+        "in_channels": seen.axis("conv_in.weight", 1)?,
+        "layers_per_block": structure.layers,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "norm_eps": 1e-5,
+        "norm_num_groups": norm_groups(&channels),
+        "out_channels": seen.axis("conv_out.weight", 0)?,
+        "transformer_layers_per_block": depths,
+        "up_block_types": structure.attention.iter().rev().map(up).collect::<Vec<_>>(),
+        "use_linear_projection": linear,
+    });
+    if let Some(added) = seen.axis("add_embedding.linear_1.weight", 1) {
+        config["addition_embed_type"] = "text_time".into();
+        config["addition_time_embed_dim"] = size_features(added).into();
+        config["projection_class_embeddings_input_dim"] = added.into();
+    }
+    Some(config)
+}
+
+/// Features of each of the numbers beside the text: 256 in every published model; fewer where a small model's width, which
+/// the pooled text is a part of, has no room for six of them.
+fn size_features(added: usize) -> usize {
+    if added > 6 * 256 { 256 } else { (added.saturating_sub(1) / 6 / 2 * 2).max(2) }
+}
+
+/// Heads of 64 channels, where they divide a level's.
+fn heads(channels: usize) -> usize {
+    if channels.is_multiple_of(64) { (channels / 64).max(1) } else { 1 }
+}
+
+/// 32 groups, as every published model has; fewer where a small model's channels ask for it.
+fn norm_groups(channels: &[usize]) -> usize {
+    let divides = |groups: &usize| channels.iter().all(|channels| channels.is_multiple_of(*groups));
+    [32, 16, 8, 4, 2].into_iter().find(divides).unwrap_or(1)
+}
+
+/// Levels of an autoencoder, by the keys of its encoder under `down` (`encoder.down.` or `encoder.down_blocks.`).
+pub(crate) fn vae_levels(shapes: &Shapes, down: &str, block: &str) -> usize {
+    (0..).take_while(|level| shapes.contains_key(&format!("{down}{level}.{block}.0.norm1.weight"))).count()
+}
+
+/// An autoencoder's configuration; the scale of its latents is the family's.
+pub(crate) fn vae(seen: &Seen<'_>, levels: usize, sdxl: bool) -> Option<Value> {
+    let width = |level| seen.axis(&format!("encoder.down_blocks.{level}.resnets.0.conv1.weight"), 0);
+    let channels: Option<Vec<usize>> = (0..levels).map(width).collect();
+    let channels = channels?;
+    let groups = norm_groups(&channels);
+    Some(json!({
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": channels,
+        "down_block_types": vec!["DownEncoderBlock2D"; levels],
+        "in_channels": seen.axis("encoder.conv_in.weight", 1)?,
+        "latent_channels": seen.axis("decoder.conv_in.weight", 1)?,
+        "layers_per_block": seen.count(|block| format!("encoder.down_blocks.0.resnets.{block}.norm1.weight")),
+        "mid_block_add_attention": seen.has("encoder.mid_block.attentions.0.to_q.weight"),
+        "norm_num_groups": groups,
+        "out_channels": seen.axis("decoder.conv_out.weight", 0)?,
+        "sample_size": if sdxl { 1024 } else { 512 },
+        "scaling_factor": if sdxl { 0.13025 } else { 0.18215 },
+        "up_block_types": vec!["UpDecoderBlock2D"; levels],
+        "use_post_quant_conv": seen.has("post_quant_conv.weight"),
+        "use_quant_conv": seen.has("quant_conv.weight"),
+    }))
+}
+
+/// Channels of one attention head of a CLIP or ViT tower, which the weights do not show: of the published widths.
+fn head_width(width: usize, vision: bool) -> usize {
+    match width {
+        1280 if vision => 80,
+        1408 => 88,
+        1664 => 104,
+        _ => 64.min(width),
+    }
+}
+
+/// A text tower's `CLIPTextConfig`. Token ids are those of CLIP's vocabulary in the published configurations, with which
+/// the end of text is found as the largest id.
+pub(crate) fn clip_text(seen: &Seen<'_>, activation: &str) -> Option<Value> {
+    let [vocabulary, width] = seen.shape("text_model.embeddings.token_embedding.weight")?[..] else { return None };
+    let projection = seen.axis("text_projection.weight", 0);
+    Some(json!({
+        "architectures": [if projection.is_some() { "CLIPTextModelWithProjection" } else { "CLIPTextModel" }],
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": activation,
+        "hidden_size": width,
+        "intermediate_size": seen.axis("text_model.encoder.layers.0.mlp.fc1.weight", 0)?,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": seen.axis("text_model.embeddings.position_embedding.weight", 0)?,
+        "model_type": "clip_text_model",
+        "num_attention_heads": (width / head_width(width, false)).max(1),
+        "num_hidden_layers": seen.count(|layer| format!("text_model.encoder.layers.{layer}.layer_norm1.weight")),
+        "pad_token_id": 1,
+        "projection_dim": projection.unwrap_or(width),
+        "vocab_size": vocabulary,
+    }))
+}
+
+/// An image tower's `CLIPVisionConfig`.
+pub(crate) fn clip_vision(seen: &Seen<'_>, activation: &str) -> Option<Value> {
+    let patch = seen.shape("vision_model.embeddings.patch_embedding.weight")?;
+    let [width, channels, side, _] = patch[..] else { return None };
+    let tokens = seen.axis("vision_model.embeddings.position_embedding.weight", 0)?;
+    Some(json!({
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "hidden_act": activation,
+        "hidden_size": width,
+        "image_size": tokens.checked_sub(1)?.isqrt().saturating_mul(side),
+        "intermediate_size": seen.axis("vision_model.encoder.layers.0.mlp.fc1.weight", 0)?,
+        "layer_norm_eps": 1e-5,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": (width / head_width(width, true)).max(1),
+        "num_channels": channels,
+        "num_hidden_layers": seen.count(|layer| format!("vision_model.encoder.layers.{layer}.layer_norm1.weight")),
+        "patch_size": side,
+        "projection_dim": seen.axis("visual_projection.weight", 0)?,
+    }))
+}
+
+/// A whole model's `CLIPConfig`.
+pub(crate) fn clip(seen: &Seen<'_>, activation: &str) -> Option<Value> {
+    let (text, vision) = (clip_text(seen, activation)?, clip_vision(seen, activation)?);
+    Some(json!({
+        "architectures": ["CLIPModel"],
+        "logit_scale_init_value": 2.6592,
+        "model_type": "clip",
+        "projection_dim": text["projection_dim"],
+        "text_config": text,
+        "vision_config": vision,
+    }))
+}
+
+/// A classifier's `ViTConfig`.
+pub(crate) fn vit(seen: &Seen<'_>, layer_norm_eps: f64) -> Option<Value> {
+    let patch = seen.shape("vit.embeddings.patch_embeddings.projection.weight")?;
+    let [width, channels, side, _] = patch[..] else { return None };
+    let class_tokens = seen.axis("vit.embeddings.cls_token", 1)?;
+    let tokens = seen.axis("vit.embeddings.position_embeddings", 1)?;
+    let mut config = json!({
+        "architectures": ["ViTForImageClassification"],
+        "hidden_act": "gelu",
+        "hidden_size": width,
+        "image_size": tokens.checked_sub(class_tokens)?.isqrt().saturating_mul(side),
+        "intermediate_size": seen.axis("vit.encoder.layer.0.intermediate.dense.weight", 0)?,
+        "layer_norm_eps": layer_norm_eps,
+        "model_type": "vit",
+        "num_attention_heads": (width / head_width(width, true)).max(1),
+        "num_channels": channels,
+        "num_hidden_layers": seen.count(|layer| format!("vit.encoder.layer.{layer}.layernorm_before.weight")),
+        "num_labels": seen.axis("classifier.weight", 0)?,
+        "patch_size": side,
+        "qkv_bias": seen.has("vit.encoder.layer.0.attention.attention.query.bias"),
+    });
+    if class_tokens != 1 {
+        config["class_tokens"] = class_tokens.into();
+    }
+    if seen.has("vit.pooler.dense.weight") {
+        config["add_pooling_layer"] = true.into();
+    }
+    Some(config)
+}

@@ -1,0 +1,346 @@
+//! Recognition of the layout that a file's keys are of, and of its components.
+
+use crate::infer::{self, Seen, Shapes};
+use crate::kinds::{Component, Layout};
+use crate::map::KeyMap;
+use crate::rules::{self, Departures, Structure};
+use serde_json::Value;
+
+/// A component found in a file.
+pub(crate) struct Found {
+    pub(crate) component: Component,
+    /// Given by the folder or the file's metadata, or else inferred from shapes.
+    pub(crate) config: Value,
+    pub(crate) map: KeyMap,
+}
+
+/// A file's layout and components.
+pub(crate) struct Recognised {
+    pub(crate) layout: Layout,
+    pub(crate) found: Vec<Found>,
+    /// Assumptions that the contents do not confirm, in full sentences.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Configurations that are known beforehand, by component; they go before what shapes say.
+pub(crate) type Known<'a> = &'a dyn Fn(Component) -> Option<Value>;
+
+/// Recognises the keys of one file; `None` if they are of no known layout.
+pub(crate) fn file(shapes: &Shapes, known: Known<'_>, averaged: bool) -> Option<Recognised> {
+    let steps: [&dyn Fn() -> Option<Recognised>; 7] = [
+        &|| ldm(shapes, known, averaged),
+        &|| open_clip(shapes, known),
+        &|| nemo_clip(shapes, known),
+        &|| nemo_vit(shapes, known),
+        &|| timm(shapes, known),
+        &|| inception(shapes),
+        &|| canonical(shapes, known),
+    ];
+    steps.iter().find_map(|step| step())
+}
+
+/// The text before `end` in the shortest key that ends so.
+fn prefix_of<'s>(shapes: &'s Shapes, end: &str) -> Option<&'s str> {
+    shapes.keys().filter_map(|key| key.strip_suffix(end)).min_by_key(|prefix| (prefix.len(), *prefix))
+}
+
+fn recognised(layout: Layout, component: Component, config: Option<Value>, map: KeyMap) -> Option<Recognised> {
+    Some(Recognised { layout, found: vec![Found { component, config: config?, map }], notes: Vec::new() })
+}
+
+// The LDM code's files ---------------------------------------------------------------------------------------------
+
+fn ldm(shapes: &Shapes, known: Known<'_>, averaged: bool) -> Option<Recognised> {
+    let unet_prefix = ldm_unet_prefix(shapes);
+    let vae_end = "encoder.down.0.block.0.norm1.weight";
+    let vae_prefix = match unet_prefix {
+        Some(_) => {
+            prefix_of(shapes, &format!("{}{vae_end}", rules::LDM_VAE)).map(|root| format!("{root}{}", rules::LDM_VAE))
+        }
+        None => prefix_of(shapes, vae_end).map(str::to_owned),
+    };
+    if unet_prefix.is_none() && vae_prefix.is_none() {
+        return None;
+    }
+    let mut found = Vec::new();
+    let mut notes = Vec::new();
+    let mut layout = Layout::SingleFile;
+    if let Some(prefix) = unet_prefix {
+        let (unet, departures) = ldm_unet(shapes, known, prefix, averaged)?;
+        if departures != Departures::default() || prefix.contains("model.model.") || prefix.contains("_orig_mod.") {
+            layout = Layout::NemoSingleFile;
+        }
+        if known(Component::Unet).is_none() {
+            notes.push(heads_note(&unet.config));
+        }
+        found.push(unet);
+    }
+    // NeMo wraps the whole of LDM's model once more.
+    let root = if unet_prefix.is_some_and(|prefix| prefix.starts_with("model.model.")) { "model." } else { "" };
+    let encoders = text_encoders(shapes, known, root, &mut notes);
+    let sdxl = found.iter().any(|part| part.config["addition_embed_type"] == "text_time");
+    if let Some(prefix) = vae_prefix {
+        found.extend(ldm_vae(shapes, known, &prefix, sdxl));
+    }
+    found.extend(encoders);
+    Some(Recognised { layout, found, notes })
+}
+
+/// The prefix of a UNet, and of none of the copies that ControlNets keep of its encoder.
+fn ldm_unet_prefix(shapes: &Shapes) -> Option<&str> {
+    let prefixes = shapes.keys().filter_map(|key| key.strip_suffix("input_blocks.0.0.weight"));
+    prefixes.filter(|prefix| !prefix.ends_with("control_model.")).min_by_key(|prefix| (prefix.len(), *prefix))
+}
+
+fn ldm_unet(shapes: &Shapes, known: Known<'_>, prefix: &str, averaged: bool) -> Option<(Found, Departures)> {
+    let has = |rest: &str| shapes.contains_key(&format!("{prefix}{rest}"));
+    let structure = infer::ldm_unet_structure(shapes, prefix)?;
+    let departures = Departures {
+        fused_resnets: has("input_blocks.1.0.in_layers.1.weight"),
+        fused_out: has("out.1.weight"),
+        inner_norms: has("middle_block.1.transformer_blocks.0.attn1.norm.weight"),
+    };
+    let map = rules::ldm_unet(&structure, prefix, departures);
+    let config = match known(Component::Unet) {
+        Some(config) => config,
+        None => infer::unet(&Seen { shapes, map: &map }, &structure)?,
+    };
+    let map = if averaged { map.averaged() } else { map };
+    Some((Found { component: Component::Unet, config, map }, departures))
+}
+
+fn heads_note(unet: &Value) -> String {
+    let heads = if unet["attention_head_dim"].is_array() { "heads of 64 channels" } else { "8 heads in every level" };
+    let groups = &unet["norm_num_groups"];
+    format!(
+        "weights do not show attention heads and norm groups: {heads} and {groups} groups, as published, are assumed"
+    )
+}
+
+fn ldm_vae(shapes: &Shapes, known: Known<'_>, prefix: &str, sdxl: bool) -> Option<Found> {
+    let levels = infer::vae_levels(shapes, &format!("{prefix}encoder.down."), "block");
+    let map = rules::ldm_vae(levels, prefix);
+    let inferred = || infer::vae(&Seen { shapes, map: &map }, levels, sdxl);
+    let config = known(Component::Vae).or_else(inferred)?;
+    Some(Found { component: Component::Vae, config, map })
+}
+
+/// Text encoders in the places where LDM's (and its SDXL successor's) code keeps them.
+fn text_encoders(shapes: &Shapes, known: Known<'_>, root: &str, notes: &mut Vec<String>) -> Vec<Found> {
+    let conditioner = |slot: usize| format!("{root}conditioner.embedders.{slot}.");
+    let slot = |prefix: &str| text_style(shapes, prefix).map(|(map, activation)| (prefix.to_owned(), map, activation));
+    let mut list = Vec::new();
+    if let Some((prefix, map, activation)) = slot(&format!("{root}cond_stage_model.")) {
+        let config = || single_text_config(shapes, &map, &prefix, activation, notes);
+        if let Some(config) = known(Component::TextEncoder).or_else(config) {
+            list.push(Found { component: Component::TextEncoder, config, map });
+        }
+    }
+    let (first, second) = (slot(&conditioner(0)), slot(&conditioner(1)));
+    // The refiner has the second encoder only, in the first place.
+    let pairs = match (first, second) {
+        (Some(first), None) => vec![(Component::TextEncoder2, first)],
+        (first, second) => [(Component::TextEncoder, first), (Component::TextEncoder2, second)]
+            .into_iter()
+            .filter_map(|(component, slot)| Some((component, slot?)))
+            .collect(),
+    };
+    for (component, (_, map, activation)) in pairs {
+        let inferred = || infer::clip_text(&Seen { shapes, map: &map }, activation);
+        if let Some(config) = known(component).or_else(inferred) {
+            list.push(Found { component, config, map });
+        }
+    }
+    list
+}
+
+/// The key map of a text encoder below a prefix, and its activation: OpenAI's model, which alone is kept under
+/// transformers' names, was trained with the quick approximation of GELU.
+fn text_style(shapes: &Shapes, prefix: &str) -> Option<(KeyMap, &'static str)> {
+    let has = |rest: &str| shapes.contains_key(&format!("{prefix}{rest}"));
+    if has("transformer.text_model.embeddings.token_embedding.weight") {
+        return Some((rules::prefixed(&format!("{prefix}transformer.")), "quick_gelu"));
+    }
+    if has("model.token_embedding.weight") {
+        return Some((rules::open_clip_text(&format!("{prefix}model.")), "gelu"));
+    }
+    if has("model.language_model.embedding.word_embeddings.weight") {
+        return Some((rules::nemo_clip_text(&format!("{prefix}model.")), "gelu"));
+    }
+    None
+}
+
+/// Blocks of OpenCLIP ViT-H/14's text tower. Stable Diffusion 2 takes the states before the last one.
+const VIT_H_TEXT_BLOCKS: u64 = 24;
+
+/// The configuration of the only text encoder of a file: without projection, and for Stable Diffusion 2 without the last
+/// block.
+fn single_text_config(
+    shapes: &Shapes,
+    map: &KeyMap,
+    prefix: &str,
+    activation: &str,
+    notes: &mut Vec<String>,
+) -> Option<Value> {
+    let mut config = infer::clip_text(&Seen { shapes, map }, activation)?;
+    config["architectures"] = serde_json::json!(["CLIPTextModel"]);
+    if map.prefix() == format!("{prefix}model.") && config["num_hidden_layers"] == VIT_H_TEXT_BLOCKS {
+        config["num_hidden_layers"] = (VIT_H_TEXT_BLOCKS - 1).into();
+        notes.push("the text encoder's last block is left out: Stable Diffusion 2 takes the states before it".into());
+    }
+    Some(config)
+}
+
+// CLIP ---------------------------------------------------------------------------------------------------------------
+
+fn open_clip(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
+    let prefix = prefix_of(shapes, "visual.conv1.weight")?;
+    let text = if shapes.contains_key(&format!("{prefix}text.token_embedding.weight")) { "text." } else { "" };
+    let map = rules::open_clip(text, prefix);
+    // Only OpenAI's own archives store their sizes as tensors.
+    let openai = shapes.contains_key("input_resolution");
+    let activation = if openai { "quick_gelu" } else { "gelu" };
+    let mut notes = Vec::new();
+    let inferred = || {
+        let source = if openai { "as OpenAI's archives have it" } else { "open_clip's default" };
+        notes.push(format!("weights do not show the activation: {activation}, {source}, is assumed"));
+        infer::clip(&Seen { shapes, map: &map }, activation)
+    };
+    let config = known(Component::Clip).or_else(inferred);
+    Some(Recognised { notes, ..recognised(Layout::OpenClip, Component::Clip, config, map)? })
+}
+
+fn nemo_clip(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
+    let prefix = prefix_of(shapes, "vision_encoder.backbone.linear_encoder.weight")?;
+    let map = rules::nemo_clip(prefix);
+    let inferred = || infer::clip(&Seen { shapes, map: &map }, "gelu");
+    let config = known(Component::Clip).or_else(inferred);
+    let notes =
+        vec!["weights do not show the activation: gelu is assumed (NeMo's ViT-L/14 has approx-gelu)".to_owned()];
+    Some(Recognised { notes, ..recognised(Layout::NemoClip, Component::Clip, config, map)? })
+}
+
+// Classifiers --------------------------------------------------------------------------------------------------------
+
+fn nemo_vit(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
+    let prefix = prefix_of(shapes, "backbone.linear_encoder.weight")?;
+    let has = |rest: &str| shapes.contains_key(&format!("{prefix}{rest}"));
+    let map = rules::nemo_vit(prefix, has("head.dense_in.weight"), has("backbone.position_embeddings.weight"));
+    let inferred = || infer::vit(&Seen { shapes, map: &map }, 1e-5);
+    let config = known(Component::Classifier).or_else(inferred);
+    recognised(Layout::NemoVit, Component::Classifier, config, map)
+}
+
+fn timm(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
+    let has = |key: &str| shapes.contains_key(key);
+    if !has("blocks.0.attn.qkv.weight") || !has("patch_embed.proj.weight") {
+        return None;
+    }
+    let map = rules::timm();
+    let inferred = || infer::vit(&Seen { shapes, map: &map }, 1e-6);
+    let config = known(Component::Classifier).or_else(inferred);
+    recognised(Layout::Timm, Component::Classifier, config, map)
+}
+
+fn inception(shapes: &Shapes) -> Option<Recognised> {
+    shapes.contains_key("Mixed_7c.branch_pool.conv.weight").then_some(())?;
+    let config = serde_json::json!({ "model_type": "inception", "num_classes": 1008 });
+    recognised(Layout::PytorchFid, Component::Inception, Some(config), KeyMap::identity())
+}
+
+// Canonical keys -----------------------------------------------------------------------------------------------------
+
+/// The map of a file whose keys are diffusers' or transformers', in whichever of their spellings.
+fn canonical_map(shapes: &Shapes, component: Component) -> KeyMap {
+    let has = |key: &str| shapes.contains_key(key);
+    match component {
+        Component::Vae if has("encoder.mid_block.attentions.0.query.weight") => rules::old_diffusers_vae(),
+        Component::TextEncoder | Component::TextEncoder2 if has("embeddings.token_embedding.weight") => {
+            rules::flat_text()
+        }
+        Component::Classifier if has("vit.layers.0.layernorm_before.weight") => rules::new_vit(),
+        _ => KeyMap::identity(),
+    }
+}
+
+fn canonical(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
+    let has = |key: &str| shapes.contains_key(key);
+    let text = has("text_model.embeddings.token_embedding.weight");
+    let vision = has("vision_model.embeddings.patch_embedding.weight");
+    let component = match () {
+        () if has("down_blocks.0.resnets.0.norm1.weight") && has("time_embedding.linear_1.weight") => Component::Unet,
+        () if has("encoder.down_blocks.0.resnets.0.norm1.weight") => Component::Vae,
+        () if text && vision => Component::Clip,
+        () if text || has("embeddings.token_embedding.weight") => Component::TextEncoder,
+        () if vision => Component::ImageEncoder,
+        () if has("vit.embeddings.cls_token") => Component::Classifier,
+        () => return None,
+    };
+    let map = canonical_map(shapes, component);
+    let mut notes = Vec::new();
+    let config = known(component).or_else(|| {
+        let (config, note) = canonical_config(shapes, component, &map)?;
+        notes.push(note);
+        Some(config)
+    });
+    Some(Recognised { notes, ..recognised(Layout::ModelFile, component, config, map)? })
+}
+
+/// A configuration for canonical keys without one, and what had to be assumed.
+fn canonical_config(shapes: &Shapes, component: Component, map: &KeyMap) -> Option<(Value, String)> {
+    let seen = Seen { shapes, map };
+    let activation = |config: Option<Value>| {
+        Some((config?, "weights do not show the activation: quick_gelu, transformers' default, is assumed".to_owned()))
+    };
+    match component {
+        Component::Unet => {
+            let structure: Structure = infer::unet_structure(shapes)?;
+            let config = infer::unet(&seen, &structure)?;
+            let note = heads_note(&config);
+            Some((config, note))
+        }
+        Component::Vae => {
+            let levels = infer::vae_levels(shapes, "encoder.down_blocks.", "resnets");
+            let config = infer::vae(&seen, levels, false)?;
+            Some((
+                config,
+                "weights do not show the scale of the latents: 0.18215 is assumed (SDXL has 0.13025)".to_owned(),
+            ))
+        }
+        Component::Clip => activation(infer::clip(&seen, "quick_gelu")),
+        Component::ImageEncoder => activation(infer::clip_vision(&seen, "quick_gelu")),
+        Component::Classifier => {
+            let config = infer::vit(&seen, 1e-12)?;
+            Some((
+                config,
+                "weights do not show the norms' epsilon: 1e-12, transformers' default, is assumed".to_owned(),
+            ))
+        }
+        _ => activation(infer::clip_text(&seen, "quick_gelu")),
+    }
+}
+
+/// The component that a model folder's configuration is of.
+pub(crate) fn component_of(config: &Value) -> Option<Component> {
+    if let Some(class) = config["_class_name"].as_str() {
+        return match class {
+            "UNet2DConditionModel" => Some(Component::Unet),
+            "AutoencoderKL" => Some(Component::Vae),
+            _ => None,
+        };
+    }
+    match config["model_type"].as_str()? {
+        "clip_text_model" => Some(Component::TextEncoder),
+        "clip_vision_model" => Some(Component::ImageEncoder),
+        "clip" => Some(Component::Clip),
+        "vit" => Some(Component::Classifier),
+        "inception" => Some(Component::Inception),
+        _ => None,
+    }
+}
+
+/// The one component of a model folder whose configuration is known: its map by the keys at hand.
+pub(crate) fn model(shapes: &Shapes, component: Component, config: Value) -> Found {
+    let map = canonical_map(shapes, component);
+    Found { component, config, map }
+}

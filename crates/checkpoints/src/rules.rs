@@ -1,0 +1,441 @@
+//! The tables of the layouts: how each names what the canonical layout names otherwise.
+//!
+//! Sources: the LDM code's modules (`openaimodel.py`, `attention.py`, `autoencoder.py`, `ema.py`) and diffusers' loader of
+//! single files; open_clip's `model.py` and `transformer.py`; timm's `vision_transformer.py`; NeMo's
+//! `convert_external_clip_to_nemo.py`, `convert_hf_ckpt_to_nemo.py`, `openaimodel.py`,
+//! `vit_backbone.py` and `megatron_vit_classification_models.py`.
+
+use crate::map::{Form, KeyMap, Name};
+use Form::{Convolution, Leading, Pixels, Same, Third, Transposed, WithoutLeading};
+
+/// Prefix of the UNet in LDM files.
+pub(crate) const LDM_UNET: &str = "model.diffusion_model.";
+/// Prefix of the autoencoder in LDM files.
+pub(crate) const LDM_VAE: &str = "first_stage_model.";
+
+/// The structure that decides the numbering of a UNet's or an autoencoder's blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Structure {
+    /// Residual blocks in each level on the way down.
+    pub layers: usize,
+    /// For each level, whether it has attention; from the finest.
+    pub attention: Vec<bool>,
+}
+
+const LDM_RESNET: &[Name] = &[
+    ("norm1", "in_layers.0", Same),
+    ("conv1", "in_layers.2", Same),
+    ("time_emb_proj", "emb_layers.1", Same),
+    ("norm2", "out_layers.0", Same),
+    ("conv2", "out_layers.3", Same),
+    ("conv_shortcut", "skip_connection", Same),
+];
+
+/// NeMo's norm and activation are one module, so that what follows them has an index less.
+const NEMO_RESNET: &[Name] = &[
+    ("norm1", "in_layers.0", Same),
+    ("conv1", "in_layers.1", Same),
+    ("time_emb_proj", "emb_layers.1", Same),
+    ("norm2", "out_layers.0", Same),
+    ("conv2", "out_layers.2", Same),
+    ("conv_shortcut", "skip_connection", Same),
+];
+
+const LDM_UNET_ENDS: &[Name] = &[
+    ("conv_in", "input_blocks.0.0", Same),
+    ("time_embedding.linear_1", "time_embed.0", Same),
+    ("time_embedding.linear_2", "time_embed.2", Same),
+    ("add_embedding.linear_1", "label_emb.0.0", Same),
+    ("add_embedding.linear_2", "label_emb.0.2", Same),
+    ("conv_norm_out", "out.0", Same),
+    ("conv_out", "out.2", Same),
+];
+
+const NEMO_UNET_ENDS: &[Name] = &[
+    ("conv_in", "input_blocks.0.0", Same),
+    ("time_embedding.linear_1", "time_embed.0", Same),
+    ("time_embedding.linear_2", "time_embed.2", Same),
+    ("add_embedding.linear_1", "label_emb.0.0", Same),
+    ("add_embedding.linear_2", "label_emb.0.2", Same),
+    ("conv_norm_out", "out.0", Same),
+    ("conv_out", "out.1", Same),
+];
+
+/// NeMo's transformer blocks have each norm inside of the module that it stands in front of.
+const NEMO_TRANSFORMER: &[Name] = &[
+    ("norm1", "attn1.norm", Same),
+    ("attn1", "attn1", Same),
+    ("norm2", "attn2.norm", Same),
+    ("attn2", "attn2", Same),
+    ("norm3", "ff.net.0", Same),
+    ("ff.net.0.proj", "ff.net.1.proj", Same),
+    ("ff.net.2", "ff.net.3", Same),
+];
+
+/// Departures of an implementation of LDM's UNet from the original; all `false` for the original. NeMo's versions do so
+/// in one, two or all three of these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Departures {
+    /// Norm and activation of the residual blocks are one module.
+    pub(crate) fused_resnets: bool,
+    /// Norm and activation of the output are one module.
+    pub(crate) fused_out: bool,
+    /// The transformer blocks' norms are inside of what they stand in front of.
+    pub(crate) inner_norms: bool,
+}
+
+/// The UNet in LDM's numbering, under `prefix`.
+pub(crate) fn ldm_unet(structure: &Structure, prefix: &str, departures: Departures) -> KeyMap {
+    let ends = if departures.fused_out { NEMO_UNET_ENDS } else { LDM_UNET_ENDS };
+    let resnet = if departures.fused_resnets { NEMO_RESNET } else { LDM_RESNET };
+    let transformer = if departures.inner_norms { NEMO_TRANSFORMER } else { &[] };
+    let attention = |map: KeyMap, canonical: String, stored: String| {
+        let blocks = (format!("{canonical}.transformer_blocks.#."), format!("{stored}.transformer_blocks.#."));
+        map.section(blocks.0, blocks.1, transformer).section(format!("{canonical}."), format!("{stored}."), &[])
+    };
+    let levels = structure.attention.len();
+    let mut map = KeyMap::new(prefix).section("", "", ends);
+    let mut input = 1;
+    for level in 0..levels {
+        for block in 0..structure.layers {
+            let (canonical, stored) = (format!("down_blocks.{level}"), format!("input_blocks.{input}"));
+            map = map.section(format!("{canonical}.resnets.{block}."), format!("{stored}.0."), resnet);
+            map = attention(map, format!("{canonical}.attentions.{block}"), format!("{stored}.1"));
+            input += 1;
+        }
+        let down = format!("down_blocks.{level}.downsamplers.0.conv.");
+        map = map.section(down, format!("input_blocks.{input}.0.op."), &[]);
+        input += 1;
+    }
+    map = map.section("mid_block.resnets.0.", "middle_block.0.", resnet).section(
+        "mid_block.resnets.1.",
+        "middle_block.2.",
+        resnet,
+    );
+    map = attention(map, "mid_block.attentions.0".into(), "middle_block.1".into());
+    for step in 0..levels {
+        let up = format!("up_blocks.{step}");
+        for block in 0..=structure.layers {
+            let stored = format!("output_blocks.{}", step * (structure.layers + 1) + block);
+            map = map.section(format!("{up}.resnets.{block}."), format!("{stored}.0."), resnet);
+            map = attention(map, format!("{up}.attentions.{block}"), format!("{stored}.1"));
+        }
+        // The upsampler follows the level's last block, behind its attention where there is one.
+        let last = step * (structure.layers + 1) + structure.layers;
+        let slot = if structure.attention[levels - 1 - step] { 2 } else { 1 };
+        map = map.section(format!("{up}.upsamplers.0.conv."), format!("output_blocks.{last}.{slot}.conv."), &[]);
+    }
+    map
+}
+
+const LDM_VAE_RESNET: &[Name] = &[
+    ("norm1", "norm1", Same),
+    ("conv1", "conv1", Same),
+    ("norm2", "norm2", Same),
+    ("conv2", "conv2", Same),
+    ("conv_shortcut", "nin_shortcut", Same),
+];
+
+const LDM_VAE_ATTENTION: &[Name] = &[
+    ("group_norm", "norm", Same),
+    ("to_q.weight", "q.weight", Convolution),
+    ("to_q.bias", "q.bias", Same),
+    ("to_k.weight", "k.weight", Convolution),
+    ("to_k.bias", "k.bias", Same),
+    ("to_v.weight", "v.weight", Convolution),
+    ("to_v.bias", "v.bias", Same),
+    ("to_out.0.weight", "proj_out.weight", Convolution),
+    ("to_out.0.bias", "proj_out.bias", Same),
+];
+
+const LDM_VAE_HALF: &[Name] =
+    &[("conv_in", "conv_in", Same), ("conv_norm_out", "norm_out", Same), ("conv_out", "conv_out", Same)];
+
+const QUANT: &[Name] = &[("quant_conv", "quant_conv", Same), ("post_quant_conv", "post_quant_conv", Same)];
+
+/// The autoencoder in LDM's numbering, under `prefix`: its up levels count from the finest.
+pub(crate) fn ldm_vae(levels: usize, prefix: &str) -> KeyMap {
+    let mut map = KeyMap::new(prefix).section("", "", QUANT);
+    for half in ["encoder", "decoder"] {
+        map = map
+            .section(format!("{half}.mid_block.resnets.0."), format!("{half}.mid.block_1."), LDM_VAE_RESNET)
+            .section(format!("{half}.mid_block.attentions.0."), format!("{half}.mid.attn_1."), LDM_VAE_ATTENTION)
+            .section(format!("{half}.mid_block.resnets.1."), format!("{half}.mid.block_2."), LDM_VAE_RESNET)
+            .section(format!("{half}."), format!("{half}."), LDM_VAE_HALF);
+    }
+    for level in 0..levels {
+        let (down, up) = (format!("encoder.down_blocks.{level}"), format!("decoder.up_blocks.{level}"));
+        let stored_up = format!("decoder.up.{}", levels - 1 - level);
+        map = map
+            .section(format!("{down}.resnets.#."), format!("encoder.down.{level}.block.#."), LDM_VAE_RESNET)
+            .section(format!("{down}.downsamplers.0."), format!("encoder.down.{level}.downsample."), &[])
+            .section(format!("{up}.resnets.#."), format!("{stored_up}.block.#."), LDM_VAE_RESNET)
+            .section(format!("{up}.upsamplers.0."), format!("{stored_up}.upsample."), &[]);
+    }
+    map
+}
+
+const OLD_VAE_ATTENTION: &[Name] = &[
+    ("group_norm", "group_norm", Same),
+    ("to_q", "query", Same),
+    ("to_k", "key", Same),
+    ("to_v", "value", Same),
+    ("to_out.0", "proj_attn", Same),
+];
+
+/// The autoencoder of diffusers before 0.12, whose attention had other names.
+pub(crate) fn old_diffusers_vae() -> KeyMap {
+    KeyMap::new("")
+        .section("encoder.mid_block.attentions.0.", "encoder.mid_block.attentions.0.", OLD_VAE_ATTENTION)
+        .section("decoder.mid_block.attentions.0.", "decoder.mid_block.attentions.0.", OLD_VAE_ATTENTION)
+        .section("", "", &[])
+}
+
+/// A transformers text model under a prefix (`cond_stage_model.transformer.` in LDM files), its projection beside it.
+pub(crate) fn prefixed(prefix: &str) -> KeyMap {
+    KeyMap::new(prefix).section("", "", &[])
+}
+
+/// transformers' text model as versions from 5.6 on save it: without `text_model.`.
+pub(crate) fn flat_text() -> KeyMap {
+    KeyMap::new("").section("text_model.", "", &[]).section("text_projection.", "text_projection.", &[])
+}
+
+const OPEN_CLIP_LAYER: &[Name] = &[
+    ("layer_norm1", "ln_1", Same),
+    ("self_attn.q_proj.weight", "attn.in_proj_weight", Third(0)),
+    ("self_attn.k_proj.weight", "attn.in_proj_weight", Third(1)),
+    ("self_attn.v_proj.weight", "attn.in_proj_weight", Third(2)),
+    ("self_attn.q_proj.bias", "attn.in_proj_bias", Third(0)),
+    ("self_attn.k_proj.bias", "attn.in_proj_bias", Third(1)),
+    ("self_attn.v_proj.bias", "attn.in_proj_bias", Third(2)),
+    ("self_attn.out_proj", "attn.out_proj", Same),
+    ("layer_norm2", "ln_2", Same),
+    ("mlp.fc1", "mlp.c_fc", Same),
+    ("mlp.fc2", "mlp.c_proj", Same),
+];
+
+const OPEN_CLIP_TEXT: &[Name] = &[
+    ("text_model.embeddings.token_embedding", "token_embedding", Same),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding", Same),
+    ("text_model.final_layer_norm", "ln_final", Same),
+    ("text_projection.weight", "text_projection", Transposed),
+];
+
+const OPEN_CLIP_VISION: &[Name] = &[
+    ("vision_model.embeddings.class_embedding", "class_embedding", Same),
+    ("vision_model.embeddings.patch_embedding", "conv1", Same),
+    ("vision_model.embeddings.position_embedding.weight", "positional_embedding", Same),
+    ("vision_model.pre_layrnorm", "ln_pre", Same),
+    ("vision_model.post_layernorm", "ln_post", Same),
+    ("visual_projection.weight", "proj", Transposed),
+];
+
+const LOGIT_SCALE: &[Name] = &[("logit_scale", "logit_scale", Same)];
+
+/// open_clip's text tower under a prefix (`cond_stage_model.model.` in LDM files).
+pub(crate) fn open_clip_text(prefix: &str) -> KeyMap {
+    KeyMap::new(prefix).section("text_model.encoder.layers.#.", "transformer.resblocks.#.", OPEN_CLIP_LAYER).section(
+        "",
+        "",
+        OPEN_CLIP_TEXT,
+    )
+}
+
+/// A whole open_clip (or OpenAI CLIP) model; `text` is the prefix of the text tower, `text.` in newer models.
+pub(crate) fn open_clip(text: &str, prefix: &str) -> KeyMap {
+    KeyMap::new(prefix)
+        .section("vision_model.encoder.layers.#.", "visual.transformer.resblocks.#.", OPEN_CLIP_LAYER)
+        .section("", "visual.", OPEN_CLIP_VISION)
+        .section("text_model.encoder.layers.#.", format!("{text}transformer.resblocks.#."), OPEN_CLIP_LAYER)
+        .section("", text, OPEN_CLIP_TEXT)
+        .section("", "", LOGIT_SCALE)
+}
+
+/// Megatron's transformer layer. Query, key and value are stacked as `megatron_legacy: True` has it, which NeMo's
+/// published CLIP and ViT configurations set.
+const NEMO_CLIP_LAYER: &[Name] = &[
+    ("layer_norm1", "input_layernorm", Same),
+    ("self_attn.q_proj.weight", "self_attention.query_key_value.weight", Third(0)),
+    ("self_attn.k_proj.weight", "self_attention.query_key_value.weight", Third(1)),
+    ("self_attn.v_proj.weight", "self_attention.query_key_value.weight", Third(2)),
+    ("self_attn.q_proj.bias", "self_attention.query_key_value.bias", Third(0)),
+    ("self_attn.k_proj.bias", "self_attention.query_key_value.bias", Third(1)),
+    ("self_attn.v_proj.bias", "self_attention.query_key_value.bias", Third(2)),
+    ("self_attn.out_proj", "self_attention.dense", Same),
+    ("layer_norm2", "post_attention_layernorm", Same),
+    ("mlp.fc1", "mlp.dense_h_to_4h", Same),
+    ("mlp.fc2", "mlp.dense_4h_to_h", Same),
+];
+
+const NEMO_CLIP_TEXT: &[Name] = &[
+    ("text_model.embeddings.token_embedding", "language_model.embedding.word_embeddings", Same),
+    ("text_model.embeddings.position_embedding.weight", "language_model.embedding.position_embeddings", Same),
+    ("text_model.final_layer_norm", "language_model.encoder.final_layernorm", Same),
+    ("text_projection", "head", Same),
+];
+
+const NEMO_CLIP_VISION: &[Name] = &[
+    ("vision_model.embeddings.class_embedding", "backbone.cls_token", Leading(2)),
+    ("vision_model.embeddings.patch_embedding.weight", "backbone.linear_encoder.weight", Pixels),
+    ("vision_model.embeddings.position_embedding.weight", "backbone.position_embeddings", Same),
+    ("vision_model.pre_layrnorm", "backbone.preprocess_layernorm", Same),
+    ("vision_model.post_layernorm", "backbone.transformer.final_layernorm", Same),
+    ("visual_projection", "head", Same),
+];
+
+/// NeMo's CLIP under a prefix (`model.` in its checkpoints).
+pub(crate) fn nemo_clip(prefix: &str) -> KeyMap {
+    let (text, vision) = ("text_encoder.", "vision_encoder.");
+    KeyMap::new(prefix)
+        .section("vision_model.encoder.layers.#.", format!("{vision}backbone.transformer.layers.#."), NEMO_CLIP_LAYER)
+        .section("", vision, NEMO_CLIP_VISION)
+        .section("text_model.encoder.layers.#.", format!("{text}language_model.encoder.layers.#."), NEMO_CLIP_LAYER)
+        .section("", text, NEMO_CLIP_TEXT)
+        .section("", "", LOGIT_SCALE)
+}
+
+/// NeMo's CLIP text tower alone, as its Stable Diffusion holds it.
+pub(crate) fn nemo_clip_text(prefix: &str) -> KeyMap {
+    KeyMap::new(prefix)
+        .section("text_model.encoder.layers.#.", "language_model.encoder.layers.#.", NEMO_CLIP_LAYER)
+        .section("", "", NEMO_CLIP_TEXT)
+}
+
+const TIMM_LAYER: &[Name] = &[
+    ("layernorm_before", "norm1", Same),
+    ("attention.attention.query.weight", "attn.qkv.weight", Third(0)),
+    ("attention.attention.key.weight", "attn.qkv.weight", Third(1)),
+    ("attention.attention.value.weight", "attn.qkv.weight", Third(2)),
+    ("attention.attention.query.bias", "attn.qkv.bias", Third(0)),
+    ("attention.attention.key.bias", "attn.qkv.bias", Third(1)),
+    ("attention.attention.value.bias", "attn.qkv.bias", Third(2)),
+    ("attention.output.dense", "attn.proj", Same),
+    ("layernorm_after", "norm2", Same),
+    ("intermediate.dense", "mlp.fc1", Same),
+    ("output.dense", "mlp.fc2", Same),
+];
+
+const TIMM_ENDS: &[Name] = &[
+    ("vit.embeddings.cls_token", "cls_token", Same),
+    ("vit.embeddings.position_embeddings", "pos_embed", Same),
+    ("vit.embeddings.patch_embeddings.projection", "patch_embed.proj", Same),
+    ("vit.layernorm", "norm", Same),
+    ("classifier", "head", Same),
+];
+
+/// timm's vision transformer.
+pub(crate) fn timm() -> KeyMap {
+    KeyMap::new("").section("vit.encoder.layer.#.", "blocks.#.", TIMM_LAYER).section("", "", TIMM_ENDS)
+}
+
+const NEW_VIT_LAYER: &[Name] = &[
+    ("layernorm_before", "layernorm_before", Same),
+    ("attention.attention.query", "attention.q_proj", Same),
+    ("attention.attention.key", "attention.k_proj", Same),
+    ("attention.attention.value", "attention.v_proj", Same),
+    ("attention.output.dense", "attention.o_proj", Same),
+    ("layernorm_after", "layernorm_after", Same),
+    ("intermediate.dense", "mlp.fc1", Same),
+    ("output.dense", "mlp.fc2", Same),
+];
+
+/// transformers' ViT by its modules' names since version 5, which its own files do not use.
+pub(crate) fn new_vit() -> KeyMap {
+    KeyMap::new("").section("vit.encoder.layer.#.", "vit.layers.#.", NEW_VIT_LAYER).section("", "", &[])
+}
+
+const NEMO_VIT_LAYER: &[Name] = &[
+    ("layernorm_before", "input_layernorm", Same),
+    ("attention.attention.query.weight", "self_attention.query_key_value.weight", Third(0)),
+    ("attention.attention.key.weight", "self_attention.query_key_value.weight", Third(1)),
+    ("attention.attention.value.weight", "self_attention.query_key_value.weight", Third(2)),
+    ("attention.attention.query.bias", "self_attention.query_key_value.bias", Third(0)),
+    ("attention.attention.key.bias", "self_attention.query_key_value.bias", Third(1)),
+    ("attention.attention.value.bias", "self_attention.query_key_value.bias", Third(2)),
+    ("attention.output.dense", "self_attention.dense", Same),
+    ("layernorm_after", "post_attention_layernorm", Same),
+    ("intermediate.dense", "mlp.dense_h_to_4h", Same),
+    ("output.dense", "mlp.dense_4h_to_h", Same),
+];
+
+const NEMO_VIT_ENDS: &[Name] = &[
+    ("vit.embeddings.cls_token", "backbone.cls_token", Same),
+    ("vit.embeddings.patch_embeddings.projection.weight", "backbone.linear_encoder.weight", Pixels),
+    ("vit.embeddings.patch_embeddings.projection.bias", "backbone.linear_encoder.bias", Same),
+    ("vit.layernorm", "backbone.transformer.final_layernorm", Same),
+    ("vit.pooler.dense", "head.dense_in", Same),
+];
+
+const NEMO_VIT_MLP_HEAD: &[Name] = &[("classifier", "head.dense_out", Same)];
+const NEMO_VIT_LINEAR_HEAD: &[Name] = &[("classifier", "head", Same)];
+const NEMO_VIT_TABLE: &[Name] =
+    &[("vit.embeddings.position_embeddings", "backbone.position_embeddings.weight", WithoutLeading(1))];
+const NEMO_VIT_PARAMETER: &[Name] =
+    &[("vit.embeddings.position_embeddings", "backbone.position_embeddings", WithoutLeading(1))];
+
+/// NeMo's ViT under a prefix (`model.` in its checkpoints). `mlp_head`: with the two-layer head of pre-training;
+/// `table`: positions in an embedding module instead of a parameter.
+pub(crate) fn nemo_vit(prefix: &str, mlp_head: bool, table: bool) -> KeyMap {
+    KeyMap::new(prefix)
+        .section("vit.encoder.layer.#.", "backbone.transformer.layers.#.", NEMO_VIT_LAYER)
+        .section("", "", NEMO_VIT_ENDS)
+        .section("", "", if table { NEMO_VIT_TABLE } else { NEMO_VIT_PARAMETER })
+        .section("", "", if mlp_head { NEMO_VIT_MLP_HEAD } else { NEMO_VIT_LINEAR_HEAD })
+}
+
+/// A way of recognising a stored key that is no weight.
+enum Match {
+    Exact(&'static str),
+    Prefix(&'static str),
+    Suffix(&'static str),
+}
+
+use Match::{Exact, Prefix, Suffix};
+
+const SCHEDULE: &str = "buffer of the noise schedule";
+const STATE: &str = "training state";
+const POSITIONS: &str = "constant positions or mask";
+
+/// Stored tensors that are no weights, and what they are.
+const NOT_WEIGHTS: &[(Match, &str)] = &[
+    (Exact("betas"), SCHEDULE),
+    (Exact("alphas_cumprod"), SCHEDULE),
+    (Exact("alphas_cumprod_prev"), SCHEDULE),
+    (Exact("sqrt_alphas_cumprod"), SCHEDULE),
+    (Exact("sqrt_one_minus_alphas_cumprod"), SCHEDULE),
+    (Exact("log_one_minus_alphas_cumprod"), SCHEDULE),
+    (Exact("sqrt_recip_alphas_cumprod"), SCHEDULE),
+    (Exact("sqrt_recipm1_alphas_cumprod"), SCHEDULE),
+    (Exact("posterior_variance"), SCHEDULE),
+    (Exact("posterior_log_variance_clipped"), SCHEDULE),
+    (Exact("posterior_mean_coef1"), SCHEDULE),
+    (Exact("posterior_mean_coef2"), SCHEDULE),
+    (Exact("lvlb_weights"), SCHEDULE),
+    (Exact("logvar"), SCHEDULE),
+    (Exact("scale_factor"), SCHEDULE),
+    (Exact("denoiser.sigmas"), SCHEDULE),
+    (Exact("v_pred"), "mark of velocity prediction"),
+    (Exact("ztsnr"), "mark of zero terminal SNR"),
+    (Exact("model_ema.decay"), STATE),
+    (Exact("model_ema.num_updates"), STATE),
+    (Prefix("first_stage_model.loss."), "the autoencoder's loss (perceptual network, discriminator)"),
+    (Prefix("loss."), "the autoencoder's loss (perceptual network, discriminator)"),
+    (Suffix("embeddings.position_ids"), POSITIONS),
+    (Suffix("attn_mask"), POSITIONS),
+    (Suffix(".num_batches_tracked"), "counter of a batch norm"),
+    (Exact("input_resolution"), "size of the model"),
+    (Exact("context_length"), "size of the model"),
+    (Exact("vocab_size"), "size of the model"),
+];
+
+/// A description of a stored tensor that is no weight; `None` for all others.
+pub(crate) fn not_a_weight(key: &str) -> Option<&'static str> {
+    let bare = key.strip_prefix("model.").unwrap_or(key);
+    let fits = |rule: &Match| match rule {
+        Exact(name) => key == *name || bare == *name,
+        Prefix(start) => key.starts_with(start) || bare.starts_with(start),
+        Suffix(end) => key.ends_with(end),
+    };
+    NOT_WEIGHTS.iter().find(|(rule, _)| fits(rule)).map(|(_, what)| *what)
+}

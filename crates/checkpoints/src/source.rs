@@ -1,0 +1,166 @@
+//! Components as tensor sources: stored tensors under canonical keys, and canonical tensors under stored keys.
+
+use crate::kinds::Component;
+use crate::map::{Form, StoredTensor};
+use crate::networks::TensorSpec;
+use calotype_weights::source::{TensorInfo, TensorSource};
+use calotype_weights::tensor_file::{Dtype, NamedTensor, TensorFileError};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// One component of a checkpoint under its canonical keys, read tensor by tensor from wherever it is stored.
+///
+/// A tensor that is stored as it is, or as a part of another one, is borrowed from the file; a transposed one is copied
+/// when it is asked for.
+pub struct ComponentSource {
+    /// The component.
+    pub component: Component,
+    /// Its configuration, as diffusers or transformers would write it.
+    pub config: Value,
+    /// Canonical keys that the configuration asks for and the checkpoint lacks.
+    pub missing: Vec<String>,
+    /// Stored keys below the component's own prefix that nothing takes.
+    pub unused: Vec<String>,
+    source: Arc<dyn TensorSource>,
+    entries: Vec<Entry>,
+    index: HashMap<String, usize>,
+}
+
+/// One canonical tensor that is there.
+pub(crate) struct Entry {
+    pub(crate) spec: TensorSpec,
+    pub(crate) dtype: Dtype,
+    pub(crate) key: String,
+    pub(crate) form: Form,
+}
+
+impl std::fmt::Debug for ComponentSource {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (component, tensors) = (self.component, self.entries.len());
+        formatter.debug_struct("ComponentSource").field("component", &component).field("tensors", &tensors).finish()
+    }
+}
+
+impl ComponentSource {
+    pub(crate) fn new(
+        component: Component,
+        config: Value,
+        source: Arc<dyn TensorSource>,
+        entries: Vec<Entry>,
+        missing: Vec<String>,
+        unused: Vec<String>,
+    ) -> Self {
+        let index = entries.iter().enumerate().map(|(at, entry)| (entry.spec.name.clone(), at)).collect();
+        Self { component, config, missing, unused, source, entries, index }
+    }
+
+    /// Number of elements of all tensors.
+    pub fn parameters(&self) -> usize {
+        self.entries.iter().map(|entry| entry.spec.shape.iter().product::<usize>()).sum()
+    }
+
+    /// The canonical tensors that are there.
+    pub fn specs(&self) -> Vec<TensorSpec> {
+        self.entries.iter().map(|entry| entry.spec.clone()).collect()
+    }
+}
+
+impl TensorSource for ComponentSource {
+    fn origin(&self) -> &Path {
+        self.source.origin()
+    }
+
+    fn entries(&self) -> Vec<TensorInfo> {
+        let info = |entry: &Entry| TensorInfo {
+            name: entry.spec.name.clone(),
+            dtype: entry.dtype,
+            shape: entry.spec.shape.clone(),
+        };
+        self.entries.iter().map(info).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
+        let Some(&at) = self.index.get(name) else {
+            // The file's own answer names it and what is like it.
+            return self.source.tensor(name).and_then(|_| Err(absent(self.origin(), name, self.entries.len())));
+        };
+        let entry = &self.entries[at];
+        Ok(entry.form.read(self.source.tensor(&entry.key)?, &entry.spec))
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(&at) = self.index.get(name) {
+            self.source.release(&self.entries[at].key);
+        }
+    }
+}
+
+fn absent(origin: &Path, name: &str, count: usize) -> TensorFileError {
+    TensorFileError::MissingTensor { file: origin.to_owned(), tensor: name.to_owned(), count, nearest: None }
+}
+
+/// Canonical tensors under the keys and in the forms of another layout.
+pub(crate) struct StoredSource<'a> {
+    parts: Vec<(&'a ComponentSource, Vec<TensorSpec>)>,
+    tensors: Vec<(usize, StoredTensor)>,
+    index: HashMap<String, usize>,
+}
+
+impl<'a> StoredSource<'a> {
+    /// `parts` are components with the stored tensors that their map gives for [`ComponentSource::specs`].
+    pub(crate) fn new(parts: Vec<(&'a ComponentSource, Vec<StoredTensor>)>) -> Self {
+        let mut tensors = Vec::new();
+        let mut sources = Vec::new();
+        for (part, (source, stored)) in parts.into_iter().enumerate() {
+            sources.push((source, source.specs()));
+            tensors.extend(stored.into_iter().map(|tensor| (part, tensor)));
+        }
+        let index = tensors.iter().enumerate().map(|(at, (_, tensor))| (tensor.key.clone(), at)).collect();
+        Self { parts: sources, tensors, index }
+    }
+}
+
+impl TensorSource for StoredSource<'_> {
+    fn origin(&self) -> &Path {
+        self.parts.first().map_or(Path::new(""), |(source, _)| source.origin())
+    }
+
+    fn entries(&self) -> Vec<TensorInfo> {
+        let info = |(part, tensor): &(usize, StoredTensor)| TensorInfo {
+            name: tensor.key.clone(),
+            dtype: self.parts[*part].0.entries[tensor.parts[0]].dtype,
+            shape: tensor.shape.clone(),
+        };
+        self.tensors.iter().map(info).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
+        let Some(&at) = self.index.get(name) else {
+            return Err(absent(self.origin(), name, self.tensors.len()));
+        };
+        let (part, stored) = &self.tensors[at];
+        let (source, specs) = &self.parts[*part];
+        let parts: Result<Vec<_>, _> = stored.parts.iter().map(|&index| source.tensor(&specs[index].name)).collect();
+        let parts = parts?;
+        // A third that is missing, or has another type than its siblings, cannot be joined with them.
+        let whole = parts.len() == 1 || parts.len() == 3;
+        if let Some(odd) = parts.iter().find(|tensor| tensor.dtype != parts[0].dtype || !whole) {
+            return Err(TensorFileError::Unwritable {
+                file: source.origin().to_owned(),
+                tensor: odd.name.clone(),
+                reason: format!("it is joined with its siblings into `{name}`, which are missing or of another type"),
+            });
+        }
+        Ok(stored.assemble(parts))
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(&at) = self.index.get(name) {
+            let (part, stored) = &self.tensors[at];
+            let (source, specs) = &self.parts[*part];
+            stored.parts.iter().for_each(|&index| source.release(&specs[index].name));
+        }
+    }
+}

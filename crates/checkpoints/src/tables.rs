@@ -1,0 +1,98 @@
+//! The key maps of all layouts, by component.
+
+use crate::error::LayoutError;
+use crate::kinds::Component;
+use crate::map::KeyMap;
+use crate::networks::component_keys;
+use crate::rules::{self, Departures, Structure};
+use serde_json::Value;
+
+/// Layers and attention by level, from a configuration that its reader has approved of.
+fn structure(config: &Value) -> Structure {
+    let blocks = config["down_block_types"].as_array().map(Vec::as_slice).unwrap_or_default();
+    Structure {
+        layers: config["layers_per_block"].as_u64().unwrap_or(2) as usize,
+        attention: blocks.iter().map(|block| block == "CrossAttnDownBlock2D").collect(),
+    }
+}
+
+/// The key map of a UNet or an autoencoder of the given configuration in the LDM code's files; `None` for other components,
+/// whose place depends on the family.
+///
+/// # Errors
+/// [`LayoutError::Config`].
+pub fn single_file(component: Component, config: &Value) -> Result<Option<KeyMap>, LayoutError> {
+    component_keys(component, config)?;
+    let structure = structure(config);
+    Ok(match component {
+        Component::Unet => Some(rules::ldm_unet(&structure, rules::LDM_UNET, Departures::default())),
+        Component::Vae => Some(rules::ldm_vae(structure.attention.len(), rules::LDM_VAE)),
+        _ => None,
+    })
+}
+
+/// A whole CLIP model under open_clip's names.
+pub fn open_clip() -> KeyMap {
+    rules::open_clip("", "")
+}
+
+/// All maps of a UNet of the given configuration, with their names.
+pub fn unets(config: &Value) -> Vec<(&'static str, KeyMap)> {
+    let structure = structure(config);
+    let ldm = |prefix: &str, departures| rules::ldm_unet(&structure, prefix, departures);
+    let nemo = |fused_out, inner_norms| Departures { fused_resnets: true, fused_out, inner_norms };
+    vec![
+        ("diffusers", KeyMap::identity()),
+        ("LDM", ldm(rules::LDM_UNET, Departures::default())),
+        ("LDM, averaged", ldm(rules::LDM_UNET, Departures::default()).averaged()),
+        ("NeMo, fused residual blocks", ldm("model.model.diffusion_model.", nemo(false, false))),
+        ("NeMo, fused output", ldm("model.model.diffusion_model.", nemo(true, false))),
+        ("NeMo, inner norms", ldm("model.model._orig_mod.diffusion_model.", nemo(true, true))),
+    ]
+}
+
+/// All maps of an autoencoder of the given configuration, with their names.
+pub fn vaes(config: &Value) -> Vec<(&'static str, KeyMap)> {
+    let levels = structure(config).attention.len();
+    vec![
+        ("diffusers", KeyMap::identity()),
+        ("diffusers before 0.12", rules::old_diffusers_vae()),
+        ("LDM", rules::ldm_vae(levels, rules::LDM_VAE)),
+        ("LDM, alone", rules::ldm_vae(levels, "")),
+        ("NeMo", rules::ldm_vae(levels, "model.first_stage_model.")),
+    ]
+}
+
+/// All maps of a CLIP text model with projection, with their names.
+pub fn texts() -> Vec<(&'static str, KeyMap)> {
+    vec![
+        ("transformers", KeyMap::identity()),
+        ("transformers from 5.6 on", rules::flat_text()),
+        ("LDM, Stable Diffusion 1", rules::prefixed("cond_stage_model.transformer.")),
+        ("LDM, Stable Diffusion 2", rules::open_clip_text("cond_stage_model.model.")),
+        ("LDM, SDXL", rules::open_clip_text("conditioner.embedders.1.model.")),
+        ("NeMo", rules::nemo_clip_text("model.cond_stage_model.model.")),
+    ]
+}
+
+/// All maps of a whole CLIP model, with their names.
+pub fn clips() -> Vec<(&'static str, KeyMap)> {
+    vec![
+        ("transformers", KeyMap::identity()),
+        ("open_clip", rules::open_clip("", "")),
+        ("open_clip with its text tower apart", rules::open_clip("text.", "")),
+        ("open_clip, trained in parallel", rules::open_clip("", "module.")),
+        ("NeMo", rules::nemo_clip("model.")),
+    ]
+}
+
+/// All maps of a ViT classifier, with their names and whether they are for one with a pooling layer.
+pub fn vits() -> Vec<(&'static str, KeyMap, bool)> {
+    vec![
+        ("transformers", KeyMap::identity(), true),
+        ("transformers' modules from 5 on", rules::new_vit(), true),
+        ("timm", rules::timm(), false),
+        ("NeMo, pre-trained", rules::nemo_vit("model.", true, true), true),
+        ("NeMo, fine-tuned", rules::nemo_vit("model.", false, false), false),
+    ]
+}

@@ -1,0 +1,4 @@
+//! Layouts, conversion and writing of checkpoints.
+
+mod export;
+mod layouts;

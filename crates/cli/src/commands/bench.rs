@@ -1,0 +1,188 @@
+//! `bench`: speed of kernels, networks, loader, download, and of drawing images.
+
+use crate::commands::print;
+use anyhow::Result;
+use calotype_bench::{Family, GenerateBench, KernelRow, Mode, UNetBench, run_generate, run_kernels, run_unet};
+use calotype_data::Control;
+use calotype_ops::Precision;
+use calotype_pipeline::random_checkpoint::RandomFamily;
+use calotype_prepare::bench::{LoaderBench, bench_loader};
+use calotype_prepare::download::bench::bench_download;
+use calotype_weights::Dtype;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::fmt::Display;
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Every CPU kernel in the shapes of the published networks: time, GFLOP/s or GB/s, share of the peak.
+    Kernels(BenchKernelsArgs),
+    /// A UNet with random weights: its forward pass, or a training step with AdamW.
+    Unet(BenchUnetArgs),
+    /// Drawing a batch of images, stage by stage: loading, prompts, steps, decoding, with the memory of each.
+    Generate(BenchGenerateArgs),
+    /// The loader: JPEG shards to batches of resized, cropped and mirrored pictures.
+    Data(LoaderBench),
+    /// The download stage against a server in the same process.
+    Download(BenchDownloadArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernelsArgs {
+    /// Only operations whose line (operation, pass, shape, precision) contains this text.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// f32, bf16 or auto [default: f32 and bf16].
+    #[arg(long, value_name = "NAME")]
+    precision: Option<Precision>,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchDownloadArgs {
+    /// Pictures to download.
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    images: usize,
+    /// Side of the pictures in pixels.
+    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
+    pixels: usize,
+    /// Folder of the pictures, which must not exist yet.
+    #[arg(long, default_value = "runs/bench-download", value_name = "DIR")]
+    out: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Settings of the stage, as `calotype data download --help` lists them, after `--` [default: --resize-mode=no].
+    #[arg(last = true, value_name = "SETTING")]
+    settings: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchUnetArgs {
+    /// sd1, sd2 or tiny.
+    #[arg(long, default_value = "sd2", value_name = "NAME")]
+    family: Family,
+    /// Side of the images in pixels; latents have an eighth of it.
+    #[arg(long, default_value_t = 512, value_name = "PIXELS")]
+    resolution: usize,
+    /// Images at once.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    batch: usize,
+    /// forward (no gradients), or train (forward, mean squared error, backward, AdamW).
+    #[arg(long, default_value = "forward", value_name = "NAME")]
+    mode: Mode,
+    /// Precision of activations, f32, bf16 or auto; weights and their optimizer are f32.
+    #[arg(long, default_value = "bf16", value_name = "NAME")]
+    precision: Precision,
+    /// How often; the median of the last half is told.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    iterations: usize,
+    /// Train with less memory: keep the inputs of the blocks only and compute them a second time.
+    #[arg(long, visible_alias = "checkpoint-blocks")]
+    recompute_blocks: bool,
+    /// Train with less memory: step each parameter as soon as its gradient is complete.
+    #[arg(long)]
+    optimizer_in_backward: bool,
+    /// Tell where the time of these went: by pass, operation and shape.
+    #[arg(long)]
+    profile: bool,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchGenerateArgs {
+    /// Shape of a checkpoint of random weights, written to the folder for temporary files: sd1, sd2, sdxl or tiny.
+    #[arg(long, default_value = "sd2", value_name = "NAME")]
+    family: RandomFamily,
+    /// A checkpoint of Stable Diffusion instead, in any layout.
+    #[arg(long, value_name = "PATH", conflicts_with = "family")]
+    model: Option<PathBuf>,
+    /// Side of the images in pixels [default: the checkpoint's].
+    #[arg(long, value_name = "PIXELS")]
+    resolution: Option<usize>,
+    /// Sampling steps; the first is told apart.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    steps: usize,
+    /// Images at once.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    batch: usize,
+    /// Precision of activations and weights: f32, bf16, or auto (bf16 where the processor multiplies it).
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    precision: Precision,
+    /// Type of the stored random weights: f32, f16 or bf16.
+    #[arg(long, default_value = "f16", value_name = "TYPE", value_parser = crate::checkpoint::dtype)]
+    stored: Dtype,
+    /// Keep all networks in memory, as a server does, instead of dropping each after its stage, as `generate` does.
+    #[arg(long)]
+    keep: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Kernels(args) => kernels(args),
+        BenchCommand::Data(args) => tell(&bench_loader(args, &mut Control::default())?, args.json),
+        BenchCommand::Download(args) => {
+            tell(&bench_download(&args.out, args.images, args.pixels, &args.settings)?, args.json)
+        }
+        BenchCommand::Unet(args) => unet(args),
+        BenchCommand::Generate(args) => {
+            let report = run_generate(&GenerateBench {
+                family: args.family,
+                model: args.model.clone(),
+                resolution: args.resolution,
+                steps: args.steps,
+                batch: args.batch,
+                precision: args.precision,
+                stored: args.stored,
+                keep: args.keep,
+            })?;
+            tell(&report, args.json)
+        }
+    }
+}
+
+fn tell<T: Serialize + Display>(report: &T, json: bool) -> Result<()> {
+    print(&if json { serde_json::to_string(report)? } else { report.to_string() })
+}
+
+fn kernels(args: &BenchKernelsArgs) -> Result<()> {
+    let mut begun = false;
+    run_kernels(args.filter.as_deref(), args.precision, |row| {
+        if args.json {
+            return print(&row.json());
+        }
+        if !std::mem::replace(&mut begun, true) {
+            print(&KernelRow::header())?;
+        }
+        print(&row.to_string())
+    })
+}
+
+fn unet(args: &BenchUnetArgs) -> Result<()> {
+    let (report, profile) = run_unet(&UNetBench {
+        family: args.family,
+        resolution: args.resolution,
+        batch: args.batch,
+        mode: args.mode,
+        precision: args.precision,
+        iterations: args.iterations,
+        recompute_blocks: args.recompute_blocks,
+        optimizer_in_backward: args.optimizer_in_backward,
+        profile: args.profile,
+    })?;
+    if args.json {
+        print(&report.json())?;
+        let mut rows = profile.iter().flat_map(|profile| profile.rows());
+        return rows.try_for_each(|row| print(&row.json()));
+    }
+    print(&report.to_string())?;
+    profile.map_or(Ok(()), |profile| print(&format!("\n{}", profile.to_string().trim_end())))
+}

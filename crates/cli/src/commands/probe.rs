@@ -1,0 +1,65 @@
+//! `probe`: one network of a checkpoint on given tensors, and its gradients, for comparison with the original.
+
+use crate::args::DeviceArgs;
+use crate::checkpoint::{OpenArgs, open};
+use crate::commands::print;
+use anyhow::Result;
+use calotype_ops::Precision;
+use calotype_pipeline::probe::{Probed, probe};
+use calotype_weights::{NamedTensor, write_safetensors};
+use clap::Args;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(after_help = INPUTS)]
+pub(crate) struct ProbeArgs {
+    /// The network: unet, vae-encoder, vae-decoder, text-encoder, text-encoder-2, image-encoder, classifier, inception.
+    #[arg(value_name = "NETWORK")]
+    network: Probed,
+    /// The checkpoint, in any layout.
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+    /// Safetensors file of the inputs.
+    #[arg(long = "in", value_name = "FILE")]
+    input: PathBuf,
+    /// Safetensors file to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Back-propagate the input `grad_output` and write the gradients of all inputs and parameters.
+    #[arg(long)]
+    grad: bool,
+    /// Precision of activations, and of weights without --grad: f32, bf16 or auto.
+    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    precision: Precision,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+const INPUTS: &str = "\
+Images and latents are [batch, channels, height, width], as the originals take them.
+  network          inputs                                                     outputs, that of grad_output first
+  unet             sample, timestep, encoder_hidden_states,                   sample
+                   SDXL: text_embeds, time_ids
+  vae-encoder      sample (or x, pixel_values)                                moments (means, log-variances), mean, logvar
+  vae-decoder      sample (or z)                                              sample
+  text-encoder,    input_ids                                                  last_hidden_state, pooler_output, text_embeds,
+  text-encoder-2                                                              hidden_states.N and hidden_states.-2
+  image-encoder    pixel_values                                               image_embeds, last_hidden_state, pooler_output
+  classifier       pixel_values                                               logits
+  inception        pixel_values (or x) in 0..1                                features, logits
+Gradients are `grad.KEY`: of inputs by their names (not of timestep, time_ids and input_ids), of parameters by the
+checkpoint's own keys. `grad_output.NAME` instead of `grad_output` back-propagates another output.";
+
+/// Runs one network and writes what it gives.
+pub(crate) fn probe_command(args: &ProbeArgs) -> Result<()> {
+    let checkpoint = open(&args.model, &args.open.options())?;
+    let device = args.device.open()?;
+    let values = probe(&checkpoint, args.network, &args.input, args.grad, args.precision, &device)?;
+    let tensors: Vec<NamedTensor<'_>> =
+        values.iter().map(|v| NamedTensor::from_f32(v.name.clone(), v.shape.clone(), &v.values)).collect();
+    write_safetensors(&args.out, &tensors, &BTreeMap::new())?;
+    print(&format!("{} tensors written to {}", tensors.len(), args.out.display()))
+}

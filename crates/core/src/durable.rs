@@ -1,0 +1,188 @@
+//! Replacing a file completely or not at all, whatever the moment the process or the machine stops; small JSON files.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Writes `path` through `fill`: into a sibling temporary file, which is synchronised to disk and renamed over `path`;
+/// then the folder entry is synchronised too. A reader sees the old content or the new one, never a mixture.
+///
+/// # Errors
+/// Any error of `fill` or of the file system; `path` is then as it was and the temporary file is gone.
+pub fn replace_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let temporary = temporary_sibling(path)?;
+    let outcome = write_and_rename(&temporary, path, fill);
+    if outcome.is_err() {
+        // The first error is the one to report; a left-over temporary file is only a nuisance.
+        let _ = fs::remove_file(&temporary);
+    }
+    outcome
+}
+
+/// Replaces `path` with `bytes`, as [`replace_file`] does.
+///
+/// # Errors
+/// Any error of the file system; `path` is then as it was.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_file(path, |writer| writer.write_all(bytes))
+}
+
+/// Replaces `path` with `value` as indented JSON and a line break, as [`replace_file`] does.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] if `value` has no JSON form (a map whose keys are no strings); any error of the file
+/// system. `path` is then as it was.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(invalid)?;
+    text.push(b'\n');
+    write_bytes(path, &text)
+}
+
+/// Reads a JSON file; `None` if there is no such file.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] if the content is not JSON or not a `T`; any error of the file system but a file
+/// that is missing.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(invalid),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Not serde_json's own conversion: that makes text that ends too early another kind of error.
+fn invalid(error: serde_json::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// Synchronises `file`, which was written as `temporary`, renames it to `path` in the same file system, and synchronises
+/// the folder entry: the last steps of [`replace_file`], for files that are written bit by bit.
+///
+/// # Errors
+/// Any error of the file system; what was written may then still be there as `temporary`.
+pub fn publish(file: &File, temporary: &Path, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    fs::rename(temporary, path)?;
+    sync_folder(parent_folder(path))
+}
+
+/// Synchronises a folder's entries (names of files created, renamed or removed in it) to disk.
+///
+/// # Errors
+/// The folder cannot be opened or synchronised.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    // Windows cannot open folders as files and makes renames durable by itself.
+    if cfg!(windows) { Ok(()) } else { File::open(folder)?.sync_all() }
+}
+
+/// The folder that holds `path`; `.` for a bare file name.
+pub fn parent_folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// True if the disk, or the user's share of it, is full.
+pub fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn write_and_rename(
+    temporary: &Path,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut writer = BufWriter::with_capacity(1 << 20, File::create_new(temporary)?);
+    fill(&mut writer)?;
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    publish(&file, temporary, path)
+}
+
+/// Removes the temporary files that killed processes of this machine left beside `path`. Files that stay do no harm.
+pub fn remove_leftovers(path: &Path) {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+    let prefix = format!(".{name}.");
+    for entry in fs::read_dir(parent_folder(path)).into_iter().flatten().flatten() {
+        let found = entry.file_name();
+        let owner = found.to_str().and_then(|found| found.strip_prefix(&prefix)?.strip_suffix(".tmp")?.split_once('-'));
+        let Some(Ok(process)) = owner.map(|(process, _)| process.parse::<u32>()) else { continue };
+        if process != std::process::id() && !Path::new("/proc").join(process.to_string()).exists() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// A hidden name next to `path`, unique over processes (by id) and within this one (by counter).
+fn temporary_sibling(path: &Path) -> io::Result<PathBuf> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name to write to"))?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    Ok(path.with_file_name(hidden))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_content_and_no_temporary_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        replace_file(&path, |w| w.write_all(b"old")).unwrap();
+        let error = replace_file(&path, |w| {
+            w.write_all(b"ne")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        })
+        .unwrap_err();
+        assert!(is_disk_full(&error));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        replace_file(&path, |w| w.write_all(b"new")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn json_comes_back_and_what_is_none_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        assert_eq!(read_json::<Vec<u32>>(&path).unwrap(), None);
+        write_json(&path, &[1, 2]).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  1,\n  2\n]\n");
+        assert_eq!(read_json::<Vec<u32>>(&path).unwrap(), Some(vec![1, 2]));
+        for text in ["", "[1", "{}"] {
+            write_bytes(&path, text.as_bytes()).unwrap();
+            let error = read_json::<Vec<u32>>(&path).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{text}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn leftovers_of_dead_processes_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        let (dead, own) = (format!(".a.json.{}-0.tmp", u32::MAX), format!(".a.json.{}-0.tmp", std::process::id()));
+        for name in [dead.as_str(), own.as_str(), ".b.json.1-0.tmp", ".a.json.x.tmp"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        remove_leftovers(&path);
+        assert!(!folder.path().join(dead).exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_path_without_a_file_name_is_refused() {
+        assert!(replace_file(Path::new("/"), |_| Ok(())).is_err());
+    }
+}

@@ -1,0 +1,74 @@
+//! Enumerations whose values have one name in files, options and messages.
+
+/// A name that is none of an enumeration's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` is no {what}; known: {known}")]
+pub struct UnknownName {
+    /// What the enumeration is of.
+    pub what: &'static str,
+    /// The name that was asked for.
+    pub name: String,
+    /// The names that there are.
+    pub known: String,
+}
+
+/// Declares an enumeration whose values have one name in files, options and messages: `serde`, `Display`, `FromStr`,
+/// `name` and `ALL`. Further names of a value, behind `|`, are read and never written.
+///
+/// ```
+/// calotype_core::names! {
+///     /// What fruit it is.
+///     Fruit, "fruit" {
+///         /// An apple.
+///         Apple = "apple" | "pomme",
+///     }
+/// }
+/// assert_eq!("apple".parse::<Fruit>(), Ok(Fruit::Apple));
+/// assert_eq!("pomme".parse::<Fruit>().unwrap().name(), "apple");
+/// assert_eq!("pear".parse::<Fruit>().unwrap_err().to_string(), "`pear` is no fruit; known: apple");
+/// ```
+#[macro_export]
+macro_rules! names {
+    ($(#[$about:meta])* $kind:ident, $what:literal { $($(#[$doc:meta])* $value:ident = $name:literal $(| $alias:literal)*,)+ }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, $crate::names::Serialize, $crate::names::Deserialize)]
+        #[serde(crate = "::calotype_core::names::serde")]
+        pub enum $kind {
+            $($(#[$doc])* #[serde(rename = $name $(, alias = $alias)*)] $value,)+
+        }
+
+        impl $kind {
+            /// Every value, in the order of their declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$value),+];
+
+            /// The name in files, options and messages.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$value => $name),+ }
+            }
+        }
+
+        impl ::std::fmt::Display for $kind {
+            fn fmt(&self, formatter: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                formatter.pad(self.name())
+            }
+        }
+
+        impl ::std::str::FromStr for $kind {
+            type Err = $crate::names::UnknownName;
+
+            fn from_str(name: &str) -> ::std::result::Result<Self, $crate::names::UnknownName> {
+                match name {
+                    $($name $(| $alias)* => Ok(Self::$value),)+
+                    _ => Err($crate::names::UnknownName {
+                        what: $what,
+                        name: name.to_owned(),
+                        known: Self::ALL.iter().map(|value| value.name()).collect::<Vec<_>>().join(", "),
+                    }),
+                }
+            }
+        }
+    };
+}
+
+#[doc(hidden)]
+pub use serde::{self, Deserialize, Serialize};

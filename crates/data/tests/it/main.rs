@@ -1,0 +1,16 @@
+//! The tests of the public interface, as one program: every program more is linked with everything that the crate uses.
+
+mod emoji;
+mod images;
+mod loader;
+mod mds;
+mod pickled;
+mod pillow;
+mod precache;
+mod remote;
+mod shards;
+mod sources;
+mod stream;
+
+#[path = "../../../prepare/tests/it/support.rs"]
+mod support;

@@ -1,0 +1,80 @@
+//! Encoders of captions and images, from any checkpoint: [`TextEncoder`] and [`ImageEncoder`], for pipelines and for
+//! training on what frozen encoders give.
+//!
+//! An encoder is opened first: its configuration is known then, and no memory is taken. Its weights are read at its first
+//! use.
+
+pub mod image;
+pub mod text;
+
+use crate::network::{Build, Network, Placement};
+use burn::module::Module;
+use calotype_checkpoints::loading::LoadError;
+use calotype_checkpoints::{Checkpoint, Component, LayoutError};
+use calotype_models::InputError;
+use calotype_models::tokenizer::TokenizerError;
+use calotype_weights::TensorFileError;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+pub use image::{ImageEncoder, ImageEncoderKind, ImageInput, ImageOutput};
+pub use text::{HiddenStates, TextEncoder, TextEncoding, TextSettings, TokenizerChoice};
+
+/// Why an encoder cannot be used; names the model.
+#[derive(Debug, thiserror::Error)]
+pub enum EncoderError {
+    /// The path is no checkpoint, or one without this network.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The network cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A tensor cannot be read.
+    #[error(transparent)]
+    Tensor(#[from] TensorFileError),
+    /// The checkpoint's tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The network cannot take an input.
+    #[error("{}: {component}: {source}", path.display())]
+    Input {
+        /// The model.
+        path: PathBuf,
+        /// The network.
+        component: Component,
+        /// What does not fit.
+        source: InputError,
+    },
+    /// The network does not have an output that was asked for.
+    #[error("{}: {problem}", path.display())]
+    Output {
+        /// The model.
+        path: PathBuf,
+        /// Which, and what there is.
+        problem: String,
+    },
+}
+
+impl EncoderError {
+    /// Whether what was asked for, not the work, is at fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Layout(error) | Self::Load(LoadError::Layout(error)) => error.is_usage(),
+            Self::Output { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// A network of the model at `path`, and the checkpoint that it is from.
+fn open_network<C, M: Module, E: std::error::Error + Send + Sync + 'static>(
+    path: &Path,
+    component: Component,
+    read: impl FnOnce(&Value) -> Result<C, E>,
+    build: Build<C, M>,
+    placement: &Placement,
+) -> Result<(Network<C, M>, Checkpoint), EncoderError> {
+    let checkpoint = Checkpoint::open(path)?;
+    let network = Network::open(&checkpoint, component, read, build, placement)?;
+    Ok((network, checkpoint))
+}

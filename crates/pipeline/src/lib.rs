@@ -1,0 +1,42 @@
+//! From prompts to images: the networks of a checkpoint, loaded once, and what they draw.
+//!
+//! [`Pipeline::load`] reads a checkpoint of any layout; [`Pipeline::generate`] draws [`Request`]s, which may differ in prompt,
+//! seed, guidance and image to begin with inside one batch, and an [`Observer`] follows. Its stages stand alone too:
+//! [`Pipeline::encode_prompts`], [`Pipeline::sample`], [`Pipeline::decode`].
+//!
+//! Beside it are the encoders that training reads frozen ([`encoders`]), the features and statistics of the Fréchet inception
+//! distance ([`fid`]), single networks on given tensors ([`probe`]), what stands inside an image's file ([`GenerationRecord`]),
+//! and checkpoints of random weights for tests and benchmarks ([`random_checkpoint`]).
+
+mod adapters;
+mod batch;
+pub mod batches;
+pub mod encoders;
+mod error;
+pub mod family;
+pub mod fid;
+pub mod images;
+pub mod network;
+pub mod noise;
+mod observer;
+mod pipeline;
+mod preview;
+pub mod probe;
+mod prompts;
+pub mod random_checkpoint;
+mod request;
+mod sampler_choice;
+mod settings_text;
+
+pub use adapters::{AdapterFile, load_adapters};
+pub use error::PipelineError;
+pub use family::Defaults;
+pub use images::StartImage;
+pub use noise::NoiseKind;
+pub use observer::{DrawnImage, Observer, Step};
+pub use pipeline::{LoadOptions, Parts, Pipeline};
+pub use preview::{LatentColours, preview};
+pub use prompts::{CutPrompt, EncodedPrompt, EncodedPrompts, PromptOptions};
+pub use request::{Request, Settings, Timings};
+pub use sampler_choice::SamplerChoice;
+pub use settings_text::{GenerationRecord, RecordedInputs, RecordedRequest, RecordedSettings};

@@ -1,0 +1,204 @@
+//! A network of a checkpoint whose weights are read when they are needed, once.
+
+use burn::module::Module;
+use burn::tensor::{DType, Device};
+use calotype_checkpoints::loading::{LoadError, fill_from};
+use calotype_checkpoints::{Checkpoint, Component};
+use calotype_models::state::{self, WeightPrecision};
+use calotype_models::{ConfigError, Init};
+use calotype_weights::lora::{self, LoraSet};
+use calotype_weights::{TensorFileError, TensorSource};
+use serde_json::Value;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Makes a network of its configuration.
+pub type Build<C, M> = fn(&C, &mut Init<'_>) -> Result<M, ConfigError>;
+
+/// Where a network lives, and in which form.
+#[derive(Clone)]
+pub struct Placement {
+    /// The device.
+    pub device: Device,
+    /// `F32` or `BF16`: type of the activations. For `BF16`, weights of rank two and more are kept in it too.
+    pub dtype: DType,
+    /// Adapters that are added to the weights.
+    pub adapters: Option<Arc<LoraSet>>,
+}
+
+impl Placement {
+    fn weights(&self) -> WeightPrecision {
+        if self.dtype == DType::BF16 { WeightPrecision::Bf16 } else { WeightPrecision::F32 }
+    }
+}
+
+/// A network whose configuration is known, and whose weights are read at the first [`get`](Self::get). It has no autodiff.
+pub struct Network<C, M> {
+    config: C,
+    path: PathBuf,
+    weights: Weights<C, M>,
+}
+
+enum Weights<C, M> {
+    /// In memory, and never read again.
+    Held(Arc<M>),
+    /// Read when they are needed.
+    OnDemand(Origin<C, M>, Mutex<Option<Arc<M>>>),
+}
+
+struct Origin<C, M> {
+    source: Arc<dyn TensorSource>,
+    component: Component,
+    build: Build<C, M>,
+    placement: Placement,
+}
+
+impl<C, M> fmt::Debug for Network<C, M> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Network").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl<C, M: Module> Network<C, M> {
+    /// A component of a checkpoint; `read` makes its configuration of the published one. No weights are read yet.
+    ///
+    /// # Errors
+    /// [`LoadError`]: the checkpoint lacks the component or tensors of it, or its configuration is not supported.
+    pub fn open<E: std::error::Error + Send + Sync + 'static>(
+        checkpoint: &Checkpoint,
+        component: Component,
+        read: impl FnOnce(&Value) -> Result<C, E>,
+        build: Build<C, M>,
+        placement: &Placement,
+    ) -> Result<Self, LoadError> {
+        let source = checkpoint.component(component)?;
+        let path = checkpoint.path();
+        if !source.missing.is_empty() {
+            return Err(LoadError::Missing { path: path.to_owned(), component, keys: source.missing.clone() });
+        }
+        let wrong = |source| LoadError::Config { path: path.to_owned(), component, source };
+        let config = read(&source.config).map_err(|error| wrong(error.into()))?;
+        Self::from_source(path, component, config, Arc::new(source), build, placement)
+    }
+
+    /// A network whose tensors have its own keys in `source`; `path` is what errors name.
+    ///
+    /// # Errors
+    /// [`LoadError::Config`] for a configuration that cannot be built.
+    pub fn from_source(
+        path: &Path,
+        component: Component,
+        config: C,
+        source: Arc<dyn TensorSource>,
+        build: Build<C, M>,
+        placement: &Placement,
+    ) -> Result<Self, LoadError> {
+        let origin = Origin { source, component, build, placement: placement.clone() };
+        origin.empty(&config, path)?;
+        Ok(Self { config, path: path.to_owned(), weights: Weights::OnDemand(origin, Mutex::new(None)) })
+    }
+
+    /// A network that is in memory already, without autodiff; `path` is what errors name.
+    pub fn loaded(path: impl Into<PathBuf>, config: C, network: M) -> Self {
+        Self { config, path: path.into(), weights: Weights::Held(Arc::new(network)) }
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &C {
+        &self.config
+    }
+
+    /// The checkpoint that it is from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The network with its weights, which are read if they are not in memory.
+    ///
+    /// # Errors
+    /// [`LoadError`] for the first tensor that cannot be read or does not fit.
+    pub fn get(&self) -> Result<Arc<M>, LoadError> {
+        let (origin, loaded) = match &self.weights {
+            Weights::Held(network) => return Ok(Arc::clone(network)),
+            Weights::OnDemand(origin, loaded) => (origin, loaded),
+        };
+        // A panic while reading leaves nothing behind.
+        let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(network) = &*loaded {
+            return Ok(Arc::clone(network));
+        }
+        let network = Arc::new(origin.read(&self.config, &self.path)?);
+        *loaded = Some(Arc::clone(&network));
+        Ok(network)
+    }
+
+    /// Takes the weights out of memory, if they can be read again.
+    pub fn release(&self) {
+        if let Weights::OnDemand(_, loaded) = &self.weights {
+            *loaded.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    /// Reads the weights now and lets go of the file: it is neither read again nor kept open.
+    ///
+    /// # Errors
+    /// As of [`get`](Self::get).
+    pub fn keep(self) -> Result<Self, LoadError> {
+        let network = self.get()?;
+        Ok(Self { weights: Weights::Held(network), ..self })
+    }
+
+    /// BLAKE3, in hexadecimal, of the tensors' names, types, shapes and elements: the same in every layout of checkpoints
+    /// that stores the elements unchanged. Empty for a network that has no file any more.
+    ///
+    /// # Errors
+    /// [`LoadError`] if a tensor cannot be read.
+    pub(crate) fn hash(&self) -> Result<String, LoadError> {
+        let Weights::OnDemand(origin, _) = &self.weights else { return Ok(String::new()) };
+        let empty = origin.empty(&self.config, &self.path)?;
+        let names = state::layout(&empty).into_iter().map(|(name, _)| name).collect();
+        Ok(hash_tensors(&*origin.source, names)?)
+    }
+}
+
+impl<C, M: Module> Origin<C, M> {
+    /// The network before its weights are read.
+    fn empty(&self, config: &C, path: &Path) -> Result<M, LoadError> {
+        (self.build)(config, &mut Init::placeholders(&self.placement.device)).map_err(|error| LoadError::Config {
+            path: path.to_owned(),
+            component: self.component,
+            source: error.into(),
+        })
+    }
+
+    fn read(&self, config: &C, path: &Path) -> Result<M, LoadError> {
+        let adapters = self.placement.adapters.as_deref().zip(adapted(self.component));
+        let delta = |key: &str| adapters.and_then(|(set, component)| set.delta(component, key));
+        fill_from(self.empty(config, path)?, &*self.source, self.placement.weights(), &delta)
+    }
+}
+
+/// The component under which adapters change a network; none for those that they leave alone.
+fn adapted(component: Component) -> Option<lora::Component> {
+    match component {
+        Component::Unet => Some(lora::Component::Unet),
+        Component::TextEncoder => Some(lora::Component::TextEncoder),
+        Component::TextEncoder2 => Some(lora::Component::TextEncoder2),
+        _ => None,
+    }
+}
+
+/// BLAKE3, in hexadecimal, of tensors in the order of their names.
+fn hash_tensors(source: &dyn TensorSource, mut names: Vec<String>) -> Result<String, TensorFileError> {
+    names.sort_unstable();
+    let mut hasher = blake3::Hasher::new();
+    for name in &names {
+        let tensor = source.tensor(name)?;
+        let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
+        hasher.update(format!("{name}\t{}\t{}\n", tensor.dtype, shape.join("x")).as_bytes());
+        hasher.update_rayon(&tensor.data);
+        source.release(name);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}

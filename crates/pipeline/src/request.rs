@@ -1,0 +1,119 @@
+use crate::images::StartImage;
+use crate::noise::NoiseKind;
+use crate::prompts::PromptOptions;
+use burn::tensor::Tensor;
+use calotype_diffusion::samplers::SamplerConfig;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// One image to draw. What it looks like does not depend on the other requests of its batch.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What it should show.
+    pub prompt: String,
+    /// What it should not show; SDXL takes none and an empty one for different things.
+    pub negative: Option<String>,
+    /// Seed of its random numbers.
+    pub seed: u64,
+    /// Its number among all images of the seed.
+    pub number: u64,
+    /// Classifier-free guidance scale; 1 and less is none. `None`: the checkpoint's usual one, 7.5 or 5 for SDXL.
+    pub guidance: Option<f32>,
+    /// The image to begin with. Requests that share one encode it once.
+    pub start: Option<Arc<StartImage>>,
+    /// Share of the steps by which the image to begin with is drawn anew, 0 to 1.
+    pub strength: f64,
+    /// Standard normal noise to begin with instead of the seed's, `[1, height, width, channels]` of a latent.
+    pub noise: Option<Tensor<4>>,
+}
+
+impl Request {
+    /// Image 0 of seed 0, with the usual guidance, from noise.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative: None,
+            seed: 0,
+            number: 0,
+            guidance: None,
+            start: None,
+            strength: 0.8,
+            noise: None,
+        }
+    }
+}
+
+/// How all images of a call are drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Width in pixels; none: what the checkpoint was trained for. An image to begin with has its own.
+    pub width: Option<usize>,
+    /// Height in pixels, likewise.
+    pub height: Option<usize>,
+    /// Sampling steps.
+    pub steps: usize,
+    /// Share of the guidance rescale (Lin et al. 2024), 0 to 1.
+    pub guidance_rescale: f64,
+    /// The sampler; none: the checkpoint's own.
+    pub sampler: Option<SamplerConfig>,
+    /// Which generator makes the random numbers.
+    pub noise: NoiseKind,
+    /// Layers of the text encoders to leave out.
+    pub clip_skip: usize,
+    /// Encode prompts over 75 tokens in several rows.
+    pub long_prompts: bool,
+    /// Images in one batch, at most; they do not depend on it.
+    pub batch: usize,
+    /// SDXL: height and width that the image is to look as if it had had; none: its own.
+    pub original_size: Option<[usize; 2]>,
+    /// SDXL: top and left of the crop that it is to look like.
+    pub crop: [usize; 2],
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            width: None,
+            height: None,
+            steps: 50,
+            guidance_rescale: 0.0,
+            sampler: None,
+            noise: NoiseKind::default(),
+            clip_skip: 0,
+            long_prompts: false,
+            batch: 1,
+            original_size: None,
+            crop: [0, 0],
+        }
+    }
+}
+
+impl Settings {
+    /// How the prompts are encoded.
+    pub fn prompts(&self) -> PromptOptions {
+        PromptOptions { clip_skip: self.clip_skip, long_prompts: self.long_prompts }
+    }
+}
+
+/// Seconds of a call by stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Timings {
+    /// To encode the prompts.
+    pub text: f64,
+    /// To read networks that were not in memory.
+    pub load: f64,
+    /// To encode images to begin with.
+    pub encode: f64,
+    /// The sampler.
+    pub sample: f64,
+    /// To decode.
+    pub decode: f64,
+}
+
+/// Runs `work` and adds the seconds that it takes to `sum`.
+pub(crate) fn timed<T>(sum: &mut f64, work: impl FnOnce() -> T) -> T {
+    let start = std::time::Instant::now();
+    let result = work();
+    *sum += start.elapsed().as_secs_f64();
+    result
+}

@@ -1,0 +1,283 @@
+//! Converting between layouts: nothing lost, nothing changed by slices or kills, everything left out counted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use calotype_data::image::{PngEffort, RgbImage};
+use calotype_data::mds::MdsDataset;
+use calotype_data::{Control, Dataset, Sample, ShardLimits, ShardWriter};
+use calotype_prepare::{Account, DataStage, Error};
+use clap::Parser;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    stage: DataStage,
+}
+
+/// Runs a stage as the command line does; `{}` in words are replaced by paths.
+fn run(words: &str, paths: &[&Path]) -> Result<Account, Error> {
+    let mut paths = paths.iter();
+    let words = words.split(' ').map(|word| match word {
+        "{}" => paths.next().unwrap().display().to_string(),
+        other => other.to_owned(),
+    });
+    let cli = Cli::try_parse_from(std::iter::once("data".to_owned()).chain(words)).unwrap();
+    cli.stage.run(&mut Control::default())
+}
+
+/// 60 samples; every fifth has no caption; keys with dots and folders.
+fn source(dir: &Path) -> Vec<Sample> {
+    let sample = |i: usize| {
+        let sample =
+            Sample::new(format!("dir/{i:03}")).with("jpg", vec![i as u8; 50 + 37 * i % 700]).with("cls", i.to_string());
+        if i % 5 == 4 { sample } else { sample.with("txt", format!("caption {i}")) }
+    };
+    let samples: Vec<Sample> = (0..60).map(sample).collect();
+    let mut writer = ShardWriter::create(dir, "source", ShardLimits { samples: 13, bytes: 1 << 20 }).unwrap();
+    samples.iter().for_each(|sample| writer.write(sample).unwrap());
+    writer.finish().unwrap();
+    samples
+}
+
+fn samples_of(dir: &Path) -> Vec<Sample> {
+    Dataset::open(dir).unwrap().iter().map(|sample| sample.unwrap().to_sample()).collect()
+}
+
+/// All files of a folder by name, but for the accounts and for the hidden ones that a kill may leave.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.filter(|path| path.is_file() && !name(path).starts_with('.'));
+    files.map(|path| (name(&path), fs::read(&path).unwrap())).collect()
+}
+
+struct Folders(tempfile::TempDir);
+
+impl Folders {
+    fn new() -> Self {
+        Folders(tempfile::tempdir().unwrap())
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+#[test]
+fn webdataset_to_mds_and_back_is_the_same() {
+    let folders = Folders::new();
+    let (start, mds, back) = (folders.at("start"), folders.at("mds"), folders.at("back"));
+    let samples = source(&start);
+    let account = run(
+        "convert {} {} --to mds --map jpg=image,txt=caption --missing empty --shard-bytes 8kb --compression zstd --hashes sha1,xxh64",
+        &[&start, &mds],
+    )
+    .unwrap();
+    assert_eq!((account.taken, account.written, account.left_out_in_all()), (60, 60, 0));
+    let dataset = MdsDataset::open(&mds).unwrap();
+    assert!(dataset.index().shards.len() > 2);
+    assert!(
+        dataset.index().shards.iter().all(|shard| shard.raw_data.bytes <= 8 << 10 && shard.hashes == ["sha1", "xxh64"])
+    );
+    let columns: Vec<String> = dataset.columns().iter().map(|c| format!("{}:{}", c.name, c.encoding)).collect();
+    assert_eq!(columns, ["__key__:str", "caption:str", "cls:int", "image:jpeg"]);
+    let account = run("convert {} {} --map image=jpg,caption=txt --shard-samples 13", &[&mds, &back]).unwrap();
+    assert_eq!((account.taken, account.written), (60, 60));
+    for (found, expected) in samples_of(&back).into_iter().zip(samples) {
+        let expected = if expected.parts.contains_key("txt") { expected } else { expected.with("txt", "") };
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn samples_without_a_part_are_refused_or_counted() {
+    let folders = Folders::new();
+    let (start, out) = (folders.at("start"), folders.at("out"));
+    source(&start);
+    let error = run("convert {} {} --to mds", &[&start, &out]).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("cls (60), jpg (60), txt (48)"), "{error}");
+    fs::remove_dir_all(&out).unwrap();
+    let account = run("convert {} {} --to mds --missing leave-out", &[&start, &out]).unwrap();
+    assert_eq!((account.taken, account.written), (60, 48));
+    assert_eq!(account.left_out, BTreeMap::from([("without part `txt`".to_owned(), 12)]));
+    let other = run("convert {} {} --to mds --parts jpg,cls", &[&start, &out]).unwrap_err();
+    assert!(other.to_string().contains("other settings") || other.to_string().contains("already holds"), "{other}");
+    let only = folders.at("only");
+    let account = run("convert {} {} --parts txt --shard-samples 7", &[&start, &only]).unwrap();
+    assert_eq!(account.left_out, BTreeMap::from([("without any part".to_owned(), 12)]));
+    assert_eq!(samples_of(&only).len(), 48);
+}
+
+#[test]
+fn values_that_do_not_fit_are_counted() {
+    let folders = Folders::new();
+    let (start, out) = (folders.at("start"), folders.at("out"));
+    source(&start);
+    let account =
+        run("convert {} {} --to mds --parts cls --encoding cls=int8 --without-keys", &[&start, &out]).unwrap();
+    assert_eq!(account.written, 60);
+    // Of the images, those made of digits alone are JSON.
+    let out = folders.at("digits");
+    let account =
+        run("convert {} {} --to mds --parts jpg,cls --encoding jpg=json --shard-bytes 1kb", &[&start, &out]).unwrap();
+    assert_eq!((account.taken, account.written), (60, 9));
+    assert_eq!(account.left_out, BTreeMap::from([("does not fit column `jpg`".to_owned(), 51)]));
+    let out = folders.at("none");
+    let account = run("convert {} {} --to mds --parts jpg,cls --encoding jpg=pil", &[&start, &out]);
+    assert!(matches!(account, Err(Error::Data(calotype_data::Error::EmptyDataset { .. }))));
+}
+
+#[test]
+fn names_that_are_not_there_are_usage_errors() {
+    let folders = Folders::new();
+    let start = folders.at("start");
+    source(&start);
+    let table = [
+        ("--parts png", "no sample has a part `png`"),
+        ("--map png=image", "no sample has a part `png`"),
+        ("--map jpg=x,txt=x", "two parts would be called `x`"),
+        ("--to mds --missing empty --encoding x=str", "there is no such column"),
+        ("--to mds --missing empty --encoding txt=strange", "no encoding of MDS"),
+        ("--hashes sha1", "--compression and --hashes are of MDS shards"),
+        ("--to mds --hashes crc", "`crc` is not known"),
+        ("--shard-samples 0", "at least 1"),
+        ("--prefix a/b", "cannot begin a file name"),
+    ];
+    for (number, (words, expected)) in table.iter().enumerate() {
+        let out = folders.at(&format!("out{number}"));
+        let error = run(&format!("convert {{}} {{}} {words}"), &[&start, &out]).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(expected), "{words}: {error}");
+    }
+}
+
+#[test]
+fn keys_are_made_fit_and_unique() {
+    let folders = Folders::new();
+    let (start, mds, out) = (folders.at("start"), folders.at("mds"), folders.at("out"));
+    let mut writer = ShardWriter::create(&start, "s", ShardLimits::default()).unwrap();
+    for (i, name) in ["a", "b.c", "a", "./x//y", "", "b_c"].iter().enumerate() {
+        writer.write(&Sample::new(format!("k{i}")).with("name", *name).with("txt", format!("{i}"))).unwrap();
+    }
+    writer.finish().unwrap();
+    run("convert {} {} --to mds --without-keys --encoding name=str", &[&start, &mds]).unwrap();
+    let account = run("convert {} {} --key-part name --parts txt", &[&mds, &out]).unwrap();
+    let keys: Vec<String> = samples_of(&out).into_iter().map(|sample| sample.key).collect();
+    assert_eq!(keys, ["a", "b_c", "a-2", "x/y", "_", "b_c-5"]);
+    assert!(account.notes.iter().any(|note| note.starts_with("5 keys were changed, 2 of them")), "{:?}", account.notes);
+    let numbered = folders.at("numbered");
+    run("convert {} {}", &[&mds, &numbered]).unwrap();
+    assert_eq!(samples_of(&numbered)[5].key, "000000005");
+}
+
+#[test]
+fn slices_in_any_order_give_the_same_files() {
+    let folders = Folders::new();
+    let start = folders.at("start");
+    source(&start);
+    for words in ["--to mds --missing empty --shard-bytes 2kb", "--shard-bytes 10kb --prefix x"] {
+        let (whole, parts) =
+            (folders.at(&format!("whole{}", words.len())), folders.at(&format!("parts{}", words.len())));
+        let account = run(&format!("convert {{}} {{}} {words}"), &[&start, &whole]).unwrap();
+        let mut sum = Account::new("convert");
+        for (number, slice) in ["--tasks 2", "--task-id 0", "--task-id 1"].iter().enumerate() {
+            assert!(!parts.join("index.json").exists());
+            let one = run(&format!("convert {{}} {{}} {words} {slice} --task-count 3"), &[&start, &parts]).unwrap();
+            assert_eq!(one.notes[0].contains("left to other slices"), number < 2, "{:?}", one.notes);
+            sum.add(&one);
+        }
+        assert_eq!((sum.taken, sum.written, sum.bytes), (account.taken, account.written, account.bytes));
+        assert_eq!(files(&whole), files(&parts));
+        let again = run(&format!("convert {{}} {{}} {words}"), &[&start, &whole]).unwrap();
+        assert_eq!((again.taken, again.written), (60, 60));
+    }
+}
+
+#[test]
+fn damage_stops_the_stage_or_is_counted() {
+    let folders = Folders::new();
+    let (start, mds, out) = (folders.at("start"), folders.at("mds"), folders.at("out"));
+    source(&start);
+    run("convert {} {} --to mds --parts jpg,cls --shard-bytes 4kb", &[&start, &mds]).unwrap();
+    let shard = mds.join("shard.00001.mds");
+    let mut bytes = fs::read(&shard).unwrap();
+    bytes[8..12].fill(0xff);
+    fs::write(&shard, bytes).unwrap();
+    let lost = MdsDataset::open(&mds).unwrap().index().shards[1].samples as u64;
+    let error = run("convert {} {}", &[&mds, &out]).unwrap_err().to_string();
+    assert!(error.contains("shard.00001.mds: the table of samples is damaged"), "{error}");
+    fs::remove_dir_all(&out).unwrap();
+    let account = run("convert {} {} --skip-bad", &[&mds, &out]).unwrap();
+    assert_eq!((account.taken, account.written), (60, 60 - lost));
+    assert_eq!(account.left_out, BTreeMap::from([("cannot be read".to_owned(), lost)]));
+}
+
+#[test]
+fn folders_of_images_and_quarantined_samples() {
+    let folders = Folders::new();
+    let (start, tars, mds, back) = (folders.at("start"), folders.at("tars"), folders.at("mds"), folders.at("back"));
+    for class in ["cat", "dog"] {
+        fs::create_dir_all(start.join(class)).unwrap();
+        for i in 0..4 {
+            let image = RgbImage::filled(5 + i, 6, [i as u8, 0, 9]).unwrap().encode_png(PngEffort::Fast).unwrap();
+            fs::write(start.join(class).join(format!("{i}.x.png")), image).unwrap();
+        }
+    }
+    let account = run("convert {} {}", &[&start, &tars]).unwrap();
+    assert_eq!((account.taken, account.written), (8, 8));
+    let dataset = Dataset::open(&tars).unwrap();
+    let last = dataset.get(7).unwrap();
+    assert_eq!((last.key(), last.text("cls").unwrap()), ("dog/3_x", "1"));
+    assert_eq!(dataset.meta()["classes"], serde_json::json!(["cat", "dog"]));
+    fs::write(start.join("metadata.jsonl"), "{\"file_name\": \"dog/2.x.png\", \"text\": \"a dog\"}\n").unwrap();
+    let account = run("convert {} {} --to mds", &[&start, &mds]).unwrap();
+    assert_eq!((account.taken, account.written), (1, 1));
+    assert!(account.notes.iter().any(|note| note.starts_with("not taken from the input: 7")), "{:?}", account.notes);
+    assert_eq!(MdsDataset::open(&mds).unwrap().get(0).unwrap().text("txt").unwrap(), "a dog");
+
+    let keyed = folders.at("keyed");
+    run("convert {} {} --to mds --shard-samples 3", &[&tars, &keyed]).unwrap();
+    let quarantine = r#"[{"shard": "shard.00001.mds", "key": "cat/3_x", "reason": "ugly"},
+        {"shard": "shard.00002.mds", "key": "000000007", "reason": "late"}]"#;
+    fs::write(keyed.join("quarantine.json"), quarantine).unwrap();
+    let account = run("convert {} {}", &[&keyed, &back]).unwrap();
+    assert_eq!(account.written, 6);
+    assert!(account.notes.contains(&"not taken from the input: 2 in quarantine".to_owned()), "{:?}", account.notes);
+    let keys: Vec<String> = samples_of(&back).into_iter().map(|sample| sample.key).collect();
+    assert_eq!(keys, ["cat/0_x", "cat/1_x", "cat/2_x", "dog/0_x", "dog/1_x", "dog/2_x"]);
+    assert_eq!(run("convert {} {} --with-quarantined", &[&keyed, &folders.at("all")]).unwrap().written, 8);
+    fs::write(keyed.join("quarantine.json"), quarantine.replace("cat/3_x", "cat/9_x")).unwrap();
+    let error = run("convert {} {}", &[&keyed, &folders.at("none")]).unwrap_err().to_string();
+    assert!(error.contains("2 samples are listed, the dataset has 1 of them"), "{error}");
+}
+
+#[test]
+fn killed_at_any_moment_it_goes_on_to_the_same_files() {
+    let folders = Folders::new();
+    let (start, whole, out) = (folders.at("start"), folders.at("whole"), folders.at("out"));
+    run("synth {} --samples 400 --resolution 64", &[&start]).unwrap();
+    let words = ["--to", "mds", "--shard-bytes", "40kb", "--compression", "zstd:1", "--hashes", "sha256"];
+    run(&format!("convert {{}} {{}} {}", words.join(" ")), &[&start, &whole]).unwrap();
+    let mut kills = 0;
+    for delay in (0..).map(|n| Duration::from_millis(5 + 11 * n)) {
+        let mut child = Command::new(crate::program())
+            .args(["convert".as_ref(), start.as_os_str(), out.as_os_str()])
+            .args(words)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(delay);
+        if kills < 5 && child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
+        }
+        if child.wait().unwrap().success() {
+            break;
+        }
+    }
+    assert_eq!(files(&whole), files(&out));
+    assert_eq!(MdsDataset::open(&out).unwrap().len(), 400);
+}

@@ -1,0 +1,161 @@
+//! The table `[data]`.
+
+use super::{SettingError, check, is_no, is_usual};
+use calotype_data::image::Filter;
+use calotype_data::transform::Place;
+use calotype_data::{OnError, OrderConfig, Shuffle, SourceOptions};
+use serde::{Deserialize, Serialize};
+
+/// One source of a mixture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightedSource {
+    /// As `path` of the data's settings.
+    pub path: String,
+    /// How often its samples are seen, in proportion to the other sources' weights.
+    #[serde(default = "weight")]
+    pub weight: f64,
+}
+
+fn weight() -> f64 {
+    1.0
+}
+
+/// Source of the samples and how they are read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Source of the samples: a folder of shards, images or parquet files, a pattern or list of shards
+    /// (`data/{00000..00831}.tar`), here or on other machines (`https://`, `s3://`, `gs://`, `az://`).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    /// Several of these instead, each with a weight.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<WeightedSource>,
+    /// How they are read: kind, columns, cache of shards on other machines, whether samples of `quarantine.json` are
+    /// left out.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub source: SourceOptions,
+    /// How samples are mixed: `full`, `sequential`, or `shards = { buffer = N }`, which reads shards one after the other.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub shuffle: Shuffle,
+    /// Whether epochs draw samples with replacement, as `resampled = True` of the `webdataset` library.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub resampled: bool,
+    /// Extensions of the image's part, for tasks that read images; the first one that a sample has is taken.
+    #[serde(default = "image_parts", skip_serializing_if = "are_image_parts")]
+    pub images: Vec<String>,
+    /// How images become squares, for tasks that read images.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub augment: Augment,
+    /// Extension of the caption's part, for tasks that read captions.
+    #[serde(default = "caption_part", skip_serializing_if = "is_caption_part")]
+    pub caption: String,
+    /// Decoding threads.
+    #[serde(default = "one")]
+    pub threads: usize,
+    /// Policy for a corrupt sample: `fail`, or `skip` (counted and reported).
+    #[serde(default)]
+    pub on_error: CorruptSample,
+    /// Whether all shards are read and compared with their checksums before training starts. Damaged numbers, unlike
+    /// damaged pictures, look like any others. Only sets too large to be read at every start should go without.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub verify: bool,
+    /// Beginning of the identity of the encoders that made the dataset, or of the hash of one encoder's weights, as the
+    /// dataset's index tells them; with another one, training does not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_encoder: Option<String>,
+}
+
+impl DataSettings {
+    /// All sources with their weights.
+    pub fn specs(&self) -> Vec<(&str, f64)> {
+        match self.path.as_str() {
+            "" => self.sources.iter().map(|source| (source.path.as_str(), source.weight)).collect(),
+            path => vec![(path, 1.0)],
+        }
+    }
+
+    /// The order in which a run of this seed sees the samples.
+    pub fn order(&self, seed: u64) -> OrderConfig {
+        OrderConfig { seed, shuffle: self.shuffle, resampled: self.resampled }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), SettingError> {
+        let one = self.path.is_empty() != self.sources.is_empty();
+        check(one, "data.path", || {
+            "or `data.sources` has to name what is read, and not both: add `data.path=FOLDER`".to_owned()
+        })?;
+        check((0.0..=1.0).contains(&self.augment.flip), "data.augment.flip", || {
+            format!("{} is no probability; use 0 to 1", self.augment.flip)
+        })
+    }
+}
+
+/// How images become squares: the shorter side is resized, a square is cut out, and some are mirrored. What is random
+/// is a function of the run's seed and the sample's position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Augment {
+    /// Where the square is cut out: `center` or `random`.
+    pub crop: Place,
+    /// Probability of mirroring left and right.
+    pub flip: f32,
+    /// Filter of resizing: `nearest`, `box`, `bilinear`, `bicubic` or `lanczos`, each as Pillow's.
+    pub filter: Filter,
+}
+
+impl Default for Augment {
+    fn default() -> Self {
+        Self { crop: Place::Center, flip: 0.0, filter: Filter::Bicubic }
+    }
+}
+
+/// Extensions of images, in the order in which they are looked for.
+pub(crate) fn image_parts() -> Vec<String> {
+    ["png", "jpg", "jpeg", "webp"].map(str::to_owned).to_vec()
+}
+
+pub(crate) fn caption_part() -> String {
+    "txt".to_owned()
+}
+
+fn are_image_parts(parts: &[String]) -> bool {
+    parts == image_parts()
+}
+
+fn is_caption_part(part: &str) -> bool {
+    part == caption_part()
+}
+
+fn one() -> usize {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+/// Policy for a corrupt sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CorruptSample {
+    /// The run ends with an error that names the sample.
+    #[default]
+    Fail,
+    /// The sample is replaced by the next one, counted and reported.
+    Skip,
+}
+
+impl From<CorruptSample> for OnError {
+    fn from(policy: CorruptSample) -> Self {
+        match policy {
+            CorruptSample::Fail => OnError::Fail,
+            CorruptSample::Skip => OnError::Skip,
+        }
+    }
+}

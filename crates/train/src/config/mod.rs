@@ -1,0 +1,121 @@
+//! The tables that all training recipes share. A task's own tables stand in its file (`tasks/`).
+
+mod data;
+mod init;
+mod run;
+
+pub use crate::optim::{EmaSettings, OptimizerSettings, TrainConfig};
+pub use data::{Augment, CorruptSample, DataSettings, WeightedSource};
+pub(crate) use data::{caption_part, image_parts};
+pub use init::{InitFrom, InitSettings};
+pub use run::{MemorySettings, RunSettings};
+
+use crate::hooks::HookSettings;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+
+/// A setting that cannot be, naming its key.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("recipe key `{key}`: {problem}")]
+pub struct SettingError {
+    /// Dotted key.
+    pub key: &'static str,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+/// Fails with a [`SettingError`] unless `ok`.
+///
+/// # Errors
+/// [`SettingError`] with the key and what `problem` says.
+pub fn check(ok: bool, key: &'static str, problem: impl FnOnce() -> String) -> Result<(), SettingError> {
+    if ok { Ok(()) } else { Err(SettingError { key, problem: problem() }) }
+}
+
+pub(crate) fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+pub(crate) fn is_no(value: &bool) -> bool {
+    !*value
+}
+
+/// What the trainer needs of every training recipe. The macro `training_recipe!` implements it.
+pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The key `kind`: which task the recipe is for.
+    fn kind(&self) -> &str;
+
+    /// The table `[data]`.
+    fn data(&self) -> &DataSettings;
+
+    /// The tables `[run]`, `[optimizer]` and `[ema]`.
+    fn config(&self) -> TrainConfig<'_>;
+
+    /// The key `init_from`.
+    fn init_from(&self) -> Option<&InitFrom>;
+
+    /// The table `[hooks]`.
+    fn hooks(&self) -> &HookSettings;
+
+    /// Checks the shared tables.
+    ///
+    /// # Errors
+    /// [`SettingError`] naming the first key at fault.
+    fn check_shared(&self) -> Result<(), SettingError> {
+        self.data().validate()?;
+        self.config().validate()?;
+        self.hooks().validate()
+    }
+}
+
+/// Declares a task's recipe: the tables that all training recipes have, and the task's own, which are named here.
+///
+/// The shared keys are `kind`, `data`, `init_from`, `optimizer`, `ema`, `hooks` and `run`.
+macro_rules! training_recipe {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            /// Which task the recipe is for.
+            pub kind: String,
+            /// Initial weights; random ones of the run's seed if absent.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub init_from: Option<crate::config::InitFrom>,
+            /// The samples.
+            pub data: crate::config::DataSettings,
+            $($(#[$field_meta])* pub $field: $type,)*
+            /// The optimizer and its learning rate.
+            pub optimizer: crate::config::OptimizerSettings,
+            /// Moving average of the weights; where there is one, it is what the run ends with.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub ema: Option<crate::config::EmaSettings>,
+            /// What is done between steps.
+            #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+            pub hooks: crate::hooks::HookSettings,
+            /// Length and book-keeping.
+            pub run: crate::config::RunSettings,
+        }
+
+        impl crate::config::TrainingRecipe for $name {
+            fn kind(&self) -> &str {
+                &self.kind
+            }
+            fn data(&self) -> &crate::config::DataSettings {
+                &self.data
+            }
+            fn config(&self) -> crate::config::TrainConfig<'_> {
+                crate::config::TrainConfig::new(&self.run, &self.optimizer, self.ema.as_ref())
+            }
+            fn init_from(&self) -> Option<&crate::config::InitFrom> {
+                self.init_from.as_ref()
+            }
+            fn hooks(&self) -> &crate::hooks::HookSettings {
+                &self.hooks
+            }
+        }
+    };
+}
+
+pub(crate) use training_recipe;

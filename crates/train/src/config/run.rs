@@ -1,0 +1,55 @@
+//! The tables `[run]` and `[memory]`.
+
+use super::{SettingError, check};
+use calotype_ops::Precision;
+use serde::{Deserialize, Serialize};
+
+/// Length, seed and book-keeping of a run. All counts are in samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSettings {
+    /// Seed of everything random in the run.
+    pub seed: u64,
+    /// Samples to train on in all; the last batch is not shortened.
+    pub samples: u64,
+    /// Samples of one optimizer step.
+    pub batch_size: usize,
+    /// Precision of activations.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Samples between two entries in the logs.
+    pub log_every: u64,
+    /// Samples between two checkpoints.
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    #[serde(default = "two")]
+    pub keep_checkpoints: usize,
+}
+
+fn two() -> usize {
+    2
+}
+
+impl RunSettings {
+    /// Optimizer steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.samples.div_ceil(self.batch_size as u64)
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), SettingError> {
+        check(self.batch_size > 0, "run.batch_size", || "must be at least 1".to_owned())?;
+        check(self.samples > 0, "run.samples", || "must be at least 1".to_owned())?;
+        check(self.log_every > 0, "run.log_every", || "must be at least 1".to_owned())?;
+        check(self.checkpoint_every > 0, "run.checkpoint_every", || "must be at least 1".to_owned())?;
+        check(self.keep_checkpoints > 0, "run.keep_checkpoints", || "must be at least 1".to_owned())
+    }
+}
+
+/// Time for memory: what of a network's activations is kept for the backward pass.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemorySettings {
+    /// Whether the forward pass keeps only the inputs of the network's blocks; the backward pass computes the rest
+    /// again, for about a third more time. The results are the same bits. Devices other than the CPU keep everything.
+    pub recompute_blocks: bool,
+}

@@ -1,0 +1,435 @@
+//! Trained models in the published layouts: diffusers' for UNet, autoencoder and whole pipelines, transformers' for CLIP and
+//! ViT. Whatever opens published checkpoints opens them.
+
+use crate::config::Augment;
+use crate::encoders::{DatasetEncoders, EncoderEntry};
+use crate::precache::EncoderKind;
+use crate::stages::StageError;
+use crate::tasks::diffusion::DiffusionRecipe;
+use burn::tensor::{DType, Device};
+use calotype_checkpoints::{
+    Checkpoint, Component, ComponentSource, Export, Filter as ResizeFilter, ImageProcessor, LayoutError, Part,
+    Placement, SCALE_UNKNOWN, TextFiles,
+};
+use calotype_data::image::Filter;
+use calotype_diffusion::{NoiseSchedule, Prediction, ScheduleConfig, ScheduleKind};
+use calotype_models::tokenizer::{TokenizerOptions, clip_files};
+use calotype_models::{
+    Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipTokenizer, UNet, UNetConfig, Vit, VitConfig,
+};
+use calotype_pipeline::encoders::image::ImageInput;
+use calotype_pipeline::encoders::text::{HiddenStates, TokenizerChoice};
+use calotype_pipeline::encoders::{ImageEncoder, ImageEncoderKind, ImageOutput, TextEncoder, TextSettings};
+use calotype_weights::{NamedTensor, TensorFileError, TensorInfo, TensorSource};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// The tokenizer that CLIP training uses: one that transformers has too.
+pub(crate) fn clip_tokenizer(length: usize) -> ClipTokenizer {
+    ClipTokenizer::with_options(length, TokenizerOptions::TRANSFORMERS_EXCLAMATION)
+}
+
+/// How images are prepared for a model that was trained on -1 to 1, with the recipe's filter.
+fn image_processor(size: usize, augment: &Augment) -> ImageProcessor {
+    let filter = match augment.filter {
+        Filter::Nearest => ResizeFilter::Nearest,
+        Filter::Box => ResizeFilter::Box,
+        Filter::Bilinear => ResizeFilter::Bilinear,
+        Filter::Lanczos3 => ResizeFilter::Lanczos,
+        _ => ResizeFilter::Bicubic,
+    };
+    ImageProcessor { mean: [0.5; 3], std: [0.5; 3], filter, ..ImageProcessor::clip(size) }
+}
+
+/// Writes a CLIP model as transformers' `CLIPModel`, with image processor and tokenizer.
+///
+/// # Errors
+/// [`StageError`] if transformers cannot say the configuration, or the folder cannot be written.
+pub fn clip(model: &Clip, config: &ClipConfig, augment: &Augment, folder: &Path) -> Result<Vec<String>, StageError> {
+    let length = config.text.context_length;
+    let export = Export::model(Part::module(Component::Clip, config.to_transformers()?, model))
+        .image_processor(&image_processor(config.vision.image_size, augment))
+        .tokenizer(Component::Clip, TokenizerOptions::TRANSFORMERS_EXCLAMATION, length)
+        .map_err(|error| wrong(folder, error))?;
+    Ok(export.write(folder, Placement::New)?.notes)
+}
+
+/// Writes an autoencoder as diffusers' `AutoencoderKL`; with the scaling factor of its configuration where there is one.
+///
+/// # Errors
+/// [`StageError`] if the folder cannot be written.
+pub fn autoencoder(
+    model: &Autoencoder,
+    config: &AutoencoderConfig,
+    resolution: usize,
+    folder: &Path,
+) -> Result<Vec<String>, StageError> {
+    let mut published = config.to_diffusers();
+    published["sample_size"] = resolution.into();
+    if config.scaling_factor.is_none() {
+        published[SCALE_UNKNOWN] = true.into();
+    }
+    Ok(Export::model(Part::module(Component::Vae, published, model)).write(folder, Placement::New)?.notes)
+}
+
+/// Writes a classifier as transformers' `ViTForImageClassification`, with image processor; `names` are its classes', if
+/// they are known.
+///
+/// # Errors
+/// [`StageError`] if transformers cannot say the configuration, or the folder cannot be written.
+pub fn vit(
+    model: &Vit,
+    config: &VitConfig,
+    names: &[String],
+    augment: &Augment,
+    folder: &Path,
+) -> Result<Vec<String>, StageError> {
+    let mut published = config.to_transformers()?;
+    if !names.is_empty() {
+        let numbered = || names.iter().enumerate();
+        published["id2label"] = numbered().map(|(id, name)| (id.to_string(), json!(name))).collect();
+        published["label2id"] = numbered().map(|(id, name)| (name.clone(), json!(id))).collect();
+    }
+    let export = Export::model(Part::module(Component::Classifier, published, model));
+    let export = export.image_processor(&image_processor(config.image_size, augment));
+    Ok(export.write(folder, Placement::New)?.notes)
+}
+
+/// The frozen networks that a diffusion run belongs with.
+#[derive(Debug)]
+pub struct DiffusionParts {
+    text: Option<TextPart>,
+    autoencoder: Option<AutoencoderPart>,
+    notes: Vec<String>,
+}
+
+#[derive(Debug)]
+struct TextPart {
+    settings: TextSettings,
+    /// Hash of its weights, where it was recorded.
+    weights: Option<String>,
+}
+
+#[derive(Debug)]
+struct AutoencoderPart {
+    path: PathBuf,
+    weights: Option<String>,
+    resolution: usize,
+}
+
+impl DiffusionParts {
+    /// What a recipe names, or else the `encoders.json` of its dataset.
+    ///
+    /// # Errors
+    /// [`StageError::Io`] if that file cannot be read.
+    pub fn of(recipe: &DiffusionRecipe) -> Result<Self, StageError> {
+        let specs = recipe.data.specs();
+        let folder = specs.iter().map(|(spec, _)| Path::new(*spec)).find(|path| path.is_dir());
+        let known = folder.map_or_else(|| Ok(DatasetEncoders::default()), DatasetEncoders::read)?;
+        let mut notes = Vec::new();
+        let text = match &recipe.text {
+            Some(settings) => Some(TextPart { settings: settings.clone(), weights: None }),
+            None => recorded_text(recipe, &known, &mut notes),
+        };
+        let moments =
+            known.0.values().find(|e| e.kind == EncoderKind::Autoencoder && e.output == recipe.inputs.moments);
+        let autoencoder = match (&recipe.autoencoder, moments) {
+            (Some(path), _) => Some(AutoencoderPart { path: path.into(), weights: None, resolution: 0 }),
+            (None, Some(entry)) => Some(AutoencoderPart {
+                path: entry.path.clone(),
+                weights: Some(entry.weights.clone()),
+                resolution: entry.resolution.unwrap_or(0),
+            }),
+            (None, None) => None,
+        };
+        Ok(Self { text, autoencoder, notes })
+    }
+
+    /// The text encoder's checkpoint, if it is there and is still the one that made the dataset.
+    fn open_text(&self, device: &Device, notes: &mut Vec<String>) -> Option<Checkpoint> {
+        let part = self.text.as_ref()?;
+        let tower = match TextEncoder::open(&part.settings, device) {
+            Ok(tower) => tower,
+            Err(error) => return left_out(notes, "text encoder", &error.to_string()),
+        };
+        if part.weights.as_ref().is_some_and(|weights| weights != tower.weights()) {
+            return left_out(notes, "text encoder", &changed(Path::new(&part.settings.model)));
+        }
+        match Checkpoint::open(&part.settings.model) {
+            Ok(checkpoint) => Some(checkpoint),
+            Err(error) => left_out(notes, "text encoder", &error.to_string()),
+        }
+    }
+
+    /// The autoencoder's checkpoint, if it is there and is still the one that made the dataset.
+    fn open_autoencoder(&self, device: &Device, side: usize, notes: &mut Vec<String>) -> Option<Checkpoint> {
+        let part = self.autoencoder.as_ref()?;
+        let (kind, output) = (ImageEncoderKind::Autoencoder, ImageOutput::Auto);
+        let input = ImageInput::in_range(part.resolution.max(side), -1.0, 1.0);
+        let weights = match &part.weights {
+            None => None,
+            Some(weights) => match ImageEncoder::open(&part.path, kind, output, input, DType::F32, device) {
+                Ok(encoder) => Some((weights, encoder.weights().to_owned())),
+                Err(error) => return left_out(notes, "autoencoder", &error.to_string()),
+            },
+        };
+        if weights.is_some_and(|(recorded, found)| *recorded != found) {
+            return left_out(notes, "autoencoder", &changed(&part.path));
+        }
+        match Checkpoint::open(&part.path) {
+            Ok(checkpoint) => Some(checkpoint),
+            Err(error) => left_out(notes, "autoencoder", &error.to_string()),
+        }
+    }
+}
+
+fn changed(path: &Path) -> String {
+    format!("{} holds other weights than those that made the dataset", path.display())
+}
+
+fn left_out<T>(notes: &mut Vec<String>, what: &str, why: &str) -> Option<T> {
+    notes.push(format!("the {what} is left out of the pipeline: {why}"));
+    None
+}
+
+/// The dataset's only text encoder, if a pipeline of Stable Diffusion takes the hidden states that it gave.
+fn recorded_text(recipe: &DiffusionRecipe, known: &DatasetEncoders, notes: &mut Vec<String>) -> Option<TextPart> {
+    let wanted = recipe.inputs.state_addresses();
+    let entries = known.0.values().filter(|entry| entry.kind == EncoderKind::Text && wanted.contains(&entry.output));
+    let entries: Vec<&EncoderEntry> = entries.collect();
+    let [entry] = entries[..] else {
+        if entries.len() > 1 {
+            notes.push(format!(
+                "the hidden states are those of {} text encoders: no pipeline is written",
+                entries.len()
+            ));
+        }
+        return None;
+    };
+    let states = entry.states.unwrap_or_default();
+    if !matches!(states, HiddenStates::Auto | HiddenStates::Last) {
+        return left_out(notes, "text encoder", "the hidden states are not those of its last layer");
+    }
+    let settings = TextSettings {
+        model: entry.path.display().to_string(),
+        component: entry.component,
+        states,
+        tokenizer: entry.tokenizer.unwrap_or_default(),
+        precision: Default::default(),
+    };
+    Some(TextPart { settings, weights: Some(entry.weights.clone()) })
+}
+
+/// A diffusion model with what its configuration does not say.
+#[derive(Debug)]
+pub struct DiffusionExport<'a> {
+    /// The network.
+    pub model: &'a UNet,
+    /// Its configuration.
+    pub config: &'a UNetConfig,
+    /// The noise schedule of training.
+    pub schedule: &'a ScheduleConfig,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// `[height, width, channels]` of a latent.
+    pub latent: [usize; 3],
+    /// What latents were multiplied by.
+    pub scale_factor: f64,
+    /// The networks that it belongs with.
+    pub parts: &'a DiffusionParts,
+}
+
+impl DiffusionExport<'_> {
+    /// Writes a diffusers pipeline if autoencoder and text encoder are known, and UNet and scheduler in folders of their own
+    /// otherwise; sentences about what was left out are the result.
+    ///
+    /// # Errors
+    /// [`StageError`] if diffusers cannot say the configuration, or the folder cannot be written.
+    pub fn write(&self, device: &Device, folder: &Path) -> Result<Vec<String>, StageError> {
+        let mut notes = self.parts.notes.clone();
+        let mut config = self.config.to_diffusers().map_err(|error| wrong(folder, error))?;
+        config["sample_size"] = self.latent[0].into();
+        let side = self.latent[0] * 8;
+        let text = self.parts.open_text(device, &mut notes);
+        let autoencoder = self.parts.open_autoencoder(device, side, &mut notes);
+        let vae = autoencoder.as_ref().map(|checkpoint| checkpoint.component(Component::Vae)).transpose()?;
+        let encoder = match (&text, &self.parts.text) {
+            (Some(checkpoint), Some(part)) => Some(TextSource(checkpoint.component(part.settings.component)?)),
+            _ => None,
+        };
+        let mut export = Export::pipeline(None)
+            .part(Part::module(Component::Unet, config, self.model))
+            .scheduler(&scheduler(self.schedule, self.prediction));
+        if let Some(vae) = &vae {
+            export = export.part(Part::tensors(Component::Vae, self.vae_config(&vae.config), vae));
+        }
+        if let (Some(encoder), Some(checkpoint), Some(part)) = (&encoder, &text, &self.parts.text) {
+            export = export.part(Part::tensors(Component::TextEncoder, encoder.config(), encoder));
+            export = with_tokenizer(export, checkpoint, &part.settings, &mut notes)?;
+        }
+        let written = export.write(folder, Placement::New)?;
+        notes.extend(written.notes);
+        Ok(notes)
+    }
+
+    /// The autoencoder's configuration with the scaling factor of training.
+    fn vae_config(&self, config: &Value) -> Value {
+        let mut config = config.clone();
+        if let Some(fields) = config.as_object_mut() {
+            fields.remove(SCALE_UNKNOWN);
+        }
+        config["scaling_factor"] = self.scale_factor.into();
+        config
+    }
+}
+
+/// A text encoder without projection, which Stable Diffusion's pipelines have not.
+struct TextSource(ComponentSource);
+
+const PROJECTION: &str = "text_projection.weight";
+
+impl TextSource {
+    fn config(&self) -> Value {
+        let mut config = self.0.config.clone();
+        config["architectures"] = json!(["CLIPTextModel"]);
+        config
+    }
+}
+
+impl TensorSource for TextSource {
+    fn origin(&self) -> &Path {
+        self.0.origin()
+    }
+
+    fn entries(&self) -> Vec<TensorInfo> {
+        self.0.entries().into_iter().filter(|entry| entry.name != PROJECTION).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
+        self.0.tensor(name)
+    }
+
+    fn release(&self, name: &str) {
+        self.0.release(name);
+    }
+}
+
+/// Adds the text encoder's own tokenizer, or the one that the settings name.
+fn with_tokenizer<'a>(
+    export: Export<'a>,
+    checkpoint: &Checkpoint,
+    settings: &TextSettings,
+    notes: &mut Vec<String>,
+) -> Result<Export<'a>, StageError> {
+    let own = tokenizer_files(checkpoint, settings.component);
+    if settings.tokenizer == TokenizerChoice::Auto && !own.is_empty() {
+        return Ok(export.files(&own));
+    }
+    let tokenizer = match checkpoint.tokenizer(settings.component) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => {
+            notes.push(format!("the tokenizer is left out of the pipeline: {error}"));
+            return Ok(export);
+        }
+    };
+    let options = match settings.tokenizer {
+        TokenizerChoice::Auto => tokenizer.options(),
+        TokenizerChoice::OpenClip => TokenizerOptions::OPEN_CLIP,
+        TokenizerChoice::Transformers => TokenizerOptions::TRANSFORMERS,
+        TokenizerChoice::TransformersExclamation => TokenizerOptions::TRANSFORMERS_EXCLAMATION,
+    };
+    // transformers has no such tokenizer; this one gives the same ids for captions without `!` and odd characters.
+    let options =
+        if options == TokenizerOptions::OPEN_CLIP { TokenizerOptions::TRANSFORMERS_EXCLAMATION } else { options };
+    let length = tokenizer.context_length();
+    if let Err(error) = clip_files(options, length) {
+        notes.push(format!("the tokenizer is left out of the pipeline: {error}"));
+        return Ok(export);
+    }
+    export.tokenizer(Component::TextEncoder, options, length).map_err(|error| wrong(checkpoint.path(), error))
+}
+
+/// The tokenizer's files of a checkpoint, as those of a pipeline's only text encoder.
+fn tokenizer_files(checkpoint: &Checkpoint, component: Component) -> TextFiles {
+    const NAMES: [&str; 6] = [
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "added_tokens.json",
+    ];
+    let folder = if component == Component::TextEncoder2 { "tokenizer_2/" } else { "tokenizer/" };
+    let of = |(name, text): (&String, &String)| {
+        let bare = name.strip_prefix(folder).unwrap_or(name);
+        NAMES.contains(&bare).then(|| (format!("tokenizer/{bare}"), text.clone()))
+    };
+    checkpoint.files().iter().filter_map(of).collect()
+}
+
+/// diffusers' DDIM scheduler for a noise schedule of training.
+pub fn scheduler(schedule: &ScheduleConfig, prediction: Prediction) -> Value {
+    let shape = match schedule.kind {
+        ScheduleKind::Linear => "linear",
+        ScheduleKind::ScaledLinear => "scaled_linear",
+        ScheduleKind::Cosine => "squaredcos_cap_v2",
+    };
+    let prediction = match prediction {
+        Prediction::Epsilon => "epsilon",
+        Prediction::V => "v_prediction",
+        Prediction::Sample => "sample",
+    };
+    // A schedule that ends without signal must be sampled from its last timestep on (Lin et al. 2024, section 3.3).
+    let dark = ends_without_signal(schedule);
+    json!({
+        "_class_name": "DDIMScheduler",
+        "beta_end": schedule.beta_end,
+        "beta_schedule": shape,
+        "beta_start": schedule.beta_start,
+        "clip_sample": false,
+        "num_train_timesteps": schedule.timesteps,
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        "set_alpha_to_one": dark,
+        // Without effect on trailing timesteps; diffusers warns of another value.
+        "steps_offset": 1,
+        "timestep_spacing": if dark { "trailing" } else { "leading" },
+        "trained_betas": schedule.trained_betas,
+    })
+}
+
+/// Share of the signal below which a schedule's last timestep counts as dark; Stable Diffusion's ends with 0.0047.
+const DARK: f64 = 1e-4;
+
+fn ends_without_signal(schedule: &ScheduleConfig) -> bool {
+    let last = schedule.timesteps.saturating_sub(1);
+    NoiseSchedule::new(schedule).is_ok_and(|schedule| schedule.signal_and_noise(last)[0].powi(2) < DARK)
+}
+
+fn wrong(folder: &Path, error: impl std::error::Error + Send + Sync + 'static) -> StageError {
+    StageError::Dataset { path: folder.to_owned(), source: error.into() }
+}
+
+impl From<LayoutError> for StageError {
+    fn from(error: LayoutError) -> Self {
+        Self::Layout(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedulers_say_what_training_did() {
+        let cosine = ScheduleConfig { kind: ScheduleKind::Cosine, ..ScheduleConfig::default() };
+        let config = scheduler(&cosine, Prediction::V);
+        assert_eq!(config["beta_schedule"], "squaredcos_cap_v2");
+        assert_eq!(
+            (&config["prediction_type"], &config["timestep_spacing"]),
+            (&json!("v_prediction"), &json!("trailing"))
+        );
+        let usual = scheduler(&ScheduleConfig::default(), Prediction::Epsilon);
+        assert_eq!((&usual["steps_offset"], &usual["timestep_spacing"]), (&json!(1), &json!("leading")));
+    }
+}

@@ -1,0 +1,116 @@
+//! Images of samples as numbers.
+
+use crate::config::DataSettings;
+use burn::tensor::Tensor;
+use calotype_data::image::{Filter, RgbImage};
+use calotype_data::transform::{CropSettings, ImageTransform, Resize, Transform};
+use calotype_data::{Error, SampleRef};
+use calotype_models::state::values_of;
+
+/// The image of a sample: the first of `parts` that it has.
+///
+/// # Errors
+/// Names the sample where the image is missing.
+pub fn image_bytes<'a>(sample: &SampleRef<'a>, parts: &[String]) -> Result<&'a [u8], Error> {
+    let found = parts.iter().find(|part| sample.parts().any(|(extension, _)| extension == part.as_str()));
+    match found {
+        Some(part) => sample.part(part),
+        None => Err(Error::MissingPart {
+            key: sample.key().to_owned(),
+            part: parts.join(" or "),
+            present: sample.parts().map(|(extension, _)| extension).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+/// Reads samples' images as squares, cropped and mirrored as a recipe says, by its seed and the sample's position.
+#[derive(Clone, Debug)]
+pub struct Images {
+    parts: Vec<String>,
+    pipeline: ImageTransform,
+    seed: u64,
+}
+
+impl Images {
+    /// Of `side` pixels.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a probability of mirroring outside of 0 to 1.
+    pub fn new(data: &DataSettings, side: usize, seed: u64) -> Result<Self, Error> {
+        let augment = &data.augment;
+        let transform = Transform {
+            resize: Resize::Shorter(side),
+            filter: augment.filter,
+            crop: Some(CropSettings { place: augment.crop, size: None }),
+            flip: augment.flip,
+            ..Transform::default()
+        };
+        Ok(Self { parts: data.images.clone(), pipeline: transform.build()?, seed })
+    }
+
+    /// The image of the sample at a position, `[side, side, 3]` in `-1..1`.
+    ///
+    /// # Errors
+    /// Names the sample where the image is missing or unreadable.
+    pub fn read(&self, position: u64, sample: &SampleRef<'_>) -> Result<Vec<f32>, Error> {
+        let mut values = Vec::new();
+        let bytes = image_bytes(sample, &self.parts)?;
+        self.pipeline.append(sample.key(), bytes, self.seed, position, &mut values)?;
+        Ok(values)
+    }
+}
+
+/// An image as `[side, side, 3]` in `-1..1`; one of another size has its shorter side resized (bicubic) and its middle
+/// cut out.
+///
+/// # Errors
+/// Those of resizing.
+pub fn fit(image: RgbImage, side: usize) -> Result<Vec<f32>, Error> {
+    if (image.width(), image.height()) == (side, side) {
+        return Ok(image.to_f32_hwc(-1.0, 1.0));
+    }
+    let image = image.resize_shorter(side, Filter::Bicubic)?.center_crop(side, side)?;
+    Ok(image.to_f32_hwc(-1.0, 1.0))
+}
+
+/// `[batch, height, width, 3]` in `-1..1` as 8-bit images.
+///
+/// # Errors
+/// [`Error`] if an image has no pixels.
+pub fn images_of(images: Tensor<4>) -> Result<Vec<RgbImage>, Error> {
+    let [_, height, width, channels] = images.dims();
+    values_of(images)
+        .chunks_exact((height * width * channels).max(1))
+        .map(|pixels| RgbImage::from_f32_hwc(width, height, pixels, -1.0, 1.0))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Augment;
+    use calotype_data::Sample;
+    use calotype_data::image::PngEffort;
+    use calotype_data::transform::Place;
+
+    #[test]
+    fn images_are_cut_by_seed_and_position() {
+        let image = RgbImage::new(40, 24, (0..40 * 24 * 3).map(|i| (i * 7 % 251) as u8).collect()).unwrap();
+        let sample = Sample::new("a").with("png", image.encode_png(PngEffort::Fast).unwrap());
+        let read = |augment: &Augment, seed: u64, position: u64| {
+            let data = DataSettings { augment: augment.clone(), ..toml::from_str("path = 'x'").unwrap() };
+            Images::new(&data, 16, seed).unwrap().read(position, &SampleRef::from(&sample)).unwrap()
+        };
+        let plain = Augment::default();
+        assert_eq!(read(&plain, 1, 2), fit(image, 16).unwrap());
+        let random = Augment { crop: Place::Random, flip: 0.5, ..plain };
+        assert_eq!(read(&random, 1, 2), read(&random, 1, 2));
+        assert!((0..20).any(|position| read(&random, 1, position) != read(&random, 1, 2)));
+        assert!((0..20).any(|position| read(&random, 1, position) != read(&random, 3, position)));
+        let data = DataSettings {
+            augment: Augment { flip: 2.0, ..Augment::default() },
+            ..toml::from_str("path = 'x'").unwrap()
+        };
+        assert!(Images::new(&data, 16, 0).is_err());
+    }
+}

@@ -1,0 +1,38 @@
+use super::{AverageForm, AverageProgress, check_decay};
+use serde::{Deserialize, Serialize};
+
+/// The same decay in every update.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Constant {
+    /// The old average's share of the new one.
+    pub decay: f64,
+}
+
+impl Default for Constant {
+    fn default() -> Self {
+        Self { decay: 0.9999 }
+    }
+}
+
+impl AverageForm for Constant {
+    fn decay(&self, _: &AverageProgress) -> f64 {
+        self.decay
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        check_decay("decay", self.decay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{decays, near};
+    use super::*;
+
+    #[test]
+    fn stays_and_is_a_share() {
+        near(&decays(&Constant::default(), &[1, 9]), &[0.9999, 0.9999]);
+        assert!(Constant { decay: 1.1 }.validate().unwrap_err().contains("decay = 1.1"));
+    }
+}

@@ -1,0 +1,182 @@
+//! Forms of the moving average of the weights, one file each: pure functions of progress.
+
+mod constant;
+mod diffusers;
+mod half_life;
+mod lit_ema;
+
+pub use constant::Constant;
+pub use diffusers::Diffusers;
+pub use half_life::HalfLife;
+pub use lit_ema::LitEma;
+
+use super::position::{Position, Span};
+use super::table::{read, table};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// How far an average is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AverageProgress {
+    /// Samples seen since the average began.
+    pub samples: u64,
+    /// Samples between two updates.
+    pub interval: u64,
+    /// Number of this update, counted from 1.
+    pub updates: u64,
+}
+
+/// How much of the old average an update keeps.
+pub trait AverageForm {
+    /// The old average's share of the new one, 0 to 1, in the update that ends at some progress.
+    fn decay(&self, at: &AverageProgress) -> f64;
+
+    /// What of its settings cannot be: the key and what would be right.
+    ///
+    /// # Errors
+    /// A message that names the key.
+    fn validate(&self) -> Result<(), String>;
+}
+
+table! {
+    /// The form of a moving average; `ema.name` of a recipe.
+    EmaForm: dyn AverageForm {
+        /// A half-life in samples that ramps up.
+        HalfLife(HalfLife) = "half_life",
+        /// The same decay in every update.
+        Constant(Constant) = "constant",
+        /// Latent-diffusion's.
+        LitEma(LitEma) = "lit_ema",
+        /// `EMAModel` of diffusers.
+        Diffusers(Diffusers) = "diffusers",
+    }
+}
+
+/// The moving average of the weights; table `ema` of a recipe. Without a `name` it is [`HalfLife`].
+///
+/// ```
+/// use calotype_train::optim::{EmaSettings, Position};
+/// let ema: EmaSettings = toml::from_str("name = 'constant'\ndecay = 0.9\nstart = { steps = 2 }\ninterval = { steps = 3 }").unwrap();
+/// let decay = |step: u64| ema.decay(&Position { samples: 8 * step, batch_size: 8, total: 80 });
+/// // It follows the weights for two steps, and then takes up every third of them.
+/// assert_eq!([1, 2, 3, 4, 5, 6].map(decay), [0.0, 0.0, 1.0, 1.0, 0.9, 1.0]);
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EmaSettings {
+    /// How much of the old average each update keeps.
+    #[serde(flatten)]
+    pub form: EmaForm,
+    /// Until here, the average follows the weights.
+    #[serde(skip_serializing_if = "Span::is_zero")]
+    pub start: Span,
+    /// Distance of the updates; by default each step is one.
+    #[serde(skip_serializing_if = "is_each_step")]
+    pub interval: Span,
+}
+
+/// One update a step.
+const EACH_STEP: Span = Span::Steps(1);
+
+fn each_step() -> Span {
+    EACH_STEP
+}
+
+fn is_each_step(span: &Span) -> bool {
+    *span == EACH_STEP
+}
+
+impl EmaSettings {
+    /// A form from the first step on, with an update in each.
+    pub fn new(form: EmaForm) -> Self {
+        Self { form, start: Span::ZERO, interval: EACH_STEP }
+    }
+
+    /// The old average's share of the new one in the step that ends at a position; 1 in a step without an update.
+    pub fn decay(&self, at: &Position) -> f32 {
+        let start = self.start.samples(at.batch_size);
+        let Some(samples) = at.samples.checked_sub(start).filter(|&since| since > 0) else { return 0.0 };
+        // A shorter interval than a step is a step.
+        let interval = self.interval.samples(at.batch_size).max(at.batch_size).max(1);
+        let before = samples.saturating_sub(at.batch_size);
+        if samples / interval == before / interval {
+            return 1.0;
+        }
+        self.form.get().decay(&AverageProgress { samples, interval, updates: samples / interval }) as f32
+    }
+
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// A message that names the key inside the table.
+    pub fn validate(&self) -> Result<(), String> {
+        super::check(!self.interval.is_zero(), || "interval must not be empty".to_owned())?;
+        self.form.get().validate()
+    }
+}
+
+impl<'de> Deserialize<'de> for EmaSettings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Raw {
+            #[serde(default)]
+            start: Span,
+            #[serde(default = "each_step")]
+            interval: Span,
+            #[serde(flatten)]
+            form: toml::Table,
+        }
+        let Raw { start, interval, form } = Raw::deserialize(deserializer)?;
+        Ok(Self { form: read(form, "half_life", &["start", "interval"])?, start, interval })
+    }
+}
+
+fn check_decay(key: &str, decay: f64) -> Result<(), String> {
+    super::check((0.0..=1.0).contains(&decay), || format!("{key} = {decay} is not in 0..=1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The decays of updates that come with every step.
+    pub(super) fn decays(form: &dyn AverageForm, updates: &[u64]) -> Vec<f64> {
+        let at = |&updates: &u64| AverageProgress { samples: 8 * updates, interval: 8, updates };
+        updates.iter().map(|update| form.decay(&at(update))).collect()
+    }
+
+    pub(super) fn near(got: &[f64], want: &[f64]) {
+        let close = got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-12);
+        assert!(got.len() == want.len() && close, "{got:?} instead of {want:?}");
+    }
+
+    #[test]
+    fn every_form_reads_what_it_writes() {
+        for form in EmaForm::all() {
+            assert!(EmaForm::NAMES.contains(&form.name()));
+            assert_eq!(form.get().validate(), Ok(()));
+            let settings = EmaSettings { start: Span::Samples(7), interval: Span::Steps(2), form };
+            let text = toml::to_string(&settings).unwrap();
+            assert_eq!(toml::from_str::<EmaSettings>(&text).unwrap(), settings, "{text}");
+            assert!(decays(settings.form.get(), &[1, 2, 10, 1000, 1 << 40]).iter().all(|d| (0.0..=1.0).contains(d)));
+        }
+    }
+
+    #[test]
+    fn a_table_without_a_name_is_a_half_life() {
+        let settings: EmaSettings = toml::from_str("half_life = 1000\nrampup = 0.1").unwrap();
+        assert_eq!(settings, EmaSettings::new(EmaForm::HalfLife(HalfLife { half_life: 1000, rampup: 0.1 })));
+        let error = toml::from_str::<EmaSettings>("half_life = 1000\nrampupp = 0.1").unwrap_err().to_string();
+        assert!(error.contains("unknown field `rampupp`") && error.contains("`interval`"), "{error}");
+        let error = toml::from_str::<EmaSettings>("name = 'constnt'").unwrap_err().to_string();
+        assert!(error.contains("unknown variant `constnt`"), "{error}");
+    }
+
+    #[test]
+    fn updates_come_at_their_interval_in_samples_too() {
+        let form = EmaForm::LitEma(LitEma { decay: 0.9999 });
+        let settings = EmaSettings { interval: Span::Samples(20), ..EmaSettings::new(form) };
+        let decay = |step: u64| settings.decay(&Position { samples: 8 * step, batch_size: 8, total: 800 });
+        // 24, 40 and 64 samples pass a multiple of 20.
+        let [first, second, third] = [1, 2, 3].map(|n| ((1.0 + n as f64) / (10.0 + n as f64)) as f32);
+        assert_eq!([1, 2, 3, 4, 5, 6, 7, 8].map(decay), [1.0, 1.0, first, 1.0, second, 1.0, 1.0, third]);
+    }
+}

@@ -1,0 +1,804 @@
+//! An update rule and a moving average over all parameters of a module.
+
+use super::gradients::StepGradients;
+use super::groups::{Group, GroupError, GroupRule};
+use super::rule::UpdateRule;
+use super::settings::TrainConfig;
+use crate::checkpoint::LazyTensor;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use calotype_models::state::{Path, checkpoint_shape, from_checkpoint, values_of};
+use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, Uses, backward_stepping};
+use calotype_ops::{ParameterState, StepParams, optimizer_step, optimizer_steps, sum_of_squares, sums_of_squares};
+
+/// Names of averages in a checkpoint, in front of the parameter's name. Those of the moments are the rule's.
+pub const AVERAGE: &str = "ema.";
+
+/// A parameter's place in the module, and what training keeps for it beside its value; all flat, in its memory order.
+#[derive(Clone, Debug)]
+struct Kept {
+    name: String,
+    /// In memory.
+    shape: Vec<usize>,
+    /// Its place among the optimizer's groups.
+    group: usize,
+    /// Whether it stays as it is.
+    frozen: bool,
+    moments: Vec<Tensor<1>>,
+    average: Option<Tensor<1>>,
+}
+
+impl Kept {
+    /// What a step needs beside the gradient. The tensors go with it, so that nothing else owns them.
+    fn lend(&mut self, parameter: Tensor<1>) -> ParameterState<1> {
+        ParameterState { parameter, moments: std::mem::take(&mut self.moments), average: self.average.take() }
+    }
+
+    /// Keeps what a step made of what was lent; gives the parameter's new value.
+    fn keep(&mut self, new: ParameterState<1>) -> Tensor<1> {
+        (self.moments, self.average) = (new.moments, new.average);
+        new.parameter
+    }
+}
+
+/// Optimizer state of a module, in the module's traversal order.
+///
+/// A frozen parameter has no moments and no average.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    rule: UpdateRule,
+    groups: Vec<Group>,
+    kept: Vec<Kept>,
+    steps: u64,
+}
+
+/// A value that is not finite, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotFinite {
+    /// `gradient of <parameter>` or the like.
+    pub what: String,
+}
+
+impl NotFinite {
+    fn gradient_of(name: &str) -> Self {
+        Self { what: format!("gradient of `{name}`") }
+    }
+}
+
+impl Optimizer {
+    /// Zero moments; the average, if the configuration has one, starts at the weights.
+    ///
+    /// # Errors
+    /// [`GroupError`] for a group's rule that matches no parameter.
+    pub fn new<M: Module>(module: &M, config: &TrainConfig<'_>) -> Result<Self, GroupError> {
+        let rules: Vec<GroupRule> = config.groups.iter().chain(&config.optimizer.groups).cloned().collect();
+        let rule = config.optimizer.rule.clone();
+        let moments = rule.get().moments().len();
+        let mut start = Start {
+            path: Path::default(),
+            rules: &rules,
+            moments,
+            average: config.ema.is_some(),
+            groups: vec![Group::default()],
+            matched: vec![false; rules.len()],
+            kept: Vec::new(),
+        };
+        module.visit(&mut start);
+        let Start { groups, matched, kept, .. } = start;
+        if let Some(unmatched) = matched.iter().position(|matched| !matched) {
+            let names: Vec<&str> = kept.iter().map(|kept| kept.name.as_str()).collect();
+            return Err(GroupError::new(&rules[unmatched], &names));
+        }
+        Ok(Self { rule, groups, kept, steps: 0 })
+    }
+
+    /// The module with its frozen parameters, and no others, out of the reach of gradients. To be called once, before
+    /// training: no operation then computes their gradients.
+    pub fn freeze<M: Module>(&self, module: M) -> M {
+        struct Freeze<'a>(std::slice::Iter<'a, Kept>);
+        impl ModuleMapper for Freeze<'_> {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                if !self.0.next().is_some_and(|kept| kept.frozen) {
+                    return param;
+                }
+                let (id, tensor, mapper) = param.consume();
+                // A new leaf: one that once wanted a gradient keeps wanting it.
+                let tensor = if tensor.is_autodiff() { tensor.inner().autodiff() } else { tensor };
+                Param::from_mapped_value(id, tensor.set_require_grad(false), mapper)
+            }
+        }
+        if self.kept.iter().all(|kept| !kept.frozen) {
+            return module;
+        }
+        module.map(&mut Freeze(self.kept.iter()))
+    }
+
+    /// Takes the module's gradients out of `gradients`, those of a mean over `weight` samples. Those of other parts of
+    /// the same step are added by [`StepGradients::add`].
+    pub fn gradients<M: Module>(&self, module: &M, gradients: &mut Gradients, weight: f64) -> StepGradients {
+        struct Collect<'a> {
+            gradients: &'a mut Gradients,
+            found: Vec<Option<Tensor<1>>>,
+        }
+        impl ModuleVisitor for Collect<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.found.push(param.val().grad_remove(self.gradients).map(flattened));
+            }
+        }
+        let mut collect = Collect { gradients, found: Vec::with_capacity(self.kept.len()) };
+        module.visit(&mut collect);
+        StepGradients::new(collect.found, weight)
+    }
+
+    /// The norm of the whole gradient.
+    ///
+    /// # Errors
+    /// [`NotFinite`] naming the first gradient, in traversal order, that is not finite.
+    pub fn gradient_norm(&self, gradients: &StepGradients) -> Result<f64, NotFinite> {
+        let named = self.kept.iter().zip(&gradients.values);
+        let named = named.filter_map(|(kept, gradient)| Some((kept.name.as_str(), gradient.clone()?)));
+        let (names, found): (Vec<_>, Vec<_>) = named.unzip();
+        let squares = sums_of_squares(&found);
+        match names.iter().zip(&squares).find(|(_, square)| !square.is_finite()) {
+            Some((name, _)) => Err(NotFinite::gradient_of(name)),
+            None => Ok(squares.iter().sum::<f64>().sqrt() * gradients.scale()),
+        }
+    }
+
+    /// One step that takes a module and its gradients after `samples` seen (this step's included). `gradient_norm` is
+    /// what gradients are clipped by, where the configuration clips.
+    pub fn step<M: Module>(
+        &mut self,
+        module: M,
+        gradients: StepGradients,
+        config: &TrainConfig<'_>,
+        samples: u64,
+        gradient_norm: f64,
+    ) -> M {
+        let limit = config.optimizer.gradient_clip;
+        let clip = if limit > 0.0 && gradient_norm > limit { limit / gradient_norm } else { 1.0 };
+        let params = self.next_params(config, samples, (clip * gradients.scale()) as f32);
+        let count = self.kept.len();
+        let mut lend = Lend {
+            gradients: gradients.values.into_iter(),
+            kept: self.kept.iter_mut(),
+            steps: self.groups.iter().map(|_| Vec::new()).collect(),
+            stepped: Vec::with_capacity(count),
+        };
+        let module = module.map(&mut lend);
+        let Lend { steps, stepped, .. } = lend;
+        let mut new: Vec<_> =
+            steps.into_iter().zip(&params).map(|(steps, params)| optimizer_steps(steps, params).into_iter()).collect();
+        let mut keep = |(kept, stepped): (&mut Kept, bool)| {
+            let new = if stepped { new[kept.group].next() } else { None };
+            new.map(|new| (kept.keep(new), true))
+        };
+        let values: Vec<_> = self.kept.iter_mut().zip(stepped).map(&mut keep).collect();
+        module.map(&mut PutBack { kept: self.kept.iter(), values: values.into_iter() })
+    }
+
+    /// The same step without clipping, taken during the backward pass of `loss`: each gradient is used as soon as it is
+    /// complete, and its memory is free for the next. `uses` are those of the loss's forward pass.
+    ///
+    /// With `measure`, gives the norm of the whole gradient, too.
+    ///
+    /// # Errors
+    /// [`NotFinite`] naming the first gradient, in traversal order, that is not finite; only with `measure`.
+    pub fn step_in_backward<M: Module>(
+        &mut self,
+        module: M,
+        (loss, uses): (Tensor<1>, Uses),
+        config: &TrainConfig<'_>,
+        samples: u64,
+        measure: bool,
+    ) -> (M, Result<Option<f64>, NotFinite>) {
+        let params = self.next_params(config, samples, 1.0);
+        let mut take = Take::default();
+        let module = module.map(&mut take);
+        let squares = measure.then(|| vec![0.0; self.kept.len()]);
+        let stepper = Stepper { kept: std::mem::take(&mut self.kept), params, squares };
+        let (parameters, mut stepper) = backward_stepping(loss, take.leaves, uses, stepper);
+        let step = |(index, (after, trainable)): (usize, (AfterBackward, bool))| {
+            let parameter = match after.gradient {
+                Some(gradient) => stepper.step(index, after.parameter, gradient),
+                None => after.parameter,
+            };
+            Some((parameter, trainable))
+        };
+        let values: Vec<_> = parameters.into_iter().zip(take.trainable).enumerate().map(step).collect();
+        self.kept = stepper.kept;
+        let module = module.map(&mut PutBack { kept: self.kept.iter(), values: values.into_iter() });
+        let norm = match stepper.squares {
+            None => Ok(None),
+            Some(squares) => match squares.iter().position(|square| !square.is_finite()) {
+                Some(bad) => Err(NotFinite::gradient_of(&self.kept[bad].name)),
+                None => Ok(Some(squares.iter().sum::<f64>().sqrt())),
+            },
+        };
+        (module, norm)
+    }
+
+    /// Counts a step, and tells what each group takes it with.
+    fn next_params(&mut self, config: &TrainConfig<'_>, samples: u64, gradient_scale: f32) -> Vec<StepParams> {
+        self.steps += 1;
+        let at = config.position(samples);
+        let rate = config.optimizer.learning_rate_at(&at);
+        let ema_decay = config.ema.map_or(1.0, |ema| ema.decay(&at));
+        let rule = self.rule.get();
+        let of = |group: &Group| {
+            let weight_decay = group.weight_decay.unwrap_or(rule.weight_decay());
+            let update = rule.update((rate * group.learning_rate_scale) as f32, weight_decay);
+            StepParams { update, step: self.steps, gradient_scale, ema_decay }
+        };
+        self.groups.iter().map(of).collect()
+    }
+
+    /// Optimizer steps done.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The state as tensors of a checkpoint, whose values are made one by one when they are written.
+    pub fn state(&self) -> impl Iterator<Item = LazyTensor<'static>> + '_ {
+        self.kept.iter().flat_map(|kept| {
+            let moments = self.rule.get().moments().iter().copied().zip(&kept.moments);
+            let average = kept.average.iter().map(|average| (AVERAGE, average));
+            let lazy = |(prefix, tensor): (&str, &Tensor<1>)| {
+                LazyTensor::parameter(format!("{prefix}{}", kept.name), &kept.shape, tensor.clone())
+            };
+            moments.chain(average).map(lazy)
+        })
+    }
+
+    /// Restores what [`Optimizer::state`] gave, tensor by tensor.
+    ///
+    /// # Errors
+    /// Those of `lookup`, which gets name and checkpoint shape.
+    pub fn restore<E>(
+        &mut self,
+        steps: u64,
+        mut lookup: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+    ) -> Result<(), E> {
+        let names = self.rule.get().moments();
+        for kept in &mut self.kept {
+            let shape = checkpoint_shape(&kept.shape);
+            let mut restore = |prefix: &str, tensor: &mut Tensor<1>| -> Result<(), E> {
+                let values = lookup(&format!("{prefix}{}", kept.name), &shape)?;
+                *tensor = flat(from_checkpoint(&values, &kept.shape), &tensor.device());
+                Ok(())
+            };
+            for (prefix, moment) in names.iter().zip(&mut kept.moments) {
+                restore(prefix, moment)?;
+            }
+            if let Some(average) = &mut kept.average {
+                restore(AVERAGE, average)?;
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+
+    /// The module with the averaged weights in place of its own, where there is an average.
+    pub fn averaged<M: Module>(&self, module: &M) -> M {
+        struct Replace<'a>(std::slice::Iter<'a, Kept>);
+        impl ModuleMapper for Replace<'_> {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let average = self.0.next().and_then(|kept| kept.average.clone());
+                let (id, tensor, mapper) = param.consume();
+                let tensor = match average {
+                    Some(average) => {
+                        let shape = tensor.dims();
+                        let grad = tensor.is_require_grad();
+                        let average = average.reshape(shape);
+                        let average = if tensor.is_autodiff() { average.autodiff() } else { average };
+                        average.set_require_grad(grad)
+                    }
+                    None => tensor,
+                };
+                Param::from_mapped_value(id, tensor, mapper)
+            }
+        }
+        module.clone().map(&mut Replace(self.kept.iter()))
+    }
+}
+
+/// Goes through a module for [`Optimizer::new`].
+struct Start<'a> {
+    path: Path,
+    rules: &'a [GroupRule],
+    moments: usize,
+    average: bool,
+    groups: Vec<Group>,
+    /// Of each rule, whether a parameter was found that it is about.
+    matched: Vec<bool>,
+    kept: Vec<Kept>,
+}
+
+impl Start<'_> {
+    /// The place of the group of a parameter, which is added if it is new.
+    fn group(&mut self, name: &str, shape: &[usize]) -> usize {
+        for (matched, rule) in self.matched.iter_mut().zip(self.rules) {
+            *matched |= rule.matches(name, shape);
+        }
+        let group = Group::of(name, shape, self.rules);
+        self.groups.iter().position(|known| *known == group).unwrap_or_else(|| {
+            self.groups.push(group);
+            self.groups.len() - 1
+        })
+    }
+}
+
+impl ModuleVisitor for Start<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.push(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let tensor = param.val().inner();
+        let (shape, device) = (tensor.dims().to_vec(), tensor.device());
+        let name = self.path.name();
+        let group = self.group(&name, &shape);
+        let size = shape.iter().product::<usize>();
+        let frozen = self.groups[group].frozen;
+        let trained = !frozen;
+        let moments = if trained { self.moments } else { 0 };
+        self.kept.push(Kept {
+            name,
+            shape,
+            group,
+            frozen,
+            moments: (0..moments).map(|_| Tensor::zeros([size], &device)).collect(),
+            average: (trained && self.average).then(|| owned_copy(tensor)),
+        });
+    }
+}
+
+fn flat(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let size = values.len();
+    Tensor::from_data(TensorData::new(values, [size]), device)
+}
+
+/// A flat copy with storage of its own, so that later steps can change it in place.
+fn owned_copy<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let device = tensor.device();
+    flat(values_of(tensor), &device)
+}
+
+fn flattened<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let size = tensor.shape().num_elements();
+    tensor.reshape([size])
+}
+
+/// Takes the parameters that have a gradient out of a module, which gets empty ones instead, and what is kept for them.
+struct Lend<'a> {
+    gradients: std::vec::IntoIter<Option<Tensor<1>>>,
+    kept: std::slice::IterMut<'a, Kept>,
+    /// Those parameters, with their gradients, by group.
+    steps: Vec<Vec<(ParameterState<1>, Tensor<1>)>>,
+    /// Of each parameter, whether it is one of them.
+    stepped: Vec<bool>,
+}
+
+impl ModuleMapper for Lend<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (Some(kept), Some(gradient)) = (self.kept.next(), self.gradients.next()) else { return param };
+        let gradient = gradient.filter(|_| !kept.frozen);
+        self.stepped.push(gradient.is_some());
+        let Some(gradient) = gradient else { return param };
+        let (id, tensor, mapper) = param.consume();
+        let empty = Tensor::empty([0; D], &tensor.device());
+        self.steps[kept.group].push((kept.lend(flattened(tensor.inner())), gradient));
+        Param::from_mapped_value(id, empty, mapper)
+    }
+}
+
+/// Takes the parameters out of a module, which gets empty ones instead.
+#[derive(Default)]
+struct Take {
+    leaves: Vec<Leaf>,
+    /// Of each, whether it wants a gradient.
+    trainable: Vec<bool>,
+}
+
+impl ModuleMapper for Take {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, tensor, mapper) = param.consume();
+        let empty = Tensor::empty([0; D], &tensor.device());
+        self.trainable.push(tensor.is_require_grad());
+        self.leaves
+            .push(Leaf::new(tensor).expect("the loss is on the CPU's autodiff device, and so are the parameters"));
+        Param::from_mapped_value(id, empty, mapper)
+    }
+}
+
+/// Steps parameters as their gradients come.
+struct Stepper {
+    kept: Vec<Kept>,
+    /// By group.
+    params: Vec<StepParams>,
+    /// Each gradient's sum of squares, where wanted.
+    squares: Option<Vec<f64>>,
+}
+
+impl StepParameter for Stepper {
+    fn step(&mut self, index: usize, parameter: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
+        if let Some(squares) = &mut self.squares {
+            squares[index] = sum_of_squares(&gradient);
+        }
+        let kept = &mut self.kept[index];
+        // A module that was not given to `freeze` has gradients of frozen parameters, too.
+        if kept.frozen {
+            return parameter;
+        }
+        let new = optimizer_step(kept.lend(parameter), gradient, &self.params[kept.group]);
+        kept.keep(new)
+    }
+}
+
+/// Puts the new values into the module that [`Take`] or [`Lend`] emptied.
+struct PutBack<'a> {
+    kept: std::slice::Iter<'a, Kept>,
+    /// With each, whether it wants a gradient; none where the parameter is still in its place.
+    values: std::vec::IntoIter<Option<(Tensor<1>, bool)>>,
+}
+
+impl ModuleMapper for PutBack<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (Some(kept), Some((value, trainable))) = (self.kept.next(), self.values.next().flatten()) else {
+            return param;
+        };
+        let (id, _, mapper) = param.consume();
+        let shape: [usize; D] = std::array::from_fn(|i| kept.shape[i]);
+        Param::from_mapped_value(id, value.reshape(shape).autodiff().set_require_grad(trainable), mapper)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RunSettings;
+    use crate::optim::ema::{EmaForm, EmaSettings, HalfLife};
+    use crate::optim::{OptimizerSettings, ParameterKind, Sgd};
+    use burn::backend::flex::Flex;
+    use burn::tensor::DType;
+    use calotype_core::{Purpose, Stream};
+    use calotype_models::unet::Keep;
+    use calotype_models::{Init, UNet, UNetConfig, state};
+    use calotype_ops::in_backward::count_uses;
+    use calotype_ops::mean_squared_error;
+
+    fn noise<const D: usize>(shape: [usize; D], index: u64, device: &Device) -> Tensor<D> {
+        let mut values = vec![0f32; shape.iter().product()];
+        Stream::new(5, Purpose::Noise, index).fill_normal(&mut values);
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    fn network(device: &Device) -> UNet {
+        let config = UNetConfig {
+            block_out_channels: vec![16, 32],
+            layers_per_block: 1,
+            attention_levels: vec![true, true],
+            head_channels: vec![8, 16],
+            context_channels: 12,
+            norm_groups: 4,
+            transformer_norm_groups: 4,
+            ..UNetConfig::default()
+        };
+        config.init(&mut Init::new(2, device)).expect("a sound configuration")
+    }
+
+    fn loss(unet: &UNet, keep: Keep, step: u64) -> Tensor<1> {
+        let device = Device::flex();
+        let x = noise([2, 8, 8, 4], 3 * step, &device).cast(DType::BF16);
+        let output = unet.forward_keeping(keep, x, &[3.0, 700.0], noise([2, 5, 12], 3 * step + 1, &device), None);
+        mean_squared_error(output.cast(DType::F32), noise([2, 8, 8, 4], 3 * step + 2, &device))
+    }
+
+    fn run() -> RunSettings {
+        RunSettings {
+            seed: 0,
+            samples: 100,
+            batch_size: 2,
+            precision: Default::default(),
+            log_every: 1,
+            checkpoint_every: 1,
+            keep_checkpoints: 1,
+        }
+    }
+
+    /// Bits of all weights, moments and averages.
+    fn all_bits(unet: &UNet, optimizer: &Optimizer) -> Vec<Vec<u32>> {
+        let kept = optimizer.kept.iter().flat_map(|kept| kept.moments.iter().chain(&kept.average).cloned());
+        let values = state::collect(unet).into_iter().map(|t| t.values).chain(kept.map(values_of));
+        values.map(|values| values.into_iter().map(f32::to_bits).collect()).collect()
+    }
+
+    /// How a run steps.
+    #[derive(Clone, Copy, PartialEq)]
+    enum When {
+        After,
+        InBackward,
+    }
+
+    /// Bits of weights and optimizer state after some steps, and the norms on the way. Checks that after the first step,
+    /// which may find shared storage, all are changed in place.
+    fn train(when: When, keep: Keep) -> (Vec<Vec<u32>>, Vec<f64>) {
+        let settings = OptimizerSettings { learning_rate: 1e-2, ..OptimizerSettings::default() };
+        let run = run();
+        let ema = EmaSettings::new(EmaForm::HalfLife(HalfLife { half_life: 10, rampup: 0.5 }));
+        let config = TrainConfig::new(&run, &settings, Some(&ema));
+        let mut unet = network(&Device::flex().autodiff());
+        let mut optimizer = Optimizer::new(&unet, &config).expect("no groups");
+        let mut norms = Vec::new();
+        let mut places = Vec::new();
+        for step in 0..4 {
+            let samples = 2 * (step + 1);
+            if when == When::After {
+                let mut gradients = loss(&unet, keep, step).backward();
+                let gradients = optimizer.gradients(&unet, &mut gradients, 2.0);
+                let norm = optimizer.gradient_norm(&gradients).expect("finite");
+                unet = optimizer.step(unet, gradients, &config, samples, norm);
+                norms.push(norm);
+            } else {
+                let counted = count_uses(|| loss(&unet, keep, step));
+                let norm;
+                (unet, norm) = optimizer.step_in_backward(unet, counted, &config, samples, true);
+                norms.push(norm.expect("finite").expect("measured"));
+            }
+            places.push(addresses(&unet, &optimizer));
+        }
+        assert!(places[1..].iter().all(|later| *later == places[1]), "a step copied what it should change in place");
+        (all_bits(&unet, &optimizer), norms)
+    }
+
+    /// Where the numbers of weights, moments and averages are in memory.
+    fn addresses(unet: &UNet, optimizer: &Optimizer) -> Vec<*const u8> {
+        struct Addresses(Vec<*const u8>);
+        impl Addresses {
+            fn push<const D: usize>(&mut self, t: Tensor<D>) {
+                self.0.push(t.inner().try_into_primitive::<Flex>().expect("a tensor of Flex").bytes().as_ptr());
+            }
+        }
+        impl ModuleVisitor for Addresses {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.push(param.val());
+            }
+        }
+        let mut addresses = Addresses(Vec::new());
+        unet.visit(&mut addresses);
+        for kept in &optimizer.kept {
+            kept.moments.iter().chain(&kept.average).for_each(|tensor| addresses.push(tensor.clone()));
+        }
+        addresses.0
+    }
+
+    #[test]
+    fn steps_are_in_place_and_the_same_in_every_mode() {
+        let (want, norms) = train(When::After, Keep::Activations);
+        for (when, keep) in
+            [(When::After, Keep::Inputs), (When::InBackward, Keep::Activations), (When::InBackward, Keep::Inputs)]
+        {
+            let (got, got_norms) = train(when, keep);
+            assert!(got == want && got_norms == norms, "in backward: {}, {keep:?}", when == When::InBackward);
+        }
+    }
+
+    #[test]
+    fn parameters_without_gradient_stay_as_they_are() {
+        let device = Device::flex().autodiff();
+        let mut unet = network(&device).no_grad();
+        let before: Vec<_> = state::collect(&unet).into_iter().map(|t| t.values).collect();
+        let (run, settings) = (run(), OptimizerSettings::default());
+        let config = TrainConfig::new(&run, &settings, None);
+        let mut optimizer = Optimizer::new(&unet, &config).expect("no groups");
+        let weight = noise([3], 0, &device).require_grad();
+        let counted = count_uses(|| loss(&unet, Keep::Inputs, 0) + weight.sum());
+        (unet, _) = optimizer.step_in_backward(unet, counted, &config, 2, false);
+        let after: Vec<_> = state::collect(&unet).into_iter().map(|t| t.values).collect();
+        assert!(before == after);
+    }
+
+    /// A step of a network with its optimizer.
+    fn step(unet: UNet, optimizer: &mut Optimizer, config: &TrainConfig<'_>, when: When, index: u64) -> UNet {
+        let samples = 2 * (index + 1);
+        if when == When::InBackward {
+            let counted = count_uses(|| loss(&unet, Keep::Inputs, index));
+            return optimizer.step_in_backward(unet, counted, config, samples, false).0;
+        }
+        let mut gradients = loss(&unet, Keep::Inputs, index).backward();
+        let gradients = optimizer.gradients(&unet, &mut gradients, 2.0);
+        let norm = optimizer.gradient_norm(&gradients).expect("finite");
+        optimizer.step(unet, gradients, config, samples, norm)
+    }
+
+    #[test]
+    fn groups_differ_in_rate_and_decay_and_frozen_ones_keep_nothing() {
+        let (run, mut settings) = (run(), OptimizerSettings { learning_rate: 1e-2, ..OptimizerSettings::default() });
+        settings.groups = vec![
+            GroupRule::no_decay([ParameterKind::Biases, ParameterKind::Norms]),
+            GroupRule {
+                learning_rate_scale: Some(0.0),
+                names: vec!["conv_norm_out.*".to_owned()],
+                ..GroupRule::default()
+            },
+        ];
+        let ema = EmaSettings::new(EmaForm::HalfLife(HalfLife { half_life: 10, rampup: 0.5 }));
+        let mut config = TrainConfig::new(&run, &settings, Some(&ema));
+        config.groups = vec![GroupRule::frozen(["down_blocks.*", "conv_in.weight"])];
+        let frozen = |name: &str| name.starts_with("down_blocks.") || name == "conv_in.weight";
+        let results = [When::After, When::InBackward].map(|when| {
+            let unet = network(&Device::flex().autodiff());
+            let before = state::collect(&unet);
+            let mut optimizer = Optimizer::new(&unet, &config).expect("all groups are there");
+            let mut unet = optimizer.freeze(unet);
+            for index in 0..4 {
+                unet = step(unet, &mut optimizer, &config, when, index);
+            }
+            let mut moved = 0;
+            for ((before, after), kept) in before.iter().zip(state::collect(&unet)).zip(&optimizer.kept) {
+                let still = frozen(&after.name) || after.name.starts_with("conv_norm_out.");
+                assert_eq!(before.values == after.values, still, "{}", after.name);
+                let tensors = if frozen(&after.name) { 0 } else { 3 };
+                assert_eq!(kept.moments.len() + usize::from(kept.average.is_some()), tensors, "{}", after.name);
+                moved += usize::from(!still);
+            }
+            assert!(moved > 20);
+            let names: Vec<_> = optimizer.state().map(|tensor| tensor.name().to_owned()).collect();
+            assert!(names.iter().all(|name| !name.contains("down_blocks.")));
+            assert!(state::collect(&optimizer.averaged(&unet)).len() == before.len());
+            all_bits(&unet, &optimizer)
+        });
+        assert!(results[0] == results[1]);
+        // Without weight decay, biases of zero gradient stay; a norm's weight decays only without its group.
+        settings.groups.clear();
+        let config = TrainConfig::new(&run, &settings, None);
+        let unet = network(&Device::flex().autodiff());
+        let mut optimizer = Optimizer::new(&unet, &config).expect("no groups");
+        let unet = step(unet, &mut optimizer, &config, When::After, 0);
+        assert!(all_bits(&unet, &optimizer) != results[0]);
+    }
+
+    #[test]
+    fn a_frozen_module_has_no_gradients() {
+        let (run, settings) = (run(), OptimizerSettings::default());
+        let mut config = TrainConfig::new(&run, &settings, None);
+        config.groups =
+            vec![GroupRule::frozen(["*"]), GroupRule { frozen: Some(false), ..GroupRule::frozen(["conv_out.*"]) }];
+        let unet = network(&Device::flex().autodiff());
+        let optimizer = Optimizer::new(&unet, &config).expect("all groups are there");
+        let unet = optimizer.freeze(unet);
+        let mut gradients = loss(&unet, Keep::Activations, 0).backward();
+        let gradients = optimizer.gradients(&unet, &mut gradients, 2.0);
+        let with: Vec<_> = optimizer.kept.iter().zip(&gradients.values).filter(|(_, g)| g.is_some()).collect();
+        assert_eq!(
+            with.iter().map(|(kept, _)| kept.name.as_str()).collect::<Vec<_>>(),
+            ["conv_out.weight", "conv_out.bias"]
+        );
+    }
+
+    #[test]
+    fn a_group_of_nothing_is_an_error() {
+        let (run, mut settings) = (run(), OptimizerSettings::default());
+        settings.groups = vec![GroupRule::frozen(["text_encoder.*"])];
+        let error = Optimizer::new(&network(&Device::flex().autodiff()), &TrainConfig::new(&run, &settings, None));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("`text_encoder.*`") && error.contains("`conv_in.weight`"), "{error}");
+    }
+
+    /// The loss of some of the samples of a batch of four.
+    fn part_loss(unet: &UNet, first: usize, count: usize) -> Tensor<1> {
+        let device = Device::flex();
+        let part = |t: Tensor<4>| t.narrow(0, first, count);
+        let x = part(noise([4, 8, 8, 4], 0, &device));
+        let context = noise([4, 5, 12], 1, &device).narrow(0, first, count);
+        let times: Vec<f32> = [3.0, 700.0, 50.0, 200.0][first..first + count].to_vec();
+        let output = unet.forward_keeping(Keep::Activations, x, &times, context, None);
+        mean_squared_error(output, part(noise([4, 8, 8, 4], 2, &device)))
+    }
+
+    #[test]
+    fn parts_of_a_batch_give_the_step_of_the_whole() {
+        let settings = OptimizerSettings {
+            rule: UpdateRule::Sgd(Sgd { momentum: 0.9, ..Sgd::default() }),
+            learning_rate: 0.1,
+            gradient_clip: 0.2,
+            ..OptimizerSettings::default()
+        };
+        let run = run();
+        let config = TrainConfig::new(&run, &settings, None);
+        let train = |parts: &[(usize, usize)]| {
+            let unet = network(&Device::flex().autodiff());
+            let mut optimizer = Optimizer::new(&unet, &config).expect("no groups");
+            let part = |&(first, count): &(usize, usize)| {
+                let mut gradients = part_loss(&unet, first, count).backward();
+                optimizer.gradients(&unet, &mut gradients, count as f64)
+            };
+            let mut sum = part(&parts[0]);
+            parts[1..].iter().for_each(|others| sum.add(part(others)));
+            let norm = optimizer.gradient_norm(&sum).expect("finite");
+            assert!(norm > settings.gradient_clip, "{norm} is not clipped");
+            let unet = optimizer.step(unet, sum, &config, 4, norm);
+            (state::collect(&unet), norm)
+        };
+        let (whole, norm) = train(&[(0, 4)]);
+        for parts in [&[(0, 2), (2, 2)][..], &[(0, 1), (1, 1), (2, 1), (3, 1)], &[(0, 1), (1, 3)], &[(0, 3), (3, 1)]] {
+            let (summed, summed_norm) = train(parts);
+            assert!((summed_norm / norm - 1.0).abs() < 1e-5, "{parts:?}: norm {summed_norm} instead of {norm}");
+            for (a, b) in summed.iter().zip(&whole) {
+                let largest = b.values.iter().fold(1e-3f32, |most, value| most.max(value.abs()));
+                let worst = a.values.iter().zip(&b.values).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+                assert!(worst <= 1e-5 * largest, "{parts:?}, {}: {worst} of {largest}", a.name);
+            }
+        }
+    }
+
+    #[test]
+    fn state_comes_back_bit_for_bit() {
+        let (run, settings) = (run(), OptimizerSettings { learning_rate: 1e-2, ..OptimizerSettings::default() });
+        let ema = EmaSettings::new(EmaForm::HalfLife(HalfLife { half_life: 10, rampup: 0.5 }));
+        let config = TrainConfig::new(&run, &settings, Some(&ema));
+        let unet = network(&Device::flex().autodiff());
+        let mut optimizer = Optimizer::new(&unet, &config).expect("no groups");
+        let unet = step(unet, &mut optimizer, &config, When::After, 0);
+        let folder = tempfile::tempdir().unwrap();
+        let store = crate::checkpoint::CheckpointStore::open(folder.path(), "c").unwrap();
+        store.save(2, optimizer.state(), &serde_json::json!({})).unwrap();
+        let checkpoint = store.newest().unwrap().unwrap();
+        let mut again = Optimizer::new(&unet, &config).expect("no groups");
+        again.restore(1, |name, shape| checkpoint.values(name, shape)).unwrap();
+        assert!(all_bits(&unet, &again) == all_bits(&unet, &optimizer) && again.steps() == 1);
+        assert!(checkpoint.tensors.contains("adamw.first_moment.conv_in.weight"));
+        assert!(checkpoint.tensors.contains("ema.conv_in.bias"));
+    }
+
+    /// The largest resident memory of this process since it was last asked for, in MiB.
+    fn peak_mib() -> Option<f64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?;
+        std::fs::write("/proc/self/clear_refs", "5").ok()?;
+        Some(peak.parse::<f64>().ok()? / 1024.0)
+    }
+
+    #[test]
+    #[ignore = "takes 2 GiB of memory and half a minute"]
+    fn saving_takes_no_more_memory_than_a_step() {
+        let device = Device::flex().autodiff();
+        let config = UNetConfig {
+            block_out_channels: vec![192, 384, 768],
+            layers_per_block: 2,
+            attention_levels: vec![false, true, true],
+            head_channels: vec![64; 3],
+            context_channels: 12,
+            norm_groups: 32,
+            transformer_norm_groups: 32,
+            ..UNetConfig::default()
+        };
+        let mut unet = config.init(&mut Init::new(2, &device)).expect("a sound configuration");
+        let (run, settings) = (run(), OptimizerSettings::default());
+        let ema = EmaSettings::new(EmaForm::HalfLife(HalfLife { half_life: 10, rampup: 0.5 }));
+        let config = TrainConfig::new(&run, &settings, Some(&ema));
+        let mut optimizer = Optimizer::new(&unet, &config).expect("no groups");
+        let folder = tempfile::tempdir().unwrap();
+        let store = crate::checkpoint::CheckpointStore::open(folder.path(), "c").unwrap();
+        for index in 0..2 {
+            unet = step(unet, &mut optimizer, &config, When::After, index);
+        }
+        let Some(_) = peak_mib() else { return };
+        unet = step(unet, &mut optimizer, &config, When::After, 2);
+        let steady = peak_mib().unwrap();
+        let tensors = crate::checkpoint::module_tensors("model.", &unet).into_iter().chain(optimizer.state());
+        store.save(6, tensors, &serde_json::json!({})).unwrap();
+        let saving = peak_mib().unwrap();
+        let checkpoint = store.newest().unwrap().unwrap();
+        unet = state::load(unet, |name, shape| checkpoint.values(&format!("model.{name}"), shape)).unwrap();
+        optimizer.restore(3, |name, shape| checkpoint.values(name, shape)).unwrap();
+        let restoring = peak_mib().unwrap();
+        let millions = unet.num_params() as f64 / 1e6;
+        println!("{millions:.0} M parameters: MiB in a step {steady:.0}, saving {saving:.0}, restoring {restoring:.0}");
+        assert!(saving <= 1.05 * steady && restoring <= 1.05 * steady);
+    }
+}

@@ -1,0 +1,51 @@
+//! Update rules: how gradients change parameters.
+
+use super::adamw::AdamW;
+use super::sgd::Sgd;
+use super::table::table;
+use calotype_ops::Update;
+
+/// How gradients change parameters.
+pub trait Rule {
+    /// Names in checkpoints of what is kept for each parameter, to be put in front of the parameter's name.
+    fn moments(&self) -> &'static [&'static str];
+
+    /// The parameter's share that is taken off, or added to its gradient, where no group says otherwise.
+    fn weight_decay(&self) -> f32;
+
+    /// The update of a step.
+    fn update(&self, learning_rate: f32, weight_decay: f32) -> Update;
+
+    /// What of its settings cannot be: the key inside `optimizer`, and what would be right.
+    ///
+    /// # Errors
+    /// The key and a message.
+    fn validate(&self) -> Result<(), (&'static str, String)>;
+}
+
+table! {
+    /// The optimizer; `optimizer.name` of a recipe, `adamw` by default.
+    UpdateRule: dyn Rule {
+        /// AdamW.
+        AdamW(AdamW) = "adamw",
+        /// Stochastic gradient descent, with or without momentum.
+        Sgd(Sgd) = "sgd",
+    }
+}
+
+impl Default for UpdateRule {
+    fn default() -> Self {
+        Self::AdamW(AdamW::default())
+    }
+}
+
+/// Checks a factor that decays something.
+pub(super) fn check_decay(key: &'static str, decay: f32) -> Result<(), (&'static str, String)> {
+    if (0.0..1.0).contains(&decay) { Ok(()) } else { Err((key, format!("{decay} is not in 0..1"))) }
+}
+
+/// Checks a weight decay.
+pub(super) fn check_weight_decay(decay: f32) -> Result<(), (&'static str, String)> {
+    let ok = decay >= 0.0 && decay.is_finite();
+    if ok { Ok(()) } else { Err(("optimizer.weight_decay", format!("{decay} is no decay; use 0 or more"))) }
+}

@@ -1,0 +1,303 @@
+//! The optimizer's part of a training recipe, and what a model is trained by.
+
+use super::ema::EmaSettings;
+use super::groups::GroupRule;
+use super::lr::{Constant, Cosine, Linear, LrSchedule};
+use super::position::{Position, Span};
+use super::rule::UpdateRule;
+use super::table::read;
+use crate::config::{RunSettings, SettingError};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// The optimizer, its learning rate and its groups of parameters; table `optimizer` of a recipe. Without a `name` it is
+/// AdamW.
+///
+/// ```
+/// use calotype_train::optim::{LrSchedule, OptimizerSettings, UpdateRule};
+/// let text = "
+///     name = 'sgd'
+///     learning_rate = 0.1
+///     momentum = 0.9
+///     accumulate = 4
+///     [schedule]
+///     name = 'cosine'
+///     warmup = { steps = 500 }
+///     [[groups]]
+///     kinds = ['biases', 'norms']
+///     weight_decay = 0.0
+/// ";
+/// let settings: OptimizerSettings = toml::from_str(text).unwrap();
+/// assert!(matches!(settings.rule, UpdateRule::Sgd(_)) && matches!(settings.schedule, LrSchedule::Cosine(_)));
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OptimizerSettings {
+    /// How gradients change parameters, with weight decay.
+    #[serde(flatten)]
+    pub rule: UpdateRule,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Largest norm of the whole gradient; 0 does not clip.
+    pub gradient_clip: f64,
+    /// In how many parts the batch of a step goes through the network, one after the other; their gradients are summed.
+    #[serde(skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// Whether each parameter is stepped during the backward pass, as soon as its gradient is complete: the gradients of
+    /// a whole model are then never in memory at once, nor are its weights packed in `bf16`. The results are the same
+    /// bits. Not with `gradient_clip`, which needs the norm of all gradients first, nor with `accumulate`, which needs all
+    /// gradients of all parts. Devices other than the CPU step after the backward pass all the same.
+    #[serde(skip_serializing_if = "is_no")]
+    pub in_backward: bool,
+    /// The learning rate's course.
+    pub schedule: LrSchedule,
+    /// Parameters that are trained differently.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupRule>,
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
+}
+
+fn is_no(value: &bool) -> bool {
+    !*value
+}
+
+impl Default for OptimizerSettings {
+    fn default() -> Self {
+        Self {
+            rule: UpdateRule::default(),
+            learning_rate: 1e-4,
+            gradient_clip: 0.0,
+            accumulate: 1,
+            in_backward: false,
+            schedule: LrSchedule::default(),
+            groups: Vec::new(),
+        }
+    }
+}
+
+/// What followed the warm-up in recipes before there were schedules.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Decay {
+    Constant,
+    Cosine,
+    Linear,
+}
+
+/// The schedule of the keys `warmup_samples` and `decay`.
+fn earlier_schedule(warmup_samples: Option<u64>, decay: Option<Decay>) -> Option<LrSchedule> {
+    let warmup = Span::Samples(warmup_samples.unwrap_or(0));
+    let decay = decay.or(warmup_samples.map(|_| Decay::Constant))?;
+    Some(match decay {
+        Decay::Constant => LrSchedule::Constant(Constant { warmup }),
+        Decay::Cosine => LrSchedule::Cosine(Cosine { warmup, ..Cosine::default() }),
+        Decay::Linear => LrSchedule::Linear(Linear { warmup, ..Linear::default() }),
+    })
+}
+
+impl<'de> Deserialize<'de> for OptimizerSettings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Raw {
+            learning_rate: Option<f64>,
+            gradient_clip: Option<f64>,
+            accumulate: Option<usize>,
+            in_backward: Option<bool>,
+            schedule: Option<LrSchedule>,
+            warmup_samples: Option<u64>,
+            decay: Option<Decay>,
+            #[serde(default)]
+            groups: Vec<GroupRule>,
+            #[serde(flatten)]
+            rule: toml::Table,
+        }
+        const KEYS: &[&str] = &["learning_rate", "gradient_clip", "accumulate", "in_backward", "schedule", "groups"];
+        let raw = Raw::deserialize(deserializer)?;
+        let schedule = match (raw.schedule, earlier_schedule(raw.warmup_samples, raw.decay)) {
+            (Some(_), Some(_)) => {
+                return Err(D::Error::custom(
+                    "`schedule` replaces `decay` and `warmup_samples`: use schedule.name and schedule.warmup, and remove those",
+                ));
+            }
+            (new, earlier) => new.or(earlier).unwrap_or_default(),
+        };
+        let usual = Self::default();
+        Ok(Self {
+            rule: read(raw.rule, "adamw", KEYS)?,
+            learning_rate: raw.learning_rate.unwrap_or(usual.learning_rate),
+            gradient_clip: raw.gradient_clip.unwrap_or(usual.gradient_clip),
+            accumulate: raw.accumulate.unwrap_or(usual.accumulate),
+            in_backward: raw.in_backward.unwrap_or(usual.in_backward),
+            schedule,
+            groups: raw.groups,
+        })
+    }
+}
+
+impl OptimizerSettings {
+    /// The learning rate of the step that ends at a position: a pure function of progress.
+    pub fn learning_rate_at(&self, at: &Position) -> f64 {
+        self.schedule.get().rate(self.learning_rate, at)
+    }
+
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// [`SettingError`] naming the key.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        let refuse = |key, problem| SettingError { key, problem };
+        let check =
+            |ok: bool, key, problem: &dyn Fn() -> String| ok.then_some(()).ok_or_else(|| refuse(key, problem()));
+        check(self.learning_rate >= 0.0 && self.learning_rate.is_finite(), "optimizer.learning_rate", &|| {
+            format!("{} is not a rate; use a number of at least 0", self.learning_rate)
+        })?;
+        self.rule.get().validate().map_err(|(key, problem)| refuse(key, problem))?;
+        let schedule = |problem| refuse("optimizer.schedule", problem);
+        self.schedule.get().validate().map_err(schedule)?;
+        for (index, group) in self.groups.iter().enumerate() {
+            let numbered = |problem| refuse("optimizer.groups", format!("number {}: {problem}", index + 1));
+            group.validate().map_err(numbered)?;
+        }
+        check(self.gradient_clip >= 0.0, "optimizer.gradient_clip", &|| "is negative; 0 does not clip".to_owned())?;
+        check(self.accumulate > 0, "optimizer.accumulate", &|| "must be at least 1".to_owned())?;
+        check(!self.in_backward || self.gradient_clip == 0.0, "optimizer.in_backward", &|| {
+            "cannot go with optimizer.gradient_clip: the norm of the whole gradient is known only after the backward \
+             pass; set gradient_clip = 0 or in_backward = false"
+                .to_owned()
+        })?;
+        check(!self.in_backward || self.accumulate == 1, "optimizer.in_backward", &|| {
+            "cannot go with optimizer.accumulate: a parameter is stepped with the gradient of the whole batch, which is \
+             known only after the last part's backward pass; set accumulate = 1 or in_backward = false"
+                .to_owned()
+        })
+    }
+}
+
+/// What a model is trained by; the part that all training recipes share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainConfig<'a> {
+    /// Length and book-keeping.
+    pub run: &'a RunSettings,
+    /// The optimizer.
+    pub optimizer: &'a OptimizerSettings,
+    /// Moving average of the weights, if any.
+    pub ema: Option<&'a EmaSettings>,
+    /// Groups of parameters that the task asks for; those of the recipe's optimizer come after them and win.
+    pub groups: Vec<GroupRule>,
+}
+
+impl<'a> TrainConfig<'a> {
+    /// Without groups of the task's own.
+    pub fn new(run: &'a RunSettings, optimizer: &'a OptimizerSettings, ema: Option<&'a EmaSettings>) -> Self {
+        Self { run, optimizer, ema, groups: Vec::new() }
+    }
+
+    /// Where the run is after `samples` samples.
+    pub fn position(&self, samples: u64) -> Position {
+        Position { samples, batch_size: self.run.batch_size as u64, total: self.run.samples }
+    }
+
+    /// Samples that go through the network at once.
+    pub fn micro_batch(&self) -> usize {
+        self.run.batch_size / self.optimizer.accumulate.max(1)
+    }
+
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// [`SettingError`] naming the key.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        self.run.validate()?;
+        self.optimizer.validate()?;
+        if let Some(ema) = self.ema {
+            ema.validate().map_err(|problem| SettingError { key: "ema", problem })?;
+        }
+        let (batch, parts) = (self.run.batch_size, self.optimizer.accumulate);
+        if !batch.is_multiple_of(parts) {
+            let problem = format!("{parts} parts do not divide run.batch_size = {batch}; use a divisor of it");
+            return Err(SettingError { key: "optimizer.accumulate", problem });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::adamw::AdamW;
+    use super::*;
+
+    fn read_settings(text: &str) -> OptimizerSettings {
+        toml::from_str(text).unwrap()
+    }
+
+    fn error(text: &str) -> String {
+        toml::from_str::<OptimizerSettings>(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn learning_rate_is_a_function_of_samples() {
+        let settings = read_settings("learning_rate = 1.0\nwarmup_samples = 100\ndecay = 'cosine'");
+        let rate = |samples| settings.learning_rate_at(&Position { samples, batch_size: 10, total: 1100 });
+        assert_eq!((rate(0), rate(50), rate(100)), (0.0, 0.5, 1.0));
+        assert!((rate(600) - 0.5).abs() < 1e-12 && rate(1100) < 1e-12 && rate(5000) < 1e-12);
+    }
+
+    #[test]
+    fn earlier_recipes_read() {
+        let new = read_settings("beta2 = 0.98\nschedule = { name = 'cosine', warmup = 2000 }");
+        assert_eq!(read_settings("beta2 = 0.98\nwarmup_samples = 2000\ndecay = 'cosine'"), new);
+        assert_eq!(new.rule, UpdateRule::AdamW(AdamW { beta2: 0.98, ..AdamW::default() }));
+        let warm = read_settings("warmup_samples = 7");
+        assert_eq!(warm.schedule, LrSchedule::Constant(Constant { warmup: Span::Samples(7) }));
+        let both = error("warmup_samples = 2000\nschedule = { name = 'linear' }");
+        assert!(both.contains("schedule.warmup"), "{both}");
+    }
+
+    #[test]
+    fn settings_read_what_they_write() {
+        let text = "name = 'sgd'\nmomentum = 0.9\naccumulate = 2\n[schedule]\nname = 'multi_step'\nmilestones = [{ steps = 3 }]\n\
+                    [[groups]]\nkinds = ['biases']\nweight_decay = 0.0";
+        for settings in [OptimizerSettings::default(), read_settings(text)] {
+            let written = toml::to_string(&settings).unwrap();
+            assert_eq!(read_settings(&written), settings, "{written}");
+        }
+    }
+
+    #[test]
+    fn keys_of_another_optimizer_are_unknown() {
+        let wrong = error("name = 'sgd'\nbeta1 = 0.5");
+        assert!(wrong.contains("unknown field `beta1`") && wrong.contains("`momentum`"), "{wrong}");
+        let wrong = error("learning_rat = 0.5");
+        assert!(wrong.contains("unknown field `learning_rat`") && wrong.contains("`learning_rate`"), "{wrong}");
+        assert!(error("name = 'adam'").contains("unknown variant `adam`"));
+    }
+
+    #[test]
+    fn steps_in_the_backward_pass_cannot_be_clipped_nor_accumulated() {
+        let settings = OptimizerSettings { in_backward: true, ..OptimizerSettings::default() };
+        assert_eq!(settings.validate(), Ok(()));
+        for settings in [
+            OptimizerSettings { gradient_clip: 1.0, ..settings.clone() },
+            OptimizerSettings { accumulate: 2, ..settings },
+        ] {
+            assert_eq!(settings.validate().unwrap_err().key, "optimizer.in_backward");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (text, key) in [
+            ("learning_rate = -1", "optimizer.learning_rate"),
+            ("beta2 = 1.0", "optimizer.beta2"),
+            ("name = 'sgd'\nnesterov = true", "optimizer.nesterov"),
+            ("weight_decay = -1", "optimizer.weight_decay"),
+            ("schedule = { name = 'step', every = 0 }", "optimizer.schedule"),
+            ("groups = [{ frozen = true }]", "optimizer.groups"),
+            ("accumulate = 0", "optimizer.accumulate"),
+        ] {
+            assert_eq!(read_settings(text).validate().unwrap_err().key, key, "{text}");
+        }
+    }
+}

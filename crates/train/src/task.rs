@@ -1,0 +1,185 @@
+//! A training task: all that is particular to one kind of training, in one place.
+//!
+//! A task owns its recipe's tables, says how samples are decoded, which model is trained, which parameters are trained
+//! how, what the loss is, and how the result is written in the published layout of its kind. Everything else (order of
+//! samples, optimizer, average, checkpoints, resuming, logs, hooks) is the trainer's. `tasks/` holds the tasks, one a
+//! file, and the table that makes them known to the command line.
+
+use crate::config::{SettingError, TrainingRecipe};
+use crate::optim::GroupRule;
+use crate::record::StepRecord;
+use crate::stages::{StageContext, StageError};
+use burn::module::Module;
+use burn::tensor::{DType, Tensor, TensorData};
+use calotype_checkpoints::Component;
+use calotype_collective::{Collective, CollectiveError};
+use calotype_data::image::RgbImage;
+use calotype_data::{Batch, SampleRef};
+use calotype_models::state::values_of;
+use calotype_models::{ConfigError, Init};
+use std::path::Path;
+
+/// Any error of a decoder, a loss or a hook.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes an item of a sample and its position in the endless stream; a pure function of both.
+pub type Decoder<T> = Box<dyn Fn(u64, &SampleRef<'_>) -> Result<T, BoxError> + Send + Sync>;
+
+/// A batch's loss.
+#[derive(Debug)]
+pub struct Loss {
+    /// The mean over the batch that is minimised, shape `[1]`, `f32`.
+    pub value: Tensor<1>,
+    /// Named parts of it, for the logs.
+    pub parts: Vec<(&'static str, f64)>,
+}
+
+impl Loss {
+    /// A loss without parts.
+    pub fn of(value: Tensor<1>) -> Self {
+        Self { value, parts: Vec::new() }
+    }
+}
+
+/// What a loss may ask for beside its batch.
+#[derive(Debug)]
+pub struct StepContext<'a> {
+    /// The other processes of the run.
+    pub collective: &'a dyn Collective,
+    /// Where the loss's inputs are recorded, if this step is recorded.
+    pub record: Option<&'a StepRecord>,
+}
+
+impl StepContext<'_> {
+    /// Records a tensor that the loss saw, as it is, in `f32`; nothing if the step is not recorded.
+    pub fn record<const D: usize>(&self, name: &str, tensor: &Tensor<D>) {
+        if let Some(record) = self.record {
+            record.tensor(name, tensor.dims().to_vec(), values_of(tensor.clone().cast(DType::F32)));
+        }
+    }
+
+    /// Records images or latents `[batch, height, width, channels]` with the channels first, as PyTorch has them.
+    pub fn record_images(&self, name: &str, tensor: &Tensor<4>) {
+        if self.record.is_some() {
+            self.record(name, &tensor.clone().permute([0, 3, 1, 2]));
+        }
+    }
+
+    /// Records whole numbers (timesteps, token ids, classes) of a shape.
+    pub fn record_integers(&self, name: &str, shape: &[usize], values: impl IntoIterator<Item = i64>) {
+        if let Some(record) = self.record {
+            record.integers(name, shape.to_vec(), values);
+        }
+    }
+
+    /// The rows of all processes, in the order of the ranks. Gradients reach our own rows only, multiplied by the number
+    /// of processes: the mean of all processes' gradients, which the trainer takes, is then that of the loss over all.
+    ///
+    /// # Shapes
+    /// `[rows, width]` to `[rows of all, width]`
+    ///
+    /// # Errors
+    /// [`CollectiveError`] if a process is gone.
+    pub fn gather_rows(&self, rows: Tensor<2>) -> Result<Tensor<2>, CollectiveError> {
+        let world = self.collective.world();
+        if world == 1 {
+            return Ok(rows);
+        }
+        let ([_, width], device) = (rows.dims(), rows.device());
+        let gathered = self.collective.all_gather(&values_of(rows.clone().inner()))?;
+        let others = rows.clone().detach().mul_scalar(world as f32 - 1.0);
+        let ours = rows.mul_scalar(world as f32) - others;
+        let parts = gathered.into_iter().enumerate().map(|(rank, values)| match rank == self.collective.rank() {
+            true => ours.clone(),
+            false => {
+                let height = values.len() / width;
+                Tensor::from_data(TensorData::new(values, [height, width]), &device)
+            }
+        });
+        Ok(Tensor::cat(parts.collect(), 0))
+    }
+}
+
+/// One kind of training.
+///
+/// To add one: a file in `tasks/` with its recipe ([`training_recipe!`](crate::config)) and this trait, a row in the
+/// table of `tasks/mod.rs`, and a recipe in `recipes/training/` whose `kind` is [`Task::KIND`].
+pub trait Task: Sized + 'static {
+    /// The value of `kind` in its recipes, and the name of the stage in messages.
+    const KIND: &'static str;
+    /// What is trained, for help texts: a phrase without a full stop.
+    const ABOUT: &'static str;
+
+    /// Its recipe: the shared tables and its own.
+    type Recipe: TrainingRecipe;
+    /// The network.
+    type Model: Module;
+    /// One decoded sample.
+    type Item: Send + 'static;
+
+    /// Checks what the types of the recipe's own tables cannot.
+    ///
+    /// # Errors
+    /// [`SettingError`] naming the first key at fault.
+    fn check(recipe: &Self::Recipe) -> Result<(), SettingError>;
+
+    /// Looks at the dataset and opens frozen encoders: everything that can be wrong is found out here, before the run's
+    /// folder is touched.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    fn open(recipe: &Self::Recipe, context: &StageContext<'_>) -> Result<Self, StageError>;
+
+    /// The network with random weights.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the field that cannot be.
+    fn model(&self, init: &mut Init<'_>) -> Result<Self::Model, ConfigError>;
+
+    /// The component of a checkpoint that the network's weights stand in, for `init_from`.
+    fn component(&self) -> Component;
+
+    /// Parameters that are trained differently: frozen, without weight decay, at another learning rate. Rules of the
+    /// recipe's optimizer come after these and win.
+    fn groups(&self) -> Vec<GroupRule> {
+        Vec::new()
+    }
+
+    /// The function that background threads decode samples with.
+    fn decoder(&self) -> Decoder<Self::Item>;
+
+    /// The loss of a batch, or of this process's part of it. What it computes with is recorded in `step` under the
+    /// argument names of the reference implementation.
+    ///
+    /// # Errors
+    /// A frozen encoder that runs in training cannot take the batch, or another process is gone.
+    fn loss(&self, model: &Self::Model, batch: Batch<Self::Item>, step: &StepContext<'_>) -> Result<Loss, BoxError>;
+
+    /// Writes the trained model to `folder`, which is new, in the published layout of its kind. Sentences that the user
+    /// should read, such as parts that had to be left out, are the result.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    fn export(&self, model: &Self::Model, folder: &Path) -> Result<Vec<String>, StageError>;
+
+    /// The frozen encoders that run in training: kind and hash of their weights. They are recorded beside the run, which
+    /// is not resumed with others.
+    fn encoders(&self) -> Option<String> {
+        None
+    }
+
+    /// What the user should read at the end: counts of things that were cut or left out.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Images that show what the model can do so far, with names, for `[hooks.preview]`. The model has its averaged
+    /// weights, without autodiff.
+    ///
+    /// # Errors
+    /// Those of the model.
+    fn preview(&self, model: &Self::Model) -> Result<Vec<(String, RgbImage)>, BoxError> {
+        let _ = model;
+        Ok(Vec::new())
+    }
+}

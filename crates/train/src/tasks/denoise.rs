@@ -1,0 +1,150 @@
+//! What denoising tasks share: latents from moments, the noised batch, and the loss of a prediction.
+
+use crate::config::{SettingError, check};
+use crate::task::{Loss, StepContext};
+use burn::tensor::{DType, Device, Tensor};
+use calotype_core::{Purpose, Stream};
+use calotype_diffusion::objective::add_noise;
+use calotype_diffusion::{NoiseSchedule, Prediction};
+use calotype_models::UNet;
+use calotype_models::unet::Keep;
+use calotype_ops::mean_squared_error;
+use calotype_pipeline::batches::stack;
+use serde::{Deserialize, Serialize};
+
+/// The denoising loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenoiseObjective {
+    /// What the UNet predicts.
+    pub prediction: Prediction,
+    /// Share of samples whose caption is replaced by the empty one, for guidance.
+    pub caption_dropout: f64,
+    /// What latents are multiplied by; by default what the dataset's encoder says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_factor: Option<f64>,
+}
+
+impl DenoiseObjective {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// [`SettingError`] naming the key.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        let p = self.caption_dropout;
+        check((0.0..=1.0).contains(&p), "objective.caption_dropout", || format!("{p} is not a share in 0..1"))?;
+        let scale = self.scale_factor;
+        check(scale.is_none_or(|scale| scale > 0.0 && scale.is_finite()), "objective.scale_factor", || {
+            "must be a positive number".to_owned()
+        })
+    }
+}
+
+/// A clean latent with the randomness of its training step.
+#[derive(Clone, Debug)]
+pub struct NoisyLatent {
+    clean: Vec<f32>,
+    noise: Vec<f32>,
+    timestep: usize,
+}
+
+/// Draws latents, noise and timesteps: pure functions of a run's seed and a sample's position.
+#[derive(Clone, Copy, Debug)]
+pub struct LatentDrawer {
+    /// The run's seed.
+    pub seed: u64,
+    /// `[height, width, channels]` of a latent.
+    pub shape: [usize; 3],
+    /// What latents are multiplied by.
+    pub scale: f32,
+    /// Number of training timesteps.
+    pub timesteps: usize,
+}
+
+impl LatentDrawer {
+    /// The noised latent of the sample at `position` whose moments these are, `[2 · channels, height, width]`.
+    pub fn draw(&self, position: u64, moments: &[f32]) -> NoisyLatent {
+        let size = self.shape.iter().product();
+        let stream = |purpose| Stream::new(self.seed, purpose, position);
+        let normal = |purpose| {
+            let mut values = vec![0f32; size];
+            stream(purpose).fill_normal(&mut values);
+            values
+        };
+        NoisyLatent {
+            clean: draw_latent(moments, self.shape, self.scale, &normal(Purpose::LatentPosterior)),
+            noise: normal(Purpose::Noise),
+            timestep: stream(Purpose::Timestep).below(self.timesteps as u64) as usize,
+        }
+    }
+}
+
+/// `(mean + exp(logvar / 2) · noise) · scale` of moments `[2c, h, w]`, as `[h, w, c]`.
+fn draw_latent(moments: &[f32], [height, width, channels]: [usize; 3], scale: f32, noise: &[f32]) -> Vec<f32> {
+    let pixels = height * width;
+    let mut latent = vec![0f32; pixels * channels];
+    for c in 0..channels {
+        for p in 0..pixels {
+            let mean = moments[c * pixels + p];
+            let log_variance = moments[(channels + c) * pixels + p].clamp(-30.0, 20.0);
+            let i = p * channels + c;
+            latent[i] = (mean + (0.5 * log_variance).exp() * noise[i]) * scale;
+        }
+    }
+    latent
+}
+
+/// A batch at its timesteps, and what the network should say of it.
+#[derive(Debug)]
+pub struct NoisyBatch {
+    /// The noised latents, `[batch, height, width, channels]`, `f32`.
+    pub sample: Tensor<4>,
+    /// One timestep for each.
+    pub timesteps: Vec<usize>,
+    /// What the prediction is compared with, of the same shape.
+    pub target: Tensor<4>,
+}
+
+impl NoisyBatch {
+    /// Adds the noise of each latent's timestep (Ho et al. 2020, eq. 4), and records the result.
+    pub fn of<'a>(
+        latents: impl ExactSizeIterator<Item = &'a NoisyLatent> + Clone,
+        shape: [usize; 3],
+        schedule: &NoiseSchedule,
+        prediction: Prediction,
+        device: &Device,
+        step: &StepContext<'_>,
+    ) -> Self {
+        let clean: Tensor<4> = stack(latents.clone().map(|l| l.clean.as_slice()), &shape, DType::F32, device);
+        let noise: Tensor<4> = stack(latents.clone().map(|l| l.noise.as_slice()), &shape, DType::F32, device);
+        let timesteps: Vec<usize> = latents.map(|l| l.timestep).collect();
+        let sample = add_noise(schedule, clean.clone(), noise.clone(), &timesteps);
+        let target = prediction.target(schedule, clean, noise, &timesteps);
+        step.record_images("sample", &sample);
+        step.record_integers("timestep", &[timesteps.len()], timesteps.iter().map(|&t| t as i64));
+        step.record_images("target", &target);
+        Self { sample, timesteps, target }
+    }
+
+    /// Mean squared error of a UNet's prediction (Ho et al. 2020, eq. 14), with activations of type `dtype`. `states`
+    /// are the text encoder's hidden states, `[batch, tokens, channels]`.
+    pub fn loss(self, unet: &UNet, states: Tensor<3>, dtype: DType, keep: Keep) -> Loss {
+        let t: Vec<f32> = self.timesteps.iter().map(|&t| t as f32).collect();
+        let output = unet.forward_keeping(keep, self.sample.cast(dtype), &t, states, None);
+        Loss::of(mean_squared_error(output.cast(DType::F32), self.target))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latents_are_channels_last_and_scaled() {
+        // Two channels of a 1x2 latent: means 1, 2 | 3, 4; log-variances 0 except the last, clamped low.
+        let moments = [1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, -100.0];
+        let latent = draw_latent(&moments, [1, 2, 2], 2.0, &[1.0, 0.0, 0.0, 1.0]);
+        assert_eq!(latent[..3], [4.0, 6.0, 4.0]);
+        assert!((latent[3] - 8.0).abs() < 1e-5);
+    }
+}

@@ -1,0 +1,186 @@
+//! The training tasks, one file each, and the table of them.
+
+pub mod autoencoder;
+pub mod clip;
+pub mod denoise;
+pub mod diffusion;
+pub mod vit;
+
+use crate::recipe::{RecipeError, RecipeLoader, Resolved};
+use crate::stages::{self, StageContext, StageEnd, StageError};
+use crate::task::Task;
+use std::fmt;
+
+/// A row of [`TASKS`].
+#[derive(Clone, Copy)]
+pub struct TaskEntry {
+    /// The value of `kind` in its recipes.
+    pub kind: &'static str,
+    /// What is trained: a phrase without a full stop.
+    pub about: &'static str,
+    load: fn(&RecipeLoader, &str, &[String]) -> Result<TrainingRun, RecipeError>,
+}
+
+impl fmt::Debug for TaskEntry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("TaskEntry").field("kind", &self.kind).finish()
+    }
+}
+
+/// One row for each task: everything that lists tasks reads it (`train`, help texts, errors, tests).
+macro_rules! tasks {
+    ($($task:ty,)*) => {
+        /// All tasks.
+        pub const TASKS: &[TaskEntry] = &[$(TaskEntry {
+            kind: <$task as Task>::KIND,
+            about: <$task as Task>::ABOUT,
+            load: load_run::<$task>,
+        },)*];
+    };
+}
+
+tasks! {
+    clip::ClipTask,
+    autoencoder::AutoencoderTask,
+    diffusion::DiffusionTask,
+    vit::VitTask,
+}
+
+/// Trains to the end of a recipe, whatever its task.
+type Train = Box<dyn Fn(&StageContext<'_>) -> Result<StageEnd, StageError>>;
+
+/// A training recipe of any task, ready to run.
+pub struct TrainingRun {
+    kind: &'static str,
+    text: String,
+    train: Train,
+}
+
+impl fmt::Debug for TrainingRun {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("TrainingRun").field("kind", &self.kind).finish()
+    }
+}
+
+impl TrainingRun {
+    /// The task.
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// The resolved recipe as TOML.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Trains to the end of the recipe, or resumes; see [`stages::train`].
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub fn train(&self, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
+        (self.train)(context)
+    }
+}
+
+/// Why a name does not lead to a training recipe.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// The recipe cannot be loaded.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The recipe has no `kind`.
+    #[error("{name} is not a training recipe: it has no key `kind` ({})", kinds())]
+    NoKind {
+        /// The recipe.
+        name: String,
+    },
+    /// Its `kind` is none of the tasks.
+    #[error("{name}: key `kind`: `{kind}` is no task; the tasks are {}{}", kinds(), nearest(kind))]
+    UnknownKind {
+        /// The recipe.
+        name: String,
+        /// What it asks for.
+        kind: String,
+    },
+}
+
+impl TaskError {
+    /// Whether the user's recipe or command line is at fault, and not the work.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Recipe(error) => error.is_usage(),
+            Self::NoKind { .. } | Self::UnknownKind { .. } => true,
+        }
+    }
+}
+
+/// The kinds of all tasks, with commas.
+pub fn kinds() -> String {
+    TASKS.iter().map(|task| task.kind).collect::<Vec<_>>().join(", ")
+}
+
+fn nearest(kind: &str) -> String {
+    const ALIKE: f64 = 0.5;
+    let scored = TASKS.iter().map(|task| (strsim::normalized_damerau_levenshtein(kind, task.kind), task.kind));
+    let best = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
+    best.map(|(_, kind)| format!("; did you mean `{kind}`?")).unwrap_or_default()
+}
+
+/// Loads the training recipe of a name or path, whatever its task, with overrides `key=value`.
+///
+/// # Errors
+/// [`TaskError`]: the recipe cannot be loaded, or its `kind` is none of [`TASKS`].
+pub fn load(loader: &RecipeLoader, name: &str, overrides: &[String]) -> Result<TrainingRun, TaskError> {
+    let table: Resolved<toml::Table> = loader.load(name, overrides)?;
+    let kind = match table.value.get("kind") {
+        None => return Err(TaskError::NoKind { name: name.to_owned() }),
+        Some(toml::Value::String(kind)) => kind.clone(),
+        Some(other) => other.to_string(),
+    };
+    match TASKS.iter().find(|task| task.kind == kind) {
+        Some(task) => Ok((task.load)(loader, name, overrides)?),
+        None => Err(TaskError::UnknownKind { name: name.to_owned(), kind }),
+    }
+}
+
+fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) -> Result<TrainingRun, RecipeError> {
+    let resolved: Resolved<T::Recipe> = loader.load(name, overrides)?;
+    let text = resolved.text.clone();
+    let train = move |context: &StageContext<'_>| stages::train::<T>(resolved.as_recipe(), context);
+    Ok(TrainingRun { kind: T::KIND, text, train: Box::new(train) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static RECIPES: &[(&str, &str)] = &[
+        ("none", "seed = 1\n"),
+        ("typo", "kind = \"autoencodr\"\n"),
+        ("far", "kind = \"zzz\"\n"),
+        ("short", "kind = \"clip\"\n"),
+    ];
+
+    fn error(name: &str) -> TaskError {
+        load(&RecipeLoader::new().embedded(RECIPES), name, &[]).unwrap_err()
+    }
+
+    #[test]
+    fn recipes_of_no_task_are_told_the_tasks() {
+        let text = error("none").to_string();
+        assert_eq!(text, format!("none is not a training recipe: it has no key `kind` ({})", kinds()));
+        let text = error("typo").to_string();
+        assert!(text.contains("`autoencodr` is no task") && text.ends_with("did you mean `autoencoder`?"), "{text}");
+        assert!(error("far").to_string().ends_with(&kinds()));
+        assert!(error("short").to_string().contains("is missing"));
+        assert!(["none", "typo", "far", "short", "absent"].iter().all(|name| error(name).is_usage()));
+    }
+
+    #[test]
+    fn kinds_are_unique() {
+        let mut kinds: Vec<_> = TASKS.iter().map(|task| task.kind).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(kinds.len(), TASKS.len());
+    }
+}

@@ -1,0 +1,121 @@
+use crate::checkpoint::CheckpointError;
+use crate::optim::GroupError;
+use crate::task::BoxError;
+use crate::trackers::TrackerError;
+use calotype_collective::CollectiveError;
+use calotype_weights::TensorFileError;
+use std::path::PathBuf;
+
+/// Why a training ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Reading samples.
+    #[error(transparent)]
+    Data(#[from] calotype_data::Error),
+    /// Saving or restoring.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A group of parameters that the model does not have.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// Writing logs.
+    #[error(transparent)]
+    Tracker(#[from] TrackerError),
+    /// A checkpoint's tensors do not fit the model.
+    #[error(transparent)]
+    Tensor(#[from] TensorFileError),
+    /// A checkpoint's state is not this program's.
+    #[error("checkpoint {}: {problem}; start again in another folder, or restore the checkpoint", checkpoint.display())]
+    State {
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The folder belongs to a run of another recipe.
+    #[error(
+        "{folder} holds a run of another recipe ({difference}); \
+         use another folder, or the recipe it was started with, {folder}/recipe.toml",
+        folder = folder.display()
+    )]
+    OtherRecipe {
+        /// The run's folder.
+        folder: PathBuf,
+        /// The first key that differs, with both values.
+        difference: String,
+    },
+    /// A file of the run could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The run was begun with other encoders.
+    #[error(
+        "{} was begun with {what} `{expected}`, and now it is `{found}`; \
+         take the former again, or start in another folder", folder.display()
+    )]
+    OtherEncoder {
+        /// The run's folder.
+        folder: PathBuf,
+        /// Which encoders.
+        what: &'static str,
+        /// Those that it was begun with.
+        expected: String,
+        /// Those of now.
+        found: String,
+    },
+    /// A batch's loss could not be computed.
+    #[error("after {samples} samples: {source}")]
+    Loss {
+        /// Samples seen before the step.
+        samples: u64,
+        /// The cause.
+        source: BoxError,
+    },
+    /// The loss or a gradient is not a number any more.
+    #[error("{stage}: {what} is not finite after {samples} samples; {advice}")]
+    NotFinite {
+        /// The stage.
+        stage: String,
+        /// The tensor.
+        what: String,
+        /// Samples seen before the step.
+        samples: u64,
+        /// Where the last good state is, and what to change.
+        advice: String,
+    },
+    /// A hook failed.
+    #[error("hook `{hook}` after {samples} samples: {source}")]
+    Hook {
+        /// Key of the hook's settings in `[hooks]`.
+        hook: &'static str,
+        /// Samples seen.
+        samples: u64,
+        /// The cause.
+        source: BoxError,
+    },
+    /// Another process of the run is gone.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// A recording was asked for, but the run has begun already.
+    #[error(
+        "{} holds a run of {samples} samples already, and a recording begins with the first step; \
+         record in another folder, with --out", folder.display()
+    )]
+    RecordBegun {
+        /// The run's folder.
+        folder: PathBuf,
+        /// Samples seen.
+        samples: u64,
+    },
+}
+
+impl TrainError {
+    /// Whether the command or the recipe, not the work, is at fault.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::OtherRecipe { .. } | Self::OtherEncoder { .. } | Self::RecordBegun { .. } | Self::Group(_))
+    }
+}

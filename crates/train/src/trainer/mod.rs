@@ -1,0 +1,607 @@
+//! The training loop that all tasks share.
+//!
+//! Progress is counted in samples. Everything random in a step is keyed by the positions of its samples, schedules are
+//! functions of the samples seen, and a checkpoint holds weights, average, moments and the running sums of the logs; so
+//! a run that was killed and resumed ends in the same bits as one that was not.
+//!
+//! Of several processes ([`calotype_collective`]) each computes its part of every batch, all take the same steps with the
+//! mean gradient, and the first one writes.
+
+mod error;
+mod gradients;
+mod resume;
+
+pub use error::TrainError;
+pub(crate) use resume::{Claim, claim};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, module_tensors};
+use crate::config::{TrainConfig, TrainingRecipe};
+use crate::hooks::{self, Found, Hook, HookContext, HookRun, LazyModel};
+use crate::optim::{NotFinite, Optimizer, StepGradients};
+use crate::record::{Recording, StepFigures, StepRecord};
+use crate::sources::open_source;
+use crate::stages::{Recipe, StageContext};
+use crate::task::{BoxError, Loss, StepContext, Task};
+use crate::trackers::{Event, RunOutcome, Tracker, TrackerKind, Trackers};
+use crate::trainable::{Trainable, WholeModel};
+use burn::module::Module;
+use calotype_core::progress::Progress;
+use calotype_data::{Batch, Loader, LoaderConfig, Source};
+use calotype_models::state;
+use calotype_ops::in_backward::{Uses, count_uses};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Figures of a finished training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingSummary {
+    /// Samples trained on.
+    pub samples_seen: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Mean loss of the first entry in the logs.
+    pub loss_first: f64,
+    /// Mean loss of the last entry in the logs.
+    pub loss_last: f64,
+    /// Wall-clock seconds over all restarts.
+    pub seconds: f64,
+    /// Corrupt samples that were replaced by others.
+    pub samples_skipped: u64,
+    /// The target that ended the run before all samples were seen (`[hooks.target]`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// How a training ended.
+#[derive(Debug)]
+pub enum Outcome<M> {
+    /// All samples seen, or the target reached; the model has the averaged weights, where the recipe averages.
+    Finished(M, TrainingSummary),
+    /// Stopped on request, with everything saved.
+    Interrupted {
+        /// Samples seen.
+        samples: u64,
+        /// The checkpoint to resume from.
+        checkpoint: PathBuf,
+    },
+}
+
+/// Everything of a checkpoint that is not a tensor.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunState {
+    steps: u64,
+    /// Sum and number of the losses since the last entry in the logs.
+    loss_sum: f64,
+    loss_count: u64,
+    loss_first: Option<f64>,
+    loss_last: f64,
+    seconds: f64,
+    skipped: u64,
+    /// The target that was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+}
+
+const MODEL: &str = "model.";
+const CHECKPOINT_PREFIX: &str = "checkpoint";
+/// Folder of a run's checkpoints, inside the run's own.
+pub const CHECKPOINTS: &str = "checkpoints";
+/// File name of the record of the encoders that a run depends on.
+pub const ENCODERS: &str = "encoders.json";
+/// File name of the recipe beside a run.
+pub const RECIPE: &str = "recipe.toml";
+
+/// Trains a task's whole model, resuming where an earlier process was stopped or killed.
+///
+/// `model` must be on a device with autodiff and have its initial weights.
+///
+/// # Errors
+/// [`TrainError`]; the last complete checkpoint stays.
+pub fn train<T: Task>(
+    task: &T,
+    model: T::Model,
+    recipe: Recipe<'_, T::Recipe>,
+    context: &StageContext<'_>,
+) -> Result<Outcome<T::Model>, TrainError> {
+    train_with(task, &WholeModel, model, recipe, context)
+}
+
+/// [`train`] with another choice of what is trained ([`Trainable`]): `parameters` are its initial ones.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_with<T: Task, A: Trainable<T::Model>>(
+    task: &T,
+    trainable: &A,
+    parameters: A::Parameters,
+    recipe: Recipe<'_, T::Recipe>,
+    context: &StageContext<'_>,
+) -> Result<Outcome<T::Model>, TrainError> {
+    let dataset = open_source(recipe.value.data(), Some(context.stop))?;
+    let mut run = Run::open(task, trainable, parameters, recipe, context)?;
+    resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders())?;
+    for (reason, samples) in dataset.left_out() {
+        run.progress.message(&format!("{}: {samples} samples are left out: {reason}", T::KIND));
+    }
+    let mut hooks = hooks::open_all::<T>(recipe.value)?;
+    let mut loader = run.loader(dataset)?;
+    let skipped_before = run.state.skipped;
+    while run.state.target.is_none() {
+        let parts = loader.by_ref().take(run.config.optimizer.accumulate).collect::<Result<Vec<_>, _>>()?;
+        if parts.is_empty() {
+            break;
+        }
+        if run.stop_asked()? {
+            let checkpoint = run.save()?;
+            run.tell(&Event::RunEnd { samples: run.samples, outcome: RunOutcome::Interrupted })?;
+            return Ok(Outcome::Interrupted { samples: run.samples, checkpoint });
+        }
+        run = run.step(parts)?;
+        run.state.skipped = skipped_before + loader.skipped();
+        run.call_hooks(&mut hooks)?;
+        if run.crossed(run.config.run.checkpoint_every) {
+            run.save()?;
+        }
+    }
+    run.finish()
+}
+
+struct Run<'a, T: Task, A: Trainable<T::Model>> {
+    task: &'a T,
+    trainable: &'a A,
+    parameters: A::Parameters,
+    optimizer: Optimizer,
+    recipe: Recipe<'a, T::Recipe>,
+    config: TrainConfig<'a>,
+    context: &'a StageContext<'a>,
+    store: CheckpointStore,
+    /// Absent in all processes but the first.
+    trackers: Option<Trackers>,
+    progress: Progress,
+    recording: Option<Recording<'a>>,
+    state: RunState,
+    samples: u64,
+    started: Instant,
+    /// Seconds of earlier processes.
+    seconds_before: f64,
+    /// Where the current entry of the logs began, for its images per second.
+    entry: (Instant, u64),
+    /// The newest number of each name, for hooks.
+    metrics: BTreeMap<String, f64>,
+}
+
+/// What the forward and backward passes of a step gave.
+struct Passes {
+    gradients: StepGradients,
+    loss: MeanLoss,
+    records: Vec<StepRecord>,
+}
+
+impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
+    fn open(
+        task: &'a T,
+        trainable: &'a A,
+        parameters: A::Parameters,
+        recipe: Recipe<'a, T::Recipe>,
+        context: &'a StageContext<'a>,
+    ) -> Result<Self, TrainError> {
+        let config = TrainConfig { groups: task.groups(), ..recipe.value.config() };
+        let store = CheckpointStore::open(context.folder.join(CHECKPOINTS), CHECKPOINT_PREFIX)?;
+        resume::claim_folder(context.folder, recipe.value, recipe.text)?;
+        let mut optimizer = Optimizer::new(&parameters, &config)?;
+        let parameters = optimizer.freeze(parameters);
+        let checkpoint = store.newest()?;
+        let (parameters, state, samples) = match &checkpoint {
+            Some(checkpoint) => restore(parameters, &mut optimizer, checkpoint)?,
+            None => {
+                store.preflight(checkpoint_bytes(parameters.num_params(), &config))?;
+                (parameters, RunState::default(), 0)
+            }
+        };
+        let recording = match context.record {
+            Some(_) if samples > 0 => {
+                return Err(TrainError::RecordBegun { folder: context.folder.to_owned(), samples });
+            }
+            Some(options) => {
+                let initial = trainable.with_model(&parameters, state::collect);
+                Some(Recording::begin(options, initial))
+            }
+            None => None,
+        };
+        let total = config.run.steps() * config.run.batch_size as u64;
+        let mut progress = Progress::new(T::KIND, total).starting_at(samples);
+        if samples > 0 {
+            progress.message(&format!("{}: resumed at {samples} of {total} samples", T::KIND));
+        }
+        let now = Instant::now();
+        let first = context.collective.is_first();
+        let trackers = first.then(|| Trackers::open(context.folder, samples, TrackerKind::ALL)).transpose()?;
+        let mut run = Self {
+            trackers,
+            seconds_before: state.seconds,
+            started: now,
+            entry: (now, samples),
+            metrics: BTreeMap::new(),
+            task,
+            trainable,
+            parameters,
+            optimizer,
+            recipe,
+            config,
+            context,
+            store,
+            progress,
+            recording,
+            state,
+            samples,
+        };
+        run.tell(&Event::RunStart { samples, config: recipe.text })?;
+        Ok(run)
+    }
+
+    /// Tells the trackers, where this process has them.
+    fn tell(&mut self, event: &Event<'_>) -> Result<(), TrainError> {
+        Ok(self.trackers.as_mut().map_or(Ok(()), |trackers| trackers.event(event))?)
+    }
+
+    fn batch_size(&self) -> u64 {
+        self.config.run.batch_size as u64
+    }
+
+    fn loader(&self, dataset: Arc<dyn Source>) -> Result<Loader<T::Item>, TrainError> {
+        let data = self.recipe.value.data();
+        let order = Arc::new(dataset.order(&data.order(self.config.run.seed))?);
+        let config = LoaderConfig {
+            rank: self.context.collective.rank(),
+            world: self.context.collective.world(),
+            start: self.samples,
+            end: Some(self.config.run.steps() * self.batch_size()),
+            threads: data.threads,
+            on_error: data.on_error.into(),
+            ..LoaderConfig::new(self.config.micro_batch())
+        };
+        Ok(Loader::new(dataset, order, config, self.task.decoder())?)
+    }
+
+    /// Whether any of the processes was asked to stop: all must stop at the same step.
+    fn stop_asked(&self) -> Result<bool, TrainError> {
+        let mut asked = [f32::from(u8::from(self.context.stop.is_set()))];
+        self.context.collective.all_reduce_sum(&mut asked)?;
+        Ok(asked[0] > 0.0)
+    }
+
+    /// Whether the step just done passed a multiple of `every` samples.
+    fn crossed(&self, every: u64) -> bool {
+        hooks::crossed(self.samples - self.batch_size(), self.samples, every)
+    }
+
+    /// A step on the parts of a batch.
+    fn step(mut self, parts: Vec<Batch<T::Item>>) -> Result<Self, TrainError> {
+        let (loss, norm);
+        (self, (loss, norm)) =
+            if self.in_backward() { self.step_in_backward(parts)? } else { self.step_after_backward(parts)? };
+        let value = loss.value();
+        self.state.loss_sum += value;
+        self.state.loss_count += 1;
+        self.progress.set(self.samples, &[("loss", value)]);
+        if self.crossed(self.config.run.log_every) {
+            self.log(Some(norm), &loss.parts())?;
+        }
+        Ok(self)
+    }
+
+    fn in_backward(&self) -> bool {
+        self.config.optimizer.in_backward
+            && self.recording.is_none()
+            && self.context.collective.world() == 1
+            && calotype_ops::uses_kernels(self.context.device)
+    }
+
+    /// The loss of a part of a batch.
+    fn loss(&self, batch: Batch<T::Item>, record: Option<&StepRecord>) -> Result<Loss, TrainError> {
+        let step = StepContext { collective: self.context.collective, record };
+        let computed = self.trainable.with_model(&self.parameters, |model| self.task.loss(model, batch, &step));
+        computed.map_err(|source| TrainError::Loss { samples: self.samples, source })
+    }
+
+    /// Forward and backward passes of all parts of a batch; loss and gradient are means over the parts and all processes.
+    fn passes(&self, batch: Vec<Batch<T::Item>>) -> Result<Passes, TrainError> {
+        let collective = self.context.collective;
+        let mut sum: Option<StepGradients> = None;
+        let (mut mean, mut records) = (MeanLoss::default(), Vec::new());
+        for part in batch {
+            let record = self.recording.is_some().then(StepRecord::default);
+            let weight = part.items.len() as f64;
+            let Loss { value, parts } = self.loss(part, record.as_ref())?;
+            let mut number = [value.clone().inner().into_scalar::<f32>()];
+            let mut gradients = value.backward();
+            drop(value);
+            if collective.world() > 1 {
+                collective.all_reduce_sum(&mut number)?;
+                number[0] /= collective.world() as f32;
+                gradients::average(&self.parameters, &mut gradients, collective)?;
+            }
+            mean.add(f64::from(number[0]), parts, weight);
+            let gradients = self.optimizer.gradients(&self.parameters, &mut gradients, weight);
+            match &mut sum {
+                None => sum = Some(gradients),
+                Some(sum) => sum.add(gradients),
+            }
+            records.extend(record);
+        }
+        let empty = || TrainError::Loss { samples: self.samples, source: "the batch is empty".into() };
+        Ok(Passes { gradients: sum.ok_or_else(empty)?, loss: mean, records })
+    }
+
+    /// The passes, then the optimizer step; gives loss and norm of the gradient.
+    fn step_after_backward(mut self, batch: Vec<Batch<T::Item>>) -> Result<(Self, Figures), TrainError> {
+        let Passes { gradients, loss, records } = self.passes(batch)?;
+        let norm = match self.optimizer.gradient_norm(&gradients) {
+            Ok(norm) if loss.value().is_finite() => norm,
+            norm => return Err(self.not_finite(loss.value(), norm.err())),
+        };
+        self.samples += self.batch_size();
+        self.parameters = self.optimizer.step(self.parameters, gradients, &self.config, self.samples, norm);
+        if let Some(recording) = &mut self.recording {
+            let learning_rate = learning_rate(&self.config, self.samples);
+            recording.step(records, StepFigures { loss: loss.value(), learning_rate, gradient_norm: norm });
+        }
+        if self.recording.as_ref().is_some_and(Recording::is_complete) {
+            self.finish_recording()?;
+        }
+        Ok((self, (loss, norm)))
+    }
+
+    /// The backward pass with the optimizer step in it, for batches of one part. The norm is measured, and gradients are
+    /// checked, where the logs want it; in between, a gradient that is not finite shows in the next loss.
+    fn step_in_backward(mut self, batch: Vec<Batch<T::Item>>) -> Result<(Self, Figures), TrainError> {
+        let mut mean = MeanLoss::default();
+        let mut norm = 0.0;
+        for part in batch {
+            let weight = part.items.len() as f64;
+            let (computed, uses): (_, Uses) = count_uses(|| self.loss(part, None));
+            let Loss { value, parts } = computed?;
+            mean.add(f64::from(value.clone().inner().into_scalar::<f32>()), parts, weight);
+            if !mean.value().is_finite() {
+                return Err(self.not_finite(mean.value(), None));
+            }
+            self.samples += self.batch_size();
+            let measure = self.crossed(self.config.run.log_every);
+            let measured;
+            (self.parameters, measured) =
+                self.optimizer.step_in_backward(self.parameters, (value, uses), &self.config, self.samples, measure);
+            norm = measured.map_err(|bad| self.diverged(bad.what))?.unwrap_or(0.0);
+        }
+        Ok((self, (mean, norm)))
+    }
+
+    fn finish_recording(&mut self) -> Result<(), TrainError> {
+        let Some(recording) = self.recording.take() else { return Ok(()) };
+        let last = self.trainable.with_model(&self.parameters, state::collect);
+        let metadata = [("kind", T::KIND), ("recipe", self.recipe.text)];
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        Ok(recording.finish(last, metadata)?)
+    }
+
+    fn not_finite(&self, loss: f64, gradient: Option<NotFinite>) -> TrainError {
+        let parameters = state::collect(&self.parameters);
+        let parameter = parameters.into_iter().find(|t| t.values.iter().any(|v| !v.is_finite()));
+        match (parameter, gradient) {
+            (Some(parameter), _) => self.diverged(format!("parameter `{}`", parameter.name)),
+            (None, Some(gradient)) => self.diverged(gradient.what),
+            (None, None) => self.diverged(format!("the loss ({loss})")),
+        }
+    }
+
+    fn diverged(&self, what: String) -> TrainError {
+        let kept = match self.store.list().ok().and_then(|mut all| all.pop()) {
+            Some((samples, path)) => format!("the checkpoint of {samples} samples is kept in {}", path.display()),
+            None => "there was no checkpoint yet".to_owned(),
+        };
+        let advice = format!(
+            "{kept}; a lower optimizer.learning_rate, longer optimizer.warmup_samples or \
+             optimizer.gradient_clip = 1.0 usually helps"
+        );
+        TrainError::NotFinite { stage: T::KIND.to_owned(), what, samples: self.samples, advice }
+    }
+
+    fn log(&mut self, gradient_norm: Option<f64>, parts: &[(&'static str, f64)]) -> Result<(), TrainError> {
+        let state = &mut self.state;
+        let loss = state.loss_sum / state.loss_count as f64;
+        (state.loss_sum, state.loss_count) = (0.0, 0);
+        state.loss_first.get_or_insert(loss);
+        state.loss_last = loss;
+        let (since, samples) = self.entry;
+        let rate = (self.samples - samples) as f64 / since.elapsed().as_secs_f64().max(1e-9);
+        self.entry = (Instant::now(), self.samples);
+        let mut values = vec![("loss", loss), ("learning_rate", learning_rate(&self.config, self.samples))];
+        values.extend(gradient_norm.map(|norm| ("gradient_norm", norm)));
+        values.extend_from_slice(parts);
+        values.push(("images_per_second", rate));
+        self.note(&values)
+    }
+
+    /// Records numbers, and keeps them for hooks.
+    fn note(&mut self, values: &[(&str, f64)]) -> Result<(), TrainError> {
+        self.metrics.extend(values.iter().map(|(name, value)| ((*name).to_owned(), *value)));
+        self.tell(&Event::Scalars { samples: self.samples, values })
+    }
+
+    /// Runs the hooks that are due, in the order of their table; what they found is logged before the next one runs.
+    fn call_hooks(&mut self, hooks: &mut [HookRun<T>]) -> Result<(), TrainError> {
+        let (before, samples) = (self.samples - self.batch_size(), self.samples);
+        for HookRun { name, hook } in hooks.iter_mut().filter(|run| run.hook.due(before, samples)) {
+            let found = self.run_hook(hook.as_mut());
+            let found = found.map_err(|source| TrainError::Hook { hook: name, samples, source })?;
+            self.note_found(found)?;
+        }
+        Ok(())
+    }
+
+    fn run_hook(&self, hook: &mut dyn Hook<T>) -> Result<Found, BoxError> {
+        let averaged = || self.trainable.model_of(self.optimizer.averaged(&self.parameters)).valid();
+        let model = LazyModel::new(&averaged);
+        let (recipe, stage) = (self.recipe.value, self.context);
+        let mut context = HookContext::new(self.task, recipe, stage, &model, self.samples, &self.metrics);
+        hook.run(&mut context)?;
+        Ok(context.finish())
+    }
+
+    fn note_found(&mut self, found: Found) -> Result<(), TrainError> {
+        let samples = self.samples;
+        for (name, values) in &found.evaluations {
+            self.metrics.extend(values.iter().map(|(result, value)| (format!("{name}/{result}"), *value)));
+            self.tell(&Event::Evaluation { samples, name, values })?;
+        }
+        for (tag, image) in &found.images {
+            let (width, height) = (image.width() as u32, image.height() as u32);
+            self.tell(&Event::Image { samples, tag, width, height, rgb: image.data() })?;
+        }
+        if let Some(target) = found.target {
+            self.progress.message(&format!("{}: {target} after {samples} samples", T::KIND));
+            self.state.target = Some(target);
+        }
+        Ok(())
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    fn save(&mut self) -> Result<PathBuf, TrainError> {
+        if let Some((_, path)) = self.store.list()?.into_iter().find(|(samples, _)| *samples == self.samples) {
+            return Ok(path);
+        }
+        self.state.seconds = self.seconds();
+        self.state.steps = self.optimizer.steps();
+        let path = match self.context.collective.is_first() {
+            true => self.write_checkpoint()?,
+            false => self.store.folder().to_owned(),
+        };
+        self.context.collective.barrier()?;
+        Ok(path)
+    }
+
+    fn write_checkpoint(&mut self) -> Result<PathBuf, TrainError> {
+        let state = serde_json::to_value(&self.state).map_err(|error| TrainError::State {
+            checkpoint: self.store.folder().to_owned(),
+            problem: error.to_string(),
+        })?;
+        if let Some(trackers) = &mut self.trackers {
+            trackers.sync()?;
+        }
+        let tensors = module_tensors(MODEL, &self.parameters).into_iter().chain(self.optimizer.state());
+        let path = self.store.save(self.samples, tensors, &state).map_err(|error| match error {
+            // A run cannot go on from such a checkpoint, and keeping it would push out one from which it can.
+            CheckpointError::NotFinite { tensor } => self.diverged(format!("tensor `{tensor}`")),
+            other => other.into(),
+        })?;
+        self.store.prune(self.config.run.keep_checkpoints)?;
+        self.tell(&Event::CheckpointSaved { samples: self.samples, path: &path })?;
+        Ok(path)
+    }
+
+    fn finish(mut self) -> Result<Outcome<T::Model>, TrainError> {
+        if self.state.loss_count > 0 {
+            self.log(None, &[])?;
+        }
+        self.finish_recording()?;
+        self.save()?;
+        self.tell(&Event::RunEnd { samples: self.samples, outcome: RunOutcome::Finished })?;
+        self.progress.finish();
+        for notice in self.task.notices() {
+            self.progress.message(&format!("{}: {notice}", T::KIND));
+        }
+        if self.state.skipped > 0 {
+            let skipped = self.state.skipped;
+            self.progress.message(&format!("{}: {skipped} corrupt samples were replaced", T::KIND));
+        }
+        let summary = TrainingSummary {
+            samples_seen: self.samples,
+            steps: self.optimizer.steps(),
+            loss_first: self.state.loss_first.unwrap_or(f64::NAN),
+            loss_last: self.state.loss_last,
+            seconds: self.seconds(),
+            samples_skipped: self.state.skipped,
+            target: self.state.target.clone(),
+        };
+        let model = self.trainable.model_of(self.optimizer.averaged(&self.parameters));
+        Ok(Outcome::Finished(model, summary))
+    }
+}
+
+/// Loss and norm of the gradient.
+type Figures = (MeanLoss, f64);
+
+fn learning_rate(config: &TrainConfig<'_>, samples: u64) -> f64 {
+    config.optimizer.learning_rate_at(&config.position(samples))
+}
+
+/// The mean of the losses of a batch's parts, by their samples.
+#[derive(Default)]
+struct MeanLoss {
+    /// Loss and samples of each part.
+    losses: Vec<(f64, f64)>,
+    /// The named losses of all parts.
+    named: Vec<(&'static str, f64, f64)>,
+}
+
+impl MeanLoss {
+    fn add(&mut self, value: f64, parts: Vec<(&'static str, f64)>, weight: f64) {
+        self.losses.push((value, weight));
+        self.named.extend(parts.into_iter().map(|(name, value)| (name, value, weight)));
+    }
+
+    fn value(&self) -> f64 {
+        weighted_mean(&self.losses)
+    }
+
+    fn parts(&self) -> Vec<(&'static str, f64)> {
+        let mut names: Vec<&'static str> = Vec::new();
+        for (name, ..) in &self.named {
+            if !names.contains(name) {
+                names.push(name);
+            }
+        }
+        let of = |name: &str| -> Vec<_> {
+            self.named.iter().filter(|named| named.0 == name).map(|named| (named.1, named.2)).collect()
+        };
+        names.into_iter().map(|name| (name, weighted_mean(&of(name)))).collect()
+    }
+}
+
+fn weighted_mean(values: &[(f64, f64)]) -> f64 {
+    match values {
+        // As it is, bit for bit.
+        [(value, _)] => *value,
+        _ => {
+            let weights: f64 = values.iter().map(|(_, weight)| weight).sum();
+            values.iter().map(|(value, weight)| value * weight).sum::<f64>() / weights
+        }
+    }
+}
+
+/// Largest size on disk of a run's checkpoints, one in the making included.
+pub fn checkpoint_bytes(parameters: usize, config: &TrainConfig<'_>) -> u64 {
+    // Weights, moments and the average where there is one, in f32.
+    let copies = 1 + config.optimizer.rule.get().moments().len() + usize::from(config.ema.is_some());
+    (parameters * copies * 4 * (config.run.keep_checkpoints + 1)) as u64
+}
+
+fn restore<M: Module>(
+    parameters: M,
+    optimizer: &mut Optimizer,
+    checkpoint: &Checkpoint,
+) -> Result<(M, RunState, u64), TrainError> {
+    let state: RunState = serde_json::from_value(checkpoint.state.clone())
+        .map_err(|error| TrainError::State { checkpoint: checkpoint.path.clone(), problem: error.to_string() })?;
+    let get = |name: &str, shape: &[usize]| checkpoint.values(name, shape);
+    let parameters = state::load(parameters, |name, shape| get(&format!("{MODEL}{name}"), shape))?;
+    optimizer.restore(state.steps, get)?;
+    Ok((parameters, state, checkpoint.samples))
+}
+

@@ -1,0 +1,4 @@
+//! Training from the outside: every task of the table, precaching, and what training reads of it.
+
+mod precache;
+mod tasks;

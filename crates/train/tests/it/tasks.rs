@@ -1,0 +1,265 @@
+//! Every task of the table, by its recipe in `recipes/`: killed and resumed, exported and opened again, and compared with
+//! PyTorch over 20 steps.
+//!
+//! A new task needs `recipes/KIND.toml` here, whose `data.path` is one of the datasets of [`World`], and
+//! `golden/KIND.json`, which `scripts/replay.py` makes: see `golden/README.md`.
+
+use burn::tensor::Device;
+use calotype_checkpoints::Checkpoint;
+use calotype_data::image::{PngEffort, RgbImage};
+use calotype_data::npy::NpyArray;
+use calotype_data::{Sample, ShardLimits, ShardWriter};
+use calotype_train::record::RecordOptions;
+use calotype_train::stages::{MODEL, StageContext, StageEnd, StageError};
+use calotype_train::tasks::{self, TASKS};
+use calotype_train::trainer::{CHECKPOINTS, TrainingSummary};
+use calotype_train::{RecipeLoader, StopFlag};
+use calotype_weights::TensorFile;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Steps of the recipes.
+const STEPS: usize = 20;
+
+/// Datasets made of formulas: `images` (with captions and classes) and `precached` (moments and hidden states).
+struct World(tempfile::TempDir);
+
+impl World {
+    fn new() -> Self {
+        let world = Self(tempfile::tempdir().unwrap());
+        world.write("images", |number| {
+            let level = |i: usize| ((i * (3 + number % 7) + number * 29) % 251) as u8;
+            let image = RgbImage::new(16, 16, (0..3 * 256).map(level).collect()).unwrap();
+            let caption = ["a cat", "two dogs", "one red house", "a blue boat"][number % 4];
+            Sample::new(format!("{number:03}"))
+                .with("png", image.encode_png(PngEffort::Fast).unwrap())
+                .with("txt", caption)
+                .with("cls", (number % 3).to_string())
+        });
+        world.write("precached", |number| {
+            let wave = |count: usize, pace: f32| -> Vec<f32> {
+                (0..count).map(|i| ((i + 3 * number) as f32 * pace).sin()).collect()
+            };
+            let moments = NpyArray::from_f32(&[1, 8, 4, 4], wave(128, 0.37)).unwrap();
+            let states = NpyArray::from_f32(&[6, 32], wave(192, 0.11)).unwrap();
+            Sample::new(format!("{number:03}")).with("npy", moments.to_bytes()).with("states.npy", states.to_bytes())
+        });
+        world
+    }
+
+    fn write(&self, name: &str, sample: impl Fn(usize) -> Sample) {
+        let mut writer = ShardWriter::create(self.path(name), "x", ShardLimits::default()).unwrap();
+        (0..24).for_each(|number| writer.write(&sample(number)).unwrap());
+        writer.finish().unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Trains a task's recipe into a folder.
+    fn train(
+        &self,
+        kind: &str,
+        out: &str,
+        more: &[&str],
+        record: Option<&Path>,
+    ) -> Result<TrainingSummary, StageError> {
+        let loader = RecipeLoader::new().folder(here().join("recipes"));
+        let table = loader.load::<toml::Table>(kind, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let data = self.path(table.value["data"]["path"].as_str().unwrap());
+        let mut overrides = vec![format!("data.path={data:?}")];
+        overrides.extend(more.iter().map(|text| text.to_string()));
+        let run = tasks::load(&loader, kind, &overrides).unwrap_or_else(|error| panic!("{error}"));
+        let (folder, device, stop) = (self.path(out), Device::flex(), StopFlag::new_unhooked());
+        let record = record.map(|path| RecordOptions { path: path.to_owned(), steps: STEPS as u64 });
+        let context = StageContext { record: record.as_ref(), ..StageContext::new(&folder, &device, &stop) };
+        match run.train(&context)? {
+            StageEnd::Done(summary) => Ok(summary),
+            StageEnd::Interrupted { .. } => panic!("nobody asked to stop"),
+        }
+    }
+
+    /// A run as it was when its process was killed behind its first checkpoint.
+    fn killed(&self, run: &str, copy: &str) {
+        let (from, to) = (self.path(run), self.path(copy));
+        fs::create_dir_all(to.join(CHECKPOINTS)).unwrap();
+        for file in ["recipe.toml", "encoders.json", "metrics.jsonl"] {
+            fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+        let mut checkpoints: Vec<PathBuf> =
+            fs::read_dir(from.join(CHECKPOINTS)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        checkpoints.sort();
+        assert_eq!(checkpoints.len(), 2, "{checkpoints:?}");
+        let first = &checkpoints[0];
+        let place = to.join(CHECKPOINTS).join(first.file_name().unwrap());
+        fs::create_dir(&place).unwrap();
+        for entry in fs::read_dir(first).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, place.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+
+    /// All files of a run's model, and its logs without times.
+    fn left_by(&self, run: &str) -> Vec<(String, Vec<u8>)> {
+        let mut files = Vec::new();
+        collect(&self.path(run).join(MODEL), "", &mut files);
+        let metrics = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        let lines = metrics.lines().map(|line| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            ["seconds", "images_per_second"].iter().for_each(|key| drop(line.as_object_mut().unwrap().remove(*key)));
+            line.to_string()
+        });
+        files.push(("metrics".to_owned(), lines.collect::<Vec<_>>().join("\n").into_bytes()));
+        files.sort();
+        files
+    }
+}
+
+fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, Vec<u8>)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = format!("{prefix}{}", path.file_name().unwrap().to_str().unwrap());
+        match path.is_dir() {
+            true => collect(&path, &format!("{name}/"), files),
+            false => files.push((name, fs::read(&path).unwrap())),
+        }
+    }
+}
+
+fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it")
+}
+
+#[test]
+fn every_task_resumes_exports_and_learns_as_in_pytorch() {
+    let world = World::new();
+    for kind in TASKS.iter().map(|task| task.kind) {
+        let record = world.path(&format!("{kind}.safetensors"));
+        let whole = format!("{kind}-whole");
+        let summary = world.train(kind, &whole, &[], Some(&record)).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        assert_eq!(summary.steps, STEPS as u64, "{kind}");
+
+        let resumed = format!("{kind}-resumed");
+        world.killed(&whole, &resumed);
+        world.train(kind, &resumed, &[], None).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        let (expected, found) = (world.left_by(&whole), world.left_by(&resumed));
+        assert!(expected == found, "{kind}: a run that was killed and resumed ends otherwise");
+
+        let model = Checkpoint::open(world.path(&whole).join(MODEL)).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        assert!(!model.components().is_empty() && model.unused().is_empty(), "{kind}: {:?}", model.unused());
+        for component in model.components() {
+            assert_eq!(model.component(component).unwrap().missing, Vec::<String>::new(), "{kind}");
+        }
+        compare_with_pytorch(kind, &record, &world.path(&whole).join(MODEL));
+        world.init_from_own_model(kind, &whole);
+    }
+}
+
+/// Losses of the recorded steps against those that PyTorch computed in a replay of such a record.
+fn compare_with_pytorch(kind: &str, record: &Path, model: &Path) {
+    let path = here().join("golden").join(format!("{kind}.json"));
+    if let Some(keep) = std::env::var_os("CALOTYPE_KEEP_RECORDS") {
+        fs::create_dir_all(&keep).unwrap();
+        fs::copy(record, Path::new(&keep).join(format!("{kind}.safetensors"))).unwrap();
+        let mut files = Vec::new();
+        collect(model, "", &mut files);
+        for (name, bytes) in files {
+            let path = Path::new(&keep).join(format!("{kind}-model")).join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        return;
+    }
+    let golden = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; see README.md there", path.display()));
+    let golden: Value = serde_json::from_slice(&golden).unwrap();
+    let losses: Vec<f64> = golden["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect();
+    assert_eq!(losses.len(), STEPS, "{kind}");
+    let file = TensorFile::open(record).unwrap();
+    for (step, expected) in losses.iter().enumerate() {
+        let tensor = file.get(&format!("step{step}.loss")).unwrap();
+        let found = f64::from(tensor.to_f32_vec().unwrap()[0]);
+        assert!((found - expected).abs() <= 1e-4, "{kind}, step {step}: loss {found}, in PyTorch {expected}");
+    }
+}
+
+impl World {
+    /// A run can begin with what an earlier run has written: its first loss is near the earlier one's last.
+    fn init_from_own_model(&self, kind: &str, run: &str) {
+        let model = format!("init_from={:?}", self.path(run).join(MODEL));
+        let again = format!("{kind}-again");
+        let begun = self.train(kind, &again, &[&model], None).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        let fresh: Value = serde_json::from_slice(&fs::read(self.path(run).join("result.json")).unwrap()).unwrap();
+        assert!(begun.loss_first != fresh["loss_first"].as_f64().unwrap(), "{kind}: the weights were not taken");
+    }
+}
+
+#[test]
+fn initial_weights_that_do_not_fit() {
+    let world = World::new();
+    world.train("vit", "first", &[], None).unwrap();
+    let model = world.path("first").join(MODEL);
+    let error = |more: &[&str]| world.train("vit", "second", more, None).unwrap_err();
+    let from = format!("init_from={model:?}");
+    let shape = error(&[&from, "model.mlp_channels=48"]);
+    assert!(shape.is_usage() && shape.to_string().contains("the network of the recipe has"), "{shape}");
+    let unused = error(&[&from, "model.layers=1"]);
+    assert!(unused.is_usage() && unused.to_string().contains("init_from.allow_unused = true"), "{unused}");
+    let missing = error(&[&from, "model.layers=3"]).to_string();
+    assert!(missing.contains("vit.encoder.layer.2.") && missing.contains("allow_missing = true"), "{missing}");
+    let part = error(&[&format!("init_from={{ parts = {{ vision = {model:?} }} }}")]).to_string();
+    assert!(part.contains("begins with `vision`") && part.contains("classifier, vit"), "{part}");
+    let absent = error(&["init_from=\"/nowhere\""]).to_string();
+    assert!(absent.contains("init_from: ") && absent.contains("/nowhere"), "{absent}");
+    let allowed = format!("init_from={{ path = {model:?}, allow_missing = true }}");
+    world.train("vit", "third", &[&allowed, "model.layers=3"], None).unwrap();
+    let encoder = format!("init_from={{ parts = {{ \"vit.encoder\" = {model:?} }} }}");
+    world.train("vit", "fourth", &[&encoder], None).unwrap();
+}
+
+#[test]
+fn parts_of_a_batch_add_up_to_the_batch() {
+    let world = World::new();
+    let record = |name: &str| world.path(&format!("{name}.safetensors"));
+    world.train("diffusion", "one", &[], Some(&record("one"))).unwrap();
+    world.train("diffusion", "two", &["optimizer.accumulate=2"], Some(&record("two"))).unwrap();
+    let [one, two] = ["one", "two"].map(|name| TensorFile::open(record(name)).unwrap());
+    for step in 0..STEPS {
+        let figure = |file: &TensorFile, name: &str| {
+            f64::from(file.get(&format!("step{step}.{name}")).unwrap().to_f32_vec().unwrap()[0])
+        };
+        for name in ["loss", "gradient_norm"] {
+            let (one, two) = (figure(&one, name), figure(&two, name));
+            assert!((one - two).abs() <= 1e-4 * one.abs().max(1.0), "step {step}: {name} {one} and {two}");
+        }
+    }
+    assert!(two.get("step0.part1.sample").is_ok() && one.get("step0.sample").is_ok());
+    let again = world.train("diffusion", "one", &["run.samples=400"], Some(&record("one"))).unwrap_err();
+    assert!(again.is_usage(), "{again}");
+}
+
+#[test]
+fn hooks_measure_show_and_end_a_run() {
+    let world = World::new();
+    let held_out = format!("hooks.evaluate={{ path = {:?}, every = 8, samples = 8 }}", world.path("images"));
+    let preview = "hooks.preview={ every = 16 }";
+    let summary = world.train("autoencoder", "measured", &[&held_out, preview], None).unwrap();
+    assert_eq!(summary.target, None);
+    let losses = |run: &str| -> Vec<f64> {
+        let text = fs::read_to_string(world.path(run).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter_map(|line| line.get("validation/loss")?.as_f64()).collect()
+    };
+    let measured = losses("measured");
+    assert_eq!(measured.len(), 10, "every second step of 4 samples");
+    assert!(measured[9] < measured[0]);
+    let target = format!("hooks.target={{ metric = \"validation/loss\", at_most = {} }}", measured[4]);
+    let summary = world.train("autoencoder", "ended", &[&held_out, &target], None).unwrap();
+    let first_reached = measured.iter().position(|loss| *loss <= measured[4]).unwrap();
+    assert_eq!(summary.samples_seen, 8 * (first_reached as u64 + 1));
+    assert!(summary.target.unwrap().contains("validation/loss"));
+    assert!(world.path("ended").join(MODEL).is_dir());
+    let error = world.train("autoencoder", "bad", &["hooks.target={ metric = \"loss\" }"], None).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("`hooks.target`"), "{error}");
+}
