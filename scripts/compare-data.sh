@@ -62,7 +62,7 @@ ours = max(first, second, key=lambda run: run["images_per_second"])
 memory = lambda run: f"{run['peak_memory'] / 1e6:.0f} MB"
 print(f"{ours['images']} JPEGs of {ours['mean_bytes'] / 1e3:.0f} kB to {ours['size']}x{ours['size']}, {ours['threads']} threads or workers")
 print(f"calotype      {ours['images_per_second']:8.1f} images/s  {ours['megabytes_per_second']:.1f} MB/s  {memory(ours)}")
-print(f"  one thread: decode {ours['decode_ms']:.2f} ms, with resize and crop {ours['picture_ms']:.2f} ms, numbers {ours['numbers_ms']:.2f} ms")
+print(f"  one thread: decode {ours['decode_ms']:.2f} ms, with resize and crop {ours['image_ms']:.2f} ms, numbers {ours['numbers_ms']:.2f} ms")
 for name, rate in sorted(peer["rates"].items(), key=lambda item: -item[1]):
     mark = "" if name != peer["best"] else f"  <- compared; torch {peer['torch']}, webdataset {peer['webdataset']}"
     print(f"{name:13} {rate:8.1f} images/s{mark}")

@@ -1,5 +1,8 @@
 """Differences between Calotype's models and their originals, on checkpoints of the real sizes; see parity.sh.
 
+The last rows go the other way: diffusers and transformers load what `calotype quickstart` wrote, and no key may be missing or
+unexpected.
+
 Every case makes a randomly initialised original, saves it in the layouts that it is published in, and lets
 `calotype probe` compute the same inputs from each of them. Bounds: relative error in f32 at most 1e-4 (largest difference
 over largest value), cosine in bf16 at least 0.999, gradients of every parameter and input within 1e-3 in f32.
@@ -59,6 +62,8 @@ class Case:
 
     component = ""
     gradients = True
+    # Whether the original gets random weights; those that Calotype trained stay.
+    random = True
 
     def make(self):
         raise NotImplementedError
@@ -324,6 +329,65 @@ class Inception(Case):
         return {"features": wrapped(inputs["pixel_values"])[0].flatten(1)}
 
 
+class Quickstart(Case):
+    """A model that the quickstart trained, loaded by the library whose layout it has."""
+
+    random = False
+    # Where the smoke preset's folder is; made at the first use.
+    folder = None
+    calotype = None
+
+    def __init__(self, component, library, kind, place, shapes):
+        self.component, self.library, self.kind, self.place, self.shapes = component, library, kind, place, shapes
+
+    def path(self):
+        if Quickstart.folder is None:
+            Quickstart.folder = Path(tempfile.mkdtemp(prefix="parity-quickstart-"))
+            command = [self.calotype, "quickstart", "--preset", "smoke", "--out", Quickstart.folder]
+            subprocess.run([str(part) for part in command], check=True, capture_output=True)
+        return Quickstart.folder / self.place
+
+    def make(self):
+        kind = getattr(__import__(self.library), self.kind)
+        model, info = kind.from_pretrained(self.path(), output_loading_info=True)
+        wrong = {what: keys for what, keys in info.items() if keys}
+        if wrong:
+            raise RuntimeError(f"{self.kind} does not load {self.place} as it is: {wrong}")
+        return model.eval()
+
+    def layouts(self, model, folder):
+        file = next(self.path().glob("*.safetensors"))
+        yield f"{self.library}, as trained", self.path(), published_keys(model, file)
+
+    def inputs(self):
+        return {name: make() for name, make in self.shapes.items()}
+
+    def run(self, model, inputs):
+        match self.component:
+            case "unet":
+                return {"sample": model(inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"]).sample}
+            case "vae-decoder":
+                return {"sample": model.decode(inputs["sample"]).sample}
+            case "vae-encoder":
+                return {"moments": model.encode(inputs["sample"]).latent_dist.parameters}
+            case "text-encoder":
+                out = model.text_model(inputs["input_ids"])
+                return {"last_hidden_state": out.last_hidden_state, "text_embeds": model.text_projection(out.pooler_output)}
+            case "image-encoder":
+                out = model.vision_model(inputs["pixel_values"])
+                return {
+                    "image_embeds": model.visual_projection(out.pooler_output), "last_hidden_state": out.last_hidden_state
+                }
+
+
+def short_prompts():
+    ids = torch.randint(1000, 40000, (2, 24))
+    ids[:, 0] = 49406
+    ids[0, 12], ids[0, 13:] = 49407, 0
+    ids[1, 23] = 49407
+    return ids
+
+
 CLIP_L = dict(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu",
     projection_dim=768,
@@ -358,6 +422,20 @@ CASES = {
     ),
     "ViT-B/16": Classifier(),
     "Inception v3": Inception(),
+    "quickstart UNet": Quickstart("unet", "diffusers", "UNet2DConditionModel", "unet", {
+        "sample": lambda: torch.randn(2, 4, 8, 8), "timestep": lambda: torch.tensor([7.0, 801.0]),
+        "encoder_hidden_states": lambda: torch.randn(2, 24, 128),
+    }),
+    "quickstart VAE encoder": Quickstart(
+        "vae-encoder", "diffusers", "AutoencoderKL", "vae", {"sample": lambda: torch.randn(2, 3, 32, 32).clamp(-1, 1)}
+    ),
+    "quickstart VAE decoder": Quickstart(
+        "vae-decoder", "diffusers", "AutoencoderKL", "vae", {"sample": lambda: torch.randn(2, 4, 8, 8)}
+    ),
+    "quickstart CLIP, text": Quickstart("text-encoder", "transformers", "CLIPModel", "clip/model", {"input_ids": short_prompts}),
+    "quickstart CLIP, vision": Quickstart(
+        "image-encoder", "transformers", "CLIPModel", "clip/model", {"pixel_values": lambda: torch.randn(2, 3, 32, 32)}
+    ),
 }
 
 
@@ -415,7 +493,7 @@ def worst_gradient(ours, theirs, names):
 
 def run_case(args, name, case, folder):
     with random_from_here(sum(map(ord, name))):
-        model = randomise(case.make(), 5)
+        model = randomise(case.make(), 5) if case.random else case.make()
         inputs = case.inputs()
     grad = case.gradients and not args.no_grad
     for key, value in inputs.items():
@@ -485,6 +563,7 @@ def main():
     parser.add_argument("--out", help="write the rows as JSON")
     args = parser.parse_args()
     only = args.only.split(",") if args.only else [""]
+    Quickstart.calotype = args.calotype
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -501,6 +580,8 @@ def main():
             gc.collect()
             if not args.keep:
                 shutil.rmtree(folder.parent)
+    if Quickstart.folder:
+        shutil.rmtree(Quickstart.folder)
     if args.out:
         Path(args.out).write_text(json.dumps(rows, indent=1))
     bad = [row for row in rows if not row["good"]]

@@ -7,9 +7,12 @@
 #   scripts/parity.sh pictures [--only NAME,NAME] [--time] [--out FILE.json]
 #       draws pictures with diffusers' pipelines and with `calotype generate` from the same folders and numbers; --time also
 #       measures a Stable Diffusion 2 picture
+#   scripts/parity.sh exports
+#       writes small models with Calotype and loads them with diffusers and transformers: no key missing or unexpected, the same
+#       token ids, pixel values and outputs; takes a minute
 #
-# Each wants about 20 GB of memory and 15 GB of disk for temporary files, takes about half an hour on two cores, and ends with 1
-# if a bound is broken. CALOTYPE_PEER_PYTHON and CALOTYPE_BIN as in compare-peers.sh.
+# The others want about 20 GB of memory and 15 GB of disk for temporary files and take about half an hour on two cores. All end
+# with 1 if a bound is broken. CALOTYPE_PEER_PYTHON and CALOTYPE_BIN as in compare-peers.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,6 +20,14 @@ case "${1:-}" in
     -h | --help)
         sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
         exit 0
+        ;;
+    exports)
+        python="$(scripts/peer-python.sh)"
+        folder="$(mktemp -d)"
+        trap 'rm -rf "$folder"' EXIT
+        cargo run --release -p calotype-checkpoints --example export -- "$folder" >&2
+        HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 "$python" scripts/parity_exports.py "$folder"
+        exit
         ;;
     pictures)
         script=scripts/parity_pictures.py
