@@ -604,4 +604,3 @@ fn restore<M: Module>(
     optimizer.restore(state.steps, get)?;
     Ok((parameters, state, checkpoint.samples))
 }
-
