@@ -7,11 +7,11 @@ Each variant reads every sample once a pass, decodes the JPEG, makes the shorter
 a random square, mirrors every second one, and yields contiguous batches of [-1, 1]; the fastest pass counts, timed from
 making the iterator, whose worker processes run already (persistent_workers), to the last batch.
 
-pil-float      PIL pictures through torchvision's transforms; floats are made and batched in the workers
+pil-float      PIL images through torchvision's transforms; floats are made and batched in the workers
 pil-uint8      the same, but workers batch bytes, and the main process makes the floats: a quarter of the traffic
 pil-collate    floats, batched by DataLoader itself rather than by webdataset
-pil-draft      as pil-uint8, but libjpeg may decode at half size (`Image.draft`): other pictures, for information
-tensor-uint8   as pil-uint8, but resized as byte tensors (torchvision v2): other pictures, for information
+pil-draft      as pil-uint8, but libjpeg may decode at half size (`Image.draft`): other pixels, for information
+tensor-uint8   as pil-uint8, but resized as byte tensors (torchvision v2): other pixels, for information
 """
 
 import argparse
@@ -76,10 +76,10 @@ def one_pass(batches):
     started = time.perf_counter()
     count = 0
     for batch in batches:
-        pictures = batch[0]
-        if pictures.dtype == torch.uint8:
-            pictures = pictures.float().mul_(2 / 255).sub_(1)
-        count += len(pictures)
+        images = batch[0]
+        if images.dtype == torch.uint8:
+            images = images.float().mul_(2 / 255).sub_(1)
+        count += len(images)
     return count, time.perf_counter() - started
 
 

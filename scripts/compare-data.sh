@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Times Calotype's loader and PyTorch's DataLoader (torchvision on PIL pictures, webdataset library) on the same shards
+# Times Calotype's loader and PyTorch's DataLoader (torchvision on PIL images, webdataset library) on the same shards
 # of JPEGs, in turn on the same cores, and prints their rates and ratio.
 #
 #   scripts/compare-data.sh [--shards FOLDER] [--samples N] [--size N] [--variants NAME,...] [--threads N] [--passes N] [--small]

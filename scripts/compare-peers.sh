@@ -102,13 +102,13 @@ measured() {
 }
 
 ran=0
-while read -r name pixels pictures mode iterations; do
+while read -r name pixels images mode iterations; do
     if [ -n "$family" ] && [ "$family" != "$name" ]; then continue; fi
     if [[ ",$modes," != *",$mode,"* ]]; then continue; fi
     ran=$((ran + 1))
     peers="${engines:-bf16,autocast}"
     if [ -z "$engines" ] && [ "$mode" = forward ]; then peers=bf16,autocast,compiled,openvino; fi
-    shape=(--family "$name" --resolution "$pixels" --batch "$pictures" --mode "$mode" --iterations "$iterations"
+    shape=(--family "$name" --resolution "$pixels" --batch "$images" --mode "$mode" --iterations "$iterations"
         --threads "$threads")
     for ((round = 0; round < rounds; round++)); do
         measured "$calotype" bench unet --json --precision bf16 "${shape[@]}" </dev/null

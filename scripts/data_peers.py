@@ -43,7 +43,7 @@ def same(what, ours, theirs):
         raise AssertionError(f"{what}: {str(ours)[:200]} is not {str(theirs)[:200]}")
 
 
-# Samples that both sides write: a key, a picture, a caption, a class and an array.
+# Samples that both sides write: a key, an image, a caption, a class and an array.
 
 
 def samples(count):
@@ -52,12 +52,12 @@ def samples(count):
 
     for i in range(count):
         random = np.random.default_rng(i)
-        picture = io.BytesIO()
-        Image.fromarray(random.integers(0, 256, (24, 16 + i % 9, 3), dtype=np.uint8)).save(picture, format="JPEG")
+        jpeg = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (24, 16 + i % 9, 3), dtype=np.uint8)).save(jpeg, format="JPEG")
         array = random.standard_normal((3, 1 + i % 5)).astype("float16" if i % 2 else "float32")
         yield {
             "key": f"dir/{i:05d}",
-            "jpg": picture.getvalue(),
+            "jpg": jpeg.getvalue(),
             "txt": f"caption {i}: größer \N{GRINNING FACE}",
             "cls": i % 7 - 3,
             "npy": array,
@@ -136,10 +136,10 @@ def packing_words(compression, hashes):
     return words + (["--hashes", ",".join(hashes)] if hashes else [])
 
 
-def equal_pixels(what, picture, encoded):
+def equal_pixels(what, image, encoded):
     from PIL import Image
 
-    same(what, picture.tobytes(), Image.open(io.BytesIO(encoded)).tobytes())
+    same(what, image.tobytes(), Image.open(io.BytesIO(encoded)).tobytes())
 
 
 @check("mds: streaming reads ours")
@@ -160,7 +160,7 @@ def streaming_reads(folder):
                 same("class", ours["cls"], row["cls"])
                 same("json", ours["json"], row["json"])
                 same("array", (ours["npy"].dtype, ours["npy"].tolist()), (row["npy"].dtype, row["npy"].tolist()))
-                equal_pixels("picture", ours["jpg"], row["jpg"])
+                equal_pixels("image", ours["jpg"], row["jpg"])
     return f"{len(rows)} samples, {len(PACKINGS)} packings"
 
 
@@ -175,7 +175,7 @@ def reads_streaming(folder):
         same("keys", list(found), [row["key"] for row in rows])
         for row in rows:
             expected = as_parts(row)
-            # Streaming writes the picture as it decoded it, but for JPEG that are given as bytes.
+            # Streaming writes the image as it decoded it, but for JPEG that are given as bytes.
             same(f"parts of {row['key']} ({compression})", found[row["key"]], expected)
     return f"{len(rows)} samples, {len(PACKINGS)} packings"
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Compares the models, and the pictures, with their originals.
+# Compares the models, and the images they draw, with their originals.
 #
 #   scripts/parity.sh [--only NAME,NAME] [--no-grad] [--keep FOLDER] [--out FILE.json]
 #       makes randomly initialised checkpoints of the real sizes with diffusers, transformers, open_clip and pytorch-fid, saves
 #       them in each layout, and prints a table of the differences of outputs and gradients
 #   scripts/parity.sh pictures [--only NAME,NAME] [--time] [--out FILE.json]
-#       draws pictures with diffusers' pipelines and with `calotype generate` from the same folders and numbers; --time also
-#       measures a Stable Diffusion 2 picture
+#       draws images with diffusers' pipelines and with `calotype generate` from the same folders and numbers; --time also
+#       measures a Stable Diffusion 2 image
 #   scripts/parity.sh exports
 #       writes small models with Calotype and loads them with diffusers and transformers: no key missing or unexpected, the same
 #       token ids, pixel values and outputs; takes a minute

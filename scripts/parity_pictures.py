@@ -1,7 +1,8 @@
-"""Pictures of `calotype generate` against those of diffusers' pipelines, from the same randomly initialised folders.
+"""Images of `calotype generate` against those of diffusers' pipelines, from the same folders.
 
-With `--noise torch-cpu` both start from the same numbers, so that the pictures must be the same: the mean absolute error is at
-most one level of 255 in f32. `--time` also measures a Stable Diffusion 2 picture of 512x512 in 20 steps with guidance.
+With `--noise torch-cpu` both start from the same numbers, so that the images must be the same: the mean absolute error is at
+most one level of 255 in f32. The families have the published shapes and random weights; the quickstart is the folder that
+`calotype quickstart --preset smoke` makes. `--time` also measures a Stable Diffusion 2 image of 512x512 in 20 steps with guidance.
 See parity.sh.
 """
 import argparse
@@ -111,7 +112,7 @@ def variant(kind, pipeline):
     return getattr(diffusers, f"{name}{kind}Pipeline")(**parts, **extra)
 
 
-def picture(size, seed):
+def start_image(size, seed):
     x = numpy.random.default_rng(seed).uniform(0, 255, (size // 16, size // 16, 3)).astype("uint8")
     return Image.fromarray(x).resize((size, size), Image.BICUBIC)
 
@@ -125,11 +126,11 @@ def calotype(args, folder, out, size, steps, *more):
     return [numpy.asarray(Image.open(out / f"{i:05}.png"), dtype=float) for i in range(len(PROMPTS))]
 
 
-def diffusers_pictures(pipeline, size, steps, **more):
+def diffusers_images(pipeline, size, steps, **more):
     pipeline.set_progress_bar_config(disable=True)
     sized = {} if "image" in more and "mask_image" not in more else {"height": size, "width": size}
     out = []
-    # One call a picture: each has a generator of its own, and calls of one picture are what the numbers are for.
+    # One call an image: each has a generator of its own, and calls of one image are what the numbers are for.
     for i, prompt in enumerate(PROMPTS):
         generator = torch.Generator("cpu").manual_seed(40 + i)
         with torch.no_grad():
@@ -163,40 +164,55 @@ def scheduler_cases(folder):
 def run_family(args, name, build, size, folder, rows):
     torch.manual_seed(7)
     pipeline = build()
-    # The last layers start at values that give pictures some contrast.
+    # The last layers start at values that give images some contrast.
     with torch.no_grad():
         pipeline.vae.decoder.conv_out.weight.mul_(4)
     guidance = {} if name == "SDXL, reduced" else {"guidance_scale": 7.5}
     pipeline.save_pretrained(folder / "model")
     model, out = folder / "model", folder / "out"
-    compare(args, name, calotype(args, model, out, size, 5), diffusers_pictures(pipeline, size, 5, **guidance), rows)
+    compare(args, name, calotype(args, model, out, size, 5), diffusers_images(pipeline, size, 5, **guidance), rows)
     if name == "SD 1.5":
         for sampler, scheduler in scheduler_cases(model):
             own, pipeline.scheduler = pipeline.scheduler, scheduler
-            theirs = diffusers_pictures(pipeline, size, 4, **guidance)
+            theirs = diffusers_images(pipeline, size, 4, **guidance)
             pipeline.scheduler = own
             compare(args, f"{name}, {sampler}", calotype(args, model, out, size, 4, "--sampler", sampler), theirs, rows)
-    start, mask = picture(size, 1), Image.new("L", (size, size), 0)
+    start, mask = start_image(size, 1), Image.new("L", (size, size), 0)
     mask.paste(255, (size // 4, size // 4, size * 3 // 4, size))
     start.save(folder / "start.png")
     mask.save(folder / "mask.png")
     given = ["--image", folder / "start.png"]
-    theirs = diffusers_pictures(variant("Img2Img", pipeline), size, 6, image=start, strength=0.6, **guidance)
+    theirs = diffusers_images(variant("Img2Img", pipeline), size, 6, image=start, strength=0.6, **guidance)
     compare(args, f"{name}, image to image", calotype(args, model, out, size, 6, *given, "--strength", 0.6), theirs, rows)
     if name == "SD 1.5":
-        theirs = diffusers_pictures(variant("Inpaint", pipeline), size, 6, image=start, mask_image=mask, strength=0.7, **guidance)
+        theirs = diffusers_images(variant("Inpaint", pipeline), size, 6, image=start, mask_image=mask, strength=0.7, **guidance)
         ours = calotype(args, model, out, size, 6, *given, "--mask", folder / "mask.png", "--strength", 0.7)
         compare(args, f"{name}, inpainting", ours, theirs, rows)
         pipeline.unet = unet(cross_attention_dim=768, in_channels=9)
         shutil.rmtree(model)
         pipeline.save_pretrained(model)
-        theirs = diffusers_pictures(variant("Inpaint", pipeline), size, 5, image=start, mask_image=mask, strength=1.0, **guidance)
+        theirs = diffusers_images(variant("Inpaint", pipeline), size, 5, image=start, mask_image=mask, strength=1.0, **guidance)
         ours = calotype(args, model, out, size, 5, *given, "--mask", folder / "mask.png")
         compare(args, "SD 1.5 inpainting UNet", ours, theirs, rows)
 
 
+def run_quickstart(args, name, folder, rows):
+    """A pipeline that Calotype trained, from its folder."""
+    from diffusers import DiffusionPipeline
+
+    model = folder / "quickstart"
+    command = [args.calotype, "quickstart", "--preset", "smoke", "--out", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip())
+    pipeline = DiffusionPipeline.from_pretrained(model)
+    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    theirs = diffusers_images(pipeline, size, 10, guidance_scale=7.5)
+    compare(args, name, calotype(args, model, folder / "out", size, 10, "--guidance", 7.5), theirs, rows)
+
+
 def measure(args, folder):
-    """Seconds for a Stable Diffusion 2 picture of 512x512 in 20 steps with guidance, networks in bf16."""
+    """Seconds for a Stable Diffusion 2 image of 512x512 in 20 steps with guidance, networks in bf16."""
     torch.manual_seed(7)
     pipeline = sd21()
     pipeline.save_pretrained(folder / "model")
@@ -225,23 +241,27 @@ def measure(args, folder):
 
 
 FAMILIES = {"SD 1.5": (sd15, 128), "SD 2.1": (sd21, 128), "SDXL, reduced": (sdxl, 128)}
+QUICKSTART = "quickstart"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calotype", required=True)
     parser.add_argument("--only", help="names of families, or parts of them, with commas between")
-    parser.add_argument("--time", action="store_true", help="measure a picture, too")
+    parser.add_argument("--time", action="store_true", help="measure an image, too")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", help="write the rows as JSON")
     args = parser.parse_args()
     only = args.only.split(",") if args.only is not None else [""]
     rows = []
-    print("| pictures | mean absolute error, levels of 255 | spread, levels | |\n|---|---|---|---|")
+    print("| images | mean absolute error, levels of 255 | spread, levels | |\n|---|---|---|---|")
     for name, (build, size) in FAMILIES.items():
         if any(part in name for part in only):
             with tempfile.TemporaryDirectory(prefix="parity-") as folder:
                 run_family(args, name, build, size, Path(folder), rows)
+    if any(part in QUICKSTART for part in only):
+        with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+            run_quickstart(args, QUICKSTART, Path(folder), rows)
     if args.time:
         with tempfile.TemporaryDirectory(prefix="parity-") as folder:
             measure(args, Path(folder))

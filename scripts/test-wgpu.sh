@@ -41,7 +41,7 @@ echo "== build"
 # Both packages at once and here as well as below: chosen one by one they would ask for different features of shared
 # dependencies, and Burn's kernels, which are most of the build, would be compiled twice.
 selection=(--release --package calotype --package calotype-ops --features calotype/wgpu)
-tests=(--test operations --test threads)
+tests=(--test it --test threads)
 cargo build "${selection[@]}" "${tests[@]}" --bin calotype
 report build
 
@@ -54,7 +54,7 @@ calotype="$CARGO_TARGET_DIR/release/calotype"
 # A dataset with the smoke preset's shapes, by models that have hardly been trained.
 "$calotype" quickstart --preset smoke --out "$work/run" \
     dataset.drawings=40 clip.run.samples=64 autoencoder.run.samples=32 diffusion.run.samples=16 \
-    evaluation.pictures=2 evaluation.grid=2 evaluation.sampler.steps=1 >/dev/null
+    evaluation.images=2 evaluation.grid=2 evaluation.sampler.steps=1 >/dev/null
 # Four steps, each logged by itself, on both devices in the same precision; without warming up, so that the first one
 # already changes the weights.
 train() {

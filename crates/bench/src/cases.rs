@@ -8,7 +8,7 @@ use calotype_kernels::{
 use calotype_kernels::{PackedWeights, Stepped};
 use calotype_ops::Precision;
 
-/// What an operation is held against, where memory decides.
+/// The measure of an operation, where memory decides.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
     /// It reads and writes.
@@ -17,7 +17,7 @@ pub(crate) enum Limit {
     Read,
 }
 
-/// How much an operation does.
+/// The work of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Work {
     /// Floating-point operations.
@@ -37,7 +37,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// What a filter looks into.
+    /// The text that a filter looks into.
     pub(crate) fn name(&self) -> String {
         format!("{} {} {} {}", self.operation, self.pass, self.shape, self.precision)
     }
@@ -99,7 +99,7 @@ const LINEAR: [(usize, usize, usize); 15] = [
     (64, 128, 32),
 ];
 
-/// Side of the picture, channels in and out, stride; in the same order, the first and the last layer behind.
+/// Side of the image, channels in and out, stride; in the same order, the first and the last layer behind.
 const CONV: [(usize, usize, usize, usize); 13] = [
     (64, 320, 320, 1),
     (64, 960, 320, 1),
@@ -126,6 +126,7 @@ fn conv_shape(size: usize, cin: usize, cout: usize, stride: usize) -> Conv2dShap
         kernel: [3, 3],
         stride,
         padding: [1; 4],
+        per_image: false,
     }
 }
 

@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What is measured.
+/// The settings of a measurement.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateBench {
     /// The shape of a checkpoint of random weights, which is written to the folder for temporary files.
@@ -34,7 +34,7 @@ pub struct GenerateBench {
     pub keep: bool,
 }
 
-/// What was measured, with the settings it was measured with.
+/// A measurement, with its settings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GenerateReport {
     /// Always `calotype`: tells its lines from those of peers.
@@ -49,7 +49,7 @@ pub struct GenerateReport {
     pub batch: usize,
     /// Precision of activations and weights.
     pub precision: Precision,
-    /// Whether all networks stay in memory.
+    /// True if all networks stay in memory.
     pub keep: bool,
     /// Threads of the kernels.
     pub threads: usize,
@@ -74,7 +74,7 @@ pub struct GenerateReport {
 pub struct StageReport {
     /// `load text`, `text`, `load unet`, `load autoencoder`, `sample`, `decode`.
     pub stage: &'static str,
-    /// How long it took.
+    /// Its duration.
     pub seconds: f64,
     /// Largest resident memory of the process during the stage, in GiB; none where the system does not tell.
     pub peak_rss_gib: Option<f64>,
@@ -130,7 +130,8 @@ impl GenerateBench {
 
     fn measure(&self, path: &Path) -> Result<GenerateReport, BenchError> {
         // Networks are read one by one here, each as a stage.
-        let options = LoadOptions { precision: self.precision, low_memory: true, ..LoadOptions::default() };
+        let options =
+            LoadOptions { precision: self.precision, start_images: false, low_memory: true, ..LoadOptions::default() };
         let pipeline = Pipeline::load(&Checkpoint::open(path)?, &options)?;
         let settings = Settings {
             width: self.resolution,

@@ -32,7 +32,7 @@ pub struct KernelRow {
     pub isa: &'static str,
     /// Median time of a run; none for peaks.
     pub seconds: Option<f64>,
-    /// What was reached, in `unit`.
+    /// The speed that was reached, in `unit`.
     pub rate: f64,
     /// `GFLOP/s` or `GB/s`.
     pub unit: &'static str,

@@ -33,7 +33,7 @@ pub enum BenchError {
     Setting {
         /// The flag of the command line.
         flag: &'static str,
-        /// What is wrong and what would be right.
+        /// The fault, and what would be right.
         problem: String,
     },
     /// A filter that leaves nothing.
@@ -70,7 +70,7 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    /// Whether the command line is at fault.
+    /// True if the command line is at fault.
     pub fn is_usage(&self) -> bool {
         match self {
             BenchError::Setting { .. } | BenchError::NoMatch { .. } => true,

@@ -1,4 +1,4 @@
-//! Where the time of a UNet's steps went.
+//! The time of a UNet's steps.
 
 use crate::json_line;
 use calotype_ops::profile::{Pass, ProfileEntry};

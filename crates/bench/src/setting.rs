@@ -1,4 +1,4 @@
-//! What the benchmarks can be asked for, by name.
+//! The settings of benchmarks, by name.
 
 use calotype_core::names;
 use calotype_models::UNetConfig;
@@ -27,7 +27,7 @@ impl Family {
 }
 
 names! {
-    /// What one iteration does.
+    /// The work of one iteration.
     Mode, "mode" {
         /// The network once, without gradients.
         Forward = "forward",

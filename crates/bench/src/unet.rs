@@ -20,44 +20,44 @@ use std::time::Instant;
 
 /// Text states of a caption.
 const TOKENS: usize = 77;
-/// Pixels of a picture for one of its latent, in both directions.
+/// Pixels of an image for one of its latent, in both directions.
 const LATENT_SCALE: usize = 8;
 /// Standard deviation of all parameters.
 const DEVIATION: f32 = 0.02;
 
-/// What is measured.
+/// The settings of a measurement.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNetBench {
     /// The network.
     pub family: Family,
-    /// Side of the square pictures in pixels; latents have an eighth of it.
+    /// Side of the square images in pixels; latents have an eighth of it.
     pub resolution: usize,
-    /// Pictures at once.
+    /// Images at once.
     pub batch: usize,
     /// Forward pass or training step.
     pub mode: Mode,
     /// Precision of activations.
     pub precision: Precision,
-    /// How often; the last half counts.
+    /// Number of iterations; the last half counts.
     pub iterations: usize,
     /// Training keeps the inputs of the blocks only and computes them a second time.
     pub recompute_blocks: bool,
     /// Training steps each parameter as soon as its gradient is complete.
     pub optimizer_in_backward: bool,
-    /// Whether to time every operation of the iterations that count.
+    /// True to time every operation of the iterations that count.
     pub profile: bool,
 }
 
-/// What was measured, with the settings it was measured with.
+/// A measurement, with its settings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct UNetReport {
     /// Always `calotype`: tells its lines from those of peers.
     pub engine: &'static str,
     /// The network.
     pub family: Family,
-    /// Side of the pictures in pixels.
+    /// Side of the images in pixels.
     pub resolution: usize,
-    /// Pictures at once.
+    /// Images at once.
     pub batch: usize,
     /// Forward pass or training step.
     pub mode: Mode,
@@ -251,7 +251,7 @@ fn page_faults() -> f64 {
     usage.map_or(0.0, |usage| (usage.minor_page_faults() + usage.major_page_faults()) as f64)
 }
 
-/// What goes into the network.
+/// The network's inputs.
 struct Inputs {
     latent: Tensor<4>,
     timesteps: Vec<f32>,

@@ -174,7 +174,7 @@ fn clip(out: &Path, device: &Device) -> Result<(), Box<dyn Error>> {
     let (bytes, pixels) = image(&processor, device);
     expected.put("bytes", bytes);
     expected.put_image("pixel_values", pixels.clone());
-    expected.put("image_embeds", model.picture_features(pixels));
+    expected.put("image_embeds", model.image_features(pixels));
     let tokenizer = ClipTokenizer::with_options(LENGTH, options);
     let rows: Vec<_> = PROMPTS.iter().map(|prompt| tokenizer.encode(prompt)).collect();
     // A prompt that names the end-of-text marker ends where that stands first.

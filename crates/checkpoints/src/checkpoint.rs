@@ -209,8 +209,9 @@ impl Checkpoint {
     fn open_pipeline(path: &Path, options: &OpenOptions) -> Result<Self, LayoutError> {
         let mut checkpoint = Self::empty(path, Layout::DiffusersPipeline);
         let index_path = path.join("model_index.json");
-        let index = files::read_object(&index_path)?;
-        checkpoint.files.insert("model_index.json".into(), files::read_text(&index_path)?);
+        let text = files::read_text(&index_path)?;
+        let index = files::parse_object(&index_path, &text)?;
+        checkpoint.files.insert("model_index.json".into(), text);
         let folders = files::folder_names(path)?;
         let mut left_out = Vec::new();
         for (name, entry) in index.as_object().into_iter().flatten() {

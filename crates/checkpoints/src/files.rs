@@ -121,13 +121,15 @@ pub(crate) fn read_text(path: &Path) -> Result<String, LayoutError> {
     std::fs::read_to_string(path).map_err(|source| LayoutError::Io { path: path.to_owned(), action: "read it", source })
 }
 
-pub(crate) fn read_json(path: &Path) -> Result<Value, LayoutError> {
-    serde_json::from_str(&read_text(path)?).map_err(|source| LayoutError::Json { path: path.to_owned(), source })
-}
-
 /// The JSON object in a file; anything else than an object is an error.
 pub(crate) fn read_object(path: &Path) -> Result<Value, LayoutError> {
-    let value = read_json(path)?;
+    parse_object(path, &read_text(path)?)
+}
+
+/// The JSON object in the text of a file; anything else than an object is an error.
+pub(crate) fn parse_object(path: &Path, text: &str) -> Result<Value, LayoutError> {
+    let value: Value =
+        serde_json::from_str(text).map_err(|source| LayoutError::Json { path: path.to_owned(), source })?;
     if value.is_object() {
         return Ok(value);
     }

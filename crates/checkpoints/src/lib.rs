@@ -35,6 +35,6 @@ pub use files::TextFiles;
 pub use image_processor::{CLIP_MEAN, CLIP_STD, Filter, ImageProcessor, ImageProcessorError, Resize};
 pub use inspect::{ComponentReport, Report, TensorReport, inspect};
 pub use kinds::{Component, Layout, Prediction};
-pub use networks::{TensorSpec, component_keys};
+pub use networks::{Failure, NetworkConfig, TensorSpec, component_keys};
 pub use source::ComponentSource;
 pub use write::{Export, ModuleSource, Part, Placement, SCALE_UNKNOWN, Written};

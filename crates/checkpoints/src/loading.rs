@@ -1,16 +1,15 @@
 //! Networks with the weights of a checkpoint, whatever its layout.
 
-use crate::{Checkpoint, Component, ComponentSource, LayoutError};
+use crate::{Checkpoint, Component, ComponentSource, LayoutError, NetworkConfig};
 use burn::module::Module;
 use burn::tensor::{DType, Device};
 use calotype_models::state::{StateError, StoredTensor, WeightPrecision, load_with};
 use calotype_models::{
-    Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipImageEncoder, ClipTextEncoder, ConfigError,
-    ImageEncoderConfig, Inception, InceptionConfig, Init, TextEncoderConfig, UNet, UNetConfig, Vit, VitConfig,
+    Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipImageEncoder, ClipTextEncoder, ImageEncoderConfig, Inception,
+    InceptionConfig, Init, TextEncoderConfig, UNet, UNetConfig, Vit, VitConfig,
 };
 use calotype_weights::lora::{self, LoraSet};
 use calotype_weights::{Dtype, TensorFileError, TensorSource};
-use serde_json::Value;
 use std::borrow::Cow;
 use std::path::PathBuf;
 
@@ -83,7 +82,7 @@ impl Loader<'_> {
     /// # Errors
     /// [`LoadError`].
     pub fn unet(&self) -> Result<(UNetConfig, UNet), LoadError> {
-        self.network(Component::Unet, UNetConfig::from_diffusers, |config, init| config.init(init))
+        self.network(Component::Unet)
     }
 
     /// The autoencoder and its configuration.
@@ -91,7 +90,7 @@ impl Loader<'_> {
     /// # Errors
     /// [`LoadError`].
     pub fn autoencoder(&self) -> Result<(AutoencoderConfig, Autoencoder), LoadError> {
-        self.network(Component::Vae, AutoencoderConfig::from_diffusers, |config, init| config.init(init))
+        self.network(Component::Vae)
     }
 
     /// A text encoder ([`Component::TextEncoder`] or [`Component::TextEncoder2`]) and its configuration.
@@ -99,7 +98,7 @@ impl Loader<'_> {
     /// # Errors
     /// [`LoadError`].
     pub fn text_encoder(&self, component: Component) -> Result<(TextEncoderConfig, ClipTextEncoder), LoadError> {
-        self.network(component, TextEncoderConfig::from_transformers, |config, init| config.init(init))
+        self.network(component)
     }
 
     /// The image tower of a CLIP model and its configuration.
@@ -107,7 +106,7 @@ impl Loader<'_> {
     /// # Errors
     /// [`LoadError`].
     pub fn image_encoder(&self) -> Result<(ImageEncoderConfig, ClipImageEncoder), LoadError> {
-        self.network(Component::ImageEncoder, ImageEncoderConfig::from_transformers, |config, init| config.init(init))
+        self.network(Component::ImageEncoder)
     }
 
     /// A whole CLIP model and its configuration.
@@ -115,7 +114,7 @@ impl Loader<'_> {
     /// # Errors
     /// [`LoadError`].
     pub fn clip(&self) -> Result<(ClipConfig, Clip), LoadError> {
-        self.network(Component::Clip, ClipConfig::from_transformers, |config, init| config.init(init))
+        self.network(Component::Clip)
     }
 
     /// A classifier and its configuration.
@@ -123,7 +122,7 @@ impl Loader<'_> {
     /// # Errors
     /// [`LoadError`].
     pub fn classifier(&self) -> Result<(VitConfig, Vit), LoadError> {
-        self.network(Component::Classifier, VitConfig::from_transformers, |config, init| config.init(init))
+        self.network(Component::Classifier)
     }
 
     /// The network of the Fréchet distance, with its norms folded into its convolutions.
@@ -131,21 +130,15 @@ impl Loader<'_> {
     /// # Errors
     /// [`LoadError`].
     pub fn inception(&self) -> Result<Inception, LoadError> {
-        let config = |_: &Value| Ok::<_, ConfigError>(InceptionConfig::default());
-        let (_, network) = self.network(Component::Inception, config, |config, init| Ok(config.init(init)))?;
+        let (_, network) = self.network::<InceptionConfig>(Component::Inception)?;
         Ok(network.folded())
     }
 
-    fn network<C, M: Module, E: std::error::Error + Send + Sync + 'static>(
-        &self,
-        component: Component,
-        read: impl FnOnce(&Value) -> Result<C, E>,
-        build: impl FnOnce(&C, &mut Init) -> Result<M, ConfigError>,
-    ) -> Result<(C, M), LoadError> {
+    fn network<C: NetworkConfig>(&self, component: Component) -> Result<(C, C::Network), LoadError> {
         let source = self.checkpoint.component(component)?;
         let config_error = |source| LoadError::Config { path: self.checkpoint.path().to_owned(), component, source };
-        let config = read(&source.config).map_err(|error| config_error(error.into()))?;
-        let empty = build(&config, &mut Init::placeholders(self.device)).map_err(|error| config_error(error.into()))?;
+        let config = C::from_published(&source.config).map_err(config_error)?;
+        let empty = config.build(&mut Init::placeholders(self.device)).map_err(|error| config_error(error.into()))?;
         let module = self.fill(empty, &source)?;
         Ok((config, module))
     }

@@ -44,7 +44,7 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
 /// 2 for bad usage or configuration, 130 for a stop on request, 1 for failed work.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.is::<Stopped>()
-        || generate::is_stopped(error)
+        || error.downcast_ref().is_some_and(PipelineError::is_stopped)
         || matches!(error.downcast_ref(), Some(QuickstartError::Interrupted { .. }))
         || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }))
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_interrupted);
@@ -98,7 +98,7 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
          CLIP score        {:.4} (untrained {:.4}, real {:.4})\n\
          took              {:.0} s, {:.2} GiB\n\
          report            {out}/report.html\n\
-         pictures          {out}/pictures/held_out.png, {out}/pictures/prompts.png",
+         images            {out}/pictures/held_out.png, {out}/pictures/prompts.png",
         percent(j.trained.background_accuracy),
         percent(j.untrained.background_accuracy),
         percent(j.real.background_accuracy),

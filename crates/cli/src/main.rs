@@ -28,9 +28,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Everything, small, on embedded real pictures: train CLIP, autoencoder and UNet, draw, judge, report.
+    /// Train a small CLIP, autoencoder and UNet on embedded real images, draw with them, judge the results, write a report.
     Quickstart(QuickstartArgs),
-    /// Train one model by a recipe; goes on where an earlier run in the same folder stopped.
+    /// Train one model by a recipe; an earlier run in the same folder is continued.
     #[command(after_help = train_help())]
     Train(TrainArgs),
     /// Draw images with a checkpoint of Stable Diffusion, or with what a quickstart or a training run made.
@@ -39,11 +39,11 @@ enum Command {
     Probe(commands::probe::ProbeArgs),
     /// Fetch, make, encode and check datasets.
     Data(Box<data::DataArgs>),
-    /// Tell what a checkpoint holds (layout, family, components, prediction type, problems), or a dataset.
+    /// Print the contents of a checkpoint (layout, family, components, prediction type, problems) or of a dataset.
     Inspect(checkpoint::InspectArgs),
-    /// Write a checkpoint in another layout: a diffusers folder, a single file, or a folder of Calotype's.
+    /// Write a checkpoint in another layout: a diffusers folder, a single file, or a Calotype folder.
     Convert(checkpoint::ConvertArgs),
-    /// Measure speed against the processor's peak, measured in the same process.
+    /// Measure speed and memory, as shares of the processor's peak in the same process.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
     /// List the built-in recipes, or show one with everything it inherits.
@@ -54,13 +54,13 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct QuickstartArgs {
-    /// Folder of everything that is made; a second start continues in it.
+    /// Output folder; a second start continues in it.
     #[arg(long, default_value = "runs/quickstart", value_name = "DIR")]
     out: PathBuf,
     /// Seed of all stages.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// How long to train: smoke (a minute, to see that it works), default, or long.
+    /// Length of training: smoke (a minute, to see that it works), default, or long.
     #[arg(long, default_value = "default", value_parser = ["smoke", "default", "long"])]
     preset: String,
     #[command(flatten)]
@@ -77,7 +77,7 @@ struct TrainArgs {
     /// Overrides, e.g. run.samples=10000.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Folder of logs, checkpoints and the trained model [default: runs/ and the recipe's name].
+    /// Output folder for logs, checkpoints and the trained model [default: runs/ and the recipe's name].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -103,7 +103,7 @@ fn train_help() -> String {
 
 #[derive(Debug, Args)]
 struct RecipesArgs {
-    /// A recipe to show; all names if absent.
+    /// Recipe to show; without it, all names are listed.
     name: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The random stream of `torch.Generator("cpu")`, for pictures that start from the same noise as a PyTorch pipeline's.
+//! The random stream of `torch.Generator("cpu")`, for images that start from the same noise as a PyTorch pipeline's.
 //!
 //! Unlike a [`Stream`](crate::Stream) it has a state: numbers depend on all that was drawn before. Use it only where
 //! the peer's numbers are wanted.
@@ -18,7 +18,7 @@ const BLOCK: usize = 16;
 ///
 /// The state continues from call to call. What a call returns depends on how many numbers it fills, as in PyTorch:
 /// `torch.randn(32)` is not `torch.randn(16)` twice where 16 does not divide a size. diffusers' `randn_tensor` with a
-/// list of generators draws each picture's latent by a generator of its own, with one by a single call for the batch;
+/// list of generators draws each image's latent by a generator of its own, with one by a single call for the batch;
 /// a latent is `[channels, height, width]`.
 ///
 /// Numbers equal PyTorch 2's of x86 processors with AVX2, all bits of them for `f32`, [`f16`] and [`bf16`]; `f64` and

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the golden files of `images.rs`: what Pillow and torchvision make of pictures.
+"""Makes the golden files of `images.rs`: what Pillow and torchvision make of images.
 
     python3 -m venv venv && venv/bin/pip install pillow==13.0.0 numpy torchvision
     venv/bin/python crates/data/tests/make_images.py FOLDER_OF_EMOJI
@@ -7,9 +7,9 @@
 
 FOLDER_OF_EMOJI holds Twemoji's PNGs of 72x72 pixels (`1f600.png`), as crate twemoji-assets has them in its assets.
 
-golden/images/resized.txt    for each of 50 pictures: of 4 filters, down and up, the first 16 digits of the SHA-256
+golden/images/resized.txt    for each of 50 images: of 4 filters, down and up, the first 16 digits of the SHA-256
 golden/images/cropped.txt    torchvision's Resize and CenterCrop: width, height, side, digits
-golden/images/NAME.EXT       a picture file of each kind, and NAME.rgb: its size in a line, and its `convert("RGB")`
+golden/images/NAME.EXT       an image file of each kind, and NAME.rgb: its size in a line, and its `convert("RGB")`
 golden/images/fid*.npz       numpy.savez and numpy.savez_compressed of `mu` and `sigma`
 """
 

@@ -48,7 +48,7 @@ const fn key_columns(head_dim: usize) -> usize {
 /// Queries of a block of the backward pass.
 const QUERIES: usize = 128;
 
-/// How far the exponents (to base 2) of probabilities may grow before the sums are scaled down. bf16 and f32 have the same
+/// The most that exponents (to base 2) of probabilities may grow before the sums are scaled down. bf16 and f32 have the same
 /// range, so nothing is lost.
 const SLACK: f32 = 16.0;
 
@@ -100,7 +100,7 @@ fn exponent_factor(shape: &AttentionShape) -> f32 {
     shape.scale * std::f32::consts::LOG2_E
 }
 
-/// Whether the kernels here can do it.
+/// True if the kernels here can do it.
 fn suits(shape: &AttentionShape) -> bool {
     let tokens = shape.query_tokens.min(shape.key_tokens);
     tokens > 0 && (1..=KC).contains(&shape.head_dim) && shape.scale >= 0.0
@@ -174,7 +174,7 @@ fn pack_rows<K: Kernel16>(
     }
 }
 
-/// Where the gradients of a head's tokens go.
+/// The place of the gradients of a head's tokens.
 struct Rows<'a> {
     to: &'a SharedMut<'a, bf16>,
     begin: usize,

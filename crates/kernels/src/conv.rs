@@ -8,7 +8,7 @@ use crate::packed::PackedWeights;
 use crate::pointwise::sum_rows;
 #[cfg(target_arch = "x86_64")]
 use crate::product::Output;
-use crate::product::{Dense, Epilogue, Operand, Rows, Source, copy, product};
+use crate::product::{Dense, Epilogue, Operand, RowCount, Rows, Source, copy, product};
 #[cfg(target_arch = "x86_64")]
 use crate::product16::Panels;
 use crate::scratch::with_scratch;
@@ -21,10 +21,10 @@ use crate::winograd16::{self, Pass};
 
 /// Shape of a convolution (in fact a cross-correlation, as everywhere in deep learning):
 /// `y[b, oy, ox, o] = sum over (ky, kx, i) of x[b, oy * stride + ky - top, ox * stride + kx - left, i] w[o, ky, kx, i]`,
-/// with zeros outside of the picture.
+/// with zeros outside of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv2dShape {
-    /// Pictures.
+    /// Images.
     pub batch: usize,
     /// Height of the input.
     pub height: usize,
@@ -40,6 +40,9 @@ pub struct Conv2dShape {
     pub stride: usize,
     /// Zeros added at the top, bottom, left and right.
     pub padding: [usize; 4],
+    /// The size of one image says how outputs are computed, so that an image is the same bits in any batch: for inference. Otherwise that
+    /// of the whole batch does, which is faster in training.
+    pub per_image: bool,
 }
 
 impl Conv2dShape {
@@ -70,6 +73,12 @@ impl Conv2dShape {
 
     fn positions(&self) -> usize {
         self.batch * self.out_height() * self.out_width()
+    }
+
+    /// The rows of a forward product: positions.
+    fn row_count(&self) -> RowCount {
+        let all = self.positions();
+        RowCount { all, deciding: if self.per_image { self.out_height() * self.out_width() } else { all } }
     }
 
     /// Length of the sums of a product: taps times input channels.
@@ -121,16 +130,16 @@ impl Conv2dShape {
         Epilogue { bias, group: channel_add.map(|a| (a, pixels)), residual, ..Epilogue::default() }
     }
 
-    /// Whether bf16 convolutions of this shape are computed by minimal filtering, F(2x2, 3x3): fewer multiplications, and an error up to
+    /// True if bf16 convolutions of this shape are computed by Winograd, F(2x2, 3x3): fewer multiplications, and an error up to
     /// 1.8 times as large. A function of the shape, the instruction set and the environment variable `CALOTYPE_CONV` (`direct`: never).
-    pub fn minimal_filtering(&self) -> bool {
+    pub fn uses_winograd(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return winograd16::suits(self).is_some();
         #[cfg(not(target_arch = "x86_64"))]
         false
     }
 
-    /// Whether weights that change after each pass should be kept packed for bf16: not where products are so short against packing, and so
+    /// True if weights that change after each pass should be kept packed for bf16: not where products are so short against packing, and so
     /// slow (without AMX), that little more than memory is at stake.
     pub fn packs_changing_weights(&self) -> bool {
         /// Positions that read the whole weights, and weights whose memory counts.
@@ -146,7 +155,7 @@ impl Conv2dShape {
 
     /// The forward pass on packed weights.
     pub(crate) fn packed_product(&self, x: &[bf16], w: &PackedWeights, y: &mut [bf16], epilogue: Epilogue<bf16>) {
-        let m = self.positions();
+        let m = self.row_count();
         if self.is_pointwise() {
             let pixels = Dense { data: x, stride: self.in_channels };
             return w.product(m, &Operand { source: pixels, k_rows: false }, y, epilogue);
@@ -167,10 +176,10 @@ fn out_size(padded: usize, kernel: usize, stride: usize) -> usize {
     if padded < kernel { 0 } else { (padded - kernel) / stride + 1 }
 }
 
-/// The matrix `[batch * positions, taps * channels]` of the windows of pictures.
+/// The matrix `[batch * positions, taps * channels]` of the windows of images.
 struct Patches<'a, T> {
     data: &'a [T],
-    /// Height and width of the pictures.
+    /// Height and width of the images.
     size: [usize; 2],
     channels: usize,
     /// Height and width of a window.
@@ -199,7 +208,7 @@ impl<T: Element> Source for Patches<'_, T> {
         let x0 = (px as usize * self.step) as isize + self.offset[1];
         let [height, width] = self.size;
         // The taps of one line of a window are contiguous in memory: `span` elements, of which those in
-        // `inside.0..inside.1` are in the picture.
+        // `inside.0..inside.1` are in the image.
         let span = self.taps[1] * self.channels;
         let left = (-x0).clamp(0, self.taps[1] as isize) as usize * self.channels;
         let right = (width as isize - x0).clamp(0, self.taps[1] as isize) as usize * self.channels;
@@ -230,22 +239,22 @@ impl<T: Element> Source for Patches<'_, T> {
     }
 }
 
-/// The matrix of [`Patches`] on pictures that have their padding in memory: windows need no checks, and as long as they
+/// The matrix of [`Patches`] on images that have their padding in memory: windows need no checks, and as long as they
 /// stay in a line, the parts of neighbouring windows lie evenly apart, so that products can read them in place.
 struct Windows<'a> {
     data: &'a [bf16],
-    /// Height and width of the pictures, with their padding.
+    /// Height and width of the images, with their padding.
     size: [usize; 2],
     channels: usize,
     taps: [usize; 2],
     step: usize,
-    /// Where the first window begins.
+    /// The beginning of the first window.
     offset: [usize; 2],
     positions: [usize; 2],
 }
 
 impl Windows<'_> {
-    /// Where the window of a row begins.
+    /// The beginning of a row's window.
     #[inline(always)]
     fn begin(&self, row: usize) -> usize {
         let (row, across) = (row as u32, self.positions[1] as u32);
@@ -322,7 +331,7 @@ impl<T: Element> Patches<'_, T> {
     /// The product of the windows and `b`.
     fn product<B: Source>(
         self,
-        size: (usize, usize, usize),
+        size: (RowCount, usize, usize),
         batch: usize,
         b: &Operand<B>,
         (c, rows): (&mut [T], Rows),
@@ -339,7 +348,7 @@ impl<T: Element> Patches<'_, T> {
     /// The product of `a` and the windows.
     fn right_product<A: Source>(
         self,
-        size: (usize, usize, usize),
+        size: (RowCount, usize, usize),
         batch: usize,
         a: &Operand<A>,
         (c, rows): (&mut [f32], Rows),
@@ -354,7 +363,7 @@ impl<T: Element> Patches<'_, T> {
         }
     }
 
-    /// Calls `f` with the same windows on a padded copy of the pictures, or on the pictures where no window leaves them;
+    /// Calls `f` with the same windows on a padded copy of the images, or on the images where no window leaves them;
     /// `None` where bf16 products have no instructions, or the elements are not bf16.
     fn with_windows<R>(&self, batch: usize, f: impl FnOnce(&Windows) -> R) -> Option<R> {
         let data = T::as_half(self.data).filter(|_| multiplies_bf16())?;
@@ -386,7 +395,7 @@ impl<T: Element> Patches<'_, T> {
     }
 }
 
-/// Copies pictures of `from_size` into the middle of zeros.
+/// Copies images of `from_size` into the middle of zeros.
 fn pad(from: &[bf16], from_size: [usize; 2], to: &mut [bf16], size: [usize; 2], before: [usize; 2], channels: usize) {
     let (line, used) = (size[1] * channels, from_size[1] * channels);
     if line == 0 {
@@ -431,7 +440,7 @@ pub fn conv2d_forward<T: Element>(
             winograd16::convolve_plain(token, Pass::Forward, shape, x, w, out)
         });
     }
-    let (m, n, k) = (shape.positions(), shape.out_channels, shape.patch());
+    let (m, n, k) = (shape.row_count(), shape.out_channels, shape.patch());
     let weights = Operand { source: Dense { data: w, stride: k }, k_rows: false };
     let out = (y, Rows::Linear { stride: n });
     if shape.is_pointwise() {
@@ -561,7 +570,7 @@ pub(crate) fn backward_input<T: Element, W: Source + Copy>(shape: &Conv2dShape, 
             start: (class[0] * shape.width + class[1]) * cin,
         };
         let weights = Operand { source: weights, k_rows: true };
-        let size = (shape.batch * count[0] * count[1], cin, k);
+        let size = ((shape.batch * count[0] * count[1]).into(), cin, k);
         patches.product(size, shape.batch, &weights, (dx, rows), Epilogue::default());
     }
 }
@@ -594,5 +603,5 @@ pub fn conv2d_backward_weight<T: Element>(
         return winograd16::backward_weight(token, shape, dy, x, dw);
     }
     let dy_columns = Operand { source: Dense { data: dy, stride: n }, k_rows: true };
-    shape.patches(x).right_product((n, k, m), shape.batch, &dy_columns, (dw, Rows::Linear { stride: k }));
+    shape.patches(x).right_product((n.into(), k, m), shape.batch, &dy_columns, (dw, Rows::Linear { stride: k }));
 }

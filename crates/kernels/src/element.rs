@@ -37,7 +37,7 @@ pub trait Element:
     const NAME: &'static str;
     /// Largest relative error of one rounding to this type.
     const EPSILON: f32;
-    /// Whether the type is [`bf16`].
+    /// True if the type is [`bf16`].
     const IS_HALF: bool;
     /// Exact conversion to f32.
     fn to_f32(self) -> f32;

@@ -3,7 +3,7 @@
 use crate::element::Element;
 use crate::product::{Dense, Epilogue, Operand, Rows, product};
 
-/// Which operands of [`gemm`] lie transposed in memory.
+/// The operands of [`gemm`] that lie transposed in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// A is `[m, k]`, B is `[k, n]`.
@@ -46,7 +46,7 @@ pub fn gemm<A: Element, B: Element, C: Element>(
     check("B", b.data.len(), b.row_stride, if b_rows { (k, n) } else { (n, k) });
     assert!(c.len() == m * n, "gemm: C has {} elements, not {m} x {n}", c.len());
     product(
-        (m, n, k),
+        (m.into(), n, k),
         &Operand { source: Dense { data: a.data, stride: a.row_stride }, k_rows: a_rows },
         &Operand { source: Dense { data: b.data, stride: b.row_stride }, k_rows: b_rows },
         true,

@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //!
-//! Channels come last: pictures are `[batch, height, width, channels]`, token sequences `[batch, tokens, channels]`,
+//! Channels come last: images are `[batch, height, width, channels]`, token sequences `[batch, tokens, channels]`,
 //! which is the same memory. Linear weights are `[out, in]`, convolution weights
 //! `[out_channels, kernel height, kernel width, in_channels]`. Activations and their gradients are f32 or bf16
 //! ([`Element`]); weights, their gradients, normalization parameters and optimizer state are f32. Sums, statistics and
@@ -78,6 +78,7 @@ pub use pointwise::{
     split_channels, sum_row_groups, sum_rows,
 };
 pub use pool::{Pool2dShape, Pooling, pool2d_backward, pool2d_forward};
+pub use product::RowCount;
 pub use resample::{upsample_nearest2x_backward, upsample_nearest2x_forward};
 pub use simd::{isa_name, multiplies_bf16};
 pub use stored::{StoredType, StoredWeight};

@@ -3,11 +3,11 @@
 use crate::element::Element;
 use crate::math::{load_up_to, store_up_to};
 use crate::pointwise::sum_rows;
-use crate::product::{Dense, Epilogue, Operand, Rows, Source, product};
+use crate::product::{Dense, Epilogue, Operand, RowCount, Rows, Source, product};
 use crate::simd::{Simd, dispatch};
 use crate::threads::for_chunks;
 
-/// `y[m, n] = x[m, k] w[n, k]^T + bias[n] + residual[m, n]`.
+/// `y[m, n] = x[m, k] w[n, k]^T + bias[n] + residual[m, n]`. The deciding rows of m say in which order is added.
 ///
 /// # Panics
 ///
@@ -18,12 +18,13 @@ pub fn linear_forward<T: Element>(
     bias: Option<&[f32]>,
     residual: Option<&[T]>,
     y: &mut [T],
-    m: usize,
+    m: impl Into<RowCount>,
     k: usize,
     n: usize,
 ) {
+    let m = m.into();
     assert!(w.len() == n * k, "linear_forward: w has {} elements, not {n} x {k}", w.len());
-    check_forward("linear_forward", x, bias, residual, y, (m, k, n));
+    check_forward("linear_forward", x, bias, residual, y, (m.all, k, n));
     product(
         (m, n, k),
         &Operand { source: Dense { data: x, stride: k }, k_rows: false },
@@ -64,7 +65,7 @@ pub fn linear_backward_input<T: Element>(dy: &[T], w: &[f32], dx: &mut [T], m: u
 /// [`linear_backward_input`] with weights `[n, k]` from any source.
 pub(crate) fn backward_input<T: Element, W: Source>(dy: &[T], w: W, dx: &mut [T], (m, k, n): (usize, usize, usize)) {
     product(
-        (m, k, n),
+        (m.into(), k, n),
         &Operand { source: Dense { data: dy, stride: n }, k_rows: false },
         &Operand { source: w, k_rows: true },
         true,
@@ -95,7 +96,7 @@ pub fn linear_backward_weight<T: Element>(
         return db.into_iter().for_each(|db| sum_rows(dy, db, m, n));
     }
     product(
-        (n, k, m),
+        (n.into(), k, m),
         &Operand { source: Dense { data: dy, stride: n }, k_rows: true },
         &Operand { source: Dense { data: x, stride: k }, k_rows: true },
         true,

@@ -40,7 +40,7 @@ pub fn exp2_near<S: Simd>(s: S, x: S::V) -> S::V {
     s.scale(s.fma(p, f, s.splat(1.0)), floor)
 }
 
-/// Where functions with an exponential tail are as good as at their limit: e^87 and e^-87 are still normal numbers.
+/// The place from which functions with an exponential tail are as good as at their limit: e^87 and e^-87 are still normal numbers.
 const FAR: f32 = 87.0;
 
 /// `e^-x` by [`exp2_near`], for magnitudes below 173.
@@ -83,7 +83,7 @@ pub fn swish_slope<S: Simd, T: Element>(s: S, x: S::V, k: f32) -> S::V {
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
-/// Where GELU is zero or the identity; the density of the normal distribution is about 1e-38 there.
+/// The place from which GELU is zero or the identity; the density of the normal distribution is about 1e-38 there.
 const GELU_FAR: f32 = 13.0;
 
 /// `x (1 + tanh u) / 2 = x sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`.

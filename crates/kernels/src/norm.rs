@@ -36,7 +36,7 @@ fn group_sizes(op: &str, len: usize, stats: usize, c: usize, groups: usize) -> (
     (batch, pixels)
 }
 
-/// `y = f((x - mean) rstd gamma + beta)`, f being the identity or SiLU, with the statistics of each picture and group
+/// `y = f((x - mean) rstd gamma + beta)`, f being the identity or SiLU, with the statistics of each image and group
 /// of channels: `rstd = 1 / sqrt(variance + eps)`, the variance without Bessel's correction.
 ///
 /// x and y are `[batch, pixels, c]`, gamma and beta `[c]`, mean and rstd `[batch, groups]` (they tell the batch). c is
@@ -68,7 +68,7 @@ pub fn group_norm_forward<T: Element>(
         return;
     }
     let norm = GroupNorm { pixels, c, groups, gamma, past: past_caches(y) };
-    let (per, size) = (norm.pictures_of_task(batch), pixels * c);
+    let (per, size) = (norm.images_of_task(batch), pixels * c);
     for_chunks3((y, per * size), (mean, per * groups), (rstd, per * groups), |i, y, mean, rstd| {
         norm.forward(&x[i * per * size..][..y.len()], (beta, eps, silu), y, mean, rstd);
     });
@@ -81,18 +81,18 @@ struct GroupNorm<'a> {
     c: usize,
     groups: usize,
     gamma: &'a [f32],
-    /// Whether the whole output is too large for the caches.
+    /// True if the whole output is too large for the caches.
     past: bool,
 }
 
 impl GroupNorm<'_> {
-    /// Pictures that are worked on together: with many in a batch each belongs to one thread, whose cache then still has much of it when
+    /// Images that are worked on together: with many in a batch each belongs to one thread, whose cache then still has much of it when
     /// it is read a second time; few are cut into tasks. Results are the same.
-    fn pictures_of_task(&self, batch: usize) -> usize {
+    fn images_of_task(&self, batch: usize) -> usize {
         if self.tasks() == 1 || batch >= 2 * threads() { 1 } else { batch }
     }
 
-    /// [`group_norm_forward`] of some pictures.
+    /// [`group_norm_forward`] of some images.
     fn forward<T: Element>(
         &self,
         x: &[T],
@@ -103,10 +103,10 @@ impl GroupNorm<'_> {
     ) {
         let (c, groups, tasks, stats) = (self.c, self.groups, self.tasks(), 2 * self.groups);
         let batch = mean.len() / groups;
-        let picture = |b: usize| &x[b * self.pixels * c..][..self.pixels * c];
+        let image = |b: usize| &x[b * self.pixels * c..][..self.pixels * c];
         with_scratch(batch * (2 * c + tasks * stats), |memory| {
             let (factors, sums) = memory.split_at_mut(batch * 2 * c);
-            for_chunks(factors, 2 * c, |b, factors| self.guess(picture(b), &mut factors[..c]));
+            for_chunks(factors, 2 * c, |b, factors| self.guess(image(b), &mut factors[..c]));
             for_chunks(sums, stats, |i, sums| {
                 let (b, task) = (i / tasks, i % tasks);
                 self.sums(&x[self.rows(b, task)], &factors[b * 2 * c..][..c], sums);
@@ -133,26 +133,26 @@ impl GroupNorm<'_> {
         });
     }
 
-    /// Number of tasks that a picture is cut into.
+    /// Number of tasks that an image is cut into.
     fn tasks(&self) -> usize {
         self.pixels.div_ceil(rows_of_task(self.c))
     }
 
-    /// Where the rows of a task lie.
+    /// The range of a task's rows.
     fn rows(&self, b: usize, task: usize) -> Range<usize> {
         let step = rows_of_task(self.c);
         let begin = b * self.pixels + task * step;
         begin * self.c..(begin + step.min(self.pixels - task * step)) * self.c
     }
 
-    /// For each channel an estimate of its group's mean, from some pixels of the picture: what is summed are differences
+    /// For each channel an estimate of its group's mean, from some pixels of the image: what is summed are differences
     /// from it, so that a mean far from zero costs no precision.
-    fn guess<T: Element>(&self, picture: &[T], guess: &mut [f32]) {
+    fn guess<T: Element>(&self, image: &[T], guess: &mut [f32]) {
         let (c, width) = (self.c, self.c / self.groups);
         let samples = SAMPLES.min(self.pixels);
         guess.fill(0.0);
         for i in 0..samples {
-            let row = &picture[i * self.pixels / samples * c..][..c];
+            let row = &image[i * self.pixels / samples * c..][..c];
             dispatch!(|s| for_vectors(
                 s,
                 c,
@@ -186,7 +186,7 @@ impl GroupNorm<'_> {
         });
     }
 
-    /// Mean and `1 / sqrt(variance + eps)` of each group of a picture, from the sums of its tasks.
+    /// Mean and `1 / sqrt(variance + eps)` of each group of an image, from the sums of its tasks.
     fn statistics(&self, guess: &[f32], sums: &[f32], eps: f32, mean: &mut [f32], rstd: &mut [f32]) {
         let width = self.c / self.groups;
         let count = (self.pixels * width) as f64;
@@ -299,11 +299,11 @@ pub fn group_norm_backward<T: Element>(
         return;
     }
     let norm = GroupNorm { pixels, c, groups, gamma, past: past_caches(dx) };
-    let (per, size) = (norm.pictures_of_task(batch), pixels * c);
+    let (per, size) = (norm.images_of_task(batch), pixels * c);
     with_scratch(batch * 2 * c, |totals| {
         for_chunks2((dx, per * size), (totals, per * 2 * c), |i, dx, totals| {
-            let (pictures, stats) = (i * per * size, i * per * groups..(i * per + dx.len() / size) * groups);
-            let from = (&x[pictures..][..dx.len()], &dy[pictures..][..dx.len()]);
+            let (images, stats) = (i * per * size, i * per * groups..(i * per + dx.len() / size) * groups);
+            let from = (&x[images..][..dx.len()], &dy[images..][..dx.len()]);
             norm.backward(from, (&mean[stats.clone()], &rstd[stats]), (beta, silu), dx, totals);
         });
         for total in totals.chunks_exact(2 * c) {
@@ -321,7 +321,7 @@ pub fn group_norm_backward<T: Element>(
 const FACTORS: usize = 5;
 
 impl GroupNorm<'_> {
-    /// [`group_norm_backward`] of some pictures; `totals` get the channels' sums of dz and dz h of each of them.
+    /// [`group_norm_backward`] of some images; `totals` get the channels' sums of dz and dz h of each of them.
     fn backward<T: Element>(
         &self,
         (x, dy): (&[T], &[T]),
@@ -374,7 +374,7 @@ impl GroupNorm<'_> {
         });
     }
 
-    /// The first three of the [`FACTORS`] of a picture.
+    /// The first three of the [`FACTORS`] of an image.
     fn first_factors(&self, (mean, rstd): (&[f32], &[f32]), factors: &mut [f32]) {
         let (c, width) = (self.c, self.c / self.groups);
         for g in 0..self.groups {

@@ -40,9 +40,9 @@ pub struct Sgd {
     pub lr: f32,
     /// The old momentum's share of the new one; 0 keeps none.
     pub momentum: f32,
-    /// What is taken off the gradient's share of the momentum, from the second step on.
+    /// The part that is taken off the gradient's share of the momentum, from the second step on.
     pub dampening: f32,
-    /// Whether the step looks ahead along the new momentum; for a momentum without dampening.
+    /// True if the step looks ahead along the new momentum; for a momentum without dampening.
     pub nesterov: bool,
     /// The parameter's share that is added to its gradient.
     pub weight_decay: f32,
@@ -165,9 +165,9 @@ pub fn sgd_step<'a>(
     step_all(&SgdFactors { params: *params, share, grad_scale, ema_rest: rest_of(ema_decay) }, parameters);
 }
 
-/// How elements are stepped.
+/// The step of elements.
 trait Rule: Sync {
-    /// Whether there are first and second moments.
+    /// True if there are first and second moments.
     fn moments(&self) -> [bool; 2];
 
     /// A step of the elements of a piece, each by itself.
@@ -250,7 +250,7 @@ struct Factors {
     rate: f32,
     /// The second moment's bias correction, for its root.
     root: f32,
-    /// What weight decay leaves.
+    /// The factor that weight decay leaves.
     keep: f32,
     /// The new parameter's share of its average.
     ema_rest: f32,

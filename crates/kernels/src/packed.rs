@@ -4,7 +4,7 @@ use half::bf16;
 
 use crate::conv::Conv2dShape;
 use crate::element::Element;
-use crate::product::{Dense, Epilogue, GATED, Operand, Output, Rows, Source};
+use crate::product::{Dense, Epilogue, GATED, Operand, Output, RowCount, Rows, Source};
 #[cfg(target_arch = "x86_64")]
 use crate::product16::{PackedRight, PackedRows, Renewal as ProductRenewal, product_packed};
 use crate::simd::Simd;
@@ -13,6 +13,8 @@ use crate::threads::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use crate::winograd16::{self, FilterRenewal, Filters, Pass};
 use std::ops::Range;
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
 
 /// Stands where no instructions want packed weights: there are none.
 #[cfg(not(target_arch = "x86_64"))]
@@ -76,15 +78,15 @@ impl ProductRenewal<'_> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn product_packed<A: Source>(_: usize, _: &Operand<A>, b: &PackedRight, _: &Output<bf16>) {
+fn product_packed<A: Source>(_: RowCount, _: &Operand<A>, b: &PackedRight, _: &Output<bf16>) {
     match *b {}
 }
 
-/// What weights are packed for.
+/// The use that weights are packed for.
 enum Packing {
     /// Products of matrices.
     Product(PackedRight),
-    /// Convolutions by minimal filtering.
+    /// Convolutions by Winograd.
     #[cfg(target_arch = "x86_64")]
     Filters(Filters),
 }
@@ -103,7 +105,7 @@ impl Packing {
 pub(crate) enum Renewal<'a> {
     /// Of products of matrices.
     Product(ProductRenewal<'a>),
-    /// Of convolutions by minimal filtering.
+    /// Of convolutions by Winograd.
     #[cfg(target_arch = "x86_64")]
     Filters(FilterRenewal<'a>),
 }
@@ -153,10 +155,13 @@ impl Renewal<'_> {
 /// plain weights give.
 pub struct PackedWeights {
     packing: Packing,
-    /// Whether values and gates stand in panels side by side.
+    /// True if values and gates stand in panels side by side.
     gated: bool,
-    /// Whether gradients of the layer's input can be computed from it.
+    /// True if gradients of the layer's input can be computed from it.
     for_input: bool,
+    /// Filters that were transformed for Winograd once and for all, by the first convolution of few tiles.
+    #[cfg(target_arch = "x86_64")]
+    transformed: OnceLock<Filters>,
 }
 
 /// Weights `[2 c, k]` of values and gates, in panels of [`GATED`] rows of each.
@@ -213,15 +218,11 @@ impl PackedWeights {
             return None;
         }
         let operand = Operand { source: GatedRows { rows: Dense { data: w, stride: k }, c }, k_rows: false };
-        PackedRight::pack(&operand, 2 * c, k, k).map(|right| Self {
-            packing: Packing::Product(right),
-            gated: true,
-            for_input: false,
-        })
+        PackedRight::pack(&operand, 2 * c, k, k).map(|right| Self::new(Packing::Product(right), true, false))
     }
 
     /// Packs the `[out_channels, kernel height, kernel width, in_channels]` weights of a convolution, for all shapes that
-    /// [share](Conv2dShape::minimal_filtering) its way of computing. `None` where bf16 products gain nothing by it.
+    /// [share](Conv2dShape::uses_winograd) its way of computing. `None` where bf16 products gain nothing by it.
     ///
     /// # Panics
     ///
@@ -232,12 +233,12 @@ impl PackedWeights {
         #[cfg(target_arch = "x86_64")]
         if let Some(token) = winograd16::suits(shape) {
             let packing = Packing::Filters(Filters::new(token, w, n, shape.in_channels));
-            return Some(Self { packing, gated: false, for_input: true });
+            return Some(Self::new(packing, false, true));
         }
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
         let right = PackedRight::pack(&operand, n, k, shape.segment())?;
         let for_input = right.gives_rows() && shape.in_channels.is_multiple_of(32);
-        Some(Self { packing: Packing::Product(right), gated: false, for_input })
+        Some(Self::new(Packing::Product(right), false, for_input))
     }
 
     /// Packs the weights of a linear layer as they are stored, `[n, k]`, in one pass on all threads; they are rounded to nearest even.
@@ -263,17 +264,15 @@ impl PackedWeights {
         if !w.outputs.is_multiple_of(2) || !c.is_multiple_of(GATED) {
             return None;
         }
-        PackedRight::pack_stored(w, w.row_len(), |row| gated_row(row, c)).map(|right| Self {
-            packing: Packing::Product(right),
-            gated: true,
-            for_input: false,
-        })
+        let right = PackedRight::pack_stored(w, w.row_len(), |row| gated_row(row, c))?;
+        Some(Self::new(Packing::Product(right), true, false))
     }
 
     /// Packs the weights of a convolution as they are stored, `[out_channels, in_channels, kernel height, kernel width]`, in one pass on
-    /// all threads, for pictures of any size; they are rounded to nearest even. `None` where bf16 products gain nothing by it.
+    /// all threads, for images of any size; they are rounded to nearest even. `None` where bf16 products gain nothing by it.
     ///
-    /// Filters are not transformed, which would take 16/9 of the memory: minimal filtering transforms them in passing.
+    /// Filters are not transformed, which would take 16/9 of the memory: Winograd transforms them in passing, or keeps them transformed
+    /// as well once they meet images so small that this would take longer than reading more.
     ///
     /// # Panics
     ///
@@ -283,15 +282,26 @@ impl PackedWeights {
         let segment = crate::conv::segment(kernel[1] * w.inputs, w.row_len());
         let right = PackedRight::pack_stored(w, segment, |row| row)?;
         let for_input = right.gives_rows() && w.inputs.is_multiple_of(32);
-        Some(Self { packing: Packing::Product(right), gated: false, for_input })
+        Some(Self::new(Packing::Product(right), false, for_input))
     }
 
     fn of_product(right: PackedRight) -> Self {
-        Self { for_input: right.gives_rows(), packing: Packing::Product(right), gated: false }
+        let for_input = right.gives_rows();
+        Self::new(Packing::Product(right), false, for_input)
+    }
+
+    fn new(packing: Packing, gated: bool, for_input: bool) -> Self {
+        Self {
+            packing,
+            gated,
+            for_input,
+            #[cfg(target_arch = "x86_64")]
+            transformed: OnceLock::new(),
+        }
     }
 
     /// The weights as they were packed, rounded to bf16: `[n, k]`, values before gates. `None` for those that were transformed for
-    /// minimal filtering, which are not kept.
+    /// Winograd, which are not kept.
     pub fn unpack(&self) -> Option<Vec<bf16>> {
         match &self.packing {
             Packing::Product(right) if self.gated => {
@@ -304,7 +314,7 @@ impl PackedWeights {
         }
     }
 
-    /// Whether they were packed for [`linear_geglu_forward_packed`].
+    /// True if they were packed for [`linear_geglu_forward_packed`].
     pub fn is_gated(&self) -> bool {
         self.gated
     }
@@ -312,13 +322,16 @@ impl PackedWeights {
     /// Memory that the weights take, in bytes.
     pub fn bytes(&self) -> usize {
         match &self.packing {
+            #[cfg(target_arch = "x86_64")]
+            Packing::Product(right) => right.bytes() + self.transformed.get().map_or(0, Filters::bytes),
+            #[cfg(not(target_arch = "x86_64"))]
             Packing::Product(right) => right.bytes(),
             #[cfg(target_arch = "x86_64")]
             Packing::Filters(filters) => filters.bytes(),
         }
     }
 
-    /// Whether gradients of the layer's input can be computed from it: where inputs and outputs are multiples of 32, and for
+    /// True if gradients of the layer's input can be computed from it: where inputs and outputs are multiples of 32, and for
     /// weights that were not packed for GEGLU.
     pub fn gives_input_gradients(&self) -> bool {
         self.for_input
@@ -330,6 +343,8 @@ impl PackedWeights {
     }
 
     pub(crate) fn renew(&mut self) -> Renewal<'_> {
+        #[cfg(target_arch = "x86_64")]
+        self.transformed.take();
         match &mut self.packing {
             Packing::Product(right) => Renewal::Product(right.renew()),
             #[cfg(target_arch = "x86_64")]
@@ -353,17 +368,21 @@ impl PackedWeights {
         }
     }
 
-    /// A convolution by minimal filtering.
+    /// A convolution by Winograd.
     #[cfg(target_arch = "x86_64")]
     fn convolve(&self, pass: Pass, shape: &Conv2dShape, x: &[bf16], out: &Output<bf16>) {
         match &self.packing {
             Packing::Filters(filters) => winograd16::convolve(pass, shape, x, filters, out),
+            Packing::Product(right) if pass == Pass::Forward && winograd16::keeps_filters(shape) => {
+                let filters = self.transformed.get_or_init(|| Filters::of_packed(shape, right));
+                winograd16::convolve(pass, shape, x, filters, out);
+            }
             Packing::Product(right) => winograd16::convolve_packed(pass, shape, x, right, out),
         }
     }
 
     /// `C = A W^T` through an epilogue; rows of C are contiguous.
-    pub(crate) fn product<A: Source>(&self, m: usize, a: &Operand<A>, c: &mut [bf16], epilogue: Epilogue<bf16>) {
+    pub(crate) fn product<A: Source>(&self, m: RowCount, a: &Operand<A>, c: &mut [bf16], epilogue: Epilogue<bf16>) {
         let right = self.right("product");
         let (n, _) = right.size();
         let data = SharedMut::new(c);
@@ -383,12 +402,13 @@ pub fn linear_forward_packed(
     bias: Option<&[f32]>,
     residual: Option<&[bf16]>,
     y: &mut [bf16],
-    m: usize,
+    m: impl Into<RowCount>,
     k: usize,
     n: usize,
 ) {
+    let m = m.into();
     w.check("linear_forward_packed", n, k, false);
-    crate::linear::check_forward("linear_forward_packed", x, bias, residual, y, (m, k, n));
+    crate::linear::check_forward("linear_forward_packed", x, bias, residual, y, (m.all, k, n));
     let rows = Operand { source: Dense { data: x, stride: k }, k_rows: false };
     w.product(m, &rows, y, Epilogue { bias, residual, ..Epilogue::default() });
 }
@@ -404,13 +424,14 @@ pub fn linear_geglu_forward_packed(
     w: &PackedWeights,
     bias: Option<&[f32]>,
     y: &mut [bf16],
-    m: usize,
+    m: impl Into<RowCount>,
     k: usize,
     c: usize,
 ) {
     const OP: &str = "linear_geglu_forward_packed";
+    let m = m.into();
     w.check(OP, 2 * c, k, true);
-    crate::linear::check_forward(OP, x, None, None, y, (m, k, c));
+    crate::linear::check_forward(OP, x, None, None, y, (m.all, k, c));
     assert!(bias.is_none_or(|bias| bias.len() == 2 * c), "{OP}: the bias does not have {} elements", 2 * c);
     let rows = Operand { source: Dense { data: x, stride: k }, k_rows: false };
     w.product(m, &rows, y, Epilogue { bias, gated: true, ..Epilogue::default() });
@@ -421,7 +442,7 @@ pub fn linear_geglu_forward_packed(
 /// # Panics
 ///
 /// If a slice or the weights do not have the size the shape says, or the weights were transformed for
-/// [minimal filtering](Conv2dShape::minimal_filtering) by [`PackedWeights::for_conv`] and the shape is none for it.
+/// [Winograd](Conv2dShape::uses_winograd) by [`PackedWeights::for_conv`] and the shape is none for it.
 pub fn conv2d_forward_packed(
     shape: &Conv2dShape,
     x: &[bf16],
@@ -435,7 +456,7 @@ pub fn conv2d_forward_packed(
     shape.check("conv2d_forward_packed", x.len(), shape.weight_len(), y.len());
     let epilogue = shape.epilogue("conv2d_forward_packed", bias, channel_add, residual);
     #[cfg(target_arch = "x86_64")]
-    if shape.minimal_filtering() {
+    if shape.uses_winograd() {
         return Output::to_rows(y, shape.out_channels, epilogue, |out| w.convolve(Pass::Forward, shape, x, out));
     }
     shape.packed_product(x, w, y, epilogue);
@@ -460,14 +481,14 @@ pub fn linear_backward_input_packed(dy: &[bf16], w: &PackedWeights, dx: &mut [bf
 /// # Panics
 ///
 /// If a slice or the weights do not have the size the shape says, the weights do not give input gradients, or they were transformed for
-/// [minimal filtering](Conv2dShape::minimal_filtering) by [`PackedWeights::for_conv`] and the shape is none for it.
+/// [Winograd](Conv2dShape::uses_winograd) by [`PackedWeights::for_conv`] and the shape is none for it.
 pub fn conv2d_backward_input_packed(shape: &Conv2dShape, dy: &[bf16], w: &PackedWeights, dx: &mut [bf16]) {
     const OP: &str = "conv2d_backward_input_packed";
     w.check(OP, shape.out_channels, shape.patch(), false);
     assert!(w.gives_input_gradients(), "{OP}: these weights give no input gradients");
     shape.check(OP, dx.len(), shape.weight_len(), dy.len());
     #[cfg(target_arch = "x86_64")]
-    if shape.minimal_filtering() {
+    if shape.uses_winograd() {
         return Output::to_rows(dx, shape.in_channels, Epilogue::default(), |out| {
             w.convolve(Pass::BackwardInput, shape, dy, out)
         });
@@ -555,7 +576,8 @@ mod tests {
     fn shape(size: usize, channels: [usize; 2], kernel: usize, stride: usize) -> Conv2dShape {
         let [in_channels, out_channels] = channels;
         let (kernel, padding) = ([kernel; 2], [kernel / 2; 4]);
-        Conv2dShape { batch: 2, height: size, width: size + 1, in_channels, out_channels, kernel, stride, padding }
+        let (batch, height, width, per_image) = (2, size, size + 1, false);
+        Conv2dShape { batch, height, width, in_channels, out_channels, kernel, stride, padding, per_image }
     }
 
     #[test]
@@ -580,7 +602,7 @@ mod tests {
     #[test]
     fn filters_of_weights_packed_for_products_give_the_same_bits() {
         // One block of filters, then several blocks of filters and, with the last one, of pixels.
-        for (size, channels) in [(9, [32, 64]), (16, [96, 32]), (8, [1024, 1120]), (30, [1632, 352])] {
+        for (size, channels) in [(11, [32, 64]), (16, [96, 32]), (12, [1024, 1120]), (30, [1632, 352])] {
             let shape = shape(size, channels, 3, 1);
             let loaded: Vec<bf16> = (0..shape.weight_len()).map(|i| bf16::from_f32((i % 251) as f32 - 125.0)).collect();
             let x: Vec<bf16> = (0..shape.input_len()).map(|i| bf16::from_f32((i % 127) as f32 / 64.0 - 1.0)).collect();
@@ -597,7 +619,7 @@ mod tests {
                 taps: 9,
             };
             let Some(packed) = PackedWeights::for_stored_conv(&weight, [3, 3]) else { return };
-            if !shape.minimal_filtering() {
+            if !shape.uses_winograd() {
                 return;
             }
             assert!(packed.gives_input_gradients() && packed.bytes() == 2 * shape.weight_len());

@@ -1,4 +1,4 @@
-//! What this machine can do at most, measured: the yardstick of the benchmarks.
+//! The most that this machine can do, measured: the yardstick of the benchmarks.
 //!
 //! Every figure is that of the best of several short runs on all threads that [`threads`] gives, because a disturbance
 //! only ever makes a run slower. The instruction sets are those the kernels may use: `CALOTYPE_ISA` limits both.

@@ -170,7 +170,7 @@ pub fn sum_rows<T: Element>(x: &[T], sum: &mut [f32], rows: usize, c: usize) {
     sum_row_groups(x, sum, 1, rows, c);
 }
 
-/// `sum[g, c] = sum over rows of x[groups, rows, c]`: the gradient of what is added to all pixels of a picture.
+/// `sum[g, c] = sum over rows of x[groups, rows, c]`: the gradient of what is added to all pixels of an image.
 ///
 /// # Panics
 ///

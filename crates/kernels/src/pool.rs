@@ -1,4 +1,4 @@
-//! Pooling of pictures, channels last.
+//! Pooling of images, channels last.
 
 use crate::element::Element;
 use crate::math::{load_up_to, store_up_to};
@@ -6,12 +6,12 @@ use crate::simd::{Simd, dispatch};
 use crate::threads::for_chunks;
 use std::ops::Range;
 
-/// What a window becomes.
+/// The value of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pooling {
     /// The greatest of its pixels.
     Max,
-    /// The mean of those of its pixels that lie in the picture (TensorFlow's average, torch's with
+    /// The mean of those of its pixels that lie in the image (TensorFlow's average, torch's with
     /// `count_include_pad = False`).
     Average,
 }
@@ -19,7 +19,7 @@ pub enum Pooling {
 /// Shape of a pooling with square windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pool2dShape {
-    /// Pictures.
+    /// Images.
     pub batch: usize,
     /// Height of the input.
     pub height: usize,
@@ -31,7 +31,7 @@ pub struct Pool2dShape {
     pub size: usize,
     /// Step between windows, in both directions.
     pub stride: usize,
-    /// How far windows reach over every edge; less than `size`.
+    /// Pixels that windows reach over every edge; less than `size`.
     pub padding: usize,
 }
 
@@ -89,8 +89,8 @@ pub fn pool2d_forward<T: Element>(kind: Pooling, shape: &Pool2dShape, x: &[T], y
     }
     for_chunks(y, line, |i, y| {
         let rows = shape.covered(i % out_height, shape.height);
-        let picture = i / out_height * shape.height;
-        let rows = picture + rows.start..picture + rows.end;
+        let image = i / out_height * shape.height;
+        let rows = image + rows.start..image + rows.end;
         dispatch!(|s| for (j, y) in y.chunks_exact_mut(shape.channels).enumerate() {
             match kind {
                 Pooling::Max => pixel(s, shape, x, (rows.clone(), j), y, f32::NEG_INFINITY, true),
@@ -100,7 +100,7 @@ pub fn pool2d_forward<T: Element>(kind: Pooling, shape: &Pool2dShape, x: &[T], y
     });
 }
 
-/// One pixel of the output, from lines `rows` of all pictures' lines and column `j` of the output's.
+/// One pixel of the output, from lines `rows` of all images' lines and column `j` of the output's.
 #[inline(always)]
 fn pixel<S: Simd, T: Element>(
     s: S,
@@ -128,7 +128,7 @@ fn pixel<S: Simd, T: Element>(
 }
 
 /// Gradient of [`pool2d_forward`] with respect to x: dy lies like y, dx (overwritten) like x. Of equal greatest pixels
-/// the first one, by rows, has the gradient. The work is cut by pictures, each element on its own.
+/// the first one, by rows, has the gradient. The work is cut by images, each element on its own.
 ///
 /// # Panics
 ///

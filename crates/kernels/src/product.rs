@@ -1,7 +1,7 @@
 //! The driver of all matrix products: cuts C into tasks, packs operands, runs tiles, finishes the output.
 //!
 //! An operand is anything that can write a piece of one of its rows as f32 ([`Source`]): a dense matrix in memory or
-//! the patches of a picture, which therefore never exist as a whole. Everything about the order of additions is fixed
+//! the patches of an image, which therefore never exist as a whole. Everything about the order of additions is fixed
 //! by the shape: see [`Plan`].
 
 use half::bf16;
@@ -198,7 +198,7 @@ pub struct Operand<X> {
     pub k_rows: bool,
 }
 
-/// Where the rows of C go.
+/// The places of the rows of C.
 #[derive(Clone, Copy)]
 pub enum Rows {
     /// Row i begins at i * stride.
@@ -221,7 +221,7 @@ impl Rows {
     }
 }
 
-/// What happens to a finished element of C before it is stored.
+/// The work on a finished element of C before it is stored.
 #[derive(Clone, Copy)]
 pub struct Epilogue<'a, T> {
     /// Added to every row: `[n]`.
@@ -249,7 +249,7 @@ impl<T> Default for Epilogue<'_, T> {
 /// Sums of a share of the inner dimension: where the partial sums, a dense `[m, n]`, begin.
 pub type Partial<'a> = Option<(&'a SharedMut<'a, f32>, usize)>;
 
-/// Where finished elements of C go.
+/// The place of finished elements of C.
 pub struct Output<'a, T> {
     pub data: &'a SharedMut<'a, T>,
     pub rows: Rows,
@@ -424,21 +424,40 @@ impl<T: Element> Output<'_, T> {
     }
 }
 
-/// How a product is cut. A function of shapes and the instruction set only, never of the number of threads.
+/// Rows of C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowCount {
+    /// All of them.
+    pub all: usize,
+    /// Those by whose number sums are cut: of one image, so that its bits are the same in any batch, or all.
+    pub deciding: usize,
+}
+
+impl From<usize> for RowCount {
+    /// Decides by all rows.
+    fn from(all: usize) -> Self {
+        Self { all, deciding: all }
+    }
+}
+
+/// The cut of a product. A function of shapes and the instruction set only, never of the number of threads; `share` and `piece`, which say
+/// in which order is added, depend on the deciding rows alone.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     /// Rows and columns of C of a task.
     rows: usize,
     columns: usize,
-    /// Inner dimension: packed piece, and what one task sums up (pieces of different tasks are added at the end).
+    /// Inner dimension: packed piece, and what is summed up before it is added to the sum of the shares before.
     piece: usize,
     share: usize,
+    /// Shares are summed up by tasks of their own, and added at the end.
+    apart: bool,
     /// B is packed as a whole before the tasks begin.
     shared: bool,
 }
 
 impl Plan {
-    fn new<S: MicroKernel>(m: usize, n: usize, k: usize, b_reusable: bool) -> Plan {
+    fn new<S: MicroKernel>(m: RowCount, n: usize, k: usize, b_reusable: bool) -> Plan {
         // Enough tasks for many cores to be busy most of the time.
         const TASKS: usize = 16;
         let (tile_rows, width) = (S::ROWS, S::WIDTH);
@@ -448,17 +467,21 @@ impl Plan {
         };
         let mut columns = even(n, 384, width);
         // One block where it is only a little higher, so that B is read once.
-        let most = if m <= 20 * tile_rows { 20 } else { 16 };
-        let mut rows = even(m, most * tile_rows, tile_rows);
+        let rows_of = |m: usize| even(m, if m <= 20 * tile_rows { 20 } else { 16 } * tile_rows, tile_rows);
+        // A small C and long sums: cut the sums. A piece costs as much again as 32 to 64 steps of the sum.
+        let parts = |m: usize| {
+            let tiles = m.div_ceil(rows_of(m)) * n.div_ceil(columns);
+            let cut = tiles < TASKS && k >= 1024 && (k >= 4 * m.max(n) || !b_reusable);
+            if cut { TASKS.div_ceil(tiles.max(1)).min(k / 512).max(1) } else { 1 }
+        };
+        let share = match parts(m.deciding) {
+            1 => k.max(1),
+            parts => k.div_ceil(parts).next_multiple_of(8),
+        };
+        let apart = share < k && parts(m.all) > 1;
+        let (m, mut rows) = (m.all, rows_of(m.all));
         let tiles = |rows: usize, columns: usize| m.div_ceil(rows) * n.div_ceil(columns);
-        let mut share = k.max(1);
-        let square = m.max(n);
-        if tiles(rows, columns) < TASKS && k >= 1024 && (k >= 4 * square || !b_reusable) {
-            // A small C and long sums: cut the sums. A piece costs as much again as 32 to 64 steps of the sum.
-            let parts = TASKS.div_ceil(tiles(rows, columns).max(1)).min(k / 512).max(1);
-            share = k.div_ceil(parts).next_multiple_of(8);
-        }
-        if share >= k {
+        if !apart {
             while tiles(rows, columns) < TASKS && (rows > 2 * tile_rows || columns > 2 * width) {
                 if rows > 2 * tile_rows && (rows >= columns || columns <= 2 * width) {
                     rows = (rows / 2).next_multiple_of(tile_rows);
@@ -468,12 +491,34 @@ impl Plan {
             }
         }
         let piece = even(share, KC, 8).min(KC);
-        let shared = b_reusable && share >= k && m > rows && k * n <= 32 << 20;
-        Plan { rows, columns, piece, share, shared }
+        let shared = b_reusable && !apart && m > rows && k * n <= 32 << 20;
+        Plan { rows, columns, piece, share, apart, shared }
+    }
+
+    /// The piece of the inner dimension that begins at `begin`, of the sums up to `end`.
+    fn piece(&self, begin: usize, end: usize) -> Piece {
+        let length = |begin: usize| self.piece.min(self.share - begin % self.share).min(end - begin);
+        let depth = length(begin);
+        let (after, number) = (begin + depth, begin / self.share);
+        Piece {
+            begin,
+            depth,
+            next: length(after),
+            first: begin.is_multiple_of(self.share),
+            whole_share: after == end || after.is_multiple_of(self.share),
+            shares_before: if self.apart { 0 } else { number },
+        }
+    }
+
+    /// Beginnings and lengths of all pieces.
+    fn pieces(&self, k: usize) -> Vec<(usize, usize)> {
+        let shares = (0..k).step_by(self.share).map(|begin| (begin, k.min(begin + self.share)));
+        let pieces = |(from, to)| (from..to).step_by(self.piece).map(move |begin| (begin, self.piece.min(to - begin)));
+        shares.flat_map(pieces).collect()
     }
 }
 
-/// How many rows ahead packing fetches from memory, where rows are too short and too far apart for the processor to see them coming.
+/// Rows ahead that packing fetches from memory, where rows are too short and too far apart for the processor to see them coming.
 pub const FETCH: usize = 2;
 
 /// Length of a packed piece of B: `k` rows, columns rounded up to whole vectors.
@@ -606,35 +651,34 @@ fn pack_a<S: Simd, X: Source>(s: S, a: &Operand<X>, (k0, k): (usize, usize), (m0
 ///
 /// `b_reusable` tells that B is read in place at low cost, so that packing it once for all tasks is worth it.
 pub fn product<A: Source, B: Source, T: Element>(
-    (m, n, k): (usize, usize, usize),
+    (row_count, n, k): (RowCount, usize, usize),
     a: &Operand<A>,
     b: &Operand<B>,
     b_reusable: bool,
     (c, rows): (&mut [T], Rows),
     epilogue: Epilogue<T>,
 ) {
+    let m = row_count.all;
     if m == 0 || n == 0 {
         return;
     }
     let out = SharedMut::new(c);
     let out = Output { data: &out, rows, n, epilogue };
     #[cfg(target_arch = "x86_64")]
-    if (A::HALF || B::HALF) && crate::product16::product((m, n, k), a, b, b_reusable, &out) {
+    if (A::HALF || B::HALF) && crate::product16::product((row_count, n, k), a, b, b_reusable, &out) {
         return;
     }
-    let plan = dispatch!(|s| plan_for(s, m, n, k, b_reusable));
+    let plan = dispatch!(|s| plan_for(s, row_count, n, k, b_reusable));
     let run = Run { m, n, k, plan, a, b, packed: None, out };
     if plan.shared {
         // Panels do not straddle the columns of tasks, whose number is a multiple of the width.
         let line = dispatch!(|s| columns_for(s, n));
         with_scratch(line * k, |packed| {
             let group = plan.columns;
-            let pieces = k.div_ceil(plan.piece);
+            let pieces = plan.pieces(k);
             let shared = SharedMut::new(packed);
-            parallel_for(pieces * n.div_ceil(group), |task| {
-                let (piece, j) = (task % pieces, task / pieces);
-                let k0 = piece * plan.piece;
-                let kc = plan.piece.min(k - k0);
+            parallel_for(pieces.len() * n.div_ceil(group), |task| {
+                let ((k0, kc), j) = (pieces[task % pieces.len()], task / pieces.len());
                 let (n0, nc) = (j * group, group.min(n - j * group));
                 let begin = line * k0 + kc * n0;
                 dispatch!(|s| {
@@ -650,7 +694,7 @@ pub fn product<A: Source, B: Source, T: Element>(
     }
 }
 
-fn plan_for<S: MicroKernel>(_: S, m: usize, n: usize, k: usize, b_reusable: bool) -> Plan {
+fn plan_for<S: MicroKernel>(_: S, m: RowCount, n: usize, k: usize, b_reusable: bool) -> Plan {
     Plan::new::<S>(m, n, k, b_reusable)
 }
 
@@ -664,8 +708,11 @@ struct Piece {
     depth: usize,
     /// Length of the piece after it, or 0.
     next: usize,
-    /// The first one that a task sums up.
+    /// The first and the last one of a share.
     first: bool,
+    whole_share: bool,
+    /// Shares that the task has summed up before.
+    shares_before: usize,
 }
 
 struct Run<'a, A, B, T> {
@@ -681,9 +728,9 @@ struct Run<'a, A, B, T> {
 
 impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
     fn all(&self) {
-        let Plan { rows, columns, share, .. } = self.plan;
+        let Plan { rows, columns, share, apart, .. } = self.plan;
         let (down, across) = (self.m.div_ceil(rows), self.n.div_ceil(columns));
-        let shares = self.k.div_ceil(share).max(1);
+        let shares = if apart { self.k.div_ceil(share) } else { 1 };
         let part = |task: usize| {
             let (i, j) = (task % down, task / down);
             ((i * rows, rows.min(self.m - i * rows)), (j * columns, columns.min(self.n - j * columns)))
@@ -719,25 +766,27 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
         (k0, k1): (usize, usize),
         partial: Partial,
     ) {
-        let piece = self.plan.piece;
-        let pieces = (k1 - k0).div_ceil(piece).max(1);
-        let depth = piece.min(k1 - k0);
+        let plan = &self.plan;
+        let depth = plan.piece.min(k1 - k0);
         let panels = n.div_ceil(S::WIDTH);
         let tiles = m.div_ceil(S::ROWS);
         let tile_size = S::ROWS * S::WIDTH;
-        let sums = if pieces == 1 { tile_size } else { tiles * panels * tile_size };
+        let block = if depth == k1 - k0 { tile_size } else { tiles * panels * tile_size };
+        let totals = if k1 - k0 > plan.share { block } else { 0 };
         let a_size = packed_rows(m, depth, self.a.k_rows).next_multiple_of(16);
         let b_size = if self.packed.is_some() { 0 } else { depth * packed_columns::<S>(n) };
         let b_size = b_size.next_multiple_of(16);
         with_scratch(
-            a_size + b_size + sums,
+            a_size + b_size + block + totals,
             #[inline(always)]
             |memory| {
                 let (packed_a, memory) = memory.split_at_mut(a_size);
                 let (packed_b, sums) = memory.split_at_mut(b_size);
-                for begin in (k0..k1.max(k0 + 1)).step_by(piece.max(1)) {
-                    let depth = piece.min(k1 - begin);
-                    let next = piece.min(k1 - begin - depth);
+                let mut sums = sums.split_at_mut(block);
+                let mut begin = k0;
+                loop {
+                    let piece = plan.piece(begin, k1);
+                    let depth = piece.depth;
                     let b: &[f32] = match self.packed {
                         Some((all, line)) => &all[line * begin + n0 * depth..][..depth * packed_columns::<S>(n)],
                         None => {
@@ -746,15 +795,18 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                         }
                     };
                     pack_a(s, self.a, (begin, depth), (m0, m), packed_a);
-                    let piece = Piece { begin, depth, next, first: begin == k0 };
-                    self.multiply(s, ((m0, m), (n0, n)), &piece, (packed_a, b), sums, partial);
+                    self.multiply(s, ((m0, m), (n0, n)), &piece, (packed_a, b), &mut sums, partial);
+                    if piece.next == 0 {
+                        break;
+                    }
+                    begin += depth;
                 }
             },
         );
     }
 
     /// Adds the product of a piece to the sums of a block, which it passes on after the last piece. `sums` holds a tile, or
-    /// all tiles where there are several pieces.
+    /// all tiles where there are several pieces, and `totals` as many sums of the shares before, where there are several.
     #[inline(always)]
     fn multiply<S: MicroKernel>(
         &self,
@@ -762,7 +814,7 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
         ((m0, m), (n0, n)): ((usize, usize), (usize, usize)),
         piece: &Piece,
         (packed_a, packed_b): (&[f32], &[f32]),
-        sums: &mut [f32],
+        (sums, totals): &mut (&mut [f32], &mut [f32]),
         partial: Partial,
     ) {
         let depth = piece.depth;
@@ -794,6 +846,9 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                 // SAFETY: `s` proves the instruction set. A: rows * ROW_STRIDE floats, or `depth` lines, B:
                 // width * depth, C: rows of WIDTH, as sliced above.
                 unsafe { run(depth, a.as_ptr(), stride, b.as_ptr(), c, S::WIDTH, !piece.first, &ahead) };
+                if piece.whole_share && !totals.is_empty() {
+                    add_share(s, piece.shares_before, piece.next == 0, sum, &mut totals[at..at + tile_size]);
+                }
                 if piece.next == 0 {
                     let (rows, columns) = ((m0 + i * S::ROWS, rows), (n0 + j * S::WIDTH, used));
                     self.out.finish(s, rows, columns, (sum, S::WIDTH), partial);
@@ -817,6 +872,18 @@ impl<A: Source, B: Source, T: Element> Run<'_, A, B, T> {
                 *to = values.as_ptr();
             }
         }
+    }
+}
+
+/// Adds the sums of a share to those of the `before` shares before it, in the order of [`Output::store_shares`]: after the last share,
+/// `sums` has the whole, and `totals` until then.
+#[inline(always)]
+pub fn add_share<S: Simd>(s: S, before: usize, last: bool, sums: &mut [f32], totals: &mut [f32]) {
+    match (before, last) {
+        (0, true) => {}
+        (0, false) => totals.copy_from_slice(sums),
+        (_, false) => add_to(s, sums, totals),
+        (_, true) => add_to(s, totals, sums),
     }
 }
 

@@ -7,7 +7,7 @@
 use half::bf16;
 
 use crate::element::Element;
-use crate::product::{Dense, FETCH, Operand, Output, Partial, Source, copy};
+use crate::product::{Dense, FETCH, Operand, Output, Partial, RowCount, Source, add_share, copy};
 use crate::scratch::{Line, with_scratch};
 use crate::simd::{Avx512Bf16, Bf16Isa, Simd, bf16_isa, prefetch};
 use crate::stored::StoredWeight;
@@ -52,7 +52,7 @@ pub(crate) use dispatch16;
 
 /// `C = A B` through the epilogue of `out`; `false`, with nothing done, if the processor cannot multiply bf16.
 pub fn product<A: Source, B: Source, T: Element>(
-    size: (usize, usize, usize),
+    size: (RowCount, usize, usize),
     a: &Operand<A>,
     b: &Operand<B>,
     b_reusable: bool,
@@ -68,7 +68,7 @@ pub fn product<A: Source, B: Source, T: Element>(
 }
 
 /// `C = A B` with weights packed before.
-pub fn product_packed<A: Source, T: Element>(m: usize, a: &Operand<A>, b: &PackedRight, out: &Output<T>) {
+pub fn product_packed<A: Source, T: Element>(m: RowCount, a: &Operand<A>, b: &PackedRight, out: &Output<T>) {
     dispatch16!(
         |k| run(k, (m, b.n, b.k), a, Right::<A>::Packed(b), true, out),
         unreachable!("weights are only packed where bf16 products are")
@@ -113,7 +113,7 @@ impl Pieces {
         self.range(i).1.next_multiple_of(self.step)
     }
 
-    /// Where a piece begins if all pieces are padded.
+    /// The beginning of a piece if all pieces are padded.
     fn packed_begin(&self, i: usize) -> usize {
         let segment = (self.segment - (self.per_segment - 1) * self.piece).next_multiple_of(self.step)
             + (self.per_segment - 1) * self.piece;
@@ -131,20 +131,22 @@ pub(crate) fn panel_width(n: usize, j: usize) -> usize {
     if n - j * WIDTH <= 16 { 16 } else { WIDTH }
 }
 
-/// How a product is cut.
+/// The cut of a product. `pieces` and `share`, which say in which order is added, depend on the deciding rows alone.
 struct Plan {
     rows: usize,
     columns: usize,
     pieces: Pieces,
-    /// Pieces that one task sums up.
+    /// Pieces that are summed up before they are added to the sum of the shares before.
     share: usize,
+    /// Shares are summed up by tasks of their own, and added at the end.
+    apart: bool,
     whole_a: bool,
     whole_b: bool,
 }
 
 impl Plan {
     fn new<K: Kernel16, A: Source, B: Source>(
-        (m, n, k): (usize, usize, usize),
+        (m, n, k): (RowCount, usize, usize),
         a: &Operand<A>,
         b: &Right<B>,
         b_reusable: bool,
@@ -154,24 +156,31 @@ impl Plan {
             total.div_ceil(parts).next_multiple_of(unit).max(unit)
         };
         let mut columns = even(n, 384, WIDTH);
-        let mut rows = even(m, K::TASK_ROWS, K::ROWS);
-        let tiles = |rows: usize, columns: usize| m.div_ceil(rows) * n.div_ceil(columns);
+        let rows_of = |m: usize| even(m, K::TASK_ROWS, K::ROWS);
+        // A small C and long sums: cut the sums.
+        let parts = |m: usize| {
+            let tiles = m.div_ceil(rows_of(m)) * n.div_ceil(columns);
+            let cut = tiles < TASKS && k >= 1024 && (k >= 4 * m.max(n) || !b_reusable);
+            if cut { TASKS.div_ceil(tiles.max(1)).min(k / 512).max(1) } else { 1 }
+        };
         let segment = if a.k_rows { k } else { a.source.segment(k) };
         let mut pieces = Pieces::new(k, segment, K::PIECE, K::K_STEP);
         let mut share = pieces.count;
-        if tiles(rows, columns) < TASKS && k >= 1024 && (k >= 4 * m.max(n) || !b_reusable) {
-            // A small C and long sums: cut the sums. Weights are cut as they are when they are packed before, so that
-            // both ways add in the same order.
-            let parts = TASKS.div_ceil(tiles(rows, columns)).min(k / 512).max(1);
+        let (few, many) = (parts(m.deciding), parts(m.all));
+        if few > 1 {
+            // Weights are cut as they are when they are packed before, so that both ways add in the same order.
             if !b_reusable {
-                pieces = Pieces::new(k, segment, K::PIECE.min(k.div_ceil(parts)), K::K_STEP);
+                pieces = Pieces::new(k, segment, K::PIECE.min(k.div_ceil(few)), K::K_STEP);
             }
-            share = pieces.count.div_ceil(parts);
+            share = pieces.count.div_ceil(few);
         }
+        let apart = share < pieces.count && many > 1;
+        let (m, mut rows) = (m.all, rows_of(m.all));
+        let tiles = |rows: usize, columns: usize| m.div_ceil(rows) * n.div_ceil(columns);
         if let Right::Packed(packed) = b {
             assert!(packed.pieces == pieces, "the weights were packed for another use");
         }
-        if share >= pieces.count {
+        if !apart {
             // Where tiles of a group may be of any height, so may tasks.
             let (unit, few) = if K::GROUP == K::ROWS { (2, 3 * K::ROWS) } else { (K::ROWS, 2 * K::ROWS) };
             while tiles(rows, columns) < TASKS && (rows > few || columns > 2 * WIDTH) {
@@ -189,19 +198,19 @@ impl Plan {
         let shared = |blocks: usize| blocks > if m * n * k > SMALL { 1 } else { 4 };
         let whole_a = shared(n.div_ceil(columns)) && !direct && 2 * m * k <= most;
         let whole_b = shared(m.div_ceil(rows)) && b_reusable && 2 * n * k <= WHOLE_B;
-        Plan { rows, columns, pieces, share, whole_a, whole_b }
+        Plan { rows, columns, pieces, share, apart, whole_a, whole_b }
     }
 }
 
 fn run<K: Kernel16, A: Source, B: Source, T: Element>(
     kernel: K,
-    (m, n, k): (usize, usize, usize),
+    (row_count, n, k): (RowCount, usize, usize),
     a: &Operand<A>,
     b: Right<B>,
     b_reusable: bool,
     out: &Output<T>,
 ) {
-    let plan = Plan::new::<K, A, B>((m, n, k), a, &b, b_reusable);
+    let (m, plan) = (row_count.all, Plan::new::<K, A, B>((row_count, n, k), a, &b, b_reusable));
     let (pieces, rows_room) = (plan.pieces, m.next_multiple_of(16) + 32);
     let (a_len, b_len) = (
         if plan.whole_a { pieces.count * rows_room * A_STRIDE } else { 0 },
@@ -507,7 +516,7 @@ fn pack_b_transposed<X: Source>(
 /// see [`transpose_rounded`]; other rows are fetched ahead.
 #[inline(always)]
 fn round_rows<const PAST_CACHE: bool>(s: Avx512Bf16, rows: &[f32], stride: usize, k: usize, to: &mut [bf16], w: usize) {
-    /// How far ahead: these are more rows than the processor follows by itself.
+    /// Distance ahead: these are more rows than the processor follows by itself.
     const AHEAD: usize = 96;
     for p in (0..k).step_by(32) {
         if !PAST_CACHE {
@@ -538,9 +547,9 @@ const MOST_TILES: usize = 16;
 
 impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
     fn all(&self) {
-        let Plan { rows, columns, share, pieces, .. } = *self.plan;
+        let Plan { rows, columns, share, apart, pieces, .. } = *self.plan;
         let (down, across) = (self.m.div_ceil(rows), self.n.div_ceil(columns));
-        let shares = pieces.count.div_ceil(share.max(1)).max(1);
+        let shares = if apart { pieces.count.div_ceil(share) } else { 1 };
         let task = |task: usize, share_at: (usize, usize), partial: Partial| {
             let (i, j) = (task % down, task / down);
             let (m, n) = (rows.min(self.m - i * rows), columns.min(self.n - j * columns));
@@ -577,13 +586,16 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
         let tile_size = K::ROWS * WIDTH;
         let several = q1 > q0 + 1;
         let sums_len = if several { tiles * panels * tile_size } else { tile_size };
+        let share = self.plan.share;
+        let totals_len = if q1 - q0 > share { sums_len } else { 0 };
         let a_len = if self.whole_a.is_some() { 0 } else { (m.next_multiple_of(16) + 16) * A_STRIDE / 2 };
         let b_len = if self.packed_b.is_some() { 0 } else { (line(n) * pieces.piece.next_multiple_of(32)) / 2 };
         with_scratch(
-            sums_len + a_len + b_len,
+            sums_len + totals_len + a_len + b_len,
             #[inline(always)]
             |memory| {
                 let (sums, memory) = memory.split_at_mut(sums_len);
+                let (totals, memory) = memory.split_at_mut(totals_len);
                 let (local_a, local_b) = memory.split_at_mut(a_len);
                 let local_a: &mut [bf16] = bytemuck::cast_slice_mut(local_a);
                 let local_b: &mut [bf16] = bytemuck::cast_slice_mut(local_b);
@@ -633,12 +645,16 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
                                 b: b.as_ptr(),
                                 c,
                                 c_stride: WIDTH,
-                                accumulate: q > q0,
+                                accumulate: (q - q0) % share > 0,
                                 next,
                             };
                             next = next.map(|(at, lines)| (at.wrapping_add(padded / 32 * lines * 32), lines));
                             // SAFETY: A is as `left` promises, B and C are as long as the slices above.
                             unsafe { kernel.tile(&tile) };
+                            if totals_len > 0 && ((q + 1 - q0) % share == 0 || q + 1 == q1) {
+                                let (before, totals) = ((q - q0) / share, &mut totals[at..at + tile_size]);
+                                add_share(kernel.vectors(), before, q + 1 == q1, sum, totals);
+                            }
                             if q + 1 == q1 {
                                 let used = WIDTH.min(n - j * WIDTH);
                                 let (rows, columns) = ((m0 + first, rows), (n0 + j * WIDTH, used));
@@ -651,7 +667,7 @@ impl<K: Kernel16, A: Source, B: Source, T: Element> Run<'_, K, A, B, T> {
         );
     }
 
-    /// Where piece `q` of the columns from `n0` begins in the packed B.
+    /// The beginning of piece `q` of the columns from `n0` in the packed B.
     #[inline(always)]
     fn packed_begin(&self, q: usize, n0: usize) -> usize {
         let pieces = self.plan.pieces;
@@ -877,7 +893,7 @@ impl PackedRight {
         &self.halves()[begin + at * WIDTH..][..32 * WIDTH]
     }
 
-    /// Whether [`PackedRows`] are read fast: no panel or piece is padded.
+    /// True if [`PackedRows`] are read fast: no panel or piece is padded.
     pub fn gives_rows(&self) -> bool {
         self.n.is_multiple_of(WIDTH) && self.pieces.segment.is_multiple_of(32) && self.k.is_multiple_of(32)
     }

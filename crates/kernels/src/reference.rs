@@ -146,7 +146,7 @@ pub fn attention_backward(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32
     [dq, dk, dv]
 }
 
-/// How much errors of rounding may change out, dq, dk and dv of an attention, in units of the relative error of one
+/// The most that errors of rounding may change out, dq, dk and dv of an attention, in units of the relative error of one
 /// rounding: every probability and every slope of a score is rounded before it is multiplied, and the backward pass
 /// starts from an output with the errors of the forward pass and its own rounding.
 pub fn attention_rounding(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], dout: &[f32]) -> [Vec<f64>; 4] {
@@ -237,7 +237,7 @@ pub struct GroupNorm<'a> {
 }
 
 impl GroupNorm<'_> {
-    /// The elements of one group of one picture.
+    /// The elements of one group of one image.
     fn members(&self, b: usize, g: usize) -> Vec<usize> {
         let c = self.gamma.len();
         let width = c / self.groups;

@@ -354,7 +354,7 @@ mod x86 {
         }
     }
 
-    /// Whether the processor has AMX-TILE and AMX-BF16 and the system saves the tiles (CPUID leaf 7, XCR0).
+    /// True if the processor has AMX-TILE and AMX-BF16 and the system saves the tiles (CPUID leaf 7, XCR0).
     fn amx_in_processor() -> bool {
         const OSXSAVE: u32 = 1 << 27;
         const AMX_BF16: u32 = 1 << 22;
@@ -988,7 +988,7 @@ pub fn isa() -> Isa {
     })
 }
 
-/// What multiplies bf16 matrices.
+/// The instructions that multiply bf16 matrices.
 #[derive(Clone, Copy)]
 pub enum Bf16Isa {
     /// Tiles of 16 by 16.
@@ -1019,7 +1019,7 @@ pub fn bf16_isa() -> Bf16Isa {
     })
 }
 
-/// Whether this process multiplies bf16 matrices as such, by instructions of the processor for it, instead of converting them
+/// True if this process multiplies bf16 matrices as such, by instructions of the processor for it, instead of converting them
 /// to f32.
 pub fn multiplies_bf16() -> bool {
     !matches!(bf16_isa(), Bf16Isa::None)

@@ -11,7 +11,7 @@ const LARGE: usize = 32 << 20;
 /// Bytes ahead of those that are read, which are asked for.
 const AHEAD: usize = 4096;
 
-/// Whether an output is so large that it should be written past the caches.
+/// True if an output is so large that it should be written past the caches.
 pub fn past_caches<T>(to: &[T]) -> bool {
     size_of_val(to) >= LARGE
 }
@@ -65,7 +65,7 @@ pub fn past_caches_done(past: bool) {
     let _ = past;
 }
 
-/// What a streaming store writes.
+/// The unit that a streaming store writes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(16))]

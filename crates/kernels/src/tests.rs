@@ -107,9 +107,11 @@ proptest! {
         (cin, cout) in (1usize..20, 1usize..20),
         (kh, kw, stride) in (1usize..5, 1usize..5, 1usize..4),
         padding in prop::array::uniform4(0usize..4),
+        per_image: bool,
     ) {
         let shape = Conv2dShape {
             batch, height, width, in_channels: cin, out_channels: cout, kernel: [kh, kw], stride, padding,
+            per_image,
         };
         conv_case::<f32>(&shape);
         conv_case::<bf16>(&shape);
@@ -201,6 +203,7 @@ fn packed_weights_give_what_plain_weights_give() {
             kernel: [kernel; 2],
             stride,
             padding: [kernel / 2; 4],
+            per_image: false,
         };
         let (x, w) = (stored::<bf16>(&values(shape.input_len(), 1)), values(shape.weight_len(), 2));
         let Some(packed) = PackedWeights::for_conv(&shape, &w) else { return };
@@ -243,6 +246,7 @@ fn packed_weights_give_the_input_gradients_of_plain_ones() {
             kernel: [kernel; 2],
             stride,
             padding: [kernel / 2, 0, kernel / 2, 1],
+            per_image: false,
         };
         let (dy, w) = (stored::<bf16>(&values(shape.output_len(), 1)), values(shape.weight_len(), 2));
         let Some(packed) = PackedWeights::for_conv(&shape, &w) else { return };
@@ -258,7 +262,7 @@ fn optimizer_steps_pack_the_new_weights() {
     for (n, kernel, cin) in [(1, 1, 1), (70, 1, 40), (65, 1, 1300), (33, 3, 5), (64, 3, 224), (128, 3, 160)] {
         let len = n * kernel * kernel * cin;
         let shape = Conv2dShape {
-            // Enough for minimal filtering of the last one.
+            // Enough for Winograd of the last one.
             batch: 8,
             height: 6,
             width: 5,
@@ -267,6 +271,7 @@ fn optimizer_steps_pack_the_new_weights() {
             kernel: [kernel; 2],
             stride: 1,
             padding: [kernel / 2; 4],
+            per_image: false,
         };
         let [mut p, mut m, mut v, mut ema] =
             [1, 2, 3, 4].map(|i| values(len, i).iter().map(|x| x * x).collect::<Vec<_>>());
@@ -302,9 +307,9 @@ fn conv_case<T: Element>(shape: &Conv2dShape) {
     near(&what, &y, &product, terms);
     let (ta, tr) = (stored::<T>(&added), stored::<T>(&residual));
     conv2d_forward(shape, &tx, &w, Some(&bias), Some(&ta), Some(&tr), &mut y);
-    let (c, picture) = (shape.out_channels, shape.out_height() * shape.out_width() * shape.out_channels);
+    let (c, image) = (shape.out_channels, shape.out_height() * shape.out_width() * shape.out_channels);
     let full: Vec<f64> = (0..y.len())
-        .map(|i| product[i] + bias[i % c] as f64 + added[i / picture * c + i % c] as f64 + residual[i] as f64)
+        .map(|i| product[i] + bias[i % c] as f64 + added[i / image * c + i % c] as f64 + residual[i] as f64)
         .collect();
     near(&what, &y, &full, terms);
     let (mut dx, mut dw, mut db) = (zeros::<T>(x.len()), zeros(w.len()), zeros(c));
@@ -328,6 +333,7 @@ fn conv() {
         kernel: [3, 3],
         stride: 1,
         padding: [1; 4],
+        per_image: false,
     };
     let shapes = [
         base,
@@ -341,6 +347,9 @@ fn conv() {
         Conv2dShape { in_channels: 4, out_channels: 65, ..base },
         Conv2dShape { in_channels: 65, out_channels: 3, ..base },
         Conv2dShape { batch: 0, ..base },
+        Conv2dShape { per_image: true, ..base },
+        Conv2dShape { batch: 0, in_channels: 32, out_channels: 32, height: 16, per_image: true, ..base },
+        Conv2dShape { batch: 5, in_channels: 128, out_channels: 32, per_image: true, ..base },
         Conv2dShape { height: 1, width: 1, ..base },
         Conv2dShape { batch: 3, height: 30, width: 30, in_channels: 16, out_channels: 16, ..base },
     ];
@@ -725,7 +734,7 @@ fn losses() {
     }
 }
 
-/// Outputs that are too large for the caches are written past them, and large batches picture by picture.
+/// Outputs that are too large for the caches are written past them, and large batches image by image.
 #[test]
 fn norms_of_large_tensors() {
     let (batch, pixels, c, groups) = (5, 5000, 352, 32);
@@ -753,7 +762,7 @@ fn norms_of_large_tensors() {
     for b in 0..batch {
         let at = b * size..(b + 1) * size;
         for (i, (whole, alone)) in whole.iter().zip(run(&x[at.clone()], &dy[at.clone()])).enumerate() {
-            assert!(whole[at.clone()] == alone, "result {i} of picture {b} depends on the others");
+            assert!(whole[at.clone()] == alone, "result {i} of image {b} depends on the others");
         }
     }
 }
@@ -844,6 +853,7 @@ fn sgd() {
             kernel: [1; 2],
             stride: 1,
             padding: [0; 4],
+            per_image: false,
         };
         let start = || (values(len, 1), if params.momentum == 0.0 { vec![] } else { vec![0.0; len] }, values(len, 9));
         let (mut p, mut b, mut ema) = start();
@@ -902,10 +912,10 @@ fn fingerprint<T: Element>() -> Vec<u32> {
     let mut bits: Vec<u32> = vec![];
     let mut keep = |x: &[T]| bits.extend(x.iter().map(|x| x.to_f32().to_bits()));
     let mut floats: Vec<f32> = vec![];
-    // The second one may be computed by minimal filtering.
+    // The second one may be computed by Winograd.
     for (in_channels, out_channels, stride) in [(20, 40, 2), (128, 160, 1)] {
-        let (batch, height, width, kernel, padding) = (3, 24, 20, [3, 3], [1; 4]);
-        let shape = Conv2dShape { batch, height, width, in_channels, out_channels, kernel, stride, padding };
+        let (batch, height, width, kernel, padding, per_image) = (3, 24, 20, [3, 3], [1; 4], stride == 1);
+        let shape = Conv2dShape { batch, height, width, in_channels, out_channels, kernel, stride, padding, per_image };
         let (x, w, dy) = (
             stored::<T>(&values(shape.input_len(), 1)),
             values(shape.weight_len(), 2),
@@ -995,4 +1005,143 @@ fn lesser_instruction_sets() {
         let run = std::process::Command::new(test).env("CALOTYPE_ISA", isa).output().expect("the test starts again");
         assert!(run.status.success(), "{isa}:\n{}", String::from_utf8_lossy(&run.stdout));
     }
+}
+
+/// Outputs of images must be the same bits in batches of several sizes, in any place. `f` is given the number of images and their inputs.
+#[track_caller]
+fn alike_in_any_batch<T: Element>(what: &str, inputs: &[T], f: impl Fn(usize, &[T]) -> Vec<T>) {
+    const IMAGES: usize = 5;
+    let len = inputs.len() / IMAGES;
+    let bits = |x: &[T]| x.iter().map(|x| x.to_f32().to_bits()).collect::<Vec<_>>();
+    let alone: Vec<_> = inputs.chunks_exact(len).map(|image| bits(&f(1, image))).collect();
+    for size in [2, 3, 5] {
+        for first in 0..=IMAGES - size {
+            let together = bits(&f(size, &inputs[first * len..(first + size) * len]));
+            assert!(together == alone[first..first + size].concat(), "{what}: images {first}.. in a batch of {size}");
+        }
+    }
+}
+
+fn convolutions_alike<T: Element>() {
+    // Sums that are cut: apart for all batches, and in the tasks of large ones; Winograd for an image, or by the batch alone; sums that
+    // are not cut; fewer rows than a tile; in steps of 2; pixels as they are.
+    for (size, cin, cout, kernel, stride) in [
+        ([8, 8], 640, 32, 3, 1),
+        ([8, 8], 128, 32, 3, 1),
+        ([12, 11], 64, 96, 3, 1),
+        ([8, 8], 64, 64, 3, 1),
+        ([24, 20], 17, 33, 3, 1),
+        ([2, 3], 352, 65, 3, 1),
+        ([17, 16], 128, 40, 3, 2),
+        ([5, 5], 2080, 96, 1, 1),
+    ] {
+        let (padding, per_image) = ([kernel / 2; 4], true);
+        let one = Conv2dShape {
+            batch: 1,
+            height: size[0],
+            width: size[1],
+            in_channels: cin,
+            out_channels: cout,
+            kernel: [kernel; 2],
+            stride,
+            padding,
+            per_image,
+        };
+        let all = Conv2dShape { batch: 5, ..one };
+        let (x, w, bias) = (stored::<T>(&values(all.input_len(), 1)), values(one.weight_len(), 2), values(cout, 3));
+        let plain = |batch: usize, x: &[T]| {
+            let shape = Conv2dShape { batch, ..one };
+            let mut y = zeros::<T>(shape.output_len());
+            conv2d_forward(&shape, x, &w, Some(&bias), None, None, &mut y);
+            y
+        };
+        alike_in_any_batch(&format!("{one:?}"), &x, plain);
+        let (Some(packed), Some(x)) = (PackedWeights::for_conv(&one, &w), T::as_half(&x)) else { continue };
+        alike_in_any_batch(&format!("packed {one:?}"), x, |batch, x| {
+            let shape = Conv2dShape { batch, ..one };
+            let [mut y, mut same] = [(); 2].map(|()| zeros::<bf16>(shape.output_len()));
+            conv2d_forward_packed(&shape, x, &packed, Some(&bias), None, None, &mut y);
+            conv2d_forward(&shape, x, &w, Some(&bias), None, None, &mut same);
+            assert!(y == same, "packed weights give other bits: {shape:?}");
+            y
+        });
+    }
+}
+
+#[test]
+fn convolutions_of_an_image_are_the_same_bits_in_any_batch() {
+    convolutions_alike::<f32>();
+    convolutions_alike::<bf16>();
+}
+
+fn layers_alike<T: Element>() {
+    // Tokens of an image, features: of sums that are cut and of others, of one row and of less than a tile.
+    for (tokens, k, n) in
+        [(64, 5120, 64), (77, 3072, 768), (100, 1024, 32), (256, 2560, 640), (1, 1280, 320), (9, 96, 64)]
+    {
+        let (x, w, bias) = (stored::<T>(&values(5 * tokens * k, 1)), values(n * k, 2), values(n, 3));
+        let rows = |batch: usize| RowCount { all: batch * tokens, deciding: tokens };
+        alike_in_any_batch(&format!("linear {tokens} {k} {n}"), &x, |batch, x| {
+            let mut y = zeros::<T>(batch * tokens * n);
+            linear_forward(x, &w, Some(&bias), None, &mut y, rows(batch), k, n);
+            y
+        });
+        let Some(x) = T::as_half(&x) else { continue };
+        let (Some(packed), Some(gated)) =
+            (PackedWeights::for_linear(&w, n, k), PackedWeights::for_linear_geglu(&w, n / 2, k))
+        else {
+            continue;
+        };
+        alike_in_any_batch(&format!("packed linear {tokens} {k} {n}"), x, |batch, x| {
+            let [mut y, mut same] = [(); 2].map(|()| zeros::<bf16>(batch * tokens * n));
+            linear_forward_packed(x, &packed, Some(&bias), None, &mut y, rows(batch), k, n);
+            linear_forward(x, &w, Some(&bias), None, &mut same, rows(batch), k, n);
+            assert!(y == same, "packed weights give other bits: {batch} x {tokens} {k} {n}");
+            y
+        });
+        alike_in_any_batch(&format!("packed geglu {tokens} {k} {n}"), x, |batch, x| {
+            let mut y = zeros::<bf16>(batch * tokens * n / 2);
+            linear_geglu_forward_packed(x, &gated, Some(&bias), &mut y, rows(batch), k, n / 2);
+            y
+        });
+    }
+}
+
+#[test]
+fn layers_of_an_image_are_the_same_bits_in_any_batch() {
+    layers_alike::<f32>();
+    layers_alike::<bf16>();
+}
+
+fn attentions_and_norms_alike<T: Element>() {
+    for (tokens, heads, head_dim) in [(700, 2, 40), (300, 3, 8), (77, 2, 64), (33, 1, 160)] {
+        let channels = heads * head_dim;
+        let x = stored::<T>(&values(5 * tokens * channels, 1));
+        alike_in_any_batch(&format!("attention {tokens} {heads} {head_dim}"), &x, |batch, x| {
+            let (scale, causal) = (1.0 / (head_dim as f32).sqrt(), tokens == 77);
+            let (query_tokens, key_tokens) = (tokens, tokens);
+            let shape = AttentionShape { batch, query_tokens, key_tokens, heads, head_dim, causal, scale };
+            let (mut y, mut lse) = (zeros::<T>(x.len()), zeros::<f32>(shape.lse_len()));
+            attention_forward(&shape, x, x, x, &mut y, &mut lse);
+            y
+        });
+        let (gamma, beta) = (values(channels, 2), values(channels, 3));
+        alike_in_any_batch(&format!("layer norm {tokens} {channels}"), &x, |batch, x| {
+            let (mut y, rows) = (zeros::<T>(x.len()), batch * tokens);
+            layer_norm_forward(x, &gamma, &beta, 1e-5, &mut y, &mut zeros(rows), &mut zeros(rows));
+            y
+        });
+        alike_in_any_batch(&format!("group norm {tokens} {channels}"), &x, |batch, x| {
+            let (mut y, groups) = (zeros::<T>(x.len()), 4);
+            let stats = batch * groups;
+            group_norm_forward(x, &gamma, &beta, groups, 1e-5, true, &mut y, &mut zeros(stats), &mut zeros(stats));
+            y
+        });
+    }
+}
+
+#[test]
+fn attentions_and_norms_of_an_image_are_the_same_bits_in_any_batch() {
+    attentions_and_norms_alike::<f32>();
+    attentions_and_norms_alike::<bf16>();
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Most threads that [`set_threads`] accepts.
 const MOST_THREADS: usize = 1024;
 
-/// How long an idle worker, or a caller waiting for its workers, looks before it sleeps.
+/// The time that an idle worker, or a caller waiting for its workers, looks before it sleeps.
 const SPIN: Duration = Duration::from_micros(40);
 
 /// 0 stands for "not decided yet".
@@ -82,7 +82,7 @@ impl Job {
     }
 }
 
-/// What the workers share. `job` is only a valid pointer while it is present here or `active` counts its users.
+/// The state that the workers share. `job` is only a valid pointer while it is present here or `active` counts its users.
 struct State {
     job: Option<*const Job>,
     places: usize,

@@ -25,10 +25,10 @@ pub const ROW_STRIDE: usize = KC + 16;
 /// above must be readable, those of C writable, for i < rows, p < k, j < width.
 pub type TileFn = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, bool, &Ahead);
 
-/// What a tile brings nearer while it multiplies; hints only, so any address will do.
+/// The memory that a tile brings nearer while it multiplies; hints only, so any address will do.
 #[derive(Clone, Copy, Debug)]
 pub struct Ahead {
-    /// Where the next panel of B lies, and how many of its cache lines to fetch in each [`Ahead::STEPS`] steps of the sums.
+    /// The next panel of B, and the number of its cache lines to fetch in each [`Ahead::STEPS`] steps of the sums.
     pub b: (*const f32, usize),
     /// Rows of the next piece of A, one line of each in as many steps.
     pub a: [*const f32; 2],

@@ -48,7 +48,7 @@ pub struct Tile {
     pub c_stride: usize,
     /// Add to what C holds.
     pub accumulate: bool,
-    /// What to bring nearer while multiplying, and how many cache lines in each step of 32 elements of the sums, up to 16.
+    /// The memory to bring nearer while multiplying, and the number of cache lines in each step of 32 elements of the sums, up to 16.
     /// A hint only.
     pub next: Option<(*const bf16, usize)>,
 }
@@ -59,9 +59,9 @@ pub trait Kernel16: Copy + Send + Sync + 'static {
     const ROWS: usize;
     /// Rows of A that lie evenly apart: a tile has one or two such groups.
     const GROUP: usize;
-    /// What the length of sums must be a multiple of.
+    /// The length of sums must be a multiple of it.
     const K_STEP: usize;
-    /// Whether A can lie anywhere; otherwise `a_stride` must be [`A_STRIDE`] or [`SHORT_STRIDE`].
+    /// True if A can lie anywhere; otherwise `a_stride` must be [`A_STRIDE`] or [`SHORT_STRIDE`].
     const ANY_STRIDE: bool;
     /// Good number of rows of a task.
     const TASK_ROWS: usize;

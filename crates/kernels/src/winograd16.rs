@@ -1,4 +1,4 @@
-//! 3x3 convolutions of bf16 pictures in steps of 1 by minimal filtering, F(2x2, 3x3) (Lavin and Gray 2015, arXiv:1509.09308,
+//! 3x3 convolutions of bf16 images in steps of 1 by Winograd's F(2x2, 3x3) (Lavin and Gray 2015, arXiv:1509.09308,
 //! section 4.1): 16 multiplications for four outputs of a channel instead of 36, and as many for the nine elements of a filter's gradient.
 //!
 //! Tiles of 4x4 pixels, two apart, are transformed to 16 places, the filters too; at each place, the sums over channels are a product of
@@ -10,11 +10,11 @@
 
 mod filters;
 mod gradient;
-mod pictures;
+mod images;
 
 pub use filters::{FilterRenewal, Filters};
 pub use gradient::backward_weight;
-pub use pictures::{Pass, convolve, convolve_packed, convolve_plain};
+pub use images::{Pass, convolve, convolve_packed, convolve_plain};
 
 use half::bf16;
 use std::ops::Range;
@@ -39,6 +39,13 @@ const LEAST_CHANNELS: usize = 2 * WIDTH;
 /// Fewest tiles: below, reading the larger filters takes as long as multiplying.
 const LEAST_TILES: usize = 64;
 
+/// Fewest tiles of an image, where one image decides: with guidance, images come in twos.
+const LEAST_TILES_OF_IMAGE: usize = LEAST_TILES / 2;
+
+/// Most tiles of a convolution that keeps its transformed filters: transforming as many in passing costs more than reading 16/9 of the
+/// memory (1.3 of 4.4 ms for 64 tiles of 1280 channels on Zen 5).
+const MOST_TILES_KEPT: usize = 128;
+
 /// Groups of rows whose sums a task holds in the second-level cache.
 const GROUPS: usize = 5;
 
@@ -61,9 +68,14 @@ pub fn suits(shape: &Conv2dShape) -> Option<Avx512Bf16> {
         && shape.stride == 1
         && shape.padding == [1; 4]
         && channels.iter().all(|&n| n > 0 && n.is_multiple_of(WIDTH))
-        && Tiles::new(shape).count >= LEAST_TILES;
+        && Tiles::new(shape).are_enough(shape.per_image);
     let direct = || *DIRECT.get_or_init(|| std::env::var("CALOTYPE_CONV").is_ok_and(|way| way == "direct"));
     (suits && !direct()).then_some(token)
+}
+
+/// True if a convolution of weights that are packed for products should keep its transformed filters.
+pub fn keeps_filters(shape: &Conv2dShape) -> bool {
+    Tiles::new(shape).count <= MOST_TILES_KEPT
 }
 
 /// [`suits`] for the gradient of the filters.
@@ -71,13 +83,13 @@ pub fn suits_filters(shape: &Conv2dShape) -> Option<Avx512Bf16> {
     suits(shape).filter(|_| shape.in_channels.min(shape.out_channels) >= LEAST_CHANNELS)
 }
 
-/// Where the tiles of pictures lie.
+/// The places of the tiles of images.
 struct Tiles {
-    /// Height and width of the pictures.
+    /// Height and width of the images.
     size: [usize; 2],
-    /// Tiles down and across a picture.
+    /// Tiles down and across an image.
     tiles: [usize; 2],
-    /// Tiles of all pictures.
+    /// Tiles of all images.
     count: usize,
 }
 
@@ -88,14 +100,22 @@ impl Tiles {
         Self { size, tiles, count: shape.batch * tiles[0] * tiles[1] }
     }
 
-    /// Picture, row and column of a tile.
+    /// True if it is worth to transform filters for them.
+    fn are_enough(&self, per_image: bool) -> bool {
+        match per_image {
+            true => self.count > 0 && self.tiles[0] * self.tiles[1] >= LEAST_TILES_OF_IMAGE,
+            false => self.count >= LEAST_TILES,
+        }
+    }
+
+    /// Image, row and column of a tile.
     #[inline(always)]
     fn place(&self, tile: usize) -> [usize; 3] {
         let (line, j) = (tile / self.tiles[1], tile % self.tiles[1]);
         [line / self.tiles[0], line % self.tiles[0], j]
     }
 
-    /// `N` by `N` pixels of a tile, whose first outputs come `before` pixels after the first of them; those that are in no picture, and
+    /// `N` by `N` pixels of a tile, whose first outputs come `before` pixels after the first of them; those that are in no image, and
     /// those of tiles that there are not, are `outside`, one pixel.
     #[inline(always)]
     fn pixels<'p, const N: usize>(
@@ -125,14 +145,14 @@ impl Tiles {
     }
 }
 
-/// How products of `[count, k]` by `[k, columns]` are cut: by their size alone.
+/// The cut of products of `[count, k]` by `[k, columns]`: by their size alone.
 #[derive(Clone, Copy)]
 struct Cut {
     count: usize,
     /// Rows of a group: of one product in registers.
     rows: usize,
     k: usize,
-    /// What is multiplied at once.
+    /// Length of what is multiplied at once.
     piece: usize,
     pieces: usize,
 }
@@ -392,7 +412,17 @@ mod tests {
 
     fn shape((batch, height, width): (usize, usize, usize), in_channels: usize, out_channels: usize) -> Conv2dShape {
         let kernel = [3, 3];
-        Conv2dShape { batch, height, width, in_channels, out_channels, kernel, stride: 1, padding: [1; 4] }
+        Conv2dShape {
+            batch,
+            height,
+            width,
+            in_channels,
+            out_channels,
+            kernel,
+            stride: 1,
+            padding: [1; 4],
+            per_image: false,
+        }
     }
 
     /// Odd sizes, one and several pieces, groups, blocks and panels; less than a group of tiles.

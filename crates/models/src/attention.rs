@@ -143,7 +143,7 @@ pub struct TransformerShape {
     pub heads: usize,
     /// Transformer blocks.
     pub depth: usize,
-    /// Whether the projections are stored as linear layers.
+    /// True if the projections are stored as linear layers.
     pub linear_projection: bool,
     /// The norm in front.
     pub norm: NormOptions,

@@ -14,25 +14,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AutoencoderConfig {
-    /// Channels of the picture.
+    /// Channels of the image.
     pub in_channels: usize,
     /// Channels of the latent.
     pub latent_channels: usize,
-    /// Channels of each level, from the finest; every level but the last halves the picture.
+    /// Channels of each level, from the finest; every level but the last halves the image.
     pub block_out_channels: Vec<usize>,
     /// Residual blocks in each level of the encoder; one more in the decoder.
     pub layers_per_block: usize,
     /// Groups of all norms.
     pub norm_groups: usize,
-    /// Whether the middle of encoder and decoder attends over all pixels.
+    /// True if the middle of encoder and decoder attends over all pixels.
     pub mid_attention: bool,
-    /// Whether a 1x1 convolution makes the moments of what the encoder gives.
+    /// True if a 1x1 convolution makes the moments of what the encoder gives.
     pub use_quant_conv: bool,
-    /// Whether a 1x1 convolution makes the decoder's input of a latent.
+    /// True if a 1x1 convolution makes the decoder's input of a latent.
     pub use_post_quant_conv: bool,
-    /// Sides of the pictures it was trained on, in pixels: the size of tiles.
+    /// Sides of the images it was trained on, in pixels: the size of tiles.
     pub sample_size: usize,
-    /// Whether the decoder is known to overflow in 16-bit floats with a range like IEEE 754's binary16.
+    /// True if the decoder is known to overflow in 16-bit floats with a range like IEEE 754's binary16.
     pub force_upcast: bool,
     /// Latents are multiplied by this for diffusion; where known.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,12 +107,12 @@ impl AutoencoderConfig {
         ConfigError::check(both, "latents_std", || "needs latents_mean, and the other way round".into())
     }
 
-    /// Tiles as diffusers cuts them: of the size of the training pictures, a quarter of it shared with the next.
+    /// Tiles as diffusers cuts them: of the size of the training images, a quarter of it shared with the next.
     pub fn tiling(&self) -> Tiling {
-        Tiling { picture: self.sample_size, latent: self.sample_size / self.downscale(), overlap: 0.25 }
+        Tiling { image: self.sample_size, latent: self.sample_size / self.downscale(), overlap: 0.25 }
     }
 
-    /// What diffusion works on, of a latent of the encoder: `(z - mean) * scale / deviation`.
+    /// The latent that diffusion works on, of a latent of the encoder: `(z - mean) * scale / deviation`.
     ///
     /// # Shapes
     /// `[batch, height, width, latent]` to the same
@@ -146,7 +146,7 @@ impl AutoencoderConfig {
         Some([tensor(mean), tensor(deviation)])
     }
 
-    /// Pixels of the picture for one pixel of the latent, along each side.
+    /// Pixels of the image for one pixel of the latent, along each side.
     pub fn downscale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
@@ -160,13 +160,28 @@ impl AutoencoderConfig {
         self.validate()?;
         let z = self.latent_channels;
         Ok(Autoencoder {
-            encoder: self.encoder(init),
+            encoder: Some(self.encoder(init)),
             decoder: self.decoder(init),
             quant_conv: self
                 .use_quant_conv
                 .then(|| Conv2d::same(init, 2 * z, 2 * z, 1).with_bias(init, &Self::initial_moments(z))),
-            post_quant_conv: self.use_post_quant_conv.then(|| Conv2d::same(init, z, z, 1)),
+            post_quant_conv: self.post_quant_conv(init),
         })
+    }
+
+    /// An autoencoder that only decodes, as text-to-image needs it.
+    ///
+    /// # Errors
+    /// As [`AutoencoderConfig::validate`].
+    pub fn init_decoder(&self, init: &mut Init) -> Result<Autoencoder, ConfigError> {
+        self.validate()?;
+        let decoder = self.decoder(init);
+        Ok(Autoencoder { encoder: None, decoder, quant_conv: None, post_quant_conv: self.post_quant_conv(init) })
+    }
+
+    fn post_quant_conv(&self, init: &mut Init) -> Option<Conv2d> {
+        let z = self.latent_channels;
+        self.use_post_quant_conv.then(|| Conv2d::same(init, z, z, 1))
     }
 
     /// Biases of means and log-variances at the start: with the random start's variance of one, a latent would be nearly
@@ -288,17 +303,17 @@ struct Decoder {
 /// The autoencoder (Rombach et al. 2022; `AutoencoderKL` of diffusers).
 #[derive(Module, Debug)]
 pub struct Autoencoder {
-    encoder: Encoder,
+    encoder: Option<Encoder>,
     decoder: Decoder,
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
 }
 
-/// How a large picture is cut into tiles that are encoded or decoded on their own (`enable_tiling` of diffusers).
+/// The cut of a large image into tiles that are encoded or decoded on their own (`enable_tiling` of diffusers).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tiling {
-    /// Sides of a tile in pixels of the picture.
-    pub picture: usize,
+    /// Sides of a tile in pixels of the image.
+    pub image: usize,
     /// Sides of a tile in pixels of the latent.
     pub latent: usize,
     /// Share of a tile that the next tile has too; over it, one is faded into the other.
@@ -308,7 +323,7 @@ pub struct Tiling {
 impl Tiling {
     /// Applies `f` to tiles of `x` with sides of `from` pixels, which become `to` pixels, and joins them.
     ///
-    /// The last tiles are what is left of the picture, however little; values are faded in `f32`.
+    /// The last tiles are what is left of the image, however little; values are faded in `f32`.
     fn apply(&self, x: Tensor<4>, from: usize, to: usize, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
         let [_, height, width, _] = x.dims();
         let step = ((from as f64 * (1.0 - self.overlap)) as usize).max(1);
@@ -375,13 +390,16 @@ pub struct NonFinite {
 }
 
 impl Autoencoder {
-    /// The distribution over latents of a picture in `-1..1`.
+    /// The distribution over latents of an image in `-1..1`.
     ///
     /// # Shapes
     /// `[batch, height, width, in]` to moments `[batch, height / f, width / f, 2 * latent]`
-    pub fn encode(&self, picture: Tensor<4>) -> LatentDistribution {
-        let encoder = &self.encoder;
-        let mut h = encoder.conv_in.forward(picture);
+    ///
+    /// # Panics
+    /// If it was made by [`AutoencoderConfig::init_decoder`].
+    pub fn encode(&self, image: Tensor<4>) -> LatentDistribution {
+        let encoder = self.encoder.as_ref().expect("an autoencoder that only decodes was asked to encode");
+        let mut h = encoder.conv_in.forward(image);
         for block in &encoder.down_blocks {
             for resnet in &block.resnets {
                 h = resnet.forward(h, None);
@@ -400,18 +418,18 @@ impl Autoencoder {
         }
     }
 
-    /// [`Autoencoder::encode`] in tiles if the picture is larger than one. The moments differ from those of the whole
-    /// picture, for no tile sees all of it.
-    pub fn encode_tiled(&self, picture: Tensor<4>, tiling: &Tiling) -> LatentDistribution {
-        let [_, height, width, _] = picture.dims();
-        if height.max(width) <= tiling.picture {
-            return self.encode(picture);
+    /// [`Autoencoder::encode`] in tiles if the image is larger than one. The moments differ from those of the whole
+    /// image, for no tile sees all of it.
+    pub fn encode_tiled(&self, image: Tensor<4>, tiling: &Tiling) -> LatentDistribution {
+        let [_, height, width, _] = image.dims();
+        if height.max(width) <= tiling.image {
+            return self.encode(image);
         }
-        let moments = tiling.apply(picture, tiling.picture, tiling.latent, |tile| self.encode(tile).moments);
+        let moments = tiling.apply(image, tiling.image, tiling.latent, |tile| self.encode(tile).moments);
         LatentDistribution { moments }
     }
 
-    /// The picture, in `-1..1` where the decoder is sure, of an unscaled latent.
+    /// The image, in `-1..1` where the decoder is sure, of an unscaled latent.
     ///
     /// # Shapes
     /// `[batch, height / f, width / f, latent]` to `[batch, height, width, in]`
@@ -440,10 +458,10 @@ impl Autoencoder {
         if height.max(width) <= tiling.latent {
             return self.decode(latent);
         }
-        tiling.apply(latent, tiling.latent, tiling.picture, |tile| self.decode(tile))
+        tiling.apply(latent, tiling.latent, tiling.image, |tile| self.decode(tile))
     }
 
-    /// A decoded picture, in tiles where `tiling` says so, that is known to have no infinities and no NaN; in `f32`.
+    /// A decoded image, in tiles where `tiling` says so, that is known to have no infinities and no NaN; in `f32`.
     ///
     /// # Shapes
     /// As [`Autoencoder::decode`].
@@ -452,14 +470,14 @@ impl Autoencoder {
     /// [`NonFinite`], with what to do.
     pub fn decode_finite(&self, latent: Tensor<4>, tiling: Option<&Tiling>) -> Result<Tensor<4>, NonFinite> {
         let dtype = latent.dtype().name();
-        let picture = match tiling {
+        let image = match tiling {
             Some(tiling) => self.decode_tiled(latent, tiling),
             None => self.decode(latent),
         };
-        let picture = picture.cast(DType::F32);
-        let values = state::values_of(picture.clone());
+        let image = image.cast(DType::F32);
+        let values = state::values_of(image.clone());
         match values.iter().filter(|value| !value.is_finite()).count() {
-            0 => Ok(picture),
+            0 => Ok(image),
             count => Err(NonFinite { count, total: values.len(), dtype }),
         }
     }

@@ -1,4 +1,4 @@
-//! CLIP: a text tower and a picture tower in one space.
+//! CLIP: a text tower and an image tower in one space.
 
 use crate::ConfigError;
 use crate::init::Init;
@@ -20,7 +20,7 @@ pub struct ClipConfig {
     pub projection: usize,
     /// The text tower.
     pub text: TextConfig,
-    /// The picture tower.
+    /// The image tower.
     pub vision: VisionConfig,
 }
 
@@ -44,7 +44,7 @@ const fn row(name: &'static str, projection: usize, vision: [usize; 5], text: [u
     OpenClip { name, projection, vision, text }
 }
 
-/// The model configurations of open_clip 3.3. Pictures have 224 x 224 pixels.
+/// The model configurations of open_clip 3.3. Images have 224 x 224 pixels.
 const OPEN_CLIP: [OpenClip; 6] = [
     row("ViT-B-32", 512, [32, 768, 3072, 12, 12], [512, 12, 8]),
     row("ViT-B-16", 512, [16, 768, 3072, 12, 12], [512, 12, 8]),
@@ -54,7 +54,7 @@ const OPEN_CLIP: [OpenClip; 6] = [
     row("ViT-bigG-14", 1280, [14, 1664, 8192, 48, 16], [1280, 32, 20]),
 ];
 
-/// What open_clip appends to the names of models with OpenAI's activation.
+/// The ending that open_clip appends to the names of models with OpenAI's activation.
 const QUICK_GELU: &str = "-quickgelu";
 
 impl ClipConfig {
@@ -95,7 +95,7 @@ impl ClipConfig {
         fields.finish_checked(clip, Self::validate)
     }
 
-    /// Checks that heads divide channels and patches divide the picture.
+    /// Checks that heads divide channels and patches divide the image.
     ///
     /// # Errors
     /// [`ConfigError`] naming the first field at fault.
@@ -126,7 +126,7 @@ impl ClipConfig {
 pub struct Clip {
     /// The text tower.
     pub text_model: TextModel,
-    /// The picture tower.
+    /// The image tower.
     pub vision_model: VisionModel,
     visual_projection: Linear,
     text_projection: Linear,
@@ -137,12 +137,12 @@ pub struct Clip {
 const MAX_LOGIT_SCALE: f32 = 100.0;
 
 impl Clip {
-    /// Unit vectors of pictures in the common space, as `f32`.
+    /// Unit vectors of images in the common space, as `f32`.
     ///
     /// # Shapes
     /// `[batch, size, size, 3]` in `-1..1` to `[batch, projection]`
-    pub fn picture_features(&self, pictures: Tensor<4>) -> Tensor<2> {
-        normalise(self.visual_projection.forward(self.vision_model.pooled(pictures)))
+    pub fn image_features(&self, images: Tensor<4>) -> Tensor<2> {
+        normalise(self.visual_projection.forward(self.vision_model.pooled(images)))
     }
 
     /// Unit vectors of prompts in the common space, read at the end-of-text token, as `f32`; computed with activations of
@@ -159,9 +159,9 @@ impl Clip {
     /// Symmetric InfoNCE with the learned temperature (Radford et al. 2021, figure 3), shape `[1]`.
     ///
     /// Row `i` of both belongs together; all other rows are negatives.
-    pub fn contrastive_loss(&self, pictures: Tensor<2>, texts: Tensor<2>) -> Tensor<1> {
+    pub fn contrastive_loss(&self, images: Tensor<2>, texts: Tensor<2>) -> Tensor<1> {
         let scale = self.logit_scale.val().exp().clamp_max(MAX_LOGIT_SCALE);
-        let logits = pictures.matmul(texts.transpose()) * scale.unsqueeze();
+        let logits = images.matmul(texts.transpose()) * scale.unsqueeze();
         let rows = diagonal_mean(log_softmax(logits.clone(), 1));
         let columns = diagonal_mean(log_softmax(logits, 0));
         (rows + columns).mul_scalar(-0.5)

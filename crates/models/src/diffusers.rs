@@ -8,7 +8,7 @@ use crate::{AddedConfig, AutoencoderConfig, UNetConfig};
 use calotype_core::fields::{FieldProblem, Fields, FieldsError, MOST};
 use serde_json::{Value, json};
 
-/// What diffusers' `UNet2DConditionModel` makes of a field, where only that is built here.
+/// Fields of diffusers' `UNet2DConditionModel` of which only these values are built here.
 fn unet_constants() -> Vec<(&'static str, Vec<Value>)> {
     vec![
         ("center_input_sample", vec![json!(false)]),
@@ -83,8 +83,7 @@ impl UNetConfig {
             context_channels: fields.uniform("cross_attention_dim", 1280, 1..=MOST),
             norm_groups,
             norm_eps: fields.number("norm_eps", 1e-5) as f32,
-            // Not a field of diffusers; key maps say so what MLPerf's variant is.
-            transformer_norm_groups: fields.size("transformer_norm_num_groups", norm_groups),
+            transformer_norm_groups: fields.size(TRANSFORMER_GROUPS, norm_groups),
             flip_sin_to_cos: fields.get("flip_sin_to_cos", true),
             freq_shift: fields.number("freq_shift", 0.0) as f32,
             sample_size: sample_size(&mut fields),
@@ -102,18 +101,33 @@ impl UNetConfig {
     /// [`FieldsError`] if diffusers has no field for what it is: its transformers' norms have the residual blocks'
     /// groups (the MLPerf variant's do not) and an epsilon of 1e-6.
     pub fn to_diffusers(&self) -> Result<Value, FieldsError> {
-        let mut problems = Vec::new();
-        let mut unsaid = |field: &str, value: String| {
-            let problem = "has no field in diffusers' configuration".to_owned();
-            problems.push(FieldProblem { field: field.to_owned(), value: Some(value), problem });
-        };
+        let mut problems: Vec<FieldProblem> = self.odd_epsilon().into_iter().collect();
         if self.transformer_norm_groups != self.norm_groups {
             let value = format!("{} beside norm_groups = {}", self.transformer_norm_groups, self.norm_groups);
-            unsaid("transformer_norm_groups", value);
+            problems.push(unsaid("transformer_norm_groups", value));
         }
-        if self.transformer_norm_eps != UNetConfig::default().transformer_norm_eps {
-            unsaid("transformer_norm_eps", self.transformer_norm_eps.to_string());
+        self.written_unless(problems)
+    }
+
+    /// The same as [`UNetConfig::to_diffusers`], with the field `transformer_norm_num_groups` for what only Calotype reads.
+    ///
+    /// # Errors
+    /// [`FieldsError`] if there is no field for its transformers' norms' epsilon.
+    pub fn to_calotype(&self) -> Result<Value, FieldsError> {
+        let mut config = self.written_unless(self.odd_epsilon().into_iter().collect())?;
+        if self.transformer_norm_groups != self.norm_groups {
+            config[TRANSFORMER_GROUPS] = self.transformer_norm_groups.into();
         }
+        Ok(config)
+    }
+
+    fn odd_epsilon(&self) -> Option<FieldProblem> {
+        let odd = self.transformer_norm_eps != UNetConfig::default().transformer_norm_eps;
+        odd.then(|| unsaid("transformer_norm_eps", self.transformer_norm_eps.to_string()))
+    }
+
+    /// diffusers' fields, if nothing speaks against it.
+    fn written_unless(&self, problems: Vec<FieldProblem>) -> Result<Value, FieldsError> {
         if !problems.is_empty() {
             return Err(FieldsError { what: Self::CLASS.to_owned(), problems });
         }
@@ -146,6 +160,15 @@ impl UNetConfig {
     }
 }
 
+/// Not a field of diffusers: Calotype's own layout and the key maps of MLPerf's variant say with it what the groups of the
+/// transformers' norms are.
+const TRANSFORMER_GROUPS: &str = "transformer_norm_num_groups";
+
+fn unsaid(field: &str, value: String) -> FieldProblem {
+    let problem = "has no field in diffusers' configuration".to_owned();
+    FieldProblem { field: field.to_owned(), value: Some(value), problem }
+}
+
 /// The number with the decimals that an `f32` has, not those of the `f64` next to it.
 fn shortest(number: f32) -> f64 {
     number.to_string().parse().unwrap_or(f64::from(number))
@@ -163,7 +186,7 @@ fn head_channels(fields: &mut Fields<'_>, channels: &[usize]) -> Vec<usize> {
     channels.iter().zip(&heads).map(one).collect()
 }
 
-/// Which levels have transformers; the way up must mirror the way down.
+/// The levels that have transformers; the way up must mirror the way down.
 fn attention_levels(fields: &mut Fields<'_>, levels: usize) -> Vec<bool> {
     const FIELDS: [&str; 2] = ["down_block_types", "up_block_types"];
     let with_default = |side: usize| {

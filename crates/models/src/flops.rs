@@ -1,4 +1,4 @@
-//! How much arithmetic a UNet does, counted from its configuration.
+//! The arithmetic of a UNet, counted from its configuration.
 
 use crate::UNetConfig;
 
@@ -115,7 +115,7 @@ impl UNetConfig {
 mod tests {
     use super::*;
 
-    /// What PyTorch 2.15's `FlopCounterMode` counts in diffusers 0.42's `UNet2DConditionModel` of the same
+    /// The number that PyTorch 2.15's `FlopCounterMode` counts in diffusers 0.42's `UNet2DConditionModel` of the same
     /// configurations with 77 text states.
     #[test]
     fn counts_agree_with_pytorch() {

@@ -14,13 +14,13 @@ use calotype_ops::{self as ops, Activation, Conv2dGeometry, PoolGeometry, Poolin
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
-/// Side of the pictures that the network was trained on.
+/// Side of the images that the network was trained on.
 const SIDE: usize = 299;
 /// Smallest side from which every layer gets a pixel.
 const LEAST_SIDE: usize = 75;
 /// Epsilon of the batch norms.
 const NORM_EPS: f32 = 1e-3;
-/// Features of a picture.
+/// Features of an image.
 pub const FEATURES: usize = 2048;
 
 /// The network's only choice.
@@ -352,7 +352,7 @@ pub struct Inception {
     fc: Linear,
 }
 
-/// What the network makes of pictures.
+/// Outputs of the network for images.
 #[derive(Debug)]
 pub struct InceptionOutput {
     /// The means of the last block's channels (`pool3`), `[batch, 2048]`, `f32`.
@@ -396,31 +396,31 @@ impl Inception {
         folded.unwrap_or_else(|never| match never {})
     }
 
-    /// Features and logits as pytorch-fid computes them: pictures of any size are resized to 299x299, bilinearly and
-    /// without smoothing, and mapped to `-1..1`. The pictures' dtype is the precision of the pass.
+    /// Features and logits as pytorch-fid computes them: images of any size are resized to 299x299, bilinearly and
+    /// without smoothing, and mapped to `-1..1`. The images' dtype is the precision of the pass.
     ///
     /// # Shapes
-    /// `pictures`: `[batch, height, width, 3]` in `0..1`
+    /// `images`: `[batch, height, width, 3]` in `0..1`
     ///
     /// # Errors
-    /// [`InputError`] if the pictures do not have three channels, or no pixels.
-    pub fn forward(&self, pictures: Tensor<4>) -> Result<InceptionOutput, InputError> {
-        check_colours(&pictures, 1)?;
-        let dtype = pictures.dtype();
-        let pictures = resize_bilinear(pictures.cast(DType::F32), [SIDE, SIDE]);
-        self.forward_resized(pictures.mul_scalar(2.0).sub_scalar(1.0).cast(dtype))
+    /// [`InputError`] if the images do not have three channels, or no pixels.
+    pub fn forward(&self, images: Tensor<4>) -> Result<InceptionOutput, InputError> {
+        check_colours(&images, 1)?;
+        let dtype = images.dtype();
+        let images = resize_bilinear(images.cast(DType::F32), [SIDE, SIDE]);
+        self.forward_resized(images.mul_scalar(2.0).sub_scalar(1.0).cast(dtype))
     }
 
-    /// Features and logits of pictures that are resized and normalised already.
+    /// Features and logits of images that are resized and normalised already.
     ///
     /// # Shapes
-    /// `pictures`: `[batch, height, width, 3]` in `-1..1`, with sides of at least 75
+    /// `images`: `[batch, height, width, 3]` in `-1..1`, with sides of at least 75
     ///
     /// # Errors
-    /// [`InputError`] if the pictures do not have three channels, or are too small.
-    pub fn forward_resized(&self, pictures: Tensor<4>) -> Result<InceptionOutput, InputError> {
-        check_colours(&pictures, LEAST_SIDE)?;
-        let x = chain(&[&self.Conv2d_1a_3x3, &self.Conv2d_2a_3x3, &self.Conv2d_2b_3x3], &pictures);
+    /// [`InputError`] if the images do not have three channels, or are too small.
+    pub fn forward_resized(&self, images: Tensor<4>) -> Result<InceptionOutput, InputError> {
+        check_colours(&images, LEAST_SIDE)?;
+        let x = chain(&[&self.Conv2d_1a_3x3, &self.Conv2d_2a_3x3, &self.Conv2d_2b_3x3], &images);
         let x = chain(&[&self.Conv2d_3b_1x1, &self.Conv2d_4a_3x3], &halve(x));
         let x = [&self.Mixed_5b, &self.Mixed_5c, &self.Mixed_5d].into_iter().fold(halve(x), |x, b| b.forward(x));
         let x = self.Mixed_6a.forward(x);
@@ -465,15 +465,15 @@ impl Parameters {
     }
 }
 
-fn check_colours(pictures: &Tensor<4>, least: usize) -> Result<(), InputError> {
-    let [_, height, width, channels] = pictures.dims();
+fn check_colours(images: &Tensor<4>, least: usize) -> Result<(), InputError> {
+    let [_, height, width, channels] = images.dims();
     if height >= least && width >= least && channels == 3 {
         return Ok(());
     }
     Err(InputError::Small { found: [height, width, channels], least })
 }
 
-/// Bilinear interpolation between the two nearest lines and columns, also where pictures shrink: torch's `interpolate`
+/// Bilinear interpolation between the two nearest lines and columns, also where images shrink: torch's `interpolate`
 /// with `mode = "bilinear"`, `align_corners = False`, `antialias = False`.
 ///
 /// # Shapes

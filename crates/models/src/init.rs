@@ -12,7 +12,7 @@ pub struct Init<'a> {
     device: &'a Device,
 }
 
-/// Where the elements of parameters come from.
+/// The origin of the elements of parameters.
 #[derive(Debug)]
 enum Source {
     /// Parameter number `next` draws what it asks for, from its own stream.

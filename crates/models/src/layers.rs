@@ -70,7 +70,7 @@ impl Linear {
     }
 }
 
-/// Two-dimensional convolution of channels-last pictures.
+/// Two-dimensional convolution of channels-last images.
 ///
 /// The weight is kept as `[out, rows, columns, in]`; checkpoints hold `[out, in, rows, columns]`
 /// (see [`crate::state`]).

@@ -1,5 +1,5 @@
 //! The models of latent diffusion: UNet, KL autoencoder, CLIP towers and the CLIP tokenizer; and those that judge
-//! pictures: ViT classifiers and the Inception network of the Fréchet distance.
+//! images: ViT classifiers and the Inception network of the Fréchet distance.
 //!
 //! Every model is a configuration (plain `serde` data, as a recipe holds it) with an `init` that
 //! makes the module. Module paths equal the published checkpoint keys: diffusers' for the UNet and
@@ -46,7 +46,7 @@ pub use weight::LayerWeight;
 pub struct ConfigError {
     /// The configuration key at fault.
     pub field: &'static str,
-    /// What is wrong with it and what would be right.
+    /// The fault, and what would be right.
     pub problem: String,
 }
 
@@ -89,31 +89,29 @@ pub enum InputError {
         /// Layers of the tower.
         layers: usize,
     },
-    /// Pictures of another size than the model's.
+    /// Images of another size than the model's.
     #[error(
-        "pictures of [height, width, channels] {found:?}: the model takes {side} x {side} pixels of 3 channels; resize them"
+        "images of [height, width, channels] {found:?}: the model takes {side} x {side} pixels of 3 channels; resize them"
     )]
-    Picture {
-        /// Height, width and channels of the pictures.
+    Image {
+        /// Height, width and channels of the images.
         found: [usize; 3],
-        /// Side of the model's pictures.
+        /// Side of the model's images.
         side: usize,
     },
-    /// Pictures that leave no pixels, or have other than three channels.
-    #[error(
-        "pictures of [height, width, channels] {found:?}: the model takes 3 channels and sides of at least {least}"
-    )]
+    /// Images that leave no pixels, or have other than three channels.
+    #[error("images of [height, width, channels] {found:?}: the model takes 3 channels and sides of at least {least}")]
     Small {
-        /// Height, width and channels of the pictures.
+        /// Height, width and channels of the images.
         found: [usize; 3],
         /// Least height and width.
         least: usize,
     },
-    /// Pictures and their positions in the run do not pair.
-    #[error("{pictures} pictures with {positions} positions in the run: each needs its own")]
+    /// Images and their positions in the run do not pair.
+    #[error("{images} images with {positions} positions in the run: each needs its own")]
     Positions {
-        /// Pictures of the batch.
-        pictures: usize,
+        /// Images of the batch.
+        images: usize,
         /// Positions that were given.
         positions: usize,
     },

@@ -114,8 +114,8 @@ impl Upsample {
         self.conv.forward(upsample_nearest2x(x))
     }
 
-    /// To the size of a picture that [`Downsample::symmetric`] made `x` of: for an odd size, the last row or column of the
-    /// doubled picture is left out before the convolution.
+    /// To the size of an image that [`Downsample::symmetric`] made `x` of: for an odd size, the last row or column of the
+    /// doubled image is left out before the convolution.
     ///
     /// # Shapes
     /// `[batch, height, width, channels]` to `[batch, size[0], size[1], channels]`

@@ -6,10 +6,11 @@
 use crate::weight::{packable, replace_by};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use calotype_kernels::{Element, threads};
+use calotype_kernels::{Element, parallel_for, threads};
 use calotype_ops::{PackedWeight, StoredType, WeightUse};
 use half::{bf16, f16};
 use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
 
 /// A parameter or a value that belongs to it (gradient, moment, average), in checkpoint layout.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +29,7 @@ pub enum StateError {
     /// The source has no such key.
     #[error("{source_name} has no tensor `{name}`")]
     Missing {
-        /// Where the values were looked up.
+        /// The place where the values were looked up.
         source_name: String,
         /// The key.
         name: String,
@@ -36,7 +37,7 @@ pub enum StateError {
     /// The source's tensor has another shape.
     #[error("{source_name}: tensor `{name}` has shape {found:?}, the model needs {needed:?}")]
     Shape {
-        /// Where the values were looked up.
+        /// The place where the values were looked up.
         source_name: String,
         /// The key.
         name: String,
@@ -48,7 +49,7 @@ pub enum StateError {
     /// The source's tensor is not of floats.
     #[error("{source_name}: tensor `{name}` has elements of type {dtype}, the model needs f64, f32, f16 or bf16")]
     Dtype {
-        /// Where the values were looked up.
+        /// The place where the values were looked up.
         source_name: String,
         /// The key.
         name: String,
@@ -58,7 +59,7 @@ pub enum StateError {
     /// The source gave more or fewer bytes than the shape asks for.
     #[error("{source_name}: tensor `{name}` has {found} bytes, its shape asks for {needed}")]
     Bytes {
-        /// Where the values were looked up.
+        /// The place where the values were looked up.
         source_name: String,
         /// The key.
         name: String,
@@ -72,7 +73,7 @@ pub enum StateError {
 /// A tensor as a checkpoint stores it.
 #[derive(Clone, Debug)]
 pub struct StoredTensor<'a> {
-    /// Where it comes from, for messages.
+    /// Its origin, for messages.
     pub source_name: &'a str,
     /// Type of the elements: `F64`, `F32`, `F16` or `BF16`.
     pub dtype: DType,
@@ -224,6 +225,23 @@ pub fn load<M: Module, E>(module: M, mut lookup: impl FnMut(&str, &[usize]) -> R
     })
 }
 
+/// As [`load`]; parameters for which `lookup` gives nothing stay as they are.
+///
+/// # Errors
+/// The first error of `lookup` ends the loading.
+pub fn load_some<M: Module, E>(
+    module: M,
+    mut lookup: impl FnMut(&str, &[usize]) -> Result<Option<Vec<f32>>, E>,
+) -> Result<M, E> {
+    replace(module, |name, shape, _| {
+        let values = lookup(name, &checkpoint_shape(shape))?;
+        Ok(match values {
+            Some(values) => TensorData::new(from_checkpoint(&values, shape), shape.to_vec()).into(),
+            None => Loaded::Kept,
+        })
+    })
+}
+
 /// Replaces every parameter of a module by the stored tensor that `lookup` gives for its key and checkpoint shape.
 ///
 /// Elements are converted and put in order on their way from the stored bytes to the parameter: for a module of
@@ -273,8 +291,10 @@ pub fn packed<M: Module>(module: M) -> M {
     module.map(&mut Pack)
 }
 
-/// What takes the place of a parameter.
+/// The value that takes the place of a parameter.
 enum Loaded {
+    /// Itself.
+    Kept,
     Data(TensorData),
     Packed(PackedWeight),
 }
@@ -307,6 +327,7 @@ fn replace<M: Module, E>(
                 return param;
             }
             match (self.value)(&self.path.name(), &param.lazy_shape(), packable(&param)) {
+                Ok(Loaded::Kept) => param,
                 Ok(Loaded::Data(data)) => with_data(param, data),
                 Ok(Loaded::Packed(packed)) => {
                     replace_by(packed);
@@ -420,11 +441,14 @@ fn convert<const N: usize, T: Element>(
         }
     };
     let piece = (count / block).div_ceil(threads()).max((1 << 18) / block).max(1) * block;
-    std::thread::scope(|scope| {
-        for (values, elements) in values.chunks_mut(piece).zip(elements.chunks(piece)) {
-            scope.spawn(|| fill(values, elements));
-        }
+    let pieces: Vec<Mutex<_>> = values.chunks_mut(piece).zip(elements.chunks(piece)).map(Mutex::new).collect();
+    parallel_for(pieces.len(), |number| {
+        // Each piece is locked once; a panic in another one leaves it whole.
+        let mut piece = pieces[number].lock().unwrap_or_else(PoisonError::into_inner);
+        let (values, elements) = &mut *piece;
+        fill(values, elements);
     });
+    drop(pieces);
     Ok(values)
 }
 

@@ -123,13 +123,13 @@ impl TextConfig {
     }
 }
 
-/// Which states of a text tower condition a UNet.
+/// The states of a text tower that condition a UNet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextStates {
-    /// How many of the last layers are left out ("clip skip").
+    /// Number of the last layers that are left out ("clip skip").
     pub skip: usize,
-    /// Whether the tower's final norm is applied.
+    /// True if the tower's final norm is applied.
     pub final_norm: bool,
 }
 
@@ -142,7 +142,7 @@ impl TextStates {
     pub const PENULTIMATE: Self = Self { skip: 1, final_norm: false };
 }
 
-/// What a text tower makes of prompts.
+/// Outputs of a text tower for prompts.
 #[derive(Debug)]
 pub struct TextOutput {
     /// The states behind the last layer and the final norm, `[batch, tokens, channels]`.
@@ -152,7 +152,7 @@ pub struct TextOutput {
     pub hidden_states: Vec<Tensor<3>>,
     /// `last_hidden_state` at the end of the text, `[batch, channels]`.
     pub pooler_output: Tensor<2>,
-    /// The pooled output in the space common with pictures, not normalised, `[batch, projection]`; where there is a
+    /// The pooled output in the space common with images, not normalised, `[batch, projection]`; where there is a
     /// projection.
     pub text_embeds: Option<Tensor<2>>,
 }
@@ -252,7 +252,7 @@ impl TextModel {
     }
 }
 
-/// Where a text's end token stands first.
+/// The first place of a text's end token.
 fn end_of(row: &[i64], end_token: u32) -> usize {
     let end = match end_token {
         LEGACY_END_TOKEN => row.iter().copied().max().unwrap_or(0),
@@ -278,7 +278,7 @@ pub(crate) fn pooled(states: Tensor<3>, ends: &[usize]) -> Tensor<2> {
 pub struct TextEncoderConfig {
     /// The tower.
     pub text: TextConfig,
-    /// Dimension of the space common with pictures; none where the tower has no projection.
+    /// Dimension of the space common with images; none where the tower has no projection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projection: Option<usize>,
 }

@@ -1,4 +1,4 @@
-//! Pre-norm transformer blocks, which all encoders of text and pictures are made of.
+//! Pre-norm transformer blocks, which all encoders of text and images are made of.
 
 use crate::init::Init;
 use crate::layers::{LayerNorm, Linear};

@@ -9,13 +9,13 @@ pub(crate) fn activation(fields: &mut Fields<'_>, default: HiddenActivation) -> 
     fields.named("hidden_act", default, HiddenActivation::from_transformers, "quick_gelu and the variants of gelu")
 }
 
-/// Whether `architectures` names a class, among others.
+/// True if `architectures` names a class, among others.
 pub(crate) fn has_architecture(fields: &mut Fields<'_>, class: &str) -> bool {
     let classes = fields.raw("architectures").and_then(Value::as_array);
     classes.is_some_and(|classes| classes.iter().any(|name| name == class))
 }
 
-/// Whether a configuration is of a whole `CLIPModel`, whose towers stand in objects of their own.
+/// True if a configuration is of a whole `CLIPModel`, whose towers stand in objects of their own.
 pub(crate) fn is_whole_clip(fields: &mut Fields<'_>) -> bool {
     fields.raw("model_type").is_some_and(|kind| kind == "clip")
 }

@@ -54,13 +54,13 @@ pub struct UNetConfig {
     pub block_out_channels: Vec<usize>,
     /// Residual blocks in each level on the way down; one more on the way up.
     pub layers_per_block: usize,
-    /// Which levels have spatial transformers.
+    /// True for levels that have spatial transformers.
     pub attention_levels: Vec<bool>,
     /// Channels of one attention head in each level.
     pub head_channels: Vec<usize>,
     /// Transformer blocks in each spatial transformer; the middle has as many as the last level.
     pub transformer_depth: PerLevel,
-    /// Whether the spatial transformers' projections are stored as linear layers; 1x1 convolutions otherwise.
+    /// True if the spatial transformers' projections are stored as linear layers; 1x1 convolutions otherwise.
     pub linear_projection: bool,
     /// Channels of the text states.
     pub context_channels: usize,
@@ -72,7 +72,7 @@ pub struct UNetConfig {
     pub transformer_norm_groups: usize,
     /// Epsilon of the spatial transformers' norms.
     pub transformer_norm_eps: f32,
-    /// Whether the cosines come first in the features of timesteps.
+    /// True if the cosines come first in the features of timesteps.
     pub flip_sin_to_cos: bool,
     /// Shift of the frequencies in the features of timesteps.
     pub freq_shift: f32,
@@ -337,7 +337,7 @@ struct UpBlock {
     upsamplers: Option<Vec<Upsample>>,
 }
 
-/// What the residual blocks and transformers keep for the backward pass.
+/// The activations that residual blocks and transformers keep for the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {
     /// Everything that it needs.
@@ -350,7 +350,7 @@ pub enum Keep {
 /// A residual block with what is around it: the skip connection that is joined to its input, and the transformer after it.
 type Unit = (ResnetBlock, Option<SpatialTransformer>);
 
-/// What all units of a pass share.
+/// The inputs that all units of a pass share.
 struct Conditions {
     keep: Keep,
     time: Tensor<2>,
@@ -425,17 +425,17 @@ pub enum InputError {
     Size {
         /// The argument.
         input: &'static str,
-        /// What was counted.
+        /// The thing that was counted.
         what: &'static str,
-        /// How many there are.
+        /// Their number.
         found: usize,
-        /// How many there must be.
+        /// The number there must be.
         needed: usize,
     },
     /// The network needs added conditions and got none, or the other way round.
     #[error("the network {}", if *.needed { "needs text_embeds and time_ids (SDXL)" } else { "takes no text_embeds and time_ids" })]
     Added {
-        /// Whether the network has an added embedding.
+        /// True if the network has an added embedding.
         needed: bool,
     },
 }
@@ -511,7 +511,7 @@ impl UNet {
         self.conv_out.forward(self.conv_norm_out.forward_silu(h))
     }
 
-    /// Whether inputs fit the network and each other.
+    /// Checks that inputs fit the network and each other.
     ///
     /// # Errors
     /// [`InputError`] naming the first input that does not.

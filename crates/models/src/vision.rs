@@ -1,4 +1,4 @@
-//! CLIP's picture towers: B/32, B/16, L/14, H/14, g/14, bigG/14, and their like.
+//! CLIP's image towers: B/32, B/16, L/14, H/14, g/14, bigG/14, and their like.
 
 use crate::init::Init;
 use crate::layers::{Conv2d, Embedding, LayerNorm, Linear};
@@ -12,11 +12,11 @@ use calotype_core::fields::{Fields, FieldsError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-/// The picture tower; defaults are OpenCLIP ViT-H/14's.
+/// The image tower; defaults are OpenCLIP ViT-H/14's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VisionConfig {
-    /// Side of the square picture in pixels.
+    /// Side of the square image in pixels.
     pub image_size: usize,
     /// Side of a square patch in pixels.
     pub patch_size: usize,
@@ -51,7 +51,7 @@ impl Default for VisionConfig {
 }
 
 impl VisionConfig {
-    /// Checks that heads divide channels and patches the picture.
+    /// Checks that heads divide channels and patches the image.
     ///
     /// # Errors
     /// [`ConfigError`] naming the first field at fault.
@@ -118,21 +118,21 @@ impl VisionConfig {
     }
 }
 
-/// Checks that square patches tile a square picture.
-pub(crate) fn check_patches(field: &'static str, picture: usize, patch: usize) -> Result<(), ConfigError> {
-    ConfigError::check(patch > 0 && picture > 0 && picture.is_multiple_of(patch), field, || {
-        format!("{patch} does not divide the picture's {picture} pixels")
+/// Checks that square patches tile a square image.
+pub(crate) fn check_patches(field: &'static str, image: usize, patch: usize) -> Result<(), ConfigError> {
+    ConfigError::check(patch > 0 && image > 0 && image.is_multiple_of(patch), field, || {
+        format!("{patch} does not divide the image's {image} pixels")
     })
 }
 
-/// Checks that pictures have the side that a model's positions were made for.
-pub(crate) fn check_pictures(pictures: &Tensor<4>, side: usize) -> Result<(), InputError> {
-    let [_, height, width, channels] = pictures.dims();
+/// Checks that images have the side that a model's positions were made for.
+pub(crate) fn check_images(images: &Tensor<4>, side: usize) -> Result<(), InputError> {
+    let [_, height, width, channels] = images.dims();
     let fits = [height, width, channels] == [side, side, 3];
-    if fits { Ok(()) } else { Err(InputError::Picture { found: [height, width, channels], side }) }
+    if fits { Ok(()) } else { Err(InputError::Image { found: [height, width, channels], side }) }
 }
 
-/// What a picture tower makes of pictures.
+/// Outputs of an image tower.
 #[derive(Debug)]
 pub struct VisionOutput {
     /// The states behind the last layer, not normalised, class token first: `[batch, 1 + patches, channels]`.
@@ -151,7 +151,7 @@ struct VisionEmbeddings {
     position_embedding: Embedding,
 }
 
-/// The picture tower (`CLIPVisionModel` of transformers).
+/// The image tower (`CLIPVisionModel` of transformers).
 #[derive(Module, Debug)]
 pub struct VisionModel {
     embeddings: VisionEmbeddings,
@@ -169,29 +169,29 @@ impl VisionModel {
     /// `[batch, size, size, 3]` in `-1..1` to `[batch, channels]`
     ///
     /// # Panics
-    /// If the pictures do not have the configured size; [`VisionModel::forward`] checks that.
-    pub fn pooled(&self, pictures: Tensor<4>) -> Tensor<2> {
-        self.pool(self.encoder.forward(self.embed(pictures), false, self.encoder.depth()))
+    /// If the images do not have the configured size; [`VisionModel::forward`] checks that.
+    pub fn pooled(&self, images: Tensor<4>) -> Tensor<2> {
+        self.pool(self.encoder.forward(self.embed(images), false, self.encoder.depth()))
     }
 
-    /// All outputs but the projected one. The pictures' dtype is the precision of the pass; their values are what the
+    /// All outputs but the projected one. The images' dtype is the precision of the pass; their values are what the
     /// tower was trained with, that is normalised by its mean and deviation.
     ///
     /// # Shapes
-    /// `pictures`: `[batch, size, size, 3]`
+    /// `images`: `[batch, size, size, 3]`
     ///
     /// # Errors
-    /// [`InputError`] if the pictures do not have the configured size: position embeddings are not interpolated.
-    pub fn forward(&self, pictures: Tensor<4>) -> Result<VisionOutput, InputError> {
-        check_pictures(&pictures, self.image_size)?;
-        let last_hidden_state = self.encoder.forward(self.embed(pictures), false, self.encoder.depth());
+    /// [`InputError`] if the images do not have the configured size: position embeddings are not interpolated.
+    pub fn forward(&self, images: Tensor<4>) -> Result<VisionOutput, InputError> {
+        check_images(&images, self.image_size)?;
+        let last_hidden_state = self.encoder.forward(self.embed(images), false, self.encoder.depth());
         let pooler_output = self.pool(last_hidden_state.clone());
         Ok(VisionOutput { last_hidden_state, pooler_output, image_embeds: None })
     }
 
-    fn embed(&self, pictures: Tensor<4>) -> Tensor<3> {
+    fn embed(&self, images: Tensor<4>) -> Tensor<3> {
         let e = &self.embeddings;
-        let patches = e.patch_embedding.forward(pictures);
+        let patches = e.patch_embedding.forward(images);
         let positions = e.position_embedding.weight.val().unsqueeze();
         let class = e.class_embedding.val().unsqueeze();
         self.pre_layrnorm.forward(with_class_token(patches, class, positions))
@@ -216,7 +216,7 @@ pub(crate) fn with_class_token(patches: Tensor<4>, class: Tensor<3>, positions: 
     Tensor::cat(vec![class, patches], 1) + positions.cast(dtype)
 }
 
-/// A picture tower as an application uses it, with its projection where there is one.
+/// An image tower as an application uses it, with its projection where there is one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageEncoderConfig {
@@ -257,7 +257,7 @@ impl ImageEncoderConfig {
     }
 }
 
-/// A picture tower with or without projection (`CLIPVisionModelWithProjection`, or `CLIPVisionModel` under the keys of
+/// An image tower with or without projection (`CLIPVisionModelWithProjection`, or `CLIPVisionModel` under the keys of
 /// its published checkpoints, which begin with `vision_model.`).
 #[derive(Module, Debug)]
 pub struct ClipImageEncoder {
@@ -270,12 +270,12 @@ impl ClipImageEncoder {
     /// All outputs; see [`VisionModel::forward`].
     ///
     /// # Shapes
-    /// `pictures`: `[batch, size, size, 3]`
+    /// `images`: `[batch, size, size, 3]`
     ///
     /// # Errors
-    /// [`InputError`] if the pictures do not have the configured size.
-    pub fn forward(&self, pictures: Tensor<4>) -> Result<VisionOutput, InputError> {
-        let mut output = self.vision_model.forward(pictures)?;
+    /// [`InputError`] if the images do not have the configured size.
+    pub fn forward(&self, images: Tensor<4>) -> Result<VisionOutput, InputError> {
+        let mut output = self.vision_model.forward(images)?;
         output.image_embeds = self.visual_projection.as_ref().map(|p| p.forward(output.pooler_output.clone()));
         Ok(output)
     }

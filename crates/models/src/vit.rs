@@ -1,10 +1,10 @@
-//! Vision transformers that classify pictures (Dosovitskiy et al. 2021).
+//! Vision transformers that classify images (Dosovitskiy et al. 2021).
 
 use crate::init::Init;
 use crate::layers::{Conv2d, LayerNorm, Linear};
 use crate::transformer::{Block, HiddenActivation};
 use crate::transformers::{activation, without};
-use crate::vision::{check_patches, check_pictures, with_class_token};
+use crate::vision::{check_images, check_patches, with_class_token};
 use crate::{ConfigError, InputError};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VitConfig {
-    /// Side of the square picture in pixels.
+    /// Side of the square image in pixels.
     pub image_size: usize,
     /// Side of a square patch in pixels.
     pub patch_size: usize,
@@ -34,7 +34,7 @@ pub struct VitConfig {
     pub activation: HiddenActivation,
     /// Epsilon of the layer norms.
     pub norm_eps: f32,
-    /// Whether queries, keys and values have biases.
+    /// True if queries, keys and values have biases.
     pub qkv_bias: bool,
     /// Classes.
     pub labels: usize,
@@ -43,7 +43,7 @@ pub struct VitConfig {
     /// Tokens in front of the patches; the classifier reads the first. NeMo trains with several.
     #[serde(skip_serializing_if = "is_one")]
     pub class_tokens: usize,
-    /// Whether a layer with `tanh` stands in front of the classifier (Dosovitskiy et al. 2021, section 3.1: at
+    /// True if a layer with `tanh` stands in front of the classifier (Dosovitskiy et al. 2021, section 3.1: at
     /// pre-training time).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub pooling: bool,
@@ -136,7 +136,7 @@ impl VitConfig {
         fields.finish_checked(vit, Self::validate)
     }
 
-    /// Checks that heads divide channels and patches the picture.
+    /// Checks that heads divide channels and patches the image.
     ///
     /// # Errors
     /// [`ConfigError`] naming the first field at fault.
@@ -280,7 +280,7 @@ struct VitModel {
     pooler: Option<Dense>,
 }
 
-/// Which states a training step drops: a function of the seed and of each sample's position in the run, not of batches.
+/// The states that a training step drops: a function of the seed and of each sample's position in the run, not of batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout<'a> {
     /// The run's seed.
@@ -316,7 +316,7 @@ impl<'a> Masks<'a> {
     }
 }
 
-/// A picture classifier (`ViTForImageClassification` of transformers).
+/// An image classifier (`ViTForImageClassification` of transformers).
 #[derive(Module, Debug)]
 pub struct Vit {
     vit: VitModel,
@@ -328,30 +328,30 @@ pub struct Vit {
 }
 
 impl Vit {
-    /// Logits of the classes, without dropout. The pictures' dtype is the precision of the pass.
+    /// Logits of the classes, without dropout. The images' dtype is the precision of the pass.
     ///
     /// # Shapes
     /// `[batch, size, size, 3]`, normalised as in training (usually to `-1..1`), to `[batch, labels]`
     ///
     /// # Errors
-    /// [`InputError`] if the pictures do not have the configured size: position embeddings are not interpolated.
-    pub fn forward(&self, pictures: Tensor<4>) -> Result<Tensor<2>, InputError> {
-        check_pictures(&pictures, self.image_size)?;
-        Ok(self.classify(self.states(pictures, None)))
+    /// [`InputError`] if the images do not have the configured size: position embeddings are not interpolated.
+    pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>, InputError> {
+        check_images(&images, self.image_size)?;
+        Ok(self.classify(self.states(images, None)))
     }
 
     /// [`Vit::forward`] with the configured dropout, for training.
     ///
     /// # Errors
-    /// As [`Vit::forward`], or if there are not as many positions as pictures.
-    pub fn forward_training(&self, pictures: Tensor<4>, dropout: Dropout) -> Result<Tensor<2>, InputError> {
-        check_pictures(&pictures, self.image_size)?;
-        let [batch, ..] = pictures.dims();
+    /// As [`Vit::forward`], or if there are not as many positions as images.
+    pub fn forward_training(&self, images: Tensor<4>, dropout: Dropout) -> Result<Tensor<2>, InputError> {
+        check_images(&images, self.image_size)?;
+        let [batch, ..] = images.dims();
         if batch != dropout.positions.len() {
-            return Err(InputError::Positions { pictures: batch, positions: dropout.positions.len() });
+            return Err(InputError::Positions { images: batch, positions: dropout.positions.len() });
         }
         let masks = (self.dropout > 0.0).then(|| Masks::new(dropout, self.dropout));
-        Ok(self.classify(self.states(pictures, masks)))
+        Ok(self.classify(self.states(images, masks)))
     }
 
     /// The normalised states behind the last layer, class token first (`last_hidden_state`).
@@ -361,14 +361,14 @@ impl Vit {
     ///
     /// # Errors
     /// As [`Vit::forward`].
-    pub fn last_hidden_state(&self, pictures: Tensor<4>) -> Result<Tensor<3>, InputError> {
-        check_pictures(&pictures, self.image_size)?;
-        Ok(self.states(pictures, None))
+    pub fn last_hidden_state(&self, images: Tensor<4>) -> Result<Tensor<3>, InputError> {
+        check_images(&images, self.image_size)?;
+        Ok(self.states(images, None))
     }
 
-    fn states(&self, pictures: Tensor<4>, masks: Option<Masks>) -> Tensor<3> {
+    fn states(&self, images: Tensor<4>, masks: Option<Masks>) -> Tensor<3> {
         let e = &self.vit.embeddings;
-        let patches = e.patch_embeddings.projection.forward(pictures);
+        let patches = e.patch_embeddings.projection.forward(images);
         let x = with_class_token(patches, e.cls_token.val(), e.position_embeddings.val());
         let x = match masks {
             None => self.vit.encoder.layer.iter().fold(x, |x, layer| layer.block().forward(x, false, None)),

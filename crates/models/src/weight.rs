@@ -35,7 +35,7 @@ impl<const D: usize> LayerWeight<D> {
         Self { usage, ..self }
     }
 
-    /// What operations multiply with.
+    /// The weight as operations take it.
     pub fn val(&self) -> Weight<D> {
         match &self.value {
             Value::Parameter(parameter) => parameter.val().into(),
@@ -65,7 +65,7 @@ impl<const D: usize> LayerWeight<D> {
         }
     }
 
-    /// Where it lives.
+    /// The device that has it.
     pub fn device(&self) -> Device {
         match &self.value {
             Value::Parameter(parameter) => parameter.lazy_device(),
@@ -164,7 +164,7 @@ impl<const D: usize> ModuleDisplayDefault for LayerWeight<D> {
 
 impl<const D: usize> ModuleDisplay for LayerWeight<D> {}
 
-/// What a weight offers to whoever maps its parameter.
+/// The view of a weight for whoever maps its parameter.
 struct Offer {
     usage: WeightUse,
     packed: Option<PackedWeight>,

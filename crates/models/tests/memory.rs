@@ -1,4 +1,6 @@
 //! A network for inference holds each packed weight once, before and after it has been used; and its weights can still be read.
+//!
+//! A program of its own: its allocator counts what the whole process holds, and other tests hold memory, too.
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};

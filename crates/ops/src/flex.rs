@@ -2,7 +2,7 @@
 
 use crate::element::{Activations, Dense, by_dtype, room, tensor};
 use crate::in_backward::{count, deliver};
-use crate::packed::{PackedCache, on_trained};
+use crate::packed::{PackedCache, on_trained, takes_trained};
 use crate::profile::{Pass, Span, Work, span};
 use crate::{Conv2dGeometry, PackedWeight, PoolGeometry, Pooling};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -121,7 +121,8 @@ impl DiffusionOps for Flex {
         geometry: Conv2dGeometry,
     ) -> FlexTensor {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
-        Convolution::new(x, weight.into(), bias.is_some(), geometry).with_packed().forward(bias, channel_add, residual)
+        let op = Convolution::new(x, weight.into(), bias.is_some(), geometry).per_image().with_packed();
+        op.forward(bias, channel_add, residual)
     }
 
     fn nhwc_conv2d_packed(
@@ -133,7 +134,8 @@ impl DiffusionOps for Flex {
         geometry: Conv2dGeometry,
     ) -> FlexTensor {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
-        Convolution::new(x, weight.into(), bias.is_some(), geometry).forward(bias, channel_add, residual)
+        let op = Convolution::new(x, weight.into(), bias.is_some(), geometry).per_image();
+        op.forward(bias, channel_add, residual)
     }
 
     fn rows_linear(
@@ -143,7 +145,7 @@ impl DiffusionOps for Flex {
         residual: OptionalTensor<Self>,
     ) -> FlexTensor {
         let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
-        Projection::new(x, weight.into(), bias.is_some()).with_packed().forward(bias, residual)
+        Projection::new(x, weight.into(), bias.is_some()).per_image().with_packed().forward(bias, residual)
     }
 
     fn rows_linear_packed(
@@ -153,7 +155,7 @@ impl DiffusionOps for Flex {
         weight: PackedWeight,
     ) -> FlexTensor {
         let [bias, residual] = [bias, residual].map(OptionalTensor::into_option);
-        Projection::new(x, weight.into(), bias.is_some()).forward(bias, residual)
+        Projection::new(x, weight.into(), bias.is_some()).per_image().forward(bias, residual)
     }
 
     fn token_attention(
@@ -192,12 +194,12 @@ impl DiffusionOps for Flex {
 
     fn rows_linear_geglu(x: FlexTensor, weight: FlexTensor, bias: OptionalTensor<Self>) -> FlexTensor {
         let bias = bias.into_option();
-        Projection::new(x, weight.into(), bias.is_some()).with_packed_geglu().forward_geglu(bias)
+        Projection::new(x, weight.into(), bias.is_some()).per_image().with_packed_geglu().forward_geglu(bias)
     }
 
     fn rows_linear_geglu_packed(x: FlexTensor, bias: OptionalTensor<Self>, weight: PackedWeight) -> FlexTensor {
         let bias = bias.into_option();
-        Projection::new(x, weight.into(), bias.is_some()).forward_geglu(bias)
+        Projection::new(x, weight.into(), bias.is_some()).per_image().forward_geglu(bias)
     }
 
     fn nhwc_upsample_nearest2x(x: FlexTensor) -> FlexTensor {
@@ -226,7 +228,7 @@ impl DiffusionOps for Flex {
 
 type GradientFn<const N: usize> = Arc<dyn Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync>;
 
-/// What a recorded operation keeps for its backward pass: a function from the output's gradient,
+/// The part of a recorded operation that is kept for its backward pass: a function from the output's gradient,
 /// and which inputs need one, to the inputs' gradients.
 #[derive(Clone)]
 struct Gradient<const N: usize>(GradientFn<N>);
@@ -531,7 +533,7 @@ fn stream(pass: Pass, operation: &'static str, t: &Dense, times: usize) -> Span 
     span(pass, || Work::stream(operation, t.dims(), times * elements(t), t.dtype()))
 }
 
-/// What the packing of a weight depends on: `[out, rows, columns, in]`, and whether it is for minimal filtering; a linear layer's is that
+/// The key of a weight's packing: `[out, rows, columns, in]`, and true for Winograd; a linear layer's is that
 /// of a 1x1 convolution, and of a 0x0 one if its outputs are values and gates.
 pub(crate) type Form = ([usize; 4], bool);
 
@@ -625,14 +627,21 @@ impl Convolution {
             kernel: [rows, columns],
             stride: geometry.stride,
             padding: geometry.padding,
+            per_image: false,
         };
         Self { x, weight, has_bias, shape }
+    }
+
+    /// Gives an image the same bits in any batch, unless weights are trained.
+    fn per_image(mut self) -> Self {
+        self.shape.per_image = !takes_trained();
+        self
     }
 
     /// Uses a tensor's packed form, made now or before.
     fn with_packed(mut self) -> Self {
         if let Some((weight, packed)) = self.weight.unpacked(&self.x) {
-            let form = (dims(weight), self.shape.minimal_filtering());
+            let form = (dims(weight), self.shape.uses_winograd());
             *packed = by_dtype!(weight.dtype(), W => {
                 PACKED.get::<W>(weight.tensor(), form, |w| PackedWeights::for_conv(&self.shape, w))
             });
@@ -738,6 +747,8 @@ struct Projection {
     x: Dense,
     weight: Factor,
     has_bias: bool,
+    /// As in [`Conv2dShape`].
+    per_image: bool,
 }
 
 impl Projection {
@@ -745,7 +756,19 @@ impl Projection {
         let x = Dense::new(x);
         let [_, k] = weight.dims();
         assert_eq!(last_dim(&x), k, "linear: input has {} features, weight {k}", last_dim(&x));
-        Self { x, weight, has_bias }
+        Self { x, weight, has_bias, per_image: false }
+    }
+
+    /// Gives an image the same bits in any batch, unless weights are trained.
+    fn per_image(self) -> Self {
+        Self { per_image: !takes_trained(), ..self }
+    }
+
+    /// The rows of a forward pass: all, and those of one image or sequence, the first dimension being the batch.
+    fn row_count(&self) -> kernels::RowCount {
+        let (all, dims) = (rows(&self.x), self.x.dims());
+        let of_image = dims.get(1..dims.len().saturating_sub(1)).map_or(1, |dims| dims.iter().product());
+        kernels::RowCount { all, deciding: if self.per_image { of_image } else { all } }
     }
 
     /// Uses a tensor's packed form, made now or before.
@@ -787,7 +810,7 @@ impl Projection {
         if let Some(packed) = self.weight.packed(self.x.dtype(), false) {
             let mut y = room::<bf16>(m * n);
             let (bias, residual) = (bias.as_ref().map(Dense::slice), residual.as_ref().map(Dense::slice));
-            kernels::linear_forward_packed(self.x.slice(), packed, bias, residual, &mut y, m, k, n);
+            kernels::linear_forward_packed(self.x.slice(), packed, bias, residual, &mut y, self.row_count(), k, n);
             return tensor(y, out);
         }
         by_dtype!(self.x.dtype(), T => {
@@ -798,7 +821,7 @@ impl Projection {
                 bias.as_ref().map(Dense::slice::<f32>),
                 residual.as_ref().map(Dense::slice::<T>),
                 &mut y,
-                m,
+                self.row_count(),
                 k,
                 n,
             );
@@ -818,7 +841,8 @@ impl Projection {
         let mut out = self.x.dims().to_vec();
         *out.last_mut().expect("rank at least 1") = c;
         let mut y = room::<bf16>(m * c);
-        kernels::linear_geglu_forward_packed(self.x.slice(), packed, bias.as_ref().map(Dense::slice), &mut y, m, k, c);
+        let (bias, rows) = (bias.as_ref().map(Dense::slice), self.row_count());
+        kernels::linear_geglu_forward_packed(self.x.slice(), packed, bias, &mut y, rows, k, c);
         tensor(y, out)
     }
 

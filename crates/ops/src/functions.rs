@@ -177,7 +177,7 @@ pub fn upsample_nearest2x(x: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::nhwc_upsample_nearest2x(x.into_dispatch()))
 }
 
-/// Every window of pixels becomes its maximum, or the mean of those of its pixels that lie in the picture.
+/// Every window of pixels becomes its maximum, or the mean of those of its pixels that lie in the image.
 ///
 /// # Shapes
 /// `[batch, height, width, channels]` to `[batch, out height, out width, channels]`, with

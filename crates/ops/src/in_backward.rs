@@ -18,7 +18,7 @@ use std::collections::HashMap;
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
-/// How many recorded operations used each tensor.
+/// Number of recorded operations that used each tensor.
 #[derive(Debug, Default)]
 pub struct Uses(HashMap<NodeId, usize>);
 
@@ -33,7 +33,7 @@ impl Leaf {
     }
 }
 
-/// What is done with a parameter and its gradient.
+/// The work on a parameter and its gradient.
 pub trait StepParameter: Any {
     /// The parameter's new value; `index` is its place in the list that [`backward_stepping`] got.
     ///
@@ -47,13 +47,13 @@ pub trait StepParameter: Any {
 pub struct AfterBackward {
     /// Its value.
     pub parameter: Tensor<1>,
-    /// Whether its gradient was complete and used, so that the value is a new one.
+    /// True if its gradient was complete and used, so that the value is a new one.
     pub stepped: bool,
     /// The whole gradient of a parameter that was not stepped because it was not used by recorded operations alone.
     pub gradient: Option<Tensor<1>>,
 }
 
-/// What [`deliver`] works on during a backward pass.
+/// The state that [`deliver`] works on during a backward pass.
 struct Session {
     waiting: HashMap<NodeId, (usize, Tracked)>,
     uses: HashMap<NodeId, usize>,

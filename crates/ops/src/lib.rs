@@ -1,6 +1,6 @@
 //! The operations that carry the work of a latent diffusion model, as Burn tensor functions.
 //!
-//! Activations are channels-last: pictures `[batch, height, width, channels]`, token sequences
+//! Activations are channels-last: images `[batch, height, width, channels]`, token sequences
 //! `[batch, tokens, channels]` (the same memory). Weights, their gradients, norm parameters and
 //! optimizer state are `f32`; activations and their gradients are `f32` or `bf16`, and every
 //! operation returns the dtype of its first activation. Accumulation, statistics and softmax are
@@ -41,7 +41,7 @@ use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 use std::cell::Cell;
 
-/// Geometry of a two-dimensional convolution on `[batch, height, width, channels]` pictures.
+/// Geometry of a two-dimensional convolution on `[batch, height, width, channels]` images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dGeometry {
     /// Step of the window in both directions, in pixels.
@@ -87,14 +87,14 @@ impl Conv2dGeometry {
     }
 }
 
-/// Geometry of a pooling with square windows on `[batch, height, width, channels]` pictures.
+/// Geometry of a pooling with square windows on `[batch, height, width, channels]` images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolGeometry {
     /// Side of a window in pixels.
     pub size: usize,
     /// Step of the window in both directions, in pixels.
     pub stride: usize,
-    /// How far windows reach over every edge; less than `size`.
+    /// Pixels that windows reach over every edge; less than `size`.
     pub padding: usize,
 }
 
@@ -117,7 +117,7 @@ pub fn force_portable<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
-/// Whether tensors of `device` go through the CPU kernels.
+/// True if tensors of `device` go through the CPU kernels.
 pub fn uses_kernels(device: &Device) -> bool {
     if FORCE_PORTABLE.get() {
         return false;

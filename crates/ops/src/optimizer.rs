@@ -14,14 +14,14 @@ use std::sync::Arc;
 pub struct ParameterState<const D: usize> {
     /// The parameter's value.
     pub parameter: Tensor<D>,
-    /// What the update rule keeps, [`Update::moments`] tensors: of AdamW the decaying means of the gradients and of their
+    /// The state that the update rule keeps, [`Update::moments`] tensors: of AdamW the decaying means of the gradients and of their
     /// squares; of SGD the momentum.
     pub moments: Vec<Tensor<D>>,
     /// Decaying mean of the parameter, if one is kept.
     pub average: Option<Tensor<D>>,
 }
 
-/// How gradients change parameters, with the learning rate of a step.
+/// The rule by which gradients change parameters, with the learning rate of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Update {
     /// AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, in torch's order of operations).
@@ -40,7 +40,7 @@ impl Update {
     }
 }
 
-/// What is the same for all parameters of one optimizer step.
+/// The numbers that are the same for all parameters of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepParams {
     /// The rule, with the learning rate of this step.

@@ -117,6 +117,7 @@ impl<F: Copy + Eq, P> Default for PackedCache<F, P> {
 thread_local! {
     static BYPASSED: Cell<bool> = const { Cell::new(false) };
     static LEAN: Cell<bool> = const { Cell::new(false) };
+    static TRAINED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `body` with a flag set, and puts the flag back even when the body panics.
@@ -143,7 +144,12 @@ pub fn lean<R>(body: impl FnOnce() -> R) -> R {
 
 /// Runs `body`, which takes weights that are trained.
 pub(crate) fn on_trained<R>(body: impl FnOnce() -> R) -> R {
-    if LEAN.get() { bypassed(body) } else { body() }
+    with(&TRAINED, || if LEAN.get() { bypassed(body) } else { body() })
+}
+
+/// True within [`on_trained`].
+pub(crate) fn takes_trained() -> bool {
+    TRAINED.get()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Where the time of the CPU kernels goes: by pass, operation and shape.
+//! The time of the CPU kernels: by pass, operation and shape.
 //!
 //! Off, an operation pays one relaxed load for it. On, each kernel call is timed and added to a table that
 //! [`stop`] hands out. The table belongs to the process, not to a thread.
@@ -57,7 +57,7 @@ pub struct ProfileEntry {
     pub bytes: f64,
 }
 
-/// What one call does.
+/// The work of one call.
 pub(crate) struct Work {
     operation: &'static str,
     shape: String,

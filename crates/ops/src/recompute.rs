@@ -27,7 +27,7 @@ pub trait Inputs: Clone + Debug + Send + 'static {
 
 /// A function of tensors of any rank.
 pub trait MapInput {
-    /// What takes the tensor's place.
+    /// The tensor that takes its place.
     fn map<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D>;
 }
 
@@ -111,13 +111,13 @@ pub fn recomputed<M: Module + Debug + 'static, I: Inputs, const D: usize>(
     Tensor::from_primitive::<Autodiff<Flex>>(step.finish(block, output))
 }
 
-/// What a block keeps.
+/// The state that a block keeps.
 #[derive(Clone, Debug)]
 struct Block<M, I, const D: usize> {
     module: M,
     inputs: I,
     forward: fn(&M, I) -> Tensor<D>,
-    /// Which inputs want a gradient.
+    /// True for inputs that want a gradient.
     tracked: Vec<bool>,
     /// The parameters in the module's order; `None` for those that want no gradient.
     parameters: Vec<Option<NodeId>>,
@@ -165,7 +165,7 @@ impl<M: Module + Debug + 'static, I: Inputs, const D: usize> Block<M, I, D> {
 struct Nodes {
     guards: Vec<NodeGuard>,
     tracked: Vec<bool>,
-    /// Whether some input has no autodiff, or is not of the CPU.
+    /// True if some input has no autodiff, or is not of the CPU.
     foreign: bool,
 }
 

@@ -6,7 +6,7 @@ use half::bf16;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// What a weight is multiplied in, which decides how it is packed.
+/// The operation that a weight is multiplied in, which decides how it is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightUse {
     /// [`crate::linear`].

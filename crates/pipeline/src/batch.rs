@@ -14,7 +14,7 @@ use calotype_models::{LatentDistribution, UNet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-/// What requests of one batch have in common.
+/// The properties that all requests of a batch share.
 #[derive(Clone, Copy, PartialEq)]
 struct Shape {
     /// Tokens of the prompt.
@@ -23,11 +23,11 @@ struct Shape {
     size: [usize; 2],
     /// For an image to begin with: the share of it that is drawn anew, and whether there is a mask.
     start: Option<(f64, bool)>,
-    /// Whether the noise is given.
+    /// True if the noise is given.
     noise: bool,
 }
 
-/// Where sampling begins.
+/// The start of sampling.
 struct Beginning {
     x: Tensor<4>,
     /// The first call of the UNet.
@@ -107,8 +107,16 @@ impl Pipeline {
         })
     }
 
-    /// Whether the UNet's input channels are what a request gives it.
+    /// Checks that the loaded networks can do what a request asks for: the UNet has the input channels for it, and a start
+    /// image finds an encoder.
     pub(crate) fn check(&self, request: &Request) -> Result<(), PipelineError> {
+        if request.start.is_some() && !self.start_images {
+            return Err(PipelineError::setting(format!(
+                "{}: the pipeline was loaded without the autoencoder's encoder, which a request with a start image needs: load \
+                 it with `start_images`",
+                self.name.display()
+            )));
+        }
         let (channels, latent) = (self.unet.config().in_channels, self.autoencoder.config().latent_channels);
         let masked = request.start.as_ref().is_some_and(|start| start.mask.is_some());
         let fault = if channels == latent {
@@ -219,7 +227,7 @@ impl Pipeline {
         Ok(denoiser)
     }
 
-    /// Whether the text encoders' hidden states are those that the UNet was trained with.
+    /// Checks that the text encoders' hidden states have the shape that the UNet was trained with.
     fn check_conditions(&self, unet: &UNet, conditions: &Conditions, size: [usize; 2]) -> Result<(), PipelineError> {
         let [batch, _, _] = conditions.context.dims();
         let [height, width, _] = self.latent_size(size);

@@ -48,7 +48,7 @@ pub enum PipelineError {
     Record {
         /// The image file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
     /// Settings that exclude each other or the checkpoint; the text names the flag or the file.
@@ -65,7 +65,7 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
-    /// Whether the settings are at fault, not the work.
+    /// True if the settings are at fault, not the work.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Setting(_) | Self::Sampler(_) => true,
@@ -75,7 +75,7 @@ impl PipelineError {
         }
     }
 
-    /// Whether the observer ended the work.
+    /// True if the observer ended the work.
     pub fn is_stopped(&self) -> bool {
         matches!(self, Self::Stopped { .. })
     }

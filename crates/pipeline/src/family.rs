@@ -1,11 +1,11 @@
-//! What is true of a family of checkpoints and stands in no file of theirs.
+//! Defaults of a checkpoint's family that stand in none of its files.
 
 use crate::error::PipelineError;
 use crate::preview::LatentColours;
 use calotype_checkpoints::{Checkpoint, Component, Facts};
 use calotype_diffusion::samplers::SamplerConfig;
 
-/// What a pipeline knows of its checkpoint besides the networks.
+/// A checkpoint's usual sampler, guidance and image size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Defaults {
     /// The sampler that the checkpoint asks for, or why there is none.
@@ -14,7 +14,7 @@ pub struct Defaults {
     pub guidance: f32,
     /// Side of the latents of the usual image.
     pub latent_side: usize,
-    /// Whether zeros stand for a negative prompt that is not given, instead of an empty prompt's hidden states.
+    /// True if zeros stand for a negative prompt that is not given, instead of an empty prompt's hidden states.
     pub zeros_for_no_negative: bool,
     /// Colours of the latent's channels, for previews.
     pub latent_colours: LatentColours,

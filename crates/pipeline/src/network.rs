@@ -1,22 +1,20 @@
 //! A network of a checkpoint whose weights are read when they are needed, once.
 
-use burn::module::Module;
 use burn::tensor::{DType, Device};
 use calotype_checkpoints::loading::{LoadError, fill_from};
-use calotype_checkpoints::{Checkpoint, Component};
+use calotype_checkpoints::{Checkpoint, Component, NetworkConfig};
 use calotype_models::state::{self, WeightPrecision};
 use calotype_models::{ConfigError, Init};
 use calotype_weights::lora::{self, LoraSet};
 use calotype_weights::{TensorFileError, TensorSource};
-use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Makes a network of its configuration.
-pub type Build<C, M> = fn(&C, &mut Init<'_>) -> Result<M, ConfigError>;
+pub type Build<C> = fn(&C, &mut Init<'_>) -> Result<<C as NetworkConfig>::Network, ConfigError>;
 
-/// Where a network lives, and in which form.
+/// A network's device, precision and adapters.
 #[derive(Clone)]
 pub struct Placement {
     /// The device.
@@ -34,42 +32,50 @@ impl Placement {
 }
 
 /// A network whose configuration is known, and whose weights are read at the first [`get`](Self::get). It has no autodiff.
-pub struct Network<C, M> {
+pub struct Network<C: NetworkConfig> {
     config: C,
     path: PathBuf,
-    weights: Weights<C, M>,
+    weights: Weights<C>,
 }
 
-enum Weights<C, M> {
+enum Weights<C: NetworkConfig> {
     /// In memory, and never read again.
-    Held(Arc<M>),
+    Held(Arc<C::Network>),
     /// Read when they are needed.
-    OnDemand(Origin<C, M>, Mutex<Option<Arc<M>>>),
+    OnDemand(Origin<C>, Mutex<Option<Arc<C::Network>>>),
 }
 
-struct Origin<C, M> {
+struct Origin<C: NetworkConfig> {
     source: Arc<dyn TensorSource>,
     component: Component,
-    build: Build<C, M>,
+    build: Build<C>,
     placement: Placement,
 }
 
-impl<C, M> fmt::Debug for Network<C, M> {
+impl<C: NetworkConfig> fmt::Debug for Network<C> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Network").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-impl<C, M: Module> Network<C, M> {
-    /// A component of a checkpoint; `read` makes its configuration of the published one. No weights are read yet.
+impl<C: NetworkConfig> Network<C> {
+    /// A component of a checkpoint. No weights are read yet.
     ///
     /// # Errors
     /// [`LoadError`]: the checkpoint lacks the component or tensors of it, or its configuration is not supported.
-    pub fn open<E: std::error::Error + Send + Sync + 'static>(
+    pub fn open(checkpoint: &Checkpoint, component: Component, placement: &Placement) -> Result<Self, LoadError> {
+        Self::open_as(checkpoint, component, C::build, placement)
+    }
+
+    /// A component of a checkpoint that `build` makes, which may be a part of the whole network: only the tensors of that part
+    /// are read.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    pub fn open_as(
         checkpoint: &Checkpoint,
         component: Component,
-        read: impl FnOnce(&Value) -> Result<C, E>,
-        build: Build<C, M>,
+        build: Build<C>,
         placement: &Placement,
     ) -> Result<Self, LoadError> {
         let source = checkpoint.component(component)?;
@@ -78,7 +84,7 @@ impl<C, M: Module> Network<C, M> {
             return Err(LoadError::Missing { path: path.to_owned(), component, keys: source.missing.clone() });
         }
         let wrong = |source| LoadError::Config { path: path.to_owned(), component, source };
-        let config = read(&source.config).map_err(|error| wrong(error.into()))?;
+        let config = C::from_published(&source.config).map_err(wrong)?;
         Self::from_source(path, component, config, Arc::new(source), build, placement)
     }
 
@@ -91,7 +97,7 @@ impl<C, M: Module> Network<C, M> {
         component: Component,
         config: C,
         source: Arc<dyn TensorSource>,
-        build: Build<C, M>,
+        build: Build<C>,
         placement: &Placement,
     ) -> Result<Self, LoadError> {
         let origin = Origin { source, component, build, placement: placement.clone() };
@@ -100,7 +106,7 @@ impl<C, M: Module> Network<C, M> {
     }
 
     /// A network that is in memory already, without autodiff; `path` is what errors name.
-    pub fn loaded(path: impl Into<PathBuf>, config: C, network: M) -> Self {
+    pub fn loaded(path: impl Into<PathBuf>, config: C, network: C::Network) -> Self {
         Self { config, path: path.into(), weights: Weights::Held(Arc::new(network)) }
     }
 
@@ -118,7 +124,7 @@ impl<C, M: Module> Network<C, M> {
     ///
     /// # Errors
     /// [`LoadError`] for the first tensor that cannot be read or does not fit.
-    pub fn get(&self) -> Result<Arc<M>, LoadError> {
+    pub fn get(&self) -> Result<Arc<C::Network>, LoadError> {
         let (origin, loaded) = match &self.weights {
             Weights::Held(network) => return Ok(Arc::clone(network)),
             Weights::OnDemand(origin, loaded) => (origin, loaded),
@@ -162,9 +168,9 @@ impl<C, M: Module> Network<C, M> {
     }
 }
 
-impl<C, M: Module> Origin<C, M> {
+impl<C: NetworkConfig> Origin<C> {
     /// The network before its weights are read.
-    fn empty(&self, config: &C, path: &Path) -> Result<M, LoadError> {
+    fn empty(&self, config: &C, path: &Path) -> Result<C::Network, LoadError> {
         (self.build)(config, &mut Init::placeholders(&self.placement.device)).map_err(|error| LoadError::Config {
             path: path.to_owned(),
             component: self.component,
@@ -172,7 +178,7 @@ impl<C, M: Module> Origin<C, M> {
         })
     }
 
-    fn read(&self, config: &C, path: &Path) -> Result<M, LoadError> {
+    fn read(&self, config: &C, path: &Path) -> Result<C::Network, LoadError> {
         let adapters = self.placement.adapters.as_deref().zip(adapted(self.component));
         let delta = |key: &str| adapters.and_then(|(set, component)| set.delta(component, key));
         fill_from(self.empty(config, path)?, &*self.source, self.placement.weights(), &delta)

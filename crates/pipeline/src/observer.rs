@@ -17,7 +17,7 @@ pub trait Observer {
     /// An image is done. Images come in the order of the requests.
     fn image(&mut self, _image: &DrawnImage<'_>) {}
 
-    /// Whether to go on; asked after each step and each image. `false` ends the work with
+    /// Asked after each step and each image. `false` ends the work with
     /// [`PipelineError::Stopped`](crate::PipelineError::Stopped).
     fn go_on(&mut self) -> bool {
         true
@@ -50,7 +50,7 @@ impl Step<'_> {
 pub struct DrawnImage<'a> {
     /// Number of its request among all requests.
     pub index: usize,
-    /// What was asked for.
+    /// The request that it was drawn for.
     pub request: &'a Request,
     /// `[height, width, 3]` in `0..1`.
     pub pixels: &'a Tensor<3>,

@@ -11,7 +11,7 @@ use burn::tensor::{DType, Device, Tensor};
 use calotype_checkpoints::{Checkpoint, Component};
 use calotype_data::image::RgbImage;
 use calotype_diffusion::samplers::{Sampler, SamplerConfig};
-use calotype_models::{Autoencoder, AutoencoderConfig, UNet, UNetConfig};
+use calotype_models::{AutoencoderConfig, UNet, UNetConfig};
 use calotype_ops::Precision;
 use calotype_weights::lora::LoraSet;
 use std::collections::BTreeMap;
@@ -19,15 +19,17 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How a pipeline is loaded.
+/// Options of [`Pipeline::load`].
 #[derive(Clone)]
 pub struct LoadOptions {
-    /// Where to compute.
+    /// The device to compute on.
     pub device: Device,
     /// Precision of activations, and of the networks' weights.
     pub precision: Precision,
     /// Adapters that are added to the weights.
     pub adapters: Option<Arc<LoraSet>>,
+    /// Load the autoencoder's encoder, which requests with a start image need. Without it, such requests are refused.
+    pub start_images: bool,
     /// Read each network when it is first needed, and drop the text encoders when the prompts are encoded and the UNet when
     /// the last latents are drawn: least memory for a single call, but the next call reads them again.
     pub low_memory: bool,
@@ -37,23 +39,30 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { device: Device::flex(), precision: Precision::Auto, adapters: None, low_memory: false, tiled: false }
+        Self {
+            device: Device::flex(),
+            precision: Precision::Auto,
+            adapters: None,
+            start_images: true,
+            low_memory: false,
+            tiled: false,
+        }
     }
 }
 
 /// The parts of a pipeline whose networks were not all read from one checkpoint.
 pub struct Parts {
-    /// What errors name: the folder or the model.
+    /// The name of the folder or model in errors.
     pub name: PathBuf,
     /// The usual sampler, size and guidance.
     pub defaults: Defaults,
     /// One or two text encoders.
     pub text_encoders: Vec<TextEncoder>,
     /// The UNet, without autodiff.
-    pub unet: Network<UNetConfig, UNet>,
+    pub unet: Network<UNetConfig>,
     /// The autoencoder, without autodiff.
-    pub autoencoder: Network<AutoencoderConfig, Autoencoder>,
-    /// Device, precision and tiling; the rest of the options is for loading.
+    pub autoencoder: Network<AutoencoderConfig>,
+    /// Device, precision, tiling, and whether the autoencoder has its encoder; the rest of the options is for loading.
     pub options: LoadOptions,
 }
 
@@ -83,10 +92,11 @@ pub struct Pipeline {
     pub(crate) name: PathBuf,
     pub(crate) defaults: Defaults,
     texts: Arc<Vec<TextEncoder>>,
-    pub(crate) unet: Arc<Network<UNetConfig, UNet>>,
-    pub(crate) autoencoder: Arc<Network<AutoencoderConfig, Autoencoder>>,
+    pub(crate) unet: Arc<Network<UNetConfig>>,
+    pub(crate) autoencoder: Arc<Network<AutoencoderConfig>>,
     pub(crate) device: Device,
     pub(crate) dtype: DType,
+    pub(crate) start_images: bool,
     low_memory: bool,
     pub(crate) tiled: bool,
 }
@@ -109,7 +119,7 @@ impl Pipeline {
     /// [`PipelineError::Load`] for a network that the checkpoint lacks or that cannot be read; [`PipelineError::Encoder`] for
     /// its tokenizer.
     pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, PipelineError> {
-        let LoadOptions { device, precision, adapters, low_memory, tiled } = options.clone();
+        let LoadOptions { device, precision, adapters, start_images, low_memory, tiled } = options.clone();
         let dtype = precision.dtype(&device);
         let placement = Placement { device: device.clone(), dtype, adapters };
         let held = checkpoint.components();
@@ -122,10 +132,9 @@ impl Pipeline {
                 texts.push(TextEncoder::from_checkpoint(checkpoint, component, &placement)?);
             }
         }
-        let read = UNetConfig::from_diffusers;
-        let mut unet = Network::open(checkpoint, Component::Unet, read, |c, init| c.init(init), &placement)?;
-        let read = AutoencoderConfig::from_diffusers;
-        let mut autoencoder = Network::open(checkpoint, Component::Vae, read, |c, init| c.init(init), &placement)?;
+        let mut unet: Network<UNetConfig> = Network::open(checkpoint, Component::Unet, &placement)?;
+        let part = if start_images { AutoencoderConfig::init } else { AutoencoderConfig::init_decoder };
+        let mut autoencoder = Network::open_as(checkpoint, Component::Vae, part, &placement)?;
         if !low_memory {
             texts = texts.into_iter().map(TextEncoder::keep).collect::<Result<_, _>>()?;
             unet = unet.keep()?;
@@ -139,6 +148,7 @@ impl Pipeline {
             autoencoder: Arc::new(autoencoder),
             device,
             dtype,
+            start_images,
             low_memory,
             tiled,
         })
@@ -146,7 +156,7 @@ impl Pipeline {
 
     /// A pipeline of networks that are at hand, such as those of a training run.
     pub fn from_parts(parts: Parts) -> Self {
-        let LoadOptions { device, precision, low_memory, tiled, .. } = parts.options;
+        let LoadOptions { device, precision, start_images, low_memory, tiled, .. } = parts.options;
         Self {
             name: parts.name,
             defaults: parts.defaults,
@@ -155,6 +165,7 @@ impl Pipeline {
             autoencoder: Arc::new(parts.autoencoder),
             dtype: precision.dtype(&device),
             device,
+            start_images,
             low_memory,
             tiled,
         }
@@ -180,7 +191,7 @@ impl Pipeline {
         self.dtype
     }
 
-    /// Where it computes.
+    /// The device that it computes on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -191,12 +202,12 @@ impl Pipeline {
     }
 
     /// The UNet.
-    pub fn unet(&self) -> &Network<UNetConfig, UNet> {
+    pub fn unet(&self) -> &Network<UNetConfig> {
         &self.unet
     }
 
     /// The autoencoder.
-    pub fn autoencoder(&self) -> &Network<AutoencoderConfig, Autoencoder> {
+    pub fn autoencoder(&self) -> &Network<AutoencoderConfig> {
         &self.autoencoder
     }
 

@@ -64,7 +64,7 @@ pub enum ProbeError {
     Input {
         /// The file of inputs.
         path: PathBuf,
-        /// What does not fit.
+        /// The misfit.
         source: InputError,
     },
     /// Inputs that the network does not take, or lacks.
@@ -72,7 +72,7 @@ pub enum ProbeError {
     Inputs {
         /// The file of inputs.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
     /// Gradients that there are none of.

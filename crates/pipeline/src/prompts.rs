@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use calotype_models::AddedConditions;
 use std::collections::BTreeMap;
 
-/// How prompts are encoded.
+/// Options of encoding prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PromptOptions {
     /// Layers of the text encoders that are left out besides those that the family leaves out.
@@ -15,7 +15,7 @@ pub struct PromptOptions {
     pub long_prompts: bool,
 }
 
-/// What a UNet is told about one image.
+/// The hidden states that condition the UNet on one prompt.
 #[derive(Clone, Debug)]
 pub struct EncodedPrompt {
     /// Hidden states of the prompt, `[1, tokens, channels]`, `f32`.
@@ -83,7 +83,7 @@ pub struct EncodedPrompts {
     pub(crate) empty: EncodedPrompt,
     /// Prompts of which the end was left out.
     pub cut: Vec<CutPrompt>,
-    /// Whether zeros stand for a negative prompt that is not given.
+    /// True if zeros stand for a negative prompt that is not given.
     pub(crate) zeros_for_no_negative: bool,
 }
 
@@ -93,7 +93,7 @@ impl EncodedPrompts {
         if prompt.is_empty() { Some(&self.empty) } else { self.by_text.get(prompt) }
     }
 
-    /// What the UNet is told of a request with and without its prompt, with as many tokens.
+    /// The conditions of a request with and without its prompt, padded to as many tokens.
     ///
     /// # Errors
     /// [`PipelineError::Setting`] for a prompt that was not encoded.

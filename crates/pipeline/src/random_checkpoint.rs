@@ -1,9 +1,8 @@
 //! Checkpoints of random weights in diffusers' layout, for tests and benchmarks.
 
 use crate::error::PipelineError;
-use calotype_checkpoints::{Component, Family, LayoutError};
-use calotype_checkpoints::{TensorSpec, component_keys};
-use calotype_core::{Purpose, Stream, names};
+use calotype_checkpoints::{Component, Family, TensorSpec, component_keys};
+use calotype_core::{Purpose, Stream, durable, names};
 use calotype_models::{AutoencoderConfig, UNetConfig};
 use calotype_weights::stream::write_source;
 use calotype_weights::{Dtype, NamedTensor, TensorFileError, TensorInfo, TensorSource};
@@ -64,7 +63,7 @@ impl RandomCheckpoint {
             index[component.name()] = json!([library, class]);
             let folder = folder.join(component.name());
             write_json(&folder, "config.json", &config)?;
-            let specs = component_keys(component, &config).map_err(|error: LayoutError| PipelineError::from(error))?;
+            let specs = component_keys(component, &config)?;
             let source = RandomTensors::new(&folder, specs, self.seed + number, self.dtype);
             let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
             write_source(&folder.join(file), &source, None, &metadata)?;
@@ -139,9 +138,9 @@ fn tiny(in_channels: usize, text: Value) -> Vec<(Component, Value)> {
 }
 
 fn write_json(folder: &Path, name: &str, value: &Value) -> Result<(), PipelineError> {
-    std::fs::create_dir_all(folder).map_err(PipelineError::io("write", folder))?;
     let path = folder.join(name);
-    std::fs::write(&path, format!("{value:#}\n")).map_err(PipelineError::io("write", &path))
+    let written = std::fs::create_dir_all(folder).and_then(|()| durable::write_json(&path, value));
+    written.map_err(PipelineError::io("write", &path))
 }
 
 /// Random tensors: matrices keep the size of what goes through them, scales of norms are near one and biases near zero.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 /// One image to draw. What it looks like does not depend on the other requests of its batch.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What it should show.
+    /// The prompt: what the image should show.
     pub prompt: String,
-    /// What it should not show; SDXL takes none and an empty one for different things.
+    /// The negative prompt: what the image should not show; SDXL takes none and an empty one for different things.
     pub negative: Option<String>,
     /// Seed of its random numbers.
     pub seed: u64,
@@ -43,7 +43,7 @@ impl Request {
     }
 }
 
-/// How all images of a call are drawn.
+/// Settings of all images of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Width in pixels; none: what the checkpoint was trained for. An image to begin with has its own.
@@ -56,7 +56,7 @@ pub struct Settings {
     pub guidance_rescale: f64,
     /// The sampler; none: the checkpoint's own.
     pub sampler: Option<SamplerConfig>,
-    /// Which generator makes the random numbers.
+    /// The generator of the random numbers.
     pub noise: NoiseKind,
     /// Layers of the text encoders to leave out.
     pub clip_skip: usize,
@@ -89,7 +89,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// How the prompts are encoded.
+    /// The options of encoding the prompts.
     pub fn prompts(&self) -> PromptOptions {
         PromptOptions { clip_skip: self.clip_skip, long_prompts: self.long_prompts }
     }

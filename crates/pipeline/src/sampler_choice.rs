@@ -3,7 +3,7 @@ use crate::family::sampler_of;
 use calotype_checkpoints::Checkpoint;
 use calotype_diffusion::samplers::{Curve, SamplerConfig};
 
-/// What is asked of a checkpoint's sampler.
+/// Changes to a checkpoint's own sampler.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplerChoice {
     /// Another sampler on the same schedule, by our name or diffusers'.

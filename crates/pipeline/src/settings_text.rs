@@ -21,19 +21,19 @@ pub struct GenerationRecord {
     pub version: String,
     /// The checkpoint.
     pub model: PathBuf,
-    /// What was said about the checkpoint.
+    /// The options that the checkpoint was opened with.
     #[serde(default)]
     pub opened: OpenOptions,
     /// The image's own part.
     pub request: RecordedRequest,
-    /// What it has in common with the others of its command.
+    /// The settings of all images of its command.
     pub settings: RecordedSettings,
     /// Precision of activations and weights, `f32` or `bf16`.
     pub precision: Precision,
     /// Adapters.
     #[serde(default)]
     pub loras: Vec<AdapterFile>,
-    /// Whether keys of adapters that fit no parameter are left out.
+    /// True if keys of adapters that fit no parameter are left out.
     #[serde(default)]
     pub lora_allow_unused: bool,
     /// File of the image to begin with.
@@ -58,7 +58,7 @@ pub struct RecordedRequest {
     pub negative: Option<String>,
 }
 
-/// What images of one command have in common; fields are those of [`Settings`] and [`Request`].
+/// The settings of all images of a command; fields are those of [`Settings`] and [`Request`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "the fields of the same names say it")]
@@ -197,7 +197,7 @@ impl GenerationRecord {
         Ok(Request { prompt, negative, seed, number, guidance, start: inputs.start.clone(), strength, noise })
     }
 
-    /// How it is drawn.
+    /// The settings that it is drawn with.
     pub fn settings(&self) -> Settings {
         let s = self.settings.clone();
         Settings {

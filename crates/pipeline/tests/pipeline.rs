@@ -11,6 +11,10 @@ use calotype_pipeline::{
     CutPrompt, DrawnImage, GenerationRecord, LoadOptions, NoiseKind, Observer, Pipeline, PipelineError,
     RecordedRequest, Request, SamplerChoice, Settings, StartImage, Step,
 };
+#[cfg(target_os = "linux")]
+use rustix::fs::inotify;
+#[cfg(target_os = "linux")]
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use tempfile::TempDir;
@@ -90,14 +94,19 @@ fn start(seed: u32, masked: bool) -> Arc<StartImage> {
     })
 }
 
-/// Each request alone, and all of them in batches of two and three.
+/// Each request alone, and all of them in batches of several sizes, forwards and backwards.
 fn assert_independent_of_batch(pipeline: &Pipeline, requests: &[Request], settings: &Settings) {
     let alone: Vec<_> = requests.iter().flat_map(|r| draw(pipeline, std::slice::from_ref(r), settings)).collect();
-    for batch in [2, 3] {
-        let together = draw(pipeline, requests, &Settings { batch, ..settings.clone() });
-        for (number, (a, b)) in alone.iter().zip(&together).enumerate() {
-            let differ = a.iter().zip(b).filter(|(a, b)| a != b).count();
-            assert_eq!(differ, 0, "request {number} in batches of {batch}, {:?}", pipeline.dtype());
+    let backwards: Vec<Request> = requests.iter().rev().cloned().collect();
+    for batch in [2, 3, 5] {
+        let settings = Settings { batch, ..settings.clone() };
+        let mut reversed = draw(pipeline, &backwards, &settings);
+        reversed.reverse();
+        for together in [draw(pipeline, requests, &settings), reversed] {
+            for (number, (a, b)) in alone.iter().zip(&together).enumerate() {
+                let differ = a.iter().zip(b).filter(|(a, b)| a != b).count();
+                assert_eq!(differ, 0, "request {number} in batches of {batch}, {:?}", pipeline.dtype());
+            }
         }
     }
     assert_ne!(alone[0], alone[1]);
@@ -109,7 +118,6 @@ fn an_image_is_the_same_bits_whatever_batch_it_is_in() {
 }
 
 #[test]
-#[ignore = "bf16 convolutions choose Winograd by the tiles of the whole batch; passes with CALOTYPE_CONV=direct"]
 fn an_image_is_the_same_bits_whatever_batch_it_is_in_in_bf16() {
     assert_images_independent_of_batch(Precision::Bf16);
 }
@@ -161,6 +169,88 @@ fn files_are_read_once() {
     let requests = [request("a cat", 1, 5.0), request("a dog", 2, 5.0)];
     let first = draw(&pipeline, &requests, &settings(2, 2));
     assert_eq!(draw(&pipeline, &requests, &settings(2, 2)), first);
+}
+
+/// Counts the files of some folders that this process and others open. The system joins an event with an equal one right before
+/// it, so that closing is listened to as well.
+#[cfg(target_os = "linux")]
+struct Opened {
+    queue: std::os::fd::OwnedFd,
+    folders: BTreeMap<i32, String>,
+}
+
+#[cfg(target_os = "linux")]
+impl Opened {
+    fn watch<'a>(root: &Path, folders: impl IntoIterator<Item = &'a str>) -> Self {
+        let queue = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        let flags = inotify::WatchFlags::OPEN | inotify::WatchFlags::CLOSE;
+        let watch = |folder: &str| (inotify::add_watch(&queue, root.join(folder), flags).unwrap(), folder.to_owned());
+        let folders = folders.into_iter().map(watch).collect();
+        Self { queue, folders }
+    }
+
+    /// Files that were opened since the last call, and how often.
+    fn count(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&self.queue, &mut buffer);
+        while let Ok(event) = events.next() {
+            let flags = event.events();
+            assert!(!flags.contains(inotify::ReadFlags::QUEUE_OVERFLOW));
+            // The folders themselves are opened for lists of their files.
+            if flags.contains(inotify::ReadFlags::OPEN) && !flags.contains(inotify::ReadFlags::ISDIR) {
+                let name = event.file_name().unwrap().to_str().unwrap();
+                *counts.entry(Path::new(&self.folders[&event.wd()]).join(name).display().to_string()).or_default() += 1;
+            }
+        }
+        counts
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn each_file_is_opened_once() {
+    let folder = tempfile::tempdir().unwrap();
+    RandomCheckpoint::new(RandomFamily::Tiny).write(folder.path()).unwrap();
+    let opened = Opened::watch(folder.path(), [".", "unet", "vae", "text_encoder", "scheduler"]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let pipeline = Pipeline::load(&checkpoint, &LoadOptions::default()).unwrap();
+    let once = [
+        "./model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ];
+    assert_eq!(opened.count(), once.map(|file| (file.to_owned(), 1)).into());
+    for _ in 0..2 {
+        draw(&pipeline, &[request("a cat", 1, 5.0)], &settings(2, 1));
+        assert_eq!(opened.count(), BTreeMap::new());
+    }
+}
+
+#[test]
+fn text_to_image_needs_no_encoder_of_the_autoencoder() {
+    let options = LoadOptions { precision: Precision::F32, start_images: false, ..LoadOptions::default() };
+    let text_to_image = Pipeline::load(&checkpoint(), &options).unwrap();
+    let whole = load(Precision::F32);
+    let cat = request("a cat", 1, 5.0);
+    let draws = |pipeline| draw(pipeline, std::slice::from_ref(&cat), &settings(2, 1));
+    assert_eq!(draws(&text_to_image), draws(&whole));
+    let keys = |pipeline: &Pipeline| -> Vec<String> {
+        let autoencoder = pipeline.autoencoder().get().unwrap();
+        calotype_models::state::layout(&*autoencoder).into_iter().map(|(name, _)| name).collect()
+    };
+    let encodes = |name: &String| name.starts_with("encoder.") || name.starts_with("quant_conv.");
+    let mut decoding = keys(&whole);
+    decoding.retain(|name| !encodes(name));
+    assert_eq!(keys(&text_to_image), decoding);
+    let started = Request { start: Some(start(1, false)), ..cat };
+    let error = text_to_image.generate(&[started], &settings(4, 1), &mut ()).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("`start_images`"), "{error}");
 }
 
 #[test]

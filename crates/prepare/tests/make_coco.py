@@ -16,15 +16,15 @@ WORDS = ["a cat", " two\ndogs\n", 'the "big" one', "tab\there", "caf\u00e9 \u300
 
 
 def table(n):
-    """Annotations of n captions, about four to a picture, neither in the order of ids nor of pictures."""
-    pictures = max(1, n // 4)
+    """Annotations of n captions, about four to an image, neither in the order of ids nor of images."""
+    images = max(1, n // 4)
     annotations = [
-        {"image_id": i * 7919 % pictures * 3 + 1, "id": i * 104729 % n + 10, "caption": f"{WORDS[i % 7]} {i}{WORDS[i % 5]}"}
+        {"image_id": i * 7919 % images * 3 + 1, "id": i * 104729 % n + 10, "caption": f"{WORDS[i % 7]} {i}{WORDS[i % 5]}"}
         for i in range(n)
     ]
     images = [
         {"id": p * 3 + 1, "height": 480 + p % 7, "width": 640 - p % 9, "file_name": f"{p}.jpg", "coco_url": f"http://x/{p}"}
-        for p in range(pictures)
+        for p in range(images)
     ]
     return pd.DataFrame(annotations), pd.DataFrame(images)
 

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 /// [`QuickstartError::Pipeline`] naming the file.
 pub(crate) fn load(folder: &Path, recipe: &EvaluationRecipe, device: &Device) -> Result<Pipeline, QuickstartError> {
     let checkpoint = Checkpoint::open(folder).map_err(PipelineError::from)?;
-    let options = LoadOptions { device: device.clone(), precision: recipe.precision, ..LoadOptions::default() };
+    let (device, precision) = (device.clone(), recipe.precision);
+    let options = LoadOptions { device, precision, start_images: false, ..LoadOptions::default() };
     Ok(Pipeline::load(&checkpoint, &options)?)
 }
 

@@ -15,16 +15,16 @@ use calotype_pipeline::encoders::{
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// How good a set of pictures is.
+/// How good a set of images is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// Fréchet distance to all real held-out pictures, on the project's own CLIP picture features.
+    /// Fréchet distance to all real held-out images, on the project's own CLIP image features.
     pub frechet_distance: f64,
-    /// Mean cosine of picture and caption in CLIP's space.
+    /// Mean cosine of image and caption in CLIP's space.
     pub clip_score: f64,
-    /// Share of pictures whose own caption is the nearest among the candidates.
+    /// Share of images whose own caption is the nearest among the candidates.
     pub retrieval_top1: f64,
-    /// Share of pictures whose background, measured from pixels, is the caption's.
+    /// Share of images whose background, measured from pixels, is the caption's.
     pub background_accuracy: f64,
 }
 
@@ -35,7 +35,7 @@ pub struct Judgement {
     pub untrained: Figures,
     /// The UNet after training.
     pub trained: Figures,
-    /// Real held-out pictures of the same captions: the ceiling.
+    /// Real held-out images of the same captions: the ceiling.
     pub real: Figures,
 }
 
@@ -120,7 +120,7 @@ pub(crate) struct Yardstick {
     width: usize,
 }
 
-/// Pictures or captions encoded at a time.
+/// Images or captions encoded at a time.
 const BATCH: usize = 64;
 
 impl Judge<'_> {
@@ -163,7 +163,7 @@ impl Judge<'_> {
         chosen.into_iter().map(|drawing| Combination { drawing, ..right }.caption()).collect()
     }
 
-    /// Encodes captions and candidates, and the statistics of all real held-out pictures.
+    /// Encodes captions and candidates, and the statistics of all real held-out images.
     pub(crate) fn yardstick(&self, real: &[RgbImage]) -> Result<Yardstick, QuickstartError> {
         let features = self.image_features(real)?;
         let width = features.len() / real.len().max(1);
@@ -178,24 +178,24 @@ impl Judge<'_> {
         })
     }
 
-    /// Judges one picture for each chosen combination.
-    pub(crate) fn figures(&self, pictures: &[RgbImage], yardstick: &Yardstick) -> Result<Figures, QuickstartError> {
+    /// Judges one image for each chosen combination.
+    pub(crate) fn figures(&self, images: &[RgbImage], yardstick: &Yardstick) -> Result<Figures, QuickstartError> {
         let Yardstick { real, captions, candidates, width } = yardstick;
-        let features = self.image_features(pictures)?;
-        let right = vec![0; pictures.len()];
+        let features = self.image_features(images)?;
+        let right = vec![0; images.len()];
         let backgrounds =
-            pictures.iter().zip(self.chosen).filter(|(image, c)| emoji::background_of(image) == c.colour).count();
+            images.iter().zip(self.chosen).filter(|(image, c)| emoji::background_of(image) == c.colour).count();
         Ok(Figures {
             frechet_distance: frechet_distance(&GaussianStatistics::from_features(&features, *width)?, real)?,
             clip_score: clip_score(&features, captions, *width)?,
             retrieval_top1: retrieval_top1(&features, candidates, &right, *width, self.recipe.candidates)?,
-            background_accuracy: backgrounds as f64 / pictures.len().max(1) as f64,
+            background_accuracy: backgrounds as f64 / images.len().max(1) as f64,
         })
     }
 }
 
-/// The first `count` pictures of a folder.
-pub(crate) fn read_pictures(folder: &Path, count: usize) -> Result<Vec<RgbImage>, QuickstartError> {
+/// The first `count` images of a folder.
+pub(crate) fn read_images(folder: &Path, count: usize) -> Result<Vec<RgbImage>, QuickstartError> {
     (0..count).map(|i| read_png(&image_path(folder, i))).collect()
 }
 

@@ -21,11 +21,11 @@ pub struct QuickstartRecipe {
     pub evaluation: String,
 }
 
-/// The embedded pictures on coloured backgrounds, as a dataset.
+/// The embedded images on coloured backgrounds, as a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EmojiRecipe {
-    /// Side of the pictures in pixels.
+    /// Side of the images in pixels.
     pub resolution: usize,
     /// Samples of one shard.
     pub shard_samples: usize,
@@ -41,17 +41,17 @@ pub struct EvaluationRecipe {
     /// Seed of initial noise and of the captions to choose from.
     pub seed: u64,
     /// Held-out combinations that are drawn, evenly chosen.
-    pub pictures: usize,
+    pub images: usize,
     /// Captions to choose from in caption retrieval, the right one included.
     pub candidates: usize,
-    /// Pictures drawn at a time.
+    /// Images drawn at a time.
     pub batch_size: usize,
-    /// Pictures in the grid of held-out combinations.
+    /// Images in the grid of held-out combinations.
     pub grid: usize,
     /// Precision of the UNet's and the decoder's activations.
     #[serde(default)]
     pub precision: Precision,
-    /// How pictures are drawn.
+    /// How images are drawn.
     pub sampler: SamplingSettings,
     /// Prompts of the second grid.
     pub prompts: Vec<String>,
@@ -86,9 +86,9 @@ impl EvaluationRecipe {
             if ok { Ok(()) } else { Err(QuickstartError::Setting { key, problem }) }
         };
         check(
-            (2..=held_out).contains(&self.pictures),
-            "pictures",
-            format!("{} is not in 2..={held_out}, the number of held-out combinations", self.pictures),
+            (2..=held_out).contains(&self.images),
+            "images",
+            format!("{} is not in 2..={held_out}, the number of held-out combinations", self.images),
         )?;
         check(
             (2..=drawings).contains(&self.candidates),
@@ -97,9 +97,9 @@ impl EvaluationRecipe {
         )?;
         check(self.batch_size > 0, "batch_size", "must be at least 1".to_owned())?;
         check(
-            (1..=self.pictures).contains(&self.grid),
+            (1..=self.images).contains(&self.grid),
             "grid",
-            format!("{} is not in 1..={}, the number of pictures drawn", self.grid, self.pictures),
+            format!("{} is not in 1..={}, the number of images drawn", self.grid, self.images),
         )
     }
 }

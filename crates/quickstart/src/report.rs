@@ -24,7 +24,7 @@ pub(crate) fn write(
     let report = Report::new(
         "Calotype quickstart",
         format!(
-            "A CLIP model, an autoencoder and a Stable Diffusion UNet, trained from nothing on {} captioned pictures, \
+            "A CLIP model, an autoencoder and a Stable Diffusion UNet, trained from nothing on {} captioned images, \
              and judged on {} combinations of drawing and background that training never saw.",
             stages.dataset.value.drawings.unwrap_or(calotype_data::emoji::pairs().len()),
             chosen.len()
@@ -37,8 +37,8 @@ pub(crate) fn write(
         figure(j.trained.frechet_distance),
         format!("untrained {}", figure(j.untrained.frechet_distance)),
     )
-    .card("Pictures seen", summary.samples_seen.to_string(), "by the UNet in training")
-    .section(pictures(out, chosen.len())?)
+    .card("Images seen", summary.samples_seen.to_string(), "by the UNet in training")
+    .section(images(out, chosen.len())?)
     .section(Section::new("Figures").table(figures(summary, candidates)).text(EXPLANATION))
     .section(curves(out)?)
     .section(timings(summary))
@@ -53,37 +53,37 @@ pub(crate) fn write(
     report.write(&path).map_err(QuickstartError::from)
 }
 
-const EXPLANATION: &str = "The Fréchet distance compares drawn pictures with all real held-out pictures on the \
-    picture features of the CLIP model trained here. It is not a FID and not comparable with one. The CLIP score is the \
-    mean cosine between picture and caption in the same model. Caption retrieval asks whether a picture's own caption is \
-    nearer than others that share its background. The background is measured from the picture's border and uses no \
-    learned model. The column of real pictures is the ceiling that the judging models allow.";
+const EXPLANATION: &str = "The Fréchet distance compares drawn images with all real held-out images on the \
+    image features of the CLIP model trained here. It is not a FID and not comparable with one. The CLIP score is the \
+    mean cosine between image and caption in the same model. Caption retrieval asks whether an image's own caption is \
+    nearer than others that share its background. The background is measured from the image's border and uses no \
+    learned model. The column of real images is the ceiling that the judging models allow.";
 
-fn pictures(out: &Path, count: usize) -> Result<Section, QuickstartError> {
+fn images(out: &Path, count: usize) -> Result<Section, QuickstartError> {
     let folder = out.join("pictures");
     let read = |name: &str| {
         let path = folder.join(name);
         std::fs::read(&path).map_err(QuickstartError::io(&path))
     };
-    Ok(Section::new("Pictures")
+    Ok(Section::new("Images")
         .image(
             read("held_out.png")?,
-            "Grid of pictures drawn for held-out captions",
+            "Grid of images drawn for held-out captions",
             format!(
                 "Held-out combinations, evenly chosen from the {count} that were drawn; none was seen in training."
             ),
         )
-        .image(read("real.png")?, "Grid of real pictures", "The real pictures of the same captions.")
-        .image(read("prompts.png")?, "Grid of pictures drawn for free prompts", "Free prompts.")
+        .image(read("real.png")?, "Grid of real images", "The real images of the same captions.")
+        .image(read("prompts.png")?, "Grid of images drawn for free prompts", "Free prompts.")
         .image(read("untrained.png")?, "Grid of noise", "The same captions drawn by the untrained UNet."))
 }
 
 fn figures(summary: &Summary, candidates: usize) -> Table {
     let j = &summary.judgement;
-    let columns = ["untrained", "trained", "real pictures", "chance"];
+    let columns = ["untrained", "trained", "real images", "chance"];
     let row = |f: fn(&crate::Figures) -> String| [f(&j.untrained), f(&j.trained), f(&j.real)];
     let with = |cells: [String; 3], chance: String| [cells.to_vec(), vec![chance]].concat();
-    Table::new("Figures of the drawn pictures", "figure", columns)
+    Table::new("Figures of the drawn images", "figure", columns)
         .emphasise(1)
         .row(
             "Background colour right",

@@ -1,11 +1,11 @@
 use crate::draw;
-use crate::judge::{ClipEncoders, Combination, Judge, Judgement, choose, held_out, read_pictures};
+use crate::judge::{ClipEncoders, Combination, Judge, Judgement, choose, held_out, read_images};
 use crate::recipe::{EmojiRecipe, EvaluationRecipe, QuickstartRecipe};
 use crate::{QuickstartError, report};
 use burn::module::Module;
 use burn::tensor::Device;
 use calotype_checkpoints::{Checkpoint, Export, Part, Placement};
-
+use calotype_core::durable::{self, read_json, write_json};
 use calotype_core::system::peak_rss_gib;
 use calotype_data::emoji::{self, Split};
 use calotype_data::image::{Filter, RgbImage};
@@ -16,7 +16,7 @@ use calotype_pipeline::Pipeline;
 use calotype_train::checkpoint::prepare_folder;
 use calotype_train::config::TrainingRecipe;
 use calotype_train::precache::PrecacheRecipe;
-use calotype_train::stages::{self, MODEL, Recipe, StageContext, StageEnd, StageError, read_json, write_json};
+use calotype_train::stages::{self, MODEL, Recipe, StageContext, StageEnd, StageError};
 use calotype_train::task::Task;
 use calotype_train::tasks::autoencoder::{AutoencoderRecipe, AutoencoderTask};
 use calotype_train::tasks::clip::{ClipRecipe, ClipTask};
@@ -47,7 +47,7 @@ pub struct Options<'a> {
 /// The resolved recipes of all stages.
 #[derive(Debug)]
 pub struct Stages {
-    /// The pictures.
+    /// The images.
     pub dataset: Resolved<EmojiRecipe>,
     /// CLIP training.
     pub clip: Resolved<ClipRecipe>,
@@ -210,21 +210,21 @@ pub struct Summary {
     pub loss_first: f64,
     /// Mean diffusion loss of the last entry in the logs.
     pub loss_last: f64,
-    /// Fréchet distance of drawn and real held-out pictures on the project's own CLIP picture features; not a FID.
+    /// Fréchet distance of drawn and real held-out images on the project's own CLIP image features; not a FID.
     pub frechet_distance: BeforeAndAfter,
-    /// Mean cosine of picture and caption in the project's own CLIP space, -1 to 1.
+    /// Mean cosine of image and caption in the project's own CLIP space, -1 to 1.
     pub clip_score: BeforeAndAfter,
     /// Caption retrieval of the trained model, 0 to 1.
     pub retrieval_top1_of_16: f64,
     /// Background colour of the trained model, 0 to 1.
     pub background_accuracy: f64,
-    /// All figures, with those of real pictures.
+    /// All figures, with those of real images.
     pub judgement: Judgement,
     /// Seconds of each stage over all restarts.
     pub seconds: BTreeMap<String, f64>,
     /// Largest resident memory of the process that finished, in GiB.
     pub peak_rss_gib: f64,
-    /// Paths of the picture grids and folders.
+    /// Paths of the image grids and folders.
     pub pictures: Vec<String>,
 }
 
@@ -248,7 +248,8 @@ pub fn run(recipes: &RecipeLoader, options: &Options<'_>, stop: &StopFlag) -> Re
     let stages = Stages::load(recipes, options)?;
     let device = calotype_train::device::device(options.device)?;
     prepare_folder(options.out, stages.bytes_to_come(options.out)?)?;
-    let clock = read_json(&options.out.join(CLOCK))?.unwrap_or_default();
+    let path = options.out.join(CLOCK);
+    let clock = read_json(&path).map_err(QuickstartError::io(&path))?.unwrap_or_default();
     let mut runner = Runner { options, stages: &stages, device, stop, clock };
     runner.timed("dataset", Runner::dataset)?;
     let clip = runner.train::<ClipTask>(stages.clip.as_recipe())?;
@@ -279,7 +280,8 @@ impl Runner<'_> {
         let result = body(self);
         // A repeated start that finds the stage done adds its few milliseconds too.
         *self.clock.0.entry(stage.to_owned()).or_default() += started.elapsed().as_secs_f64();
-        write_json(&self.out(CLOCK), &self.clock)?;
+        let path = self.out(CLOCK);
+        write_json(&path, &self.clock).map_err(QuickstartError::io(&path))?;
         result
     }
 
@@ -335,7 +337,7 @@ impl Runner<'_> {
         let all = held_out(drawings)?;
         let recipe = &self.stages.evaluation.value;
         recipe.validate(all.len(), drawings.unwrap_or(emoji::pairs().len()))?;
-        Ok(choose(&all, recipe.pictures))
+        Ok(choose(&all, recipe.images))
     }
 
     /// Puts the trained pipeline where diffusers and `generate --model` look for it: at the root of the folder.
@@ -361,13 +363,13 @@ impl Runner<'_> {
         Ok(pipeline.with_unet(pipeline.unet().config().clone(), unet))
     }
 
-    /// Empties the folder of pictures if they were drawn by another recipe.
-    fn claim_pictures(&self) -> Result<PathBuf, QuickstartError> {
+    /// Empties the folder of images if they were drawn by another recipe.
+    fn claim_images(&self) -> Result<PathBuf, QuickstartError> {
         let folder = self.out("pictures");
         let mark = folder.join("recipe.toml");
         let text = &self.stages.evaluation.text;
         if std::fs::read_to_string(&mark).is_ok_and(|earlier| earlier != *text) {
-            tracing::info!("the evaluation's recipe has changed: drawing all pictures anew");
+            tracing::info!("the evaluation's recipe has changed: drawing all images anew");
             std::fs::remove_dir_all(&folder).map_err(QuickstartError::io(&folder))?;
         }
         std::fs::create_dir_all(&folder).map_err(QuickstartError::io(&folder))?;
@@ -376,7 +378,7 @@ impl Runner<'_> {
     }
 
     fn generate(&mut self, chosen: &[Combination]) -> Result<(), QuickstartError> {
-        let (folder, recipe) = (self.claim_pictures()?, &self.stages.evaluation.value);
+        let (folder, recipe) = (self.claim_images()?, &self.stages.evaluation.value);
         let captions: Vec<String> = chosen.iter().map(|c| c.caption()).collect();
         let trained = draw::load(self.options.out, recipe, &self.device)?;
         let untrained = self.untrained(&trained)?;
@@ -391,22 +393,22 @@ impl Runner<'_> {
 
     fn grids(&self, folder: &Path, captions: &[String]) -> Result<(), QuickstartError> {
         let recipe = &self.stages.evaluation.value;
-        let shown = choose_numbers(recipe.pictures, recipe.grid);
+        let shown = choose_numbers(recipe.images, recipe.grid);
         for (set, file) in [("trained", "held_out.png"), ("untrained", "untrained.png")] {
-            let all = read_pictures(&folder.join(set), recipe.pictures)?;
-            let pictures: Vec<RgbImage> = shown.iter().map(|&i| all[i].clone()).collect();
+            let all = read_images(&folder.join(set), recipe.images)?;
+            let images: Vec<RgbImage> = shown.iter().map(|&i| all[i].clone()).collect();
             let captions: Vec<&str> = shown.iter().map(|&i| captions[i].as_str()).collect();
-            write_grid(&pictures, &captions, &folder.join(file))?;
+            write_grid(&images, &captions, &folder.join(file))?;
         }
-        let real = self.real_pictures(&shown)?;
+        let real = self.real_images(&shown)?;
         let shown_captions: Vec<&str> = shown.iter().map(|&i| captions[i].as_str()).collect();
         write_grid(&real, &shown_captions, &folder.join("real.png"))?;
         let prompts: Vec<&str> = recipe.prompts.iter().map(String::as_str).collect();
-        write_grid(&read_pictures(&folder.join("prompts"), prompts.len())?, &prompts, &folder.join("prompts.png"))
+        write_grid(&read_images(&folder.join("prompts"), prompts.len())?, &prompts, &folder.join("prompts.png"))
     }
 
-    /// The real pictures of some of the chosen combinations.
-    fn real_pictures(&self, numbers: &[usize]) -> Result<Vec<RgbImage>, QuickstartError> {
+    /// The real images of some of the chosen combinations.
+    fn real_images(&self, numbers: &[usize]) -> Result<Vec<RgbImage>, QuickstartError> {
         let (chosen, resolution) = (self.chosen()?, self.stages.dataset.value.resolution);
         numbers
             .iter()
@@ -435,12 +437,12 @@ impl Runner<'_> {
             })
             .collect::<Result<Vec<_>, QuickstartError>>()?;
         let yardstick = judge.yardstick(&real_all)?;
-        let pictures = self.out("pictures");
+        let folder = self.out("pictures");
         let numbers: Vec<usize> = (0..chosen.len()).collect();
         Ok(Judgement {
-            untrained: judge.figures(&read_pictures(&pictures.join("untrained"), chosen.len())?, &yardstick)?,
-            trained: judge.figures(&read_pictures(&pictures.join("trained"), chosen.len())?, &yardstick)?,
-            real: judge.figures(&self.real_pictures(&numbers)?, &yardstick)?,
+            untrained: judge.figures(&read_images(&folder.join("untrained"), chosen.len())?, &yardstick)?,
+            trained: judge.figures(&read_images(&folder.join("trained"), chosen.len())?, &yardstick)?,
+            real: judge.figures(&self.real_images(&numbers)?, &yardstick)?,
         })
     }
 
@@ -454,7 +456,7 @@ impl Runner<'_> {
         for (stage, summary) in [("clip", clip), ("autoencoder", autoencoder), ("diffusion", diffusion)] {
             seconds.insert(stage.to_owned(), summary.seconds);
         }
-        let pictures = ["held_out.png", "prompts.png", "real.png", "untrained.png", "trained", "prompts", "untrained"]
+        let written = ["held_out.png", "prompts.png", "real.png", "untrained.png", "trained", "prompts", "untrained"]
             .map(|name| self.out("pictures").join(name).display().to_string());
         let Judgement { untrained, trained, .. } = judgement;
         let summary = Summary {
@@ -473,9 +475,10 @@ impl Runner<'_> {
             judgement,
             seconds,
             peak_rss_gib: peak_rss_gib().unwrap_or(f64::NAN),
-            pictures: pictures.to_vec(),
+            pictures: written.to_vec(),
         };
-        write_json(&self.out("summary.json"), &summary)?;
+        let path = self.out("summary.json");
+        write_json(&path, &summary).map_err(QuickstartError::io(&path))?;
         report::write(self.options.out, &summary, self.stages, chosen)?;
         Ok(summary)
     }
@@ -486,19 +489,19 @@ fn choose_numbers(all: usize, count: usize) -> Vec<usize> {
     (0..count).map(|i| i * all / count).collect()
 }
 
-/// Grid columns; eight pictures of [`GRID_SIDE`] pixels just fit a page.
+/// Grid columns; eight images of [`GRID_SIDE`] pixels just fit a page.
 const COLUMNS: usize = 8;
-/// Side of a picture in a grid, in pixels.
+/// Side of an image in a grid, in pixels.
 const GRID_SIDE: usize = 128;
 
-/// A sheet of pictures, enlarged smoothly: square pixels of this size would hide what small pictures show.
-fn write_grid(pictures: &[RgbImage], captions: &[&str], path: &Path) -> Result<(), QuickstartError> {
-    let enlarged = pictures
+/// A sheet of images, enlarged smoothly: square pixels of this size would hide what small images show.
+fn write_grid(images: &[RgbImage], captions: &[&str], path: &Path) -> Result<(), QuickstartError> {
+    let enlarged = images
         .iter()
         .map(|image| image.resize(GRID_SIDE, GRID_SIDE, Filter::Bicubic))
         .collect::<Result<Vec<_>, _>>()?;
     let pixels: Vec<&[u8]> = enlarged.iter().map(RgbImage::data).collect();
     let options = GridOptions { columns: COLUMNS, ..GridOptions::default() };
     let png = image_grid(&pixels, GRID_SIDE, captions, &options)?;
-    calotype_core::durable::write_bytes(path, &png).map_err(QuickstartError::io(path))
+    durable::write_bytes(path, &png).map_err(QuickstartError::io(path))
 }

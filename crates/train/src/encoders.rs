@@ -2,8 +2,9 @@
 //! with them.
 
 use crate::precache::EncoderKind;
-use crate::stages::{StageError, read_json, write_json};
+use crate::stages::StageError;
 use calotype_checkpoints::Component;
+use calotype_core::durable;
 use calotype_pipeline::encoders::text::{HiddenStates, TokenizerChoice};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -46,7 +47,8 @@ impl DatasetEncoders {
     /// # Errors
     /// [`StageError::Io`].
     pub fn read(folder: &Path) -> Result<Self, StageError> {
-        let mut found: Self = read_json(&folder.join(DATASET_ENCODERS))?.unwrap_or_default();
+        let path = folder.join(DATASET_ENCODERS);
+        let mut found: Self = durable::read_json(&path).map_err(StageError::io(&path))?.unwrap_or_default();
         for entry in found.0.values_mut() {
             // An absolute path replaces the folder.
             entry.path = folder.join(&entry.path);
@@ -63,11 +65,12 @@ impl DatasetEncoders {
         for entry in stored.0.values_mut() {
             entry.path = path_from(folder, &entry.path);
         }
-        write_json(&folder.join(DATASET_ENCODERS), &stored)
+        let path = folder.join(DATASET_ENCODERS);
+        durable::write_json(&path, &stored).map_err(StageError::io(&path))
     }
 }
 
-/// `path` as it is told in a file of `folder`: relative if it lies below the folder's parent, so that both can be moved
+/// `path` as it is written into a file of `folder`: relative if it lies below the folder's parent, so that both can be moved
 /// together.
 fn path_from(folder: &Path, path: &Path) -> PathBuf {
     let (Ok(folder), Ok(path)) = (folder.canonicalize(), path.canonicalize()) else { return path.to_owned() };

@@ -41,49 +41,47 @@ fn image_processor(size: usize, augment: &Augment) -> ImageProcessor {
     ImageProcessor { mean: [0.5; 3], std: [0.5; 3], filter, ..ImageProcessor::clip(size) }
 }
 
-/// Writes a CLIP model as transformers' `CLIPModel`, with image processor and tokenizer.
+/// A CLIP model as transformers' `CLIPModel`, with image processor and tokenizer.
 ///
 /// # Errors
-/// [`StageError`] if transformers cannot say the configuration, or the folder cannot be written.
-pub fn clip(model: &Clip, config: &ClipConfig, augment: &Augment, folder: &Path) -> Result<Vec<String>, StageError> {
+/// [`StageError`] if transformers cannot say the configuration.
+pub fn clip(model: &Clip, config: &ClipConfig, augment: &Augment) -> Result<Export<'static>, StageError> {
     let length = config.text.context_length;
-    let export = Export::model(Part::module(Component::Clip, config.to_transformers()?, model))
+    Export::model(Part::module(Component::Clip, config.to_transformers()?, model))
         .image_processor(&image_processor(config.vision.image_size, augment))
         .tokenizer(Component::Clip, TokenizerOptions::TRANSFORMERS_EXCLAMATION, length)
-        .map_err(|error| wrong(folder, error))?;
-    Ok(export.write(folder, Placement::New)?.notes)
+        .map_err(|error| unsaid(Component::Clip, &error))
 }
 
-/// Writes an autoencoder as diffusers' `AutoencoderKL`; with the scaling factor of its configuration where there is one.
-///
-/// # Errors
-/// [`StageError`] if the folder cannot be written.
+/// An autoencoder as diffusers' `AutoencoderKL` of images of `resolution` pixels. What latents are multiplied by is what its
+/// configuration says, or else what was `measured`; if neither is known, it is marked as such.
 pub fn autoencoder(
     model: &Autoencoder,
     config: &AutoencoderConfig,
     resolution: usize,
-    folder: &Path,
-) -> Result<Vec<String>, StageError> {
+    measured: Option<f64>,
+) -> Export<'static> {
     let mut published = config.to_diffusers();
     published["sample_size"] = resolution.into();
-    if config.scaling_factor.is_none() {
-        published[SCALE_UNKNOWN] = true.into();
+    match (config.scaling_factor, measured) {
+        (Some(_), _) => {}
+        (None, Some(scale)) => published["scaling_factor"] = scale.into(),
+        (None, None) => published[SCALE_UNKNOWN] = true.into(),
     }
-    Ok(Export::model(Part::module(Component::Vae, published, model)).write(folder, Placement::New)?.notes)
+    Export::model(Part::module(Component::Vae, published, model))
 }
 
-/// Writes a classifier as transformers' `ViTForImageClassification`, with image processor; `names` are its classes', if
-/// they are known.
+/// A classifier as transformers' `ViTForImageClassification`, with image processor; `names` are its classes', if they are
+/// known.
 ///
 /// # Errors
-/// [`StageError`] if transformers cannot say the configuration, or the folder cannot be written.
+/// [`StageError`] if transformers cannot say the configuration.
 pub fn vit(
     model: &Vit,
     config: &VitConfig,
     names: &[String],
     augment: &Augment,
-    folder: &Path,
-) -> Result<Vec<String>, StageError> {
+) -> Result<Export<'static>, StageError> {
     let mut published = config.to_transformers()?;
     if !names.is_empty() {
         let numbered = || names.iter().enumerate();
@@ -91,8 +89,12 @@ pub fn vit(
         published["label2id"] = numbered().map(|(id, name)| (name.clone(), json!(id))).collect();
     }
     let export = Export::model(Part::module(Component::Classifier, published, model));
-    let export = export.image_processor(&image_processor(config.image_size, augment));
-    Ok(export.write(folder, Placement::New)?.notes)
+    Ok(export.image_processor(&image_processor(config.image_size, augment)))
+}
+
+/// A configuration that the libraries cannot say.
+fn unsaid(component: Component, error: &dyn std::error::Error) -> StageError {
+    LayoutError::Config { component, reason: error.to_string() }.into()
 }
 
 /// The frozen networks that a diffusion run belongs with.
@@ -240,6 +242,30 @@ pub struct DiffusionExport<'a> {
 }
 
 impl DiffusionExport<'_> {
+    /// UNet and scheduler, without the networks that they belong with: in Calotype's own layout if diffusers' configuration
+    /// cannot describe the UNet.
+    ///
+    /// # Errors
+    /// [`StageError`] naming the field if that one cannot either.
+    pub fn own(&self) -> Result<Export<'static>, StageError> {
+        let published = self.config.to_diffusers();
+        let mut config = match &published {
+            Ok(config) => config.clone(),
+            Err(_) => self.config.to_calotype().map_err(|error| unsaid(Component::Unet, &error))?,
+        };
+        config["sample_size"] = self.latent[0].into();
+        let export = Export::pipeline(None)
+            .part(Part::module(Component::Unet, config, self.model))
+            .scheduler(&scheduler(self.schedule, self.prediction));
+        Ok(if published.is_ok() { export } else { export.with_manifest(Some(self.prediction)) })
+    }
+
+    /// A sentence about the layout, if it is not diffusers'.
+    fn layout_note(&self) -> Option<String> {
+        let error = self.config.to_diffusers().err()?;
+        Some(format!("written in Calotype's own layout, which diffusers does not read: {error}"))
+    }
+
     /// Writes a diffusers pipeline if autoencoder and text encoder are known, and UNet and scheduler in folders of their own
     /// otherwise; sentences about what was left out are the result.
     ///
@@ -247,8 +273,7 @@ impl DiffusionExport<'_> {
     /// [`StageError`] if diffusers cannot say the configuration, or the folder cannot be written.
     pub fn write(&self, device: &Device, folder: &Path) -> Result<Vec<String>, StageError> {
         let mut notes = self.parts.notes.clone();
-        let mut config = self.config.to_diffusers().map_err(|error| wrong(folder, error))?;
-        config["sample_size"] = self.latent[0].into();
+        notes.extend(self.layout_note());
         let side = self.latent[0] * 8;
         let text = self.parts.open_text(device, &mut notes);
         let autoencoder = self.parts.open_autoencoder(device, side, &mut notes);
@@ -257,9 +282,7 @@ impl DiffusionExport<'_> {
             (Some(checkpoint), Some(part)) => Some(TextSource(checkpoint.component(part.settings.component)?)),
             _ => None,
         };
-        let mut export = Export::pipeline(None)
-            .part(Part::module(Component::Unet, config, self.model))
-            .scheduler(&scheduler(self.schedule, self.prediction));
+        let mut export: Export<'_> = self.own()?;
         if let Some(vae) = &vae {
             export = export.part(Part::tensors(Component::Vae, self.vae_config(&vae.config), vae));
         }

@@ -99,7 +99,7 @@ impl<'a> Arrays<'a> {
 /// What text encoders make of the empty caption, padding and all: shape and values by address.
 pub type EmptyCaption = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// What a precached dataset says of itself beside its samples.
+/// What stands in a precached dataset's [`CONDITIONING`] file, beside its samples.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conditioning {
     /// The empty caption, for dropout and guidance.
@@ -176,7 +176,7 @@ struct StatesPart {
     empty: Option<Vec<f32>>,
 }
 
-/// What a sample says of its caption.
+/// A sample's caption, encoded or as tokens.
 #[derive(Clone, Debug)]
 pub enum Condition {
     /// States, `[tokens, channels]`.
@@ -205,7 +205,7 @@ impl SampleReader {
         self.shape
     }
 
-    /// Moments of the latent, and what the caption says; with `drop`, what an empty caption says.
+    /// Moments of the latent, and the caption; with `drop`, the empty caption instead.
     ///
     /// # Errors
     /// Name the sample whose parts are missing, or not as the recipe says.
@@ -418,4 +418,76 @@ fn check_parts(parts: &[StatesPart], recipe: &DiffusionRecipe) -> Result<(), Set
         return Err(SettingError { key: "objective.caption_dropout", problem });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use calotype_data::Sample;
+
+    fn array(shape: &[usize], first: f32) -> Vec<u8> {
+        let count = shape.iter().product::<usize>();
+        NpyArray::from_f32(shape, (0..count).map(|i| first + i as f32).collect()).unwrap().to_bytes()
+    }
+
+    /// Reads moments of 2x2 latents of one channel, and states of three tokens of two channels.
+    fn reader(empty: Option<Vec<f32>>) -> SampleReader {
+        let part = StatesPart { address: ArrayAddress::parse("states.npy"), tokens: 3, channels: 2, empty };
+        let shape = LatentShape { latent: [2, 2, 1], states: [3, 2] };
+        SampleReader { moments: ArrayAddress::parse("npy"), shape, captions: Captions::Precached(vec![part]) }
+    }
+
+    fn sample(moments: &[usize], states: &[usize]) -> Sample {
+        Sample::new("a").with("npy", array(moments, 0.0)).with("states.npy", array(states, 10.0))
+    }
+
+    fn states(reader: &SampleReader, sample: &Sample, drop: bool) -> Result<Vec<f32>, String> {
+        match reader.read(&SampleRef::from(sample), drop) {
+            Ok((moments, Condition::States(states))) => {
+                assert_eq!(moments, (0..8).map(|i| i as f32).collect::<Vec<_>>());
+                Ok(states)
+            }
+            Ok((_, Condition::Tokens(_))) => Err("tokens".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn states_are_completed_and_dropped_by_those_of_the_empty_caption() {
+        let empty: Vec<f32> = (0..6).map(|i| -(i as f32)).collect();
+        let known = reader(Some(empty.clone()));
+        for moments in [&[2, 2, 2][..], &[1, 2, 2, 2]] {
+            let whole = sample(moments, &[3, 2]);
+            assert_eq!(states(&known, &whole, false).unwrap(), [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]);
+            assert_eq!(states(&known, &whole, true).unwrap(), empty);
+        }
+        let short = sample(&[2, 2, 2], &[1, 2]);
+        assert_eq!(states(&known, &short, false).unwrap(), [10.0, 11.0, -2.0, -3.0, -4.0, -5.0]);
+        let error = states(&reader(None), &short, false).unwrap_err();
+        assert!(error.contains("`a`") && error.contains("conditioning.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn what_a_sample_lacks_is_named() {
+        let reader = reader(Some(vec![0.0; 6]));
+        let error = |sample: &Sample| states(&reader, sample, false).unwrap_err();
+        assert!(error(&sample(&[2, 2, 4], &[3, 2])).contains("moments of shape [2, 2, 4] instead of [2, 2, 2]"));
+        assert!(error(&sample(&[2, 2, 2], &[4, 2])).contains("states of shape [4, 2] instead of [3, 2]"));
+        assert!(error(&sample(&[2, 2, 2], &[3, 4])).contains("`a`"));
+        assert!(error(&sample(&[2, 2, 2], &[6])).contains("[6] instead of"));
+        assert!(error(&Sample::new("b").with("npy", array(&[2, 2, 2], 0.0))).contains("`b` has no part `states.npy`"));
+        let bad = Sample::new("c").with("npy", array(&[2, 2, 2], f32::NAN)).with("states.npy", array(&[3, 2], 0.0));
+        assert!(error(&bad).contains("`c` has moments that are not finite"));
+    }
+
+    #[test]
+    fn states_of_several_encoders_lie_side_by_side() {
+        let part = |channels| StatesPart { address: ArrayAddress::parse("x"), tokens: 2, channels, empty: None };
+        let joined = join_channels(&[vec![1.0, 2.0], vec![3.0, 4.0, 5.0, 6.0]], &[part(1), part(2)]);
+        assert_eq!(joined, [1.0, 3.0, 4.0, 2.0, 5.0, 6.0]);
+        let address = ArrayAddress::parse("pickle:autoencoderkl_image");
+        assert_eq!((address.part.as_str(), address.entry.as_deref()), ("pickle", Some("autoencoderkl_image")));
+        assert_eq!((latent_of(&[8, 4, 6]), latent_of(&[1, 8, 4, 6])), (Some([4, 6, 4]), Some([4, 6, 4])));
+        assert_eq!((latent_of(&[7, 4, 6]), latent_of(&[2, 8, 4, 6]), latent_of(&[8])), (None, None, None));
+    }
 }

@@ -1,4 +1,4 @@
-//! Frozen encoders' outputs as a dataset: moments of pictures, states of captions, features.
+//! Frozen encoders' outputs as a dataset: moments of images, states of captions, features.
 
 use crate::config::{SettingError, caption_part, image_parts, is_usual};
 use crate::encoders::{DatasetEncoders, EncoderEntry};
@@ -52,7 +52,7 @@ impl InputRange {
     }
 }
 
-/// How pictures are resized.
+/// How images are resized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResizeFilter {
@@ -120,13 +120,13 @@ impl ArrayType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EncoderKind {
-    /// A KL autoencoder: pictures to moments of latents.
+    /// A KL autoencoder: images to moments of latents.
     Autoencoder,
     /// A CLIP text tower: captions to states, and to a pooled state.
     Text,
-    /// A CLIP picture tower: pictures to embeddings.
+    /// A CLIP image tower: images to embeddings.
     ClipImage,
-    /// A ViT classifier: pictures to the states in front of its classifier.
+    /// A ViT classifier: images to the states in front of its classifier.
     Vit,
 }
 
@@ -141,7 +141,7 @@ impl EncoderKind {
         }
     }
 
-    fn picture(self) -> Option<ImageEncoderKind> {
+    fn image(self) -> Option<ImageEncoderKind> {
         match self {
             Self::Autoencoder => Some(ImageEncoderKind::Autoencoder),
             Self::ClipImage => Some(ImageEncoderKind::Clip),
@@ -171,10 +171,10 @@ pub struct EncoderSettings {
     /// Precision of activations; by default the recipe's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// Pictures: what is taken of the network.
+    /// Images: what is taken of the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<ImageOutput>,
-    /// Pictures: whether the array has a leading axis of one, as MLPerf's moments `[1, 8, 64, 64]`.
+    /// Images: whether the array has a leading axis of one, as MLPerf's moments `[1, 8, 64, 64]`.
     #[serde(default)]
     pub batch_axis: bool,
     /// Texts: which states are taken.
@@ -192,17 +192,17 @@ pub struct EncoderSettings {
     pub pooled_part: Option<String>,
 }
 
-/// Encodes a dataset of captioned pictures.
+/// Encodes a dataset of captioned images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrecacheRecipe {
-    /// The pictures: a folder of shards, pictures or parquet files, or a pattern or list of shards, here or elsewhere.
+    /// The images: a folder of shards, images or parquet files, or a pattern or list of shards, here or elsewhere.
     pub source: String,
     /// Folder to write.
     pub out: String,
-    /// Side of the pictures that autoencoders take, in pixels.
+    /// Side of the images that autoencoders take, in pixels.
     pub resolution: usize,
-    /// How pictures are resized; the shorter side to `resolution`, then the middle is cut out.
+    /// How images are resized; the shorter side to `resolution`, then the middle is cut out.
     #[serde(default)]
     pub filter: ResizeFilter,
     /// Which numbers autoencoders take.
@@ -298,7 +298,7 @@ impl EncoderSettings {
 
     fn validate(&self, name: &str, layout: ArrayLayout) -> Result<(), SettingError> {
         let text = self.kind == EncoderKind::Text;
-        let (kind, other) = if text { ("a text encoder", "pictures") } else { ("an encoder of pictures", "texts") };
+        let (kind, other) = if text { ("a text encoder", "images") } else { ("an encoder of images", "texts") };
         // Settings that say nothing here, as they were misunderstood.
         let idle = [
             (text && self.output.is_some(), "output"),
@@ -336,7 +336,7 @@ impl EncoderSettings {
 }
 
 enum Network {
-    Picture(Box<ImageEncoder>),
+    Image(Box<ImageEncoder>),
     Text(Box<TextEncoder>),
 }
 
@@ -387,7 +387,7 @@ impl Encoders {
     /// [`EncoderError`] if its checkpoint cannot be opened.
     pub fn scaling_factor(&self) -> Result<Option<f64>, EncoderError> {
         for encoder in &self.encoders {
-            let Network::Picture(network) = &encoder.network else { continue };
+            let Network::Image(network) = &encoder.network else { continue };
             if let Some(scale) = network.scaling_factor() {
                 let config = Checkpoint::open(&encoder.settings.model)?.component(Component::Vae)?.config;
                 let measured = config.get(SCALE_UNKNOWN).is_none();
@@ -454,13 +454,13 @@ impl Encoders {
 
     fn encode_all(&mut self, batch: &[Sample]) -> Result<Vec<Arrays>, BoxError> {
         let inputs: Vec<ImageInput> = self.encoders.iter().filter_map(Encoder::input).collect();
-        let mut pictures = prepare_pictures(batch, &self.recipe, &inputs)?.into_iter();
+        let mut images = prepare_images(batch, &self.recipe, &inputs)?.into_iter();
         let mut arrays: Vec<Arrays> = vec![Vec::new(); batch.len()];
         for encoder in &mut self.encoders {
             let encoded = match &mut encoder.network {
-                Network::Picture(network) => {
-                    let (shape, values) = network.encode(&pictures.next().unwrap_or_default())?;
-                    encoder.picture_arrays(batch, &shape, &values, self.recipe.layout)?
+                Network::Image(network) => {
+                    let (shape, values) = network.encode(&images.next().unwrap_or_default())?;
+                    encoder.image_arrays(batch, &shape, &values, self.recipe.layout)?
                 }
                 Network::Text(_) => {
                     let (encoded, cut) = encoder.text_arrays(batch, &self.recipe)?;
@@ -513,9 +513,9 @@ impl Encoder {
         device: &Device,
     ) -> Result<Self, EncoderError> {
         let precision = settings.precision.unwrap_or(recipe.precision);
-        let network = match settings.kind.picture() {
+        let network = match settings.kind.image() {
             None => Network::Text(Box::new(TextEncoder::open(&settings.text(precision), device)?)),
-            Some(kind) => Network::Picture(Box::new(ImageEncoder::open(
+            Some(kind) => Network::Image(Box::new(ImageEncoder::open(
                 Path::new(&settings.model),
                 kind,
                 settings.output.unwrap_or_default(),
@@ -529,19 +529,19 @@ impl Encoder {
 
     fn input(&self) -> Option<ImageInput> {
         match &self.network {
-            Network::Picture(network) => Some(*network.input()),
+            Network::Image(network) => Some(*network.input()),
             Network::Text(_) => None,
         }
     }
 
     fn weights(&self) -> &str {
         match &self.network {
-            Network::Picture(network) => network.weights(),
+            Network::Image(network) => network.weights(),
             Network::Text(tower) => tower.weights(),
         }
     }
 
-    fn picture_arrays(
+    fn image_arrays(
         &self,
         batch: &[Sample],
         shape: &[usize],
@@ -594,14 +594,14 @@ impl Encoder {
             return Ok(array);
         }
         let (key, name, dtype) = (&sample.key, &self.name, self.settings.dtype);
-        let advice = "check the picture and the model, or take dtype f32 and precision f32";
+        let advice = "check the image and the model, or take dtype f32 and precision f32";
         Err(format!("encoder `{name}` gave numbers that are not finite as {dtype:?} for sample `{key}`: {advice}")
             .into())
     }
 }
 
-/// The pictures of a batch as every encoder takes them: one list for each of `inputs`.
-fn prepare_pictures(
+/// The images of a batch as every encoder takes them: one list for each of `inputs`.
+fn prepare_images(
     batch: &[Sample],
     recipe: &PrecacheRecipe,
     inputs: &[ImageInput],
@@ -623,7 +623,7 @@ fn prepare_pictures(
     let mut of_input: Vec<Vec<Vec<f32>>> = vec![Vec::with_capacity(batch.len()); inputs.len()];
     for samples in prepared {
         for sample in samples? {
-            of_input.iter_mut().zip(sample).for_each(|(all, picture)| all.push(picture));
+            of_input.iter_mut().zip(sample).for_each(|(all, image)| all.push(image));
         }
     }
     Ok(of_input)
@@ -633,7 +633,7 @@ fn prepare_pictures(
 fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value> {
     let of = |encoder: &Encoder| {
         let mut facts = match &encoder.network {
-            Network::Picture(network) => network.facts(),
+            Network::Image(network) => network.facts(),
             Network::Text(tower) => tower.facts(),
         };
         let settings = &encoder.settings;
@@ -650,6 +650,7 @@ fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value>
         "version": IDENTITY_VERSION,
         "filter": recipe.filter,
         "fit": "shorter side, then centre crop",
+        // The name is part of the identity of datasets that exist.
         "pictures": recipe.images,
         "caption": recipe.caption,
         "keep": recipe.keep,
@@ -679,20 +680,68 @@ const MEASURED: usize = 4096;
 /// (Rombach et al. 2022, appendix G); 0.18215 in Stable Diffusion. `moments` is the arrays' address.
 ///
 /// # Errors
-/// Those of reading samples.
+/// Those of reading samples; latents that do not differ, or are not finite.
 pub fn measure_scale_factor(dataset: &Dataset, moments: &str) -> Result<f64, BoxError> {
-    let step = dataset.len().div_ceil(MEASURED).max(1);
     let address = crate::inputs::ArrayAddress::parse(moments);
-    let (mut sum, mut squares, mut count) = (0f64, 0f64, 0f64);
-    for i in (0..dataset.len()).step_by(step) {
+    let mut deviation = Deviation::default();
+    for i in evenly_spread(dataset.len(), MEASURED) {
         let sample = dataset.get(i)?;
         let moments = crate::inputs::Arrays::of(&sample).get(&address)?.to_f32()?;
-        for &value in &moments[..moments.len() / 2] {
-            sum += f64::from(value);
-            squares += f64::from(value).powi(2);
-            count += 1.0;
+        deviation.add(&moments[..moments.len() / 2]);
+    }
+    deviation.scale().ok_or_else(|| {
+        format!("the latents in `{moments}` do not differ or are not finite, so that they have no scale").into()
+    })
+}
+
+/// At most `most` of the numbers `0..all`, evenly spread from 0 on.
+pub(crate) fn evenly_spread(all: usize, most: usize) -> Vec<usize> {
+    (0..all).step_by(all.div_ceil(most).max(1)).collect()
+}
+
+/// The standard deviation of numbers that come in parts.
+#[derive(Debug, Default)]
+pub(crate) struct Deviation {
+    sum: f64,
+    squares: f64,
+    count: f64,
+}
+
+impl Deviation {
+    /// Below this, numbers do not differ.
+    const LEAST: f64 = 1e-6;
+
+    pub(crate) fn add(&mut self, values: &[f32]) {
+        for &value in values {
+            self.sum += f64::from(value);
+            self.squares += f64::from(value).powi(2);
+            self.count += 1.0;
         }
     }
-    let mean = sum / count;
-    Ok(1.0 / (squares / count - mean * mean).max(1e-12).sqrt())
+
+    /// One over the deviation; none of numbers that do not differ, or are not finite.
+    pub(crate) fn scale(&self) -> Option<f64> {
+        let mean = self.sum / self.count;
+        let deviation = (self.squares / self.count - mean * mean).max(0.0).sqrt();
+        (deviation.is_finite() && deviation > Self::LEAST).then(|| 1.0 / deviation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_one_over_the_deviation() {
+        let mut deviation = Deviation::default();
+        assert_eq!(deviation.scale(), None, "of nothing");
+        deviation.add(&[3.0, 3.0]);
+        assert_eq!(deviation.scale(), None, "numbers that do not differ");
+        deviation.add(&[7.0, 7.0]);
+        assert_eq!(deviation.scale(), Some(0.5));
+        deviation.add(&[f32::INFINITY]);
+        assert_eq!(deviation.scale(), None);
+        assert_eq!(evenly_spread(10, 4), [0, 3, 6, 9]);
+        assert_eq!((evenly_spread(3, 4), evenly_spread(0, 4)), (vec![0, 1, 2], vec![]));
+    }
 }

@@ -1,7 +1,7 @@
 //! `--record`: the first steps of a run as a file that anybody can replay.
 //!
 //! The file holds, for each step, what the loss saw under the argument names of the reference implementation, channels
-//! first (`step0.sample`, `step0.timestep`, …; with `run.accumulate`, `step0.part1.sample`, …), the loss, the learning
+//! first (`step0.sample`, `step0.timestep`, …; with `optimizer.accumulate`, `step0.part1.sample`, …), the loss, the learning
 //! rate and the norm of the whole gradient (`step0.loss`, `step0.learning_rate`, `step0.gradient_norm`), and all weights
 //! under checkpoint keys in front of the first step (`initial.*`) and behind the last (`final.*`). Metadata: `kind`,
 //! `recipe` (TOML) and `steps`. `scripts/replay.py` replays such a file with PyTorch.

@@ -1,10 +1,10 @@
-//! What a recipe's data settings stand for.
+//! Opens the sources that a recipe's table `[data]` names.
 
 use crate::config::DataSettings;
 use calotype_core::stop::StopFlag;
 use calotype_data::precache::{encoder_of, require_encoder};
-use calotype_data::source::{SourceKind, open};
-use calotype_data::{Control, Dataset, DatasetIndex, Error, Mixture, Source};
+use calotype_data::source::{SourceKind, is_shard_folder, open};
+use calotype_data::{Control, Dataset, Error, Mixture, Source};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,24 +40,6 @@ fn open_one(spec: &str, data: &DataSettings, stop: Option<&StopFlag>) -> Result<
         Err(error) => return Err(error),
     }
     Ok(Arc::new(if data.source.quarantine { dataset.without_quarantined()? } else { dataset }))
-}
-
-/// Whether a path is a folder of shards on this machine, with or without an index of ours.
-fn is_shard_folder(path: &Path) -> Result<bool, Error> {
-    if !path.is_dir() {
-        return Ok(false);
-    }
-    if path.join(calotype_data::webdataset::INDEX_FILE).is_file() {
-        // Other formats have an index of this name, too.
-        return Ok(DatasetIndex::read(path).is_ok_and(|index| index.is_some()));
-    }
-    let listing = |source| Error::Io { action: "list", path: path.to_owned(), source };
-    for entry in std::fs::read_dir(path).map_err(listing)? {
-        if entry.map_err(listing)?.path().extension().is_some_and(|extension| extension == "tar") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 fn same_encoders(sources: &[(Arc<dyn Source>, f64)]) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use crate::precache::{Encoders, PrecacheRecipe, measure_scale_factor};
 use crate::record::RecordOptions;
 use crate::start::{self, StartError};
 use crate::task::{BoxError, Task};
+use crate::trackers::Tracker;
 use crate::trainer::{self, Claim, Outcome, TrainError, TrainingSummary};
 use burn::module::Module;
 use burn::tensor::Device;
@@ -17,14 +18,13 @@ use calotype_collective::{Collective, Local};
 use calotype_core::durable;
 use calotype_core::progress::Progress;
 use calotype_core::stop::StopFlag;
-use calotype_data::precache::{self as data_precache};
+use calotype_data::precache as data_precache;
 use calotype_data::{Control, Dataset, Slice};
 use calotype_diffusion::ScheduleError;
 use calotype_models::{ConfigError, Init};
 use calotype_pipeline::encoders::EncoderError;
 use calotype_weights::TensorFileError;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -63,6 +63,8 @@ pub struct StageContext<'a> {
     pub stop: &'a StopFlag,
     /// The processes of the run.
     pub collective: &'a dyn Collective,
+    /// A tracker of the program that trains, beside those in the run's folder.
+    pub tracker: Option<&'a RefCell<dyn Tracker>>,
     /// Where the first steps are recorded, if they are.
     pub record: Option<&'a RecordOptions>,
 }
@@ -70,7 +72,7 @@ pub struct StageContext<'a> {
 impl<'a> StageContext<'a> {
     /// For a run of a single process that is not recorded.
     pub fn new(folder: &'a Path, device: &'a Device, stop: &'a StopFlag) -> Self {
-        Self { folder, device, stop, collective: &Local, record: None }
+        Self { folder, device, stop, collective: &Local, tracker: None, record: None }
     }
 }
 
@@ -95,6 +97,9 @@ pub enum StageError {
     /// A model's configuration is impossible.
     #[error("recipe key `model.{}`: {}", .0.field, .0.problem)]
     Config(#[from] ConfigError),
+    /// The published layout cannot say what the recipe's model is.
+    #[error("this model could not be written once it is trained: {0}; change the recipe's table [model]")]
+    Unwritable(Box<StageError>),
     /// A noise schedule is impossible.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
@@ -162,7 +167,7 @@ impl StageError {
     /// Whether the recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Setting(_) | Self::Config(_) | Self::Schedule(_) => true,
+            Self::Setting(_) | Self::Config(_) | Self::Schedule(_) | Self::Unwritable(_) => true,
             Self::Train(error) => error.is_usage(),
             Self::Start(error) => error.is_usage(),
             Self::Layout(error) => error.is_usage(),
@@ -171,33 +176,9 @@ impl StageError {
         }
     }
 
-    fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
-    }
-}
-
-/// Writes a small JSON file atomically.
-///
-/// # Errors
-/// [`StageError::Io`].
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StageError> {
-    let text = serde_json::to_vec_pretty(value).map_err(|error| StageError::io(path)(error.into()))?;
-    durable::replace_file(path, |file| file.write_all(&text)).map_err(StageError::io(path))
-}
-
-/// Reads a small JSON file; `None` if it is not there.
-///
-/// # Errors
-/// [`StageError::Io`] also where the contents are not what was expected.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StageError> {
-    match std::fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| StageError::io(path)(error.into())),
-        // Below a regular file there is nothing either; whoever writes there says what is wrong.
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
-        Err(error) => Err(StageError::io(path)(error)),
     }
 }
 
@@ -214,6 +195,7 @@ pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>)
         return Ok(StageEnd::Done(summary));
     }
     let task = T::open(recipe.value, context)?;
+    check_writable(&task, context)?;
     let device = context.device.clone().autodiff();
     let model = task.model(&mut Init::new(recipe.value.config().run.seed, &device))?;
     let model = match recipe.value.init_from() {
@@ -225,11 +207,19 @@ pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>)
         Outcome::Finished(model, summary) => {
             if context.collective.is_first() {
                 export(&task, &model.valid(), context)?;
-                write_json(&context.folder.join(RESULT), &summary)?;
+                let path = context.folder.join(RESULT);
+                durable::write_json(&path, &summary).map_err(StageError::io(&path))?;
             }
             Ok(StageEnd::Done(summary))
         }
     }
+}
+
+/// Refuses a model that could not be written once it is trained.
+fn check_writable<T: Task>(task: &T, context: &StageContext<'_>) -> Result<(), StageError> {
+    let placeholder = task.model(&mut Init::placeholders(context.device))?;
+    let checked = task.published(&placeholder).and_then(|export| Ok(export.verify(&context.folder.join(MODEL))?));
+    checked.map_err(|source| StageError::Unwritable(Box::new(source)))
 }
 
 /// Writes the model beside its place and puts it there when it is complete.
@@ -251,7 +241,8 @@ fn done_earlier<R: TrainingRecipe>(
     context: &StageContext<'_>,
     recipe: &R,
 ) -> Result<Option<TrainingSummary>, StageError> {
-    let result = read_json(&context.folder.join(RESULT))?;
+    let path = context.folder.join(RESULT);
+    let result = durable::read_json(&path).map_err(StageError::io(&path))?;
     // With another recipe, the trainer refuses the folder and says what differs.
     Ok(result.filter(|_| matches!(trainer::claim(context.folder, recipe), Ok(Claim::Same))))
 }

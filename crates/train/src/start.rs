@@ -4,7 +4,7 @@ use crate::config::{InitFrom, InitSettings, SettingError};
 use burn::module::Module;
 use calotype_checkpoints::{Checkpoint, Component, ComponentSource, LayoutError};
 use calotype_models::state;
-use calotype_weights::{Dtype, TensorFileError, TensorSource};
+use calotype_weights::{Dtype, TensorFileError, TensorInfo, TensorSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -72,7 +72,7 @@ pub enum StartError {
     Part {
         /// The part.
         part: String,
-        /// Beginnings of keys that there are.
+        /// First parts of the network's keys.
         known: String,
     },
 }
@@ -93,14 +93,21 @@ struct Part {
     prefix: String,
     path: PathBuf,
     sources: Vec<ComponentSource>,
-    taken: BTreeSet<String>,
+    /// The canonical keys of all sources: index of the source that holds the tensor, with its dtype and shape.
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
 impl Part {
     fn open(prefix: &str, path: &str, settings: &InitSettings, component: Component) -> Result<Self, StartError> {
         let checkpoint = Checkpoint::open_with(path, &settings.options())?;
         let sources = sources_of(&checkpoint, component)?;
-        Ok(Self { prefix: prefix.to_owned(), path: PathBuf::from(path), sources, taken: BTreeSet::new() })
+        let mut tensors = BTreeMap::new();
+        for (place, source) in sources.iter().enumerate() {
+            for info in source.entries() {
+                tensors.entry(info.name.clone()).or_insert((place, info));
+            }
+        }
+        Ok(Self { prefix: prefix.to_owned(), path: PathBuf::from(path), sources, tensors })
     }
 
     fn holds(&self, key: &str) -> bool {
@@ -108,35 +115,38 @@ impl Part {
         rest.is_some_and(|rest| self.prefix.is_empty() || rest.is_empty() || rest.starts_with('.'))
     }
 
-    /// The values of a parameter in checkpoint layout; none if the checkpoint lacks it.
-    fn take(&mut self, key: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, StartError> {
-        let holding = |source: &&ComponentSource| source.entries().iter().any(|entry| entry.name == key);
-        let Some(source) = self.sources.iter().find(holding) else { return Ok(None) };
-        let tensor = source.tensor(key)?;
+    /// Whether the checkpoint has a tensor for the parameter of this key and checkpoint shape.
+    fn has(&self, key: &str, shape: &[usize]) -> Result<bool, StartError> {
+        let Some((_, info)) = self.tensors.get(key) else { return Ok(false) };
         // A published scalar is a vector of one number here.
-        let scalar = tensor.shape.is_empty() && shape == [1];
-        if tensor.shape != shape && !scalar {
+        let scalar = info.shape.is_empty() && shape == [1];
+        if info.shape != shape && !scalar {
             let (path, name) = (self.path.clone(), key.to_owned());
-            return Err(StartError::Shape { path, name, found: tensor.shape.clone(), needed: shape.to_vec() });
+            return Err(StartError::Shape { path, name, found: info.shape.clone(), needed: shape.to_vec() });
         }
-        let values = tensor.to_f32_vec().ok_or_else(|| StartError::Dtype {
-            path: self.path.clone(),
-            name: key.to_owned(),
-            dtype: tensor.dtype,
-        })?;
-        source.release(key);
-        self.taken.insert(key.to_owned());
-        Ok(Some(values))
+        match info.dtype {
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(true),
+            dtype => Err(StartError::Dtype { path: self.path.clone(), name: key.to_owned(), dtype }),
+        }
     }
 
-    /// Tensors that nothing took.
-    fn unused(&self) -> Vec<String> {
-        let of = |source: &ComponentSource| {
-            let known = source.entries().into_iter().map(|entry| entry.name);
-            known.chain(source.unused.iter().cloned()).collect::<Vec<_>>()
-        };
-        let all = self.sources.iter().flat_map(of);
-        all.filter(|key| self.holds(key) && !self.taken.contains(key)).collect()
+    /// The values of a tensor that is there, in checkpoint layout. The memory of the file's pages is given back.
+    fn read(&self, key: &str, info: &(usize, TensorInfo)) -> Result<Vec<f32>, StartError> {
+        let source = &self.sources[info.0];
+        let values = source.tensor(key)?.to_f32_vec().ok_or_else(|| StartError::Dtype {
+            path: self.path.clone(),
+            name: key.to_owned(),
+            dtype: info.1.dtype,
+        });
+        source.release(key);
+        values
+    }
+
+    /// Tensors below the prefix that no parameter takes.
+    fn unused(&self, taken: &BTreeSet<&str>) -> Vec<String> {
+        let listed = self.tensors.keys();
+        let all = listed.chain(self.sources.iter().flat_map(|source| &source.unused));
+        all.filter(|key| self.holds(key) && !taken.contains(key.as_str())).cloned().collect()
     }
 }
 
@@ -154,8 +164,11 @@ fn sources_of(checkpoint: &Checkpoint, component: Component) -> Result<Vec<Compo
     }
 }
 
-/// Gives a network the weights that `init_from` names; parameters of no part keep their random ones. What is missing or
-/// left out with permission is told in the logs.
+/// Gives a network the weights that `init_from` names; parameters of no part keep their random ones. Keys that are
+/// missing or left out with permission are logged.
+///
+/// The checkpoints' tensors are listed once and compared with the network before any is read; then they are read one by
+/// one, so that memory holds the network and one tensor.
 ///
 /// # Errors
 /// [`StartError`]: a checkpoint cannot be opened, or its tensors and the network's parameters are not the same.
@@ -163,24 +176,25 @@ pub fn fill<M: Module>(model: M, from: &InitFrom, component: Component) -> Resul
     let settings = &from.0;
     settings.validate()?;
     let layout = state::layout(&model);
-    let mut parts = open_parts(settings, component, &layout)?;
-    let mut found = BTreeMap::new();
-    let mut missing = Vec::new();
-    for (key, shape) in &layout {
-        let Some(part) = parts.iter_mut().find(|part| part.holds(key)) else { continue };
-        match part.take(key, shape)? {
-            Some(values) => drop(found.insert(key.clone(), values)),
-            None => missing.push(key.clone()),
+    let parts = open_parts(settings, component, &layout)?;
+    // The part of each parameter, if one has a tensor for it.
+    let mut taken_from = vec![None; layout.len()];
+    let (mut missing, mut taken) = (Vec::new(), vec![BTreeSet::new(); parts.len()]);
+    for ((key, shape), from) in layout.iter().zip(&mut taken_from) {
+        let Some(place) = parts.iter().position(|part| part.holds(key)) else { continue };
+        if parts[place].has(key, shape)? {
+            *from = Some(place);
+            taken[place].insert(key.as_str());
+        } else {
+            missing.push(key.clone());
         }
     }
-    report(settings, &missing, parts.iter().flat_map(Part::unused).collect())?;
-    let random = match found.len() == layout.len() {
-        true => BTreeMap::new(),
-        false => state::collect(&model).into_iter().map(|t| (t.name, t.values)).collect(),
-    };
-    state::load(model, |key, _| {
-        let values = found.remove(key).or_else(|| random.get(key).cloned());
-        values.ok_or_else(|| StartError::Missing { count: 1, first: key.to_owned() })
+    let unused = parts.iter().zip(&taken).flat_map(|(part, taken)| part.unused(taken)).collect();
+    report(settings, &missing, unused)?;
+    let mut sources = layout.iter().zip(taken_from).map(|((key, _), from)| (key.as_str(), from.map(|at| &parts[at])));
+    state::load_some(model, |_, _| match sources.next() {
+        Some((key, Some(part))) => part.tensors.get(key).map(|info| part.read(key, info)).transpose(),
+        _ => Ok(None),
     })
 }
 

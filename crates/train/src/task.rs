@@ -11,7 +11,7 @@ use crate::record::StepRecord;
 use crate::stages::{StageContext, StageError};
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
-use calotype_checkpoints::Component;
+use calotype_checkpoints::{Component, Export, Placement};
 use calotype_collective::{Collective, CollectiveError};
 use calotype_data::image::RgbImage;
 use calotype_data::{Batch, SampleRef};
@@ -155,12 +155,21 @@ pub trait Task: Sized + 'static {
     /// A frozen encoder that runs in training cannot take the batch, or another process is gone.
     fn loss(&self, model: &Self::Model, batch: Batch<Self::Item>, step: &StepContext<'_>) -> Result<Loss, BoxError>;
 
-    /// Writes the trained model to `folder`, which is new, in the published layout of its kind. Sentences that the user
-    /// should read, such as parts that had to be left out, are the result.
+    /// What is written of a model of this task, in the published layout of its kind. The trainer checks it with a model
+    /// without weights before training, so that nothing is trained that cannot be written.
+    ///
+    /// # Errors
+    /// [`StageError`] naming the field that the published configuration cannot say.
+    fn published(&self, model: &Self::Model) -> Result<Export<'static>, StageError>;
+
+    /// Writes the trained model to `folder`, which is new: [`Task::published`], and what else belongs to it. Sentences that
+    /// the user should read, such as parts that had to be left out, are the result.
     ///
     /// # Errors
     /// [`StageError`].
-    fn export(&self, model: &Self::Model, folder: &Path) -> Result<Vec<String>, StageError>;
+    fn export(&self, model: &Self::Model, folder: &Path) -> Result<Vec<String>, StageError> {
+        Ok(self.published(model)?.write(folder, Placement::New)?.notes)
+    }
 
     /// The frozen encoders that run in training: kind and hash of their weights. They are recorded beside the run, which
     /// is not resumed with others.

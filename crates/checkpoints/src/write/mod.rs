@@ -307,9 +307,10 @@ impl<'a> Export<'a> {
         self
     }
 
-    /// Writes Calotype's own layout: a folder for each component, and a manifest.
+    /// Writes Calotype's own layout, a folder for each component and a manifest: for networks that the libraries'
+    /// configurations cannot describe.
     #[must_use]
-    pub(crate) fn with_manifest(mut self, prediction: Option<Prediction>) -> Self {
+    pub fn with_manifest(mut self, prediction: Option<Prediction>) -> Self {
         self.pipeline = true;
         self.manifest = Some(prediction);
         self
@@ -339,6 +340,16 @@ impl<'a> Export<'a> {
             written.components.push((part.component, entries.len(), elements));
         }
         Ok(written)
+    }
+
+    /// Checks the networks as [`Export::write`] does, and writes nothing. Modules need no weights for that: those of
+    /// [`calotype_models::Init::placeholders`] will do, so that training can ask before its first step. `out` only stands in
+    /// messages.
+    ///
+    /// # Errors
+    /// Those of [`Export::write`] about configurations and tensors.
+    pub fn verify(&self, out: &Path) -> Result<(), LayoutError> {
+        self.check(out, &mut Written::default())
     }
 
     fn check(&self, out: &Path, written: &mut Written) -> Result<(), LayoutError> {

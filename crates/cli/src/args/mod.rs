@@ -16,7 +16,7 @@ pub(crate) mod heading {
     pub(crate) const OUTPUT: &str = "Output";
 }
 
-/// Where to compute.
+/// The device to compute on.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DeviceArgs {
     /// cpu, or a device that this build was made with.

@@ -22,7 +22,7 @@ pub(crate) enum BenchCommand {
     Unet(BenchUnetArgs),
     /// Drawing a batch of images, stage by stage: loading, prompts, steps, decoding, with the memory of each.
     Generate(BenchGenerateArgs),
-    /// The loader: JPEG shards to batches of resized, cropped and mirrored pictures.
+    /// The loader: JPEG shards to batches of resized, cropped and mirrored images.
     Data(LoaderBench),
     /// The download stage against a server in the same process.
     Download(BenchDownloadArgs),
@@ -43,13 +43,13 @@ pub(crate) struct BenchKernelsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchDownloadArgs {
-    /// Pictures to download.
+    /// Number of images to download.
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     images: usize,
-    /// Side of the pictures in pixels.
+    /// Side of the images in pixels.
     #[arg(long, default_value_t = 256, value_name = "PIXELS")]
     pixels: usize,
-    /// Folder of the pictures, which must not exist yet.
+    /// Folder for the downloaded images, which must not exist yet.
     #[arg(long, default_value = "runs/bench-download", value_name = "DIR")]
     out: PathBuf,
     /// Print one JSON object.
@@ -68,7 +68,7 @@ pub(crate) struct BenchUnetArgs {
     /// Side of the images in pixels; latents have an eighth of it.
     #[arg(long, default_value_t = 512, value_name = "PIXELS")]
     resolution: usize,
-    /// Images at once.
+    /// Images in a batch.
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
     /// forward (no gradients), or train (forward, mean squared error, backward, AdamW).
@@ -77,7 +77,7 @@ pub(crate) struct BenchUnetArgs {
     /// Precision of activations, f32, bf16 or auto; weights and their optimizer are f32.
     #[arg(long, default_value = "bf16", value_name = "NAME")]
     precision: Precision,
-    /// How often; the median of the last half is told.
+    /// Number of repetitions; the median of the last half is printed.
     #[arg(long, default_value_t = 8, value_name = "N")]
     iterations: usize,
     /// Train with less memory: keep the inputs of the blocks only and compute them a second time.
@@ -86,7 +86,7 @@ pub(crate) struct BenchUnetArgs {
     /// Train with less memory: step each parameter as soon as its gradient is complete.
     #[arg(long)]
     optimizer_in_backward: bool,
-    /// Tell where the time of these went: by pass, operation and shape.
+    /// Print how much of the time each operation took, by pass and shape.
     #[arg(long)]
     profile: bool,
     /// Print one JSON object a line.
@@ -105,10 +105,10 @@ pub(crate) struct BenchGenerateArgs {
     /// Side of the images in pixels [default: the checkpoint's].
     #[arg(long, value_name = "PIXELS")]
     resolution: Option<usize>,
-    /// Sampling steps; the first is told apart.
+    /// Sampling steps; the first is reported on its own.
     #[arg(long, default_value_t = 4, value_name = "N")]
     steps: usize,
-    /// Images at once.
+    /// Images in a batch.
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
     /// Precision of activations and weights: f32, bf16, or auto (bf16 where the processor multiplies it).

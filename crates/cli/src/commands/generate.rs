@@ -11,8 +11,8 @@ use calotype_diffusion::SamplerKind;
 use calotype_ops::Precision;
 use calotype_pipeline::images::write_png;
 use calotype_pipeline::{
-    AdapterFile, CutPrompt, DrawnImage, GenerationRecord, LoadOptions, NoiseKind, Observer, Pipeline, PipelineError,
-    RecordedRequest, SamplerChoice, Step, load_adapters,
+    AdapterFile, CutPrompt, DrawnImage, GenerationRecord, LoadOptions, NoiseKind, Observer, Pipeline, RecordedRequest,
+    SamplerChoice, Step, load_adapters,
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,19 +21,19 @@ use std::sync::Arc;
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// What to draw.
+    /// Prompts; each is drawn --count times.
     #[arg(value_name = "PROMPT")]
     pub(crate) prompts: Vec<String>,
     /// A checkpoint of Stable Diffusion 1, 2 or XL, in any layout, or the folder of a quickstart or a training run.
     #[arg(long, value_name = "PATH", help_heading = heading::MODEL)]
     pub(crate) model: Option<PathBuf>,
-    /// Draw an image of this command again, or with what is said otherwise.
+    /// Draw an image that this command made once more, with its own settings where no option gives another.
     #[arg(long, value_name = "PNG", help_heading = heading::MODEL)]
     pub(crate) from: Option<PathBuf>,
     /// A LoRA (kohya, PEFT, diffusers), with its weight if that is not 1; may be given several times.
     #[arg(long, value_name = "FILE[=WEIGHT]", help_heading = heading::MODEL)]
     lora: Vec<String>,
-    /// Go on with keys of a LoRA that fit no parameter.
+    /// Leave out keys of a LoRA that fit no parameter, instead of refusing the file.
     #[arg(long, help_heading = heading::MODEL)]
     lora_allow_unused: bool,
     #[command(flatten, next_help_heading = heading::MODEL)]
@@ -61,10 +61,10 @@ struct PromptArgs {
     /// More prompts, one a line.
     #[arg(long = "prompts", value_name = "FILE")]
     prompt_file: Option<PathBuf>,
-    /// What the images should not show.
+    /// Negative prompt: what the images should not show.
     #[arg(long, value_name = "PROMPT")]
     negative: Option<String>,
-    /// Layers of the text encoder to leave out.
+    /// Layers at the end of the text encoder to leave out.
     #[arg(long, value_name = "N")]
     clip_skip: Option<usize>,
     /// Encode prompts over 75 tokens in several rows instead of cutting them.
@@ -74,10 +74,10 @@ struct PromptArgs {
 
 #[derive(Debug, Args)]
 struct ImageArgs {
-    /// Images of each prompt; image i of a command has the seed's stream number i.
+    /// Images of each prompt. Image i of a command draws its noise from stream i of the seed.
     #[arg(long, default_value_t = 1, value_name = "N")]
     count: usize,
-    /// Images that are drawn at once; they do not depend on it [default: 1].
+    /// Images drawn in one batch: more take more memory and less time [default: 1].
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Width in pixels [default: the checkpoint's].
@@ -128,10 +128,10 @@ fn sampler_help() -> String {
 
 #[derive(Debug, Args)]
 struct StartArgs {
-    /// Begin with this image (PNG or JPEG).
+    /// Start image (PNG or JPEG).
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// How much of the image to begin with is drawn anew, 0 to 1 [default: 0.8; with a mask 1].
+    /// Share of the start image that is drawn anew, 0 to 1 [default: 0.8; with a mask 1].
     #[arg(long, value_name = "X")]
     strength: Option<f64>,
     /// Draw anew only where this image is white.
@@ -141,10 +141,10 @@ struct StartArgs {
 
 #[derive(Debug, Args)]
 struct SdxlArgs {
-    /// Size that the image is to look as if it had had [default: its own].
+    /// Size of the original that SDXL is told the image was scaled from [default: its own].
     #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = pair)]
     original_size: Option<[usize; 2]>,
-    /// Upper left corner of the crop that it is to look like.
+    /// Upper left corner that SDXL is told the image was cropped at.
     #[arg(long, value_name = "TOPxLEFT", value_parser = pair)]
     crop: Option<[usize; 2]>,
 }
@@ -154,7 +154,7 @@ pub(crate) struct OutputArgs {
     /// Folder to write the images to.
     #[arg(long, default_value = "runs/images", value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// After every step write what the image looks like so far, roughly and small.
+    /// Write a small preview of the first image of the batch after every step.
     #[arg(long, value_name = "PNG")]
     preview: Option<PathBuf>,
     /// Print the times of the stages as JSON.
@@ -307,8 +307,10 @@ fn load(checkpoint: &Checkpoint, record: &GenerationRecord, device: Device) -> R
         adapters = Some(Arc::new(set));
     }
     let (precision, tiled) = (record.precision, record.settings.tiled);
+    let start_images = record.image.is_some();
     // The process ends after one call, so that nothing is read twice.
-    Ok(Pipeline::load(checkpoint, &LoadOptions { device, precision, adapters, low_memory: true, tiled })?)
+    let options = LoadOptions { device, precision, adapters, start_images, low_memory: true, tiled };
+    Ok(Pipeline::load(checkpoint, &options)?)
 }
 
 /// Shows how far it is, and writes the images.
@@ -354,9 +356,4 @@ impl Observer for Writer<'_> {
     fn go_on(&mut self) -> bool {
         self.failure.is_none() && !self.stop.is_set()
     }
-}
-
-/// Whether an error is a stop on request.
-pub(crate) fn is_stopped(error: &anyhow::Error) -> bool {
-    error.downcast_ref().is_some_and(PipelineError::is_stopped)
 }

@@ -71,10 +71,10 @@ fn prompts_are_drawn_and_drawn_alike() {
         let mut command = calotype(&["generate", "a red heart on a blue background", "rocket", "--steps", "2"]);
         command.arg("--model").arg(finished().out()).arg("--out").arg(folder.path().join(out)).args(more);
         let told = succeed(&mut command).stdout;
-        let pictures: Vec<_> = told.lines().map(|line| line.split("  ").last().unwrap().to_owned()).collect();
-        assert_eq!(pictures.len(), 2, "{told}");
-        assert!(pictures.iter().all(|path| png_size(path.as_ref()) == [32, 32]), "{told}");
-        fs::read(&pictures[0]).unwrap()
+        let images: Vec<_> = told.lines().map(|line| line.split("  ").last().unwrap().to_owned()).collect();
+        assert_eq!(images.len(), 2, "{told}");
+        assert!(images.iter().all(|path| png_size(path.as_ref()) == [32, 32]), "{told}");
+        fs::read(&images[0]).unwrap()
     };
     let first = generate("a", &["--seed", "1"]);
     assert_eq!(generate("b", &["--seed", "1"]), first);

@@ -27,7 +27,7 @@ fn write_pipeline(path: &Path, in_channels: usize) {
     RandomCheckpoint { in_channels, ..RandomCheckpoint::new(RandomFamily::Tiny) }.write(path).unwrap();
 }
 
-/// Draws with a few steps; returns the paths of the pictures.
+/// Draws with a few steps; returns the paths of the images.
 fn generate(out: &Path, more: &[&str]) -> Vec<PathBuf> {
     let mut command =
         calotype(&["generate", "a cat", "two boats", "--steps", "3", "--seed", "9", "--precision", "f32"]);
@@ -89,7 +89,7 @@ fn pictures_do_not_depend_on_batch_layout_or_repetition() {
     succeed(command.arg("--model").arg(&single).arg("--out").arg(at("converted")));
     let converted: Vec<PathBuf> = (0..2).map(|i| at("converted").join(format!("{i:05}.png"))).collect();
     assert_eq!(bytes(&converted), pixels);
-    // A picture knows how it was made.
+    // An image knows how it was made.
     let mut command = calotype(&["generate", "--from", text(&alone[1])]);
     succeed(command.arg("--out").arg(at("again")));
     assert_eq!(fs::read(at("again").join("00001.png")).unwrap(), fs::read(&alone[1]).unwrap());

@@ -27,7 +27,7 @@ const UNET: [&str; 10] = [
     "run.checkpoint_every=16",
 ];
 
-/// An autoencoder of the same kind, for pictures of 32x32 pixels.
+/// An autoencoder of the same kind, for images of 32x32 pixels.
 const SMALL_AUTOENCODER: [&str; 8] = [
     "model.block_out_channels=[8, 8, 16, 16]",
     "model.norm_groups=4",
@@ -58,7 +58,7 @@ const CLIP: [&str; 13] = [
 const DATA: [&str; 2] = ["precache.resolution=32", "precache.batch_size=16"];
 
 const EVALUATION: [&str; 4] = [
-    "evaluation.pictures=4",
+    "evaluation.images=4",
     "evaluation.grid=4",
     "evaluation.sampler.steps=2",
     "evaluation.prompts=[\"a cat on a red background\"]",
@@ -87,10 +87,10 @@ pub fn train_unet(precached: &Path, out: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// `train` with a small autoencoder on a dataset of pictures.
-pub fn train_autoencoder(pictures: &Path, out: &Path, more: &[&str]) -> Command {
+/// `train` with a small autoencoder on a dataset of images.
+pub fn train_autoencoder(images: &Path, out: &Path, more: &[&str]) -> Command {
     let mut command = calotype(&["train", AUTOENCODER]);
-    command.args(SMALL_AUTOENCODER).arg(data_path(pictures)).args(more).arg("--out").arg(out);
+    command.args(SMALL_AUTOENCODER).arg(data_path(images)).args(more).arg("--out").arg(out);
     command
 }
 

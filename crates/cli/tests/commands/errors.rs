@@ -59,7 +59,7 @@ fn quickstart_overrides_that_cannot_be() {
     refused("difusion.run.samples=8", &["`difusion.run.samples=8`", "must begin with a stage", "diffusion"]);
     refused("run.samples=8", &["`run.samples=8`", "must begin with a stage"]);
     refused("clip.run.sampels=8", &["clip: ", "did you mean `run.samples`?"]);
-    refused("evaluation.pictures=\"x\"", &["evaluation: ", "`pictures`", "expected usize"]);
+    refused("evaluation.images=\"x\"", &["evaluation: ", "`images`", "expected usize"]);
     assert!(!out.exists(), "a refused quickstart leaves nothing");
 }
 

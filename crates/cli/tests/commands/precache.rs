@@ -111,10 +111,10 @@ fn statistics_of_pictures() {
     fs::create_dir(at("pictures")).unwrap();
     for (number, (width, height)) in [(40, 32), (40, 32), (33, 50)].into_iter().enumerate() {
         let levels = (0..3 * width * height).map(|i| (i * (37 + number) % 256) as u8).collect();
-        let picture = RgbImage::new(width, height, levels).unwrap();
-        let png = picture.encode_png(PngEffort::Fast).unwrap();
+        let image = RgbImage::new(width, height, levels).unwrap();
+        let png = image.encode_png(PngEffort::Fast).unwrap();
         fs::write(at("pictures").join(format!("{number}.png")), png).unwrap();
-        let pixels = TensorData::new(picture.to_f32_hwc(0.0, 1.0), [1, height, width, 3]);
+        let pixels = TensorData::new(image.to_f32_hwc(0.0, 1.0), [1, height, width, 3]);
         let output = network.folded().forward(Tensor::<4>::from_data(pixels, &device)).unwrap();
         features.push(state::values_of(output.features));
     }

@@ -133,7 +133,7 @@ fn every_problem_of_a_file_is_named() {
     }
 }
 
-/// The forms that pictures and recipes of earlier versions hold.
+/// The forms that images and recipes of earlier versions hold.
 #[test]
 fn older_forms_are_read() {
     let config = json!({

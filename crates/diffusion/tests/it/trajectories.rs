@@ -175,7 +175,7 @@ fn strengths_choose_the_first_call() {
     }
 }
 
-/// What stays is the picture itself at the end; what is drawn anew is not.
+/// What stays is the image itself at the end; what is drawn anew is not.
 #[test]
 fn inpainting_keeps_what_stays() {
     for name in ["ddim", "pndm", "euler", "heun", "dpm_multistep"] {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What the backward pass reads, besides the shape.
+/// The inputs of the backward pass, besides the shape.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
     pub q: &'a [bf16],
@@ -59,7 +59,7 @@ impl<'a, K: Kernel16> Backward<'a, K> {
         self.shape.query_tokens.div_ceil(self.block)
     }
 
-    /// What a head's keys need of block `i` of the queries, as ranges of the head's prepared memory: Q^T, dO^T, Q and dO,
+    /// The part of block `i` of the queries that a head's keys need, as ranges of the head's prepared memory: Q^T, dO^T, Q and dO,
     /// packed as right operands; lse to base 2; rowsum(dO * O).
     #[inline(always)]
     fn prepared(&self, i: usize) -> [Range<usize>; 6] {
@@ -363,7 +363,7 @@ struct SlopeRows<'a> {
     /// To base 2.
     lse: &'a [f32],
     delta: &'a [f32],
-    /// How many queries, from the first on, do not see the key.
+    /// Number of queries, from the first on, that do not see the key.
     hidden: [usize; 2],
     /// Makes scores exponents to base 2.
     factor: f32,

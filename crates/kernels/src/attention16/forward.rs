@@ -28,7 +28,7 @@ pub fn forward(shape: &AttentionShape, q: &[bf16], k: &[bf16], v: &[bf16], out: 
     )
 }
 
-/// Whether exponents are within [`BOUND`], by the greatest squared length of a query, and those of keys: by Cauchy and Schwarz, no
+/// True if exponents are within [`BOUND`], by the greatest squared length of a query, and those of keys: by Cauchy and Schwarz, no
 /// score is beyond the product of the lengths. False for what is not a number.
 pub(super) fn bounded_by(shape: &AttentionShape, longest_keys: &[f32]) -> impl Fn(f32) -> bool + use<> {
     let limit = BOUND / exponent_factor(shape);
@@ -36,10 +36,10 @@ pub(super) fn bounded_by(shape: &AttentionShape, longest_keys: &[f32]) -> impl F
     move |longest_query| longest_query * longest_key <= limit * limit
 }
 
-/// How the work is cut: keys of each head are packed in blocks, then parts of its queries are done.
+/// The cut of the work: keys of each head are packed in blocks, then parts of its queries are done.
 pub(super) struct Cut<'a> {
     pub shape: &'a AttentionShape,
-    /// How many of the heads.
+    /// Number of heads that are done.
     pub heads: usize,
     /// Length of the packed keys of a head.
     pub packed: usize,
@@ -231,7 +231,7 @@ struct Walk<'a, K> {
     sums: &'a mut [f32],
     /// Of probabilities: 16 parts for each query; in the end one.
     totals: &'a mut [f32],
-    /// What is subtracted from each query's exponents.
+    /// The number that is subtracted from each query's exponents.
     most: &'a mut [f32],
 }
 
@@ -296,7 +296,7 @@ pub(super) fn add_totals(s: Avx512Bf16, totals: &mut [f32], m: usize) -> bool {
     good
 }
 
-/// Whether the first `count` of 16 totals, or all, are in [`TOTALS`].
+/// True if the first `count` of 16 totals, or all, are in [`TOTALS`].
 #[inline(always)]
 pub(super) fn within_totals(s: Avx512Bf16, total: __m512, count: usize) -> bool {
     let asked = lanes(count);
@@ -308,7 +308,7 @@ pub(super) fn within_totals(s: Avx512Bf16, total: __m512, count: usize) -> bool 
         }
 }
 
-/// Where a block of queries goes.
+/// The place of a block of queries.
 pub(super) struct Finish<'a> {
     pub shape: &'a AttentionShape,
     pub out: &'a SharedMut<'a, bf16>,
@@ -463,7 +463,7 @@ impl Longest {
 struct SoftmaxRow<'a> {
     /// Padded to a multiple of 32.
     scores: &'a [f32],
-    /// How many count.
+    /// Number of those that count.
     seen: usize,
     /// Makes scores exponents to base 2.
     factor: f32,

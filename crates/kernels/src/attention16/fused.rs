@@ -38,7 +38,7 @@ const QUERIES: usize = 128;
 /// Channels for whose sums there are tiles: 4 of 8.
 const MOST_CHANNELS: usize = 64;
 
-/// Whether this can do it.
+/// True if this can do it.
 pub fn suits(shape: &AttentionShape) -> bool {
     !shape.causal && shape.head_dim <= MOST_CHANNELS
 }
@@ -91,7 +91,7 @@ impl Fused<'_> {
         self.shape.head_dim.div_ceil(16)
     }
 
-    /// Whether outputs are divided by sums of rounded probabilities: with few keys, one often has nearly all the weight, and its
+    /// True if outputs are divided by sums of rounded probabilities: with few keys, one often has nearly all the weight, and its
     /// rounding would show.
     #[inline(always)]
     fn weighted(&self) -> bool {
@@ -266,7 +266,7 @@ struct Square {
     square: usize,
 }
 
-/// What a [`Walk`] works with.
+/// The memory that a [`Walk`] works with.
 struct Memory<'a> {
     keys: &'a [f32],
     values: &'a [f32],

@@ -21,7 +21,7 @@ const MOST_CHANNELS: usize = 8;
 /// Scores of [`f32::MIN`], from which those of keys that do not exist begin, should be exponents of zero.
 const LEAST_SCALE: f32 = 1e-30;
 
-/// Whether this can do it.
+/// True if this can do it.
 pub fn suits(shape: &AttentionShape) -> bool {
     !shape.causal && shape.head_dim <= MOST_CHANNELS && shape.scale > LEAST_SCALE
 }
@@ -77,7 +77,7 @@ fn store_columns<const PAIRS: usize>(
     to.copy_from_slice(&bytemuck::cast_slice(&columns)[..PAIRS * LANES]);
 }
 
-/// Where the scores of up to 16 keys begin: those of keys that do not exist end as nothing.
+/// The beginnings of the scores of up to 16 keys: those of keys that do not exist end as nothing.
 #[inline(always)]
 fn store_begins(count: usize, to: &mut [f32]) {
     to.fill(f32::MIN);

@@ -2,7 +2,8 @@
 
 use half::bf16;
 
-use super::{PLACES, TAPS, Vector, both_axes};
+use super::{PLACES, TAPS, Vector, both_axes, suits};
+use crate::conv::Conv2dShape;
 use crate::element::Element;
 use crate::product16::PackedRight;
 use crate::scratch::{Line, with_scratch};
@@ -24,6 +25,15 @@ impl Filters {
     pub fn new<W: Element>(token: Avx512Bf16, w: &[W], outputs: usize, channels: usize) -> Self {
         let mut data = bytemuck::zeroed_vec::<Line>(PLACES * outputs * channels / 32);
         transform_filters(token, w, channels, bytemuck::cast_slice_mut(&mut data));
+        Self { token, data, outputs, channels }
+    }
+
+    /// Transforms the filters of a convolution from weights that are packed for products, `[outputs, 3, 3, channels]`.
+    pub fn of_packed(shape: &Conv2dShape, w: &PackedRight) -> Self {
+        let Some(token) = suits(shape) else { unreachable!("the shape was said to suit") };
+        let (channels, outputs) = (shape.in_channels, shape.out_channels);
+        let mut data = bytemuck::zeroed_vec::<Line>(PLACES * outputs * channels / 32);
+        transform_packed(token, w, channels, 0..outputs / WIDTH, bytemuck::cast_slice_mut(&mut data));
         Self { token, data, outputs, channels }
     }
 

@@ -40,7 +40,7 @@ struct Gradient<'a> {
     channels: usize,
     outputs: usize,
     dw: &'a SharedMut<'a, f32>,
-    /// Whether they are written past the caches.
+    /// True if they are written past the caches.
     past_caches: bool,
 }
 
@@ -153,12 +153,12 @@ impl Gradient<'_> {
         &self,
         tile: usize,
         before: usize,
-        pictures: &'p [bf16],
+        images: &'p [bf16],
         outside: &'p [bf16],
     ) -> [[[&'p [bf16]; N]; N]; BLOCK] {
         let mut pixels = [[[outside; N]; N]; BLOCK];
         for (i, pixels) in pixels.iter_mut().enumerate() {
-            *pixels = self.tiles.pixels(tile + i, before, pictures, outside);
+            *pixels = self.tiles.pixels(tile + i, before, images, outside);
         }
         pixels
     }

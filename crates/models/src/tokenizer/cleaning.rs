@@ -1,4 +1,4 @@
-//! What is done to a prompt before it is cut into words: open_clip's repairs (those of the Python library ftfy, then
+//! The cleaning of a prompt before it is cut into words: open_clip's repairs (those of the Python library ftfy, then
 //! HTML entities and white space) and transformers' normalization.
 
 use htmlize::ENTITIES;
@@ -14,7 +14,7 @@ static REFERENCE: LazyLock<Regex> =
 static SURE_REFERENCE: LazyLock<Regex> = LazyLock::new(|| pattern("&#?[0-9A-Za-z]{1,24};"));
 static TERMINAL_ESCAPE: LazyLock<Regex> = LazyLock::new(|| pattern(r"\x1b\[(?:\d|;)*[a-zA-Z]"));
 
-/// What Windows-1252 has at 0x80 to 0x9f, where Latin-1 has control characters; the same character where it has
+/// The characters of Windows-1252 at 0x80 to 0x9f, where Latin-1 has control characters; the same character where it has
 /// nothing.
 const WINDOWS_1252: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘', '’',
@@ -51,7 +51,7 @@ fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("the pattern is valid")
 }
 
-/// What open_clip's tokenizer makes of a prompt: repaired, entities decoded twice, white space single, lower case.
+/// A prompt as open_clip's tokenizer cleans it: repaired, entities decoded twice, white space single, lower case.
 pub(super) fn open_clip(text: &str) -> String {
     let text = repair(text);
     let text = unescape(&unescape(&text)).into_owned();
@@ -59,7 +59,7 @@ pub(super) fn open_clip(text: &str) -> String {
     words.join(" ").to_lowercase()
 }
 
-/// What transformers' CLIP tokenizer makes of a stretch of a prompt: composed characters (NFC), lower case.
+/// A stretch of a prompt as transformers' CLIP tokenizer cleans it: composed characters (NFC), lower case.
 ///
 /// Characters become lower case one by one: a sigma at the end of a word is none of its own.
 pub(super) fn transformers(text: &str) -> String {

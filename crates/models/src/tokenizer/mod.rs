@@ -31,7 +31,7 @@ static TRANSFORMERS_WORD: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(pattern).expect("the pattern is valid")
 });
 
-/// Which token fills a row behind the end of the text.
+/// The token that fills a row behind the end of the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Padding {
@@ -45,7 +45,7 @@ pub enum Padding {
     Exclamation,
 }
 
-/// What happens to a prompt before it is cut into words.
+/// The cleaning of a prompt before it is cut into words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cleaning {
@@ -59,13 +59,13 @@ pub enum Cleaning {
     Transformers,
 }
 
-/// How a tokenizer differs from another one with the same vocabulary.
+/// The differences between tokenizers with the same vocabulary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenizerOptions {
-    /// What fills the row behind the text.
+    /// The filling of the row behind the text.
     pub padding: Padding,
-    /// What is done to the text first.
+    /// The cleaning that comes first.
     pub cleaning: Cleaning,
 }
 
@@ -94,7 +94,7 @@ pub enum TokenizerError {
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The place and the reason.
         source: serde_json::Error,
     },
     /// A folder without a vocabulary.
@@ -118,7 +118,7 @@ pub enum TokenizerError {
         path: PathBuf,
         /// Number of the line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault.
         problem: String,
     },
     /// The folder's tokenizer pads in a way that no CLIP model is known to.
@@ -163,7 +163,7 @@ pub struct Tokens {
     pub ids: Vec<i32>,
     /// Position of the end token.
     pub end: usize,
-    /// How many tokens of the text did not fit and were left out.
+    /// Number of the text's tokens that did not fit and were left out.
     pub truncated: usize,
     /// The cleaned text of the tokens left out; empty if all fit.
     pub lost: String,
@@ -178,9 +178,9 @@ struct Encoded {
 
 struct Token {
     id: i32,
-    /// Where the token begins in the cleaned text.
+    /// The beginning of the token in the cleaned text.
     at: usize,
-    /// Whether a word begins with it.
+    /// True if a word begins with it.
     begins_word: bool,
 }
 
@@ -388,7 +388,7 @@ impl ClipTokenizer {
     }
 }
 
-/// Where the words of a cleaned stretch are.
+/// The places of the words of a cleaned stretch.
 fn transformers_words(text: &str) -> impl Iterator<Item = Range<usize>> {
     TRANSFORMERS_WORD.captures_iter(text).flat_map(|found| {
         let parts = (1..4).filter_map(|i| Some(found.get(i)?.range()));

@@ -9,7 +9,7 @@ use std::path::Path;
 /// `u16`). See NOTICE for their origin.
 static CLIP_MERGES: &[u8] = include_bytes!("clip_merges.bin");
 
-/// What ends a word's last symbol in vocabulary files.
+/// The end of a word's last symbol in vocabulary files.
 const END_OF_WORD: &str = "</w>";
 
 /// A token of a word: its id and how many bytes of the word it stands for.

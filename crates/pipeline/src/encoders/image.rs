@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 use calotype_checkpoints::{Checkpoint, Component, ImageProcessor};
 use calotype_data::image::floats::fit_floats;
 use calotype_data::image::{Filter, RgbImage};
-use calotype_models::{Autoencoder, AutoencoderConfig, ClipImageEncoder, ImageEncoderConfig, Vit, VitConfig};
+use calotype_models::{AutoencoderConfig, ImageEncoderConfig, VitConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -41,7 +41,7 @@ pub enum ImageOutput {
     States,
 }
 
-/// How an image becomes the numbers that a network takes.
+/// Size and normalisation of a network's input.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ImageInput {
     /// Side of the square, in pixels: the shorter side is resized to it, and the middle cut out.
@@ -95,9 +95,9 @@ impl ImageInput {
 }
 
 enum Model {
-    Autoencoder(Box<Network<AutoencoderConfig, Autoencoder>>),
-    Clip(Network<ImageEncoderConfig, ClipImageEncoder>),
-    Classifier(Network<VitConfig, Vit>),
+    Autoencoder(Box<Network<AutoencoderConfig>>),
+    Clip(Network<ImageEncoderConfig>),
+    Classifier(Network<VitConfig>),
 }
 
 /// A network that looks at images. Its weights are read at its first use.
@@ -134,24 +134,20 @@ impl ImageEncoder {
         let placement = Placement { device: device.clone(), dtype, adapters: None };
         let (model, weights, input) = match kind {
             ImageEncoderKind::Autoencoder => {
-                let read = AutoencoderConfig::from_diffusers;
-                let (network, _) = open_network(path, Component::Vae, read, |c, init| c.init(init), &placement)?;
+                let (network, _) = open_network::<AutoencoderConfig>(path, Component::Vae, &placement)?;
                 let weights = network.hash()?;
                 (Model::Autoencoder(Box::new(network)), weights, input)
             }
             ImageEncoderKind::Clip => {
-                let read = ImageEncoderConfig::from_transformers;
                 let (network, checkpoint) =
-                    open_network(path, Component::ImageEncoder, read, |c, init| c.init(init), &placement)?;
+                    open_network::<ImageEncoderConfig>(path, Component::ImageEncoder, &placement)?;
                 let side = network.config().vision.image_size;
                 let input = ImageInput::of(&checkpoint, ImageProcessor::clip(side), side)?;
                 let weights = network.hash()?;
                 (Model::Clip(network), weights, input)
             }
             ImageEncoderKind::Classifier => {
-                let read = VitConfig::from_transformers;
-                let (network, checkpoint) =
-                    open_network(path, Component::Classifier, read, |c, init| c.init(init), &placement)?;
+                let (network, checkpoint) = open_network::<VitConfig>(path, Component::Classifier, &placement)?;
                 let (weights, side) = (network.hash()?, network.config().image_size);
                 let input = ImageInput::of(&checkpoint, ImageProcessor::vit(side), side)?;
                 (Model::Classifier(network), weights, input)
@@ -162,12 +158,12 @@ impl ImageEncoder {
         Ok(encoder)
     }
 
-    /// How images are prepared for it.
+    /// Size and normalisation of its input.
     pub fn input(&self) -> &ImageInput {
         &self.input
     }
 
-    /// What latents are multiplied by for diffusion, if it is an autoencoder that says so.
+    /// The factor of latents for diffusion, if it is an autoencoder that says one.
     pub fn scaling_factor(&self) -> Option<f32> {
         match &self.model {
             Model::Autoencoder(network) => network.config().scaling_factor,
@@ -181,7 +177,7 @@ impl ImageEncoder {
         &self.weights
     }
 
-    /// What shapes its output, to be recorded.
+    /// Everything that its output depends on, for records.
     pub fn facts(&self) -> Value {
         let config = match &self.model {
             Model::Autoencoder(network) => json!(network.config()),

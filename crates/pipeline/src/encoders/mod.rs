@@ -7,14 +7,12 @@
 pub mod image;
 pub mod text;
 
-use crate::network::{Build, Network, Placement};
-use burn::module::Module;
+use crate::network::{Network, Placement};
 use calotype_checkpoints::loading::LoadError;
-use calotype_checkpoints::{Checkpoint, Component, LayoutError};
+use calotype_checkpoints::{Checkpoint, Component, LayoutError, NetworkConfig};
 use calotype_models::InputError;
 use calotype_models::tokenizer::TokenizerError;
 use calotype_weights::TensorFileError;
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 pub use image::{ImageEncoder, ImageEncoderKind, ImageInput, ImageOutput};
@@ -42,7 +40,7 @@ pub enum EncoderError {
         path: PathBuf,
         /// The network.
         component: Component,
-        /// What does not fit.
+        /// The misfit.
         source: InputError,
     },
     /// The network does not have an output that was asked for.
@@ -50,13 +48,13 @@ pub enum EncoderError {
     Output {
         /// The model.
         path: PathBuf,
-        /// Which, and what there is.
+        /// The output that was asked for, and those that there are.
         problem: String,
     },
 }
 
 impl EncoderError {
-    /// Whether what was asked for, not the work, is at fault.
+    /// True if the request is at fault, not the work.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Layout(error) | Self::Load(LoadError::Layout(error)) => error.is_usage(),
@@ -67,14 +65,12 @@ impl EncoderError {
 }
 
 /// A network of the model at `path`, and the checkpoint that it is from.
-fn open_network<C, M: Module, E: std::error::Error + Send + Sync + 'static>(
+fn open_network<C: NetworkConfig>(
     path: &Path,
     component: Component,
-    read: impl FnOnce(&Value) -> Result<C, E>,
-    build: Build<C, M>,
     placement: &Placement,
-) -> Result<(Network<C, M>, Checkpoint), EncoderError> {
+) -> Result<(Network<C>, Checkpoint), EncoderError> {
     let checkpoint = Checkpoint::open(path)?;
-    let network = Network::open(&checkpoint, component, read, build, placement)?;
+    let network = Network::open(&checkpoint, component, placement)?;
     Ok((network, checkpoint))
 }

@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Which hidden states are taken.
+/// The hidden states that are taken of a text encoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HiddenStates {
-    /// What the checkpoint's family takes: SDXL `penultimate`, all others `last`.
+    /// Those that the checkpoint's family takes: SDXL `penultimate`, all others `last`.
     #[default]
     Auto,
     /// Behind the last layer and the final norm: Stable Diffusion 1, and 2 in diffusers' layout.
@@ -29,7 +29,7 @@ pub enum HiddenStates {
     Penultimate,
 }
 
-/// Which tokenizer is used.
+/// The tokenizer of a text encoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenizerChoice {
@@ -50,13 +50,13 @@ pub enum TokenizerChoice {
 pub struct TextSettings {
     /// Checkpoint of any layout, or a folder of a CLIP model that training wrote.
     pub model: String,
-    /// Which text encoder of the checkpoint.
+    /// The text encoder of the checkpoint.
     #[serde(default = "first")]
     pub component: Component,
-    /// Which hidden states.
+    /// The hidden states that are taken.
     #[serde(default)]
     pub states: HiddenStates,
-    /// Which tokenizer.
+    /// The tokenizer.
     #[serde(default)]
     pub tokenizer: TokenizerChoice,
     /// Precision of activations.
@@ -75,7 +75,7 @@ const ROWS: usize = 16;
 /// A text encoder with its tokenizer and the hidden states that are taken of it. Its weights are read at its first use.
 #[derive(Debug)]
 pub struct TextEncoder {
-    network: Network<TextEncoderConfig, ClipTextEncoder>,
+    network: Network<TextEncoderConfig>,
     component: Component,
     tokenizer: Arc<ClipTokenizer>,
     states: TextStates,
@@ -102,9 +102,7 @@ impl TextEncoder {
     pub fn open(settings: &TextSettings, device: &Device) -> Result<Self, EncoderError> {
         let path = Path::new(&settings.model);
         let placement = Placement { device: device.clone(), dtype: settings.precision.dtype(device), adapters: None };
-        let published = TextEncoderConfig::from_transformers;
-        let (network, checkpoint) =
-            open_network(path, settings.component, published, |c, init| c.init(init), &placement)?;
+        let (network, checkpoint) = open_network::<TextEncoderConfig>(path, settings.component, &placement)?;
         Ok(Self {
             states: hidden_states(settings.states, settings.component, &checkpoint),
             tokenizer: Arc::new(tokenizer(settings, network.config(), &checkpoint)?),
@@ -125,8 +123,7 @@ impl TextEncoder {
         component: Component,
         placement: &Placement,
     ) -> Result<Self, EncoderError> {
-        let published = TextEncoderConfig::from_transformers;
-        let network = Network::open(checkpoint, component, published, |c, init| c.init(init), placement)?;
+        let network = Network::open(checkpoint, component, placement)?;
         Ok(Self {
             states: hidden_states(HiddenStates::Auto, component, checkpoint),
             tokenizer: Arc::new(checkpoint.tokenizer(component)?),
@@ -205,7 +202,7 @@ impl TextEncoder {
         Arc::clone(&self.tokenizer)
     }
 
-    /// What shapes its output, to be recorded.
+    /// Everything that its output depends on, for records.
     pub fn facts(&self) -> Value {
         json!({
             "weights": self.weights,

@@ -58,7 +58,7 @@ pub struct DataSettings {
     #[serde(default)]
     pub on_error: CorruptSample,
     /// Whether all shards are read and compared with their checksums before training starts. Damaged numbers, unlike
-    /// damaged pictures, look like any others. Only sets too large to be read at every start should go without.
+    /// damaged images, look like any others. Only sets too large to be read at every start should go without.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub verify: bool,
     /// Beginning of the identity of the encoders that made the dataset, or of the hash of one encoder's weights, as the

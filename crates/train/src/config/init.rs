@@ -45,7 +45,7 @@ pub struct InitSettings {
 }
 
 impl InitSettings {
-    /// What is said of the checkpoints beside their paths.
+    /// How the checkpoints are opened.
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
             ema: self.ema,

@@ -47,7 +47,7 @@ pub struct HookContext<'a, T: Task> {
     found: Found,
 }
 
-/// A model that is put together when the hook asks for it.
+/// A model that is made when a hook first asks for it.
 pub(crate) struct LazyModel<'a, M> {
     made: OnceCell<M>,
     make: &'a dyn Fn() -> M,

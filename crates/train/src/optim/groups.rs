@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 calotype_core::names! {
     /// Parameters of a kind that recipes often single out.
     ParameterKind, "kind of parameter" {
-        /// What is added: the last part of its name ends in `bias`.
+        /// Biases: the last part of the name ends in `bias`.
         Biases = "biases",
-        /// What scales: parameters of fewer than two axes that are no biases, as the weights of normalisations.
+        /// Scales of normalisations: parameters of fewer than two axes that are no biases.
         Norms = "norms",
         /// Tables of vectors: `embedding`, `embeddings` or `embed` ends the name, or comes before its last part `weight`.
         Embeddings = "embeddings",
@@ -41,36 +41,36 @@ impl ParameterKind {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GroupRule {
-    /// Names in checkpoints that it is about; `*` stands for any characters, dots included.
+    /// Checkpoint names of the parameters that the rule applies to; `*` stands for any characters, dots included.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
-    /// Kinds of parameters that it is about, too.
+    /// Kinds of parameters that the rule applies to as well.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kinds: Vec<ParameterKind>,
-    /// Whether they stay as they are: without gradient, moments and average.
+    /// Whether the parameters are frozen: they have no gradient, no moments and no average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen: Option<bool>,
     /// Weight decay instead of the optimizer's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f32>,
-    /// What the learning rate is multiplied by.
+    /// Factor of the learning rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate_scale: Option<f64>,
 }
 
 impl GroupRule {
-    /// Parameters by name that stay as they are.
+    /// A rule that freezes parameters by name.
     pub fn frozen(names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let names = names.into_iter().map(Into::into).collect();
         Self { names, frozen: Some(true), ..Self::default() }
     }
 
-    /// Kinds of parameters without weight decay.
+    /// A rule that takes weight decay from kinds of parameters.
     pub fn no_decay(kinds: impl Into<Vec<ParameterKind>>) -> Self {
         Self { kinds: kinds.into(), weight_decay: Some(0.0), ..Self::default() }
     }
 
-    /// Whether it is about the parameter of that name in checkpoints.
+    /// Whether the rule applies to the parameter of a checkpoint name and shape.
     pub fn matches(&self, name: &str, shape: &[usize]) -> bool {
         self.names.iter().any(|pattern| glob(pattern, name)) || self.kinds.iter().any(|kind| kind.includes(name, shape))
     }
@@ -105,14 +105,14 @@ fn glob(pattern: &str, name: &str) -> bool {
     name.ends_with(end)
 }
 
-/// How a parameter is trained, by all rules together.
+/// The settings of a parameter after all rules were applied.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Group {
-    /// Whether it stays as it is.
+    /// Whether it is frozen.
     pub frozen: bool,
     /// Weight decay instead of the optimizer's.
     pub weight_decay: Option<f32>,
-    /// What the learning rate is multiplied by.
+    /// Factor of the learning rate.
     pub learning_rate_scale: f64,
 }
 
@@ -123,7 +123,7 @@ impl Default for Group {
 }
 
 impl Group {
-    /// Of the parameter of that name.
+    /// The settings of the parameter of a name and shape.
     pub fn of(name: &str, shape: &[usize], rules: &[GroupRule]) -> Self {
         rules.iter().filter(|rule| rule.matches(name, shape)).fold(Self::default(), |group, rule| Self {
             frozen: rule.frozen.unwrap_or(group.frozen),

@@ -10,16 +10,16 @@ pub trait Rule {
     /// Names in checkpoints of what is kept for each parameter, to be put in front of the parameter's name.
     fn moments(&self) -> &'static [&'static str];
 
-    /// The parameter's share that is taken off, or added to its gradient, where no group says otherwise.
+    /// Weight decay of parameters whose group sets none.
     fn weight_decay(&self) -> f32;
 
     /// The update of a step.
     fn update(&self, learning_rate: f32, weight_decay: f32) -> Update;
 
-    /// What of its settings cannot be: the key inside `optimizer`, and what would be right.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// The key and a message.
+    /// The key inside `optimizer` that is out of range, and what it may be.
     fn validate(&self) -> Result<(), (&'static str, String)>;
 }
 

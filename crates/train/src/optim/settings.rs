@@ -48,7 +48,7 @@ pub struct OptimizerSettings {
     /// gradients of all parts. Devices other than the CPU step after the backward pass all the same.
     #[serde(skip_serializing_if = "is_no")]
     pub in_backward: bool,
-    /// The learning rate's course.
+    /// The learning rate as a function of the samples seen.
     pub schedule: LrSchedule,
     /// Parameters that are trained differently.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -77,7 +77,7 @@ impl Default for OptimizerSettings {
     }
 }
 
-/// What followed the warm-up in recipes before there were schedules.
+/// The key `decay` of earlier recipes, in place of a schedule.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Decay {
@@ -189,7 +189,7 @@ pub struct TrainConfig<'a> {
 }
 
 impl<'a> TrainConfig<'a> {
-    /// Without groups of the task's own.
+    /// With no groups of the task's own.
     pub fn new(run: &'a RunSettings, optimizer: &'a OptimizerSettings, ema: Option<&'a EmaSettings>) -> Self {
         Self { run, optimizer, ema, groups: Vec::new() }
     }

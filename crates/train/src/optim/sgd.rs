@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sgd {
-    /// The old momentum's share of the new one; 0 keeps none.
+    /// Momentum: what the velocity is multiplied by before the gradient is added; 0 is plain gradient descent.
     pub momentum: f32,
-    /// What is taken off the gradient's share of the momentum.
+    /// Dampening: the gradient is added to the velocity times one minus this.
     pub dampening: f32,
     /// Whether each step looks ahead along the momentum (Nesterov).
     pub nesterov: bool,
-    /// The parameter's share that is added to its gradient.
+    /// Weight decay: this times the parameter is added to its gradient.
     pub weight_decay: f32,
 }
 

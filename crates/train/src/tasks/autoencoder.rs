@@ -1,16 +1,18 @@
 //! Training of the KL autoencoder (Rombach et al. 2022, appendix G, without the adversary).
 
-use crate::config::{SettingError, check, training_recipe};
+use crate::config::{Augment, DataSettings, SettingError, check, training_recipe};
 use crate::export;
 use crate::images::{Images, images_of};
+use crate::precache::{Deviation, evenly_spread};
 use crate::sources::open_source;
 use crate::stages::{StageContext, StageError};
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
 use burn::tensor::{DType, Device, Tensor};
-use calotype_checkpoints::Component;
+use calotype_checkpoints::{Component, Export, Placement};
 use calotype_core::{Purpose, Stream};
 use calotype_data::Batch;
 use calotype_data::image::RgbImage;
+use calotype_models::state::values_of;
 use calotype_models::{Autoencoder, AutoencoderConfig, ConfigError, Init};
 use calotype_ops::mean_squared_error;
 use calotype_pipeline::batches::stack;
@@ -58,6 +60,8 @@ pub struct NoisedImage {
 
 /// Images of a preview.
 const PREVIEWED: usize = 4;
+/// Images that the scaling factor is measured on.
+const MEASURED: usize = 1024;
 
 /// Reconstruction plus weighted divergence.
 #[derive(Debug)]
@@ -76,6 +80,48 @@ impl AutoencoderTask {
     fn latent(&self) -> [usize; 3] {
         let side = self.side() / self.recipe.model.downscale();
         [side, side, self.recipe.model.latent_channels]
+    }
+}
+
+impl AutoencoderTask {
+    /// One over the standard deviation of the latents' means, so that scaled latents have deviation one (Rombach et al. 2022,
+    /// appendix G), over [`MEASURED`] images evenly spread over the dataset, or all if there are fewer. They are cut out in
+    /// the middle and not mirrored, as precaching does it, so that the number depends on weights and dataset alone. None
+    /// if it is no number that latents can be multiplied by.
+    fn measured_scale(&self, model: &Autoencoder, notes: &mut Vec<String>) -> Result<Option<f64>, StageError> {
+        let dataset = open_source(&self.recipe.data, None)?;
+        let augment = Augment { filter: self.recipe.data.augment.filter, ..Augment::default() };
+        let images = Images::new(&DataSettings { augment, ..self.recipe.data.clone() }, self.side(), 0)?;
+        let numbers = evenly_spread(dataset.len(), MEASURED);
+        let (mut deviation, mut unreadable) = (Deviation::default(), 0);
+        for numbers in numbers.chunks(self.recipe.run.batch_size) {
+            let mut rows = Vec::with_capacity(numbers.len());
+            for &number in numbers {
+                match dataset.get(number) {
+                    // What cannot be decoded must not undo a training that went round it.
+                    Ok(held) => rows.extend(images.read(0, &held.sample()).map_err(|_| unreadable += 1)),
+                    Err(error) if error.concerns_one_sample() => unreadable += 1,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if !rows.is_empty() {
+                let dtype = self.recipe.run.precision.dtype(&self.device);
+                let shape = [self.side(), self.side(), 3];
+                let means = model.encode(stack(rows.iter().map(Vec::as_slice), &shape, dtype, &self.device)).mean();
+                deviation.add(&values_of(means));
+            }
+        }
+        if unreadable > 0 {
+            let all = numbers.len();
+            notes.push(format!(
+                "the scaling factor is measured without {unreadable} of {all} images that cannot be read"
+            ));
+        }
+        let scale = deviation.scale();
+        if scale.is_none() {
+            notes.push("the latents do not differ, so that no scaling factor could be measured".to_owned());
+        }
+        Ok(scale)
     }
 }
 
@@ -139,8 +185,20 @@ impl Task for AutoencoderTask {
         Ok(Loss { value: reconstruction + kl.mul_scalar(self.recipe.objective.kl_weight), parts })
     }
 
+    fn published(&self, model: &Autoencoder) -> Result<Export<'static>, StageError> {
+        Ok(export::autoencoder(model, &self.recipe.model, self.side(), None))
+    }
+
+    /// With the scaling factor of the recipe, or else the one that is measured on the training images.
     fn export(&self, model: &Autoencoder, folder: &Path) -> Result<Vec<String>, StageError> {
-        export::autoencoder(model, &self.recipe.model, self.side(), folder)
+        let mut notes = Vec::new();
+        let measured = match self.recipe.model.scaling_factor {
+            Some(_) => None,
+            None => self.measured_scale(model, &mut notes)?,
+        };
+        let export = export::autoencoder(model, &self.recipe.model, self.side(), measured);
+        notes.extend(export.write(folder, Placement::New)?.notes);
+        Ok(notes)
     }
 
     /// The first images of the dataset, each above its reconstruction.

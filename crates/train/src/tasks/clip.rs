@@ -6,12 +6,11 @@ use crate::images::Images;
 use crate::stages::{StageContext, StageError};
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
 use burn::tensor::Device;
-use calotype_checkpoints::Component;
+use calotype_checkpoints::{Component, Export};
 use calotype_data::Batch;
 use calotype_models::tokenizer::Tokens;
 use calotype_models::{Clip, ClipConfig, ClipTokenizer, ConfigError, Init};
 use calotype_pipeline::batches::{stack, token_ids};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,6 +50,13 @@ impl Task for ClipTask {
     fn check(recipe: &ClipRecipe) -> Result<(), SettingError> {
         check(recipe.run.batch_size >= 2, "run.batch_size", || {
             "contrastive training needs at least 2 samples to tell apart".to_owned()
+        })?;
+        check(recipe.optimizer.accumulate == 1, "optimizer.accumulate", || {
+            let (batch, parts) = (recipe.run.batch_size, recipe.optimizer.accumulate);
+            format!(
+                "{parts} parts would compare each sample with its own part alone, and not with all {batch} of the batch, \
+                 which is another loss; use 1, and a smaller run.batch_size if memory does not suffice"
+            )
         })
     }
 
@@ -93,12 +99,12 @@ impl Task for ClipTask {
         let shape = [tokens.len(), self.tokenizer.context_length()];
         step.record_integers("input_ids", &shape, tokens.iter().flat_map(|row| row.ids.iter().map(|&id| id.into())));
         let texts = step.gather_rows(model.text_features(ids, &ends, dtype))?;
-        let images = step.gather_rows(model.picture_features(images))?;
+        let images = step.gather_rows(model.image_features(images))?;
         Ok(Loss::of(model.contrastive_loss(images, texts)))
     }
 
-    fn export(&self, model: &Clip, folder: &Path) -> Result<Vec<String>, StageError> {
-        export::clip(model, &self.recipe.model, &self.recipe.data.augment, folder)
+    fn published(&self, model: &Clip) -> Result<Export<'static>, StageError> {
+        export::clip(model, &self.recipe.model, &self.recipe.data.augment)
     }
 
     fn notices(&self) -> Vec<String> {

@@ -8,7 +8,7 @@ use crate::sources::open_source;
 use crate::stages::{StageContext, StageError};
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
 use burn::tensor::{DType, Device, Tensor};
-use calotype_checkpoints::Component;
+use calotype_checkpoints::{Component, Export};
 use calotype_core::{Purpose, Stream};
 use calotype_data::{Batch, SampleRef};
 use calotype_diffusion::{NoiseSchedule, ScheduleConfig};
@@ -84,6 +84,20 @@ impl DiffusionTask {
     }
 }
 
+impl DiffusionTask {
+    fn export_of<'a>(&'a self, model: &'a UNet) -> DiffusionExport<'a> {
+        DiffusionExport {
+            model,
+            config: &self.recipe.model,
+            schedule: &self.recipe.schedule,
+            prediction: self.recipe.objective.prediction,
+            latent: self.reader.shape().latent,
+            scale_factor: self.scale_factor,
+            parts: &self.parts,
+        }
+    }
+}
+
 impl Task for DiffusionTask {
     const KIND: &'static str = "diffusion";
     const ABOUT: &'static str = "a UNet on precached latents and captions";
@@ -151,17 +165,12 @@ impl Task for DiffusionTask {
         Ok(noisy.loss(model, states, self.recipe.run.precision.dtype(&self.device), keep))
     }
 
+    fn published(&self, model: &UNet) -> Result<Export<'static>, StageError> {
+        self.export_of(model).own()
+    }
+
     fn export(&self, model: &UNet, folder: &Path) -> Result<Vec<String>, StageError> {
-        let export = DiffusionExport {
-            model,
-            config: &self.recipe.model,
-            schedule: &self.recipe.schedule,
-            prediction: self.recipe.objective.prediction,
-            latent: self.reader.shape().latent,
-            scale_factor: self.scale_factor,
-            parts: &self.parts,
-        };
-        export.write(&self.device, folder)
+        self.export_of(model).write(&self.device, folder)
     }
 
     fn encoders(&self) -> Option<String> {

@@ -8,14 +8,13 @@ use crate::stages::{StageContext, StageError};
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use calotype_checkpoints::Component;
+use calotype_checkpoints::{Component, Export};
 use calotype_data::source::folder::META_CLASSES;
 use calotype_data::{Batch, SampleRef};
 use calotype_models::vit::Dropout;
 use calotype_models::{ConfigError, Init, Vit, VitConfig};
 use calotype_pipeline::batches::stack;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 
 /// The classifier's loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,8 +125,8 @@ impl Task for VitTask {
         Ok(Loss::of(loss))
     }
 
-    fn export(&self, model: &Vit, folder: &Path) -> Result<Vec<String>, StageError> {
-        export::vit(model, &self.recipe.model, &self.names, &self.recipe.data.augment, folder)
+    fn published(&self, model: &Vit) -> Result<Export<'static>, StageError> {
+        export::vit(model, &self.recipe.model, &self.names, &self.recipe.data.augment)
     }
 }
 

@@ -79,7 +79,7 @@ pub enum Event<'a> {
     Scalars {
         /// Samples seen.
         samples: u64,
-        /// Each name is there once; `samples` and `seconds` are none.
+        /// Names are unique, and none is `samples` or `seconds`.
         values: &'a [(&'a str, f64)],
     },
     /// An image.
@@ -198,19 +198,31 @@ impl Trackers {
     pub fn push(&mut self, tracker: Box<dyn Tracker>) {
         self.0.push(tracker);
     }
+
+    /// Calls each tracker, also those behind one that fails; the first failure is the result.
+    fn to_each(
+        &mut self,
+        mut call: impl FnMut(&mut dyn Tracker) -> Result<(), TrackerError>,
+    ) -> Result<(), TrackerError> {
+        let mut result = Ok(());
+        for tracker in &mut self.0 {
+            result = result.and(call(tracker.as_mut()));
+        }
+        result
+    }
 }
 
 impl Tracker for Trackers {
-    /// Gives the event to each tracker.
+    /// Gives the event to each tracker, also to those behind one that fails.
     ///
     /// # Errors
-    /// The first tracker's that fails; those after it do not get the event.
+    /// The first tracker's that fails.
     fn event(&mut self, event: &Event<'_>) -> Result<(), TrackerError> {
-        self.0.iter_mut().try_for_each(|tracker| tracker.event(event))
+        self.to_each(|tracker| tracker.event(event))
     }
 
     fn sync(&mut self) -> Result<(), TrackerError> {
-        self.0.iter_mut().try_for_each(|tracker| tracker.sync())
+        self.to_each(|tracker| tracker.sync())
     }
 }
 
@@ -238,9 +250,9 @@ mod tests {
     use std::rc::Rc;
 
     #[derive(Debug)]
-    struct Heard(Rc<RefCell<Vec<String>>>, bool);
+    struct Recorded(Rc<RefCell<Vec<String>>>, bool);
 
-    impl Tracker for Heard {
+    impl Tracker for Recorded {
         fn event(&mut self, event: &Event<'_>) -> Result<(), TrackerError> {
             self.0.borrow_mut().push(format!("{event:?}"));
             match self.1 {
@@ -259,8 +271,8 @@ mod tests {
     fn every_tracker_gets_every_event() {
         let heard = Rc::<RefCell<Vec<String>>>::default();
         let mut trackers = Trackers::default();
-        trackers.push(Box::new(Heard(heard.clone(), false)));
-        trackers.push(Box::new(Heard(heard.clone(), false)));
+        trackers.push(Box::new(Recorded(heard.clone(), false)));
+        trackers.push(Box::new(Recorded(heard.clone(), false)));
         let path = Path::new("checkpoints/checkpoint-8");
         let events = [
             Event::RunStart { samples: 0, config: "seed = 1" },
@@ -271,8 +283,11 @@ mod tests {
         trackers.sync().unwrap();
         let expected = events.iter().map(|event| format!("{event:?}")).chain(["sync".to_owned()]);
         assert_eq!(*heard.borrow(), expected.flat_map(|event| [event.clone(), event]).collect::<Vec<_>>());
-        trackers.push(Box::new(Heard(heard.clone(), true)));
+        heard.borrow_mut().clear();
+        trackers.push(Box::new(Recorded(heard.clone(), true)));
+        trackers.push(Box::new(Recorded(heard.clone(), false)));
         assert!(trackers.event(&events[0]).is_err());
+        assert_eq!(heard.borrow().len(), 4, "a tracker that fails keeps the event from no other");
     }
 
     #[test]

@@ -183,14 +183,14 @@ fn scalar_value(tag: &str, value: f32) -> Vec<u8> {
 
 /// A `Summary.Value` with a `Summary.Image`: height, width, colour space (3 = RGB), encoded bytes.
 fn image_value(tag: &str, width: u32, height: u32, png: &[u8]) -> Vec<u8> {
-    let mut picture = Vec::new();
-    put_varint(&mut picture, 1, u64::from(height));
-    put_varint(&mut picture, 2, u64::from(width));
-    put_varint(&mut picture, 3, 3);
-    put_bytes(&mut picture, 4, png);
+    let mut message = Vec::new();
+    put_varint(&mut message, 1, u64::from(height));
+    put_varint(&mut message, 2, u64::from(width));
+    put_varint(&mut message, 3, 3);
+    put_bytes(&mut message, 4, png);
     let mut body = Vec::new();
     put_bytes(&mut body, 1, tag.as_bytes());
-    put_bytes(&mut body, 4, &picture);
+    put_bytes(&mut body, 4, &message);
     framed(&body)
 }
 
@@ -346,9 +346,9 @@ mod tests {
         let first = decode(first);
         assert_eq!(inner(&first, 1), b"train/loss");
         assert_eq!(first[1], (2, Field::Four(0.25f32.to_le_bytes())));
-        let picture = decode(&inner(&decode(&inner(&decode(&inner(&events[2], 5)), 1)), 4));
-        assert_eq!(picture[..3], [(1, Field::Varint(1)), (2, Field::Varint(2)), (3, Field::Varint(3))]);
-        let decoded = image::load_from_memory(&inner(&picture, 4)).unwrap().to_rgb8();
+        let message = decode(&inner(&decode(&inner(&decode(&inner(&events[2], 5)), 1)), 4));
+        assert_eq!(message[..3], [(1, Field::Varint(1)), (2, Field::Varint(2)), (3, Field::Varint(3))]);
+        let decoded = image::load_from_memory(&inner(&message, 4)).unwrap().to_rgb8();
         assert_eq!(decoded.into_raw(), [255, 0, 0, 0, 0, 255]);
         let text = decode(&inner(&decode(&inner(&events[3], 5)), 1));
         assert_eq!(inner(&decode(&inner(&text, 8)), 8), b"seed = 1");

@@ -62,9 +62,9 @@ pub enum TrainError {
         folder: PathBuf,
         /// Which encoders.
         what: &'static str,
-        /// Those that it was begun with.
+        /// Their identity when the run was begun.
         expected: String,
-        /// Those of now.
+        /// Their identity now.
         found: String,
     },
     /// A batch's loss could not be computed.

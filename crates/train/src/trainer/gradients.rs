@@ -5,6 +5,22 @@ use burn::tensor::{Gradients, Tensor, TensorData};
 use calotype_collective::{Collective, CollectiveError};
 use calotype_models::state::values_of;
 
+/// Replaces numbers by their means over all processes; all have as many.
+///
+/// # Errors
+/// [`CollectiveError`] if a process is gone.
+pub(super) fn average_numbers<'a>(
+    numbers: impl Iterator<Item = &'a mut f64>,
+    collective: &dyn Collective,
+) -> Result<(), CollectiveError> {
+    let numbers: Vec<&mut f64> = numbers.collect();
+    let mut sums: Vec<f32> = numbers.iter().map(|number| **number as f32).collect();
+    collective.all_reduce_sum(&mut sums)?;
+    let world = collective.world() as f64;
+    numbers.into_iter().zip(sums).for_each(|(number, sum)| *number = f64::from(sum) / world);
+    Ok(())
+}
+
 /// Replaces the gradients by their means over all processes.
 ///
 /// # Errors

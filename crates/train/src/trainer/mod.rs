@@ -9,7 +9,10 @@
 
 mod error;
 mod gradients;
+mod report;
 mod resume;
+#[cfg(test)]
+mod tests;
 
 pub use error::TrainError;
 pub(crate) use resume::{Claim, claim};
@@ -22,13 +25,14 @@ use crate::record::{Recording, StepFigures, StepRecord};
 use crate::sources::open_source;
 use crate::stages::{Recipe, StageContext};
 use crate::task::{BoxError, Loss, StepContext, Task};
-use crate::trackers::{Event, RunOutcome, Tracker, TrackerKind, Trackers};
+use crate::trackers::{Event, RunOutcome};
 use crate::trainable::{Trainable, WholeModel};
 use burn::module::Module;
 use calotype_core::progress::Progress;
 use calotype_data::{Batch, Loader, LoaderConfig, Source};
 use calotype_models::state;
 use calotype_ops::in_backward::{Uses, count_uses};
+use report::Reporter;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -121,15 +125,31 @@ pub fn train_with<T: Task, A: Trainable<T::Model>>(
     recipe: Recipe<'_, T::Recipe>,
     context: &StageContext<'_>,
 ) -> Result<Outcome<T::Model>, TrainError> {
+    let reporter = Reporter::new(context);
+    let outcome = run_to_an_end(task, trainable, parameters, recipe, &reporter, context);
+    if outcome.is_err() {
+        reporter.fail();
+    }
+    outcome
+}
+
+/// [`train_with`], without the event of a failure.
+fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
+    task: &T,
+    trainable: &A,
+    parameters: A::Parameters,
+    recipe: Recipe<'_, T::Recipe>,
+    reporter: &Reporter<'_>,
+    context: &StageContext<'_>,
+) -> Result<Outcome<T::Model>, TrainError> {
     let dataset = open_source(recipe.value.data(), Some(context.stop))?;
-    let mut run = Run::open(task, trainable, parameters, recipe, context)?;
+    let mut run = Run::open(task, trainable, parameters, recipe, reporter, context)?;
     resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders())?;
     for (reason, samples) in dataset.left_out() {
         run.progress.message(&format!("{}: {samples} samples are left out: {reason}", T::KIND));
     }
     let mut hooks = hooks::open_all::<T>(recipe.value)?;
     let mut loader = run.loader(dataset)?;
-    let skipped_before = run.state.skipped;
     while run.state.target.is_none() {
         let parts = loader.by_ref().take(run.config.optimizer.accumulate).collect::<Result<Vec<_>, _>>()?;
         if parts.is_empty() {
@@ -137,13 +157,15 @@ pub fn train_with<T: Task, A: Trainable<T::Model>>(
         }
         if run.stop_asked()? {
             let checkpoint = run.save()?;
-            run.tell(&Event::RunEnd { samples: run.samples, outcome: RunOutcome::Interrupted })?;
+            reporter.end(run.samples, RunOutcome::Interrupted)?;
             return Ok(Outcome::Interrupted { samples: run.samples, checkpoint });
         }
         run = run.step(parts)?;
-        run.state.skipped = skipped_before + loader.skipped();
+        reporter.seen(run.samples);
+        run.skipped_here = loader.skipped();
         run.call_hooks(&mut hooks)?;
-        if run.crossed(run.config.run.checkpoint_every) {
+        // The last checkpoint is saved behind the last entry of the logs.
+        if run.crossed(run.config.run.checkpoint_every) && !run.is_complete() {
             run.save()?;
         }
     }
@@ -159,11 +181,13 @@ struct Run<'a, T: Task, A: Trainable<T::Model>> {
     config: TrainConfig<'a>,
     context: &'a StageContext<'a>,
     store: CheckpointStore,
-    /// Absent in all processes but the first.
-    trackers: Option<Trackers>,
+    reporter: &'a Reporter<'a>,
     progress: Progress,
     recording: Option<Recording<'a>>,
     state: RunState,
+    /// Corrupt samples that earlier processes replaced, and this one.
+    skipped_before: u64,
+    skipped_here: u64,
     samples: u64,
     started: Instant,
     /// Seconds of earlier processes.
@@ -187,6 +211,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         trainable: &'a A,
         parameters: A::Parameters,
         recipe: Recipe<'a, T::Recipe>,
+        reporter: &'a Reporter<'a>,
         context: &'a StageContext<'a>,
     ) -> Result<Self, TrainError> {
         let config = TrainConfig { groups: task.groups(), ..recipe.value.config() };
@@ -212,16 +237,17 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             }
             None => None,
         };
-        let total = config.run.steps() * config.run.batch_size as u64;
+        let total = end_of(&config);
         let mut progress = Progress::new(T::KIND, total).starting_at(samples);
         if samples > 0 {
             progress.message(&format!("{}: resumed at {samples} of {total} samples", T::KIND));
         }
         let now = Instant::now();
-        let first = context.collective.is_first();
-        let trackers = first.then(|| Trackers::open(context.folder, samples, TrackerKind::ALL)).transpose()?;
-        let mut run = Self {
-            trackers,
+        reporter.begin(samples, recipe.text)?;
+        Ok(Self {
+            reporter,
+            skipped_before: state.skipped,
+            skipped_here: 0,
             seconds_before: state.seconds,
             started: now,
             entry: (now, samples),
@@ -238,14 +264,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             recording,
             state,
             samples,
-        };
-        run.tell(&Event::RunStart { samples, config: recipe.text })?;
-        Ok(run)
-    }
-
-    /// Tells the trackers, where this process has them.
-    fn tell(&mut self, event: &Event<'_>) -> Result<(), TrainError> {
-        Ok(self.trackers.as_mut().map_or(Ok(()), |trackers| trackers.event(event))?)
+        })
     }
 
     fn batch_size(&self) -> u64 {
@@ -259,7 +278,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             rank: self.context.collective.rank(),
             world: self.context.collective.world(),
             start: self.samples,
-            end: Some(self.config.run.steps() * self.batch_size()),
+            end: Some(end_of(&self.config)),
             threads: data.threads,
             on_error: data.on_error.into(),
             ..LoaderConfig::new(self.config.micro_batch())
@@ -277,6 +296,11 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     /// Whether the step just done passed a multiple of `every` samples.
     fn crossed(&self, every: u64) -> bool {
         hooks::crossed(self.samples - self.batch_size(), self.samples, every)
+    }
+
+    /// Whether the step just done was the last one.
+    fn is_complete(&self) -> bool {
+        self.state.target.is_some() || self.samples >= end_of(&self.config)
     }
 
     /// A step on the parts of a batch.
@@ -316,16 +340,16 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         for part in batch {
             let record = self.recording.is_some().then(StepRecord::default);
             let weight = part.items.len() as f64;
-            let Loss { value, parts } = self.loss(part, record.as_ref())?;
-            let mut number = [value.clone().inner().into_scalar::<f32>()];
+            let Loss { value, mut parts } = self.loss(part, record.as_ref())?;
+            let mut number = f64::from(value.clone().inner().into_scalar::<f32>());
             let mut gradients = value.backward();
             drop(value);
             if collective.world() > 1 {
-                collective.all_reduce_sum(&mut number)?;
-                number[0] /= collective.world() as f32;
+                let own = std::iter::once(&mut number).chain(parts.iter_mut().map(|(_, part)| part));
+                gradients::average_numbers(own, collective)?;
                 gradients::average(&self.parameters, &mut gradients, collective)?;
             }
-            mean.add(f64::from(number[0]), parts, weight);
+            mean.add(number, parts, weight);
             let gradients = self.optimizer.gradients(&self.parameters, &mut gradients, weight);
             match &mut sum {
                 None => sum = Some(gradients),
@@ -428,7 +452,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     /// Records numbers, and keeps them for hooks.
     fn note(&mut self, values: &[(&str, f64)]) -> Result<(), TrainError> {
         self.metrics.extend(values.iter().map(|(name, value)| ((*name).to_owned(), *value)));
-        self.tell(&Event::Scalars { samples: self.samples, values })
+        Ok(self.reporter.tell(&Event::Scalars { samples: self.samples, values })?)
     }
 
     /// Runs the hooks that are due, in the order of their table; what they found is logged before the next one runs.
@@ -455,11 +479,11 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let samples = self.samples;
         for (name, values) in &found.evaluations {
             self.metrics.extend(values.iter().map(|(result, value)| (format!("{name}/{result}"), *value)));
-            self.tell(&Event::Evaluation { samples, name, values })?;
+            self.reporter.tell(&Event::Evaluation { samples, name, values })?;
         }
         for (tag, image) in &found.images {
             let (width, height) = (image.width() as u32, image.height() as u32);
-            self.tell(&Event::Image { samples, tag, width, height, rgb: image.data() })?;
+            self.reporter.tell(&Event::Image { samples, tag, width, height, rgb: image.data() })?;
         }
         if let Some(target) = found.target {
             self.progress.message(&format!("{}: {target} after {samples} samples", T::KIND));
@@ -473,17 +497,26 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     }
 
     fn save(&mut self) -> Result<PathBuf, TrainError> {
-        if let Some((_, path)) = self.store.list()?.into_iter().find(|(samples, _)| *samples == self.samples) {
-            return Ok(path);
-        }
         self.state.seconds = self.seconds();
         self.state.steps = self.optimizer.steps();
+        self.state.skipped = self.skipped_before + self.skipped_everywhere()?;
+        // Whether there is a checkpoint is for one process to say: the others may look before or after it is there.
         let path = match self.context.collective.is_first() {
-            true => self.write_checkpoint()?,
+            true => match self.store.list()?.into_iter().find(|(samples, _)| *samples == self.samples) {
+                Some((_, path)) => path,
+                None => self.write_checkpoint()?,
+            },
             false => self.store.folder().to_owned(),
         };
         self.context.collective.barrier()?;
         Ok(path)
+    }
+
+    /// Corrupt samples that all processes of this start have replaced.
+    fn skipped_everywhere(&self) -> Result<u64, TrainError> {
+        let mut skipped = [self.skipped_here as f32];
+        self.context.collective.all_reduce_sum(&mut skipped)?;
+        Ok(skipped[0] as u64)
     }
 
     fn write_checkpoint(&mut self) -> Result<PathBuf, TrainError> {
@@ -491,9 +524,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             checkpoint: self.store.folder().to_owned(),
             problem: error.to_string(),
         })?;
-        if let Some(trackers) = &mut self.trackers {
-            trackers.sync()?;
-        }
+        self.reporter.sync()?;
         let tensors = module_tensors(MODEL, &self.parameters).into_iter().chain(self.optimizer.state());
         let path = self.store.save(self.samples, tensors, &state).map_err(|error| match error {
             // A run cannot go on from such a checkpoint, and keeping it would push out one from which it can.
@@ -501,7 +532,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             other => other.into(),
         })?;
         self.store.prune(self.config.run.keep_checkpoints)?;
-        self.tell(&Event::CheckpointSaved { samples: self.samples, path: &path })?;
+        self.reporter.tell(&Event::CheckpointSaved { samples: self.samples, path: &path })?;
         Ok(path)
     }
 
@@ -511,7 +542,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         }
         self.finish_recording()?;
         self.save()?;
-        self.tell(&Event::RunEnd { samples: self.samples, outcome: RunOutcome::Finished })?;
+        self.reporter.end(self.samples, RunOutcome::Finished)?;
         self.progress.finish();
         for notice in self.task.notices() {
             self.progress.message(&format!("{}: {notice}", T::KIND));
@@ -536,6 +567,11 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
 
 /// Loss and norm of the gradient.
 type Figures = (MeanLoss, f64);
+
+/// Samples of the whole run; the last batch is not shortened.
+fn end_of(config: &TrainConfig<'_>) -> u64 {
+    config.run.steps() * config.run.batch_size as u64
+}
 
 fn learning_rate(config: &TrainConfig<'_>, samples: u64) -> f64 {
     config.optimizer.learning_rate_at(&config.position(samples))

@@ -5,7 +5,6 @@ use crate::config::TrainingRecipe;
 use calotype_core::durable;
 use calotype_data::Source;
 use calotype_data::precache::encoder_of;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -57,8 +56,7 @@ pub(super) fn claim_folder<R: TrainingRecipe>(folder: &Path, recipe: &R, text: &
         Claim::Same => Ok(()),
         Claim::New => {
             let path = folder.join(RECIPE);
-            durable::replace_file(&path, |file| file.write_all(text.as_bytes()))
-                .map_err(|source| TrainError::Io { path, source })
+            durable::write_bytes(&path, text.as_bytes()).map_err(|source| TrainError::Io { path, source })
         }
         Claim::Other(difference) => Err(TrainError::OtherRecipe { folder: folder.to_owned(), difference }),
     }
@@ -113,7 +111,10 @@ struct EncoderRecord {
 pub(super) fn claim_encoders(folder: &Path, dataset: &dyn Source, training: Option<String>) -> Result<(), TrainError> {
     let path = folder.join(ENCODERS);
     let now = EncoderRecord { dataset: encoder_of(dataset.meta()).map(str::to_owned), training };
-    let Some(begun) = read_json::<EncoderRecord>(&path)? else { return write_json(&path, &now) };
+    let io = |source| TrainError::Io { path: path.clone(), source };
+    let Some(begun) = durable::read_json::<EncoderRecord>(&path).map_err(io)? else {
+        return durable::write_json(&path, &now).map_err(io);
+    };
     let pairs = [("data of the encoders", begun.dataset, now.dataset), ("the encoder", begun.training, now.training)];
     match pairs.into_iter().find(|(_, begun, now)| begun != now) {
         None => Ok(()),
@@ -122,21 +123,6 @@ pub(super) fn claim_encoders(folder: &Path, dataset: &dyn Source, training: Opti
             Err(TrainError::OtherEncoder { folder: folder.to_owned(), what, expected, found })
         }
     }
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TrainError> {
-    let io = |source| TrainError::Io { path: path.to_owned(), source };
-    match std::fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| io(error.into())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io(error)),
-    }
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
-    let io = |source| TrainError::Io { path: path.to_owned(), source };
-    let text = serde_json::to_vec_pretty(value).map_err(|error| io(error.into()))?;
-    durable::replace_file(path, |file| file.write_all(&text)).map_err(io)
 }
 
 #[cfg(test)]

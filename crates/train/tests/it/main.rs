@@ -1,4 +1,5 @@
 //! Training from the outside: every task of the table, precaching, and what training reads of it.
 
+mod adapters;
 mod precache;
 mod tasks;

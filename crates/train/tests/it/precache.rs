@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 const SAMPLES: usize = 10;
 const TOKENS: usize = 12;
 
-/// Small models with random weights, and captioned pictures of several sizes.
+/// Small models with random weights, and captioned images of several sizes.
 struct World {
     dir: tempfile::TempDir,
     autoencoder: Autoencoder,
@@ -76,7 +76,7 @@ fn captions(number: usize) -> String {
         .to_owned()
 }
 
-fn picture(number: usize) -> RgbImage {
+fn image(number: usize) -> RgbImage {
     let (width, height) = [(32, 32), (50, 40), (33, 47)][number % 3];
     let level = |i: usize| ((i * 37 + number * 11 + i / 91) % 256) as u8;
     RgbImage::new(width, height, (0..3 * width * height).map(level).collect()).expect("sizes agree")
@@ -101,9 +101,9 @@ impl World {
         Export::model(part).write(&dir.path().join("autoencoder"), Placement::New).expect("saved");
         save_clip(&dir.path().join("clip"), &clip, &clip_config, Placement::New);
         let limits = ShardLimits { samples: 4, ..ShardLimits::default() };
-        let mut writer = ShardWriter::create(dir.path().join("pictures"), "x", limits).expect("created");
+        let mut writer = ShardWriter::create(dir.path().join("images"), "x", limits).expect("created");
         for number in 0..SAMPLES {
-            let png = picture(number).encode_png(PngEffort::Fast).expect("encoded");
+            let png = image(number).encode_png(PngEffort::Fast).expect("encoded");
             let part = if number % 2 == 0 { "png" } else { "webp" };
             // The decoder goes by content: what matters is which part is looked for.
             let sample = Sample::new(key(number)).with(part, png).with("txt", captions(number)).with("json", "{}");
@@ -121,7 +121,7 @@ impl World {
     fn recipe(&self, out: &str, more: &str) -> PrecacheRecipe {
         let text = format!(
             "source = {:?}\nout = {:?}\nresolution = 32\nbatch_size = 4\nshard_samples = 3\n{more}",
-            self.path("pictures"),
+            self.path("images"),
             self.path(out)
         );
         let text = text.replace("AUTOENCODER", &format!("{:?}", self.path("autoencoder")));
@@ -135,16 +135,16 @@ impl World {
         Dataset::open(self.path(out)).expect("a dataset")
     }
 
-    /// Moments of sample `number`, channels first, of a picture in `low..1`.
+    /// Moments of sample `number`, channels first, of an image in `low..1`.
     fn moments(&self, number: usize, low: f32) -> Vec<f32> {
-        let image = picture(number);
+        let image = image(number);
         let image = match (image.width(), image.height()) {
             (32, 32) => image,
             _ => image.resize_shorter(32, Filter::Bicubic).unwrap().center_crop(32, 32).unwrap(),
         };
         let data = TensorData::new(image.to_f32_hwc(low, 1.0), [1, 32, 32, 3]);
-        let picture = Tensor::<4>::from_data(data, &device());
-        values_of(self.autoencoder.encode(picture).moments.permute([0, 3, 1, 2]))
+        let image = Tensor::<4>::from_data(data, &device());
+        values_of(self.autoencoder.encode(image).moments.permute([0, 3, 1, 2]))
     }
 
     /// Tokens of sample `number`'s caption: ids, and the position of the end.
@@ -210,7 +210,7 @@ fn moments_and_states_are_the_models() {
 }
 
 #[test]
-fn features_of_picture_towers() {
+fn features_of_image_towers() {
     let world = World::new();
     let config = VitConfig {
         image_size: 16,
@@ -232,13 +232,13 @@ fn features_of_picture_towers() {
     );
     let data = world.run("features", &more);
     for number in 0..SAMPLES {
-        let image = picture(number).resize_shorter(16, Filter::Bicubic).unwrap().center_crop(16, 16).unwrap();
+        let image = image(number).resize_shorter(16, Filter::Bicubic).unwrap().center_crop(16, 16).unwrap();
         let pixels = TensorData::new(image.to_f32_hwc(-1.0, 1.0), [1, 16, 16, 3]);
         let pixels = Tensor::<4>::from_data(pixels, &device());
         let found = array(&data, number, "image.npy").to_f32().unwrap();
         let length = found.iter().map(|v| v * v).sum::<f32>().sqrt();
         let unit: Vec<f32> = found.iter().map(|v| v / length).collect();
-        assert_close(&unit, &values_of(world.clip.picture_features(pixels.clone())), "CLIP");
+        assert_close(&unit, &values_of(world.clip.image_features(pixels.clone())), "CLIP");
         let states = array(&data, number, "classes.npy");
         assert_eq!(states.shape(), [5, 32]);
         assert_close(&states.to_f32().unwrap(), &values_of(vit.last_hidden_state(pixels).unwrap()), "ViT");
@@ -488,11 +488,11 @@ fn recipes_that_cannot_be() {
 #[test]
 fn any_source_will_do() {
     let world = World::new();
-    // A plain folder of pictures with captions beside them.
+    // A plain folder of images with captions beside them.
     let folder = world.path("folder");
     fs::create_dir(&folder).unwrap();
     for number in 0..SAMPLES {
-        let png = picture(number).encode_png(PngEffort::Fast).unwrap();
+        let png = image(number).encode_png(PngEffort::Fast).unwrap();
         fs::write(folder.join(format!("{}.png", key(number))), png).unwrap();
         fs::write(folder.join(format!("{}.txt", key(number))), captions(number)).unwrap();
     }

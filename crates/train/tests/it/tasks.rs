@@ -5,10 +5,12 @@
 //! `golden/KIND.json`, which `scripts/replay.py` makes: see `golden/README.md`.
 
 use burn::tensor::Device;
-use calotype_checkpoints::Checkpoint;
-use calotype_data::image::{PngEffort, RgbImage};
+use calotype_checkpoints::{Checkpoint, Component};
+use calotype_data::image::{Filter, PngEffort, RgbImage};
 use calotype_data::npy::NpyArray;
-use calotype_data::{Sample, ShardLimits, ShardWriter};
+use calotype_data::{Dataset, Sample, ShardLimits, ShardWriter};
+use calotype_pipeline::encoders::image::ImageInput;
+use calotype_pipeline::encoders::{ImageEncoder, ImageEncoderKind, ImageOutput};
 use calotype_train::record::RecordOptions;
 use calotype_train::stages::{MODEL, StageContext, StageEnd, StageError};
 use calotype_train::tasks::{self, TASKS};
@@ -23,10 +25,10 @@ use std::path::{Path, PathBuf};
 const STEPS: usize = 20;
 
 /// Datasets made of formulas: `images` (with captions and classes) and `precached` (moments and hidden states).
-struct World(tempfile::TempDir);
+pub(crate) struct World(tempfile::TempDir);
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = Self(tempfile::tempdir().unwrap());
         world.write("images", |number| {
             let level = |i: usize| ((i * (3 + number % 7) + number * 29) % 251) as u8;
@@ -54,7 +56,7 @@ impl World {
         writer.finish().unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -126,6 +128,13 @@ fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, Vec<u8>)>) {
             false => files.push((name, fs::read(&path).unwrap())),
         }
     }
+}
+
+/// A task's recipe, with its dataset.
+pub(crate) fn recipe_text(world: &World, kind: &str) -> String {
+    let loader = RecipeLoader::new().folder(here().join("recipes"));
+    let data = world.path(loader.load::<toml::Table>(kind, &[]).unwrap().value["data"]["path"].as_str().unwrap());
+    tasks::load(&loader, kind, &[format!("data.path={data:?}")]).unwrap().text().to_owned()
 }
 
 fn here() -> PathBuf {
@@ -262,4 +271,69 @@ fn hooks_measure_show_and_end_a_run() {
     assert!(world.path("ended").join(MODEL).is_dir());
     let error = world.train("autoencoder", "bad", &["hooks.target={ metric = \"loss\" }"], None).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("`hooks.target`"), "{error}");
+}
+
+#[test]
+fn what_could_not_be_written_is_refused_before_training() {
+    let world = World::new();
+    let cases: [(&str, &[&str], &[&str]); 3] = [
+        ("vit", &["model.class_tokens=2"], &["`model.class_tokens`", "one class token"]),
+        ("vit", &["model.pooling=true"], &["`model.pooling`"]),
+        ("clip", &["optimizer.accumulate=2"], &["`optimizer.accumulate`", "another loss"]),
+    ];
+    for (kind, settings, words) in cases {
+        let error = world.train(kind, "refused", settings, None).unwrap_err();
+        let text = error.to_string();
+        assert!(error.is_usage() && words.iter().all(|word| text.contains(word)), "{kind} {settings:?}: {text}");
+        assert!(!world.path("refused").join("recipe.toml").exists(), "{kind}: a run was begun");
+    }
+}
+
+/// MLPerf's variant has other groups in its transformers' norms, for which diffusers has no field.
+#[test]
+fn a_unet_that_diffusers_cannot_describe_is_written_in_our_own_layout() {
+    let world = World::new();
+    world.train("diffusion", "own", &["model.transformer_norm_groups=8"], None).unwrap();
+    let checkpoint = Checkpoint::open(&world.path("own")).unwrap();
+    let unet = checkpoint.component(Component::Unet).unwrap();
+    assert_eq!(unet.config["transformer_norm_num_groups"], 8);
+    assert!(checkpoint.prediction().is_some(), "the prediction type is not in the folder");
+}
+
+#[test]
+fn an_autoencoder_measures_its_scaling_factor() {
+    let world = World::new();
+    let config = |run: &str| -> Value {
+        let path = world.path(run).join(MODEL).join("config.json");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    world.train("autoencoder", "measured", &["run.samples=40"], None).unwrap();
+    let measured = config("measured");
+    assert!(measured.get(calotype_checkpoints::SCALE_UNKNOWN).is_none());
+    let scale = measured["scaling_factor"].as_f64().unwrap();
+    // One over the deviation of the latents' means of all 24 images.
+    let network = ImageEncoder::open(
+        &world.path("measured").join(MODEL),
+        ImageEncoderKind::Autoencoder,
+        ImageOutput::Auto,
+        ImageInput::in_range(16, -1.0, 1.0),
+        burn::tensor::DType::F32,
+        &Device::flex(),
+    )
+    .unwrap();
+    let dataset = Dataset::open(world.path("images")).unwrap();
+    let (mut sum, mut squares, mut count) = (0.0, 0.0, 0.0);
+    for sample in dataset.iter() {
+        let image = RgbImage::decode("x", sample.unwrap().part("png").unwrap()).unwrap();
+        let prepared = network.input().prepare(&image, Some(Filter::Bicubic)).unwrap();
+        let (_, moments) = network.encode(&[prepared]).unwrap();
+        for &value in &moments[..moments.len() / 2] {
+            (sum, squares, count) = (sum + f64::from(value), squares + f64::from(value).powi(2), count + 1.0);
+        }
+    }
+    let mean: f64 = sum / count;
+    let expected = 1.0 / (squares / count - mean * mean).sqrt();
+    assert!((scale / expected - 1.0).abs() < 1e-3, "{scale} instead of {expected}");
+    world.train("autoencoder", "given", &["run.samples=40", "model.scaling_factor=0.5"], None).unwrap();
+    assert_eq!(config("given")["scaling_factor"], 0.5);
 }

@@ -36,13 +36,13 @@ struct Lanes<'a, const PAIRS: usize, const CHANNELS: usize, const AT_ONCE: usize
 }
 
 impl<const PAIRS: usize, const CHANNELS: usize, const AT_ONCE: usize> Lanes<'_, PAIRS, CHANNELS, AT_ONCE> {
-    /// What scores need of a query: pairs of channels of q and of dO, -lse to base 2 and -rowsum(dO * O).
+    /// The part of a query that scores need: pairs of channels of q and of dO, -lse to base 2 and -rowsum(dO * O).
     const SCORE_QUERY: usize = 2 * PAIRS + 2;
 
     /// Two queries: both [`Lanes::SCORE_QUERY`], then q and dO by channel, as pairs of queries.
     const QUERY: usize = 2 * Self::SCORE_QUERY + 2 * CHANNELS;
 
-    /// What scores need of 16 keys, in vectors: pairs of channels of k and of v, and where scores begin: lanes without a key are never
+    /// The part of 16 keys that scores need, in vectors: pairs of channels of k and of v, and where scores begin: lanes without a key are never
     /// seen.
     const SCORE_KEY: usize = 2 * PAIRS + 1;
 

@@ -27,7 +27,7 @@ struct Lanes<'a, const PAIRS: usize, const CHANNELS: usize, const TWOS: usize> {
     finish: &'a Finish<'a>,
 }
 
-/// What some queries got: outputs, by query and channel; by query, sums of probabilities, and of rounded ones.
+/// Results of some queries: outputs, by query and channel; by query, sums of probabilities, and of rounded ones.
 struct Sums {
     outputs: Line,
     totals: [f32; 4],

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Constant {
-    /// The old average's share of the new one.
+    /// The decay: the new average is the old one times this, plus the weights times the rest.
     pub decay: f64,
 }
 

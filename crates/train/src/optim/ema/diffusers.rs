@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Diffusers {
-    /// The largest share of the old average.
+    /// The largest decay.
     pub decay: f64,
-    /// The smallest, from the second update on.
+    /// The smallest decay, from the second update on.
     pub min_decay: f64,
-    /// Whether the share rises by `inv_gamma` and `power`; diffusers' `use_ema_warmup`.
+    /// Whether the decay rises by `inv_gamma` and `power`; diffusers' `use_ema_warmup`.
     pub warmup: bool,
     /// Updates after which it has risen by about a half.
     pub inv_gamma: f64,

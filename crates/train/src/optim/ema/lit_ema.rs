@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LitEma {
-    /// The largest share of the old average.
+    /// The largest decay.
     pub decay: f64,
 }
 

@@ -14,7 +14,7 @@ use super::position::{Position, Span};
 use super::table::{read, table};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// How far an average is.
+/// Where in the run an average is updated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AverageProgress {
     /// Samples seen since the average began.
@@ -25,12 +25,12 @@ pub struct AverageProgress {
     pub updates: u64,
 }
 
-/// How much of the old average an update keeps.
+/// The decay of a moving average.
 pub trait AverageForm {
-    /// The old average's share of the new one, 0 to 1, in the update that ends at some progress.
+    /// The decay of an update, 0 to 1: the new average is the old one times this, plus the weights times the rest.
     fn decay(&self, at: &AverageProgress) -> f64;
 
-    /// What of its settings cannot be: the key and what would be right.
+    /// Checks the settings.
     ///
     /// # Errors
     /// A message that names the key.
@@ -62,13 +62,13 @@ table! {
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EmaSettings {
-    /// How much of the old average each update keeps.
+    /// Which decay each update has.
     #[serde(flatten)]
     pub form: EmaForm,
-    /// Until here, the average follows the weights.
+    /// Until then, the average is a copy of the weights.
     #[serde(skip_serializing_if = "Span::is_zero")]
     pub start: Span,
-    /// Distance of the updates; by default each step is one.
+    /// Interval between updates; by default every step updates.
     #[serde(skip_serializing_if = "is_each_step")]
     pub interval: Span,
 }
@@ -90,7 +90,7 @@ impl EmaSettings {
         Self { form, start: Span::ZERO, interval: EACH_STEP }
     }
 
-    /// The old average's share of the new one in the step that ends at a position; 1 in a step without an update.
+    /// The decay of the step that ends at a position; 1 in a step without an update.
     pub fn decay(&self, at: &Position) -> f32 {
         let start = self.start.samples(at.batch_size);
         let Some(samples) = at.samples.checked_sub(start).filter(|&since| since > 0) else { return 0.0 };

@@ -27,7 +27,7 @@ pub trait Schedule {
     /// The learning rate of the step that ends at a position, where `peak` is the recipe's `optimizer.learning_rate`.
     fn rate(&self, peak: f64, at: &Position) -> f64;
 
-    /// What of its settings cannot be: the key and what would be right.
+    /// Checks the settings.
     ///
     /// # Errors
     /// A message that names the key.
@@ -37,7 +37,7 @@ pub trait Schedule {
 }
 
 table! {
-    /// The learning rate's course through a run; `optimizer.schedule` of a recipe.
+    /// The learning rate as a function of the samples seen; `optimizer.schedule` of a recipe.
     ///
     /// ```
     /// use calotype_train::optim::{LrSchedule, Position};
@@ -52,15 +52,15 @@ table! {
         Cosine(Cosine) = "cosine",
         /// A straight line from the peak down.
         Linear(Linear) = "linear",
-        /// A power of the share that is left.
+        /// A power of the share of the run that is left.
         Polynomial(Polynomial) = "polynomial",
         /// Straight warm-up and decay of latent-diffusion.
         LambdaLinear(LambdaLinear) = "lambda_linear",
-        /// One over the root of progress.
+        /// One over the square root of the samples seen.
         InverseSqrt(InverseSqrt) = "inverse_sqrt",
-        /// A factor at equal distances.
+        /// Multiplied by a factor at equal intervals.
         Step(Step) = "step",
-        /// A factor at given places.
+        /// Multiplied by a factor at given points of the run.
         MultiStep(MultiStep) = "multi_step",
     }
 }

@@ -1,9 +1,8 @@
 //! Encoders and Inception against transformers, open_clip and pytorch-fid: tiny models with weights by formula.
 //!
-//! `golden/make_encoders.py` made the outputs, and the norm and three projections of every gradient.
+//! `tests/golden/make_encoders.py` made the outputs, and the norm and three projections of every gradient.
 
-mod common;
-
+use crate::common;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use calotype_models::state::{self, values_of};
@@ -16,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 static GOLDEN: LazyLock<Value> =
-    LazyLock::new(|| serde_json::from_str(include_str!("golden/encoders.json")).expect("JSON"));
+    LazyLock::new(|| serde_json::from_str(include_str!("../golden/encoders.json")).expect("JSON"));
 
 fn case(name: &str) -> &'static Value {
     &GOLDEN[name]
@@ -212,7 +211,7 @@ fn both_towers_and_their_loss() {
     let device = device();
     let model = filled(config.init(&mut Init::new(0, &device)).expect("a model"), 1.0);
     let texts = model.text_features(ids(case), &[5, 2, 3], DType::F32);
-    let features = model.picture_features(pictures(3, 12, 12));
+    let features = model.image_features(pictures(3, 12, 12));
     let loss = model.contrastive_loss(features.clone(), texts.clone());
     let outputs = Outputs::default().with("text_embeds", texts).with("image_embeds", features).with("loss", loss);
     outputs.check("clip", case, true);
@@ -346,7 +345,7 @@ fn inputs_that_do_not_fit() {
     let vision = ImageEncoderConfig::from_transformers(&case("vision")["config"]).expect("a configuration");
     let vision = vision.init(&mut Init::new(0, &device)).expect("a model");
     let error = vision.forward(pictures(1, 12, 16)).expect_err("an error");
-    assert_eq!(error, InputError::Picture { found: [12, 16, 3], side: 12 });
+    assert_eq!(error, InputError::Image { found: [12, 16, 3], side: 12 });
 
     let inception = InceptionConfig::default().init(&mut Init::repeated_noise(0.1, &device));
     let error = inception.forward_resized(pictures(1, 74, 80)).expect_err("an error");

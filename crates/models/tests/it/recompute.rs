@@ -1,7 +1,6 @@
 //! A UNet that keeps only its blocks' inputs has the output and the gradients of one that keeps everything.
 
-mod common;
-
+use crate::common;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use calotype_core::{Purpose, Stream};
 use calotype_models::state::{self, values_of};

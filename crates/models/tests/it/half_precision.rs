@@ -1,7 +1,6 @@
 //! UNets whose convolutions are wide enough for every way of computing them are in `bf16` as near to `f32` as rounding allows.
 
-mod common;
-
+use crate::common;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_core::{Purpose, Stream};
 use calotype_models::state::values_of;

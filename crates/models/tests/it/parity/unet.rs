@@ -1,6 +1,6 @@
 //! UNets of every family.
 
-use crate::golden::{Golden, channels_first, cosine, filled, input, picture, relative_error, uniform};
+use super::golden::{Golden, channels_first, cosine, filled, input, picture, relative_error, uniform};
 use burn::tensor::{DType, Device, Tensor};
 use calotype_models::state::{WeightPrecision, values_of};
 use calotype_models::unet::UNet;

@@ -1,6 +1,6 @@
 //! The autoencoder: encoder, decoder, tiles.
 
-use crate::golden::{Golden, channels_first, cosine, filled, picture, relative_error};
+use super::golden::{Golden, channels_first, cosine, filled, picture, relative_error};
 use burn::tensor::{DType, Device};
 use calotype_models::AutoencoderConfig;
 use calotype_models::state::WeightPrecision;

@@ -1,7 +1,6 @@
 //! Whole models: output and every parameter's gradient through the CPU kernels against the portable operations.
 
-mod common;
-
+use crate::common;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use calotype_core::{Purpose, Stream};
@@ -132,7 +131,7 @@ fn clip() {
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [3, 6]), &device.inner());
     compare("clip", &model, |model| {
         let texts = model.text_features(ids.clone(), &[5, 2, 4], DType::F32);
-        model.contrastive_loss(model.picture_features(pictures.clone()), texts)
+        model.contrastive_loss(model.image_features(pictures.clone()), texts)
     });
     // The features are unit vectors of the same direction with bf16 activations.
     let same = |a: Tensor<2>, b: Tensor<2>| {
@@ -141,5 +140,5 @@ fn clip() {
     };
     let texts = |dtype| model.text_features(ids.clone(), &[5, 2, 4], dtype);
     same(texts(DType::F32), texts(DType::BF16));
-    same(model.picture_features(pictures.clone()), model.picture_features(pictures.cast(DType::BF16)));
+    same(model.image_features(pictures.clone()), model.image_features(pictures.cast(DType::BF16)));
 }

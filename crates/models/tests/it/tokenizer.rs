@@ -1,4 +1,4 @@
-//! The tokenizer against open_clip's and transformers' (`make_tokenizer_golden.py`).
+//! The tokenizer against open_clip's and transformers' (`tests/make_tokenizer_golden.py`).
 
 use calotype_models::tokenizer::{Cleaning, ClipTokenizer, Padding, TokenizerError, TokenizerOptions};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Pictures from pictures: the forward pass, and the gradient of the input.
+//! Images from images: the forward pass, and the gradient of the input.
 
 use half::bf16;
 use std::ops::Range;
@@ -20,8 +20,8 @@ use crate::tile16::{Kernel16, SHORT_STRIDE, WIDTH};
 /// Tiles whose outputs are stored together.
 const RUN: usize = 8;
 
-/// What is computed from what.
-#[derive(Clone, Copy)]
+/// The direction of a convolution.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
     /// Outputs from inputs.
     Forward,

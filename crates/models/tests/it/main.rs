@@ -1,0 +1,9 @@
+//! The tests of the public interface, as one program.
+
+mod common;
+mod encoders;
+mod half_precision;
+mod kernels_equal_portable;
+mod parity;
+mod recompute;
+mod tokenizer;
