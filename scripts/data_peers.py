@@ -3,6 +3,7 @@
 A check is a function with a name, which gets a folder of its own and raises if the sides differ; what it returns is printed.
 """
 import argparse
+import gzip
 import hashlib
 import io
 import json
@@ -219,6 +220,9 @@ def synthetic(folder):
 @check("webdataset: the library reads ours")
 def webdataset_reads(folder):
     rows = list(samples(50))
+    # Names that a USTAR header cannot hold: 102 bytes, a long name, folders that cannot be divided.
+    for row, key in zip(rows[3:], ["写" * 34, "x" * 400, "フォルダ" * 30 + "/" + "写" * 40]):
+        row["key"] = key
     (folder / "tar").mkdir()
     write_tar(folder / "tar" / "all.tar", rows)
     data("convert", folder / "tar", folder / "out", "--shard-samples", 7)
@@ -243,6 +247,13 @@ def reads_webdataset(folder):
     same("samples", len(theirs), len(rows))
     data("convert", folder / "in", folder / "out", "--shard-samples", 20)
     same("samples", read_webdataset(folder / "out"), theirs)
+    # The same shards of gzip, by their names and under the name of others.
+    (folder / "packed").mkdir()
+    for number, shard in enumerate(sorted((folder / "in").glob("*.tar"))):
+        name = shard.name + ".gz" if number % 2 else shard.name
+        (folder / "packed" / name).write_bytes(gzip.compress(shard.read_bytes()))
+    data("convert", folder / "packed", folder / "unpacked", "--shard-samples", 20)
+    same("samples of gzip", read_webdataset(folder / "unpacked"), theirs)
     return f"{len(rows)} samples, digest {hashlib.sha256(repr(theirs).encode()).hexdigest()[:12]}"
 
 

@@ -102,6 +102,51 @@ def sdxl():
     )
 
 
+def refiner(base):
+    """SDXL's refiner in few layers: the second text encoder and a UNet that takes five numbers."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=base.vae, tokenizer=None, tokenizer_2=base.tokenizer_2, text_encoder=None, text_encoder_2=base.text_encoder_2,
+        unet=unet(
+            block_out_channels=(64, 128), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(1, 2), use_linear_projection=True,
+            cross_attention_dim=1280, addition_embed_type="text_time", addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=1280 + 5 * 256, sample_size=128,
+        ),
+        scheduler=EulerDiscreteScheduler(timestep_spacing="leading", **BETAS),
+        requires_aesthetics_score=True, force_zeros_for_empty_prompt=False,
+    )
+
+
+def refined_pictures(base, second, size, steps, start):
+    """The way of diffusers' documentation: `denoising_end` of the base, `denoising_start` of the refiner."""
+    out = []
+    for i, prompt in enumerate(PROMPTS):
+        shared = dict(prompt=prompt, negative_prompt=NEGATIVE, num_inference_steps=steps)
+        generator = torch.Generator("cpu").manual_seed(40 + i)
+        with torch.no_grad():
+            latents = base(**shared, height=size, width=size, generator=generator, denoising_end=start, output_type="latent").images
+            image = second(**shared, image=latents, generator=generator, denoising_start=start).images[0]
+        out.append(numpy.asarray(image, dtype=float))
+    return out
+
+
+def refiner_cases(args, pipeline, size, folder, start, rows):
+    second = refiner(pipeline)
+    second.set_progress_bar_config(disable=True)
+    second.save_pretrained(folder / "refiner")
+    out, model = folder / "out", folder / "refiner"
+    given = ["--image", folder / "start.png", "--strength", 0.6]
+    theirs = diffusers_pictures(second, size, 6, image=start, strength=0.6)
+    compare(args, "SDXL refiner alone", calotype(args, model, out, size, 6, *given), theirs, rows)
+    for share in [0.8, 0.5]:
+        theirs = refined_pictures(pipeline, second, size, 10, share)
+        more = ["--refiner", model, "--refiner-start", share]
+        ours = calotype(args, folder / "model", out, size, 10, *more)
+        compare(args, f"SDXL with a refiner from {share}", ours, theirs, rows)
+
+
 def variant(kind, pipeline):
     """The same networks in another of diffusers' pipelines."""
     import diffusers
@@ -123,7 +168,7 @@ def calotype(args, folder, out, size, steps, *more):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stderr.strip())
-    return [numpy.asarray(Image.open(out / f"{i:05}.png"), dtype=float) for i in range(len(PROMPTS))]
+    return [numpy.asarray(Image.open(path), dtype=float) for path in done.stdout.splitlines() if path.endswith(".png")]
 
 
 def diffusers_images(pipeline, size, steps, **more):
@@ -184,6 +229,8 @@ def run_family(args, name, build, size, folder, rows):
     given = ["--image", folder / "start.png"]
     theirs = diffusers_images(variant("Img2Img", pipeline), size, 6, image=start, strength=0.6, **guidance)
     compare(args, f"{name}, image to image", calotype(args, model, out, size, 6, *given, "--strength", 0.6), theirs, rows)
+    if name == "SDXL, reduced":
+        refiner_cases(args, pipeline, size, folder, start, rows)
     if name == "SD 1.5":
         theirs = diffusers_images(variant("Inpaint", pipeline), size, 6, image=start, mask_image=mask, strength=0.7, **guidance)
         ours = calotype(args, model, out, size, 6, *given, "--mask", folder / "mask.png", "--strength", 0.7)

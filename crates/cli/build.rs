@@ -1,7 +1,8 @@
-//! Puts every recipe of `recipes/` into the binary.
+//! Puts every recipe of `recipes/` and the commit into the binary.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs, io};
 
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
@@ -16,9 +17,28 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
+/// The commit of the source, where it is a git checkout.
+fn commit(root: &Path) -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    };
+    // Both change with the commit: the branch that is checked out, and where it is.
+    for name in ["HEAD", "logs/HEAD"] {
+        if let Some(path) =
+            git(&["rev-parse", "--git-path", name]).map(|path| root.join(path)).filter(|path| path.exists())
+        {
+            println!("cargo::rerun-if-changed={}", path.display());
+        }
+    }
+    git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "not known".to_owned())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../../recipes").canonicalize()?;
     println!("cargo::rerun-if-changed={}", root.display());
+    println!("cargo::rustc-env=CALOTYPE_COMMIT={}", commit(&root));
     let mut paths = Vec::new();
     collect(&root, &mut paths)?;
     paths.sort();

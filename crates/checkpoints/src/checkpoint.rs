@@ -4,19 +4,24 @@ use crate::error::LayoutError;
 use crate::families::{Facts, Family, Form};
 use crate::files::{self, TextFiles, Weights};
 use crate::image_processor::ImageProcessor;
+use crate::infer;
 use crate::kinds::{Component, Layout, Prediction};
 use crate::manifest::Manifest;
 use crate::map::{KeyMap, StoredTensor};
-use crate::networks::{TensorSpec, component_keys};
+use crate::marks::Marks;
+use crate::networks::{TensorSpec, component_keys, passed_fields};
 use crate::recognise::{self, Found, Recognised};
 use crate::rules;
+use crate::scheduler::SchedulerFacts;
 use crate::source::{ComponentSource, Entry};
 use crate::write::pretty;
 use calotype_models::ClipTokenizer;
 use calotype_models::tokenizer::{TokenizerError, TokenizerTexts};
+use calotype_weights::embedding::{Embedding, EmbeddingError, EmbeddingSlot, EmbeddingVectors, read_embeddings};
+use calotype_weights::lora;
 use calotype_weights::pickle::ReadOptions;
 use calotype_weights::source::TensorSource;
-use calotype_weights::tensor_file::NamedTensor;
+use calotype_weights::tensor_file::{Dtype, NamedTensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
@@ -25,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Knowledge and wishes of the caller, beyond what the checkpoint says.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OpenOptions {
     /// Take the averaged (EMA) weights of a single file instead of the others.
@@ -36,8 +41,38 @@ pub struct OpenOptions {
     pub prediction: Option<Prediction>,
     /// The variant of the weights in a diffusers folder, such as `fp16`.
     pub variant: Option<String>,
+    /// Whether the betas end without signal (zero terminal SNR), where the checkpoint does not say it or says it wrongly.
+    pub zero_snr: Option<bool>,
+    /// Pass over fields of configurations that are not known, which may mean a model that is not built here.
+    pub pass_over_fields: bool,
     /// Go past objects of unknown classes in pickles, which are never made; Lightning's checkpoints hold such.
     pub skip_unknown_objects: bool,
+    /// The file or folder to take the autoencoder of, in place of the checkpoint's own if it has one.
+    pub vae: Option<PathBuf>,
+    /// Files of learned words (textual inversion) for the text encoders.
+    pub embeddings: Vec<EmbeddingFile>,
+}
+
+/// A file of learned words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmbeddingFile {
+    /// The file.
+    pub path: PathBuf,
+    /// The word that stands for it in prompts; none: the file's own, or its name.
+    pub word: Option<String>,
+}
+
+impl std::str::FromStr for EmbeddingFile {
+    type Err = std::convert::Infallible;
+
+    /// `FILE` or `FILE=WORD`. A path that exists is a path.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.rsplit_once('=').filter(|(_, word)| !word.is_empty() && !Path::new(text).exists());
+        Ok(match parts {
+            Some((path, word)) => Self { path: path.into(), word: Some(word.into()) },
+            None => Self { path: text.into(), word: None },
+        })
+    }
 }
 
 /// An open checkpoint: what it is, and its components under canonical keys.
@@ -79,8 +114,23 @@ pub struct Checkpoint {
     set_aside: BTreeMap<&'static str, Vec<String>>,
     unused: Vec<String>,
     notes: Vec<String>,
+    scheduler: SchedulerFacts,
     averaged: bool,
     manifest: Option<Manifest>,
+    /// True if a part has the variant of the weights that was asked for.
+    variant_met: bool,
+    /// Indices into the weights of files that were opened for one component of theirs.
+    borrowed: Vec<usize>,
+    /// Stored keys of an autoencoder that another file's replaces, by the index of their weights.
+    replaced: HashSet<(usize, String)>,
+    learned: Vec<LearnedWord>,
+}
+
+/// A word whose vectors are learned, as the text encoders get them.
+struct LearnedWord {
+    word: String,
+    /// The rows that are appended to each encoder's table.
+    rows: BTreeMap<Component, EmbeddingVectors>,
 }
 
 /// One component: where it is and what it should hold.
@@ -88,6 +138,8 @@ pub struct Checkpoint {
 struct Part {
     component: Component,
     config: Value,
+    /// True if the configuration is what shapes say.
+    inferred: bool,
     /// Index into the checkpoint's weights.
     weights: usize,
     map: KeyMap,
@@ -133,9 +185,16 @@ impl Checkpoint {
         let path = path.as_ref();
         let mut checkpoint =
             if path.is_dir() { Self::open_folder(path, options) } else { Self::open_file(path, options) }?;
+        if let Some(vae) = &options.vae {
+            checkpoint.take_vae(vae, options)?;
+        }
+        checkpoint.check_prediction(options)?;
         checkpoint.account();
         checkpoint.name_family(options);
+        checkpoint.read_scheduler(options)?;
         checkpoint.settle_prediction(options);
+        checkpoint.check_variant(options)?;
+        checkpoint.learn(&options.embeddings)?;
         if options.ema && !checkpoint.averaged {
             return Err(LayoutError::NoEma { path: path.to_owned() });
         }
@@ -155,8 +214,13 @@ impl Checkpoint {
             set_aside: BTreeMap::new(),
             unused: Vec::new(),
             notes: Vec::new(),
+            scheduler: SchedulerFacts::default(),
             averaged: false,
             manifest: None,
+            variant_met: false,
+            borrowed: Vec::new(),
+            replaced: HashSet::new(),
+            learned: Vec::new(),
         }
     }
 
@@ -166,7 +230,7 @@ impl Checkpoint {
         let names = files::file_names(path)?;
         let has = |name: &str| names.iter().any(|known| known == name);
         if has(Manifest::FILE) {
-            return Self::open_calotype(path);
+            return Self::open_calotype(path, options);
         }
         if has("model_index.json") {
             return Self::open_pipeline(path, options);
@@ -177,10 +241,16 @@ impl Checkpoint {
         if has("open_clip_config.json") {
             return Self::open_clip_folder(path, &names, options);
         }
-        if has("config.json")
-            && let Some(weights) = files::find_weights(path, options.variant.as_deref())?
-        {
-            return Self::open_model(path, &weights, options);
+        if has("config.json") {
+            let variant = options.variant.as_deref();
+            match (files::find_weights(path, variant)?, variant) {
+                (Some(weights), _) => return Self::open_model(path, &weights, options),
+                (None, Some(variant)) if files::find_plain_weights(path)?.is_some() => {
+                    let reason = format!("there are no weights of the variant {variant} in it; leave the variant out");
+                    return Err(LayoutError::Unrecognised { path: path.to_owned(), reason });
+                }
+                (None, _) => {}
+            }
         }
         let components = pipeline_folders(path)?;
         if !components.is_empty() {
@@ -261,25 +331,132 @@ impl Checkpoint {
         folder: &Path,
         options: &OpenOptions,
     ) -> Result<(), LayoutError> {
-        let variant = options.variant.as_deref();
         let mut config = files::read_object(&folder.join("config.json"))?;
-        let weights = match files::find_weights(folder, variant)? {
-            Some(path) => path,
-            None => {
-                return Err(LayoutError::Unrecognised {
-                    path: folder.to_owned(),
-                    reason: match variant {
-                        Some(variant) => format!("there are no weights of the variant {variant} in it"),
-                        None => "there are no weights in it".into(),
-                    },
-                });
-            }
-        };
+        let weights = self.component_weights(component, folder, options.variant.as_deref())?;
         complete_text_config(component, &mut config, folder);
         let weights = Weights::open(&weights, options.reading())?;
         let found = recognise::model(&weights.shapes, component, config);
         let at = self.add_weights(weights);
-        self.add_part(found, at)
+        self.add_part(found, at, options)
+    }
+
+    /// The weights in a component's folder: those of the variant, or the plain ones where only other parts have it.
+    fn component_weights(
+        &mut self,
+        component: Component,
+        folder: &Path,
+        variant: Option<&str>,
+    ) -> Result<PathBuf, LayoutError> {
+        let none = |reason: String| LayoutError::Unrecognised { path: folder.to_owned(), reason };
+        if let Some(path) = files::find_weights(folder, variant)? {
+            self.variant_met |= variant.is_some();
+            return Ok(path);
+        }
+        let Some(variant) = variant else { return Err(none("there are no weights in it".into())) };
+        let plain = files::find_plain_weights(folder)?;
+        let plain = plain
+            .ok_or_else(|| none(format!("there are no weights of the variant {variant} in it, and no plain ones")))?;
+        self.notes.push(format!("{component} has no weights of the variant {variant}: its plain ones are taken"));
+        Ok(plain)
+    }
+
+    /// Refuses a variant that no part has.
+    fn check_variant(&self, options: &OpenOptions) -> Result<(), LayoutError> {
+        match &options.variant {
+            Some(variant) if self.layout == Layout::DiffusersPipeline && !self.variant_met => {
+                let reason = format!("no part of it has weights of the variant {variant}; leave the variant out");
+                Err(LayoutError::Unrecognised { path: self.path.clone(), reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the autoencoder of another checkpoint. What its file does not say of the scale of the latents is what the UNet
+    /// takes.
+    fn take_vae(&mut self, path: &Path, options: &OpenOptions) -> Result<(), LayoutError> {
+        let options = OpenOptions { skip_unknown_objects: options.skip_unknown_objects, ..OpenOptions::default() };
+        let mut other = Self::open_with(path, &options)?;
+        let mut part = other.part(Component::Vae)?.into_owned();
+        let shown = path.display();
+        if let Some(at) = self.parts.iter().position(|part| part.component == Component::Vae) {
+            let old = self.parts.remove(at);
+            self.replaced.extend(old.stored.into_iter().map(|tensor| (old.weights, tensor.key)));
+            self.notes.push(format!("the autoencoder is that of {shown}, in place of the checkpoint's own"));
+        } else {
+            self.notes.push(format!("the autoencoder is that of {shown}"));
+        }
+        let unet = self.parts.iter().find(|part| part.component == Component::Unet);
+        if let (true, Some(unet)) = (part.inferred, unet) {
+            let scale = latent_scale(&unet.config);
+            part.config["scaling_factor"] = scale.into();
+            self.notes.push(format!("{shown} does not say the scale of its latents: {scale}, the UNet's, is taken"));
+        }
+        part.weights = self.add_weights(other.weights.swap_remove(part.weights));
+        self.borrowed.push(part.weights);
+        self.parts.push(part);
+        Ok(())
+    }
+
+    /// Gives the text encoders learned words.
+    fn learn(&mut self, files: &[EmbeddingFile]) -> Result<(), LayoutError> {
+        for EmbeddingFile { path, word } in files {
+            for embedding in read_embeddings(path, word.as_deref())? {
+                let problem = |problem| EmbeddingError::Unusable { file: path.clone(), problem };
+                if self.learned.iter().any(|known| known.word == embedding.word) {
+                    let word = &embedding.word;
+                    return Err(problem(format!("`{word}` stands for another file already; name it FILE=WORD")).into());
+                }
+                let rows = self.placed(&embedding).map_err(problem)?;
+                self.learned.push(LearnedWord { word: embedding.word, rows });
+            }
+        }
+        Ok(())
+    }
+
+    /// The vectors of each text encoder; every encoder must get as many.
+    fn placed(&self, embedding: &Embedding) -> Result<BTreeMap<Component, EmbeddingVectors>, String> {
+        let mut rows = BTreeMap::new();
+        let encoders = self.parts.iter().filter_map(|part| {
+            let slot = match part.component {
+                Component::TextEncoder => EmbeddingSlot::First,
+                Component::TextEncoder2 => EmbeddingSlot::Second,
+                _ => return None,
+            };
+            Some((part.component, slot, part.config["hidden_size"].as_u64().unwrap_or(512)))
+        });
+        for (component, slot, width) in encoders {
+            let fits = |vectors: &&EmbeddingVectors| vectors.width as u64 == width;
+            let any = embedding.vectors.get(&EmbeddingSlot::Any).filter(fits);
+            let Some(vectors) = embedding.vectors.get(&slot).filter(fits).or(any) else {
+                let there: Vec<String> = embedding.vectors.values().map(|vectors| vectors.width.to_string()).collect();
+                return Err(format!(
+                    "`{}` has vectors of width {}, and {component} takes {width}: it was made for another family",
+                    embedding.word,
+                    there.join(" and "),
+                ));
+            };
+            rows.insert(component, vectors.clone());
+        }
+        if embedding.vectors.contains_key(&EmbeddingSlot::Second) && !rows.contains_key(&Component::TextEncoder2) {
+            return Err(format!(
+                "`{}` was made for Stable Diffusion XL, whose second text encoder is not here",
+                embedding.word
+            ));
+        }
+        let mut counts = rows.values().map(EmbeddingVectors::count);
+        let Some(count) = counts.next() else { return Err("the checkpoint holds no text encoder for it".into()) };
+        if counts.any(|other| other != count) {
+            return Err(format!("`{}` has not as many vectors for both text encoders", embedding.word));
+        }
+        Ok(rows)
+    }
+
+    /// The learned words, with the number of vectors of each.
+    pub fn learned_words(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.learned.iter().map(|learned| {
+            let count = learned.rows.values().next().map_or(0, EmbeddingVectors::count);
+            (learned.word.as_str(), count)
+        })
     }
 
     /// A folder with one model's `config.json` and weights.
@@ -290,7 +467,7 @@ impl Checkpoint {
             let mut checkpoint = Self::empty(path, Layout::ModelFolder);
             let found = recognise::model(&weights.shapes, component, config);
             let at = checkpoint.add_weights(weights);
-            checkpoint.add_part(found, at)?;
+            checkpoint.add_part(found, at, options)?;
             checkpoint.carry_model_files()?;
             return Ok(checkpoint);
         }
@@ -307,7 +484,7 @@ impl Checkpoint {
                 ),
             });
         };
-        Self::from_recognised(path, weights, recognised)
+        Self::from_recognised(path, weights, recognised, options)
     }
 
     /// A folder as open_clip saves it: `open_clip_config.json` says what the weights do not.
@@ -328,7 +505,7 @@ impl Checkpoint {
         for found in &mut recognised.found {
             apply_open_clip_config(&mut found.config, &config["model_cfg"]);
         }
-        let mut checkpoint = Self::from_recognised(path, weights, recognised)?;
+        let mut checkpoint = Self::from_recognised(path, weights, recognised, options)?;
         checkpoint.carry_model_files()?;
         if let Some(processor) = open_clip_processor(&config) {
             let text = pretty(&processor.to_transformers());
@@ -350,11 +527,13 @@ impl Checkpoint {
     }
 
     /// A folder that Calotype wrote.
-    fn open_calotype(path: &Path) -> Result<Self, LayoutError> {
+    fn open_calotype(path: &Path, options: &OpenOptions) -> Result<Self, LayoutError> {
         let manifest = Manifest::read(path)?;
         let mut checkpoint = Self::empty(path, Layout::Calotype);
         for component in &manifest.components {
-            checkpoint.add_model_folder(*component, &path.join(component.name()), &OpenOptions::default())?;
+            // Its weights have no variants.
+            let options = OpenOptions { variant: None, ..options.clone() };
+            checkpoint.add_model_folder(*component, &path.join(component.name()), &options)?;
         }
         for name in manifest.carried() {
             checkpoint.files.insert(name.to_owned(), files::read_text(&path.join(name))?);
@@ -370,6 +549,7 @@ impl Checkpoint {
 
     fn open_file(path: &Path, options: &OpenOptions) -> Result<Self, LayoutError> {
         let weights = Weights::open(path, options.reading())?;
+        check_readable(&weights)?;
         let recorded = Recorded::of(&weights)?;
         let beside = config_beside(path)?;
         let known = |component: Component| {
@@ -377,10 +557,18 @@ impl Checkpoint {
             recorded.configs.get(&component).or(beside).cloned()
         };
         let averaged = options.ema && weights.shapes.keys().any(|key| key.starts_with("model_ema."));
-        let recognised = recognise::file(&weights.shapes, &known, averaged).ok_or_else(|| unknown_keys(&weights))?;
-        let mut checkpoint = Self::from_recognised(path, weights, recognised)?;
+        let mut recognised =
+            recognise::file(&weights.shapes, &known, averaged).ok_or_else(|| unknown_keys(&weights))?;
+        let marks = Marks::of(&weights)?;
+        let autoencoder = recognised.found.iter_mut().find(|found| found.component == Component::Vae);
+        if let Some(found) = autoencoder.filter(|_| known(Component::Vae).is_none()) {
+            marks.complete_autoencoder(&mut found.config);
+        }
+        let mut checkpoint = Self::from_recognised(path, weights, recognised, options)?;
+        checkpoint.scheduler.marks = marks;
         checkpoint.averaged = averaged;
         checkpoint.files = recorded.files;
+        checkpoint.notes.extend(recorded.notes);
         checkpoint.family = recorded.family;
         if let Some((prediction, source)) = recorded.prediction {
             checkpoint.prediction = Some(prediction);
@@ -389,12 +577,17 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn from_recognised(path: &Path, weights: Weights, recognised: Recognised) -> Result<Self, LayoutError> {
+    fn from_recognised(
+        path: &Path,
+        weights: Weights,
+        recognised: Recognised,
+        options: &OpenOptions,
+    ) -> Result<Self, LayoutError> {
         let mut checkpoint = Self::empty(path, recognised.layout);
         checkpoint.notes = recognised.notes;
         let at = checkpoint.add_weights(weights);
         for found in recognised.found {
-            checkpoint.add_part(found, at)?;
+            checkpoint.add_part(found, at, options)?;
         }
         Ok(checkpoint)
     }
@@ -406,8 +599,12 @@ impl Checkpoint {
         self.weights.len() - 1
     }
 
-    fn add_part(&mut self, found: Found, weights: usize) -> Result<(), LayoutError> {
-        let Found { component, config, map } = found;
+    fn add_part(&mut self, found: Found, weights: usize, options: &OpenOptions) -> Result<(), LayoutError> {
+        let Found { component, mut config, inferred, map } = found;
+        for (name, passed) in passed_fields(component, &mut config, options.pass_over_fields) {
+            let how = if passed { "is not known, and is passed over" } else { "has no effect" };
+            self.notes.push(format!("{component}: the configuration's field `{name}` {how}"));
+        }
         let specs = component_keys(component, &config)?;
         let (stored, mut missing) = map.stored(&specs);
         let shapes = &self.weights[weights].shapes;
@@ -422,18 +619,23 @@ impl Checkpoint {
             }
         }
         missing.sort_unstable();
-        self.parts.push(Part { component, config, weights, map, specs, stored, missing, shape_problems });
+        self.parts.push(Part { component, config, inferred, weights, map, specs, stored, missing, shape_problems });
         Ok(())
     }
 
     /// Sorts the stored tensors that no component takes into those known not to be needed and those unknown.
     fn account(&mut self) {
-        for (at, weights) in self.weights.iter().enumerate() {
+        for (at, weights) in self.weights.iter().enumerate().filter(|(at, _)| !self.borrowed.contains(at)) {
             let parts: Vec<&Part> = self.parts.iter().filter(|part| part.weights == at).collect();
             let taken: HashSet<&str> =
                 parts.iter().flat_map(|part| part.stored.iter().map(|tensor| tensor.key.as_str())).collect();
             for tensor in weights.tensors.iter().filter(|tensor| !taken.contains(tensor.name.as_str())) {
-                match self.reason_to_leave(&parts, &tensor.name) {
+                let replaced = self.replaced.contains(&(at, tensor.name.clone()));
+                let reason = match replaced {
+                    true => Some("the autoencoder that another file's replaces"),
+                    false => scale_of(&taken, &tensor.name).or_else(|| self.reason_to_leave(&parts, &tensor.name)),
+                };
+                match reason {
                     Some(reason) => self.set_aside.entry(reason).or_default().push(tensor.name.clone()),
                     None => self.unused.push(tensor.name.clone()),
                 }
@@ -493,36 +695,58 @@ impl Checkpoint {
             self.prediction_source = "there is no UNet".into();
             return;
         }
-        let found = options
-            .prediction
-            .map(|prediction| (prediction, "given".to_owned()))
-            .or_else(|| Some((self.prediction?, self.prediction_source.clone())))
-            .or_else(|| self.scheduler_prediction())
-            .or_else(|| self.marked_prediction())
-            .or_else(|| self.family_prediction());
-        let unknown = "not said by the checkpoint; it must be given".to_owned();
+        let recorded = self.prediction.map(|prediction| (prediction, self.prediction_source.clone()));
+        let given = options.prediction.map(|prediction| (prediction, "given".to_owned()));
+        let marked = self.scheduler.marks.prediction();
+        let marked = marked.map(|(prediction, mark)| (prediction, format!("the file holds the mark `{mark}`")));
+        let found = match given.or(recorded).map(Ok).or_else(|| self.scheduler.prediction()) {
+            None => marked
+                .or_else(|| self.family_prediction())
+                .ok_or_else(|| "not said by the checkpoint; it must be given".to_owned()),
+            Some(found) => {
+                found.map_err(|name| format!("the scheduler's {name} is none that is known; it must be given"))
+            }
+        };
         (self.prediction, self.prediction_source) = match found {
-            Some((prediction, source)) => (Some(prediction), source),
-            None => (None, unknown),
+            Ok((prediction, source)) => (Some(prediction), source),
+            Err(problem) => (None, problem),
         };
         if let (Some(family), Some(prediction)) = (self.family, self.prediction) {
             self.family = Some(family.refined(prediction));
         }
     }
 
-    fn scheduler_prediction(&self) -> Option<(Prediction, String)> {
-        const FILE: &str = "scheduler/scheduler_config.json";
-        let config: Value = serde_json::from_str(self.files.get(FILE)?).ok()?;
-        match config["prediction_type"].as_str() {
-            Some(name) => Some((name.parse().ok()?, FILE.to_owned())),
-            None => Some((Prediction::Epsilon, format!("{FILE} leaves it out, which means epsilon to diffusers"))),
+    /// Refuses what a file of weights says about the prediction type and cannot be understood: it would be drawn as something
+    /// else.
+    fn check_prediction(&self, options: &OpenOptions) -> Result<(), LayoutError> {
+        let mut said = Vec::new();
+        for weights in &self.weights {
+            let keys = ["calotype.prediction_type", "modelspec.prediction_type"];
+            let recorded = keys.into_iter().filter_map(|key| weights.metadata.get(key)).filter(|name| *name != "v");
+            said.extend(recorded.map(|name| (weights.path.clone(), name.clone())));
+        }
+        let unknown = said.into_iter().find(|(_, name)| name.parse::<Prediction>().is_err());
+        match unknown.filter(|_| options.prediction.is_none()) {
+            Some((path, name)) => Err(LayoutError::Unrecognised {
+                path,
+                reason: format!(
+                    "it says that the UNet predicts `{name}`, which is not supported; if that is wrong, give the prediction type \
+                     (epsilon, v_prediction)"
+                ),
+            }),
+            None => Ok(()),
         }
     }
 
-    /// A tensor named `v_pred` is how single files of SDXL say that they predict the velocity.
-    fn marked_prediction(&self) -> Option<(Prediction, String)> {
-        let marked = self.weights.iter().any(|weights| weights.shapes.contains_key("v_pred"));
-        marked.then(|| (Prediction::V, "the file holds the mark `v_pred`".to_owned()))
+    fn read_scheduler(&mut self, options: &OpenOptions) -> Result<(), LayoutError> {
+        let (files, notes) = (&self.files, &mut self.notes);
+        self.scheduler.stored = SchedulerFacts::stored(&self.path, files, options.pass_over_fields, notes)?;
+        self.scheduler.zero_snr = options.zero_snr;
+        if self.scheduler.marks.zero_snr && !self.scheduler.marks.velocity {
+            self.notes
+                .push("the mark `ztsnr` is of velocity prediction, whose mark is not there: it is left out".into());
+        }
+        Ok(())
     }
 
     /// Families of which all published checkpoints predict the same.
@@ -590,42 +814,57 @@ impl Checkpoint {
     /// checkpoint carries them.
     pub fn tokenizer_files(&self, component: Component) -> Option<TokenizerTexts<'_>> {
         let folder = match component {
-            _ if self.files.contains_key("vocab.json") || self.files.contains_key("tokenizer.json") => String::new(),
+            _ if TokenizerTexts::NAMES.iter().any(|name| self.files.contains_key(*name)) => String::new(),
             Component::TextEncoder | Component::TextEncoder2 => {
                 format!("{}/", Facts::of(self.family).text(component).tokenizer)
             }
             _ => return None,
         };
         let text = |name: &str| self.files.get(&format!("{folder}{name}")).map(String::as_str);
-        let [vocab, merges, tokenizer, config, special_tokens] = TokenizerTexts::NAMES.map(text);
-        if tokenizer.is_none() && (vocab.is_none() || merges.is_none()) {
+        let texts = TokenizerTexts::NAMES.map(text);
+        if texts.iter().all(Option::is_none) {
             return None;
         }
+        let [vocab, merges, tokenizer, config, special_tokens, added_tokens] = texts;
         let folder = self.path.join(folder);
-        Some(TokenizerTexts { folder, vocab, merges, tokenizer, config, special_tokens })
+        Some(TokenizerTexts { folder, vocab, merges, tokenizer, config, special_tokens, added_tokens })
     }
 
     /// The tokenizer of a text encoder or of a whole CLIP model: the checkpoint's own, or else CLIP's with what the
-    /// original of the family does to prompts, in rows as long as the encoder takes.
+    /// original of the family does to prompts, in rows as long as the encoder takes; with the learned words.
     ///
     /// # Errors
-    /// [`TokenizerError`] if its own is there and cannot be used.
+    /// [`TokenizerError`] if its own is there and cannot be used, or has a learned word already.
     pub fn tokenizer(&self, component: Component) -> Result<ClipTokenizer, TokenizerError> {
-        if let Some(texts) = self.tokenizer_files(component) {
-            return ClipTokenizer::from_texts(&texts);
-        }
         let config = self.part(component).ok().map(|part| match part.component {
             Component::Clip => part.config["text_config"].clone(),
             _ => part.config.clone(),
         });
-        let length = config.and_then(|config| config["max_position_embeddings"].as_u64()).unwrap_or(77);
+        let number = |field: &str| config.as_ref().and_then(|config| config[field].as_u64());
+        let length = number("max_position_embeddings").unwrap_or(77).clamp(3, 1 << 20) as usize;
         let options = Facts::of(self.family).text(component).options;
-        Ok(ClipTokenizer::with_options(length.clamp(3, 1 << 20) as usize, options))
+        let mut tokenizer = match self.tokenizer_files(component) {
+            Some(texts) => ClipTokenizer::from_texts_or(&texts, options, length)?,
+            None => ClipTokenizer::with_options(length, options),
+        };
+        let size = number("vocab_size").unwrap_or(ClipTokenizer::VOCABULARY as u64);
+        let mut next = i32::try_from(size).unwrap_or(i32::MAX);
+        for LearnedWord { word, rows } in &self.learned {
+            let Some(vectors) = rows.get(&component) else { continue };
+            let end = next.saturating_add(vectors.count() as i32);
+            tokenizer.add_word(word, (next..end).collect())?;
+            next = end;
+        }
+        Ok(tokenizer)
     }
 
-    /// The scheduler's configuration, if the checkpoint has one.
+    /// The scheduler's configuration that the checkpoint carries, if it does; see [`scheduler`](Self::scheduler).
     pub fn scheduler_config(&self) -> Option<Value> {
-        serde_json::from_str(self.files.get("scheduler/scheduler_config.json")?).ok()
+        self.scheduler.stored.clone()
+    }
+
+    pub(crate) fn scheduler_facts(&self) -> &SchedulerFacts {
+        &self.scheduler
     }
 
     /// Stored tensors that are known not to be needed, by the reason.
@@ -734,18 +973,42 @@ impl Checkpoint {
         let types: HashMap<&str, _> =
             weights.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype)).collect();
         let mut entries = Vec::with_capacity(part.specs.len());
+        let learned = self.learned_rows(part.component);
+        let mut config = part.config.clone();
         for spec in &part.specs {
             let Some(place) = part.map.place(&spec.name) else { continue };
-            if let Some(&dtype) = types.get(place.key.as_str()) {
-                entries.push(Entry { spec: spec.clone(), dtype, key: place.key, form: place.form });
+            let Some(&dtype) = types.get(place.key.as_str()) else { continue };
+            let scale =
+                rules::scale_keys(&place.key).and_then(|keys| keys.into_iter().find(|key| types.contains_key(&**key)));
+            let mut entry = Entry {
+                spec: spec.clone(),
+                dtype: if scale.is_some() { Dtype::F32 } else { dtype },
+                key: place.key,
+                form: place.form,
+                scale,
+                appended: Arc::default(),
+            };
+            if spec.name == TOKEN_TABLE && !learned.is_empty() {
+                entry.spec.shape[0] += learned.len() / spec.shape[1].max(1);
+                config["vocab_size"] = entry.spec.shape[0].into();
+                (entry.dtype, entry.appended) = (Dtype::F32, learned.as_slice().into());
             }
+            entries.push(entry);
         }
         let alone = self.parts.iter().filter(|other| other.weights == part.weights).count() == 1;
         let prefix = part.map.prefix();
         let own = |key: &&String| weights.shapes.contains_key(*key) && (alone || key.starts_with(prefix));
         let unused = self.unused.iter().filter(own).cloned().collect();
         let source: Arc<dyn TensorSource> = weights.source.clone();
-        Ok(ComponentSource::new(part.component, part.config.clone(), source, entries, part.missing.clone(), unused))
+        Ok(ComponentSource::new(part.component, config, source, entries, part.missing.clone(), unused))
+    }
+}
+
+impl Checkpoint {
+    /// The vectors of all learned words for a text encoder, one after the other.
+    fn learned_rows(&self, component: Component) -> Vec<f32> {
+        let rows = self.learned.iter().filter_map(|learned| learned.rows.get(&component));
+        rows.flat_map(|vectors| vectors.values.iter().copied()).collect()
     }
 }
 
@@ -763,8 +1026,41 @@ impl Part {
         let (stored, _) = self.map.stored(&specs);
         let missing = self.missing.iter().filter(|key| specs.iter().any(|spec| spec.name == **key)).cloned().collect();
         let (weights, map, shape_problems) = (self.weights, self.map.clone(), self.shape_problems.clone());
-        Ok(Part { component, config, weights, map, specs, stored, missing, shape_problems })
+        let inferred = self.inferred;
+        Ok(Part { component, config, inferred, weights, map, specs, stored, missing, shape_problems })
     }
+}
+
+/// The table of a text encoder's tokens.
+const TOKEN_TABLE: &str = "text_model.embeddings.token_embedding.weight";
+
+/// What a UNet's latents are multiplied by, where the autoencoder does not say it.
+fn latent_scale(unet: &Value) -> f64 {
+    if unet["addition_embed_type"] == "text_time" { infer::SDXL_SCALE } else { infer::SD_SCALE }
+}
+
+/// The reason to leave the scale of an 8-bit weight that is taken.
+fn scale_of(taken: &HashSet<&str>, key: &str) -> Option<&'static str> {
+    let module = key.strip_suffix(".scale_weight").or_else(|| key.strip_suffix(".weight_scale"))?;
+    taken
+        .contains(format!("{module}.weight").as_str())
+        .then_some("scales of 8-bit weights, which are multiplied by them")
+}
+
+/// Refuses files of adapters and embeddings, and weights that are stored in a way that is not read, by name.
+fn check_readable(weights: &Weights) -> Result<(), LayoutError> {
+    let refuse = |reason: String| Err(LayoutError::Unrecognised { path: weights.path.clone(), reason });
+    let keys = || weights.tensors.iter().map(|tensor| tensor.name.as_str());
+    if let Some(what) = keys().find_map(rules::packed_weights) {
+        return refuse(format!("it holds {what}, which are not read: take the file in f16, bf16 or fp8"));
+    }
+    if let Some(reason) = keys().find_map(rules::unread) {
+        return refuse(reason.into());
+    }
+    if let Some(first) = keys().next().filter(|_| keys().all(lora::is_adapter_key)) {
+        return refuse(format!("it is an adapter (`{first}`, …): give it with --lora, and a checkpoint as the model"));
+    }
+    Ok(())
 }
 
 /// Folder of the finished model in a training run's folder, which holds its recipe.
@@ -825,6 +1121,8 @@ struct Recorded {
     files: TextFiles,
     family: Option<Family>,
     prediction: Option<(Prediction, String)>,
+    /// What could not be used, in full sentences.
+    notes: Vec<String>,
 }
 
 impl Recorded {
@@ -841,19 +1139,28 @@ impl Recorded {
         if let Some(text) = weights.metadata.get("calotype.files") {
             let files: Value = json(text)?;
             for (name, content) in files.as_object().into_iter().flatten() {
-                if let (true, Some(content)) = (files::stays_inside(name), content.as_str()) {
-                    recorded.files.insert(name.clone(), content.to_owned());
+                match content.as_str().filter(|_| files::stays_inside(name)) {
+                    Some(content) => drop(recorded.files.insert(name.clone(), content.to_owned())),
+                    None => {
+                        recorded.notes.push(format!("the metadata's file `{name}` is none that can be carried along"))
+                    }
                 }
             }
         }
-        recorded.family = weights.metadata.get("calotype.family").and_then(|name| name.parse().ok());
+        if let Some(name) = weights.metadata.get("calotype.family") {
+            recorded.family = name.parse().ok();
+            let unknown = recorded.family.is_none().then(|| format!("the metadata's family `{name}` is not known"));
+            recorded.notes.extend(unknown);
+        }
         let own = ("calotype.prediction_type", "recorded by the conversion that wrote the file");
         let modelspec = ("modelspec.prediction_type", "the file's modelspec metadata");
-        recorded.prediction = [own, modelspec].into_iter().find_map(|(key, source)| {
-            let name = weights.metadata.get(key)?.as_str();
-            let name = if name == "v" { "v_prediction" } else { name };
-            Some((name.parse().ok()?, source.to_owned()))
-        });
+        for (key, source) in [own, modelspec] {
+            let Some(name) = weights.metadata.get(key).filter(|_| recorded.prediction.is_none()) else { continue };
+            match name.parse() {
+                Ok(prediction) => recorded.prediction = Some((prediction, source.to_owned())),
+                Err(_) => recorded.notes.push(format!("the metadata's `{key}` is `{name}`, which is not known")),
+            }
+        }
         Ok(recorded)
     }
 }

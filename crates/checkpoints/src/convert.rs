@@ -9,13 +9,14 @@ use crate::map::KeyMap;
 use crate::networks::{check_published, reason};
 use crate::source::{ComponentSource, StoredSource};
 use crate::tables;
-use crate::write::{Export, Part, Placement, SCHEDULER, Written, pretty};
-use calotype_models::tokenizer::clip_files;
+use crate::write::{Export, Part, Placement, SCHEDULER, Written};
+use calotype_diffusion::SamplerConfig;
+use calotype_models::tokenizer::{ClipTokenizer, clip_files};
 use calotype_weights::source::{TensorInfo, TensorSource};
 use calotype_weights::stream::{write_source, written_dtype};
 use calotype_weights::tensor_file::Dtype;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -154,7 +155,7 @@ impl<'a> Job<'a> {
                 check_published(source.component, &source.config).map_err(|error| job.refuse(&reason(&*error)))?;
             }
         }
-        job.complete_files();
+        job.complete_files()?;
         Ok(job)
     }
 
@@ -163,18 +164,17 @@ impl<'a> Job<'a> {
     }
 
     /// Adds the caller's files; to a pipeline, a scheduler with the prediction type and the tokenizers that it lacks.
-    fn complete_files(&mut self) {
+    fn complete_files(&mut self) -> Result<(), LayoutError> {
         for (name, text) in &self.options.files {
             self.files.entry(name.clone()).or_insert_with(|| text.clone());
         }
-        let Some(prediction) = self.checkpoint.prediction() else { return };
+        if self.checkpoint.prediction().is_none() {
+            return Ok(());
+        }
         let facts = Facts::of(self.checkpoint.family());
-        let config = self.checkpoint.scheduler_config();
-        let mut config = config.filter(Value::is_object).unwrap_or_else(|| (facts.scheduler)());
-        let says = config["prediction_type"].as_str().unwrap_or("epsilon");
-        if says != prediction.name() || !self.files.contains_key(SCHEDULER) {
-            config["prediction_type"] = prediction.name().into();
-            self.files.insert(SCHEDULER.into(), pretty(&config));
+        let scheduler = self.checkpoint.scheduler()?;
+        if self.checkpoint.scheduler_config().as_ref() != Some(&scheduler) {
+            self.files.insert(SCHEDULER.into(), SamplerConfig::diffusers_text(&scheduler));
         }
         for text in facts.text_encoders {
             let there = self.files.keys().any(|name| name.starts_with(&format!("{}/", text.tokenizer)));
@@ -184,13 +184,14 @@ impl<'a> Job<'a> {
             let size = |field: &str| encoder.config[field].as_u64();
             let length = size("max_position_embeddings").unwrap_or(77) as usize;
             match clip_files(text.options, length) {
-                Ok(files) if size("vocab_size") == Some(CLIP_VOCABULARY) => {
+                Ok(files) if size("vocab_size") == Some(ClipTokenizer::VOCABULARY as u64) => {
                     let place = |(name, text_of_file)| (format!("{}/{name}", text.tokenizer), text_of_file);
                     self.files.extend(files.into_iter().map(place));
                 }
                 _ => {}
             }
         }
+        Ok(())
     }
 
     // Folders ----------------------------------------------------------------------------------------------------
@@ -230,7 +231,8 @@ impl<'a> Job<'a> {
             written.missing.extend(source.missing.iter().cloned());
             parts.push((source, stored));
         }
-        write_source(out, &StoredSource::new(parts), self.options.dtype, &self.metadata())?;
+        let marks = self.checkpoint.marks_to_write()?;
+        write_source(out, &StoredSource::new(parts, marks), self.options.dtype, &self.metadata())?;
         Ok(written)
     }
 
@@ -299,6 +301,3 @@ impl<'a> Job<'a> {
         }
     }
 }
-
-/// Tokens of CLIP's vocabulary.
-const CLIP_VOCABULARY: u64 = 49_408;

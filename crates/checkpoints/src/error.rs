@@ -1,6 +1,7 @@
 //! Errors of recognising, reading, converting and writing checkpoints.
 
 use crate::kinds::Component;
+use calotype_weights::EmbeddingError;
 use calotype_weights::tensor_file::TensorFileError;
 use std::fmt::Write as _;
 use std::io;
@@ -24,13 +25,22 @@ pub enum LayoutError {
         source: io::Error,
     },
     /// A JSON file does not parse.
-    #[error("{}: not valid JSON: {source}; copy or download it again", path.display())]
+    #[error("{}: not valid JSON: {source}; correct it there, or download it again", path.display())]
     Json {
         /// The file.
         path: PathBuf,
         /// The fault.
         source: serde_json::Error,
     },
+    /// What Git LFS leaves in place of a file that it did not fetch.
+    #[error("{}: this is a pointer of Git LFS, not the file; fetch the file itself with `git lfs pull`", path.display())]
+    Pointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Learned words cannot be used with the checkpoint.
+    #[error(transparent)]
+    Embedding(Box<EmbeddingError>),
     /// The keys or files are those of no layout that Calotype knows.
     #[error("{}: not a checkpoint that Calotype knows: {reason}", path.display())]
     Unrecognised {
@@ -48,7 +58,7 @@ pub enum LayoutError {
         reason: String,
     },
     /// The checkpoint has no such component.
-    #[error("{}: the checkpoint holds no {component}; it holds: {held}", path.display())]
+    #[error("{}: the checkpoint holds no {component}; it holds: {held}; {}", path.display(), elsewhere(*component))]
     NoComponent {
         /// The checkpoint.
         path: PathBuf,
@@ -107,6 +117,14 @@ pub enum LayoutError {
         /// The checkpoint.
         path: PathBuf,
     },
+    /// What was asked for does not fit the checkpoint.
+    #[error("{}: {problem}", path.display())]
+    Wish {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
     /// The checkpoint cannot be written in the layout asked for.
     #[error("{}: cannot be written as {target}: {reason}", path.display())]
     Target {
@@ -140,10 +158,25 @@ impl LayoutError {
             self,
             Self::NoEma { .. }
                 | Self::PredictionUnknown { .. }
+                | Self::Wish { .. }
                 | Self::Target { .. }
                 | Self::Exists { .. }
                 | Self::NoComponent { .. }
         )
+    }
+}
+
+/// Where a component that is missing can be had.
+fn elsewhere(component: Component) -> &'static str {
+    match component {
+        Component::Vae => "take that of another file or folder (--vae PATH)",
+        Component::Unet
+        | Component::TextEncoder
+        | Component::TextEncoder2
+        | Component::ImageEncoder
+        | Component::Clip
+        | Component::Classifier
+        | Component::Inception => "name a checkpoint that holds it, or put it beside the others in a diffusers folder",
     }
 }
 
@@ -155,4 +188,10 @@ fn first_of(items: &[String]) -> String {
         let _ = write!(text, " and {} more", items.len() - SHOWN);
     }
     text
+}
+
+impl From<EmbeddingError> for LayoutError {
+    fn from(error: EmbeddingError) -> Self {
+        Self::Embedding(Box::new(error))
+    }
 }

@@ -13,8 +13,9 @@ use std::sync::Arc;
 /// Small text files, by their path relative to the checkpoint with `/` between folders.
 pub type TextFiles = BTreeMap<String, String>;
 
-/// The longest text file that is carried along, in bytes; CLIP's vocabulary has 1.1 million.
-const LONGEST_TEXT: u64 = 4 << 20;
+/// The longest text file that is carried along, in bytes; CLIP's vocabulary has 1.1 million, and a `tokenizer.json` with it and
+/// its merges 3.6.
+const LONGEST_TEXT: u64 = 32 << 20;
 
 /// Names of weights in a model's folder, without extension.
 const WEIGHT_STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
@@ -43,6 +44,11 @@ impl Weights {
         let shapes = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
         Self { path: path.to_owned(), source, tensors, shapes, metadata }
     }
+}
+
+/// The weights in a model's folder without a variant's name.
+pub(crate) fn find_plain_weights(folder: &Path) -> Result<Option<PathBuf>, LayoutError> {
+    find_weights(folder, Some(""))
 }
 
 /// The weights in a model's folder: of the variant (`fp16`) if one is asked for, else the plain ones, else those of the
@@ -118,7 +124,16 @@ fn names(folder: &Path, wanted: impl Fn(&std::fs::Metadata) -> bool) -> Result<V
 }
 
 pub(crate) fn read_text(path: &Path) -> Result<String, LayoutError> {
-    std::fs::read_to_string(path).map_err(|source| LayoutError::Io { path: path.to_owned(), action: "read it", source })
+    let text = calotype_core::read_text(path);
+    not_pointer(path, text.map_err(|source| LayoutError::Io { path: path.to_owned(), action: "read it", source })?)
+}
+
+/// A text that is the file itself, and no pointer that Git LFS left in its place.
+fn not_pointer(path: &Path, text: String) -> Result<String, LayoutError> {
+    match text.starts_with("version https://git-lfs") {
+        true => Err(LayoutError::Pointer { path: path.to_owned() }),
+        false => Ok(text),
+    }
 }
 
 /// The JSON object in a file; anything else than an object is an error.
@@ -141,8 +156,8 @@ pub(crate) fn carry_file(path: &Path) -> Result<Option<String>, LayoutError> {
     if std::fs::metadata(path).is_ok_and(|status| status.len() > LONGEST_TEXT) {
         return Ok(None);
     }
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match calotype_core::read_text(path) {
+        Ok(text) => not_pointer(path, text).map(Some),
         Err(source) if source.kind() == std::io::ErrorKind::InvalidData => Ok(None),
         Err(source) => Err(LayoutError::Io { path: path.to_owned(), action: "read it", source }),
     }

@@ -28,23 +28,46 @@ impl Seen<'_> {
         self.shape(canonical).is_some()
     }
 
-    /// The number of `name(0)`, `name(1)`, … that there are.
-    fn count(&self, name: impl Fn(usize) -> String) -> usize {
-        (0..).take_while(|&index| self.has(&name(index))).count()
+    /// The number of modules `name(0)`, `name(1)`, …: one more than the last of which any of the tensors is there. What is
+    /// missing of them, or between them, is then a fault and no smaller model.
+    fn count(&self, name: impl Fn(usize) -> String, tensors: &[&str]) -> usize {
+        let there = |&index: &usize| {
+            let module = name(index);
+            tensors.iter().any(|tensor| self.has(&format!("{module}.{tensor}")))
+        };
+        (0..MOST_MODULES).rev().find(there).map_or(0, |last| last + 1)
+    }
+
+    /// An axis of the first of some tensors that is there.
+    fn first_axis(&self, mut names: impl Iterator<Item = String>, axis: usize) -> Option<usize> {
+        names.find_map(|name| self.axis(&name, axis))
     }
 }
 
+/// What the latents of Stable Diffusion 1 and 2 are multiplied by.
+pub(crate) const SD_SCALE: f64 = 0.18215;
+/// The same of Stable Diffusion XL.
+pub(crate) const SDXL_SCALE: f64 = 0.13025;
+
+/// More modules in a row than any network has.
+const MOST_MODULES: usize = 128;
+
+/// True if there is a key that begins so.
+fn any_below(shapes: &Shapes, start: &str) -> bool {
+    shapes.keys().any(|key| key.starts_with(start))
+}
+
+/// Tensors by which a layer of a text or image tower is seen.
+const TOWER_LAYER: &[&str] = &["layer_norm1.weight", "layer_norm2.weight", "mlp.fc1.weight", "mlp.fc2.weight"];
+
 /// Levels and blocks of a UNet by LDM's numbering.
 pub(crate) fn ldm_unet_structure(shapes: &Shapes, prefix: &str) -> Option<Structure> {
-    let has = |rest: String| shapes.contains_key(&format!("{prefix}{rest}"));
+    let has = |rest: String| any_below(shapes, &format!("{prefix}{rest}"));
     let mut levels: Vec<Vec<bool>> = vec![Vec::new()];
-    for index in 1.. {
-        if has(format!("input_blocks.{index}.0.op.weight")) {
-            levels.push(Vec::new());
-        } else if has(format!("input_blocks.{index}.0.in_layers.0.weight")) {
-            levels.last_mut()?.push(has(format!("input_blocks.{index}.1.norm.weight")));
-        } else {
-            break;
+    for index in (1..MOST_MODULES).take_while(|index| has(format!("input_blocks.{index}."))) {
+        match has(format!("input_blocks.{index}.0.op.")) {
+            true => levels.push(Vec::new()),
+            false => levels.last_mut()?.push(has(format!("input_blocks.{index}.1."))),
         }
     }
     structure_of(&levels)
@@ -52,12 +75,12 @@ pub(crate) fn ldm_unet_structure(shapes: &Shapes, prefix: &str) -> Option<Struct
 
 /// Levels and blocks of a UNet by diffusers' names.
 pub(crate) fn unet_structure(shapes: &Shapes) -> Option<Structure> {
-    let has = |name: String| shapes.contains_key(&name);
+    let has = |start: String| any_below(shapes, &start);
     let mut levels: Vec<Vec<bool>> = Vec::new();
-    while has(format!("down_blocks.{}.resnets.0.norm1.weight", levels.len())) {
+    while levels.len() < MOST_MODULES && has(format!("down_blocks.{}.resnets.", levels.len())) {
         let level = format!("down_blocks.{}", levels.len());
-        let blocks = (0..).take_while(|block| has(format!("{level}.resnets.{block}.norm1.weight")));
-        levels.push(blocks.map(|block| has(format!("{level}.attentions.{block}.norm.weight"))).collect());
+        let blocks = (0..MOST_MODULES).take_while(|block| has(format!("{level}.resnets.{block}.")));
+        levels.push(blocks.map(|block| has(format!("{level}.attentions.{block}."))).collect());
     }
     structure_of(&levels)
 }
@@ -76,7 +99,8 @@ pub(crate) fn unet(seen: &Seen<'_>, structure: &Structure) -> Option<Value> {
     let channels: Option<Vec<usize>> =
         (0..levels).map(|level| seen.axis(&format!("down_blocks.{level}.resnets.0.conv1.weight"), 0)).collect();
     let channels = channels?;
-    let depth = |place: &str| seen.count(|block| format!("{place}.transformer_blocks.{block}.attn1.to_q.weight"));
+    let tensors = ["attn1.to_q.weight", "attn2.to_q.weight", "ff.net.2.weight", "norm1.weight"];
+    let depth = |place: &str| seen.count(|block| format!("{place}.transformer_blocks.{block}"), &tensors);
     let middle = depth("mid_block.attentions.0");
     let mut depths: Vec<usize> = (0..levels)
         .map(|level| if structure.attention[level] { depth(&format!("down_blocks.{level}.attentions.0")) } else { 1 })
@@ -119,9 +143,9 @@ pub(crate) fn unet(seen: &Seen<'_>, structure: &Structure) -> Option<Value> {
 }
 
 /// Features of each of the numbers beside the text: 256 in every published model; fewer where a small model's width, which
-/// the pooled text is a part of, has no room for six of them.
+/// the pooled text is a part of, has no room for five of them, the refiner's.
 fn size_features(added: usize) -> usize {
-    if added > 6 * 256 { 256 } else { (added.saturating_sub(1) / 6 / 2 * 2).max(2) }
+    if added > 5 * 256 { 256 } else { (added.saturating_sub(1) / 6 / 2 * 2).max(2) }
 }
 
 /// Heads of 64 channels, where they divide a level's.
@@ -137,7 +161,7 @@ fn norm_groups(channels: &[usize]) -> usize {
 
 /// Levels of an autoencoder, by the keys of its encoder under `down` (`encoder.down.` or `encoder.down_blocks.`).
 pub(crate) fn vae_levels(shapes: &Shapes, down: &str, block: &str) -> usize {
-    (0..).take_while(|level| shapes.contains_key(&format!("{down}{level}.{block}.0.norm1.weight"))).count()
+    (0..MOST_MODULES).take_while(|level| any_below(shapes, &format!("{down}{level}.{block}."))).count()
 }
 
 /// An autoencoder's configuration; the scale of its latents is the family's.
@@ -146,22 +170,29 @@ pub(crate) fn vae(seen: &Seen<'_>, levels: usize, sdxl: bool) -> Option<Value> {
     let channels: Option<Vec<usize>> = (0..levels).map(width).collect();
     let channels = channels?;
     let groups = norm_groups(&channels);
+    let latent = seen.axis("decoder.conv_in.weight", 1)?;
+    // Every autoencoder of 4 channels has them; those of 16, of Stable Diffusion 3 and Flux, have none.
+    let quant = |name: &str| latent == 4 || seen.has(name);
+    let resnet = ["norm1.weight", "norm2.weight", "conv1.weight", "conv2.weight"];
+    let layers =
+        (0..levels).map(|level| seen.count(|block| format!("encoder.down_blocks.{level}.resnets.{block}"), &resnet));
     Some(json!({
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": channels,
         "down_block_types": vec!["DownEncoderBlock2D"; levels],
         "in_channels": seen.axis("encoder.conv_in.weight", 1)?,
-        "latent_channels": seen.axis("decoder.conv_in.weight", 1)?,
-        "layers_per_block": seen.count(|block| format!("encoder.down_blocks.0.resnets.{block}.norm1.weight")),
-        "mid_block_add_attention": seen.has("encoder.mid_block.attentions.0.to_q.weight"),
+        "latent_channels": latent,
+        "layers_per_block": layers.max()?,
+        // All published ones that go without are folders with a configuration.
+        "mid_block_add_attention": true,
         "norm_num_groups": groups,
         "out_channels": seen.axis("decoder.conv_out.weight", 0)?,
         "sample_size": if sdxl { 1024 } else { 512 },
-        "scaling_factor": if sdxl { 0.13025 } else { 0.18215 },
+        "scaling_factor": if sdxl { SDXL_SCALE } else { SD_SCALE },
         "up_block_types": vec!["UpDecoderBlock2D"; levels],
-        "use_post_quant_conv": seen.has("post_quant_conv.weight"),
-        "use_quant_conv": seen.has("quant_conv.weight"),
+        "use_post_quant_conv": quant("post_quant_conv.weight"),
+        "use_quant_conv": quant("quant_conv.weight"),
     }))
 }
 
@@ -180,18 +211,19 @@ fn head_width(width: usize, vision: bool) -> usize {
 pub(crate) fn clip_text(seen: &Seen<'_>, activation: &str) -> Option<Value> {
     let [vocabulary, width] = seen.shape("text_model.embeddings.token_embedding.weight")?[..] else { return None };
     let projection = seen.axis("text_projection.weight", 0);
+    let layers = seen.count(|layer| format!("text_model.encoder.layers.{layer}"), TOWER_LAYER);
     Some(json!({
         "architectures": [if projection.is_some() { "CLIPTextModelWithProjection" } else { "CLIPTextModel" }],
         "bos_token_id": 0,
         "eos_token_id": 2,
         "hidden_act": activation,
         "hidden_size": width,
-        "intermediate_size": seen.axis("text_model.encoder.layers.0.mlp.fc1.weight", 0)?,
+        "intermediate_size": seen.first_axis((0..layers).map(|layer| format!("text_model.encoder.layers.{layer}.mlp.fc1.weight")), 0)?,
         "layer_norm_eps": 1e-5,
         "max_position_embeddings": seen.axis("text_model.embeddings.position_embedding.weight", 0)?,
         "model_type": "clip_text_model",
         "num_attention_heads": (width / head_width(width, false)).max(1),
-        "num_hidden_layers": seen.count(|layer| format!("text_model.encoder.layers.{layer}.layer_norm1.weight")),
+        "num_hidden_layers": layers,
         "pad_token_id": 1,
         "projection_dim": projection.unwrap_or(width),
         "vocab_size": vocabulary,
@@ -203,17 +235,18 @@ pub(crate) fn clip_vision(seen: &Seen<'_>, activation: &str) -> Option<Value> {
     let patch = seen.shape("vision_model.embeddings.patch_embedding.weight")?;
     let [width, channels, side, _] = patch[..] else { return None };
     let tokens = seen.axis("vision_model.embeddings.position_embedding.weight", 0)?;
+    let layers = seen.count(|layer| format!("vision_model.encoder.layers.{layer}"), TOWER_LAYER);
     Some(json!({
         "architectures": ["CLIPVisionModelWithProjection"],
         "hidden_act": activation,
         "hidden_size": width,
         "image_size": tokens.checked_sub(1)?.isqrt().saturating_mul(side),
-        "intermediate_size": seen.axis("vision_model.encoder.layers.0.mlp.fc1.weight", 0)?,
+        "intermediate_size": seen.first_axis((0..layers).map(|layer| format!("vision_model.encoder.layers.{layer}.mlp.fc1.weight")), 0)?,
         "layer_norm_eps": 1e-5,
         "model_type": "clip_vision_model",
         "num_attention_heads": (width / head_width(width, true)).max(1),
         "num_channels": channels,
-        "num_hidden_layers": seen.count(|layer| format!("vision_model.encoder.layers.{layer}.layer_norm1.weight")),
+        "num_hidden_layers": layers,
         "patch_size": side,
         "projection_dim": seen.axis("visual_projection.weight", 0)?,
     }))
@@ -238,20 +271,23 @@ pub(crate) fn vit(seen: &Seen<'_>, layer_norm_eps: f64) -> Option<Value> {
     let [width, channels, side, _] = patch[..] else { return None };
     let class_tokens = seen.axis("vit.embeddings.cls_token", 1)?;
     let tokens = seen.axis("vit.embeddings.position_embeddings", 1)?;
+    let tensors = ["layernorm_before.weight", "layernorm_after.weight", "output.dense.weight"];
+    let layers = seen.count(|layer| format!("vit.encoder.layer.{layer}"), &tensors);
+    let each = |tensor: &'static str| (0..layers).map(move |layer| format!("vit.encoder.layer.{layer}.{tensor}"));
     let mut config = json!({
         "architectures": ["ViTForImageClassification"],
         "hidden_act": "gelu",
         "hidden_size": width,
         "image_size": tokens.checked_sub(class_tokens)?.isqrt().saturating_mul(side),
-        "intermediate_size": seen.axis("vit.encoder.layer.0.intermediate.dense.weight", 0)?,
+        "intermediate_size": seen.first_axis(each("intermediate.dense.weight"), 0)?,
         "layer_norm_eps": layer_norm_eps,
         "model_type": "vit",
         "num_attention_heads": (width / head_width(width, true)).max(1),
         "num_channels": channels,
-        "num_hidden_layers": seen.count(|layer| format!("vit.encoder.layer.{layer}.layernorm_before.weight")),
+        "num_hidden_layers": layers,
         "num_labels": seen.axis("classifier.weight", 0)?,
         "patch_size": side,
-        "qkv_bias": seen.has("vit.encoder.layer.0.attention.attention.query.bias"),
+        "qkv_bias": seen.first_axis(each("attention.attention.query.bias"), 0).is_some(),
     });
     if class_tokens != 1 {
         config["class_tokens"] = class_tokens.into();

@@ -72,7 +72,12 @@ impl Component {
     pub(crate) const fn library(self) -> (&'static str, &'static str) {
         match self {
             Self::Unet | Self::Vae => ("diffusers", "diffusion_pytorch_model"),
-            _ => ("transformers", "model"),
+            Self::TextEncoder
+            | Self::TextEncoder2
+            | Self::ImageEncoder
+            | Self::Clip
+            | Self::Classifier
+            | Self::Inception => ("transformers", "model"),
         }
     }
 }

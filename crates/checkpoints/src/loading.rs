@@ -46,7 +46,7 @@ pub enum LoadError {
         keys: Vec<String>,
     },
     /// A tensor of numbers that are no weights.
-    #[error("{}: tensor `{tensor}` has element type {dtype}; weights are F64, F32, F16 or BF16", path.display())]
+    #[error("{}: tensor `{tensor}` has element type {dtype}; weights are F64, F32, F16, BF16, F8_E4M3 or F8_E5M2", path.display())]
     Dtype {
         /// The checkpoint.
         path: PathBuf,
@@ -152,22 +152,23 @@ impl Loader<'_> {
             let (path, component) = (self.checkpoint.path().to_owned(), source.component);
             return Err(LoadError::Missing { path, component, keys: source.missing.clone() });
         }
-        fill_from(network, source, self.precision, &|key| self.delta(source.component, key))
-    }
-
-    fn delta(&self, component: Component, key: &str) -> Option<Vec<f32>> {
-        let component = match component {
-            Component::Unet => lora::Component::Unet,
-            Component::TextEncoder => lora::Component::TextEncoder,
-            Component::TextEncoder2 => lora::Component::TextEncoder2,
-            _ => return None,
-        };
-        self.adapters?.delta(component, key)
+        fill_from(network, source, self.precision, self.adapters.zip(adapted(source.component)))
     }
 }
 
-/// Gives a network the tensors of a source that has them under the network's own keys; `delta` is what is added to a
-/// tensor, where there is anything.
+/// The component under which adapters change a network; none for those that they leave alone.
+pub fn adapted(component: Component) -> Option<lora::Component> {
+    match component {
+        Component::Unet => Some(lora::Component::Unet),
+        Component::TextEncoder => Some(lora::Component::TextEncoder),
+        Component::TextEncoder2 => Some(lora::Component::TextEncoder2),
+        Component::Vae | Component::ImageEncoder | Component::Clip | Component::Classifier | Component::Inception => {
+            None
+        }
+    }
+}
+
+/// Gives a network the tensors of a source that has them under the network's own keys, changed by adapters of a component.
 ///
 /// # Errors
 /// [`LoadError`] for the first tensor that is missing or does not fit.
@@ -175,7 +176,7 @@ pub fn fill_from<M: Module>(
     network: M,
     source: &dyn TensorSource,
     precision: WeightPrecision,
-    delta: &dyn Fn(&str) -> Option<Vec<f32>>,
+    adapters: Option<(&LoraSet, lora::Component)>,
 ) -> Result<M, LoadError> {
     let name = source.origin().display().to_string();
     let mut before: Option<String> = None;
@@ -189,17 +190,21 @@ pub fn fill_from<M: Module>(
         if tensor.shape.is_empty() {
             tensor.shape = needed.to_vec();
         }
-        let dtype = element_type(tensor.dtype).ok_or_else(|| LoadError::Dtype {
-            path: source.origin().to_owned(),
-            tensor: key.to_owned(),
-            dtype: tensor.dtype,
-        })?;
-        let stored = match delta(key) {
-            None => StoredTensor { source_name: &name, dtype, shape: tensor.shape, bytes: tensor.data },
-            Some(delta) => {
-                let values = tensor.to_f32_vec().unwrap_or_default();
-                let sum = values.iter().zip(&delta).flat_map(|(a, b)| (a + b).to_le_bytes());
-                let bytes = Cow::Owned(sum.collect());
+        let wrong =
+            || LoadError::Dtype { path: source.origin().to_owned(), tensor: key.to_owned(), dtype: tensor.dtype };
+        let change = adapters.filter(|(set, component)| set.changes(*component, key));
+        let stored = match (change, element_type(tensor.dtype)) {
+            (None, Some(dtype)) => StoredTensor { source_name: &name, dtype, shape: tensor.shape, bytes: tensor.data },
+            // Every 8-bit float is one of bfloat16, too.
+            (None, None) => {
+                let values = tensor.to_f32_vec().ok_or_else(wrong)?;
+                let bytes = values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect();
+                StoredTensor { source_name: &name, dtype: DType::BF16, shape: tensor.shape, bytes: Cow::Owned(bytes) }
+            }
+            (Some((set, component)), _) => {
+                let mut values = tensor.to_f32_vec().ok_or_else(wrong)?;
+                set.apply(component, key, &mut values);
+                let bytes = Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect());
                 StoredTensor { source_name: &name, dtype: DType::F32, shape: tensor.shape, bytes }
             }
         };
@@ -207,7 +212,7 @@ pub fn fill_from<M: Module>(
     })
 }
 
-/// The type of a stored weight's elements; none if it is no weight.
+/// The type of a stored weight's elements, as they are taken without a conversion; none for others.
 fn element_type(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F64 => Some(DType::F64),

@@ -7,6 +7,7 @@ use crate::error::LayoutError;
 use crate::kinds::Component;
 use burn::module::Module;
 use burn::tensor::Device;
+use calotype_core::FieldsError;
 use calotype_models::state::layout;
 use calotype_models::{
     Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipImageEncoder, ClipTextEncoder, ConfigError,
@@ -36,11 +37,52 @@ pub fn component_keys(component: Component, config: &Value) -> Result<Vec<Tensor
     Ok(tensors.into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect())
 }
 
-/// An error's text without the class that it names: the component is named already.
-pub(crate) fn reason(error: &(dyn std::error::Error + Send + Sync)) -> String {
-    let text = error.to_string();
-    text.split_once(" configuration: ").map_or(text.as_str(), |(_, reason)| reason).to_owned()
+/// Fields of a configuration that are not read, with true for those whose effect is not known: these are taken out, if
+/// `pass_over` says so.
+pub(crate) fn passed_fields(component: Component, config: &mut Value, pass_over: bool) -> Vec<(String, bool)> {
+    type FieldsOf = fn(&Value) -> Vec<String>;
+    let (passed, unknown): (FieldsOf, FieldsOf) = match component {
+        Component::Unet => (UNetConfig::passed_fields, |config| unknown(UNetConfig::from_diffusers(config).err())),
+        Component::Vae => {
+            (AutoencoderConfig::passed_fields, |config| unknown(AutoencoderConfig::from_diffusers(config).err()))
+        }
+        // transformers' configurations hold fields of all its models, of which readers take their own.
+        Component::TextEncoder
+        | Component::TextEncoder2
+        | Component::ImageEncoder
+        | Component::Clip
+        | Component::Classifier
+        | Component::Inception => return Vec::new(),
+    };
+    let mut fields: Vec<(String, bool)> = passed(config).into_iter().map(|name| (name, false)).collect();
+    if !pass_over {
+        return fields;
+    }
+    loop {
+        let names = unknown(config);
+        let Some(object) = config.as_object_mut().filter(|_| !names.is_empty()) else { break };
+        names.iter().for_each(|name| drop(object.remove(name)));
+        fields.extend(names.into_iter().map(|name| (name, true)));
+    }
+    fields
 }
+
+fn unknown(error: Option<FieldsError>) -> Vec<String> {
+    error.iter().flat_map(FieldsError::unknown).map(str::to_owned).collect()
+}
+
+/// An error's text without the class that it names: the component is named already.
+pub(crate) fn reason(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
+    let text = error.to_string();
+    let reason = text.split_once(" configuration: ").map_or(text.as_str(), |(_, reason)| reason).to_owned();
+    match error.downcast_ref::<FieldsError>() {
+        Some(fields) if !fields.unknown().is_empty() => format!("{reason}; {PASS_OVER}"),
+        _ => reason,
+    }
+}
+
+/// The way past fields that are not known.
+pub const PASS_OVER: &str = "--pass-over-fields goes on without unknown fields, if they change nothing that matters";
 
 /// Turns a parameter's shape into the published one: tensors have an axis at least, published scalars have none.
 pub(crate) fn canonical_shape(name: &str, shape: &mut Vec<usize>) {

@@ -11,6 +11,8 @@ pub(crate) struct Found {
     pub(crate) component: Component,
     /// Given by the folder or the file's metadata, or else inferred from shapes.
     pub(crate) config: Value,
+    /// True if the configuration is inferred.
+    pub(crate) inferred: bool,
     pub(crate) map: KeyMap,
 }
 
@@ -44,8 +46,17 @@ fn prefix_of<'s>(shapes: &'s Shapes, end: &str) -> Option<&'s str> {
     shapes.keys().filter_map(|key| key.strip_suffix(end)).min_by_key(|prefix| (prefix.len(), *prefix))
 }
 
-fn recognised(layout: Layout, component: Component, config: Option<Value>, map: KeyMap) -> Option<Recognised> {
-    Some(Recognised { layout, found: vec![Found { component, config: config?, map }], notes: Vec::new() })
+fn recognised(layout: Layout, component: Component, config: Configured, map: KeyMap) -> Option<Recognised> {
+    let (config, inferred) = config?;
+    Some(Recognised { layout, found: vec![Found { component, config, inferred, map }], notes: Vec::new() })
+}
+
+/// A configuration, and whether it is inferred.
+type Configured = Option<(Value, bool)>;
+
+/// The configuration that is known, or else what shapes say.
+fn configured(known: Option<Value>, inferred: impl FnOnce() -> Option<Value>) -> Configured {
+    known.map(|config| (config, false)).or_else(|| Some((inferred()?, true)))
 }
 
 // The LDM code's files ---------------------------------------------------------------------------------------------
@@ -66,7 +77,10 @@ fn ldm(shapes: &Shapes, known: Known<'_>, averaged: bool) -> Option<Recognised> 
     let mut notes = Vec::new();
     let mut layout = Layout::SingleFile;
     if let Some(prefix) = unet_prefix {
-        let (unet, departures) = ldm_unet(shapes, known, prefix, averaged)?;
+        let (mut unet, departures) = ldm_unet(shapes, known, prefix, averaged)?;
+        if unet.inferred {
+            require_sizes(shapes, &mut unet.config);
+        }
         if departures != Departures::default() || prefix.contains("model.model.") || prefix.contains("_orig_mod.") {
             layout = Layout::NemoSingleFile;
         }
@@ -101,12 +115,20 @@ fn ldm_unet(shapes: &Shapes, known: Known<'_>, prefix: &str, averaged: bool) -> 
         inner_norms: has("middle_block.1.transformer_blocks.0.attn1.norm.weight"),
     };
     let map = rules::ldm_unet(&structure, prefix, departures);
-    let config = match known(Component::Unet) {
-        Some(config) => config,
-        None => infer::unet(&Seen { shapes, map: &map }, &structure)?,
-    };
+    let (config, inferred) =
+        configured(known(Component::Unet), || infer::unet(&Seen { shapes, map: &map }, &structure))?;
     let map = if averaged { map.averaged() } else { map };
-    Some((Found { component: Component::Unet, config, map }, departures))
+    Some((Found { component: Component::Unet, config, inferred, map }, departures))
+}
+
+/// A UNet beside SDXL's text encoders takes sizes: that the tensors for them are absent is a fault, not another model.
+fn require_sizes(shapes: &Shapes, unet: &mut Value) {
+    let xl = shapes.keys().any(|key| key.contains("conditioner.embedders."));
+    if xl && unet["addition_embed_type"].is_null() {
+        unet["addition_embed_type"] = "text_time".into();
+        unet["addition_time_embed_dim"] = 256.into();
+        unet["projection_class_embeddings_input_dim"] = (1280 + 6 * 256).into();
+    }
 }
 
 fn heads_note(unet: &Value) -> String {
@@ -119,10 +141,10 @@ fn heads_note(unet: &Value) -> String {
 
 fn ldm_vae(shapes: &Shapes, known: Known<'_>, prefix: &str, sdxl: bool) -> Option<Found> {
     let levels = infer::vae_levels(shapes, &format!("{prefix}encoder.down."), "block");
-    let map = rules::ldm_vae(levels, prefix);
-    let inferred = || infer::vae(&Seen { shapes, map: &map }, levels, sdxl);
-    let config = known(Component::Vae).or_else(inferred)?;
-    Some(Found { component: Component::Vae, config, map })
+    let map = rules::ldm_vae(levels, prefix, &|key| shapes.contains_key(key));
+    let (config, inferred) =
+        configured(known(Component::Vae), || infer::vae(&Seen { shapes, map: &map }, levels, sdxl))?;
+    Some(Found { component: Component::Vae, config, inferred, map })
 }
 
 /// Text encoders in the places where LDM's (and its SDXL successor's) code keeps them.
@@ -132,8 +154,8 @@ fn text_encoders(shapes: &Shapes, known: Known<'_>, root: &str, notes: &mut Vec<
     let mut list = Vec::new();
     if let Some((prefix, map, activation)) = slot(&format!("{root}cond_stage_model.")) {
         let config = || single_text_config(shapes, &map, &prefix, activation, notes);
-        if let Some(config) = known(Component::TextEncoder).or_else(config) {
-            list.push(Found { component: Component::TextEncoder, config, map });
+        if let Some((config, inferred)) = configured(known(Component::TextEncoder), config) {
+            list.push(Found { component: Component::TextEncoder, config, inferred, map });
         }
     }
     let (first, second) = (slot(&conditioner(0)), slot(&conditioner(1)));
@@ -146,9 +168,14 @@ fn text_encoders(shapes: &Shapes, known: Known<'_>, root: &str, notes: &mut Vec<
             .collect(),
     };
     for (component, (_, map, activation)) in pairs {
-        let inferred = || infer::clip_text(&Seen { shapes, map: &map }, activation);
-        if let Some(config) = known(component).or_else(inferred) {
-            list.push(Found { component, config, map });
+        let inferred = || {
+            let mut config = infer::clip_text(&Seen { shapes, map: &map }, activation)?;
+            // The class says whether there is a projection, not its presence.
+            config["architectures"] = serde_json::json!([component.class()]);
+            Some(config)
+        };
+        if let Some((config, inferred)) = configured(known(component), inferred) {
+            list.push(Found { component, config, inferred, map });
         }
     }
     list
@@ -160,6 +187,9 @@ fn text_style(shapes: &Shapes, prefix: &str) -> Option<(KeyMap, &'static str)> {
     let has = |rest: &str| shapes.contains_key(&format!("{prefix}{rest}"));
     if has("transformer.text_model.embeddings.token_embedding.weight") {
         return Some((rules::prefixed(&format!("{prefix}transformer.")), "quick_gelu"));
+    }
+    if has("transformer.embeddings.token_embedding.weight") {
+        return Some((rules::flat_text(&format!("{prefix}transformer.")), "quick_gelu"));
     }
     if has("model.token_embedding.weight") {
         return Some((rules::open_clip_text(&format!("{prefix}model.")), "gelu"));
@@ -206,7 +236,7 @@ fn open_clip(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
         notes.push(format!("weights do not show the activation: {activation}, {source}, is assumed"));
         infer::clip(&Seen { shapes, map: &map }, activation)
     };
-    let config = known(Component::Clip).or_else(inferred);
+    let config = configured(known(Component::Clip), inferred);
     Some(Recognised { notes, ..recognised(Layout::OpenClip, Component::Clip, config, map)? })
 }
 
@@ -214,7 +244,7 @@ fn nemo_clip(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
     let prefix = prefix_of(shapes, "vision_encoder.backbone.linear_encoder.weight")?;
     let map = rules::nemo_clip(prefix);
     let inferred = || infer::clip(&Seen { shapes, map: &map }, "gelu");
-    let config = known(Component::Clip).or_else(inferred);
+    let config = configured(known(Component::Clip), inferred);
     let notes =
         vec!["weights do not show the activation: gelu is assumed (NeMo's ViT-L/14 has approx-gelu)".to_owned()];
     Some(Recognised { notes, ..recognised(Layout::NemoClip, Component::Clip, config, map)? })
@@ -227,7 +257,7 @@ fn nemo_vit(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
     let has = |rest: &str| shapes.contains_key(&format!("{prefix}{rest}"));
     let map = rules::nemo_vit(prefix, has("head.dense_in.weight"), has("backbone.position_embeddings.weight"));
     let inferred = || infer::vit(&Seen { shapes, map: &map }, 1e-5);
-    let config = known(Component::Classifier).or_else(inferred);
+    let config = configured(known(Component::Classifier), inferred);
     recognised(Layout::NemoVit, Component::Classifier, config, map)
 }
 
@@ -238,14 +268,14 @@ fn timm(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
     }
     let map = rules::timm();
     let inferred = || infer::vit(&Seen { shapes, map: &map }, 1e-6);
-    let config = known(Component::Classifier).or_else(inferred);
+    let config = configured(known(Component::Classifier), inferred);
     recognised(Layout::Timm, Component::Classifier, config, map)
 }
 
 fn inception(shapes: &Shapes) -> Option<Recognised> {
     shapes.contains_key("Mixed_7c.branch_pool.conv.weight").then_some(())?;
     let config = serde_json::json!({ "model_type": "inception", "num_classes": 1008 });
-    recognised(Layout::PytorchFid, Component::Inception, Some(config), KeyMap::identity())
+    recognised(Layout::PytorchFid, Component::Inception, Some((config, true)), KeyMap::identity())
 }
 
 // Canonical keys -----------------------------------------------------------------------------------------------------
@@ -256,7 +286,7 @@ fn canonical_map(shapes: &Shapes, component: Component) -> KeyMap {
     match component {
         Component::Vae if has("encoder.mid_block.attentions.0.query.weight") => rules::old_diffusers_vae(),
         Component::TextEncoder | Component::TextEncoder2 if has("embeddings.token_embedding.weight") => {
-            rules::flat_text()
+            rules::flat_text("")
         }
         Component::Classifier if has("vit.layers.0.layernorm_before.weight") => rules::new_vit(),
         _ => KeyMap::identity(),
@@ -278,7 +308,7 @@ fn canonical(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
     };
     let map = canonical_map(shapes, component);
     let mut notes = Vec::new();
-    let config = known(component).or_else(|| {
+    let config = configured(known(component), || {
         let (config, note) = canonical_config(shapes, component, &map)?;
         notes.push(note);
         Some(config)
@@ -316,7 +346,8 @@ fn canonical_config(shapes: &Shapes, component: Component, map: &KeyMap) -> Opti
                 "weights do not show the norms' epsilon: 1e-12, transformers' default, is assumed".to_owned(),
             ))
         }
-        _ => activation(infer::clip_text(&seen, "quick_gelu")),
+        Component::TextEncoder | Component::TextEncoder2 => activation(infer::clip_text(&seen, "quick_gelu")),
+        Component::Inception => None,
     }
 }
 
@@ -342,5 +373,5 @@ pub(crate) fn component_of(config: &Value) -> Option<Component> {
 /// The one component of a model folder whose configuration is known: its map by the keys at hand.
 pub(crate) fn model(shapes: &Shapes, component: Component, config: Value) -> Found {
     let map = canonical_map(shapes, component);
-    Found { component, config, map }
+    Found { component, config, inferred: false, map }
 }

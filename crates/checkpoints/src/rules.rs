@@ -6,6 +6,7 @@
 //! `vit_backbone.py` and `megatron_vit_classification_models.py`.
 
 use crate::map::{Form, KeyMap, Name};
+use crate::marks;
 use Form::{Convolution, Leading, Pixels, Same, Third, Transposed, WithoutLeading};
 
 /// Prefix of the UNet in LDM files.
@@ -148,18 +149,53 @@ const LDM_VAE_ATTENTION: &[Name] = &[
     ("to_out.0.bias", "proj_out.bias", Same),
 ];
 
+/// The same with the names of diffusers' linear layers, as converters leave them.
+const NEW_NAMES_VAE_ATTENTION: &[Name] = &[("group_norm", "norm", Same)];
+
+/// Ways of naming the autoencoder's attention in LDM's numbering, LDM's own first.
+const VAE_ATTENTIONS: [&[Name]; 4] = [LDM_VAE_ATTENTION, NEW_NAMES_VAE_ATTENTION, &[], OLD_VAE_ATTENTION];
+
+/// The names of an attention below `stored`: those by which most of its tensors are there; LDM's own if none is.
+fn vae_attention(stored: &str, has: &dyn Fn(&str) -> bool) -> &'static [Name] {
+    const TENSORS: [&str; 10] = [
+        "group_norm.weight",
+        "group_norm.bias",
+        "to_q.weight",
+        "to_q.bias",
+        "to_k.weight",
+        "to_k.bias",
+        "to_v.weight",
+        "to_v.bias",
+        "to_out.0.weight",
+        "to_out.0.bias",
+    ];
+    let found = |names: &'static [Name]| {
+        let map = KeyMap::new("").section("", "", names).section("", "", &[]);
+        TENSORS
+            .iter()
+            .filter(|name| map.place(name).is_some_and(|place| has(&format!("{stored}{}", place.key))))
+            .count()
+    };
+    // The first of the best.
+    VAE_ATTENTIONS.into_iter().rev().max_by_key(|names| found(names)).unwrap_or(LDM_VAE_ATTENTION)
+}
+
 const LDM_VAE_HALF: &[Name] =
     &[("conv_in", "conv_in", Same), ("conv_norm_out", "norm_out", Same), ("conv_out", "conv_out", Same)];
 
 const QUANT: &[Name] = &[("quant_conv", "quant_conv", Same), ("post_quant_conv", "post_quant_conv", Same)];
 
-/// The autoencoder in LDM's numbering, under `prefix`: its up levels count from the finest.
-pub(crate) fn ldm_vae(levels: usize, prefix: &str) -> KeyMap {
+/// The autoencoder in LDM's numbering, under `prefix`: its up levels count from the finest. `has` says which stored keys
+/// there are, for the names of its attention differ.
+pub(crate) fn ldm_vae(levels: usize, prefix: &str, has: &dyn Fn(&str) -> bool) -> KeyMap {
     let mut map = KeyMap::new(prefix).section("", "", QUANT);
     for half in ["encoder", "decoder"] {
+        let attention = vae_attention(&format!("{prefix}{half}.mid.attn_1."), has);
+        let stored = format!("{half}.mid.attn_1.");
         map = map
             .section(format!("{half}.mid_block.resnets.0."), format!("{half}.mid.block_1."), LDM_VAE_RESNET)
-            .section(format!("{half}.mid_block.attentions.0."), format!("{half}.mid.attn_1."), LDM_VAE_ATTENTION)
+            .section(format!("{half}.mid_block.attentions.0."), stored.clone(), attention)
+            .section(format!("{half}.mid_block.attentions.0."), stored, &[])
             .section(format!("{half}.mid_block.resnets.1."), format!("{half}.mid.block_2."), LDM_VAE_RESNET)
             .section(format!("{half}."), format!("{half}."), LDM_VAE_HALF);
     }
@@ -196,9 +232,10 @@ pub(crate) fn prefixed(prefix: &str) -> KeyMap {
     KeyMap::new(prefix).section("", "", &[])
 }
 
-/// transformers' text model as versions from 5.6 on save it: without `text_model.`.
-pub(crate) fn flat_text() -> KeyMap {
-    KeyMap::new("").section("text_model.", "", &[]).section("text_projection.", "text_projection.", &[])
+/// transformers' text model without `text_model.`, under a prefix: as versions from 5.6 on save it, and as the many merges
+/// of NovelAI's leaked model have it.
+pub(crate) fn flat_text(prefix: &str) -> KeyMap {
+    KeyMap::new(prefix).section("text_model.", "", &[]).section("text_projection.", "text_projection.", &[])
 }
 
 const OPEN_CLIP_LAYER: &[Name] = &[
@@ -396,6 +433,7 @@ use Match::{Exact, Prefix, Suffix};
 const SCHEDULE: &str = "buffer of the noise schedule";
 const STATE: &str = "training state";
 const POSITIONS: &str = "constant positions or mask";
+const QUANTISED: &str = "mark of 8-bit weights, or a scale of their inputs";
 
 /// Stored tensors that are no weights, and what they are.
 const NOT_WEIGHTS: &[(Match, &str)] = &[
@@ -415,8 +453,16 @@ const NOT_WEIGHTS: &[(Match, &str)] = &[
     (Exact("logvar"), SCHEDULE),
     (Exact("scale_factor"), SCHEDULE),
     (Exact("denoiser.sigmas"), SCHEDULE),
-    (Exact("v_pred"), "mark of velocity prediction"),
-    (Exact("ztsnr"), "mark of zero terminal SNR"),
+    (Exact(marks::VELOCITY), "mark of velocity prediction"),
+    (Exact(marks::ZERO_SNR), "mark of zero terminal SNR"),
+    (Exact(marks::EDM_VELOCITY[0]), "mark of EDM's noise levels"),
+    (Exact(marks::EDM_VELOCITY[1]), "mark of EDM's noise levels"),
+    (Exact(marks::EDM_LATENTS[0]), "mark of EDM's noise levels"),
+    (Exact(marks::EDM_LATENTS[1]), "mark of EDM's noise levels"),
+    (Suffix("scaled_fp8"), QUANTISED),
+    (Suffix(".scale_input"), QUANTISED),
+    (Suffix(".input_scale"), QUANTISED),
+    (Suffix(".comfy_quant"), QUANTISED),
     (Exact("model_ema.decay"), STATE),
     (Exact("model_ema.num_updates"), STATE),
     (Prefix("first_stage_model.loss."), "the autoencoder's loss (perceptual network, discriminator)"),
@@ -428,6 +474,37 @@ const NOT_WEIGHTS: &[(Match, &str)] = &[
     (Exact("context_length"), "size of the model"),
     (Exact("vocab_size"), "size of the model"),
 ];
+
+/// The keys that may hold the scale of an 8-bit weight: ComfyUI's, the older one first.
+pub(crate) fn scale_keys(weight: &str) -> Option<[String; 2]> {
+    let module = weight.strip_suffix(".weight")?;
+    Some([".scale_weight", ".weight_scale"].map(|end| format!("{module}{end}")))
+}
+
+/// Pieces of keys of files whose weights are packed in a way that is not read, and what these are.
+const PACKED: [(&str, &str); 5] = [
+    (".bitsandbytes__", "4-bit weights of bitsandbytes"),
+    (".quant_state.", "4-bit weights of bitsandbytes"),
+    (".weight_scale_2", "4-bit weights (NVFP4)"),
+    (".qweight", "integer weights (GPTQ, AWQ or SVDQuant)"),
+    (".weight_scale_inv", "8-bit weights with a scale for each block"),
+];
+
+/// A description of the packed weights that a key belongs to, if they are not read.
+pub(crate) fn packed_weights(key: &str) -> Option<&'static str> {
+    PACKED.iter().find(|(piece, _)| key.contains(piece)).map(|(_, what)| *what)
+}
+
+/// Tensors that change what others mean, and are not read.
+const UNREAD: [(&str, &str); 1] = [(
+    "positional_embedding_res",
+    "LongCLIP's original form, whose positions are the sum of two tensors: take one in transformers' form",
+)];
+
+/// The reason for which a file that holds such a key is not read.
+pub(crate) fn unread(key: &str) -> Option<&'static str> {
+    UNREAD.iter().find(|(end, _)| key.ends_with(end)).map(|(_, what)| *what)
+}
 
 /// A description of a stored tensor that is no weight; `None` for all others.
 pub(crate) fn not_a_weight(key: &str) -> Option<&'static str> {

@@ -31,9 +31,46 @@ pub struct ComponentSource {
 /// One canonical tensor that is there.
 pub(crate) struct Entry {
     pub(crate) spec: TensorSpec,
+    /// Type of the elements as they are given.
     pub(crate) dtype: Dtype,
     pub(crate) key: String,
     pub(crate) form: Form,
+    /// The key of what the elements are multiplied by (8-bit weights of ComfyUI): one number, or one for each row.
+    pub(crate) scale: Option<String>,
+    /// Elements that follow the stored ones: rows of learned words. `spec` counts them.
+    pub(crate) appended: Arc<[f32]>,
+}
+
+impl Entry {
+    /// The elements before they are put into the canonical form, scaled.
+    fn stored<'s>(&self, source: &'s dyn TensorSource) -> Result<NamedTensor<'s>, TensorFileError> {
+        let tensor = source.tensor(&self.key)?;
+        let Some(scale_key) = &self.scale else { return Ok(tensor) };
+        let (scales, file) = (source.tensor(scale_key)?, source.origin().to_owned());
+        let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
+        let wrong = |got: &NamedTensor<'_>, expected| TensorFileError::WrongDtype {
+            file: file.clone(),
+            tensor: got.name.clone(),
+            expected,
+            got: got.dtype,
+        };
+        let factors = scales.to_f32_vec().ok_or_else(|| wrong(&scales, "a floating-point type"))?;
+        let mut values = tensor.to_f32_vec().ok_or_else(|| wrong(&tensor, "a floating-point type"))?;
+        if ![1, rows].contains(&factors.len()) {
+            let (tensor, expected, got) = (scale_key.clone(), vec![rows], scales.shape);
+            return Err(TensorFileError::WrongShape { file, tensor, expected, got });
+        }
+        let row = (values.len() / rows).max(1);
+        for (at, value) in values.iter_mut().enumerate() {
+            *value *= factors[(at / row).min(factors.len() - 1)];
+        }
+        Ok(NamedTensor { dtype: Dtype::F32, data: bytes_of(&values).into(), ..tensor })
+    }
+}
+
+/// The values as little-endian bytes.
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 impl std::fmt::Debug for ComponentSource {
@@ -87,7 +124,13 @@ impl TensorSource for ComponentSource {
             return self.source.tensor(name).and_then(|_| Err(absent(self.origin(), name, self.entries.len())));
         };
         let entry = &self.entries[at];
-        Ok(entry.form.read(self.source.tensor(&entry.key)?, &entry.spec))
+        let stored = entry.stored(&*self.source)?;
+        if entry.appended.is_empty() {
+            return Ok(entry.form.read(stored, &entry.spec));
+        }
+        let mut values = stored.to_f32_vec().ok_or_else(|| absent(self.origin(), name, self.entries.len()))?;
+        values.extend_from_slice(&entry.appended);
+        Ok(NamedTensor::new(name, Dtype::F32, entry.spec.shape.clone(), bytes_of(&values)))
     }
 
     fn release(&self, name: &str) {
@@ -106,11 +149,13 @@ pub(crate) struct StoredSource<'a> {
     parts: Vec<(&'a ComponentSource, Vec<TensorSpec>)>,
     tensors: Vec<(usize, StoredTensor)>,
     index: HashMap<String, usize>,
+    /// Tensors that are of no component.
+    marks: Vec<NamedTensor<'static>>,
 }
 
 impl<'a> StoredSource<'a> {
     /// `parts` are components with the stored tensors that their map gives for [`ComponentSource::specs`].
-    pub(crate) fn new(parts: Vec<(&'a ComponentSource, Vec<StoredTensor>)>) -> Self {
+    pub(crate) fn new(parts: Vec<(&'a ComponentSource, Vec<StoredTensor>)>, marks: Vec<NamedTensor<'static>>) -> Self {
         let mut tensors = Vec::new();
         let mut sources = Vec::new();
         for (part, (source, stored)) in parts.into_iter().enumerate() {
@@ -118,7 +163,7 @@ impl<'a> StoredSource<'a> {
             tensors.extend(stored.into_iter().map(|tensor| (part, tensor)));
         }
         let index = tensors.iter().enumerate().map(|(at, (_, tensor))| (tensor.key.clone(), at)).collect();
-        Self { parts: sources, tensors, index }
+        Self { parts: sources, tensors, index, marks }
     }
 }
 
@@ -133,12 +178,18 @@ impl TensorSource for StoredSource<'_> {
             dtype: self.parts[*part].0.entries[tensor.parts[0]].dtype,
             shape: tensor.shape.clone(),
         };
-        self.tensors.iter().map(info).collect()
+        let mark = |mark: &NamedTensor<'_>| TensorInfo {
+            name: mark.name.clone(),
+            dtype: mark.dtype,
+            shape: mark.shape.clone(),
+        };
+        self.tensors.iter().map(info).chain(self.marks.iter().map(mark)).collect()
     }
 
     fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
         let Some(&at) = self.index.get(name) else {
-            return Err(absent(self.origin(), name, self.tensors.len()));
+            let mark = self.marks.iter().find(|mark| mark.name == name).cloned();
+            return mark.ok_or_else(|| absent(self.origin(), name, self.tensors.len()));
         };
         let (part, stored) = &self.tensors[at];
         let (source, specs) = &self.parts[*part];

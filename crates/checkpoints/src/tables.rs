@@ -3,17 +3,26 @@
 use crate::error::LayoutError;
 use crate::kinds::Component;
 use crate::map::KeyMap;
-use crate::networks::component_keys;
+use crate::networks::{component_keys, reason};
 use crate::rules::{self, Departures, Structure};
+use calotype_core::FieldsError;
+use calotype_models::{AutoencoderConfig, UNetConfig};
 use serde_json::Value;
 
-/// Layers and attention by level, from a configuration that its reader has approved of.
-fn structure(config: &Value) -> Structure {
-    let blocks = config["down_block_types"].as_array().map(Vec::as_slice).unwrap_or_default();
-    Structure {
-        layers: config["layers_per_block"].as_u64().unwrap_or(2) as usize,
-        attention: blocks.iter().map(|block| block == "CrossAttnDownBlock2D").collect(),
-    }
+/// Layers and attention by level of a UNet.
+fn structure(config: &Value) -> Result<Structure, LayoutError> {
+    let unet = UNetConfig::from_diffusers(config).map_err(|error| refused(Component::Unet, &error))?;
+    Ok(Structure { layers: unet.layers_per_block, attention: unet.attention_levels })
+}
+
+/// Levels of an autoencoder.
+fn levels(config: &Value) -> Result<usize, LayoutError> {
+    let vae = AutoencoderConfig::from_diffusers(config).map_err(|error| refused(Component::Vae, &error))?;
+    Ok(vae.block_out_channels.len())
+}
+
+fn refused(component: Component, error: &FieldsError) -> LayoutError {
+    LayoutError::Config { component, reason: reason(error) }
 }
 
 /// The key map of a UNet or an autoencoder of the given configuration in the LDM code's files; `None` for other components,
@@ -23,11 +32,15 @@ fn structure(config: &Value) -> Structure {
 /// [`LayoutError::Config`].
 pub fn single_file(component: Component, config: &Value) -> Result<Option<KeyMap>, LayoutError> {
     component_keys(component, config)?;
-    let structure = structure(config);
     Ok(match component {
-        Component::Unet => Some(rules::ldm_unet(&structure, rules::LDM_UNET, Departures::default())),
-        Component::Vae => Some(rules::ldm_vae(structure.attention.len(), rules::LDM_VAE)),
-        _ => None,
+        Component::Unet => Some(rules::ldm_unet(&structure(config)?, rules::LDM_UNET, Departures::default())),
+        Component::Vae => Some(rules::ldm_vae(levels(config)?, rules::LDM_VAE, &|_| false)),
+        Component::TextEncoder
+        | Component::TextEncoder2
+        | Component::ImageEncoder
+        | Component::Clip
+        | Component::Classifier
+        | Component::Inception => None,
     })
 }
 
@@ -37,37 +50,47 @@ pub fn open_clip() -> KeyMap {
 }
 
 /// All maps of a UNet of the given configuration, with their names.
-pub fn unets(config: &Value) -> Vec<(&'static str, KeyMap)> {
-    let structure = structure(config);
+///
+/// # Errors
+/// [`LayoutError::Config`].
+pub fn unets(config: &Value) -> Result<Vec<(&'static str, KeyMap)>, LayoutError> {
+    let structure = structure(config)?;
     let ldm = |prefix: &str, departures| rules::ldm_unet(&structure, prefix, departures);
     let nemo = |fused_out, inner_norms| Departures { fused_resnets: true, fused_out, inner_norms };
-    vec![
+    Ok(vec![
         ("diffusers", KeyMap::identity()),
         ("LDM", ldm(rules::LDM_UNET, Departures::default())),
         ("LDM, averaged", ldm(rules::LDM_UNET, Departures::default()).averaged()),
         ("NeMo, fused residual blocks", ldm("model.model.diffusion_model.", nemo(false, false))),
         ("NeMo, fused output", ldm("model.model.diffusion_model.", nemo(true, false))),
         ("NeMo, inner norms", ldm("model.model._orig_mod.diffusion_model.", nemo(true, true))),
-    ]
+    ])
 }
 
 /// All maps of an autoencoder of the given configuration, with their names.
-pub fn vaes(config: &Value) -> Vec<(&'static str, KeyMap)> {
-    let levels = structure(config).attention.len();
-    vec![
+///
+/// # Errors
+/// [`LayoutError::Config`].
+pub fn vaes(config: &Value) -> Result<Vec<(&'static str, KeyMap)>, LayoutError> {
+    let levels = levels(config)?;
+    Ok(vec![
         ("diffusers", KeyMap::identity()),
         ("diffusers before 0.12", rules::old_diffusers_vae()),
-        ("LDM", rules::ldm_vae(levels, rules::LDM_VAE)),
-        ("LDM, alone", rules::ldm_vae(levels, "")),
-        ("NeMo", rules::ldm_vae(levels, "model.first_stage_model.")),
-    ]
+        ("LDM", rules::ldm_vae(levels, rules::LDM_VAE, &|_| false)),
+        ("LDM, new names of attention", rules::ldm_vae(levels, rules::LDM_VAE, &|key| key.contains(".to_"))),
+        ("LDM, diffusers' attention", rules::ldm_vae(levels, "", &|key| key.contains("to_") || key.contains("group_"))),
+        ("LDM, old names of attention", rules::ldm_vae(levels, "", &|key| key.contains("query"))),
+        ("LDM, alone", rules::ldm_vae(levels, "", &|_| false)),
+        ("NeMo", rules::ldm_vae(levels, "model.first_stage_model.", &|_| false)),
+    ])
 }
 
 /// All maps of a CLIP text model with projection, with their names.
 pub fn texts() -> Vec<(&'static str, KeyMap)> {
     vec![
         ("transformers", KeyMap::identity()),
-        ("transformers from 5.6 on", rules::flat_text()),
+        ("transformers from 5.6 on", rules::flat_text("")),
+        ("LDM, NovelAI", rules::flat_text("cond_stage_model.transformer.")),
         ("LDM, Stable Diffusion 1", rules::prefixed("cond_stage_model.transformer.")),
         ("LDM, Stable Diffusion 2", rules::open_clip_text("cond_stage_model.model.")),
         ("LDM, SDXL", rules::open_clip_text("conditioner.embedders.1.model.")),

@@ -1,22 +1,26 @@
 //! `inspect` and `convert`: what a checkpoint holds, and the same in another layout.
 
-use crate::commands::print;
-use anyhow::{Result, anyhow};
-use calotype_checkpoints::{Checkpoint, ConvertOptions, Family, OpenOptions, Prediction, Target, convert, inspect};
+use crate::args::{JsonArgs, dtype, named};
+use crate::commands::{Usage, print};
+use anyhow::Result;
+use calotype_checkpoints::{
+    Checkpoint, ConvertOptions, Family, OpenOptions, Prediction, Report, Target, convert, inspect,
+};
 use calotype_data::source::{self, SourceOptions, Summary};
+use calotype_train::runs::{Held, RunReport, held};
 use calotype_weights::Dtype;
 use clap::Args;
 use serde::Serialize;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A diffusers folder, a model's folder, a folder of Calotype's, or a file of weights; or a dataset.
+    /// A diffusers folder, a model's folder, a folder of Calotype's, or a file of weights; a folder of a training run, a
+    /// training checkpoint, or a quickstart; or a dataset.
     path: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
     /// List every tensor by its canonical key.
     #[arg(long)]
     tensors: bool,
@@ -30,11 +34,11 @@ pub(crate) struct ConvertArgs {
     input: PathBuf,
     /// The file or folder to write; it must not exist.
     output: PathBuf,
-    /// diffusers (a folder), single-file (LDM keys), or calotype (a folder with checksums).
-    #[arg(long, value_name = "LAYOUT")]
+    /// Layout to write: a folder of diffusers', one file of LDM's keys, or a folder with checksums of Calotype's.
+    #[arg(long, value_name = "LAYOUT", value_parser = named::<Target>())]
     to: Target,
-    /// f32, f16 or bf16 [default: as they are].
-    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    /// Type to write weights in [default: as they are].
+    #[arg(long, value_name = "TYPE", value_parser = dtype())]
     dtype: Option<Dtype>,
     /// Go on without tensors that the checkpoint lacks.
     #[arg(long)]
@@ -52,21 +56,52 @@ pub(crate) struct OpenArgs {
     /// Take the averaged weights of a single file.
     #[arg(long)]
     ema: bool,
-    /// The UNet's prediction type, epsilon or v_prediction, where the checkpoint does not say it.
-    #[arg(long, value_name = "TYPE")]
+    /// The UNet's prediction type, where the checkpoint does not say it.
+    #[arg(long, value_name = "TYPE", value_parser = named::<Prediction>())]
     prediction: Option<Prediction>,
     /// The family, where the weights do not show it (mlperf-sd2).
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = named::<Family>())]
     family: Option<Family>,
-    /// The variant of a diffusers folder's weights, such as fp16.
+    /// The variant of a diffusers folder's weights, such as fp16; parts without it are taken plain.
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    /// Take the autoencoder of this file or folder, in place of the checkpoint's own if it has one.
+    #[arg(long, value_name = "PATH")]
+    vae: Option<PathBuf>,
+    /// The network was trained on betas that end without signal (zero terminal SNR), whatever the checkpoint says.
+    #[arg(long, conflicts_with = "no_zero_snr")]
+    zero_snr: bool,
+    /// The network was not trained so, whatever the checkpoint says (`ztsnr`, `rescale_betas_zero_snr`).
+    #[arg(long)]
+    no_zero_snr: bool,
+    /// Pass over fields of configurations that are not known. They may mean a model that is not built here.
+    #[arg(long)]
+    pass_over_fields: bool,
     /// Go past objects of unknown classes in pickles (Lightning's callbacks and the like), which are never made.
     #[arg(long)]
     skip_objects: bool,
 }
 
 impl OpenArgs {
+    /// Refuses flags that say nothing about a path.
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
+        match &self.variant {
+            Some(variant) if path.is_file() => {
+                let file = path.display();
+                Err(Usage(format!(
+                    "--variant {variant} has no effect on a single file, {file}; it is of diffusers folders"
+                ))
+                .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether any of the flags is given.
+    fn are_given(&self) -> bool {
+        self.options() != OpenOptions::default()
+    }
+
     /// The flags as options.
     pub(crate) fn options(&self) -> OpenOptions {
         OpenOptions {
@@ -74,35 +109,75 @@ impl OpenArgs {
             family: self.family,
             prediction: self.prediction,
             variant: self.variant.clone(),
+            zero_snr: (self.zero_snr || self.no_zero_snr).then_some(self.zero_snr),
+            pass_over_fields: self.pass_over_fields,
             skip_unknown_objects: self.skip_objects,
+            vae: self.vae.clone(),
+            embeddings: Vec::new(),
         }
     }
-}
 
-pub(crate) fn dtype(name: &str) -> Result<Dtype> {
-    match name {
-        "f32" => Ok(Dtype::F32),
-        "f16" => Ok(Dtype::F16),
-        "bf16" => Ok(Dtype::BF16),
-        _ => Err(anyhow!("`{name}` is no type to write weights in; known: f32, f16, bf16")),
+    /// Sets what is given in options that were recorded.
+    pub(crate) fn change(&self, options: &mut OpenOptions) {
+        let given = self.options();
+        options.ema |= given.ema;
+        options.family = given.family.or(options.family);
+        options.prediction = given.prediction.or(options.prediction);
+        options.variant = given.variant.or(options.variant.take());
+        options.zero_snr = given.zero_snr.or(options.zero_snr);
+        options.pass_over_fields |= given.pass_over_fields;
+        options.skip_unknown_objects |= given.skip_unknown_objects;
+        options.vae = given.vae.or(options.vae.take());
     }
 }
 
 /// Opens a checkpoint for use, and tells which of its tensors are in no network.
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open_with(path, options)?;
+    calotype_pipeline::belonging::check(&checkpoint)?;
     if let Some(warning) = checkpoint.unused_warning() {
         eprintln!("warning: {warning}");
+    }
+    for (word, vectors) in checkpoint.learned_words() {
+        eprintln!("embedding: `{word}` stands for {vectors} learned vectors");
     }
     Ok(checkpoint)
 }
 
-/// Tells what a checkpoint holds, or what has none and can be read as a dataset. Problems are told too and are no failure.
+/// A folder of training's, and the model that it ends with.
+#[derive(Serialize)]
+struct Trained<'a> {
+    training: &'a Held,
+    #[serde(flatten)]
+    model: Option<Report>,
+}
+
+impl Display for Trained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.training)?;
+        self.model.as_ref().map_or(Ok(()), |model| write!(f, "\n{model}"))
+    }
+}
+
+/// Tells what a checkpoint, a run or a dataset holds. Problems are told too and are no failure.
 pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
+    args.open.check(&args.path)?;
+    if let Some(training) = held(&args.path)? {
+        let model = match &training {
+            Held::Run(RunReport { model: None, .. }) | Held::TrainingCheckpoint(_) => None,
+            Held::Quickstart { summary: None, .. } => None,
+            _ => Some(inspect(&args.path, &args.open.options(), args.tensors)?),
+        };
+        return tell(&Trained { training: &training, model }, args.json.json);
+    }
     match inspect(&args.path, &args.open.options(), args.tensors) {
-        Ok(report) => tell(&report, args.json),
+        Ok(report) => tell(&report, args.json.json),
         Err(error) => match args.path.to_str().map(|spec| source::open(spec, &SourceOptions::default())) {
-            Some(Ok(dataset)) => tell(&Summary::of(&*dataset)?, args.json),
+            Some(Ok(_)) if args.tensors || args.open.are_given() => {
+                let flags = "--tensors, --ema, --prediction, --family, --variant and --skip-objects are of checkpoints";
+                Err(Usage(format!("{} is a dataset: {flags}", args.path.display())).into())
+            }
+            Some(Ok(dataset)) => tell(&Summary::of(&*dataset)?, args.json.json),
             // Neither: the folder may still be meant as a checkpoint.
             _ => Err(error.into()),
         },
@@ -116,6 +191,7 @@ fn tell(report: &(impl Serialize + Display), json: bool) -> Result<()> {
 
 /// Writes a checkpoint in another layout.
 pub(crate) fn convert_command(args: &ConvertArgs) -> Result<()> {
+    args.open.check(&args.input)?;
     let checkpoint = Checkpoint::open_with(&args.input, &args.open.options())?;
     let options = ConvertOptions {
         dtype: args.dtype,

@@ -1,18 +1,22 @@
 pub(crate) mod bench;
+pub(crate) mod doctor;
 pub(crate) mod fid_stats;
 pub(crate) mod generate;
 pub(crate) mod probe;
+pub(crate) mod recipes;
+pub(crate) mod shell;
 
-use crate::{QuickstartArgs, RecipesArgs, TrainArgs};
+use crate::{QuickstartArgs, TrainArgs};
 use anyhow::{Context, Result};
 use calotype_bench::BenchError;
 use calotype_checkpoints::LayoutError;
+use calotype_core::words::plain;
 use calotype_pipeline::PipelineError;
 use calotype_quickstart::{Options, QuickstartError, run};
-use calotype_train::device::{DeviceError, available};
+use calotype_train::device::DeviceError;
 use calotype_train::record::RecordOptions;
 use calotype_train::stages::{MODEL, StageContext, StageEnd, StageError};
-use calotype_train::tasks::{self, TASKS, TaskError};
+use calotype_train::tasks::{self, TaskError};
 use calotype_train::trainer::TrainingSummary;
 use calotype_train::{RecipeError, RecipeLoader, StopFlag};
 use std::io::Write;
@@ -32,13 +36,30 @@ pub(crate) struct Stopped {
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
-/// An error and its causes in one line, without those that a message before them has told already.
+/// Exit code of a stop on request with everything saved.
+pub(crate) const STOPPED: u8 = 130;
+
+/// An error and its causes in one line, in plain words, without those that a message before them has told already.
 pub(crate) fn message(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
-        "" => cause,
-        _ if told.contains(&cause) => told,
-        _ => format!("{told}: {cause}"),
-    })
+    let told =
+        error.chain().map(|cause| plain(&cause.to_string())).fold(String::new(), |told, cause| match told.as_str() {
+            "" => cause,
+            _ if told.contains(&cause) => told,
+            _ => format!("{told}: {cause}"),
+        });
+    harmless(&told)
+}
+
+/// A text in which names and keys out of files cannot command the terminal: control characters are shown as escapes.
+pub(crate) fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && c != '\n' && c != '\t' {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// 2 for bad usage or configuration, 130 for a stop on request, 1 for failed work.
@@ -59,7 +80,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.downcast_ref::<TaskError>().is_some_and(TaskError::is_usage)
         || error.downcast_ref::<LayoutError>().is_some_and(LayoutError::is_usage);
     match (interrupted, usage) {
-        (true, _) => 130,
+        (true, _) => STOPPED,
         (_, true) => 2,
         _ => 1,
     }
@@ -88,6 +109,9 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
         overrides: &args.overrides,
     };
     let summary = run(&recipe_loader(), &options, &stop)?;
+    if let Some(warning) = summary.warning() {
+        print(warning)?;
+    }
     let j = &summary.judgement;
     let percent = |x: f64| format!("{:.1} %", 100.0 * x);
     let out = args.out.display();
@@ -119,13 +143,20 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
 pub(crate) fn train(args: &TrainArgs) -> Result<()> {
     let run = tasks::load(&recipe_loader(), &args.recipe, &args.overrides)?;
     if args.dry_run {
-        return print(run.text().trim_end());
+        print(run.text().trim_end())?;
     }
     let device = args.device.open()?;
     let stop = StopFlag::install().context("cannot listen for signals")?;
     let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
     let record = args.record.as_ref().map(|path| RecordOptions { path: path.clone(), steps: args.record_steps });
-    let context = StageContext { record: record.as_ref(), ..StageContext::new(&folder, &device, &stop) };
+    // A longer run than before has to be meant: files change by accident, command lines do not.
+    let extend = args.overrides.iter().any(|text| text.split('=').next().map(str::trim) == Some("run.samples"));
+    let from = args.from.as_deref();
+    let context = StageContext { record: record.as_ref(), extend, from, ..StageContext::new(&folder, &device, &stop) };
+    if args.dry_run {
+        eprintln!("{}", run.check(&context)?);
+        return Ok(());
+    }
     match run.train(&context)? {
         StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
         StageEnd::Done(TrainingSummary { samples_seen, loss_first, loss_last, seconds, .. }) => print(&format!(
@@ -139,35 +170,4 @@ pub(crate) fn train(args: &TrainArgs) -> Result<()> {
 fn default_folder(recipe: &str) -> PathBuf {
     let stem = Path::new(recipe).file_stem().unwrap_or(recipe.as_ref());
     Path::new("runs").join(stem)
-}
-
-pub(crate) fn recipes(args: &RecipesArgs) -> Result<()> {
-    let loader = recipe_loader();
-    match &args.name {
-        None => print(&recipe_list(&loader)),
-        Some(name) => print(loader.load::<toml::Table>(name, &[])?.text.trim_end()),
-    }
-}
-
-/// All recipes' names; beside those of a training task, what is trained.
-fn recipe_list(loader: &RecipeLoader) -> String {
-    let names = loader.names();
-    let width = names.iter().map(String::len).max().unwrap_or(0);
-    let line = |name: &String| {
-        let kind = loader.load::<toml::Table>(name, &[]).ok().and_then(|recipe| recipe.value.get("kind").cloned());
-        let task = kind.and_then(|kind| TASKS.iter().find(|task| kind.as_str() == Some(task.kind)));
-        task.map_or_else(|| name.clone(), |task| format!("{name:width$}  trains {}", task.about))
-    };
-    names.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-pub(crate) fn doctor() -> Result<()> {
-    print(&format!(
-        "calotype {}\nkernels  {}\nthreads  {}\ndevices  {}\nrecipes  {}",
-        env!("CARGO_PKG_VERSION"),
-        calotype_kernels::isa_name(),
-        calotype_kernels::threads(),
-        available().join(", "),
-        recipe_loader().names().len(),
-    ))
 }

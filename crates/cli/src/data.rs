@@ -1,8 +1,8 @@
 //! `calotype data`: the stages of `calotype-prepare`, and those that need models.
 
-use crate::args::DeviceArgs;
+use crate::args::{DeviceArgs, heading};
 use crate::commands::fid_stats::{FidStatsArgs, fid_stats};
-use crate::commands::{Stopped, print, recipe_loader};
+use crate::commands::{Stopped, harmless, print, recipe_loader};
 use anyhow::{Context, Result};
 use calotype_data::Control;
 use calotype_prepare::slices::SliceArgs;
@@ -32,7 +32,7 @@ Then: calotype train <recipe> data.path=shards";
 #[command(after_help = WAYS)]
 pub(crate) struct DataArgs {
     /// Print the account of what was done as one JSON object.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = heading::OUTPUT)]
     json: bool,
     #[command(subcommand)]
     command: DataCommand,
@@ -94,6 +94,7 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
         if done.encoded < done.samples {
             account.notes.push(format!("slice {id}: {} samples were there already", done.samples - done.encoded));
         }
+        account.notes.extend(done.images.iter().map(|note| format!("slice {id}: {note}")));
         if done.truncated > 0 {
             let cut = "captions were longer than a text encoder's context and were cut";
             account.notes.push(format!("slice {id}: {} {cut}", done.truncated));
@@ -138,6 +139,6 @@ fn with_progress<T, E>(stop: &StopFlag, work: impl FnOnce(&mut Control<'_>) -> R
 fn tell(account: &Account, json: bool) -> Result<()> {
     match json {
         true => print(&serde_json::to_string(account)?),
-        false => print(&account.to_string()),
+        false => print(&harmless(&account.to_string())),
     }
 }

@@ -4,9 +4,13 @@ mod args;
 mod checkpoint;
 mod commands;
 mod data;
+mod environment;
+mod help;
+mod mistakes;
 
-use args::DeviceArgs;
-use clap::{Args, Parser, Subcommand};
+use args::{DeviceArgs, heading};
+use calotype_core::numbers::count;
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +24,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "calotype", version, arg_required_else_help = true)]
 struct Cli {
     /// Threads of the CPU kernels; results do not depend on it [default: all cores].
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = count::<usize>, help_heading = heading::MACHINE)]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
@@ -39,17 +43,21 @@ enum Command {
     Probe(commands::probe::ProbeArgs),
     /// Fetch, make, encode and check datasets.
     Data(Box<data::DataArgs>),
-    /// Print the contents of a checkpoint (layout, family, components, prediction type, problems) or of a dataset.
+    /// Print the contents of a checkpoint (layout, family, components, prediction type, problems), of a training run, or of a dataset.
     Inspect(checkpoint::InspectArgs),
     /// Write a checkpoint in another layout: a diffusers folder, a single file, or a Calotype folder.
     Convert(checkpoint::ConvertArgs),
     /// Measure speed and memory, as shares of the processor's peak in the same process.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
-    /// List the built-in recipes, or show one with everything it inherits.
-    Recipes(RecipesArgs),
-    /// Show what this machine and this build offer.
+    /// List the built-in recipes with purpose, size, memory and time, or show one with everything it inherits.
+    Recipes(commands::recipes::RecipesArgs),
+    /// Show what this machine and this build offer, with advice.
     Doctor,
+    /// Print a shell's completions of commands, flags and their values.
+    Completions(commands::shell::CompletionsArgs),
+    /// Write a man page for each command.
+    Man(commands::shell::ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -82,15 +90,20 @@ struct TrainArgs {
     out: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print the resolved recipe and stop.
+    /// Print the resolved recipe, find out everything that a start would (paths, counts, sizes, space), and stop.
     #[arg(long)]
     dry_run: bool,
+    /// Begin with the whole state of a training checkpoint, or of a run's newest one: weights, moments, average, samples
+    /// seen. Only in a new folder.
+    #[arg(long, value_name = "CHECKPOINT")]
+    from: Option<PathBuf>,
     /// Record the first steps of a new run in a safetensors file, for replays in PyTorch: inputs and value of the loss,
     /// learning rate, norm of the gradient, all weights before and after.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = heading::RECORD)]
     record: Option<PathBuf>,
     /// Steps to record.
-    #[arg(long, value_name = "N", default_value_t = 20, requires = "record")]
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "record", help_heading = heading::RECORD,
+          value_parser = count::<u64>)]
     record_steps: u64,
 }
 
@@ -99,12 +112,6 @@ fn train_help() -> String {
     let line = |task: &calotype_train::tasks::TaskEntry| format!("  {:12} {}", task.kind, task.about);
     let lines: Vec<String> = calotype_train::tasks::TASKS.iter().map(line).collect();
     format!("Tasks, by the key `kind` of a recipe:\n{}", lines.join("\n"))
-}
-
-#[derive(Debug, Args)]
-struct RecipesArgs {
-    /// Recipe to show; without it, all names are listed.
-    name: Option<String>,
 }
 
 /// Keeps freed memory for the next step: giving it back after 10 ms, mimalloc's default, costs training a tenth of its
@@ -119,21 +126,34 @@ fn keep_freed_memory() {
     }
 }
 
-fn main() -> ExitCode {
-    keep_freed_memory();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("CALOTYPE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,calotype=info"));
+/// Parses the command line; what cannot be parsed ends the process, with what was probably meant.
+fn parse() -> Cli {
+    let arguments: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let mut command = help::command();
+    let parsed = command.try_get_matches_from_mut(std::env::args_os());
+    parsed.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| {
+        command.build();
+        mistakes::explained(error, command, &arguments).exit()
+    })
+}
+
+fn log() {
+    let filter = std::env::var("CALOTYPE_LOG").ok().filter(|filter| !filter.trim().is_empty());
+    let filter = filter.and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok());
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn,calotype=info")))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .init();
-    let cli = Cli::parse();
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    environment::check()?;
     if let Some(threads) = cli.threads {
-        calotype_kernels::set_threads(threads.max(1));
+        calotype_kernels::set_threads(threads);
     }
-    let result = match cli.command {
+    match cli.command {
         Command::Quickstart(args) => commands::quickstart(&args),
         Command::Train(args) => commands::train(&args),
         Command::Generate(args) => commands::generate::generate_command(&args),
@@ -142,14 +162,25 @@ fn main() -> ExitCode {
         Command::Inspect(args) => checkpoint::inspect_command(&args),
         Command::Convert(args) => checkpoint::convert_command(&args),
         Command::Bench(command) => commands::bench::bench(&command),
-        Command::Recipes(args) => commands::recipes(&args),
-        Command::Doctor => commands::doctor(),
-    };
-    match result {
+        Command::Recipes(args) => commands::recipes::recipes(&args),
+        Command::Doctor => commands::doctor::doctor(),
+        Command::Completions(args) => commands::shell::completions(&args),
+        Command::Man(args) => commands::shell::man(&args),
+    }
+}
+
+fn main() -> ExitCode {
+    keep_freed_memory();
+    let cli = parse();
+    log();
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", commands::message(&error));
-            ExitCode::from(commands::exit_code(&error))
+            let code = commands::exit_code(&error);
+            // What was asked for is no error.
+            let beginning = if code == commands::STOPPED { "" } else { "error: " };
+            eprintln!("{beginning}{}", commands::message(&error));
+            ExitCode::from(code)
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::text::read_text;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -22,6 +23,36 @@ pub fn replace_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
         let _ = fs::remove_file(&temporary);
     }
     outcome
+}
+
+/// Makes a new file of `bytes`, whole or not at all; never in place of another one.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] if there is such a file, which stays as it is; any other error of the file system.
+pub fn create_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = temporary_sibling(path)?;
+    let outcome = write_synchronised(&temporary, bytes).and_then(|()| link_or_reserve(&temporary, path));
+    let _ = fs::remove_file(&temporary);
+    outcome?;
+    sync_folder(parent_folder(path))
+}
+
+fn write_synchronised(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Gives a file a second name that must be new. File systems without links first take the name with an empty file, which a
+/// kill at that moment leaves behind.
+fn link_or_reserve(temporary: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(temporary, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            File::create_new(path)?;
+            fs::rename(temporary, path)
+        }
+        outcome => outcome,
+    }
 }
 
 /// Replaces `path` with `bytes`, as [`replace_file`] does.
@@ -49,8 +80,8 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> io::Result<(
 /// [`io::ErrorKind::InvalidData`] if the content is not JSON or not a `T`; any error of the file system but a file
 /// that is missing.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(invalid),
+    match read_text(path) {
+        Ok(text) => serde_json::from_str(&text).map(Some).map_err(invalid),
         // Below a regular file there is nothing either; whoever writes there says what is wrong.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error),
@@ -151,6 +182,22 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         replace_file(&path, |w| w.write_all(b"new")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_new_file_never_takes_the_place_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        create_file(&path, b"old").unwrap();
+        assert_eq!(create_file(&path, b"new").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        let other = folder.path().join("b.txt");
+        let temporary = folder.path().join("c.txt");
+        fs::write(&temporary, b"c").unwrap();
+        assert!(link_or_reserve(&temporary, &path).is_err());
+        link_or_reserve(&temporary, &other).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"c");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 
     #[test]

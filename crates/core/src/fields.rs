@@ -33,6 +33,8 @@ pub struct FieldProblem {
     pub value: Option<String>,
     /// What is wrong, and what the field takes.
     pub problem: String,
+    /// True if the reader does not know the field.
+    pub unknown: bool,
 }
 
 impl fmt::Display for FieldProblem {
@@ -59,6 +61,11 @@ impl FieldsError {
     /// Whether a field is among those at fault, by its name with the objects around it.
     pub fn names(&self, field: &str) -> bool {
         self.problems.iter().any(|problem| problem.field == field)
+    }
+
+    /// The fields at fault that the reader does not know, by their names.
+    pub fn unknown(&self) -> Vec<&str> {
+        self.problems.iter().filter(|problem| problem.unknown).map(|problem| problem.field.as_str()).collect()
     }
 }
 
@@ -94,6 +101,8 @@ pub struct Fields<'a> {
     object: Option<&'a Map<String, Value>>,
     null_is_missing: bool,
     known: BTreeSet<&'static str>,
+    /// Fields of no effect, with the only value that has none; any value where there is none.
+    harmless: Vec<(&'static str, Option<Value>)>,
     problems: Vec<FieldProblem>,
 }
 
@@ -106,6 +115,7 @@ impl<'a> Fields<'a> {
             object: config.as_object(),
             null_is_missing: true,
             known: BTreeSet::new(),
+            harmless: Vec::new(),
             problems: Vec::new(),
         };
         if fields.object.is_none() {
@@ -131,7 +141,7 @@ impl<'a> Fields<'a> {
     pub fn get<T: DeserializeOwned>(&mut self, name: &'static str, default: T) -> T {
         let Some(value) = self.raw(name) else { return default };
         T::deserialize(value).unwrap_or_else(|error| {
-            self.wrong(name, value, error.to_string());
+            self.wrong(name, value, crate::words::plain(&error.to_string()));
             default
         })
     }
@@ -275,6 +285,32 @@ impl<'a> Fields<'a> {
         self.known.extend(names);
     }
 
+    /// Fields that other programs write and that have no effect, with the only value for which that is so; any value where
+    /// there is none. [`Fields::refuse_unknown`] passes them.
+    pub fn harmless(&mut self, fields: impl IntoIterator<Item = (&'static str, Option<Value>)>) {
+        self.harmless.extend(fields);
+    }
+
+    /// The fields that are there, that nothing asked for, and that have no effect: nulls, and those said to be
+    /// [harmless](Self::harmless).
+    pub fn passed(&self) -> Vec<String> {
+        self.unasked()
+            .filter(|(name, value)| self.has_no_effect(name, value))
+            .map(|(name, _)| name.to_owned())
+            .collect()
+    }
+
+    /// Fields that were not asked for; those that begin with an underscore belong to the library that wrote them.
+    fn unasked(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        let fields = self.object.into_iter().flatten().map(|(name, value)| (name.as_str(), value));
+        fields.filter(|(name, _)| !name.starts_with('_') && !self.known.contains(name))
+    }
+
+    fn has_no_effect(&self, name: &str, value: &Value) -> bool {
+        let same = |only: &Option<Value>| only.as_ref().is_none_or(|only| equal(value, only));
+        value.is_null() || self.harmless.iter().any(|(known, only)| *known == name && same(only))
+    }
+
     /// The fields of an object inside this one; one that is missing has no fields.
     pub fn nested<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Fields<'a>) -> T) -> T {
         let value = self.raw(name);
@@ -287,6 +323,7 @@ impl<'a> Fields<'a> {
             object: value.and_then(Value::as_object),
             null_is_missing: self.null_is_missing,
             known: BTreeSet::new(),
+            harmless: Vec::new(),
             problems: Vec::new(),
         };
         let outcome = read(&mut inner);
@@ -297,13 +334,13 @@ impl<'a> Fields<'a> {
     /// Notes that a field's value is wrong.
     pub fn wrong(&mut self, name: &str, value: &Value, problem: impl Into<String>) {
         let (field, value) = (format!("{}{name}", self.path), Some(shown(value)));
-        self.problems.push(FieldProblem { field, value, problem: problem.into() });
+        self.problems.push(FieldProblem { field, value, problem: problem.into(), unknown: false });
     }
 
     /// Notes what is wrong with a field besides its value alone; with no name, with the whole.
     pub fn problem(&mut self, name: &str, problem: impl Into<String>) {
         let field = if name.is_empty() { String::new() } else { format!("{}{name}", self.path) };
-        self.problems.push(FieldProblem { field, value: None, problem: problem.into() });
+        self.problems.push(FieldProblem { field, value: None, problem: problem.into(), unknown: false });
     }
 
     /// Notes a problem of a field unless all is well.
@@ -318,19 +355,19 @@ impl<'a> Fields<'a> {
         &self.known
     }
 
-    /// Notes every field that was not asked for; those that begin with an underscore belong to the library that wrote them.
+    /// Notes every field that was not asked for and may have an effect.
     pub fn refuse_unknown(&mut self) {
-        let names = self.object.into_iter().flat_map(Map::keys).map(String::as_str);
-        let unknown: Vec<&str> = names.filter(|name| !name.starts_with('_') && !self.known.contains(name)).collect();
+        let unknown: Vec<&str> =
+            self.unasked().filter(|(name, value)| !self.has_no_effect(name, value)).map(|(name, _)| name).collect();
         let mut problems: Vec<FieldProblem> = Vec::new();
         for name in unknown.iter().take(NAMED) {
             let hint = self.similar(name).map_or(String::new(), |known| format!("; did you mean `{known}`?"));
             let (field, problem) = (format!("{}{}", self.path, cut(name)), format!("is not known{hint}"));
-            problems.push(FieldProblem { field, value: None, problem });
+            problems.push(FieldProblem { field, value: None, problem, unknown: true });
         }
         if unknown.len() > NAMED {
             let problem = format!("{} more fields are not known", unknown.len() - NAMED);
-            problems.push(FieldProblem { field: String::new(), value: None, problem });
+            problems.push(FieldProblem { field: String::new(), value: None, problem, unknown: false });
         }
         self.problems.splice(0..0, problems);
     }

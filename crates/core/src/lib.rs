@@ -1,18 +1,24 @@
 //! What every other crate may use and what uses none of them: durable files, progress for people, stop signals, facts
-//! about the process, counter-based random numbers, reading of published configurations.
+//! about the process, counter-based random numbers, reading of text files, of published configurations and of command lines' numbers.
 
 pub mod durable;
 pub mod fields;
+pub mod lock;
 pub mod names;
+pub mod numbers;
 pub mod progress;
 pub mod random;
 pub mod stop;
 pub mod system;
+pub mod text;
 pub mod torch_random;
+pub mod words;
 
 pub use fields::{FieldProblem, Fields, FieldsError};
-pub use names::UnknownName;
+pub use lock::{FolderLock, LockError};
+pub use names::{Named, UnknownName};
 pub use progress::Progress;
 pub use random::{Philox4x32, Purpose, Stream, permutation, philox4x32_10};
 pub use stop::StopFlag;
+pub use text::{TextFault, decode_text, read_text};
 pub use torch_random::{TorchCpuGenerator, TorchFloat};

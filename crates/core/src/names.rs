@@ -12,6 +12,18 @@ pub struct UnknownName {
     pub known: String,
 }
 
+/// What all enumerations of [`names!`](crate::names!) offer: to parsers, help texts and completions.
+pub trait Named: Copy + Send + Sync + 'static {
+    /// Every value, in the order of their declaration.
+    fn values() -> &'static [Self];
+
+    /// The name in files, options and messages.
+    fn own_name(self) -> &'static str;
+
+    /// Further names that are read.
+    fn other_names(self) -> &'static [&'static str];
+}
+
 /// Declares an enumeration whose values have one name in files, options and messages: `serde`, `Display`, `FromStr`,
 /// `name` and `ALL`. Further names of a value, behind `|`, are read and never written.
 ///
@@ -44,6 +56,20 @@ macro_rules! names {
             /// The name in files, options and messages.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$value => $name),+ }
+            }
+        }
+
+        impl $crate::names::Named for $kind {
+            fn values() -> &'static [Self] {
+                Self::ALL
+            }
+
+            fn own_name(self) -> &'static str {
+                self.name()
+            }
+
+            fn other_names(self) -> &'static [&'static str] {
+                match self { $(Self::$value => &[$($alias),*]),+ }
             }
         }
 

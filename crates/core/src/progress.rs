@@ -10,13 +10,19 @@ use crate::system::{format_count, format_duration};
 
 /// Time over which the speed is averaged.
 const SPEED_WINDOW_SECONDS: f64 = 30.0;
-/// Default pause between plain lines.
+/// Shortest pause between plain lines; it grows with the time that a stage has taken, so that logs of days stay short.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Longest pause between plain lines.
+const LINE_AT_LEAST_EVERY: Duration = Duration::from_secs(300);
+/// A pause is this part of the time that a stage has taken.
+const PAUSE_PART: u32 = 20;
 
 /// Progress of one stage, counted in samples. Shows images per second, the given fields and the time left, on
 /// standard error.
 pub struct Progress {
     stage: String,
+    /// What is counted, and the unit of its speed.
+    units: [&'static str; 2],
     total: u64,
     samples: u64,
     fields: String,
@@ -27,22 +33,29 @@ pub struct Progress {
 
 enum Display {
     Bar(ProgressBar),
-    Lines { out: Box<dyn Write + Send>, every: Duration, last: Option<Instant> },
+    Lines { out: Box<dyn Write + Send>, every: Duration, at_most: Duration, last: Option<Instant> },
 }
 
 impl Progress {
-    /// Starts a stage of `total` samples: a bar if standard error is a terminal, otherwise lines at most every ten
-    /// seconds.
+    /// Starts a stage of `total` samples: a bar if standard error is a terminal, otherwise lines: every ten
+    /// seconds at first, then less often, and at least every five minutes.
     pub fn new(stage: &str, total: u64) -> Self {
         if io::stderr().is_terminal() {
             return Self::with_display(stage, total, Display::Bar(new_bar(stage, total)));
         }
-        Self::with_lines(stage, total, LINE_EVERY, Box::new(io::stderr()))
+        let (out, every, at_most) = (Box::new(io::stderr()), LINE_EVERY, LINE_AT_LEAST_EVERY);
+        Self::with_display(stage, total, Display::Lines { out, every, at_most, last: None })
+    }
+
+    /// Counts something else than samples: `units` are its name and that of its speed, such as `steps` and `steps/s`.
+    pub fn counting(mut self, units: [&'static str; 2]) -> Self {
+        self.units = units;
+        self
     }
 
     /// Starts a stage that writes plain lines to `out`, at most one per `every`.
     pub fn with_lines(stage: &str, total: u64, every: Duration, out: Box<dyn Write + Send>) -> Self {
-        Self::with_display(stage, total, Display::Lines { out, every, last: None })
+        Self::with_display(stage, total, Display::Lines { out, every, at_most: every, last: None })
     }
 
     /// Says that the stage continues after `samples`, which must not count as speed.
@@ -93,9 +106,26 @@ impl Progress {
         }
     }
 
+    /// Removes the bar from the terminal, and shows nothing.
+    pub fn clear(&mut self) {
+        if let Display::Bar(bar) = &self.display {
+            bar.finish_and_clear();
+        }
+    }
+
     fn with_display(stage: &str, total: u64, display: Display) -> Self {
         let speed = Speed::new(0, Instant::now());
-        Self { stage: stage.to_owned(), total, samples: 0, fields: String::new(), speed, display, finished: false }
+        let units = ["samples", "img/s"];
+        Self {
+            stage: stage.to_owned(),
+            units,
+            total,
+            samples: 0,
+            fields: String::new(),
+            speed,
+            display,
+            finished: false,
+        }
     }
 
     fn set_at(&mut self, samples: u64, fields: &[(&str, f64)], now: Instant) {
@@ -107,13 +137,14 @@ impl Progress {
             text
         });
         let left = self.left();
-        let line_due = matches!(&self.display, Display::Lines { every, last, .. }
-            if last.is_none_or(|last| now.duration_since(last) >= *every));
+        let taken = now.duration_since(self.speed.started);
+        let line_due = matches!(&self.display, Display::Lines { every, at_most, last, .. }
+            if last.is_none_or(|last| now.duration_since(last) >= (taken / PAUSE_PART).clamp(*every, *at_most)));
         let line = if line_due { self.line(&left) } else { String::new() };
         match &mut self.display {
             Display::Bar(bar) => {
                 bar.set_position(samples);
-                bar.set_message(format!("{}{}{left}", self.speed.text(), self.fields));
+                bar.set_message(format!("{}{}{left}", self.speed.text(self.units[1]), self.fields));
             }
             Display::Lines { out, last, .. } if line_due => {
                 *last = Some(now);
@@ -125,7 +156,13 @@ impl Progress {
 
     fn line(&self, tail: &str) -> String {
         let (done, total) = (format_count(self.samples), format_count(self.total));
-        format!("{}  {done}/{total} samples{}{}{tail}", self.stage, self.speed.text(), self.fields)
+        format!(
+            "{}  {done}/{total} {}{}{}{tail}",
+            self.stage,
+            self.units[0],
+            self.speed.text(self.units[1]),
+            self.fields
+        )
     }
 
     fn left(&self) -> String {
@@ -140,9 +177,7 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Display::Bar(bar) = &self.display {
-            bar.finish_and_clear();
-        }
+        self.clear();
     }
 }
 
@@ -205,8 +240,8 @@ impl Speed {
         self.last_time = now;
     }
 
-    fn text(&self) -> String {
-        self.per_second.map(|speed| format!("  {} img/s", format_speed(speed))).unwrap_or_default()
+    fn text(&self, unit: &str) -> String {
+        self.per_second.map(|speed| format!("  {} {unit}", format_speed(speed))).unwrap_or_default()
     }
 }
 
@@ -260,6 +295,22 @@ mod tests {
         assert_eq!(lines.len(), 4, "{lines:?}");
         assert!(lines[2].starts_with("diffusion  3,360/64,000 samples  160.0 img/s"), "{}", lines[2]);
         assert_eq!(lines[3], "saved");
+    }
+
+    #[test]
+    fn lines_of_long_stages_are_sparse_and_count_what_is_counted() {
+        let out = Shared::default();
+        let lines =
+            Display::Lines { out: Box::new(out.clone()), every: LINE_EVERY, at_most: LINE_AT_LEAST_EVERY, last: None };
+        let mut progress = Progress::with_display("generate", 90_000, lines).counting(["steps", "steps/s"]);
+        let start = progress.speed.started;
+        for second in 1..=86_400u64 {
+            progress.set_at(second, &[], start + Duration::from_secs(second));
+        }
+        let lines = out.lines();
+        assert!((300..420).contains(&lines.len()), "{} lines of a day", lines.len());
+        assert_eq!(lines[0], "generate  1/90,000 steps  1.000 steps/s  left 1d00h");
+        assert!(lines[3].contains("  31/90,000 steps"), "{}", lines[3]);
     }
 
     #[test]

@@ -56,6 +56,10 @@ pub enum Purpose {
     Evaluation = 8,
     /// Which states training drops.
     Dropout = 9,
+    /// Which of several captions a sample gets.
+    CaptionChoice = 10,
+    /// Order of a caption's tags, and which are left out.
+    CaptionTags = 11,
 }
 
 /// An endless sequence of random numbers: Philox with the key `seed` and the counter (block, index low, index high,

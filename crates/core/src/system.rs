@@ -21,6 +21,59 @@ fn peak_from_getrusage() -> Option<f64> {
     Some(usage.max_rss() as f64 / unit)
 }
 
+/// The processor's name as it tells it, where the system passes it on.
+pub fn processor_name() -> Option<String> {
+    let told = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    cpuinfo_field(&told, &["model name", "Model", "cpu model"])
+}
+
+/// Names of the instruction sets that the processor says it has, as Linux lists them; empty where that is not known.
+pub fn processor_flags() -> Vec<String> {
+    let told = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo_field(&told, &["flags", "Features"]).unwrap_or_default();
+    flags.split_whitespace().map(str::to_owned).collect()
+}
+
+fn cpuinfo_field(text: &str, names: &[&str]) -> Option<String> {
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.into_iter().find(|(name, _)| names.contains(&name.trim())).map(|(_, value)| value.trim().to_owned())
+}
+
+/// Memory of the machine, or of the container where that allows less; in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// In all.
+    pub total: u64,
+    /// That a new process may still take.
+    pub available: u64,
+}
+
+/// What memory there is, where the system tells it.
+pub fn memory() -> Option<Memory> {
+    let mut memory = parse_meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+    // Control groups of the second and the first version, as a container sees them.
+    for (limit, used) in [
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ] {
+        let number = |path| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        if let Some(limit) = number(limit).filter(|limit| *limit < memory.total) {
+            let left = limit.saturating_sub(number(used).unwrap_or(0));
+            memory = Memory { total: limit, available: memory.available.min(left) };
+        }
+    }
+    Some(memory)
+}
+
+fn parse_meminfo(text: &str) -> Option<Memory> {
+    let kib = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let total = kib("MemTotal:")?.checked_mul(1024)?;
+    Some(Memory { total, available: kib("MemAvailable:").map_or(total, |kib| kib.saturating_mul(1024)) })
+}
+
 /// A duration in its two largest units: `850ms`, `9.5s`, `5m12s`, `3h04m`, `2d07h`.
 pub fn format_duration(duration: Duration) -> String {
     let tenths = (duration.as_secs_f64() * 10.0).round();
@@ -102,6 +155,17 @@ mod tests {
         {
             assert_eq!(format_bytes(bytes), text);
         }
+    }
+
+    #[test]
+    fn processor_and_memory_are_read_as_linux_writes_them() {
+        let text = "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu avx2 avx512f\n\nprocessor\t: 1\n";
+        assert_eq!(cpuinfo_field(text, &["model name"]).as_deref(), Some("AMD EPYC 9B14"));
+        assert_eq!(cpuinfo_field(text, &["flags"]).as_deref(), Some("fpu avx2 avx512f"));
+        assert_eq!(cpuinfo_field("", &["flags"]), None);
+        let memory = parse_meminfo("MemTotal:       16384 kB\nMemFree: 1 kB\nMemAvailable:    8192 kB\n");
+        assert_eq!(memory, Some(Memory { total: 16 << 20, available: 8 << 20 }));
+        assert_eq!(parse_meminfo("MemTotal: x kB"), None);
     }
 
     #[test]

@@ -101,6 +101,28 @@ pub enum Error {
         detail: String,
     },
 
+    /// A shard that is compressed in a way that is not read, or damaged inside of its compression.
+    #[error("shard {}: {detail}", path.display())]
+    Compressed {
+        /// The shard.
+        path: PathBuf,
+        /// The compression, the fault and the remedy, in words.
+        detail: String,
+    },
+
+    /// The members of a sample do not lie beside each other.
+    #[error(
+        "shard {}: `{member}` comes apart from the other parts of its sample, as in a tar whose members are sorted by kind \
+         (all images, then all captions); `calotype data reorganize` puts samples together, and so does `tar --sort=name`",
+        path.display()
+    )]
+    Scattered {
+        /// The shard.
+        path: PathBuf,
+        /// Name of the first member that lies apart.
+        member: String,
+    },
+
     /// `index.json` or a progress file that cannot be used.
     #[error("{}: {detail}; remove the file to build it anew", path.display())]
     BadIndex {
@@ -140,12 +162,14 @@ pub enum Error {
     },
 
     /// A part that should be text is not UTF-8.
-    #[error("sample `{key}`: part `{part}` is not UTF-8 text")]
+    #[error("sample `{key}`: part `{part}` {fault}")]
     NotText {
         /// Key of the sample.
         key: String,
         /// Extension of the part.
         part: String,
+        /// What it is instead.
+        fault: calotype_core::TextFault,
     },
 
     /// A key or extension that a webdataset shard cannot carry.
@@ -384,6 +408,24 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+}
+
+/// Text out of a file, for a message: one line of letters that every terminal shows, and no more than that.
+pub(crate) fn printable(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut shown: String = text.chars().take(LONGEST).flat_map(shown_char).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Control characters as escapes; what is no letter at all (bytes that are not UTF-8) stays the mark that stands for it.
+fn shown_char(c: char) -> impl Iterator<Item = char> {
+    let escaped = c.is_control();
+    let plain = (!escaped).then_some(c);
+    let escape = escaped.then(|| c.escape_default()).into_iter().flatten();
+    plain.into_iter().chain(escape)
 }
 
 impl Error {

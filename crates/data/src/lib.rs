@@ -19,6 +19,7 @@
 //! - [`pickled`]: NeMo's pickled dictionaries of NumPy arrays as sample parts.
 //! - [`wdinfo`]: NeMo's list of shards.
 //! - [`quarantine`]: samples that a check found unfit, left out by every source.
+//! - [`json`]: JSON as Python writes it.
 //! - [`control`]: progress reports and clean stopping of long stages.
 //!
 //! The crate knows no models: encoders reach it through the trait [`precache::SampleEncoder`].
@@ -33,6 +34,7 @@ pub mod emoji;
 mod error;
 pub mod files;
 pub mod image;
+pub mod json;
 pub mod loader;
 pub mod mds;
 pub mod npy;

@@ -257,25 +257,22 @@ impl NpyArray {
     /// [`NpyError::UnsupportedDtype`] for another `descr`; [`NpyError::WrongLength`] if `data` does not have the
     /// length that the shape asks for; [`NpyError::ShapeOverflow`] if that length is beyond 64 bits.
     pub fn from_le_bytes(descr: &str, shape: Vec<usize>, data: &[u8]) -> Result<Self, NpyError> {
-        let size = match descr {
-            "<f4" => 4,
-            "<f2" | "<V2" | "|V2" => 2,
-            "<i8" | "<f8" => 8,
+        type Read = fn(&[u8]) -> NpyData;
+        let (size, read): (usize, Read) = match descr {
+            "<f4" => (4, |data| NpyData::F32(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())),
+            "<f2" => (2, |data| NpyData::F16(data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect())),
+            "<V2" | "|V2" => {
+                (2, |data| NpyData::Bf16(data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect()))
+            }
+            "<f8" => (8, |data| NpyData::F64(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())),
+            "<i8" => (8, |data| NpyData::I64(data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect())),
             _ => return Err(NpyError::UnsupportedDtype { descr: descr.to_owned() }),
         };
         let needed = byte_count(&shape, size)?;
         if data.len() != needed {
             return Err(NpyError::WrongLength { shape, needed, found: data.len() });
         }
-        let data = match size {
-            4 => NpyData::F32(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-            2 if descr.ends_with("V2") => {
-                NpyData::Bf16(data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
-            }
-            2 => NpyData::F16(data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
-            _ if descr == "<f8" => NpyData::F64(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
-            _ => NpyData::I64(data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
-        };
+        let data = read(data);
         Ok(NpyArray { shape, data })
     }
 }

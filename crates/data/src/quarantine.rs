@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use calotype_core::decode_text;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{read_json, write_json};
@@ -63,8 +64,9 @@ impl Quarantine {
     /// # Errors
     /// [`Error::BadIndex`] if they are no list of records.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let records: Vec<Quarantined> = serde_json::from_slice(bytes)
-            .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: e.to_string() })?;
+        let bad = |detail: String| Error::BadIndex { path: path.to_path_buf(), detail };
+        let text = decode_text(bytes).map_err(|fault| bad(fault.to_string()))?;
+        let records: Vec<Quarantined> = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         Ok(records.into_iter().collect())
     }
 

@@ -1,8 +1,11 @@
 //! One sample: a key and named parts.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+
+use calotype_core::{TextFault, decode_text};
 
 use crate::npy::NpyArray;
 use crate::webdataset::MappedShard;
@@ -117,7 +120,7 @@ impl Sample {
     /// A part as text.
     ///
     /// # Errors
-    /// [`Error::MissingPart`] if there is none, [`Error::NotText`] if it is not UTF-8.
+    /// [`Error::MissingPart`] if there is none, [`Error::NotText`] if it is not UTF-8. A byte-order mark is left out.
     pub fn text(&self, extension: &str) -> Result<&str> {
         as_text(&self.key, extension, self.part(extension)?)
     }
@@ -171,7 +174,7 @@ impl<'a> SampleRef<'a> {
     /// A part as text.
     ///
     /// # Errors
-    /// [`Error::MissingPart`] if there is none, [`Error::NotText`] if it is not UTF-8.
+    /// [`Error::MissingPart`] if there is none, [`Error::NotText`] if it is not UTF-8. A byte-order mark is left out.
     pub fn text(&self, extension: &str) -> Result<&'a str> {
         as_text(self.key, extension, self.part(extension)?)
     }
@@ -198,7 +201,12 @@ fn missing(key: &str, part: &str, present: impl Iterator<Item = impl AsRef<str>>
 }
 
 fn as_text<'b>(key: &str, part: &str, bytes: &'b [u8]) -> Result<&'b str> {
-    std::str::from_utf8(bytes).map_err(|_| Error::NotText { key: key.to_owned(), part: part.to_owned() })
+    let bad = |fault| Error::NotText { key: key.to_owned(), part: part.to_owned(), fault };
+    match decode_text(bytes).map_err(bad)? {
+        Cow::Borrowed(text) => Ok(text),
+        // A part is handed out as it lies; folders, whose captions people write, read UTF-16.
+        Cow::Owned(_) => Err(bad(TextFault::Utf16)),
+    }
 }
 
 fn as_array(key: &str, part: &str, bytes: &[u8]) -> Result<NpyArray> {

@@ -10,12 +10,13 @@
 //! from another generator. Unlike torchvision's crops, none pads: one larger than the image is an error.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use calotype_core::{Purpose, Stream};
 use serde::{Deserialize, Serialize};
 
 use crate::buckets::{BucketSettings, Buckets};
-use crate::image::{self, Crop, DecodeOptions, Filter, RgbImage, resample};
+use crate::image::{self, Crop, DecodeNotes, DecodeOptions, Filter, RgbImage, resample};
 use crate::{Error, Result};
 
 /// Size to which an image is brought.
@@ -68,7 +69,7 @@ pub enum Layout {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Transform {
-    /// Limits of decoding, and whether to turn images upright.
+    /// Limits of decoding, and what is made of orientation and transparency.
     pub decode: DecodeOptions,
     /// Size to which the image is brought.
     pub resize: Resize,
@@ -121,10 +122,11 @@ struct Geometry {
 }
 
 /// A [`Transform`] whose settings have been checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ImageTransform {
     settings: Transform,
     buckets: Option<Buckets>,
+    notes: Arc<DecodeNotes>,
 }
 
 thread_local! {
@@ -163,7 +165,7 @@ impl Transform {
             Resize::Bucket(settings) => Some(Buckets::new(settings)?),
             _ => None,
         };
-        Ok(ImageTransform { settings: self, buckets })
+        Ok(ImageTransform { settings: self, buckets, notes: Arc::default() })
     }
 }
 
@@ -171,6 +173,11 @@ impl ImageTransform {
     /// The settings.
     pub fn settings(&self) -> &Transform {
         &self.settings
+    }
+
+    /// What was changed besides, in images decoded so far; clones count together.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.sentences(&self.settings.decode)
     }
 
     /// The buckets, if images go into such.
@@ -238,7 +245,9 @@ impl ImageTransform {
         take: impl FnOnce(&mut Vec<u8>, &Geometry) -> Result<T>,
     ) -> Result<T> {
         SCRATCH.with_borrow_mut(|(decoded, cut)| {
-            let size = image::decode_rgb_into(key, bytes, &self.settings.decode, decoded)?;
+            let found = image::decode_rgb_into(key, bytes, &self.settings.decode, decoded)?;
+            self.notes.add(&found);
+            let size = found.size;
             let plan = self.plan(size, &mut Stream::new(seed, Purpose::Augmentation, position))?;
             resample::resize_crop::<3>(decoded, size, plan.resized, &plan.crop, self.settings.filter, cut)?;
             let taken = take(cut, &plan);

@@ -65,7 +65,8 @@ impl WdInfo {
         out.dict(["tar_files", "chunk_size", "total_key_count"].map(|key| (key, key)), |out, key| match key {
             "tar_files" => out.list_of_texts(&self.tar_files),
             "chunk_size" => out.integer(self.chunk_size),
-            _ => out.integer(self.total_key_count),
+            "total_key_count" => out.integer(self.total_key_count),
+            other => unreachable!("`{other}` is none of the three keys above"),
         });
         out.end()
     }

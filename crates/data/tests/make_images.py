@@ -9,6 +9,7 @@ FOLDER_OF_EMOJI holds Twemoji's PNGs of 72x72 pixels (`1f600.png`), as crate twe
 
 golden/images/resized.txt    for each of 50 images: of 4 filters, down and up, the first 16 digits of the SHA-256
 golden/images/cropped.txt    torchvision's Resize and CenterCrop: width, height, side, digits
+golden/images/composited.txt for each image that may be transparent: digits of it over white and over #c0ffee
 golden/images/NAME.EXT       an image file of each kind, and NAME.rgb: its size in a line, and its `convert("RGB")`
 golden/images/fid*.npz       numpy.savez and numpy.savez_compressed of `mu` and `sigma`
 """
@@ -127,6 +128,13 @@ def formats():
         exif = Image.Exif()
         exif[0x0112] = orientation
         files[f"orientation_{orientation}.jpg"] = lambda p, e=exif: smooth.save(p, quality=90, exif=e)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files["orientation_exif.png"] = lambda p: smooth.save(p, exif=exif)
+    files["orientation_exif.webp"] = lambda p: smooth.save(p, lossless=True, exif=exif)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
+    files["orientation_xmp.jpg"] = lambda p: smooth.save(p, quality=90, xmp=xmp % 8)
+    files["orientation_xmp.webp"] = lambda p: smooth.save(p, lossless=True, xmp=xmp % 5)
     for name, save in files.items():
         save(HERE / name)
     words = np.frombuffer(noise((width * 8, height), 9).tobytes(), dtype=np.uint8)
@@ -143,6 +151,21 @@ def formats():
                 image = ImageOps.exif_transpose(image)
             rgb = image.convert("RGB")
             path.with_name(path.name + ".rgb").write_bytes(b"%d %d\n" % rgb.size + rgb.tobytes())
+
+
+def composited():
+    """Every picture over two backgrounds, at full size: name, digits of each."""
+    lines = []
+    for path in sorted(HERE.iterdir()):
+        if path.suffix not in (".png", ".gif", ".webp") or path.stem.startswith("orientation") or path.stem == "deep_grey":
+            continue
+        image = Image.open(path).convert("RGBA")
+        over = [
+            Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+            for colour in ("#ffffff", "#c0ffee")
+        ]
+        lines.append(" ".join([path.name] + [digits(rgb) for rgb in over]))
+    (HERE / "composited.txt").write_text("\n".join(lines) + "\n")
 
 
 def statistics():
@@ -170,4 +193,5 @@ if __name__ == "__main__":
         resized(pathlib.Path(sys.argv[1]))
         cropped()
         formats()
+        composited()
         statistics()

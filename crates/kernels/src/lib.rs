@@ -80,6 +80,6 @@ pub use pointwise::{
 pub use pool::{Pool2dShape, Pooling, pool2d_backward, pool2d_forward};
 pub use product::RowCount;
 pub use resample::{upsample_nearest2x_backward, upsample_nearest2x_forward};
-pub use simd::{isa_name, multiplies_bf16};
+pub use simd::{ISA_LEVELS, isa_name, multiplies_bf16};
 pub use stored::{StoredType, StoredWeight};
 pub use threads::{parallel_for, set_threads, threads};

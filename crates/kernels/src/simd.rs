@@ -957,14 +957,14 @@ pub enum Isa {
     Scalar(Scalar),
 }
 
-/// The greatest instruction set that the environment variable `CALOTYPE_ISA` allows, in the order of [`LEVELS`].
+/// The greatest instruction set that the environment variable `CALOTYPE_ISA` allows, in the order of [`ISA_LEVELS`].
 fn allowed() -> usize {
     let name = std::env::var("CALOTYPE_ISA").unwrap_or_default();
-    LEVELS.iter().position(|level| *level == name).unwrap_or(LEVELS.len() - 1)
+    ISA_LEVELS.iter().position(|level| *level == name).unwrap_or(ISA_LEVELS.len() - 1)
 }
 
-/// Values of `CALOTYPE_ISA`; each includes those before it.
-const LEVELS: [&str; 5] = ["scalar", "avx2", "avx512", "avx512bf16", "amx"];
+/// Values of `CALOTYPE_ISA`; each includes those before it. Another value limits nothing: programs should refuse it.
+pub const ISA_LEVELS: [&str; 5] = ["scalar", "avx2", "avx512", "avx512bf16", "amx"];
 
 /// The instruction set in use: the best one this processor has, or a lesser one named by the environment variable
 /// `CALOTYPE_ISA`. Decided once per process.

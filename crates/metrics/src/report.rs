@@ -393,10 +393,15 @@ impl Block {
             Self::Gallery(gallery) => gallery.html(page),
             Self::Plot { plot, caption } => {
                 page.push_str("<figure class=\"plot\">");
+                if !plot.title.is_empty() {
+                    element(page, "h3", "", &plot.title);
+                }
                 open_scroll(page, &plot.title);
                 page.push_str(&plot.to_svg());
                 page.push_str("</div>");
-                element(page, "figcaption", "", caption);
+                if !caption.is_empty() {
+                    element(page, "figcaption", "", caption);
+                }
                 page.push_str("</figure>\n");
             }
             Self::Table(table) => table.html(page),

@@ -46,6 +46,10 @@ fn unet_constants() -> Vec<(&'static str, Vec<Value>)> {
 /// a text embedding that is refused.
 const UNET_IGNORED: [&str; 2] = ["upcast_attention", "addition_embed_type_num_heads"];
 
+/// What diffusers' `EMAModel.save_pretrained` adds to a configuration (diffusers 0.42, `EMAModel.state_dict`).
+const AVERAGES: [&str; 7] =
+    ["decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"];
+
 const WITH_ATTENTION: [&str; 2] = ["CrossAttnDownBlock2D", "CrossAttnUpBlock2D"];
 const WITHOUT_ATTENTION: [&str; 2] = ["DownBlock2D", "UpBlock2D"];
 
@@ -64,7 +68,21 @@ impl UNetConfig {
     /// [`FieldsError`] with every field that is unknown or asks for what is not built.
     pub fn from_diffusers(config: &Value) -> Result<Self, FieldsError> {
         let mut fields = Fields::new(Self::CLASS, config).with_nulls();
+        let unet = Self::read(&mut fields);
+        fields.refuse_unknown();
+        fields.finish_checked(unet, Self::validate)
+    }
+
+    /// The fields of a configuration that are not known, and are passed for they have no effect.
+    pub fn passed_fields(config: &Value) -> Vec<String> {
+        let mut fields = Fields::new(Self::CLASS, config).with_nulls();
+        Self::read(&mut fields);
+        fields.passed()
+    }
+
+    fn read(fields: &mut Fields<'_>) -> Self {
         fields.kind("_class_name", &[Self::CLASS]);
+        fields.harmless(AVERAGES.map(|name| (name, None)));
         unet_constants().iter().for_each(|(name, allowed)| fields.fixed(name, allowed));
         fields.ignore(&UNET_IGNORED);
         let block_out_channels = fields.levels("block_out_channels", &[320, 640, 1280, 1280]);
@@ -72,12 +90,12 @@ impl UNetConfig {
         let norm_groups = fields.size("norm_num_groups", 32);
         let depths = fields.per_level("transformer_layers_per_block", 1, levels, 1..=MOST_TRANSFORMERS);
         let one_depth = depths.first().copied().filter(|first| depths.iter().all(|depth| depth == first));
-        let unet = Self {
+        Self {
             in_channels: fields.size("in_channels", 4),
             out_channels: fields.size("out_channels", 4),
             layers_per_block: fields.uniform("layers_per_block", 2, 1..=MOST_RESNETS),
-            attention_levels: attention_levels(&mut fields, levels),
-            head_channels: head_channels(&mut fields, &block_out_channels),
+            attention_levels: attention_levels(fields, levels),
+            head_channels: head_channels(fields, &block_out_channels),
             transformer_depth: one_depth.map_or(PerLevel::Each(depths), PerLevel::Same),
             linear_projection: fields.get("use_linear_projection", false),
             context_channels: fields.uniform("cross_attention_dim", 1280, 1..=MOST),
@@ -86,13 +104,11 @@ impl UNetConfig {
             transformer_norm_groups: fields.size(TRANSFORMER_GROUPS, norm_groups),
             flip_sin_to_cos: fields.get("flip_sin_to_cos", true),
             freq_shift: fields.number("freq_shift", 0.0) as f32,
-            sample_size: sample_size(&mut fields),
-            added: added(&mut fields),
+            sample_size: sample_size(fields),
+            added: added(fields),
             block_out_channels,
             ..Self::default()
-        };
-        fields.refuse_unknown();
-        fields.finish_checked(unet, Self::validate)
+        }
     }
 
     /// The same network as diffusers' `config.json`.
@@ -166,7 +182,7 @@ const TRANSFORMER_GROUPS: &str = "transformer_norm_num_groups";
 
 fn unsaid(field: &str, value: String) -> FieldProblem {
     let problem = "has no field in diffusers' configuration".to_owned();
-    FieldProblem { field: field.to_owned(), value: Some(value), problem }
+    FieldProblem { field: field.to_owned(), value: Some(value), problem, unknown: false }
 }
 
 /// The number with the decimals that an `f32` has, not those of the `f64` next to it.
@@ -249,7 +265,21 @@ impl AutoencoderConfig {
     /// [`FieldsError`] with every field that is unknown or asks for what is not built.
     pub fn from_diffusers(config: &Value) -> Result<Self, FieldsError> {
         let mut fields = Fields::new(Self::CLASS, config).with_nulls();
+        let autoencoder = Self::read(&mut fields);
+        fields.refuse_unknown();
+        fields.finish_checked(autoencoder, Self::validate)
+    }
+
+    /// The fields of a configuration that are not known, and are passed for they have no effect.
+    pub fn passed_fields(config: &Value) -> Vec<String> {
+        let mut fields = Fields::new(Self::CLASS, config).with_nulls();
+        Self::read(&mut fields);
+        fields.passed()
+    }
+
+    fn read(fields: &mut Fields<'_>) -> Self {
         fields.kind("_class_name", &[Self::CLASS]);
+        fields.harmless(AVERAGES.map(|name| (name, None)));
         let in_channels = fields.size("in_channels", 3);
         let block_out_channels = fields.levels("block_out_channels", &[64]);
         fields.fixed("out_channels", &[json!(in_channels)]);
@@ -261,7 +291,7 @@ impl AutoencoderConfig {
             let levels = block_out_channels.len();
             fields.check(types == levels, name, || format!("has {types} entries for {levels} levels"));
         }
-        let autoencoder = Self {
+        Self {
             in_channels,
             latent_channels: fields.size("latent_channels", 4),
             block_out_channels,
@@ -270,14 +300,12 @@ impl AutoencoderConfig {
             mid_attention: fields.get("mid_block_add_attention", true),
             use_quant_conv: fields.get("use_quant_conv", true),
             use_post_quant_conv: fields.get("use_post_quant_conv", true),
-            sample_size: sample_size(&mut fields).unwrap_or(32),
+            sample_size: sample_size(fields).unwrap_or(32),
             force_upcast: fields.get("force_upcast", true),
             scaling_factor: Some(fields.number("scaling_factor", f64::from(Self::STABLE_DIFFUSION_SCALE)) as f32),
             latents_mean: fields.get("latents_mean", None),
             latents_std: fields.get("latents_std", None),
-        };
-        fields.refuse_unknown();
-        fields.finish_checked(autoencoder, Self::validate)
+        }
     }
 
     /// The same network as diffusers' `config.json`.

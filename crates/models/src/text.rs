@@ -6,13 +6,16 @@ use crate::transformer::{Encoder, HiddenActivation, Sizes};
 use crate::transformers::{activation, has_architecture, is_whole_clip, without};
 use crate::{ConfigError, InputError};
 use burn::module::Module;
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use calotype_core::fields::{Fields, FieldsError};
 use serde::{Deserialize, Serialize};
 
 /// The end token in configurations that transformers wrote before version 4.31: not the real one, but a sign that the
 /// row's greatest id marks the end.
 const LEGACY_END_TOKEN: u32 = 2;
+
+/// The score of a key that is not looked at.
+const HIDDEN: f32 = -1e30;
 
 /// The text tower; defaults are OpenCLIP ViT-H/14's, as Stable Diffusion 2 uses it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -200,6 +203,40 @@ impl TextModel {
             return Err(InputError::Skip { skip: which.skip, layers });
         }
         Ok(self.select(ids, dtype, which))
+    }
+
+    /// The same with tokens hidden from all others, as an attention mask of transformers hides them: `hidden` says for each
+    /// token of each row whether no token looks at it. They have states of their own all the same.
+    ///
+    /// # Shapes
+    /// `ids`: `[batch, tokens]`, `hidden`: `batch` rows of `tokens`; to `[batch, tokens, channels]`
+    ///
+    /// # Errors
+    /// As of [`TextModel::conditioning`]; [`InputError::Tokens`] for rows of `hidden` of another length.
+    pub fn conditioning_without(
+        &self,
+        ids: Tensor<2, Int>,
+        hidden: &[Vec<bool>],
+        dtype: DType,
+        which: TextStates,
+    ) -> Result<Tensor<3>, InputError> {
+        self.check(&ids)?;
+        let ([batch, tokens], layers) = (ids.dims(), self.encoder.depth());
+        if which.skip > layers {
+            return Err(InputError::Skip { skip: which.skip, layers });
+        }
+        if hidden.len() != batch || hidden.iter().any(|row| row.len() != tokens) {
+            let tokens = hidden.iter().map(Vec::len).find(|length| *length != tokens).unwrap_or(0);
+            return Err(InputError::Tokens { tokens, context: ids.dims()[1] });
+        }
+        let score = |row: &[bool], query: usize, key: usize| if key > query || row[key] { HIDDEN } else { 0.0 };
+        let mask: Vec<f32> = hidden
+            .iter()
+            .flat_map(|row| (0..tokens * tokens).map(move |i| score(row, i / tokens, i % tokens)))
+            .collect();
+        let mask = Tensor::from_data(TensorData::new(mask, [batch, 1, tokens, tokens]), &ids.device());
+        let x = self.encoder.forward_masked(self.embed(ids, dtype), &mask, layers - which.skip);
+        Ok(if which.final_norm { self.final_layer_norm.forward(x) } else { x })
     }
 
     /// All outputs but the projected one, computed with activations of type `dtype`.

@@ -3,7 +3,8 @@
 use crate::init::Init;
 use crate::layers::{LayerNorm, Linear};
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
+use burn::tensor::{DType, Tensor};
 use calotype_ops::{Activation, activation, attention};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,21 @@ pub(crate) struct Block<'a> {
     pub(crate) mlp: [&'a Linear; 2],
     pub(crate) heads: usize,
     pub(crate) activation: HiddenActivation,
+    /// Added to the scores, `[batch, 1, tokens, tokens]`; none: nothing, or what `causal` says.
+    pub(crate) mask: Option<&'a Tensor<4>>,
+}
+
+/// Attention with a mask that is added to the scores, in `f32`: for the few prompts in which words are hidden.
+///
+/// # Shapes
+/// `q`, `k`, `v`: `[batch, tokens, channels]`; `mask`: `[batch, 1, tokens, tokens]`
+fn masked_attention([q, k, v]: [Tensor<3>; 3], heads: usize, scale: f32, mask: &Tensor<4>) -> Tensor<3> {
+    let (dtype, [batch, tokens, channels]) = (q.dtype(), q.dims());
+    let split =
+        |x: Tensor<3>| x.cast(DType::F32).reshape([batch, tokens, heads, channels / heads]).permute([0, 2, 1, 3]);
+    let scores = split(q).matmul(split(k).transpose()).mul_scalar(scale) + mask.clone();
+    let y = softmax(scores, 3).matmul(split(v));
+    y.permute([0, 2, 1, 3]).reshape([batch, tokens, channels]).cast(dtype)
 }
 
 impl Block<'_> {
@@ -83,7 +99,11 @@ impl Block<'_> {
         let h = self.norms[0].forward(x.clone());
         let scale = 1.0 / ((self.query.weight.dims()[0] / self.heads) as f32).sqrt();
         let (q, k, v) = (self.query.forward(h.clone()), self.key.forward(h.clone()), self.value.forward(h));
-        let x = onto(self.out, attention(q, k, v, self.heads, causal, scale), x);
+        let y = match self.mask {
+            Some(mask) => masked_attention([q, k, v], self.heads, scale, mask),
+            None => attention(q, k, v, self.heads, causal, scale),
+        };
+        let x = onto(self.out, y, x);
         let h = self.mlp[0].forward(self.norms[1].forward(x.clone()));
         onto(self.mlp[1], activation(h, self.activation.kind()), x)
     }
@@ -141,7 +161,7 @@ impl EncoderLayer {
         }
     }
 
-    fn forward(&self, x: Tensor<3>, causal: bool) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, causal: bool, mask: Option<&Tensor<4>>) -> Tensor<3> {
         let a = &self.self_attn;
         let block = Block {
             norms: [&self.layer_norm1, &self.layer_norm2],
@@ -152,6 +172,7 @@ impl EncoderLayer {
             mlp: [&self.mlp.fc1, &self.mlp.fc2],
             heads: a.heads,
             activation: self.activation,
+            mask,
         };
         block.forward(x, causal, None)
     }
@@ -175,7 +196,12 @@ impl Encoder {
 
     /// The states behind the first `depth` blocks.
     pub(crate) fn forward(&self, x: Tensor<3>, causal: bool, depth: usize) -> Tensor<3> {
-        self.layers.iter().take(depth).fold(x, |x, layer| layer.forward(x, causal))
+        self.layers.iter().take(depth).fold(x, |x, layer| layer.forward(x, causal, None))
+    }
+
+    /// The states behind the first `depth` blocks, with a mask `[batch, 1, tokens, tokens]` that is added to the scores.
+    pub(crate) fn forward_masked(&self, x: Tensor<3>, mask: &Tensor<4>, depth: usize) -> Tensor<3> {
+        self.layers.iter().take(depth).fold(x, |x, layer| layer.forward(x, false, Some(mask)))
     }
 
     /// The states in front of the first block and behind every block.
@@ -183,7 +209,7 @@ impl Encoder {
         let mut states = vec![x];
         for layer in &self.layers {
             let x = states[states.len() - 1].clone();
-            states.push(layer.forward(x, causal));
+            states.push(layer.forward(x, causal, None));
         }
         states
     }

@@ -42,6 +42,13 @@ pub struct AddedConfig {
     pub input_channels: usize,
 }
 
+impl AddedConfig {
+    /// Numbers besides a pooled text of so many channels; a rest that is none counts for nothing.
+    pub fn numbers(&self, pooled: usize) -> usize {
+        self.input_channels.saturating_sub(pooled) / self.time_features.max(1)
+    }
+}
+
 /// The shape of a UNet; defaults are Stable Diffusion 2's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

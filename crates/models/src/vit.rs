@@ -263,6 +263,7 @@ impl Layer {
             mlp: [&self.intermediate.dense, &self.output.dense],
             heads: self.heads,
             activation: self.activation,
+            mask: None,
         }
     }
 }

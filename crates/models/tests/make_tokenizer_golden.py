@@ -7,6 +7,7 @@
 src/tokenizer/clip_merges.bin          CLIP's merges as pairs of token ids, little-endian u16 (from OpenAI's vocabulary)
 tests/golden/tokenizer/prompts.jsonl   [prompt, open_clip's ids, transformers' ids, the same with "!" for padding]; an id list
                                        that equals the one before it is null
+tests/golden/tokenizer/added/*         the same with added tokens, as transformers 5 saves it; its lines are in added.jsonl
 tests/golden/tokenizer/small/*         a small vocabulary in transformers' files; its lines in small.jsonl are [prompt, ids]
 """
 
@@ -23,6 +24,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import ftfy
 from open_clip.tokenizer import SimpleTokenizer
+from tokenizers import AddedToken
 from transformers import CLIPTokenizer
 
 HERE = pathlib.Path(__file__).parent
@@ -198,6 +200,23 @@ def main():
     tokenizer = CLIPTokenizer(*files)
     texts = ["the cat", "A photo, of 12 cats!", "naïve café", "x", "", "don't", "<|endoftext|> with", "日本 in the", "one-two"]
     write_lines(GOLDEN / "small.jsonl", [[text, tokenizer(text).input_ids] for text in texts])
+    added(files)
+
+
+def added(files):
+    """A tokenizer with added tokens as transformers 5 saves it, without vocab.json, and the older files of the same."""
+    tokenizer = CLIPTokenizer(*files)
+    tokenizer.add_tokens(["<cat-toy>", "My-Style", "cat-toys"])
+    tokenizer.add_tokens([AddedToken("sks", single_word=True), AddedToken("[L]", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer.add_tokens(["<Spec>"], special_tokens=True)
+    folder = GOLDEN / "added"
+    tokenizer.save_pretrained(folder)
+    file = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(file, separators=(",", ":")))
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    texts = ["a <cat-toy> in the park", "my-style, MY-STYLE!", "sks dog, asks, sks!", "a [L]  the", "<Spec> and <spec>",
+             "<|startoftext|> <|STARTOFTEXT|> <|endoftext|> the", "a<cat-toy>the <CAT-TOY>", "the cat-toys cat-toy", "My-Style sks_ sks", ""]
+    write_lines(GOLDEN / "added.jsonl", [[text, tokenizer(text).input_ids] for text in texts])
 
 
 main()

@@ -76,7 +76,7 @@ fn loaded(precision: WeightPrecision, device: &Device) -> UNet {
 }
 
 fn draw(unet: &UNet, dtype: DType, device: &Device) -> Vec<f32> {
-    let (latent, context) = (Tensor::<4>::ones([1, 32, 32, 4], device), Tensor::<3>::ones([1, 9, 64], device));
+    let (latent, context) = (Tensor::<4>::ones([1, 64, 64, 4], device), Tensor::<3>::ones([1, 9, 64], device));
     state::values_of(unet.forward(latent.cast(dtype), &[500.0], context.cast(dtype), None))
 }
 

@@ -1,4 +1,4 @@
-//! LoRA files that change the weights of a checkpoint.
+//! Adapter files that change the weights of a checkpoint.
 
 use crate::error::PipelineError;
 use calotype_checkpoints::{Checkpoint, Component};
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// An adapter and the factor of its changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterFile {
-    /// The file: kohya's, PEFT's or diffusers' keys.
+    /// The file or folder, in any dialect that [`calotype_weights::lora`] reads.
     pub path: PathBuf,
     /// The factor; 1 is as it was trained.
     pub weight: f32,
@@ -21,12 +21,14 @@ impl std::str::FromStr for AdapterFile {
 
     /// `FILE` or `FILE=WEIGHT`.
     fn from_str(text: &str) -> Result<Self, PipelineError> {
-        let Some((path, weight)) = text.rsplit_once('=') else {
+        // A path that exists is a path, whatever it contains.
+        let parts = text.rsplit_once('=').filter(|_| !std::path::Path::new(text).exists());
+        let Some((path, weight)) = parts else {
             return Ok(Self { path: text.into(), weight: 1.0 });
         };
-        match weight.parse() {
-            Ok(weight) => Ok(Self { path: path.into(), weight }),
-            Err(_) => Err(PipelineError::setting(format!("--lora {text}: `{weight}` is no number"))),
+        match weight.parse::<f32>() {
+            Ok(weight) if weight.is_finite() => Ok(Self { path: path.into(), weight }),
+            _ => Err(PipelineError::setting(format!("--lora {text}: `{weight}` is no finite number"))),
         }
     }
 }

@@ -27,14 +27,22 @@ struct Shape {
     noise: bool,
 }
 
-/// The start of sampling.
-struct Beginning {
-    x: Tensor<4>,
+/// The start of sampling, and its end.
+pub(crate) struct Beginning {
+    pub x: Tensor<4>,
     /// The first call of the UNet.
-    first: usize,
+    pub first: usize,
+    /// The call to end before; none: all are made.
+    pub end: Option<usize>,
     /// Channels behind the latent's that the UNet takes besides it.
-    extra: Option<Tensor<4>>,
-    inpainting: Option<Inpainting>,
+    pub extra: Option<Tensor<4>>,
+    pub inpainting: Option<Inpainting>,
+}
+
+/// Latents that were drawn, and the source of the numbers that come next.
+pub(crate) struct Drawn {
+    pub latents: Tensor<4>,
+    pub noise: ImageNoise,
 }
 
 impl Pipeline {
@@ -44,10 +52,10 @@ impl Pipeline {
     /// [`PipelineError::Setting`] for sides that the autoencoder cannot make.
     pub fn image_size(&self, request: &Request, settings: &Settings) -> Result<[usize; 2], PipelineError> {
         let by = self.autoencoder.config().downscale();
-        let usual = self.defaults.latent_side * by;
+        let usual = self.defaults.latent_size.map(|side| side * by);
         let size = match &request.start {
             Some(start) => start.size(),
-            None => [settings.height.unwrap_or(usual), settings.width.unwrap_or(usual)],
+            None => [settings.height.unwrap_or(usual[0]), settings.width.unwrap_or(usual[1])],
         };
         // The UNet halves odd sides by rounding up; only the autoencoder needs whole latents.
         let best = by * self.unet.config().size_multiple();
@@ -88,6 +96,11 @@ impl Pipeline {
 
     fn shape(&self, request: &Request, prompts: &EncodedPrompts, settings: &Settings) -> Result<Shape, PipelineError> {
         self.check(request)?;
+        if self.unet.config().added.is_none() && (settings.original_size.is_some() || settings.crop != [0, 0]) {
+            return Err(PipelineError::setting(
+                "--original-size and --crop have no effect: this UNet takes no sizes, as those of Stable Diffusion XL do",
+            ));
+        }
         let size = self.image_size(request, settings)?;
         let [height, width, channels] = self.latent_size(size);
         if let Some(noise) = &request.noise
@@ -142,7 +155,8 @@ impl Pipeline {
         [height / by, width / by, config.latent_channels]
     }
 
-    /// The latents of requests that can share a batch (see [`Pipeline::batches`]): `[images, height, width, channels]`.
+    /// The latents of requests that can share a batch (see [`Pipeline::batches`]): `[images, height, width, channels]`. A
+    /// refiner has no part in them.
     ///
     /// # Errors
     /// [`PipelineError::Setting`] for requests that cannot share a batch or not be drawn, and for prompts that were not
@@ -162,33 +176,57 @@ impl Pipeline {
             ));
         }
         let batch = Batch { first: 0, requests };
-        let latents = self.sample_batch(&batch, prompts, settings, &mut Timings::default(), observer)?;
-        latents.ok_or(PipelineError::Stopped { done: 0, all: requests.len() })
+        let drawn = self.sample_batch(&batch, prompts, settings, None, (&mut Timings::default(), observer))?;
+        drawn.map(|drawn| drawn.latents).ok_or(PipelineError::Stopped { done: 0, all: requests.len() })
     }
 
-    /// The latents of a batch; none if the observer ended the work.
+    /// The latents of a batch, up to where another network takes over after `handover` of the noise's way; none if the observer
+    /// ended the work.
     pub(crate) fn sample_batch(
         &self,
         batch: &Batch<'_>,
         prompts: &EncodedPrompts,
         settings: &Settings,
-        timings: &mut Timings,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<Tensor<4>>, PipelineError> {
+        handover: Option<f64>,
+        (timings, observer): (&mut Timings, &mut dyn Observer),
+    ) -> Result<Option<Drawn>, PipelineError> {
         let requests = batch.requests;
-        let unet = self.unet.get()?;
         let sampler = self.sampler(settings)?;
         let size = self.latent_size(self.image_size(&requests[0], settings)?);
         let seeds: Vec<_> = requests.iter().map(|r| ImageSeed { seed: r.seed, number: r.number }).collect();
-        let drawing = Drawing {
-            pipeline: self,
-            requests,
-            sampler: &sampler,
-            size,
-            noise: ImageNoise::new(settings.noise, &seeds, &self.device),
-        };
-        let beginning = timed(&mut timings.encode, || drawing.begin())?;
-        let denoiser = self.denoiser(&unet, requests, prompts, settings, beginning.extra.clone())?;
+        let drawing =
+            self.drawing(requests, &sampler, size, ImageNoise::new(settings.noise, &seeds, self.dtype, &self.device));
+        let mut beginning = timed(&mut timings.encode, || drawing.begin())?;
+        beginning.end = handover.map(|share| sampler.handed_over_at(share, beginning.first)).transpose()?;
+        let latents = self.draw(&drawing, beginning, batch, prompts, (settings, timings, observer))?;
+        Ok(latents.map(|latents| Drawn { latents, noise: drawing.noise }))
+    }
+
+    /// A batch on its way; `size` is `[height, width, channels]` of a latent.
+    pub(crate) fn drawing<'a>(
+        &'a self,
+        requests: &'a [Request],
+        sampler: &'a Sampler,
+        size: [usize; 3],
+        noise: ImageNoise,
+    ) -> Drawing<'a> {
+        Drawing { pipeline: self, requests, sampler, size, noise }
+    }
+
+    /// The latents at the end of the way; none if the observer ended the work.
+    pub(crate) fn draw(
+        &self,
+        drawing: &Drawing<'_>,
+        beginning: Beginning,
+        batch: &Batch<'_>,
+        prompts: &EncodedPrompts,
+        (settings, timings, observer): (&Settings, &mut Timings, &mut dyn Observer),
+    ) -> Result<Option<Tensor<4>>, PipelineError> {
+        let unet = self.unet.get()?;
+        let requests = batch.requests;
+        let by = self.autoencoder.config().downscale();
+        let size = [drawing.size[0] * by, drawing.size[1] * by];
+        let denoiser = self.denoiser(&unet, requests, prompts, (settings, size), beginning.extra.clone())?;
         let first = batch.range().start;
         let hear = &mut |progress: SamplerStep<'_>| {
             observer.step(&Step { first, requests, progress: &progress, colours: self.defaults.latent_colours });
@@ -201,22 +239,22 @@ impl Pipeline {
         }
     }
 
-    /// The UNet with prompts, guidance and sizes of requests.
+    /// The UNet with prompts, guidance and sizes of requests; `size` is that of their images.
     fn denoiser<'a>(
         &self,
         unet: &'a UNet,
         requests: &[Request],
         prompts: &EncodedPrompts,
-        settings: &Settings,
+        (settings, size): (&Settings, [usize; 2]),
         extra: Option<Tensor<4>>,
     ) -> Result<GuidedUNet<'a>, PipelineError> {
-        let size = self.image_size(&requests[0], settings)?;
-        let numbers = [settings.original_size.unwrap_or(size), settings.crop, size].concat();
-        let numbers: Vec<f32> = numbers.into_iter().map(|n| n as f32).collect();
         let of = requests.iter().map(|request| prompts.of(request)).collect::<Result<Vec<_>, _>>()?;
         let conditions = |which: usize| {
             let all: Vec<EncodedPrompt> = of.iter().map(|pair| pair[which].clone()).collect();
-            let added = self.unet.config().added.as_ref().and_then(|_| EncodedPrompt::added(&all, &numbers));
+            let added = self.unet.config().added.as_ref().and_then(|added| {
+                let scored = added.numbers(all.first()?.pooled.as_ref()?.dims()[1]) == SCORED_NUMBERS;
+                EncodedPrompt::added(&all, &size_numbers(settings, size, scored.then_some(which)))
+            });
             Conditions { context: EncodedPrompt::batch(&all), added }
         };
         let (cond, uncond) = (conditions(0), conditions(1));
@@ -241,8 +279,23 @@ impl Pipeline {
     }
 }
 
+/// Numbers besides the text that SDXL's refiner takes; the base takes one more.
+const SCORED_NUMBERS: usize = 5;
+
+/// The numbers that a UNet of SDXL takes besides the text: with a score of beauty in place of the image's size, of the prompt
+/// (0) or of the negative prompt (1), if `scored` names one.
+fn size_numbers(settings: &Settings, size: [usize; 2], scored: Option<usize>) -> Vec<f32> {
+    let numbers = [settings.original_size.unwrap_or(size), settings.crop].concat();
+    let mut numbers: Vec<f32> = numbers.into_iter().map(|number| number as f32).collect();
+    match scored {
+        Some(which) => numbers.push(settings.aesthetic_scores[which]),
+        None => numbers.extend(size.map(|side| side as f32)),
+    }
+    numbers
+}
+
 /// One batch on its way from noise to latents.
-struct Drawing<'a> {
+pub(crate) struct Drawing<'a> {
     pipeline: &'a Pipeline,
     requests: &'a [Request],
     sampler: &'a Sampler,
@@ -259,7 +312,7 @@ impl Drawing<'_> {
         let deviation = self.sampler.init_noise_sigma();
         if starts.is_empty() {
             let x = self.first_noise().mul_scalar(deviation);
-            return Ok(Beginning { x, first: 0, extra: None, inpainting: None });
+            return Ok(Beginning { x, first: 0, end: None, extra: None, inpainting: None });
         }
         let strength = self.requests[0].strength;
         let first = self.sampler.first_call(strength)?;
@@ -273,21 +326,21 @@ impl Drawing<'_> {
             _ => fresh.clone().mul_scalar(deviation),
         };
         if !masked {
-            return Ok(Beginning { x, first, extra: None, inpainting: None });
+            return Ok(Beginning { x, first, end: None, extra: None, inpainting: None });
         }
         let [height, width, _] = self.size;
         let small = starts.iter().filter_map(|start| Some(nearest(start.mask.as_ref()?, [height, width])));
         let mask = Tensor::cat(small.collect(), 0);
         if !inpaints {
             let inpainting = clean.map(|clean| Inpainting { clean, noise: fresh, mask });
-            return Ok(Beginning { x, first, extra: None, inpainting });
+            return Ok(Beginning { x, first, end: None, extra: None, inpainting });
         }
         let kept = self.encode(&starts, |start| match &start.mask {
             Some(mask) => start.pixels.clone() * mask.clone().mul_scalar(-1.0).add_scalar(1.0),
             None => start.pixels.clone(),
         })?;
         let extra = Some(Tensor::cat(vec![mask, kept], 3));
-        Ok(Beginning { x, first, extra, inpainting: None })
+        Ok(Beginning { x, first, end: None, extra, inpainting: None })
     }
 
     /// The noise that the images are made of: drawn, or given.
@@ -328,14 +381,14 @@ impl Drawing<'_> {
         beginning: Beginning,
         hear: &mut dyn FnMut(SamplerStep<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, SamplerError> {
-        let Beginning { x, first, inpainting, .. } = beginning;
+        let Beginning { x, first, end, inpainting, .. } = beginning;
         let fresh = |_: usize| self.noise.draw(self.size);
         let put_back = |call: usize, latent: Tensor<4>| match &inpainting {
             // The call is one of the sampler's own, for which this cannot fail.
             Some(inpainting) => inpainting.edit(self.sampler, call, latent.clone()).unwrap_or(latent),
             None => latent,
         };
-        self.sampler.sample(denoiser, x, Run { first, noise: Some(&fresh), edit: Some(&put_back), observe: hear })
+        self.sampler.sample(denoiser, x, Run { first, end, noise: Some(&fresh), edit: Some(&put_back), observe: hear })
     }
 }
 
@@ -348,4 +401,21 @@ fn nearest(mask: &Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
         x.select(axis, Tensor::<1, Int>::from_data(index.as_slice(), &device))
     };
     pick(pick(mask.clone(), 1, index(height, rows)), 2, index(width, columns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers of `_get_add_time_ids` in diffusers 0.42: of `StableDiffusionXLPipeline`, and of
+    /// `StableDiffusionXLImg2ImgPipeline` with `requires_aesthetics_score`, for the prompt and the negative prompt.
+    #[test]
+    fn numbers_beside_the_text() {
+        let settings = Settings { crop: [8, 16], ..Settings::default() };
+        assert_eq!(size_numbers(&settings, [512, 768], None), [512.0, 768.0, 8.0, 16.0, 512.0, 768.0]);
+        assert_eq!(size_numbers(&settings, [512, 768], Some(0)), [512.0, 768.0, 8.0, 16.0, 6.0]);
+        let original_size = Some([1024, 1024]);
+        let settings = Settings { original_size, aesthetic_scores: [7.0, 1.0], ..settings };
+        assert_eq!(size_numbers(&settings, [512, 768], Some(1)), [1024.0, 1024.0, 8.0, 16.0, 1.0]);
+    }
 }

@@ -5,7 +5,7 @@ use crate::encoders::EncoderError;
 use burn::tensor::{DType, Device, Tensor};
 use calotype_checkpoints::loading::Loader;
 use calotype_checkpoints::{Checkpoint, Component};
-use calotype_data::image::RgbImage;
+use calotype_data::image::{DecodeNotes, DecodeOptions, RgbImage};
 use calotype_data::npz::FeatureStatistics;
 use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::{Control, Source};
@@ -75,7 +75,8 @@ pub enum FidError {
     Metrics(#[from] MetricsError),
 }
 
-/// Mean and covariance of the features of all images of a source, `batch` of them at once.
+/// Mean and covariance of the features of all images of a source, `batch` of them at once; what decoding changes besides is
+/// counted in `notes`.
 ///
 /// # Errors
 /// [`FidError`]: an image cannot be read, there are fewer than two, or `control` stops the work.
@@ -83,6 +84,7 @@ pub fn statistics(
     source: &dyn Source,
     encoder: &FidEncoder,
     batch: usize,
+    (options, notes): (&DecodeOptions, &DecodeNotes),
     control: &mut Control<'_>,
 ) -> Result<FeatureStatistics, FidError> {
     let image = |number: usize| {
@@ -91,7 +93,9 @@ pub fn statistics(
         // Without any, the error of the usual one names the parts that there are.
         let bytes =
             IMAGE_EXTENSIONS.iter().find_map(|part| sample.part(part).ok()).map_or_else(|| sample.part("png"), Ok)?;
-        RgbImage::decode(sample.key(), bytes)
+        let (image, found) = RgbImage::decode_noting(sample.key(), bytes, options)?;
+        notes.add(&found);
+        Ok(image)
     };
     let mut features = GaussianAccumulator::new(FidEncoder::WIDTH)?;
     let batch = batch.max(1);

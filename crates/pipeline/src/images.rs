@@ -2,11 +2,11 @@
 
 use crate::error::PipelineError;
 use burn::tensor::{Device, Tensor, TensorData};
-use calotype_core::durable::replace_file;
+use calotype_core::durable::{create_file, replace_file};
 use calotype_data::image::text::{PngText, add_png_text};
-use calotype_data::image::{Filter, PngEffort, RgbImage};
+use calotype_data::image::{Background, DecodeNotes, DecodeOptions, Filter, PngEffort, RgbImage};
 use calotype_weights::TensorFile;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Sides of images to begin with are multiples of this, where they are not given.
 const MULTIPLE: usize = 8;
@@ -21,8 +21,9 @@ pub struct StartImage {
 }
 
 impl StartImage {
-    /// Reads a PNG or JPEG, and a mask that is white where the image is drawn anew. Both are resized (Lanczos) to
-    /// `[height, width]`; a side that is not given is the image's own, rounded down to a multiple of 8.
+    /// Reads an image, and a mask that is white where the image is drawn anew; sentences on what was changed of them come
+    /// with it. Both are resized (Lanczos) to `[height, width]`; a side that is not given is the image's own, rounded down to
+    /// a multiple of 8. What is transparent of a mask is black.
     ///
     /// # Errors
     /// [`PipelineError::Io`] and [`PipelineError::Image`] naming the file; [`PipelineError::Setting`] for an image without 8
@@ -30,10 +31,12 @@ impl StartImage {
     pub fn read(
         image: &Path,
         mask: Option<&Path>,
+        options: &DecodeOptions,
         [height, width]: [Option<usize>; 2],
         device: &Device,
-    ) -> Result<Self, PipelineError> {
-        let found = read_image(image)?;
+    ) -> Result<(Self, Vec<String>), PipelineError> {
+        let mut notes = Vec::new();
+        let found = read_image(image, options, &mut notes)?;
         let side = |given: Option<usize>, own: usize| given.unwrap_or(own / MULTIPLE * MULTIPLE);
         let (height, width) = (side(height, found.height()), side(width, found.width()));
         if width == 0 || height == 0 {
@@ -43,12 +46,14 @@ impl StartImage {
             )));
         }
         let pixels = fitted(found, [height, width])?.to_f32_hwc(-1.0, 1.0);
-        let mask = mask.map(|path| fitted(read_image(path)?, [height, width])).transpose()?;
+        let over_black = DecodeOptions { background: Background::BLACK, ..*options };
+        let mask = mask.map(|path| fitted(read_image(path, &over_black, &mut notes)?, [height, width])).transpose()?;
         let white = |mask: RgbImage| mask.data().chunks_exact(3).map(|p| f32::from(luma(p) >= 128)).collect::<Vec<_>>();
-        Ok(Self {
+        let start = Self {
             pixels: Tensor::from_data(TensorData::new(pixels, [1, height, width, 3]), device),
             mask: mask.map(|mask| Tensor::from_data(TensorData::new(white(mask), [1, height, width, 1]), device)),
-        })
+        };
+        Ok((start, notes))
     }
 
     /// `[height, width]` in pixels.
@@ -58,9 +63,13 @@ impl StartImage {
     }
 }
 
-fn read_image(path: &Path) -> Result<RgbImage, PipelineError> {
+fn read_image(path: &Path, options: &DecodeOptions, notes: &mut Vec<String>) -> Result<RgbImage, PipelineError> {
     let bytes = std::fs::read(path).map_err(PipelineError::io("read", path))?;
-    Ok(RgbImage::decode(&path.display().to_string(), &bytes)?)
+    let (image, found) = RgbImage::decode_noting(&path.display().to_string(), &bytes, options)?;
+    let counts = DecodeNotes::default();
+    counts.add(&found);
+    notes.extend(counts.sentences(options).into_iter().map(|sentence| format!("{}: {sentence}", path.display())));
+    Ok(image)
 }
 
 fn fitted(image: RgbImage, [height, width]: [usize; 2]) -> Result<RgbImage, PipelineError> {
@@ -106,7 +115,47 @@ pub fn to_rgb(pixels: &Tensor<3>) -> Result<RgbImage, calotype_data::Error> {
     RgbImage::from_f32_hwc(width, height, &values, 0.0, 1.0)
 }
 
-/// Writes an image as a PNG with texts inside, atomically.
+/// Writes an image as a PNG with texts inside into a folder, as `00000.png` or the next number behind those that are there,
+/// and returns its path. No file is ever replaced, by whatever process it was made.
+///
+/// # Shapes
+/// `pixels`: `[height, width, 3]` in `0..1`
+///
+/// # Errors
+/// As of [`write_png`].
+pub fn write_next_png(folder: &Path, pixels: &Tensor<3>, texts: &[PngText]) -> Result<PathBuf, PipelineError> {
+    let png = png_with(pixels, texts)?;
+    let mut number = next_number(folder).map_err(PipelineError::io("read", folder))?;
+    loop {
+        let path = folder.join(format!("{number:05}.png"));
+        match create_file(&path, &png) {
+            Ok(()) => return Ok(path),
+            // Another process was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(PipelineError::io("write", &path)(error)),
+        }
+    }
+}
+
+/// One more than the largest number that a file of a folder begins with, whatever its extension.
+fn next_number(folder: &Path) -> std::io::Result<u64> {
+    let mut next = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let stem = name.to_str().and_then(|name| name.split('.').next()).unwrap_or_default();
+        if let Ok(number) = stem.parse::<u64>() {
+            next = next.max(number.saturating_add(1));
+        }
+    }
+    Ok(next)
+}
+
+fn png_with(pixels: &Tensor<3>, texts: &[PngText]) -> Result<Vec<u8>, PipelineError> {
+    let png = to_rgb(pixels)?.encode_png(PngEffort::Default)?;
+    Ok(if texts.is_empty() { png } else { add_png_text(&png, texts)? })
+}
+
+/// Writes an image as a PNG with texts inside, atomically, in place of what is there.
 ///
 /// # Shapes
 /// `pixels`: `[height, width, 3]` in `0..1`
@@ -114,7 +163,6 @@ pub fn to_rgb(pixels: &Tensor<3>) -> Result<RgbImage, calotype_data::Error> {
 /// # Errors
 /// [`PipelineError::Image`] for an image without pixels or texts that the format cannot hold; [`PipelineError::Io`].
 pub fn write_png(path: &Path, pixels: &Tensor<3>, texts: &[PngText]) -> Result<(), PipelineError> {
-    let png = to_rgb(pixels)?.encode_png(PngEffort::Default)?;
-    let png = if texts.is_empty() { png } else { add_png_text(&png, texts)? };
+    let png = png_with(pixels, texts)?;
     replace_file(path, |file| file.write_all(&png)).map_err(PipelineError::io("write", path))
 }

@@ -11,10 +11,12 @@
 mod adapters;
 mod batch;
 pub mod batches;
+pub mod belonging;
 pub mod encoders;
 mod error;
 pub mod family;
 pub mod fid;
+pub mod foreign;
 pub mod images;
 pub mod network;
 pub mod noise;
@@ -22,21 +24,28 @@ mod observer;
 mod pipeline;
 mod preview;
 pub mod probe;
+pub mod prompt_syntax;
 mod prompts;
 pub mod random_checkpoint;
+mod refiner;
 mod request;
 mod sampler_choice;
 mod settings_text;
 
 pub use adapters::{AdapterFile, load_adapters};
 pub use error::PipelineError;
-pub use family::Defaults;
+pub use family::{CheckpointSampler, Defaults};
+pub use foreign::ForeignRecord;
 pub use images::StartImage;
 pub use noise::NoiseKind;
 pub use observer::{DrawnImage, Observer, Step};
 pub use pipeline::{LoadOptions, Parts, Pipeline};
 pub use preview::{LatentColours, preview};
+pub use prompt_syntax::PromptSyntax;
 pub use prompts::{CutPrompt, EncodedPrompt, EncodedPrompts, PromptOptions};
+pub use refiner::Refiner;
 pub use request::{Request, Settings, Timings};
 pub use sampler_choice::SamplerChoice;
-pub use settings_text::{GenerationRecord, RecordedInputs, RecordedRequest, RecordedSettings};
+pub use settings_text::{
+    GenerationRecord, Recorded, RecordedInputs, RecordedRefiner, RecordedRequest, RecordedSettings,
+};

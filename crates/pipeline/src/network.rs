@@ -1,11 +1,11 @@
 //! A network of a checkpoint whose weights are read when they are needed, once.
 
 use burn::tensor::{DType, Device};
-use calotype_checkpoints::loading::{LoadError, fill_from};
+use calotype_checkpoints::loading::{LoadError, adapted, fill_from};
 use calotype_checkpoints::{Checkpoint, Component, NetworkConfig};
 use calotype_models::state::{self, WeightPrecision};
 use calotype_models::{ConfigError, Init};
-use calotype_weights::lora::{self, LoraSet};
+use calotype_weights::lora::LoraSet;
 use calotype_weights::{TensorFileError, TensorSource};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -180,23 +180,12 @@ impl<C: NetworkConfig> Origin<C> {
 
     fn read(&self, config: &C, path: &Path) -> Result<C::Network, LoadError> {
         let adapters = self.placement.adapters.as_deref().zip(adapted(self.component));
-        let delta = |key: &str| adapters.and_then(|(set, component)| set.delta(component, key));
-        fill_from(self.empty(config, path)?, &*self.source, self.placement.weights(), &delta)
-    }
-}
-
-/// The component under which adapters change a network; none for those that they leave alone.
-fn adapted(component: Component) -> Option<lora::Component> {
-    match component {
-        Component::Unet => Some(lora::Component::Unet),
-        Component::TextEncoder => Some(lora::Component::TextEncoder),
-        Component::TextEncoder2 => Some(lora::Component::TextEncoder2),
-        _ => None,
+        fill_from(self.empty(config, path)?, &*self.source, self.placement.weights(), adapters)
     }
 }
 
 /// BLAKE3, in hexadecimal, of tensors in the order of their names.
-fn hash_tensors(source: &dyn TensorSource, mut names: Vec<String>) -> Result<String, TensorFileError> {
+pub(crate) fn hash_tensors(source: &dyn TensorSource, mut names: Vec<String>) -> Result<String, TensorFileError> {
     names.sort_unstable();
     let mut hasher = blake3::Hasher::new();
     for name in &names {

@@ -1,7 +1,8 @@
 //! Random numbers of images.
 
-use burn::tensor::{Device, Tensor, TensorData};
-use calotype_core::{Purpose, Stream, TorchCpuGenerator, names};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use calotype_core::{Purpose, Stream, TorchCpuGenerator, TorchFloat, names};
+use half::{bf16, f16};
 use std::cell::RefCell;
 
 names! {
@@ -12,7 +13,7 @@ names! {
         #[default]
         Philox = "philox",
         /// PyTorch's generator for CPU tensors, one for each image, seeded with the sum of seed and number of the image: the
-        /// images of diffusers' pipelines with such a list of generators.
+        /// images of diffusers' pipelines with such a list of generators, in the pipeline's type.
         TorchCpu = "torch-cpu",
     }
 }
@@ -35,20 +36,21 @@ pub struct ImageNoise {
 
 enum Generators {
     Philox { images: Vec<ImageSeed>, drawn: RefCell<u64> },
-    TorchCpu(RefCell<Vec<TorchCpuGenerator>>),
+    TorchCpu { images: RefCell<Vec<TorchCpuGenerator>>, dtype: DType },
 }
 
 /// Draws of one image have numbers this far apart, in which images are counted.
 const DRAW: u32 = 40;
 
 impl ImageNoise {
-    /// For images of these seeds.
-    pub fn new(kind: NoiseKind, images: &[ImageSeed], device: &Device) -> Self {
+    /// For images of these seeds in a pipeline whose activations have type `dtype`: PyTorch draws half precisions
+    /// otherwise than it rounds single ones, where the last of their blocks of sixteen is not full.
+    pub fn new(kind: NoiseKind, images: &[ImageSeed], dtype: DType, device: &Device) -> Self {
         let generators = match kind {
             NoiseKind::Philox => Generators::Philox { images: images.to_vec(), drawn: RefCell::new(0) },
             NoiseKind::TorchCpu => {
                 let of = |image: &ImageSeed| TorchCpuGenerator::new(image.seed.wrapping_add(image.number));
-                Generators::TorchCpu(RefCell::new(images.iter().map(of).collect()))
+                Generators::TorchCpu { images: RefCell::new(images.iter().map(of).collect()), dtype }
             }
         };
         Self { generators, device: device.clone() }
@@ -72,17 +74,28 @@ impl ImageNoise {
                 }
                 Tensor::from_data(TensorData::new(data, [images.len(), height, width, channels]), &self.device)
             }
-            Generators::TorchCpu(generators) => {
-                let mut generators = generators.borrow_mut();
+            Generators::TorchCpu { images, dtype } => {
+                let mut generators = images.borrow_mut();
                 let mut data = vec![0f32; generators.len() * size];
                 for (row, generator) in data.chunks_exact_mut(size.max(1)).zip(generators.iter_mut()) {
-                    generator.fill_normal(row);
+                    match dtype {
+                        DType::BF16 => fill_rounded::<bf16>(generator, row),
+                        DType::F16 => fill_rounded::<f16>(generator, row),
+                        _ => generator.fill_normal(row),
+                    }
                 }
                 let shape = [generators.len(), channels, height, width];
                 Tensor::<4>::from_data(TensorData::new(data, shape), &self.device).permute([0, 2, 3, 1])
             }
         }
     }
+}
+
+/// Normal numbers of a half precision.
+fn fill_rounded<T: TorchFloat + Into<f32> + Default>(generator: &mut TorchCpuGenerator, row: &mut [f32]) {
+    let mut values = vec![T::default(); row.len()];
+    generator.fill_normal(&mut values);
+    row.iter_mut().zip(values).for_each(|(number, value)| *number = value.into());
 }
 
 #[cfg(test)]
@@ -98,13 +111,30 @@ mod tests {
         let device = Device::default();
         for kind in [NoiseKind::Philox, NoiseKind::TorchCpu] {
             let of = |seed, number| ImageSeed { seed, number };
-            let together = ImageNoise::new(kind, &[of(7, 3), of(7, 4), of(8, 5)], &device);
-            let alone = ImageNoise::new(kind, &[of(7, 4)], &device);
+            let together = ImageNoise::new(kind, &[of(7, 3), of(7, 4), of(8, 5)], DType::F32, &device);
+            let alone = ImageNoise::new(kind, &[of(7, 4)], DType::F32, &device);
             for draw in 0..3 {
                 let (all, one) = (values(&together), values(&alone));
                 assert_eq!(all[60..120], one, "{kind:?}, draw {draw}");
                 assert_ne!(all[..60], one);
             }
         }
+    }
+
+    /// `torch.randn(1, 4, 13, 11, generator=torch.Generator("cpu").manual_seed(7), dtype=...)` of PyTorch 2.15, a latent of
+    /// 104x88 pixels: 572 numbers, the last 16 of which differ in half precision.
+    #[test]
+    fn half_precisions_are_drawn_as_by_torch() {
+        let device = Device::default();
+        let last = |dtype| {
+            let noise = ImageNoise::new(NoiseKind::TorchCpu, &[ImageSeed { seed: 7, number: 0 }], dtype, &device);
+            let drawn = noise.draw([13, 11, 4]).permute([0, 3, 1, 2]);
+            let all: Vec<f32> = drawn.into_data().iter::<f32>().collect();
+            (all[0], all[555], [all[556], all[570], all[571]])
+        };
+        let single = (-0.820_134_5, -1.722_523_2, [0.223_947_17, 0.126_187_68, 1.049_064_2]);
+        assert_eq!(last(DType::F32), single);
+        assert_eq!(last(DType::BF16), (-0.820_312_5, -1.718_75, [-0.550_781_25, 0.136_718_75, -1.164_062_5]));
+        assert_eq!(last(DType::F16), (-0.820_312_5, -1.722_656_3, [-0.550_292_97, 0.137_084_96, -1.166_992_2]));
     }
 }

@@ -1,11 +1,13 @@
 //! The networks of a checkpoint in memory, and what they do one after another.
 
+use crate::batch::Drawn;
 use crate::encoders::TextEncoder;
 use crate::error::PipelineError;
 use crate::family::Defaults;
 use crate::network::{Network, Placement};
 use crate::observer::{DrawnImage, Observer};
 use crate::prompts::{EncodedPrompt, EncodedPrompts, PromptOptions};
+use crate::refiner::Refiner;
 use crate::request::{Request, Settings, Timings, timed};
 use burn::tensor::{DType, Device, Tensor};
 use calotype_checkpoints::{Checkpoint, Component};
@@ -99,6 +101,7 @@ pub struct Pipeline {
     pub(crate) start_images: bool,
     low_memory: bool,
     pub(crate) tiled: bool,
+    refiner: Option<Arc<Refiner>>,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -151,6 +154,7 @@ impl Pipeline {
             start_images,
             low_memory,
             tiled,
+            refiner: None,
         })
     }
 
@@ -168,7 +172,13 @@ impl Pipeline {
             start_images,
             low_memory,
             tiled,
+            refiner: None,
         }
+    }
+
+    /// The same with a second network, which takes over where little noise is left.
+    pub fn with_refiner(self, refiner: Refiner) -> Self {
+        Self { refiner: Some(Arc::new(refiner)), ..self }
     }
 
     /// The same encoders with another UNet, without autodiff. Nothing is copied.
@@ -282,34 +292,114 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Timings, PipelineError> {
         let mut timings = Timings::default();
-        self.sampler(settings)?;
+        let sampler = self.sampler(settings)?;
         for request in requests {
             self.check(request)?;
             self.image_size(request, settings)?;
+            let begun = request.start.as_ref().map_or(Ok(0), |_| sampler.first_call(request.strength))?;
+            if let Some(refiner) = &self.refiner {
+                refiner.check(&sampler, begun, request, settings)?;
+            }
         }
         let prompts = self.prompts_of(requests, settings, &mut timings)?;
         prompts.cut.iter().for_each(|cut| observer.prompt_cut(cut));
         let batches = self.batches(requests, &prompts, settings)?;
-        let last = batches.len().saturating_sub(1);
-        let stopped = |done| PipelineError::Stopped { done, all: requests.len() };
-        for (number, batch) in batches.into_iter().enumerate() {
-            timed(&mut timings.load, || self.unet.get().and_then(|_| self.autoencoder.get().map(drop)))?;
-            let some = Batch { first: batch.start, requests: &requests[batch.clone()] };
-            let latents = self.sample_batch(&some, &prompts, settings, &mut timings, observer)?;
-            let latents = latents.ok_or_else(|| stopped(batch.start))?;
-            if self.low_memory && number == last {
-                self.unet.release();
-            }
-            for index in batch.clone() {
-                let latent = latents.clone().narrow(0, index - batch.start, 1);
-                let pixels = timed(&mut timings.decode, || self.decode(latent))?.squeeze_dim::<3>(0);
-                observer.image(&DrawnImage { index, request: &requests[index], pixels: &pixels });
-                if !observer.go_on() {
-                    return Err(stopped(index + 1));
-                }
+        match &self.refiner {
+            None => self.draw_batches(requests, &batches, &prompts, settings, (&mut timings, observer))?,
+            Some(refiner) => {
+                let begun =
+                    self.begin_batches(requests, &batches, &prompts, settings, (&mut timings, &mut *observer))?;
+                refiner.pipeline.end_batches(refiner, requests, begun, settings, (&mut timings, observer))?;
             }
         }
         Ok(timings)
+    }
+
+    fn draw_batches(
+        &self,
+        requests: &[Request],
+        batches: &[Range<usize>],
+        prompts: &EncodedPrompts,
+        settings: &Settings,
+        (timings, observer): (&mut Timings, &mut dyn Observer),
+    ) -> Result<(), PipelineError> {
+        let last = batches.len().saturating_sub(1);
+        for (number, range) in batches.iter().enumerate() {
+            timed(&mut timings.load, || self.unet.get().and_then(|_| self.autoencoder.get().map(drop)))?;
+            let batch = Batch { first: range.start, requests: &requests[range.clone()] };
+            let drawn = self.sample_batch(&batch, prompts, settings, None, (&mut *timings, &mut *observer))?;
+            let drawn = drawn.ok_or(PipelineError::Stopped { done: range.start, all: requests.len() })?;
+            if self.low_memory && number == last {
+                self.unet.release();
+            }
+            self.show(requests, range, &drawn.latents, (&mut *timings, &mut *observer))?;
+        }
+        Ok(())
+    }
+
+    /// The first of two networks' part of all batches, so that both need not be in memory at once.
+    fn begin_batches(
+        &self,
+        requests: &[Request],
+        batches: &[Range<usize>],
+        prompts: &EncodedPrompts,
+        settings: &Settings,
+        (timings, observer): (&mut Timings, &mut dyn Observer),
+    ) -> Result<Vec<(Range<usize>, Drawn)>, PipelineError> {
+        let handover = self.refiner.as_ref().map(|refiner| refiner.start);
+        let mut begun = Vec::with_capacity(batches.len());
+        for range in batches {
+            timed(&mut timings.load, || self.unet.get().map(drop))?;
+            let batch = Batch { first: range.start, requests: &requests[range.clone()] };
+            let drawn = self.sample_batch(&batch, prompts, settings, handover, (&mut *timings, &mut *observer))?;
+            begun.push((range.clone(), drawn.ok_or(PipelineError::Stopped { done: 0, all: requests.len() })?));
+        }
+        if self.low_memory {
+            self.unet.release();
+        }
+        Ok(begun)
+    }
+
+    /// The refiner's part of all batches.
+    fn end_batches(
+        &self,
+        refiner: &Refiner,
+        requests: &[Request],
+        begun: Vec<(Range<usize>, Drawn)>,
+        settings: &Settings,
+        (timings, observer): (&mut Timings, &mut dyn Observer),
+    ) -> Result<(), PipelineError> {
+        let prompts = self.prompts_of(requests, settings, timings)?;
+        timed(&mut timings.load, || self.unet.get().and_then(|_| self.autoencoder.get().map(drop)))?;
+        for (range, drawn) in begun {
+            let batch = Batch { first: range.start, requests: &requests[range.clone()] };
+            let latents = refiner.refine(&batch, &prompts, settings, drawn, (&mut *timings, &mut *observer))?;
+            let latents = latents.ok_or(PipelineError::Stopped { done: range.start, all: requests.len() })?;
+            self.show(requests, &range, &latents, (&mut *timings, &mut *observer))?;
+        }
+        if self.low_memory {
+            self.unet.release();
+        }
+        Ok(())
+    }
+
+    /// Decodes the latents of a batch and hands its images to the observer.
+    fn show(
+        &self,
+        requests: &[Request],
+        range: &Range<usize>,
+        latents: &Tensor<4>,
+        (timings, observer): (&mut Timings, &mut dyn Observer),
+    ) -> Result<(), PipelineError> {
+        for index in range.clone() {
+            let latent = latents.clone().narrow(0, index - range.start, 1);
+            let pixels = timed(&mut timings.decode, || self.decode(latent))?.squeeze_dim::<3>(0);
+            observer.image(&DrawnImage { index, request: &requests[index], pixels: &pixels });
+            if !observer.go_on() {
+                return Err(PipelineError::Stopped { done: index + 1, all: requests.len() });
+            }
+        }
+        Ok(())
     }
 
     /// Draws images and returns them, in the order of the requests.

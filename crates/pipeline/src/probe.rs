@@ -397,7 +397,8 @@ impl Probe<'_> {
         let canonical = of_parameters(network, &gradients);
         let canonical: Vec<NamedTensor<'_>> = canonical.iter().map(named).collect();
         for stored in self.checkpoint.as_stored(self.component, &canonical)? {
-            let values = stored.to_f32_vec().unwrap_or_default();
+            let unreadable = || self.inputs.problem(format!("the gradient of `{}` is not of f32", stored.name));
+            let values = stored.to_f32_vec().ok_or_else(unreadable)?;
             written.push(NamedValues { name: format!("grad.{}", stored.name), shape: stored.shape, values });
         }
         Ok(written)

@@ -1,6 +1,7 @@
 //! From prompts to the hidden states that condition a UNet.
 
 use crate::error::PipelineError;
+use crate::prompt_syntax::PromptSyntax;
 use crate::request::Request;
 use burn::tensor::Tensor;
 use calotype_models::AddedConditions;
@@ -13,6 +14,8 @@ pub struct PromptOptions {
     pub clip_skip: usize,
     /// Encode prompts of any length, in rows of 75 tokens whose hidden states are joined, instead of cutting them.
     pub long_prompts: bool,
+    /// What brackets and signs mean; prompts in [`PromptSyntax::A1111`] are never cut.
+    pub syntax: PromptSyntax,
 }
 
 /// The hidden states that condition the UNet on one prompt.

@@ -23,6 +23,10 @@ names! {
         Sdxl = "sdxl",
         /// The form of Stable Diffusion 1 with images of 64x64 pixels and 1.9 million parameters.
         Tiny = "tiny",
+        /// The form of Stable Diffusion XL base, as small.
+        TinySdxl = "tiny-sdxl",
+        /// The form of Stable Diffusion XL's refiner, as small.
+        TinyRefiner = "tiny-refiner",
     }
 }
 
@@ -50,11 +54,12 @@ impl RandomCheckpoint {
     /// # Errors
     /// [`PipelineError::Io`] and [`PipelineError::Tensor`] naming the file.
     pub fn write(&self, folder: &Path) -> Result<(), PipelineError> {
-        let scheduler = (self.published().facts().scheduler)();
-        let xl = self.family == RandomFamily::Sdxl;
-        let pipeline = if xl { "StableDiffusionXLPipeline" } else { "StableDiffusionPipeline" };
-        let mut index = json!({ "_class_name": pipeline, "scheduler": ["diffusers", scheduler["_class_name"]] });
-        for (number, (component, config)) in (0..).zip(self.configs()) {
+        let facts = self.published().facts();
+        let scheduler = (facts.scheduler)();
+        let mut index = (facts.index)();
+        index["_class_name"] = facts.pipeline.into();
+        index["scheduler"] = json!(["diffusers", scheduler["_class_name"]]);
+        for (number, (component, config)) in (0..).zip(self.configs()?) {
             let (library, file) = match component {
                 Component::Unet | Component::Vae => ("diffusers", "diffusion_pytorch_model.safetensors"),
                 _ => ("transformers", "model.safetensors"),
@@ -77,11 +82,12 @@ impl RandomCheckpoint {
         match self.family {
             RandomFamily::Sd1 | RandomFamily::Tiny => Family::Sd1,
             RandomFamily::Sd2 => Family::Sd2Base,
-            RandomFamily::Sdxl => Family::SdxlBase,
+            RandomFamily::Sdxl | RandomFamily::TinySdxl => Family::SdxlBase,
+            RandomFamily::TinyRefiner => Family::SdxlRefiner,
         }
     }
 
-    fn configs(&self) -> Vec<(Component, Value)> {
+    fn configs(&self) -> Result<Vec<(Component, Value)>, PipelineError> {
         let text = |width: usize, layers: usize, heads: usize, activation: &str, class: &str| {
             json!({
                 "architectures": [class], "model_type": "clip_text_model", "hidden_size": width,
@@ -91,33 +97,45 @@ impl RandomCheckpoint {
             })
         };
         const PLAIN: &str = "CLIPTextModel";
+        const PROJECTED: &str = "CLIPTextModelWithProjection";
         let clip_l = || text(768, 12, 12, "quick_gelu", PLAIN);
         let vae = AutoencoderConfig::stable_diffusion().to_diffusers();
-        match self.family {
+        Ok(match self.family {
             RandomFamily::Tiny => tiny(self.in_channels, text(32, 2, 2, "quick_gelu", PLAIN)),
+            RandomFamily::TinySdxl => {
+                let mut parts = tiny(self.in_channels, text(32, 3, 2, "quick_gelu", PLAIN));
+                parts.push((Component::TextEncoder2, text(32, 3, 2, "gelu", PROJECTED)));
+                add_numbers(&mut parts[0].1, 64, 6);
+                parts
+            }
+            RandomFamily::TinyRefiner => {
+                let mut parts = tiny(self.in_channels, text(32, 3, 2, "gelu", PROJECTED));
+                parts[2].0 = Component::TextEncoder2;
+                add_numbers(&mut parts[0].1, 32, 5);
+                parts
+            }
             RandomFamily::Sd1 => vec![
-                (Component::Unet, self.unet(UNetConfig::stable_diffusion_1(), 64)),
+                (Component::Unet, self.unet(UNetConfig::stable_diffusion_1(), 64)?),
                 (Component::Vae, vae),
                 (Component::TextEncoder, clip_l()),
             ],
             RandomFamily::Sd2 => vec![
-                (Component::Unet, self.unet(UNetConfig::stable_diffusion_2(), 64)),
+                (Component::Unet, self.unet(UNetConfig::stable_diffusion_2(), 64)?),
                 (Component::Vae, vae),
                 (Component::TextEncoder, text(1024, 23, 16, "gelu", PLAIN)),
             ],
             RandomFamily::Sdxl => vec![
-                (Component::Unet, self.unet(UNetConfig::stable_diffusion_xl(), 128)),
+                (Component::Unet, self.unet(UNetConfig::stable_diffusion_xl(), 128)?),
                 (Component::Vae, AutoencoderConfig::stable_diffusion_xl().to_diffusers()),
                 (Component::TextEncoder, clip_l()),
-                (Component::TextEncoder2, text(1280, 32, 20, "gelu", "CLIPTextModelWithProjection")),
+                (Component::TextEncoder2, text(1280, 32, 20, "gelu", PROJECTED)),
             ],
-        }
+        })
     }
 
-    fn unet(&self, config: UNetConfig, side: usize) -> Value {
+    fn unet(&self, config: UNetConfig, side: usize) -> Result<Value, PipelineError> {
         let config = UNetConfig { sample_size: Some(side), in_channels: self.in_channels, ..config };
-        // Of all configurations only MLPerf's cannot be said in diffusers' fields.
-        config.to_diffusers().unwrap_or_default()
+        config.to_diffusers().map_err(|error| PipelineError::setting(error.to_string()))
     }
 }
 
@@ -135,6 +153,16 @@ fn tiny(in_channels: usize, text: Value) -> Vec<(Component, Value)> {
         "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4],
     });
     vec![(Component::Unet, unet), (Component::Vae, vae), (Component::TextEncoder, text)]
+}
+
+/// Makes a tiny UNet take a pooled text of 32 channels and numbers besides hidden states of `width` channels.
+fn add_numbers(unet: &mut Value, width: usize, numbers: usize) {
+    const FEATURES: usize = 16;
+    unet["cross_attention_dim"] = width.into();
+    unet["addition_embed_type"] = "text_time".into();
+    unet["addition_time_embed_dim"] = FEATURES.into();
+    unet["projection_class_embeddings_input_dim"] = (32 + numbers * FEATURES).into();
+    unet["use_linear_projection"] = true.into();
 }
 
 fn write_json(folder: &Path, name: &str, value: &Value) -> Result<(), PipelineError> {
@@ -199,7 +227,14 @@ impl TensorSource for RandomTensors {
         let round: Vec<u8> = match self.dtype {
             Dtype::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
             Dtype::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-            _ => values.iter().flat_map(|&x| x.to_le_bytes()).collect(),
+            Dtype::F32 => values.iter().flat_map(|&x| x.to_le_bytes()).collect(),
+            other => {
+                return Err(TensorFileError::Unwritable {
+                    file: self.path.clone(),
+                    tensor: name.to_owned(),
+                    reason: format!("random weights are F32, F16 or BF16, not {other}"),
+                });
+            }
         };
         let shape = self.specs[number].shape.clone();
         let mut data = vec![0; shape.iter().product::<usize>() * self.dtype.size()];

@@ -1,7 +1,9 @@
 use crate::images::StartImage;
 use crate::noise::NoiseKind;
+use crate::prompt_syntax::PromptSyntax;
 use crate::prompts::PromptOptions;
 use burn::tensor::Tensor;
+use calotype_checkpoints::AESTHETIC_SCORES;
 use calotype_diffusion::samplers::SamplerConfig;
 use serde::Serialize;
 use std::sync::Arc;
@@ -62,12 +64,16 @@ pub struct Settings {
     pub clip_skip: usize,
     /// Encode prompts over 75 tokens in several rows.
     pub long_prompts: bool,
+    /// What brackets and signs in prompts mean.
+    pub syntax: PromptSyntax,
     /// Images in one batch, at most; they do not depend on it.
     pub batch: usize,
     /// SDXL: height and width that the image is to look as if it had had; none: its own.
     pub original_size: Option<[usize; 2]>,
     /// SDXL: top and left of the crop that it is to look like.
     pub crop: [usize; 2],
+    /// SDXL's refiner: the scores of beauty that it is told with the prompt and with the negative prompt, 1 to 10.
+    pub aesthetic_scores: [f32; 2],
 }
 
 impl Default for Settings {
@@ -81,9 +87,11 @@ impl Default for Settings {
             noise: NoiseKind::default(),
             clip_skip: 0,
             long_prompts: false,
+            syntax: PromptSyntax::default(),
             batch: 1,
             original_size: None,
             crop: [0, 0],
+            aesthetic_scores: AESTHETIC_SCORES,
         }
     }
 }
@@ -91,7 +99,7 @@ impl Default for Settings {
 impl Settings {
     /// The options of encoding the prompts.
     pub fn prompts(&self) -> PromptOptions {
-        PromptOptions { clip_skip: self.clip_skip, long_prompts: self.long_prompts }
+        PromptOptions { clip_skip: self.clip_skip, long_prompts: self.long_prompts, syntax: self.syntax }
     }
 }
 

@@ -1,12 +1,12 @@
 use crate::error::PipelineError;
-use crate::family::sampler_of;
+use crate::family::{CheckpointSampler, sampler_of};
 use calotype_checkpoints::Checkpoint;
-use calotype_diffusion::samplers::{Curve, SamplerConfig};
+use calotype_diffusion::samplers::{Curve, ForeignSampler, SamplerConfig, SamplerKind};
 
 /// Changes to a checkpoint's own sampler.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplerChoice {
-    /// Another sampler on the same schedule, by our name or diffusers'.
+    /// Another sampler on the same schedule, by our name, diffusers', or that of another program ([`ForeignSampler`]).
     pub name: Option<String>,
     /// Spacing of the noise levels after Karras et al. 2022.
     pub karras: bool,
@@ -21,7 +21,44 @@ impl SamplerChoice {
     /// [`PipelineError::Sampler`] for an unknown name or an unsupported configuration; [`PipelineError::Setting`] for what the
     /// sampler does not have, or where it is not known what the UNet predicts.
     pub fn config(&self, checkpoint: &Checkpoint) -> Result<SamplerConfig, PipelineError> {
-        let mut sampler = sampler_of(checkpoint, self.name.as_deref())?;
+        self.resolve(checkpoint).map(|found| found.config)
+    }
+
+    /// The same with notes on what was passed over or corrected.
+    ///
+    /// # Errors
+    /// As of [`config`](Self::config).
+    pub fn resolve(&self, checkpoint: &Checkpoint) -> Result<CheckpointSampler, PipelineError> {
+        let mut found = match self.foreign()? {
+            None => sampler_of(checkpoint, self.name.as_deref())?,
+            Some(foreign) => {
+                let mut found = sampler_of(checkpoint, Some(foreign.name()))?;
+                foreign.apply(&mut found.config)?;
+                found.config.check()?;
+                found
+            }
+        };
+        self.change(&mut found.config)?;
+        Ok(found)
+    }
+
+    /// Another image's sampler with what is asked for besides a name; with another checkpoint, on the schedule of that one.
+    ///
+    /// # Errors
+    /// As of [`config`](Self::config).
+    pub fn changed(&self, own: SamplerConfig, other: Option<&Checkpoint>) -> Result<SamplerConfig, PipelineError> {
+        let mut sampler = match other {
+            None => own,
+            Some(checkpoint) => {
+                let usual = sampler_of(checkpoint, Some(own.kind.name()))?.config;
+                SamplerConfig { schedule: usual.schedule, prediction: usual.prediction, ..own }
+            }
+        };
+        self.change(&mut sampler)?;
+        Ok(sampler)
+    }
+
+    fn change(&self, sampler: &mut SamplerConfig) -> Result<(), PipelineError> {
         let name = sampler.kind.name();
         if self.karras {
             match sampler.kind.curve_mut() {
@@ -37,6 +74,14 @@ impl SamplerChoice {
                 None => return Err(PipelineError::setting(format!("--eta: the sampler {name} has no such share"))),
             }
         }
-        Ok(sampler)
+        Ok(())
+    }
+
+    /// The sampler, if it is named as other programs do; names that are ours too are ours.
+    fn foreign(&self) -> Result<Option<ForeignSampler>, PipelineError> {
+        match self.name.as_deref() {
+            Some(name) if SamplerKind::by_name(name).is_none() => Ok(ForeignSampler::parse(name)?),
+            _ => Ok(None),
+        }
     }
 }

@@ -2,13 +2,16 @@
 
 use crate::adapters::AdapterFile;
 use crate::error::PipelineError;
+use crate::foreign::{self, ForeignRecord};
 use crate::images::{StartImage, read_noise};
 use crate::noise::NoiseKind;
+use crate::prompt_syntax::PromptSyntax;
 use crate::request::{Request, Settings};
 use burn::tensor::{Device, Tensor};
 use calotype_checkpoints::OpenOptions;
+use calotype_data::image::DecodeOptions;
 use calotype_data::image::text::{PARAMETERS_KEYWORD, Parameters, PngText, SETTINGS_KEYWORD, read_png_text};
-use calotype_diffusion::samplers::SamplerConfig;
+use calotype_diffusion::samplers::{ForeignSampler, SamplerConfig};
 use calotype_ops::Precision;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -30,6 +33,9 @@ pub struct GenerationRecord {
     pub settings: RecordedSettings,
     /// Precision of activations and weights, `f32` or `bf16`.
     pub precision: Precision,
+    /// The network that takes over at the end.
+    #[serde(default)]
+    pub refiner: Option<RecordedRefiner>,
     /// Adapters.
     #[serde(default)]
     pub loras: Vec<AdapterFile>,
@@ -45,6 +51,21 @@ pub struct GenerationRecord {
     /// File of the noise to begin with.
     #[serde(default)]
     pub latents: Option<PathBuf>,
+    /// How the image to begin with is decoded; the mask lies upright or as stored with it.
+    #[serde(default)]
+    pub decode: DecodeOptions,
+}
+
+/// A network that takes over where little noise is left; see [`Refiner`](crate::Refiner).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecordedRefiner {
+    /// The checkpoint.
+    pub model: PathBuf,
+    /// As of [`Refiner::start`](crate::Refiner::start).
+    pub start: f64,
+    /// As of [`Refiner::sampler`](crate::Refiner::sampler).
+    #[serde(default)]
+    pub sampler: Option<SamplerConfig>,
 }
 
 /// An image's own part of its settings.
@@ -73,12 +94,15 @@ pub struct RecordedSettings {
     pub noise: NoiseKind,
     pub clip_skip: usize,
     pub long_prompts: bool,
+    /// As of [`Settings::syntax`].
+    pub syntax: PromptSyntax,
     pub strength: f64,
     pub batch: usize,
     /// Decoded in tiles.
     pub tiled: bool,
     pub original_size: Option<[usize; 2]>,
     pub crop: [usize; 2],
+    pub aesthetic_scores: [f32; 2],
 }
 
 impl Default for RecordedSettings {
@@ -95,11 +119,13 @@ impl Default for RecordedSettings {
             noise: s.noise,
             clip_skip: s.clip_skip,
             long_prompts: s.long_prompts,
+            syntax: s.syntax,
             strength: request.strength,
             batch: s.batch,
             tiled: false,
             original_size: s.original_size,
             crop: s.crop,
+            aesthetic_scores: s.aesthetic_scores,
         }
     }
 }
@@ -111,7 +137,47 @@ pub struct RecordedInputs {
     pub start: Option<Arc<StartImage>>,
     /// The noise to begin with, by number of the image.
     pub noise: Option<Vec<Tensor<4>>>,
+    /// What was changed of the images, in sentences.
+    pub notes: Vec<String>,
 }
+
+/// The settings inside a PNG file.
+#[derive(Clone, Debug)]
+pub enum Recorded {
+    /// Of an image of `calotype generate`.
+    Own(Box<GenerationRecord>),
+    /// Of an image of another program, as far as they map.
+    Foreign(Box<ForeignRecord>),
+}
+
+impl Recorded {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] and [`PipelineError::Image`] for a file that is no PNG; [`PipelineError::Record`] if it holds no
+    /// settings that are known, or damaged ones.
+    pub fn read(path: &Path) -> Result<Self, PipelineError> {
+        let bytes = std::fs::read(path).map_err(PipelineError::io("read", path))?;
+        let texts = read_png_text(&path.display().to_string(), &bytes)?;
+        let wrong = |problem: String| PipelineError::Record { path: path.to_owned(), problem };
+        let find = |keyword: &str| texts.iter().find(|text| text.keyword == keyword).map(|text| text.text.as_str());
+        if let Some(text) = find(SETTINGS_KEYWORD) {
+            let record = serde_json::from_str(text);
+            return record.map(Self::Own).map_err(|error| wrong(format!("its settings are damaged: {error}")));
+        }
+        match (find(PARAMETERS_KEYWORD), find(COMFY_KEYWORD)) {
+            (Some(text), _) => Ok(Self::Foreign(Box::new(foreign::a1111::read(text)))),
+            (None, Some(text)) => Ok(Self::Foreign(Box::new(foreign::comfy::read(text).map_err(wrong)?))),
+            (None, None) => Err(wrong(
+                "it holds no settings of `calotype generate`, of AUTOMATIC1111's web interface or of ComfyUI"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+/// Keyword of ComfyUI's settings.
+const COMFY_KEYWORD: &str = "prompt";
 
 impl GenerationRecord {
     /// For images of a checkpoint, with the usual settings.
@@ -123,37 +189,38 @@ impl GenerationRecord {
             request: RecordedRequest::default(),
             settings: RecordedSettings::default(),
             precision,
+            refiner: None,
             loras: Vec::new(),
             lora_allow_unused: false,
             image: None,
             mask: None,
             latents: None,
+            decode: DecodeOptions::default(),
         }
     }
 
-    /// The record inside a PNG file.
-    ///
-    /// # Errors
-    /// [`PipelineError::Io`] and [`PipelineError::Image`] for a file that is no PNG; [`PipelineError::Record`] if it holds no
-    /// settings, or damaged ones.
-    pub fn read(path: &Path) -> Result<Self, PipelineError> {
-        let bytes = std::fs::read(path).map_err(PipelineError::io("read", path))?;
-        let texts = read_png_text(&path.display().to_string(), &bytes)?;
-        let wrong = |problem: String| PipelineError::Record { path: path.to_owned(), problem };
-        let text = texts.iter().find(|text| text.keyword == SETTINGS_KEYWORD);
-        let text = text.ok_or_else(|| wrong("it holds no settings of `calotype generate`".to_owned()))?;
-        serde_json::from_str(&text.text).map_err(|error| wrong(format!("its settings are damaged: {error}")))
-    }
-
-    /// The texts that go into the image: this record as JSON, and what people and web interfaces read.
+    /// The texts that go into the image: this record as JSON, and what people and web interfaces read. The guidance and the
+    /// sampler have to be those that were used.
     pub fn texts(&self, pixels: &Tensor<3>) -> Vec<PngText> {
         let [height, width, _] = pixels.dims();
         let (s, negative) = (&self.settings, self.request.negative.as_deref().unwrap_or_default());
-        let sampler = s.sampler.as_ref().map_or("", |sampler| sampler.kind.name());
-        let guidance = f64::from(s.guidance.unwrap_or_default());
+        let written = s.sampler.as_ref().and_then(ForeignSampler::written);
+        let own = s.sampler.as_ref().map_or("", |sampler| sampler.kind.name());
+        let (sampler, schedule) = written.map_or((own, None), |(sampler, schedule)| (sampler, Some(schedule)));
         let seed = s.seed.wrapping_add(self.request.number);
         let prompts = (self.request.prompt.as_str(), negative);
-        let parameters = Parameters::new(prompts, s.steps, sampler, guidance, seed, (width, height));
+        let guidance = s.guidance.unwrap_or(1.0);
+        let mut parameters = Parameters::new(prompts, s.steps, sampler, guidance, seed, (width, height));
+        let mut more = |name: &str, value: Option<String>| {
+            parameters.settings.extend(value.map(|value| (name.to_owned(), value)));
+        };
+        more("Schedule type", schedule.map(str::to_owned));
+        more("Model", self.model.file_stem().map(|name| name.to_string_lossy().into_owned()));
+        more("Clip skip", (s.clip_skip > 0).then(|| (s.clip_skip + 1).to_string()));
+        more("Denoising strength", self.image.as_ref().map(|_| s.strength.to_string()));
+        more("CFG Rescale", (s.guidance_rescale > 0.0).then(|| s.guidance_rescale.to_string()));
+        more("RNG", (s.noise == NoiseKind::TorchCpu).then(|| "CPU".to_owned()));
+        more("Version", Some(format!("calotype {}", self.version)));
         let text = |keyword: &str, text| PngText { keyword: keyword.into(), text };
         // Records have text keys and finite numbers only, which JSON can hold.
         let json = serde_json::to_string(self).unwrap_or_default();
@@ -171,9 +238,12 @@ impl GenerationRecord {
             ));
         }
         let size = [self.settings.height, self.settings.width];
-        let start = |path: &PathBuf| StartImage::read(path, self.mask.as_deref(), size, device).map(Arc::new);
+        let start = |path: &PathBuf| StartImage::read(path, self.mask.as_deref(), &self.decode, size, device);
+        let start = self.image.as_ref().map(start).transpose()?;
+        let (start, notes) = start.map_or((None, Vec::new()), |(start, notes)| (Some(Arc::new(start)), notes));
         Ok(RecordedInputs {
-            start: self.image.as_ref().map(start).transpose()?,
+            start,
+            notes,
             noise: self.latents.as_deref().map(|path| read_noise(path, device)).transpose()?,
         })
     }
@@ -209,9 +279,11 @@ impl GenerationRecord {
             noise: s.noise,
             clip_skip: s.clip_skip,
             long_prompts: s.long_prompts,
+            syntax: s.syntax,
             batch: s.batch,
             original_size: s.original_size,
             crop: s.crop,
+            aesthetic_scores: s.aesthetic_scores,
         }
     }
 }

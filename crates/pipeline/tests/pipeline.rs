@@ -2,14 +2,14 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_checkpoints::Checkpoint;
-use calotype_data::image::RgbImage;
+use calotype_data::image::{DecodeOptions, RgbImage, RgbaImage};
 use calotype_models::{Init, UNetConfig};
 use calotype_ops::Precision;
-use calotype_pipeline::images::write_png;
+use calotype_pipeline::images::{write_next_png, write_png};
 use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
 use calotype_pipeline::{
-    CutPrompt, DrawnImage, GenerationRecord, LoadOptions, NoiseKind, Observer, Pipeline, PipelineError,
-    RecordedRequest, Request, SamplerChoice, Settings, StartImage, Step,
+    CutPrompt, DrawnImage, GenerationRecord, LoadOptions, NoiseKind, Observer, Pipeline, PipelineError, Recorded,
+    RecordedRequest, Refiner, Request, SamplerChoice, Settings, StartImage, Step,
 };
 #[cfg(target_os = "linux")]
 use rustix::fs::inotify;
@@ -373,16 +373,227 @@ fn an_image_holds_the_settings_that_draw_it_again() {
         std::fs::read(path).unwrap()
     };
     let first = draw(&record, &path);
-    let read = GenerationRecord::read(&path).unwrap();
+    let Recorded::Own(read) = Recorded::read(&path).unwrap() else { panic!("it is an image of ours") };
     assert_eq!((&read.request, &read.settings), (&record.request, &record.settings));
     assert_eq!(draw(&read, &folder.path().join("again.png")), first);
 
     std::fs::write(&path, RgbImage::filled(8, 8, [1, 2, 3]).unwrap().encode_png(Default::default()).unwrap()).unwrap();
-    let error = GenerationRecord::read(&path).unwrap_err().to_string();
+    let error = Recorded::read(&path).unwrap_err().to_string();
     assert!(error.contains("cat.png") && error.contains("holds no settings"), "{error}");
     record.mask = Some(path);
     let error = record.read_inputs(&Device::flex()).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("--image"), "{error}");
+}
+
+/// What web interfaces show: the values that were used, in their shortest form.
+#[test]
+fn an_image_says_what_was_used() {
+    let mut record = GenerationRecord::new(FOLDER.path(), Precision::F32);
+    record.request = RecordedRequest { number: 4, prompt: "a cat".to_owned(), negative: Some("blurry".to_owned()) };
+    (record.settings.seed, record.settings.guidance, record.settings.clip_skip) = (11, Some(7.3), 1);
+    record.settings.noise = NoiseKind::TorchCpu;
+    let choice = SamplerChoice { name: Some("DPM++ 2M Karras".to_owned()), ..SamplerChoice::default() };
+    record.settings.sampler = Some(choice.config(&checkpoint()).unwrap());
+    let texts = record.texts(&Tensor::zeros([64, 72, 3], &Device::flex()));
+    let parameters = &texts.iter().find(|text| text.keyword == "parameters").unwrap().text;
+    let model = FOLDER.path().file_stem().unwrap().to_str().unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        *parameters,
+        format!(
+            "a cat\nNegative prompt: blurry\nSteps: 50, Sampler: DPM++ 2M, CFG scale: 7.3, Seed: 15, Size: 72x64, \
+             Schedule type: Karras, Model: {model}, Clip skip: 2, RNG: CPU, Version: calotype {version}"
+        )
+    );
+    let foreign = calotype_pipeline::foreign::a1111::read(parameters);
+    assert_eq!((foreign.settings.guidance, foreign.settings.seed, foreign.settings.clip_skip), (Some(7.3), 15, 1));
+    assert_eq!((foreign.sampler.as_deref(), foreign.rest.as_slice()), (Some("DPM++ 2M Karras"), &[][..]));
+}
+
+#[test]
+fn images_never_take_the_place_of_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let pixels = Tensor::<3>::zeros([8, 8, 3], &Device::flex());
+    let write = || write_next_png(folder.path(), &pixels, &[]).unwrap().file_name().unwrap().to_owned();
+    assert_eq!(write(), "00000.png");
+    std::fs::write(folder.path().join("00007.png"), "somebody's").unwrap();
+    std::fs::write(folder.path().join("notes.txt"), "").unwrap();
+    assert_eq!(write(), "00008.png");
+    assert_eq!(std::fs::read(folder.path().join("00007.png")).unwrap(), b"somebody's");
+    // Two processes at once: each image has a name of its own.
+    let names: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..8).map(|_| scope.spawn(write)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), 8, "{names:?}");
+}
+
+/// An image with an orientation and a transparent mask: upright, and drawn anew only where the mask is white and opaque.
+#[test]
+fn images_to_begin_with_are_upright_and_opaque() {
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/golden/images");
+    let turned = images.join("orientation_6.jpg");
+    let upright = RgbImage::decode("x", &std::fs::read(&turned).unwrap()).unwrap();
+    let device = Device::flex();
+    let options = DecodeOptions::default();
+    let size = [Some(upright.height()), Some(upright.width())];
+    let (start, notes) = StartImage::read(&turned, None, &options, size, &device).unwrap();
+    let pixels: Vec<f32> = start.pixels.into_data().iter::<f32>().collect();
+    assert_eq!(pixels, upright.to_f32_hwc(-1.0, 1.0));
+    assert!(notes[0].contains("orientation_6.jpg: 1 image turned upright"), "{notes:?}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let mask = folder.path().join("mask.png");
+    // White everywhere, opaque in the first of two columns: what a painting program saves of a layer.
+    let pixels = [[255u8, 255, 255, 255], [255, 255, 255, 0]].repeat(8).concat();
+    let layer = RgbaImage::new(2, 8, pixels).unwrap();
+    std::fs::write(&mask, layer.encode_png(Default::default()).unwrap()).unwrap();
+    let (start, notes) = StartImage::read(&mask, Some(&mask), &options, [Some(8), Some(2)], &device).unwrap();
+    let drawn: Vec<f32> = start.mask.unwrap().into_data().iter::<f32>().collect();
+    assert_eq!(drawn, [1.0, 0.0].repeat(8));
+    assert!(notes[0].contains("laid on white") && notes[1].contains("laid on black"), "{notes:?}");
+}
+
+static SDXL: LazyLock<TempDir> = LazyLock::new(|| written(RandomFamily::TinySdxl));
+static REFINER: LazyLock<TempDir> = LazyLock::new(|| written(RandomFamily::TinyRefiner));
+
+fn written(family: RandomFamily) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    RandomCheckpoint::new(family).write(folder.path()).unwrap();
+    folder
+}
+
+fn open(folder: &TempDir, low_memory: bool) -> Pipeline {
+    let options = LoadOptions { precision: Precision::F32, low_memory, ..LoadOptions::default() };
+    Pipeline::load(&Checkpoint::open(folder.path()).unwrap(), &options).unwrap()
+}
+
+fn refined(base: &Pipeline, refiner: &Pipeline, start: f64) -> Pipeline {
+    base.clone().with_refiner(Refiner { pipeline: refiner.clone(), start, sampler: None })
+}
+
+#[test]
+fn a_network_that_takes_over_from_itself_changes_nothing() {
+    let base = open(&SDXL, false);
+    let requests = [request("a cat", 1, 5.0), request("a dog", 2, 1.0), request("a cow", 3, 2.0)];
+    for (steps, start) in [(5, 0.8), (6, 0.5), (3, 0.9)] {
+        let whole = draw(&base, &requests, &settings(steps, 2));
+        assert_eq!(
+            draw(&refined(&base, &base, start), &requests, &settings(steps, 2)),
+            whole,
+            "{steps} steps, {start}"
+        );
+    }
+}
+
+#[test]
+fn a_refiner_draws_alone_and_behind_a_base_model() {
+    let refiner = open(&REFINER, false);
+    let begun = [Request { start: Some(start(1, false)), strength: 0.5, ..request("a cat", 2, 5.0) }];
+    let usual = draw(&refiner, &begun, &settings(4, 1));
+    let ugly = Settings { aesthetic_scores: [1.0, 2.5], ..settings(4, 1) };
+    assert_ne!(draw(&refiner, &begun, &ugly), usual);
+    let base = open(&SDXL, false);
+    // The first network has a part in it only if enough is drawn anew.
+    let early = Request { strength: 0.9, ..begun[0].clone() };
+    let requests = [request("a cat", 1, 5.0), request("a dog", 2, 1.0), early];
+    let both = draw(&refined(&base, &refiner, 0.6), &requests, &settings(5, 2));
+    assert_ne!(both, draw(&base, &requests, &settings(5, 2)));
+    let frugal = refined(&open(&SDXL, true), &open(&REFINER, true), 0.6);
+    assert_eq!(draw(&frugal, &requests, &settings(5, 2)), both);
+    // The refiner's scores are not the base's.
+    assert_eq!(draw(&base, &requests, &ugly), draw(&base, &requests, &settings(4, 1)));
+    let mut observer = Pixels { most_images: 2, ..Pixels::endless() };
+    let error = refined(&base, &refiner, 0.6).generate(&requests, &settings(5, 1), &mut observer).unwrap_err();
+    assert!(matches!(error, PipelineError::Stopped { done: 2, all: 3 }), "{error}");
+}
+
+#[test]
+fn what_cannot_be_refined_is_said_before_any_work() {
+    let base = open(&SDXL, false);
+    let refiner = open(&REFINER, false);
+    let cat = request("a cat", 1, 5.0);
+    let masked = Request { start: Some(start(1, true)), strength: 1.0, ..cat.clone() };
+    let late = Request { start: Some(start(1, false)), strength: 0.1, ..cat.clone() };
+    for (request, share, part) in [
+        (&cat, 1.0, "handover at 1"),
+        (&cat, 0.01, "first network"),
+        (&cat, 0.9999, "second network"),
+        (&masked, 0.5, "--mask"),
+        (&late, 0.5, "first network"),
+    ] {
+        let pipeline = refined(&base, &refiner, share);
+        let error = pipeline.generate(std::slice::from_ref(request), &settings(10, 1), &mut ()).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(part), "{share}: {error}");
+    }
+}
+
+/// A checkpoint with another scheduler's file.
+fn with_scheduler(config: serde_json::Value, unet: Option<serde_json::Value>) -> (TempDir, Checkpoint) {
+    let folder = tempfile::tempdir().unwrap();
+    RandomCheckpoint::new(RandomFamily::Tiny).write(folder.path()).unwrap();
+    std::fs::write(folder.path().join("scheduler/scheduler_config.json"), config.to_string()).unwrap();
+    if let Some(fields) = unet {
+        let path = folder.path().join("unet/config.json");
+        let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        std::fs::write(path, config.to_string()).unwrap();
+    }
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    (folder, checkpoint)
+}
+
+/// What diffusers 0.42's `StableDiffusionPipeline` corrects when it is made, and what it leaves as it is.
+#[test]
+fn old_settings_are_corrected_as_diffusers_corrects_them() {
+    use serde_json::json;
+    let shared = json!({
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+        "trained_betas": null,
+    });
+    let of = |more: serde_json::Value| {
+        let mut config = shared.clone();
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    };
+    let new =
+        json!({ "_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample": false, "set_alpha_to_one": false });
+    let expected = |config: serde_json::Value, name: Option<&str>| {
+        let (_folder, checkpoint) = with_scheduler(config, None);
+        let choice = SamplerChoice { name: name.map(str::to_owned), ..SamplerChoice::default() };
+        choice.resolve(&checkpoint).unwrap()
+    };
+    let sound = expected(of(new.clone()), None);
+    assert!(sound.notes.is_empty(), "{:?}", sound.notes);
+    for (change, notes) in [
+        (json!({ "steps_offset": 0 }), 1),
+        (json!({ "clip_sample": true }), 1),
+        (json!({ "clip_sample": null, "steps_offset": null }), 2),
+    ] {
+        let mut old = of(new.clone());
+        old.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let found = expected(old.clone(), None);
+        assert_eq!(found.config, sound.config, "{change}");
+        assert_eq!(found.notes.len(), notes, "{change}: {:?}", found.notes);
+        assert!(found.notes.iter().all(|note| note.contains("StableDiffusionPipeline")), "{:?}", found.notes);
+        // Another sampler on the same file is what the pipeline would correct, too.
+        let mut other = expected(old, Some("ddpm")).config;
+        assert_eq!(other.kind.clip_mut().unwrap(), &mut None, "{change}");
+        assert_eq!(other.steps_offset, 1);
+    }
+    // The Runge-Kutta steps are corrected by the inpainting pipeline alone.
+    let pndm = of(json!({ "_class_name": "PNDMScheduler", "steps_offset": 1, "tensor_format": "pt" }));
+    let found = expected(pndm, None);
+    assert!(found.notes.len() == 1 && found.notes[0].contains("tensor_format"), "{:?}", found.notes);
+    // Sizes of files of before diffusers 0.9.
+    for (version, side, size) in [("0.6.0", 32, 64), ("0.9.0", 32, 32), ("0.6.0", 96, 96)] {
+        let unet = json!({ "_diffusers_version": version, "sample_size": side });
+        let (_folder, checkpoint) = with_scheduler(of(new.clone()), Some(unet));
+        let defaults = calotype_pipeline::Defaults::of(&checkpoint, 8);
+        assert_eq!((defaults.latent_size, defaults.notes.len()), ([size; 2], usize::from(size != side)), "{version}");
+    }
+    let (_folder, checkpoint) = with_scheduler(of(new), Some(json!({ "sample_size": [48, 64] })));
+    assert_eq!(calotype_pipeline::Defaults::of(&checkpoint, 8).latent_size, [48, 64]);
 }
 
 #[test]

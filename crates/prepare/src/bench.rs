@@ -27,25 +27,25 @@ pub struct LoaderBench {
     #[arg(long, default_value = "runs/bench-data")]
     pub shards: PathBuf,
     /// Number of images to make.
-    #[arg(long, default_value_t = 600, value_name = "N")]
+    #[arg(long, default_value_t = 600, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub samples: usize,
     /// Shortest side of the images to make, in pixels.
-    #[arg(long, default_value_t = 640, value_name = "PIXELS")]
+    #[arg(long, default_value_t = 640, value_name = "PIXELS", value_parser = calotype_core::numbers::count::<usize>)]
     pub shortest: usize,
     /// Longest side of the images to make, in pixels.
-    #[arg(long, default_value_t = 1024, value_name = "PIXELS")]
+    #[arg(long, default_value_t = 1024, value_name = "PIXELS", value_parser = calotype_core::numbers::count::<usize>)]
     pub longest: usize,
     /// Side of the training images, in pixels.
-    #[arg(long, default_value_t = 512, value_name = "PIXELS")]
+    #[arg(long, default_value_t = 512, value_name = "PIXELS", value_parser = calotype_core::numbers::count::<usize>)]
     pub size: usize,
     /// Images in a batch.
-    #[arg(long, default_value_t = 32, value_name = "N")]
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub batch: usize,
     /// Threads that decode.
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub threads: usize,
     /// Passes over the shards; the fastest counts.
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub passes: usize,
     /// Print JSON.
     #[arg(long)]

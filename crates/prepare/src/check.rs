@@ -8,8 +8,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use calotype_core::decode_text;
 use calotype_data::files::write_json;
-use calotype_data::image::RgbImage;
+use calotype_data::image::{DecodeNotes, DecodeOptions, RgbImage};
+use calotype_data::json;
 use calotype_data::npy::NpyArray;
 use calotype_data::pickled::{PICKLE_PART, read_arrays};
 use calotype_data::quarantine::QUARANTINE_FILE;
@@ -18,6 +20,7 @@ use calotype_data::{Control, Quarantine, SampleRef};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::captions::CaptionCount;
 use crate::tars::{FoundTar, find_tars, short_hash};
 use crate::{Account, Error, Result};
 
@@ -47,7 +50,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "PIXELS", default_value_t = 1)]
     pub min_side: usize,
     /// Images whose longer side is more than so many times the shorter one are odd.
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_name = "RATIO", value_parser = calotype_core::numbers::not_negative)]
     pub max_aspect: Option<f64>,
     /// Look for samples whose images (without images: all parts) are the same, byte for byte.
     #[arg(long)]
@@ -66,6 +69,8 @@ pub struct CheckArgs {
 pub enum Problem {
     /// A shard that is cut or no tar.
     DamagedShard,
+    /// A shard whose samples' members do not lie together.
+    ScatteredShard,
     /// A shard that differs from its index.
     OtherShard,
     /// An image that cannot be decoded, or not to its end.
@@ -111,6 +116,7 @@ impl Problem {
     fn name(self) -> &'static str {
         match self {
             Problem::DamagedShard => "damaged shard",
+            Problem::ScatteredShard => "shard whose samples do not lie together",
             Problem::OtherShard => "shard not as its index says",
             Problem::BadImage => "image that cannot be decoded",
             Problem::BadCaption => "caption that is not UTF-8",
@@ -242,6 +248,8 @@ struct Check<'a> {
     samples: u64,
     bytes: u64,
     without_checksum: usize,
+    /// Images that are turned, and transparent ones.
+    images: DecodeNotes,
     /// Place where each key, and each content, was seen first: folder and shard.
     keys: HashMap<[u8; 16], (u32, u32)>,
     contents: HashMap<[u8; 16], (u32, u32, u32)>,
@@ -260,6 +268,7 @@ impl<'a> Check<'a> {
             samples: 0,
             bytes: 0,
             without_checksum: 0,
+            images: DecodeNotes::default(),
             keys: HashMap::new(),
             contents: HashMap::new(),
             forms: HashMap::new(),
@@ -274,7 +283,9 @@ impl<'a> Check<'a> {
     }
 
     fn read(&mut self, control: &mut Control<'_>) -> Result<()> {
-        let listed: usize = self.folders.iter().map(|folder| folder.shards.len()).sum();
+        // Samples that the indices tell; shards without are counted when they are opened.
+        let indices = self.folders.iter().filter_map(|folder| folder.index.as_ref());
+        let known: usize = indices.flat_map(|index| &index.shards).map(|record| record.samples).sum();
         let mut done = 0;
         for folder in 0..self.folders.len() {
             let found = self.folders[folder].shards.clone();
@@ -285,8 +296,8 @@ impl<'a> Check<'a> {
                 self.find(Problem::OtherShard, folder, name, "", "is named by the index but absent".to_owned());
             }
             for (number, tar) in found.iter().enumerate() {
-                self.read_shard((folder, number), tar, records.get(&tar.name), &mut || {
-                    Ok(control.checkpoint("check (shards)", done, listed)?)
+                self.read_shard((folder, number), tar, records.get(&tar.name), &mut |samples, in_shard| {
+                    Ok(control.checkpoint("check", samples, known.max(in_shard))?)
                 })?;
                 done += 1;
             }
@@ -300,12 +311,19 @@ impl<'a> Check<'a> {
         (folder, number): (usize, usize),
         tar: &FoundTar,
         record: Option<&ShardRecord>,
-        checkpoint: &mut dyn FnMut() -> Result<()>,
+        checkpoint: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<()> {
         let shard = TarShard::open(&tar.path)?;
         self.bytes += shard.bytes();
         if let Some(damage) = shard.damage() {
             self.find(Problem::DamagedShard, folder, &tar.name, "", damage.to_string());
+        }
+        if shard.scattered() > 0 {
+            let detail = format!(
+                "members of {} samples lie apart, as if sorted by kind; `data reorganize` puts them together",
+                shard.scattered()
+            );
+            self.find(Problem::ScatteredShard, folder, &tar.name, "", detail);
         }
         match record.map(|record| differs(record, &shard)) {
             Some(Some(difference)) => self.find(Problem::OtherShard, folder, &tar.name, "", difference),
@@ -314,7 +332,8 @@ impl<'a> Check<'a> {
         }
         let mut forms = Vec::with_capacity(shard.len());
         for first in (0..shard.len()).step_by(STEP) {
-            checkpoint()?;
+            let before = self.samples as usize;
+            checkpoint(before + first, before + shard.len())?;
             let numbers: Vec<usize> = (first..(first + STEP).min(shard.len())).collect();
             let looked: Vec<Option<Looked>> =
                 numbers.par_iter().map(|i| shard.get(*i).map(|sample| self.look(&sample))).collect();
@@ -400,8 +419,11 @@ impl<'a> Check<'a> {
     }
 
     fn look_at_image(&self, key: &str, part: &str, bytes: &[u8], looked: &mut Looked) {
-        let image = match RgbImage::decode(key, bytes) {
-            Ok(image) => image,
+        let image = match RgbImage::decode_noting(key, bytes, &DecodeOptions::default()) {
+            Ok((image, found)) => {
+                self.images.add(&found);
+                image
+            }
             Err(error) => return looked.problems.push((Problem::BadImage, format!("`{part}`: {error}"))),
         };
         let (short, long) = (image.width().min(image.height()), image.width().max(image.height()));
@@ -449,6 +471,22 @@ impl<'a> Check<'a> {
     }
 
     /// `written` are the good samples; a sample with several problems counts as left out once, by the first of them.
+    /// Captions of all samples, by the forms that samples have.
+    fn captions(&self) -> CaptionCount {
+        let mut of_form = vec![0u64; self.forms.len()];
+        for number in self.form_of.values().flatten() {
+            if let Some(count) = of_form.get_mut(*number as usize) {
+                *count += 1;
+            }
+        }
+        let mut captions = CaptionCount::default();
+        for (form, number) in &self.forms {
+            let count = of_form.get(*number as usize).copied().unwrap_or(0);
+            captions.add(form.iter().map(|(part, _)| part.as_str()), count);
+        }
+        captions
+    }
+
     fn account(&self) -> Account {
         let mut account = Account { taken: self.samples, bytes: self.bytes, ..Account::new("check") };
         let of_samples = self.findings.iter().filter(|finding| !finding.problem.is_of_shard());
@@ -460,6 +498,20 @@ impl<'a> Check<'a> {
             }
         }
         account.written = account.taken.saturating_sub(account.left_out_in_all());
+        if self.images.tagged() > 0 {
+            let count = self.images.tagged();
+            account
+                .notes
+                .push(format!("{count} images are turned upright when they are read, by their EXIF orientation"));
+        }
+        if self.images.transparent() > 0 {
+            let count = self.images.transparent();
+            account.notes.push(format!(
+                "{count} images have transparent pixels, which are laid on white when they are read; `background` of the \
+                 recipes chooses otherwise"
+            ));
+        }
+        account.notes.extend(self.captions().note());
         if self.without_checksum > 0 {
             account.notes.push(format!("{} shards had no checksum to compare", self.without_checksum));
         }
@@ -619,11 +671,8 @@ fn kind_of(part: &str) -> Part {
 }
 
 fn look_at_caption(part: &str, bytes: &[u8], looked: &mut Looked) {
-    match std::str::from_utf8(bytes) {
-        Err(error) => {
-            let detail = format!("`{part}` is not UTF-8 from byte {} on", error.valid_up_to());
-            looked.problems.push((Problem::BadCaption, detail));
-        }
+    match decode_text(bytes) {
+        Err(fault) => looked.problems.push((Problem::BadCaption, format!("`{part}` {fault}"))),
         Ok(text) if text.trim().is_empty() => {
             looked.problems.push((Problem::EmptyCaption, format!("`{part}` is empty")))
         }
@@ -632,8 +681,12 @@ fn look_at_caption(part: &str, bytes: &[u8], looked: &mut Looked) {
 }
 
 fn look_at_json(part: &str, bytes: &[u8], looked: &mut Looked) {
-    if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
-        looked.problems.push((Problem::BadJson, format!("`{part}`: {error}")));
+    let found = match decode_text(bytes) {
+        Err(fault) => Some(fault.to_string()),
+        Ok(text) => json::check(text.as_bytes()).err().map(|error| error.to_string()),
+    };
+    if let Some(detail) = found {
+        looked.problems.push((Problem::BadJson, format!("`{part}`: {detail}")));
     }
 }
 

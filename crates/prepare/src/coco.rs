@@ -21,10 +21,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use calotype_core::TorchCpuGenerator;
+use calotype_core::{TorchCpuGenerator, decode_text};
 use calotype_data::Control;
 use calotype_data::files::{read_json, write_bytes, write_json};
-use calotype_data::image::{DecodeOptions, Filter, RgbImage};
+use calotype_data::image::{Filter, RgbImage};
 use calotype_weights::archive::{ArchiveFault, ZipFile};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,7 @@ pub struct CocoArgs {
     #[arg(long, value_enum, default_value = "training")]
     pub list: List,
     /// Length of the list [default: 30000 for training, 5000 for sdxl].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub count: Option<usize>,
     /// Seed of the choice; the benchmarks' is 2023.
     #[arg(long, default_value_t = 2023)]
@@ -88,7 +88,7 @@ pub struct CocoArgs {
     #[arg(long, value_name = "TSV")]
     pub published: Option<PathBuf>,
     /// Side of the images in pixels; MLPerf's is 512, NeMo's 256.
-    #[arg(long, default_value_t = 512, value_name = "PIXELS")]
+    #[arg(long, default_value_t = 512, value_name = "PIXELS", value_parser = calotype_core::numbers::count::<usize>)]
     pub size: usize,
     /// Method of bringing images to that size.
     #[arg(long, value_enum, default_value = "stretch")]
@@ -301,7 +301,10 @@ fn sdxl_tsv(rows: &[Annotation], images: &[Image], path: &Path) -> std::result::
 /// Reads captions from JSON, or from the archive that holds it.
 fn read_captions(path: &Path) -> Result<Captions> {
     let bad = |detail: String| CocoError::Annotations { path: path.to_owned(), detail };
-    let parse = |bytes: &[u8]| serde_json::from_slice(bytes).map_err(|e| Error::from(bad(e.to_string())));
+    let parse = |bytes: &[u8]| {
+        let text = decode_text(bytes).map_err(|fault| bad(fault.to_string()))?;
+        serde_json::from_str(&text).map_err(|e| Error::from(bad(e.to_string())))
+    };
     if !is_zip(path)? {
         return parse(&fs::read(path).map_err(Error::io("read", path))?);
     }
@@ -529,7 +532,7 @@ fn resize_one(
 
 /// An image in its new size. As the reference's script never leaves the image's mode, a grey one stays grey.
 fn resized_jpeg(args: &CocoArgs, name: &str, bytes: &[u8]) -> calotype_data::Result<Vec<u8>> {
-    let image = RgbImage::decode_with(name, bytes, &DecodeOptions::default())?;
+    let image = RgbImage::decode(name, bytes)?;
     let resized = match args.fit {
         Fit::Stretch => image.resize(args.size, args.size, Filter::Bicubic)?,
         Fit::Crop => image.resize_shorter(args.size, Filter::Bicubic)?.center_crop(args.size, args.size)?,

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use calotype_data::files::{read_json, write_json};
 use calotype_data::mds::encoding::RawKind;
 use calotype_data::mds::{Encoding, KEY_COLUMN, MdsColumn, MdsDataset, MdsSchema};
-use calotype_data::source::{self, SourceKind};
+use calotype_data::source::{self, CaptionChoice, SourceKind};
 use calotype_data::{Control, Sample, SampleRef, Source, SourceOptions};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::captions::CaptionCount;
 use crate::output::{Form, Job, Layout, Made, OutputArgs, divide, open_ledger};
 use crate::slices::SliceArgs;
 use crate::{Account, Error, Result};
@@ -32,7 +33,7 @@ const CHUNK: usize = 1024;
 /// Settings of the stage.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConvertArgs {
-    /// Dataset to read: a folder of tar shards, of MDS shards, of images (with metadata.jsonl or metadata.csv, caption files
+    /// Dataset to read: a folder of tar shards (also of gzip), of MDS shards, of images (with metadata.jsonl or metadata.csv, caption files
     /// beside the images, or in folders by class) or of parquet files; a file; a pattern like x-{000..831}.tar; an address.
     pub input: String,
     /// Folder to write.
@@ -52,6 +53,13 @@ pub struct ConvertArgs {
     /// Column of unique keys in parquet files.
     #[arg(long, value_name = "NAME")]
     pub key_column: Option<String>,
+    /// Choice among several captions of an image: first; or random, by --caption-seed and the row's number. All of them stay
+    /// in the samples' JSON.
+    #[arg(long, value_enum, default_value = "first", value_name = "CHOICE")]
+    pub captions: Captions,
+    /// Seed of --captions random.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub caption_seed: u64,
     /// Extensions of caption files beside images, comma separated [default: txt,caption].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub caption_extensions: Vec<String>,
@@ -77,12 +85,22 @@ pub struct ConvertArgs {
     /// Take keys from the text of this part, by its old name.
     #[arg(long, value_name = "NAME")]
     pub key_part: Option<String>,
-    /// Leave out samples that cannot be read, and count them, instead of stopping there.
+    /// Leave out samples that cannot be read, and rows of tables that cannot be used, and count them, instead of stopping
+    /// there.
     #[arg(long)]
     pub skip_bad: bool,
     /// This process's slices of the work.
     #[command(flatten)]
     pub slices: SliceArgs,
+}
+
+/// Choice among several captions of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Captions {
+    /// The first.
+    First,
+    /// Any, by the seed and the row's number.
+    Random,
 }
 
 /// Treatment of samples that lack a part.
@@ -174,6 +192,11 @@ impl ConvertArgs {
             caption_column: self.caption_column.clone(),
             key_column: self.key_column.clone(),
             quarantine: !self.with_quarantined,
+            captions: match self.captions {
+                Captions::First => CaptionChoice::First,
+                Captions::Random => CaptionChoice::Random { seed: self.caption_seed },
+            },
+            skip_bad: self.skip_bad,
             ..SourceOptions::default()
         };
         if !self.caption_extensions.is_empty() {
@@ -218,6 +241,13 @@ struct Conversion<'a> {
 /// [`Error::Usage`] for settings that do not fit the dataset; those of reading, unless they are to be skipped, and of
 /// writing; [`calotype_data::Error::Interrupted`].
 pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
+    convert(args, control).map_err(|error| match error {
+        Error::Data(source) if source.concerns_one_sample() && !args.skip_bad => Error::OneSample { source },
+        other => other,
+    })
+}
+
+fn convert(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
     args.output.check()?;
     let input = Input::open(args)?;
     let settings = settings(args, &input);
@@ -248,6 +278,7 @@ pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
     };
     let mut account = job.run(&args.slices, control)?;
     account.notes.extend(plan.notes);
+    account.notes.extend(input.source.notes());
     let left_out = input.source.left_out();
     account.notes.extend(left_out.iter().map(|(reason, count)| format!("not taken from the input: {count} {reason}")));
     Ok(account)
@@ -264,6 +295,7 @@ fn settings(args: &ConvertArgs, input: &Input) -> Value {
         "missing": args.missing,
         "keys": [json!(args.without_keys), json!(args.key_part)],
         "skip_bad": args.skip_bad,
+        "captions": args.source_options().ok().map(|options| options.captions),
     })
 }
 
@@ -286,11 +318,14 @@ impl<'a> Conversion<'a> {
         let mut seen = HashSet::new();
         let (mut parts, mut unreadable): (BTreeMap<String, usize>, usize) = (BTreeMap::new(), 0);
         let (mut renamed, mut doubles) = (BTreeMap::new(), 0usize);
+        let mut captions = CaptionCount::default();
         let mut note = |i: usize, found: Option<Found>| {
             let Some(Found { key, parts: names }) = found else {
                 unreadable += 1;
                 return;
             };
+            let taken: Vec<String> = names.iter().filter_map(|name| self.new_name(name)).collect();
+            captions.add(taken.iter().map(String::as_str), 1);
             for name in names {
                 *parts.entry(name).or_default() += 1;
             }
@@ -315,6 +350,7 @@ impl<'a> Conversion<'a> {
             ));
         }
         self.check_parts(&parts, self.input.len() - unreadable)?;
+        notes.extend(captions.note());
         let form = self.form(&parts)?;
         self.renamed = renamed;
         let mut sizes = Vec::with_capacity(self.input.len());
@@ -346,21 +382,26 @@ impl<'a> Conversion<'a> {
 
     /// Key and parts of sample `i`; none if it cannot be read and that is to be skipped.
     fn look(&self, i: usize) -> calotype_data::Result<Option<Found>> {
-        match self.input.source.get(i) {
+        let found = match self.input.source.get(i) {
             Ok(held) => {
                 let sample = held.sample();
                 let parts = sample.parts().map(|(name, _)| self.column_of(name).to_owned()).collect();
-                Ok(Some(Found { key: self.own_key(sample), parts }))
+                self.own_key(sample).map(|key| Some(Found { key, parts }))
             }
-            Err(error) if self.args.skips(&error) => Ok(None),
             Err(error) => Err(error),
+        };
+        match found {
+            Err(error) if self.args.skips(&error) => Ok(None),
+            other => other,
         }
     }
 
     /// The key that a sample brings along.
-    fn own_key(&self, sample: SampleRef<'_>) -> String {
-        let part = self.args.key_part.as_ref().and_then(|part| sample.text(part).ok());
-        part.map_or(sample.key(), str::trim).to_owned()
+    fn own_key(&self, sample: SampleRef<'_>) -> calotype_data::Result<String> {
+        Ok(match &self.args.key_part {
+            Some(part) => sample.text(part)?.trim().to_owned(),
+            None => sample.key().to_owned(),
+        })
     }
 
     /// The key as the output can hold it.
@@ -478,15 +519,18 @@ impl<'a> Conversion<'a> {
 
     /// Sample `i` of the output.
     fn sample(&self, i: usize) -> calotype_data::Result<Made> {
-        let source = match self.input.get(i) {
-            Ok(source) => source,
+        let read = self.input.get(i).and_then(|source| match self.renamed.get(&i) {
+            Some(key) => Ok((key.clone(), source)),
+            None => Ok((self.own_key(SampleRef::from(&source))?, source)),
+        });
+        let (key, source) = match read {
+            Ok(read) => read,
             Err(error) if self.args.skips(&error) => {
                 tracing::warn!(sample = i, "left out: {error}");
                 return Ok(Made::LeftOut("cannot be read".to_owned()));
             }
             Err(error) => return Err(error),
         };
-        let key = self.renamed.get(&i).cloned().unwrap_or_else(|| self.own_key(SampleRef::from(&source)));
         let mut sample = Sample::new(key);
         for (name, bytes) in source.parts {
             if let Some(name) = self.new_name(&name) {
@@ -506,8 +550,8 @@ impl<'a> Conversion<'a> {
 
 fn default_encoding(part: &str) -> Encoding {
     let last = part.rsplit('.').next().unwrap_or(part);
-    let name = ENCODINGS.iter().find(|(extension, _)| *extension == last).map_or("bytes", |(_, encoding)| encoding);
-    name.parse().unwrap_or(Encoding::Raw(RawKind::Bytes))
+    let known = ENCODINGS.iter().find(|(extension, _)| *extension == last);
+    known.and_then(|(_, encoding)| encoding.parse().ok()).unwrap_or(Encoding::Raw(RawKind::Bytes))
 }
 
 /// 128 bits: a billion keys collide with probability below 2⁻⁶⁸.

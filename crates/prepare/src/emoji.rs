@@ -17,10 +17,10 @@ pub struct EmojiArgs {
     #[arg(long, default_value = "train", value_parser = ["train", "held_out"])]
     pub split: String,
     /// Side of the images in pixels.
-    #[arg(long, default_value_t = 64, value_name = "PIXELS")]
+    #[arg(long, default_value_t = 64, value_name = "PIXELS", value_parser = calotype_core::numbers::count::<usize>)]
     pub resolution: usize,
     /// Use only this many drawings, evenly chosen.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub drawings: Option<usize>,
 }
 

@@ -25,6 +25,13 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] calotype_data::Error),
 
+    /// One sample of many cannot be read, and the stage was not told to go on without it.
+    #[error("{source}; --skip-bad leaves such samples out and counts them")]
+    OneSample {
+        /// The fault.
+        source: calotype_data::Error,
+    },
+
     /// Something could not be fetched.
     #[error(transparent)]
     Fetch(Box<FetchError>),

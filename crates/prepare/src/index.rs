@@ -12,7 +12,7 @@ use calotype_core::durable::sync_folder;
 use calotype_data::files::{partial_name, read_json, write_bytes, write_json};
 use calotype_data::quarantine::QUARANTINE_FILE;
 use calotype_data::wdinfo::{WDINFO_JSON, WDINFO_PICKLE};
-use calotype_data::webdataset::{DatasetIndex, INDEX_FILE, PROGRESS_FILE, ShardRecord, TarShard};
+use calotype_data::webdataset::{DatasetIndex, INDEX_FILE, PROGRESS_FILE, ShardRecord, TarShard, is_shard_name};
 use calotype_data::{Control, Quarantine, WdInfo};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,7 @@ pub struct IndexArgs {
     #[arg(long)]
     pub wdinfo: bool,
     /// Samples in each shard that wdinfo lists, and in each merged shard [default: what most shards have].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub chunk_size: Option<usize>,
     /// First replace the shards that are not full (fewer samples, or NeMo's mark .INCOMPLETE) by full ones, named
     /// last_few_00000.tar, ...; the last of them may be not full again.
@@ -287,7 +287,7 @@ fn is_merged(shard: &Indexed) -> bool {
 fn duplicate(shard: &Indexed, place: usize, first: &Indexed) -> Error {
     let key = TarShard::open(&shard.tar.path).ok().and_then(|tar| tar.get(place).map(|sample| sample.key().to_owned()));
     let (first, second) = (first.tar.path.clone(), shard.tar.path.clone());
-    calotype_data::Error::DuplicateKey { key: key.unwrap_or_default(), first, second }.into()
+    calotype_data::Error::DuplicateKey { key: key.unwrap_or_else(|| format!("(sample {place})")), first, second }.into()
 }
 
 fn modified(path: &Path) -> Result<u64> {
@@ -305,6 +305,12 @@ fn read_shard(
     let shard = TarShard::open(&tar.path)?;
     if let Some(damage) = shard.damage() {
         return Ok(Err(damage.to_string()));
+    }
+    if shard.scattered() > 0 {
+        let (path, samples) = (tar.path.display(), shard.scattered());
+        return Ok(Err(format!(
+            "shard {path}: members of {samples} samples lie apart, as if sorted by kind (`data reorganize` puts them together)"
+        )));
     }
     let keys: Vec<[u8; 16]> = shard.samples().map(|sample| short_hash(sample.key())).collect();
     let read = known.is_none();
@@ -458,7 +464,7 @@ fn finish_merge(dir: &Path) -> Result<Option<Map<String, Value>>> {
     let path = dir.join(JOURNAL_FILE);
     let Some(journal) = read_json::<Journal>(&path)? else { return Ok(None) };
     let gone = if journal.written { &journal.inputs } else { &journal.outputs };
-    if let Some(name) = gone.iter().find(|name| name.contains(['/', '\\']) || !name.ends_with(".tar")) {
+    if let Some(name) = gone.iter().find(|name| name.contains(['/', '\\']) || !is_shard_name(name)) {
         let detail = format!("`{name}` is no shard of this folder");
         return Err(calotype_data::Error::BadIndex { path, detail }.into());
     }

@@ -9,6 +9,7 @@
 
 pub mod account;
 pub mod bench;
+mod captions;
 pub mod check;
 pub mod coco;
 pub mod command;
@@ -21,6 +22,7 @@ pub mod filter;
 pub mod index;
 mod names;
 pub mod output;
+pub mod pixels;
 mod plan;
 pub mod reorganize;
 pub mod slices;

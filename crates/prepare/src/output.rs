@@ -38,13 +38,13 @@ pub struct OutputArgs {
     #[arg(long, value_enum, default_value = "webdataset")]
     pub to: Layout,
     /// Most samples in a shard [default: 10000; mds: as many as its bytes allow].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub shard_samples: Option<usize>,
     /// Most bytes in a shard: 64mb, 1gb [default: 256mb; mds: 64mb, as Streaming].
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub shard_bytes: Option<u64>,
     /// First part of the names of tar shards: NAME-000000.tar.
-    #[arg(long, value_name = "NAME", default_value = "shard")]
+    #[arg(long, value_name = "NAME", default_value = PREFIX)]
     pub prefix: String,
     /// Compression of MDS shards: zstd, zstd:1 to zstd:22, gz, br, snappy.
     #[arg(long, value_name = "NAME[:LEVEL]")]
@@ -64,6 +64,9 @@ fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
     let bytes = number.zip(power).and_then(|(number, power)| number.checked_mul(1 << (10 * power)));
     bytes.ok_or_else(|| format!("`{text}` is no size; write a number of bytes, or 500kb, 64mb, 2gb"))
 }
+
+/// The usual first part of the names of tar shards.
+const PREFIX: &str = "shard";
 
 impl OutputArgs {
     /// Settings that shape the output.
@@ -104,6 +107,9 @@ impl OutputArgs {
                 "--compression and --hashes are of MDS shards (--to mds); tar shards always have a BLAKE3 in their index"
                     .to_owned(),
             ));
+        }
+        if self.to == Layout::Mds && self.prefix != PREFIX {
+            return Err(Error::Usage(format!("--prefix {} is of tar shards; MDS names its own", self.prefix)));
         }
         if self.prefix.is_empty() || self.prefix.starts_with('.') || self.prefix.contains(['/', '\\', '\0']) {
             return Err(Error::Usage(format!("--prefix `{}` cannot begin a file name", self.prefix)));
@@ -163,7 +169,8 @@ impl Entry {
 pub(crate) fn misfit(fault: &MdsFault) -> String {
     match fault {
         MdsFault::Value { column, .. } => format!("does not fit column `{column}`"),
-        _ => "too large".to_owned(),
+        MdsFault::TooLarge { .. } => "too large".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -173,7 +180,8 @@ impl Form {
         match self {
             Form::Webdataset { .. } => size_in_shard(sample).map_err(|e| match e {
                 calotype_data::Error::MissingPart { .. } => "without any part".to_owned(),
-                _ => "key or part that a tar cannot name".to_owned(),
+                calotype_data::Error::InvalidName { .. } => "key or part that a tar cannot name".to_owned(),
+                other => other.to_string(),
             }),
             Form::Mds(schema) => schema.encode(sample).map(|bytes| 4 + bytes.len() as u64).map_err(|e| misfit(&e)),
         }

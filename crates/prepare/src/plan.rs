@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use calotype_data::webdataset::ShardFile;
+use calotype_data::webdataset::{ShardFile, is_shard_name, is_storable};
 use calotype_data::{Control, Quarantine, Sample, SampleRef};
 use rayon::prelude::*;
 
@@ -118,6 +118,8 @@ pub(crate) struct Plan<'a> {
     starts: Vec<usize>,
     left_out: Vec<BTreeMap<String, u64>>,
     damage: Vec<Option<String>>,
+    /// Numbers of samples whose members do not lie together.
+    scattered: Vec<usize>,
     open: OpenTars,
 }
 
@@ -127,6 +129,7 @@ struct Scanned {
     samples: Vec<(u32, [u8; 16])>,
     left_out: BTreeMap<String, u64>,
     damage: Option<String>,
+    scattered: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -151,6 +154,7 @@ impl<'a> Plan<'a> {
             starts: vec![0],
             left_out: Vec::with_capacity(inputs.len()),
             damage: Vec::with_capacity(inputs.len()),
+            scattered: Vec::with_capacity(inputs.len()),
             open,
             inputs,
         };
@@ -181,7 +185,8 @@ impl<'a> Plan<'a> {
         let opened = self.open.open(&input.path)?;
         let shard = opened.shard();
         let damage = shard.damage().map(ToString::to_string);
-        let mut scanned = Scanned { samples: Vec::with_capacity(shard.len()), left_out: BTreeMap::new(), damage };
+        let (left_out, scattered) = (BTreeMap::new(), shard.scattered());
+        let mut scanned = Scanned { samples: Vec::with_capacity(shard.len()), left_out, damage, scattered };
         let mut leave_out = |reason: String| *scanned.left_out.entry(reason).or_default() += 1;
         if shard.cut_off() {
             leave_out("cut by the damage of its shard".to_owned());
@@ -204,7 +209,7 @@ impl<'a> Plan<'a> {
     }
 
     fn add(&mut self, scanned: Scanned, keys: &mut HashSet<[u8; 16]>) {
-        let Scanned { samples, mut left_out, damage } = scanned;
+        let Scanned { samples, mut left_out, damage, scattered } = scanned;
         let all = samples.len();
         let usable: Vec<u32> = samples.into_iter().filter(|(_, key)| keys.insert(*key)).map(|(i, _)| i).collect();
         if usable.len() < all {
@@ -214,6 +219,7 @@ impl<'a> Plan<'a> {
         self.usable.push(usable);
         self.left_out.push(left_out);
         self.damage.push(damage);
+        self.scattered.push(scattered);
     }
 
     /// Number of inputs.
@@ -248,6 +254,10 @@ impl<'a> Plan<'a> {
             left_out.iter().for_each(|(reason, n)| *account.left_out.entry(reason.clone()).or_default() += n);
         }
         account.taken = account.left_out_in_all();
+        let scattered: usize = self.scattered[inputs.clone()].iter().sum();
+        if scattered > 0 {
+            account.notes.push(format!("{scattered} samples, whose members did not lie together, were put together"));
+        }
         account.notes.extend(self.damage[inputs].iter().flatten().map(|damage| format!("damaged: {damage}")));
         account
     }
@@ -378,13 +388,8 @@ fn places(join: Option<&Join>, inputs: &[FoundTar], open: &OpenTars) -> Result<O
 
 /// "part/00012.tar/000120003" as shard and key.
 fn split_source(key: &str) -> Option<(&str, &str)> {
-    let at = key.rfind(".tar/")?;
-    Some((&key[..at + 4], &key[at + 5..]))
-}
-
-/// True if a tar header holds the name as it is.
-fn is_storable(key: &str, part: &str) -> bool {
-    let name = format!("{key}.{part}");
-    let mut header = tar::Header::new_ustar();
-    !part.is_empty() && header.set_path(&name).is_ok() && header.path_bytes() == name.as_bytes()
+    let slashes = key.match_indices('/').map(|(at, _)| at).rev();
+    slashes
+        .map(|at| (&key[..at], &key[at + 1..]))
+        .find(|(shard, _)| is_shard_name(shard.rsplit('/').next().unwrap_or(shard)))
 }

@@ -30,7 +30,7 @@ pub struct ReorganizeArgs {
     /// Folder to write.
     pub out: PathBuf,
     /// Samples in each shard; the last one may have fewer.
-    #[arg(long, default_value_t = 1000, value_name = "N")]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub samples_per_shard: usize,
     /// Parts to keep, "jpg,txt"; a sample that lacks one is left out and counted [default: all parts that there are].
     #[arg(long, value_delimiter = ',', value_name = "LIST")]

@@ -42,7 +42,7 @@ pub struct SynthArgs {
     /// Folder to write.
     pub out: PathBuf,
     /// Number of samples.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = calotype_core::numbers::count::<usize>)]
     pub samples: usize,
     /// Content of the samples: images (png and txt), mosaic (jpg and caption), mosaic-latents (the same with latents_256,
     /// latents_512 and caption_latents, raw float16), mlperf (moments as npy, and txt), nemo (npy of float32 pixels, and txt),
@@ -55,10 +55,10 @@ pub struct SynthArgs {
     #[arg(long, value_name = "NAME=KIND")]
     pub part: Vec<String>,
     /// Side of the preset's images, in pixels; latents have an eighth of it.
-    #[arg(long, value_name = "PIXELS", default_value_t = 512)]
+    #[arg(long, value_name = "PIXELS", default_value_t = 512, value_parser = calotype_core::numbers::count::<usize>)]
     pub resolution: usize,
     /// Number of classes of the preset vit.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = calotype_core::numbers::count::<u64>)]
     pub classes: u64,
     /// Seed.
     #[arg(long, default_value_t = 0)]

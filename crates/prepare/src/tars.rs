@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use calotype_data::webdataset::TarShard;
+use calotype_data::webdataset::{TarShard, is_shard_name};
 use walkdir::WalkDir;
 
 use crate::{Error, Result};
@@ -49,7 +49,7 @@ pub fn marker(shard: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The tar files among `paths` and, with their subfolders, in those of them that are folders; in the order of `paths`, a
+/// The tar files, also those that are compressed by gzip, among `paths` and, with their subfolders, in those of them that are folders; in the order of `paths`, a
 /// folder's sorted by name. Hidden files and folders are passed by.
 ///
 /// # Errors
@@ -71,7 +71,7 @@ pub fn find_tars(paths: &[PathBuf]) -> Result<Vec<FoundTar>> {
         let entries = WalkDir::new(path).follow_links(true).into_iter();
         for entry in entries.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name())) {
             let entry = entry.map_err(|e| walk_error(path, e))?;
-            if entry.file_type().is_file() && entry.file_name().to_string_lossy().ends_with(".tar") {
+            if entry.file_type().is_file() && is_shard_name(&entry.file_name().to_string_lossy()) {
                 let inner = entry.path().strip_prefix(path).unwrap_or(entry.path());
                 let name = inner.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
                 let bytes = entry.metadata().map_err(|e| walk_error(path, e))?.len();

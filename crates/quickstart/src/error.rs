@@ -30,6 +30,14 @@ pub enum QuickstartError {
         /// Names of the stages.
         stages: String,
     },
+    /// The folder holds another quickstart.
+    #[error("{} holds a quickstart {what}; or choose another folder with --out", folder.display())]
+    Other {
+        /// The folder.
+        folder: PathBuf,
+        /// Which one, and what to do.
+        what: String,
+    },
     /// The device is not to be had.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -68,7 +76,7 @@ pub enum QuickstartError {
         source: BoxError,
     },
     /// Stopped on request; everything done so far is kept.
-    #[error("{stage}: stopped after {samples} samples; run the same command again to go on")]
+    #[error("{stage}: stopped after {samples} samples, everything is saved; run the same command again to go on")]
     Interrupted {
         /// The stage.
         stage: &'static str,
@@ -83,7 +91,7 @@ impl QuickstartError {
         match self {
             Self::Recipe(error) | Self::StageRecipe { source: error, .. } => error.is_usage(),
             Self::Stage(error) => error.is_usage(),
-            Self::Device(_) | Self::OverrideStage { .. } | Self::Setting { .. } => true,
+            Self::Device(_) | Self::Other { .. } | Self::OverrideStage { .. } | Self::Setting { .. } => true,
             Self::Pipeline(error) => error.is_usage(),
             _ => false,
         }

@@ -3,6 +3,7 @@
 //! Every step is the stage that a full-size run uses, with recipes of the same types; this crate only strings them
 //! together, on the embedded captioned images. A second start in the same folder goes on where the first ended.
 
+mod claim;
 mod draw;
 mod error;
 mod judge;

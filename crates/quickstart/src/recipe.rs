@@ -96,6 +96,15 @@ impl EvaluationRecipe {
             format!("{} is not in 2..={drawings}, the number of drawings", self.candidates),
         )?;
         check(self.batch_size > 0, "batch_size", "must be at least 1".to_owned())?;
+        let sampler = &self.sampler;
+        check(sampler.steps > 0, "sampler.steps", "must be at least 1".to_owned())?;
+        check(sampler.guidance.is_finite(), "sampler.guidance", format!("{} is no number", sampler.guidance))?;
+        check(
+            (0.0..=1.0).contains(&sampler.eta),
+            "sampler.eta",
+            format!("{} is not a share from 0 to 1", sampler.eta),
+        )?;
+        check(!self.prompts.is_empty(), "prompts", "is empty; it takes a list, such as [\"a cat\"]".to_owned())?;
         check(
             (1..=self.images).contains(&self.grid),
             "grid",

@@ -38,7 +38,7 @@ pub(crate) fn write(
         format!("untrained {}", figure(j.untrained.frechet_distance)),
     )
     .card("Images seen", summary.samples_seen.to_string(), "by the UNet in training")
-    .section(images(out, chosen.len())?)
+    .section(images(out, chosen.len(), summary.warning())?)
     .section(Section::new("Figures").table(figures(summary, candidates)).text(EXPLANATION))
     .section(curves(out)?)
     .section(timings(summary))
@@ -59,13 +59,18 @@ const EXPLANATION: &str = "The Fréchet distance compares drawn images with all 
     nearer than others that share its background. The background is measured from the image's border and uses no \
     learned model. The column of real images is the ceiling that the judging models allow.";
 
-fn images(out: &Path, count: usize) -> Result<Section, QuickstartError> {
+fn images(out: &Path, count: usize, warning: Option<&str>) -> Result<Section, QuickstartError> {
     let folder = out.join("pictures");
     let read = |name: &str| {
         let path = folder.join(name);
         std::fs::read(&path).map_err(QuickstartError::io(&path))
     };
-    Ok(Section::new("Images")
+    let section = Section::new("Images");
+    let section = match warning {
+        Some(warning) => section.text(warning),
+        None => section,
+    };
+    Ok(section
         .image(
             read("held_out.png")?,
             "Grid of images drawn for held-out captions",

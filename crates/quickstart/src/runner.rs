@@ -1,3 +1,4 @@
+use crate::claim::{claim, short_name};
 use crate::draw;
 use crate::judge::{ClipEncoders, Combination, Judge, Judgement, choose, held_out, read_images};
 use crate::recipe::{EmojiRecipe, EvaluationRecipe, QuickstartRecipe};
@@ -16,7 +17,7 @@ use calotype_pipeline::Pipeline;
 use calotype_train::checkpoint::prepare_folder;
 use calotype_train::config::TrainingRecipe;
 use calotype_train::precache::PrecacheRecipe;
-use calotype_train::stages::{self, MODEL, Recipe, StageContext, StageEnd, StageError};
+use calotype_train::stages::{self, MODEL, RESULT, Recipe, StageContext, StageEnd, StageError};
 use calotype_train::task::Task;
 use calotype_train::tasks::autoencoder::{AutoencoderRecipe, AutoencoderTask};
 use calotype_train::tasks::clip::{ClipRecipe, ClipTask};
@@ -133,6 +134,24 @@ impl Stages {
 }
 
 impl Stages {
+    /// Checks all recipes: what the last stage would refuse must not be found out behind the first ones.
+    fn check(&self) -> Result<(), QuickstartError> {
+        stages::check_recipe::<ClipTask>(&self.clip.value)?;
+        stages::check_recipe::<AutoencoderTask>(&self.autoencoder.value)?;
+        stages::check_recipe::<DiffusionTask>(&self.diffusion.value)?;
+        self.precache.value.validate().map_err(StageError::from)?;
+        self.evaluated().map(drop)
+    }
+
+    /// The held-out combinations that are drawn.
+    fn evaluated(&self) -> Result<Vec<Combination>, QuickstartError> {
+        let drawings = self.dataset.value.drawings;
+        let all = held_out(drawings)?;
+        let recipe = &self.evaluation.value;
+        recipe.validate(all.len(), drawings.unwrap_or(emoji::pairs().len()))?;
+        Ok(choose(&all, recipe.images))
+    }
+
     /// What the stages that have not begun will write, roughly: a disk that is too small should be found out now and
     /// not after an hour.
     fn bytes_to_come(&self, out: &Path) -> Result<u64, QuickstartError> {
@@ -200,6 +219,9 @@ pub struct BeforeAndAfter {
 /// Contents of `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// Name of the preset.
+    #[serde(default)]
+    pub preset: String,
     /// Seed of the diffusion stage.
     pub seed: u64,
     /// Device by name.
@@ -228,6 +250,16 @@ pub struct Summary {
     pub pictures: Vec<String>,
 }
 
+impl Summary {
+    /// What a reader has to know before looking at the images; none for presets that train.
+    pub fn warning(&self) -> Option<&'static str> {
+        (self.preset == "smoke").then_some(
+            "The preset smoke runs every stage for a moment: its images are noise, as they have to be, and its figures mean \
+             nothing. calotype quickstart without --preset trains.",
+        )
+    }
+}
+
 /// Seconds of the stages that have no result file of their own.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Clock(BTreeMap<String, f64>);
@@ -247,7 +279,10 @@ struct Runner<'a> {
 pub fn run(recipes: &RecipeLoader, options: &Options<'_>, stop: &StopFlag) -> Result<Summary, QuickstartError> {
     let stages = Stages::load(recipes, options)?;
     let device = calotype_train::device::device(options.device)?;
+    stages.check()?;
     prepare_folder(options.out, stages.bytes_to_come(options.out)?)?;
+    let _lock = stages::lock(options.out)?;
+    claim(options.out, options.preset, &stages)?;
     let path = options.out.join(CLOCK);
     let clock = read_json(&path).map_err(QuickstartError::io(&path))?.unwrap_or_default();
     let mut runner = Runner { options, stages: &stages, device, stop, clock };
@@ -257,7 +292,7 @@ pub fn run(recipes: &RecipeLoader, options: &Options<'_>, stop: &StopFlag) -> Re
     runner.timed("precache", Runner::precache)?;
     let diffusion = runner.train::<DiffusionTask>(stages.diffusion.as_recipe())?;
     runner.publish()?;
-    let chosen = runner.chosen()?;
+    let chosen = stages.evaluated()?;
     runner.timed("generate", |runner| runner.generate(&chosen))?;
     let judgement = runner.timed("judge", |runner| runner.judge(&chosen))?;
     runner.finish(&chosen, judgement, [&clip, &autoencoder, &diffusion])
@@ -332,14 +367,6 @@ impl Runner<'_> {
         }
     }
 
-    fn chosen(&self) -> Result<Vec<Combination>, QuickstartError> {
-        let drawings = self.stages.dataset.value.drawings;
-        let all = held_out(drawings)?;
-        let recipe = &self.stages.evaluation.value;
-        recipe.validate(all.len(), drawings.unwrap_or(emoji::pairs().len()))?;
-        Ok(choose(&all, recipe.images))
-    }
-
     /// Puts the trained pipeline where diffusers and `generate --model` look for it: at the root of the folder.
     fn publish(&self) -> Result<(), QuickstartError> {
         let checkpoint = Checkpoint::open(self.out("diffusion").join(MODEL)).map_err(StageError::from)?;
@@ -353,7 +380,7 @@ impl Runner<'_> {
             None => parts,
         };
         export.files(checkpoint.files()).write(self.options.out, Placement::Into).map_err(StageError::from)?;
-        Ok(())
+        Ok(calotype_pipeline::belonging::record(self.options.out)?)
     }
 
     /// The same pipeline with the UNet as it was before training.
@@ -363,23 +390,28 @@ impl Runner<'_> {
         Ok(pipeline.with_unet(pipeline.unet().config().clone(), unet))
     }
 
-    /// Empties the folder of images if they were drawn by another recipe.
+    /// Empties the folder of images if they were drawn by another recipe or another model.
     fn claim_images(&self) -> Result<PathBuf, QuickstartError> {
         let folder = self.out("pictures");
-        let mark = folder.join("recipe.toml");
-        let text = &self.stages.evaluation.text;
-        if std::fs::read_to_string(&mark).is_ok_and(|earlier| earlier != *text) {
-            tracing::info!("the evaluation's recipe has changed: drawing all images anew");
+        let marks = [folder.join("recipe.toml"), folder.join("model.json")];
+        let result = self.out("diffusion").join(RESULT);
+        let model = std::fs::read_to_string(&result).map_err(QuickstartError::io(&result))?;
+        let now = [&self.stages.evaluation.text, &model];
+        let differs = |(mark, now): (&PathBuf, &&String)| std::fs::read_to_string(mark).is_ok_and(|old| old != **now);
+        if marks.iter().zip(&now).any(differs) {
+            tracing::info!("the evaluation's recipe or the model has changed: drawing all images anew");
             std::fs::remove_dir_all(&folder).map_err(QuickstartError::io(&folder))?;
         }
         std::fs::create_dir_all(&folder).map_err(QuickstartError::io(&folder))?;
-        self.stages.evaluation.save(&mark)?;
+        self.stages.evaluation.save(&marks[0])?;
+        durable::write_bytes(&marks[1], model.as_bytes()).map_err(QuickstartError::io(&marks[1]))?;
         Ok(folder)
     }
 
     fn generate(&mut self, chosen: &[Combination]) -> Result<(), QuickstartError> {
-        let (folder, recipe) = (self.claim_images()?, &self.stages.evaluation.value);
+        let recipe = &self.stages.evaluation.value;
         let captions: Vec<String> = chosen.iter().map(|c| c.caption()).collect();
+        let folder = self.claim_images()?;
         let trained = draw::load(self.options.out, recipe, &self.device)?;
         let untrained = self.untrained(&trained)?;
         let draw = |pipeline: &Pipeline, prompts: &[String], name: &str, stage: &str| {
@@ -409,7 +441,7 @@ impl Runner<'_> {
 
     /// The real images of some of the chosen combinations.
     fn real_images(&self, numbers: &[usize]) -> Result<Vec<RgbImage>, QuickstartError> {
-        let (chosen, resolution) = (self.chosen()?, self.stages.dataset.value.resolution);
+        let (chosen, resolution) = (self.stages.evaluated()?, self.stages.dataset.value.resolution);
         numbers
             .iter()
             .map(|&i| {
@@ -460,6 +492,7 @@ impl Runner<'_> {
             .map(|name| self.out("pictures").join(name).display().to_string());
         let Judgement { untrained, trained, .. } = judgement;
         let summary = Summary {
+            preset: short_name(self.options.preset).to_owned(),
             seed: self.stages.diffusion.value.run.seed,
             device: self.options.device.to_owned(),
             samples_seen: diffusion.samples_seen,

@@ -14,7 +14,8 @@ pub struct DeviceError {
     pub available: String,
 }
 
-const KNOWN: [&str; 6] = ["cpu", "cuda", "rocm", "metal", "vulkan", "wgpu"];
+/// All devices that a build can have.
+pub const KNOWN: [&str; 6] = ["cpu", "cuda", "rocm", "metal", "vulkan", "wgpu"];
 
 /// Names of the devices that this build has.
 pub fn available() -> Vec<&'static str> {

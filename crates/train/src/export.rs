@@ -1,7 +1,7 @@
 //! Trained models in the published layouts: diffusers' for UNet, autoencoder and whole pipelines, transformers' for CLIP and
 //! ViT. Whatever opens published checkpoints opens them.
 
-use crate::config::Augment;
+use crate::config::{Augment, InitFrom};
 use crate::encoders::{DatasetEncoders, EncoderEntry};
 use crate::precache::EncoderKind;
 use crate::stages::StageError;
@@ -17,6 +17,7 @@ use calotype_models::tokenizer::{TokenizerOptions, clip_files};
 use calotype_models::{
     Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipTokenizer, UNet, UNetConfig, Vit, VitConfig,
 };
+use calotype_pipeline::belonging::recorded;
 use calotype_pipeline::encoders::image::ImageInput;
 use calotype_pipeline::encoders::text::{HiddenStates, TokenizerChoice};
 use calotype_pipeline::encoders::{ImageEncoder, ImageEncoderKind, ImageOutput, TextEncoder, TextSettings};
@@ -36,7 +37,7 @@ fn image_processor(size: usize, augment: &Augment) -> ImageProcessor {
         Filter::Box => ResizeFilter::Box,
         Filter::Bilinear => ResizeFilter::Bilinear,
         Filter::Lanczos3 => ResizeFilter::Lanczos,
-        _ => ResizeFilter::Bicubic,
+        Filter::Bicubic => ResizeFilter::Bicubic,
     };
     ImageProcessor { mean: [0.5; 3], std: [0.5; 3], filter, ..ImageProcessor::clip(size) }
 }
@@ -147,6 +148,42 @@ impl DiffusionParts {
         Ok(Self { text, autoencoder, notes })
     }
 
+    /// Refuses encoders that are there and hold other weights than those that made the dataset: a pipeline of them and the
+    /// UNet to be trained would draw nonsense. `side`: of an image in pixels.
+    ///
+    /// # Errors
+    /// [`StageError::Together`] naming the encoder.
+    pub fn check(&self, device: &Device, side: usize) -> Result<(), StageError> {
+        let mut notes = Vec::new();
+        drop((self.open_text(device, &mut notes), self.open_autoencoder(device, side, &mut notes)));
+        match notes.into_iter().find(|note| note.contains(CHANGED)) {
+            None => Ok(()),
+            Some(note) => Err(StageError::Together(format!(
+                "{note}; put the former encoder back, or encode the dataset again (calotype data precache)"
+            ))),
+        }
+    }
+
+    /// Refuses initial weights of a UNet that was trained with another autoencoder than the one that made the dataset, where both
+    /// are recorded.
+    ///
+    /// # Errors
+    /// [`StageError::Together`]; those of opening the checkpoint.
+    pub fn check_init(&self, from: Option<&InitFrom>) -> Result<(), StageError> {
+        let weights = self.autoencoder.as_ref().and_then(|part| part.weights.as_ref());
+        let path = from.filter(|from| !from.0.other_encoders).and_then(|from| from.0.path.as_ref());
+        let (Some(weights), Some(path)) = (weights, path) else { return Ok(()) };
+        let Ok(checkpoint) = Checkpoint::open(path) else { return Ok(()) };
+        let recorded = recorded(&checkpoint).map_err(|error| StageError::Together(error.to_string()))?;
+        match recorded.as_ref().and_then(|recorded| recorded.get(Component::Vae.name())) {
+            Some(other) if other != weights => Err(StageError::Together(format!(
+                "init_from: the UNet of {path} was trained with another autoencoder than the one that made the dataset; encode the \
+                 dataset with its own, or set init_from.other_encoders = true to train it anew"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// The text encoder's checkpoint, if it is there and is still the one that made the dataset.
     fn open_text(&self, device: &Device, notes: &mut Vec<String>) -> Option<Checkpoint> {
         let part = self.text.as_ref()?;
@@ -185,8 +222,11 @@ impl DiffusionParts {
     }
 }
 
+/// What is said of an encoder that is another one now.
+const CHANGED: &str = "holds other weights than those that made the dataset";
+
 fn changed(path: &Path) -> String {
-    format!("{} holds other weights than those that made the dataset", path.display())
+    format!("{} {CHANGED}", path.display())
 }
 
 fn left_out<T>(notes: &mut Vec<String>, what: &str, why: &str) -> Option<T> {
@@ -291,6 +331,7 @@ impl DiffusionExport<'_> {
             export = with_tokenizer(export, checkpoint, &part.settings, &mut notes)?;
         }
         let written = export.write(folder, Placement::New)?;
+        calotype_pipeline::belonging::record(folder).map_err(|error| StageError::Together(error.to_string()))?;
         notes.extend(written.notes);
         Ok(notes)
     }

@@ -43,6 +43,7 @@ impl Images {
             filter: augment.filter,
             crop: Some(CropSettings { place: augment.crop, size: None }),
             flip: augment.flip,
+            decode: data.decode(),
             ..Transform::default()
         };
         Ok(Self { parts: data.images.clone(), pipeline: transform.build()?, seed })
@@ -57,6 +58,13 @@ impl Images {
         let bytes = image_bytes(sample, &self.parts)?;
         self.pipeline.append(sample.key(), bytes, self.seed, position, &mut values)?;
         Ok(values)
+    }
+}
+
+impl Images {
+    /// What was changed besides, in images read so far, in sentences.
+    pub fn notices(&self) -> Vec<String> {
+        self.pipeline.notes()
     }
 }
 
@@ -112,5 +120,31 @@ mod tests {
             ..toml::from_str("path = 'x'").unwrap()
         };
         assert!(Images::new(&data, 16, 0).is_err());
+    }
+
+    /// As diffusers and kohya read them, unless the recipe says otherwise; and counted.
+    #[test]
+    fn images_are_upright_and_opaque() {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/golden/images");
+        let read = |name: &str, recipe: &str| {
+            let bytes = std::fs::read(golden.join(name)).unwrap();
+            let sample = Sample::new("a").with("png", bytes.clone());
+            let images = Images::new(&toml::from_str(recipe).unwrap(), 16, 0).unwrap();
+            (images.read(0, &SampleRef::from(&sample)).unwrap(), images.notices().join("; "), bytes)
+        };
+        for (name, recipe, note) in [
+            ("orientation_6.jpg", "path = 'x'", "1 image turned upright"),
+            ("orientation_6.jpg", "path = 'x'\norient = false", "1 image left as stored"),
+            ("alpha.png", "path = 'x'", "1 image with transparent pixels laid on white"),
+            ("alpha.png", "path = 'x'\nbackground = '#c0ffee'", "laid on #c0ffee"),
+            ("alpha.png", "path = 'x'\nbackground = 'keep hidden colours'", "hidden colours were kept"),
+        ] {
+            let (pixels, notes, bytes) = read(name, recipe);
+            assert!(notes.contains(note), "{name}, {recipe}: {notes}");
+            let data: DataSettings = toml::from_str(recipe).unwrap();
+            let image = RgbImage::decode_with(name, &bytes, &data.decode()).unwrap();
+            assert_eq!(pixels, fit(image, 16).unwrap(), "{name}, {recipe}");
+        }
+        assert!(toml::from_str::<DataSettings>("path = 'x'\nbackground = 'blue'").is_err());
     }
 }

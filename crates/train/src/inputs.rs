@@ -1,6 +1,7 @@
 //! What diffusion training takes from a dataset's samples: moments of latents, and states of captions or the captions.
 
-use crate::config::SettingError;
+use crate::captions::{CaptionReader, CaptionSettings};
+use crate::config::{SettingError, caption_part, check};
 use crate::precache::{MOMENTS, STATES};
 use crate::stages::{CONDITIONING, StageError};
 use crate::task::BoxError;
@@ -196,7 +197,7 @@ pub struct SampleReader {
 #[derive(Clone, Debug)]
 enum Captions {
     Precached(Vec<StatesPart>),
-    Encoded { part: String, tokenizer: Arc<ClipTokenizer> },
+    Encoded { reader: CaptionReader, tokenizer: Arc<ClipTokenizer> },
 }
 
 impl SampleReader {
@@ -205,11 +206,11 @@ impl SampleReader {
         self.shape
     }
 
-    /// Moments of the latent, and the caption; with `drop`, the empty caption instead.
+    /// Moments of the latent, and the caption at a position of the run; with `drop`, the empty caption instead.
     ///
     /// # Errors
     /// Name the sample whose parts are missing, or not as the recipe says.
-    pub fn read(&self, sample: &SampleRef<'_>, drop: bool) -> Result<(Vec<f32>, Condition), BoxError> {
+    pub fn read(&self, position: u64, sample: &SampleRef<'_>, drop: bool) -> Result<(Vec<f32>, Condition), BoxError> {
         let mut arrays = Arrays::of(sample);
         let moments = arrays.get(&self.moments)?;
         if latent_of(moments.shape()) != Some(self.shape.latent) {
@@ -223,9 +224,9 @@ impl SampleReader {
             return Err(format!("sample `{}` has moments that are not finite", sample.key()).into());
         }
         let condition = match &self.captions {
-            Captions::Encoded { part, tokenizer } => {
-                let caption = if drop { "" } else { sample.text(part)?.trim() };
-                Condition::Tokens(tokenizer.encode(caption))
+            Captions::Encoded { reader, tokenizer } => {
+                let caption = if drop { String::new() } else { reader.read(position, sample)? };
+                Condition::Tokens(tokenizer.encode(&caption))
             }
             Captions::Precached(parts) => {
                 let states = parts.iter().map(|part| part.read(sample, &mut arrays, drop));
@@ -307,20 +308,28 @@ impl DiffusionInputs {
     pub fn open(recipe: &DiffusionRecipe, dataset: &dyn Source, device: &Device) -> Result<Self, StageError> {
         let inputs = &recipe.inputs;
         let conditioning = Conditioning::of_sources(&recipe.data.specs())?;
-        let scale_factor = scale_factor(recipe, &conditioning)?;
         let wrong = |source: BoxError| StageError::Dataset { path: PathBuf::from(dataset.name()), source };
         let held = dataset.get(0)?;
         let sample = held.sample();
         let mut arrays = Arrays::of(&sample);
         let moments = ArrayAddress::parse(&inputs.moments);
+        check_encoded(&sample, &moments, recipe).map_err(wrong)?;
+        let scale_factor = scale_factor(recipe, &conditioning)?;
         let latent = first_latent(&sample, &mut arrays, &moments).map_err(wrong)?;
         let tower = recipe.text.as_ref().map(|text| TextEncoder::open(text, device)).transpose()?;
         let (states, captions, text) = match (tower, &inputs.states) {
             (Some(tower), None) => {
                 let tokenizer = tower.shared_tokenizer();
-                (tower.shape(), Captions::Encoded { part: recipe.data.caption.clone(), tokenizer }, Some(tower))
+                let (data, seed) = (&recipe.data, recipe.run.seed);
+                let reader = CaptionReader::new(&data.caption, &data.captions, dataset.meta(), seed)?;
+                (tower.shape(), Captions::Encoded { reader, tokenizer }, Some(tower))
             }
             (tower, addresses) => {
+                let usual = recipe.data.captions == CaptionSettings::default() && recipe.data.caption == caption_part();
+                check(usual, "data.caption", || {
+                    "and data.captions have no effect: captions are precached; set them in the precache recipe"
+                        .to_owned()
+                })?;
                 let default = [STATES.to_owned()];
                 let addresses = addresses.as_deref().unwrap_or(&default);
                 let mut empty = conditioning.empty;
@@ -358,6 +367,25 @@ fn empty_of(tower: &mut TextEncoder, addresses: &[String]) -> Result<EmptyCaptio
     let rows = [tower.tokenizer().encode("")];
     let states = values_of(tower.encode(&rows, false)?.states);
     Ok(BTreeMap::from([(address.clone(), (tower.shape().to_vec(), states))]))
+}
+
+/// Tells a dataset of images, which nobody encoded yet, from one that only lacks something.
+fn check_encoded(sample: &SampleRef<'_>, moments: &ArrayAddress, recipe: &DiffusionRecipe) -> Result<(), BoxError> {
+    let has = |wanted: &str| sample.parts().any(|(part, _)| part == wanted);
+    let image = recipe.data.images.iter().find(|part| has(part));
+    match image.filter(|_| !has(&moments.part)) {
+        None => Ok(()),
+        Some(image) => {
+            let source = recipe.data.specs().first().map_or("FOLDER", |(path, _)| path);
+            Err(format!(
+                "the samples are images (`{image}`) without moments of latents (`{}`): encode them once and train on the \
+                 result: calotype data precache RECIPE source={source} out=encoded, then data.path=encoded (recipes: \
+                 data/precache/quickstart, data/precache/nemo_sd, data/precache/sdxl)",
+                moments.part
+            )
+            .into())
+        }
+    }
 }
 
 fn first_latent(
@@ -442,7 +470,7 @@ mod tests {
     }
 
     fn states(reader: &SampleReader, sample: &Sample, drop: bool) -> Result<Vec<f32>, String> {
-        match reader.read(&SampleRef::from(sample), drop) {
+        match reader.read(0, &SampleRef::from(sample), drop) {
             Ok((moments, Condition::States(states))) => {
                 assert_eq!(moments, (0..8).map(|i| i as f32).collect::<Vec<_>>());
                 Ok(states)

@@ -3,6 +3,7 @@
 //! [`task::Task`] is what one kind of training is; [`tasks`] holds them, one a file. [`stages::train`] runs one from its
 //! recipe to the exported model.
 
+pub mod captions;
 pub mod checkpoint;
 pub mod config;
 pub mod device;
@@ -15,6 +16,7 @@ pub mod optim;
 pub mod precache;
 pub mod recipe;
 pub mod record;
+pub mod runs;
 pub mod sources;
 pub mod stages;
 pub mod start;

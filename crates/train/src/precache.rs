@@ -1,13 +1,15 @@
 //! Frozen encoders' outputs as a dataset: moments of images, states of captions, features.
 
-use crate::config::{SettingError, caption_part, image_parts, is_usual};
+use crate::captions::{CaptionReader, CaptionSettings};
+use crate::config::{SettingError, caption_part, image_parts, is_usual, yes};
 use crate::encoders::{DatasetEncoders, EncoderEntry};
 use crate::images::image_bytes;
 use crate::inputs::EmptyCaption;
+use crate::stages::StageError;
 use crate::task::BoxError;
 use burn::tensor::Device;
 use calotype_checkpoints::{Checkpoint, Component, SCALE_UNKNOWN};
-use calotype_data::image::{Filter, RgbImage};
+use calotype_data::image::{Background, DecodeNotes, DecodeOptions, Filter, RgbImage};
 use calotype_data::npy::{NpyArray, NpyData, NpyError};
 use calotype_data::pickled::{PICKLE_PART, PickledArrays, write_arrays};
 use calotype_data::precache::{PrecacheLayout, SampleEncoder};
@@ -211,9 +213,19 @@ pub struct PrecacheRecipe {
     /// Extensions of the image's part; the first one that a sample has is taken.
     #[serde(default = "image_parts")]
     pub images: Vec<String>,
-    /// Extension of the caption's part.
+    /// Whether images are turned upright, as their EXIF orientation says.
+    #[serde(default = "yes")]
+    pub orient: bool,
+    /// What stands behind transparent pixels: `white`, `black`, `grey`, a colour such as `#c0ffee`, or `keep hidden colours`.
+    #[serde(default)]
+    pub background: Background,
+    /// Extension of the caption's part, or a sentence with names in braces, such as `a photo of {class}`
+    /// ([`CaptionReader::new`]).
     #[serde(default = "caption_part")]
     pub caption: String,
+    /// What is made of it; nothing random, for captions are encoded once.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub captions: CaptionSettings,
     /// Parts that are kept as they are, where a sample has them.
     #[serde(default = "kept_parts")]
     pub keep: Vec<String>,
@@ -239,6 +251,11 @@ fn kept_parts() -> Vec<String> {
 }
 
 impl PrecacheRecipe {
+    /// How images are decoded.
+    pub fn decode(&self) -> DecodeOptions {
+        DecodeOptions { orient: self.orient, background: self.background, ..DecodeOptions::default() }
+    }
+
     /// How the output is cut into shards.
     pub fn shards(&self) -> PrecacheLayout {
         PrecacheLayout { batch: self.batch_size, shard_samples: self.shard_samples }
@@ -254,6 +271,14 @@ impl PrecacheRecipe {
             if value == 0 {
                 return bad(key, "must be at least 1".to_owned());
             }
+        }
+        if self.captions.is_random() {
+            return bad(
+                "captions",
+                "are encoded once: shuffle_tags and tag_dropout are of training with [text], which encodes captions in each \
+                 epoch"
+                    .to_owned(),
+            );
         }
         if self.encoders.is_empty() {
             return bad("encoders", "names no encoder; add one as [encoders.NAME] with kind and model".to_owned());
@@ -351,34 +376,51 @@ struct Encoder {
 pub struct Encoders {
     recipe: PrecacheRecipe,
     encoders: Vec<Encoder>,
+    captions: CaptionReader,
     identity: String,
     description: Map<String, Value>,
     /// Captions that were longer than an encoder's context.
     truncated: u64,
+    /// Images that were turned, and transparent ones.
+    notes: DecodeNotes,
 }
 
 /// Named arrays of one sample.
 type Arrays = Vec<(String, NpyArray)>;
 
 impl Encoders {
-    /// Opens all encoders that a recipe names.
+    /// Opens all encoders that a recipe names. `meta` is that of the source, which may name classes for captions.
     ///
     /// # Errors
-    /// [`EncoderError`] naming the model.
-    pub fn open(recipe: &PrecacheRecipe, device: &Device) -> Result<Self, EncoderError> {
+    /// [`StageError::Encoder`] naming the model; [`StageError::Setting`] for captions that cannot be.
+    pub fn open(recipe: &PrecacheRecipe, meta: &Map<String, Value>, device: &Device) -> Result<Self, StageError> {
+        let captions = CaptionReader::new(&recipe.caption, &recipe.captions, meta, 0)?;
         let encoders = recipe
             .encoders
             .iter()
             .map(|(name, settings)| Encoder::open(name, settings, recipe, device))
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>, EncoderError>>()?;
         let description = describe(recipe, &encoders);
         let identity = identity(&encoders, &description);
-        Ok(Self { recipe: recipe.clone(), encoders, identity, description, truncated: 0 })
+        Ok(Self {
+            recipe: recipe.clone(),
+            encoders,
+            captions,
+            identity,
+            description,
+            truncated: 0,
+            notes: DecodeNotes::default(),
+        })
     }
 
     /// Captions that were cut so far.
     pub fn truncated(&self) -> u64 {
         self.truncated
+    }
+
+    /// What was changed of the images so far, in sentences.
+    pub fn image_notes(&self) -> Vec<String> {
+        self.notes.sentences(&self.recipe.decode())
     }
 
     /// What latents are multiplied by for diffusion, where an autoencoder says so.
@@ -454,16 +496,17 @@ impl Encoders {
 
     fn encode_all(&mut self, batch: &[Sample]) -> Result<Vec<Arrays>, BoxError> {
         let inputs: Vec<ImageInput> = self.encoders.iter().filter_map(Encoder::input).collect();
-        let mut images = prepare_images(batch, &self.recipe, &inputs)?.into_iter();
+        let mut images = prepare_images(batch, (&self.recipe, &self.notes), &inputs)?.into_iter();
         let mut arrays: Vec<Arrays> = vec![Vec::new(); batch.len()];
         for encoder in &mut self.encoders {
             let encoded = match &mut encoder.network {
                 Network::Image(network) => {
-                    let (shape, values) = network.encode(&images.next().unwrap_or_default())?;
+                    let images = images.next().ok_or("there are fewer prepared images than encoders of images")?;
+                    let (shape, values) = network.encode(&images)?;
                     encoder.image_arrays(batch, &shape, &values, self.recipe.layout)?
                 }
                 Network::Text(_) => {
-                    let (encoded, cut) = encoder.text_arrays(batch, &self.recipe)?;
+                    let (encoded, cut) = encoder.text_arrays(batch, &self.recipe, &self.captions)?;
                     self.truncated += cut;
                     encoded
                 }
@@ -559,10 +602,15 @@ impl Encoder {
     }
 
     /// The arrays, and how many captions were cut.
-    fn text_arrays(&mut self, batch: &[Sample], recipe: &PrecacheRecipe) -> Result<(Vec<Arrays>, u64), BoxError> {
+    fn text_arrays(
+        &mut self,
+        batch: &[Sample],
+        recipe: &PrecacheRecipe,
+        reader: &CaptionReader,
+    ) -> Result<(Vec<Arrays>, u64), BoxError> {
         let Network::Text(tower) = &mut self.network else { return Ok((Vec::new(), 0)) };
-        let captions = batch.iter().map(|sample| Ok(sample.text(&recipe.caption)?.trim()));
-        let captions = captions.collect::<Result<Vec<_>, calotype_data::Error>>()?;
+        let captions = batch.iter().map(|sample| reader.read(0, &SampleRef::from(sample)));
+        let captions = captions.collect::<Result<Vec<_>, _>>()?;
         let rows: Vec<Tokens> = captions.iter().map(|caption| tower.tokenizer().encode(caption)).collect();
         let encoding = tower.encode(&rows, self.settings.pooled_part.is_some())?;
         let [tokens, channels] = tower.shape();
@@ -603,14 +651,16 @@ impl Encoder {
 /// The images of a batch as every encoder takes them: one list for each of `inputs`.
 fn prepare_images(
     batch: &[Sample],
-    recipe: &PrecacheRecipe,
+    (recipe, notes): (&PrecacheRecipe, &DecodeNotes),
     inputs: &[ImageInput],
 ) -> Result<Vec<Vec<Vec<f32>>>, BoxError> {
     if inputs.is_empty() {
         return Ok(Vec::new());
     }
     let one = |sample: &Sample| -> Result<Vec<Vec<f32>>, BoxError> {
-        let image = RgbImage::decode(&sample.key, image_bytes(&SampleRef::from(sample), &recipe.images)?)?;
+        let bytes = image_bytes(&SampleRef::from(sample), &recipe.images)?;
+        let (image, found) = RgbImage::decode_noting(&sample.key, bytes, &recipe.decode())?;
+        notes.add(&found);
         Ok(inputs.iter().map(|input| input.prepare(&image, recipe.filter.of_levels())).collect::<Result<_, _>>()?)
     };
     let threads = calotype_kernels::threads().clamp(1, batch.len().max(1));
@@ -646,7 +696,7 @@ fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value>
         (encoder.name.clone(), facts)
     };
     let mut description: Map<String, Value> = encoders.iter().map(of).collect();
-    let transform = json!({
+    let mut transform = json!({
         "version": IDENTITY_VERSION,
         "filter": recipe.filter,
         "fit": "shorter side, then centre crop",
@@ -656,6 +706,15 @@ fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value>
         "keep": recipe.keep,
         "layout": recipe.layout,
     });
+    // Only where they are not the usual ones: datasets that exist keep their identity.
+    if recipe.decode() != DecodeOptions::default() {
+        transform["orient"] = json!(recipe.orient);
+        transform["background"] = json!(recipe.background);
+    }
+    // Datasets that exist were made without.
+    if recipe.captions != CaptionSettings::default() {
+        transform["captions"] = json!(recipe.captions);
+    }
     description.insert("transform".to_owned(), transform);
     description
 }

@@ -2,7 +2,8 @@
 //!
 //! A recipe is a TOML file. A top-level `base = "name or path"` makes it inherit another recipe: tables are merged
 //! key by key, everything else (arrays too) is replaced. `key.sub=value` overrides come last. The merged table is
-//! read into the caller's type, and every key must be one that the type knows.
+//! read into the caller's type, and every key must be one that the type knows. A table `[about]` says what the recipe is
+//! for; it is not inherited and no part of the typed value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,8 +11,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use calotype_core::durable;
-use serde::Serialize;
+use calotype_core::words::plain;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 /// Where a value was written.
@@ -116,7 +118,7 @@ pub enum RecipeError {
         key: String,
         /// Where it was written.
         origin: Origin,
-        /// Found and expected, as the type reports it.
+        /// What the key takes, and what stands there instead.
         message: String,
     },
     /// The typed value cannot be written as TOML: a fault of the recipe type.
@@ -188,6 +190,20 @@ impl<T> Resolved<T> {
         durable::replace_file(path, |writer| writer.write_all(self.text.as_bytes()))
             .map_err(|source| RecipeError::Save { path: path.to_owned(), source })
     }
+}
+
+/// What a recipe is for and what it needs, in a few words each: its table `[about]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct About {
+    /// What it is good for.
+    pub purpose: String,
+    /// Of the network and of the work, such as `5.1 M parameters`.
+    pub size: String,
+    /// Largest resident memory.
+    pub memory: String,
+    /// How long it takes, and on what.
+    pub time: String,
 }
 
 enum Root {
@@ -268,6 +284,17 @@ impl RecipeLoader {
         names
     }
 
+    /// What a recipe says of itself; none if it says nothing.
+    ///
+    /// # Errors
+    /// [`RecipeError`]: it is not there, or its table `[about]` holds something else.
+    pub fn about(&self, name_or_path: &str) -> Result<Option<About>, RecipeError> {
+        let (place, text) = self.find(name_or_path, None)?;
+        let file = place.to_string();
+        let (mut table, origins) = parse(&file, &text)?;
+        take_about(&file, &mut table, &origins)
+    }
+
     /// Loads a recipe by name or path and applies `key.sub=value` overrides. An override's value is read as TOML
     /// (`lr=1e-4`, `model.channels=[64, 128]`, `name="a b"`); what is not TOML is taken as a string (`name=foo`).
     ///
@@ -306,6 +333,8 @@ impl RecipeLoader {
         let file = place.to_string();
         let (mut table, mut origins) = parse(&file, text)?;
         origins.remove("base");
+        take_about(&file, &mut table, &origins)?;
+        origins.retain(|key, _| key != ABOUT && !key.starts_with("about."));
         match table.remove("base") {
             None => {}
             Some(Value::String(base)) => {
@@ -359,7 +388,7 @@ impl RecipeLoader {
         match place {
             Place::Embedded(name) => Ok(self.embedded_text(name).unwrap_or_default().to_owned()),
             Place::File(path) => {
-                std::fs::read_to_string(path).map_err(|source| RecipeError::Read { file: place.to_string(), source })
+                calotype_core::read_text(path).map_err(|source| RecipeError::Read { file: place.to_string(), source })
             }
         }
     }
@@ -416,6 +445,19 @@ fn nearest_names(name: &str, known: &[String]) -> Vec<String> {
     scored.into_iter().take(3).map(|(_, candidate)| candidate.clone()).collect()
 }
 
+/// The table that a recipe says its purpose in.
+const ABOUT: &str = "about";
+
+/// Takes the table `[about]` out of a recipe.
+fn take_about(file: &str, table: &mut Table, origins: &BTreeMap<String, Origin>) -> Result<Option<About>, RecipeError> {
+    let Some(value) = table.remove(ABOUT) else { return Ok(None) };
+    value.try_into().map(Some).map_err(|error: toml::de::Error| RecipeError::InvalidValue {
+        key: ABOUT.to_owned(),
+        origin: origins.get(ABOUT).cloned().unwrap_or_else(|| Origin::File { name: file.to_owned(), line: 1 }),
+        message: plain(error.message()),
+    })
+}
+
 fn parse(file: &str, text: &str) -> Result<(Table, BTreeMap<String, Origin>), RecipeError> {
     let syntax = |error: toml::de::Error| RecipeError::Syntax { file: file.to_owned(), message: error.to_string() };
     let table: Table = toml::from_str(text).map_err(syntax)?;
@@ -466,8 +508,81 @@ fn join(prefix: &str, key: &str) -> String {
     if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
 }
 
+/// Keys that say the same in other ways: a place that sets the first takes back the others that an earlier place set.
+const REPLACED: [(&str, &[&str]); 3] = [
+    ("data.sources", &["data.path"]),
+    ("data.path", &["data.sources"]),
+    ("optimizer.schedule.name", &["optimizer.decay", "optimizer.warmup_samples"]),
+];
+
+/// Tables whose `name` decides which other keys they have: table, its usual name, keys that all names have. A place that sets
+/// another name takes back the former one's keys that an earlier place set.
+const NAMED: [(&str, &str, &[&str]); 3] = [
+    ("ema", "half_life", &[]),
+    (
+        "optimizer",
+        "adamw",
+        &[
+            "learning_rate",
+            "weight_decay",
+            "gradient_clip",
+            "accumulate",
+            "in_backward",
+            "schedule",
+            "warmup_samples",
+            "decay",
+            "groups",
+        ],
+    ),
+    ("optimizer.schedule", "constant", &["warmup"]),
+];
+
+/// The value at a dotted key.
+fn at<'t>(table: &'t Table, key: &str) -> Option<&'t Value> {
+    let mut parts = key.split('.');
+    let first = table.get(parts.next()?)?;
+    parts.try_fold(first, |value, part| value.as_table()?.get(part))
+}
+
+/// Removes the value at a dotted key.
+fn remove(table: &mut Table, key: &str) {
+    match key.split_once('.') {
+        None => drop(table.remove(key)),
+        Some((first, rest)) => {
+            if let Some(inner) = table.get_mut(first).and_then(Value::as_table_mut) {
+                remove(inner, rest);
+            }
+        }
+    }
+}
+
 impl Merged {
+    /// Takes back what earlier places set and a new one says in another way.
+    fn take_back(&mut self, new: &Table) {
+        let mut gone: Vec<String> = Vec::new();
+        for (key, others) in REPLACED {
+            if at(new, key).is_some() {
+                gone.extend(others.iter().filter(|other| at(new, other).is_none()).map(|other| (*other).to_owned()));
+            }
+        }
+        for (table, usual, common) in NAMED {
+            let name = |of: &Table| at(of, &format!("{table}.name")).and_then(Value::as_str).map(str::to_owned);
+            let (Some(before), Some(now)) = (at(&self.table, table).and_then(Value::as_table), name(new)) else {
+                continue;
+            };
+            if name(&self.table).as_deref().unwrap_or(usual) != now {
+                let own = before.keys().filter(|key| key.as_str() != "name" && !common.contains(&key.as_str()));
+                gone.extend(own.map(|key| format!("{table}.{key}")));
+            }
+        }
+        for key in gone {
+            remove(&mut self.table, &key);
+            self.origins.retain(|known, _| *known != key && !known.starts_with(&format!("{key}.")));
+        }
+    }
+
     fn apply(&mut self, table: Table, origins: BTreeMap<String, Origin>, source: String) {
+        self.take_back(&table);
         merge_tables(&mut self.table, table, "", &mut self.origins);
         self.origins.extend(origins);
         self.sources.push(source);
@@ -622,7 +737,7 @@ fn explain(merged: &Merged, file: &str, error: &serde_path_to_error::Error<toml:
         return RecipeError::MissingKey { key: join(path, &name), file: file.to_owned() };
     }
     let origin = merged.origin(path, file);
-    let message = format!("{message}{}", value_hint(&message, &origin));
+    let message = format!("{}{}", plain(&message), value_hint(&message, &origin));
     let key = if path.is_empty() { "(the whole recipe)".to_owned() } else { path.to_owned() };
     RecipeError::InvalidValue { key, origin, message }
 }
@@ -861,20 +976,79 @@ betas = [0.9, 0.999]
         let error = fails("training/base", &["model.learning_rate=fast"]);
         assert_eq!(
             error,
-            "override `model.learning_rate=fast`: key `model.learning_rate`: invalid type: string \"fast\", expected f64"
+            "override `model.learning_rate=fast`: key `model.learning_rate`: \
+             instead of \"fast\" it takes a number, such as 0.5"
         );
         let error = fails("training/base", &["model.channels=[1,-2]"]);
-        assert!(error.contains("key `model.channels[1]`: invalid value: integer `-2`, expected usize"), "{error}");
+        assert!(
+            error.contains("key `model.channels[1]`: instead of -2 it takes a whole number of at least 0"),
+            "{error}"
+        );
         let error = fails("training/base", &["name=3"]);
-        assert!(error.contains("expected a string; quote it"), "{error}");
+        assert!(error.contains("it takes text in quotes, such as \"name\"; quote it"), "{error}");
         let error = fails("training/base", &["model.kind=lage"]);
         assert!(error.contains("did you mean `large`?"), "{error}");
         let folder = tempfile::tempdir().unwrap();
         let path = write(folder.path(), "t.toml", "base = 'training/base'\nseed = 'x'\n");
-        assert!(fails(&path, &[]).starts_with(&format!("{path} line 2: key `seed`: invalid type")));
+        assert!(
+            fails(&path, &[])
+                .starts_with(&format!("{path} line 2: key `seed`: instead of \"x\" it takes a whole number"))
+        );
         let path = write(folder.path(), "m.toml", "name = 'x'\n[model]\nchannels = []\n");
         let error = fails(&path, &[]);
         assert!(error.contains("m.toml: the key `model.learning_rate` is missing"), "{error}");
+    }
+
+    #[test]
+    fn what_is_said_in_another_way_takes_the_place_of_a_base() {
+        static LAYERS: &[(&str, &str)] = &[
+            (
+                "base",
+                "[data]\npath = \"a\"\nthreads = 2\n[optimizer]\ndecay = \"cosine\"\nwarmup_samples = 5\nbeta2 = 0.9\n\
+                 weight_decay = 0.1\n[ema]\nhalf_life = 5\n",
+            ),
+            ("sources", "base = \"base\"\n[data]\nsources = [{ path = \"b\" }]\n"),
+            ("path", "base = \"sources\"\n[data]\npath = \"c\"\n"),
+            ("both", "base = \"base\"\n[data]\npath = \"c\"\nsources = [{ path = \"b\" }]\n"),
+            (
+                "named",
+                "base = \"base\"\n[optimizer]\nname = \"sgd\"\n[optimizer.schedule]\nname = \"step\"\n[ema]\nname = \"constant\"\n",
+            ),
+            ("same", "base = \"base\"\n[ema]\nname = \"half_life\"\n[optimizer]\nname = \"adamw\"\n"),
+        ];
+        let table = |name: &str, overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+            RecipeLoader::new().embedded(LAYERS).load::<Table>(name, &overrides).unwrap().value
+        };
+        let has = |table: &Table, key: &str| at(table, key).is_some();
+        for found in [table("sources", &[]), table("base", &["data.sources=[{path='b'}]"])] {
+            assert!(has(&found, "data.sources") && !has(&found, "data.path") && has(&found, "data.threads"));
+        }
+        assert!(!has(&table("path", &[]), "data.sources"));
+        assert!(["data.sources", "data.path"].iter().all(|key| has(&table("both", &[]), key)), "one place says both");
+        let found = table("named", &[]);
+        for gone in ["optimizer.decay", "optimizer.warmup_samples", "optimizer.beta2", "ema.half_life"] {
+            assert!(!has(&found, gone), "{gone}");
+        }
+        assert!(has(&found, "optimizer.weight_decay"));
+        let found = table("same", &[]);
+        assert!(["optimizer.beta2", "ema.half_life"].iter().all(|key| has(&found, key)));
+    }
+
+    #[test]
+    fn a_recipe_says_what_it_is_for_and_passes_nothing_of_it_on() {
+        static TOLD: &[(&str, &str)] = &[
+            ("base", "x = 1\n[about]\npurpose = \"to try\"\ntime = \"1 min\"\n"),
+            ("child", "base = \"base\""),
+            ("wrong", "x = 1\n\n[about]\ntime = 3\n"),
+        ];
+        let loader = RecipeLoader::new().embedded(TOLD);
+        let about = loader.about("base").unwrap().unwrap();
+        assert_eq!((about.purpose.as_str(), about.size.as_str(), about.time.as_str()), ("to try", "", "1 min"));
+        assert_eq!(loader.about("child").unwrap(), None);
+        assert!(!loader.load::<Table>("child", &[]).unwrap().value.contains_key("about"));
+        let error = loader.load::<Table>("wrong", &[]).unwrap_err().to_string();
+        assert!(error.contains("line 3: key `about`: instead of 3 it takes text in quotes"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::config::DataSettings;
 use calotype_core::stop::StopFlag;
 use calotype_data::precache::{encoder_of, require_encoder};
-use calotype_data::source::{SourceKind, is_shard_folder, open};
+use calotype_data::source::{SourceKind, has_packed_shards, is_shard_folder, open};
 use calotype_data::{Control, Dataset, Error, Mixture, Source};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,8 @@ pub fn open_source(data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<d
 
 fn open_one(spec: &str, data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<dyn Source>, Error> {
     let shards = matches!(data.source.kind, None | Some(SourceKind::Webdataset)) && is_shard_folder(Path::new(spec))?;
-    let Some(stop) = stop.filter(|_| data.verify && shards) else { return open(spec, &data.source) };
+    let packed = shards && has_packed_shards(Path::new(spec))?;
+    let Some(stop) = stop.filter(|_| data.verify && shards && !packed) else { return open(spec, &data.source) };
     let dataset = Dataset::open(spec)?;
     match dataset.verify(&mut Control::default().with_stop(|| stop.is_set())) {
         // The training loop sees the same flag before its first step.

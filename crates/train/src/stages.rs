@@ -3,10 +3,13 @@
 //! A stage's folder holds `recipe.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, and at the end `model/` (the
 //! published layout of its kind) and `result.json`. A stage whose `result.json` is there is done and is not run again.
 
-use crate::config::{SettingError, TrainingRecipe, check};
+use crate::checkpoint::{self, prepare_folder};
+use crate::config::{CorruptSample, SettingError, TrainingRecipe, check};
+use crate::hooks;
 use crate::inputs::Conditioning;
 use crate::precache::{Encoders, PrecacheRecipe, measure_scale_factor};
 use crate::record::RecordOptions;
+use crate::sources::open_source;
 use crate::start::{self, StartError};
 use crate::task::{BoxError, Task};
 use crate::trackers::Tracker;
@@ -16,17 +19,21 @@ use burn::tensor::Device;
 use calotype_checkpoints::LayoutError;
 use calotype_collective::{Collective, Local};
 use calotype_core::durable;
+use calotype_core::lock::FolderLock;
 use calotype_core::progress::Progress;
 use calotype_core::stop::StopFlag;
+use calotype_core::system::{format_bytes, format_count};
 use calotype_data::precache as data_precache;
-use calotype_data::{Control, Dataset, Slice};
+use calotype_data::{Control, Dataset, Slice, Source};
 use calotype_diffusion::ScheduleError;
 use calotype_models::{ConfigError, Init};
 use calotype_pipeline::encoders::EncoderError;
 use calotype_weights::TensorFileError;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Figures of a finished stage.
 pub const RESULT: &str = "result.json";
@@ -67,12 +74,16 @@ pub struct StageContext<'a> {
     pub tracker: Option<&'a RefCell<dyn Tracker>>,
     /// Where the first steps are recorded, if they are.
     pub record: Option<&'a RecordOptions>,
+    /// Whether a run whose recipe asks for more samples than before is extended; otherwise it is refused.
+    pub extend: bool,
+    /// The training checkpoint, or the run's folder with checkpoints, whose whole state a new run begins with.
+    pub from: Option<&'a Path>,
 }
 
 impl<'a> StageContext<'a> {
     /// For a run of a single process that is not recorded.
     pub fn new(folder: &'a Path, device: &'a Device, stop: &'a StopFlag) -> Self {
-        Self { folder, device, stop, collective: &Local, tracker: None, record: None }
+        Self { folder, device, stop, collective: &Local, tracker: None, record: None, extend: false, from: None }
     }
 }
 
@@ -100,6 +111,9 @@ pub enum StageError {
     /// The published layout cannot say what the recipe's model is.
     #[error("this model could not be written once it is trained: {0}; change the recipe's table [model]")]
     Unwritable(Box<StageError>),
+    /// Networks that do not belong together.
+    #[error("{0}")]
+    Together(String),
     /// A noise schedule is impossible.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
@@ -167,7 +181,7 @@ impl StageError {
     /// Whether the recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Setting(_) | Self::Config(_) | Self::Schedule(_) | Self::Unwritable(_) => true,
+            Self::Setting(_) | Self::Config(_) | Self::Schedule(_) | Self::Unwritable(_) | Self::Together(_) => true,
             Self::Train(error) => error.is_usage(),
             Self::Start(error) => error.is_usage(),
             Self::Layout(error) => error.is_usage(),
@@ -188,20 +202,19 @@ impl StageError {
 /// # Errors
 /// [`StageError`]: the recipe, its dataset or its initial weights cannot be, or the training fails.
 pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
-    check(recipe.value.kind() == T::KIND, "kind", || format!("is `{}`, not `{}`", recipe.value.kind(), T::KIND))?;
-    recipe.value.check_shared()?;
-    T::check(recipe.value)?;
+    check_recipe::<T>(recipe.value)?;
     if let Some(summary) = done_earlier(context, recipe.value)? {
         return Ok(StageEnd::Done(summary));
     }
-    let task = T::open(recipe.value, context)?;
-    check_writable(&task, context)?;
+    let (task, _) = open_checked::<T>(recipe.value, context)?;
     let device = context.device.clone().autodiff();
     let model = task.model(&mut Init::new(recipe.value.config().run.seed, &device))?;
     let model = match recipe.value.init_from() {
         Some(from) => start::fill(model, from, task.component())?,
         None => model,
     };
+    // Until the model is written, the folder is this process's.
+    let _lock = if context.collective.is_first() { Some(lock(context.folder)?) } else { None };
     match trainer::train(&task, model, recipe, context)? {
         Outcome::Interrupted { samples, .. } => Ok(StageEnd::Interrupted { samples }),
         Outcome::Finished(model, summary) => {
@@ -213,6 +226,150 @@ pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>)
             Ok(StageEnd::Done(summary))
         }
     }
+}
+
+/// Checks everything that a recipe says by itself.
+///
+/// # Errors
+/// [`StageError::Setting`] naming the first key at fault.
+pub fn check_recipe<T: Task>(recipe: &T::Recipe) -> Result<(), StageError> {
+    check(recipe.kind() == T::KIND, "kind", || format!("is `{}`, not `{}`", recipe.kind(), T::KIND))?;
+    recipe.check_shared()?;
+    Ok(T::check(recipe)?)
+}
+
+/// Takes a run's folder for this process, and says if a process that was killed had it.
+///
+/// # Errors
+/// [`StageError::Train`]: another process has it, or it cannot be written to.
+pub fn lock(folder: &Path) -> Result<FolderLock, StageError> {
+    prepare_folder(folder, 0).map_err(TrainError::from)?;
+    let lock = FolderLock::take(folder).map_err(TrainError::from)?;
+    if let Some(holder) = lock.taken_over_from() {
+        tracing::warn!("{}: taken over from {holder}, which ended without giving it back", folder.display());
+    }
+    Ok(lock)
+}
+
+/// Opens a task and finds out what else would fail: a first sample that cannot be read, a model that could not be written,
+/// samples for evaluation that are not there.
+fn open_checked<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<(T, Arc<dyn Source>), StageError> {
+    let task = T::open(recipe, context)?;
+    check_writable(&task, context)?;
+    let dataset = open_source(recipe.data(), Some(context.stop))?;
+    check_samples(&task, recipe, dataset.as_ref())?;
+    task.forget_counts();
+    hooks::open_all::<T>(recipe)?;
+    if let Some(from) = context.from {
+        trainer::check_from(context.folder, from, &recipe.config())?;
+    }
+    Ok((task, dataset))
+}
+
+/// Samples of which one must be readable where unreadable ones are skipped.
+const TRIED: usize = 64;
+
+/// Decodes the first sample; where unreadable ones are skipped, the first that can be.
+fn check_samples<T: Task>(task: &T, recipe: &T::Recipe, dataset: &dyn Source) -> Result<(), StageError> {
+    let decode = task.decoder();
+    let tried = if recipe.data().on_error == CorruptSample::Skip { TRIED } else { 1 };
+    let mut first = None;
+    for number in 0..tried.min(dataset.len()) {
+        let read = || -> Result<(), BoxError> {
+            let held = dataset.get(number)?;
+            decode(0, &held.sample()).map(drop)
+        };
+        match read() {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    let wrong = |source| StageError::Dataset { path: PathBuf::from(dataset.name()), source };
+    first.map_or(Ok(()), |error| Err(wrong(error)))
+}
+
+/// What a start would find.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Readiness {
+    /// Samples of the dataset.
+    pub dataset: usize,
+    /// Samples that are left out, by reason.
+    pub left_out: BTreeMap<&'static str, usize>,
+    /// Parameters of the network.
+    pub parameters: usize,
+    /// Optimizer steps of the run.
+    pub steps: u64,
+    /// Times that the run sees the dataset.
+    pub epochs: f64,
+    /// Largest size of the checkpoints on disk, in bytes.
+    pub checkpoint_bytes: u64,
+    /// What the run's folder holds already.
+    pub folder: String,
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (samples, parameters) = (format_count(self.dataset as u64), format_count(self.parameters as u64));
+        let (steps, bytes) = (format_count(self.steps), format_bytes(self.checkpoint_bytes));
+        writeln!(f, "data         {samples} samples, seen {:.2} times", self.epochs)?;
+        for (reason, count) in &self.left_out {
+            writeln!(f, "left out     {count} samples: {reason}")?;
+        }
+        writeln!(f, "network      {parameters} parameters, {steps} steps")?;
+        writeln!(f, "checkpoints  {bytes} on disk at most")?;
+        write!(f, "folder       {}", self.folder)
+    }
+}
+
+/// Finds out everything that a start of [`train`] would, and writes nothing.
+///
+/// # Errors
+/// As [`train`].
+pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<Readiness, StageError> {
+    check_recipe::<T>(recipe)?;
+    let claim = trainer::claim(context.folder, recipe)?;
+    let done = done_earlier(context, recipe)?;
+    let folder = context.folder.display();
+    let folder = match claim {
+        Claim::Other(difference) => {
+            return Err(TrainError::OtherRecipe { folder: context.folder.to_owned(), difference }.into());
+        }
+        Claim::Longer(samples) if !context.extend => {
+            let wanted = recipe.config().run.samples;
+            return Err(TrainError::Extend { folder: context.folder.to_owned(), samples, wanted }.into());
+        }
+        Claim::Longer(samples) => format!("{folder} holds a run of {samples} samples, which would be extended"),
+        Claim::Same if done.is_some() => format!("{folder} holds this run, finished: a start would do nothing"),
+        Claim::Same => format!("{folder} holds this run: a start would go on with it"),
+        Claim::New => format!("{folder} is free: a start would begin a new run"),
+    };
+    let (task, dataset) = open_checked::<T>(recipe, context)?;
+    let placeholder = task.model(&mut Init::placeholders(context.device))?;
+    if let Some(from) = recipe.init_from() {
+        start::check(&placeholder, from, task.component())?;
+    }
+    let config = recipe.config();
+    let parameters = placeholder.num_params();
+    let checkpoint_bytes = trainer::checkpoint_bytes(parameters, &config);
+    checkpoint::require_space(existing(context.folder), checkpoint_bytes).map_err(TrainError::from)?;
+    let samples = (config.run.steps() * config.run.batch_size as u64) as f64;
+    Ok(Readiness {
+        dataset: dataset.len(),
+        left_out: dataset.left_out(),
+        parameters,
+        steps: config.run.steps(),
+        epochs: samples / dataset.len().max(1) as f64,
+        checkpoint_bytes,
+        folder,
+    })
+}
+
+/// The folder, or the nearest one around it that is there.
+fn existing(folder: &Path) -> &Path {
+    let around = folder.ancestors().find(|path| path.is_dir());
+    around.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Refuses a model that could not be written once it is trained.
@@ -258,6 +415,8 @@ pub struct PrecacheSummary {
     pub bytes: u64,
     /// Captions that were cut, of those encoded now.
     pub truncated: u64,
+    /// What was changed of the images encoded now, in sentences.
+    pub images: Vec<String>,
     /// Samples of the whole source that are left out, by reason.
     pub left_out: BTreeMap<&'static str, usize>,
     /// Samples of the whole dataset, if all slices are done.
@@ -276,7 +435,7 @@ pub fn precache(
 ) -> Result<StageEnd<PrecacheSummary>, StageError> {
     recipe.validate()?;
     let source = calotype_data::source::open(&recipe.source, &recipe.source_options)?;
-    let mut encoders = Encoders::open(recipe, device)?;
+    let mut encoders = Encoders::open(recipe, source.meta(), device)?;
     let out = Path::new(&recipe.out);
     let mut progress = Progress::new("precache", source.len() as u64);
     let report = |_: &'static str, done: usize, total: usize| {
@@ -298,6 +457,7 @@ pub fn precache(
                 encoded: done.encoded,
                 bytes: done.bytes,
                 truncated: encoders.truncated(),
+                images: encoders.image_notes(),
                 left_out: source.left_out(),
                 finished: done.index.map(|index| index.samples),
             }))

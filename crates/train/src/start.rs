@@ -1,12 +1,15 @@
 //! Initial weights from checkpoints: the key `init_from`.
 
+use crate::checkpoint::{self, CheckpointError};
 use crate::config::{InitFrom, InitSettings, SettingError};
+use crate::optim::AVERAGE;
+use crate::trainer::MODEL;
 use burn::module::Module;
 use calotype_checkpoints::{Checkpoint, Component, ComponentSource, LayoutError};
 use calotype_models::state;
-use calotype_weights::{Dtype, TensorFileError, TensorInfo, TensorSource};
+use calotype_weights::{Dtype, NamedTensor, TensorFile, TensorFileError, TensorInfo, TensorSource};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why initial weights cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +39,7 @@ pub enum StartError {
         needed: Vec<usize>,
     },
     /// A tensor of numbers that are no weights.
-    #[error("init_from: {}: `{name}` has elements of type {dtype}; weights are F64, F32, F16 or BF16", path.display())]
+    #[error("init_from: {}: `{name}` has elements of type {dtype}; weights are floating-point numbers", path.display())]
     Dtype {
         /// The checkpoint.
         path: PathBuf,
@@ -44,6 +47,12 @@ pub enum StartError {
         name: String,
         /// Its type.
         dtype: Dtype,
+    },
+    /// A training checkpoint cannot be used.
+    #[error("init_from: {problem}")]
+    Training {
+        /// What is wrong, with its path.
+        problem: String,
     },
     /// Parameters that no checkpoint holds.
     #[error(
@@ -92,18 +101,83 @@ impl StartError {
 struct Part {
     prefix: String,
     path: PathBuf,
-    sources: Vec<ComponentSource>,
+    sources: Vec<PartSource>,
     /// The canonical keys of all sources: index of the source that holds the tensor, with its dtype and shape.
     tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
+/// Tensors under canonical keys.
+struct PartSource {
+    tensors: Box<dyn TensorSource>,
+    /// Stored keys of the component that nothing takes.
+    unused: Vec<String>,
+}
+
+impl From<ComponentSource> for PartSource {
+    fn from(source: ComponentSource) -> Self {
+        Self { unused: source.unused.clone(), tensors: Box::new(source) }
+    }
+}
+
+/// The weights in a training checkpoint, whose other tensors are the optimizer's.
+struct TrainedTensors {
+    file: TensorFile,
+    /// What names begin with: the weights' or the average's.
+    prefix: &'static str,
+}
+
+impl TrainedTensors {
+    /// Of a training checkpoint's folder, or the newest one of a run's folder that has no model yet; none for other paths.
+    fn open(path: &str, settings: &InitSettings) -> Result<Option<Self>, StartError> {
+        let unreadable = |error: CheckpointError| StartError::Training { problem: error.to_string() };
+        let Some(folder) = checkpoint::training_folder(Path::new(path), false).map_err(unreadable)? else {
+            return Ok(None);
+        };
+        let file = checkpoint::Checkpoint::load(&folder).map_err(unreadable)?.tensors;
+        let prefix = if settings.ema { AVERAGE } else { MODEL };
+        if !file.names().any(|name| name.starts_with(prefix)) {
+            let problem = format!("{} holds no averaged weights; leave out init_from.ema", folder.display());
+            return Err(StartError::Training { problem });
+        }
+        Ok(Some(Self { file, prefix }))
+    }
+
+    fn stored(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+impl TensorSource for TrainedTensors {
+    fn origin(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn entries(&self) -> Vec<TensorInfo> {
+        let own = |info: TensorInfo| Some(TensorInfo { name: info.name.strip_prefix(self.prefix)?.to_owned(), ..info });
+        self.file.entries().into_iter().filter_map(own).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
+        self.file.tensor(&self.stored(name))
+    }
+
+    fn release(&self, name: &str) {
+        TensorSource::release(&self.file, &self.stored(name));
+    }
+}
+
 impl Part {
     fn open(prefix: &str, path: &str, settings: &InitSettings, component: Component) -> Result<Self, StartError> {
-        let checkpoint = Checkpoint::open_with(path, &settings.options())?;
-        let sources = sources_of(&checkpoint, component)?;
+        let sources = match TrainedTensors::open(path, settings)? {
+            Some(trained) => vec![PartSource { tensors: Box::new(trained), unused: Vec::new() }],
+            None => {
+                let checkpoint = Checkpoint::open_with(path, &settings.options())?;
+                sources_of(&checkpoint, component)?.into_iter().map(PartSource::from).collect()
+            }
+        };
         let mut tensors = BTreeMap::new();
         for (place, source) in sources.iter().enumerate() {
-            for info in source.entries() {
+            for info in source.tensors.entries() {
                 tensors.entry(info.name.clone()).or_insert((place, info));
             }
         }
@@ -125,7 +199,7 @@ impl Part {
             return Err(StartError::Shape { path, name, found: info.shape.clone(), needed: shape.to_vec() });
         }
         match info.dtype {
-            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(true),
+            dtype if dtype.is_float() => Ok(true),
             dtype => Err(StartError::Dtype { path: self.path.clone(), name: key.to_owned(), dtype }),
         }
     }
@@ -133,12 +207,12 @@ impl Part {
     /// The values of a tensor that is there, in checkpoint layout. The memory of the file's pages is given back.
     fn read(&self, key: &str, info: &(usize, TensorInfo)) -> Result<Vec<f32>, StartError> {
         let source = &self.sources[info.0];
-        let values = source.tensor(key)?.to_f32_vec().ok_or_else(|| StartError::Dtype {
+        let values = source.tensors.tensor(key)?.to_f32_vec().ok_or_else(|| StartError::Dtype {
             path: self.path.clone(),
             name: key.to_owned(),
             dtype: info.1.dtype,
         });
-        source.release(key);
+        source.tensors.release(key);
         values
     }
 
@@ -173,10 +247,32 @@ fn sources_of(checkpoint: &Checkpoint, component: Component) -> Result<Vec<Compo
 /// # Errors
 /// [`StartError`]: a checkpoint cannot be opened, or its tensors and the network's parameters are not the same.
 pub fn fill<M: Module>(model: M, from: &InitFrom, component: Component) -> Result<M, StartError> {
+    let layout = state::layout(&model);
+    let (parts, taken_from) = assign(&layout, from, component)?;
+    let mut sources = layout.iter().zip(taken_from).map(|((key, _), from)| (key.as_str(), from.map(|at| &parts[at])));
+    state::load_some(model, |_, _| match sources.next() {
+        Some((key, Some(part))) => part.tensors.get(key).map(|info| part.read(key, info)).transpose(),
+        _ => Ok(None),
+    })
+}
+
+/// Finds out whether [`fill`] would succeed, by names and shapes; no tensor is read, and the model may be one of placeholders.
+///
+/// # Errors
+/// As [`fill`].
+pub fn check<M: Module>(model: &M, from: &InitFrom, component: Component) -> Result<(), StartError> {
+    assign(&state::layout(model), from, component).map(drop)
+}
+
+/// The checkpoints, and the place among them of the one that each parameter is taken from.
+fn assign(
+    layout: &[(String, Vec<usize>)],
+    from: &InitFrom,
+    component: Component,
+) -> Result<(Vec<Part>, Vec<Option<usize>>), StartError> {
     let settings = &from.0;
     settings.validate()?;
-    let layout = state::layout(&model);
-    let parts = open_parts(settings, component, &layout)?;
+    let parts = open_parts(settings, component, layout)?;
     // The part of each parameter, if one has a tensor for it.
     let mut taken_from = vec![None; layout.len()];
     let (mut missing, mut taken) = (Vec::new(), vec![BTreeSet::new(); parts.len()]);
@@ -191,11 +287,7 @@ pub fn fill<M: Module>(model: M, from: &InitFrom, component: Component) -> Resul
     }
     let unused = parts.iter().zip(&taken).flat_map(|(part, taken)| part.unused(taken)).collect();
     report(settings, &missing, unused)?;
-    let mut sources = layout.iter().zip(taken_from).map(|((key, _), from)| (key.as_str(), from.map(|at| &parts[at])));
-    state::load_some(model, |_, _| match sources.next() {
-        Some((key, Some(part))) => part.tensors.get(key).map(|info| part.read(key, info)).transpose(),
-        _ => Ok(None),
-    })
+    Ok((parts, taken_from))
 }
 
 /// The parts, longest beginnings first, the whole checkpoint last.

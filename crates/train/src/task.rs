@@ -177,6 +177,9 @@ pub trait Task: Sized + 'static {
         None
     }
 
+    /// Forgets what [`Task::notices`] would tell: the samples so far were only looked at.
+    fn forget_counts(&self) {}
+
     /// What the user should read at the end: counts of things that were cut or left out.
     fn notices(&self) -> Vec<String> {
         Vec::new()

@@ -55,10 +55,7 @@ pub enum TensorFileError {
         needed: u64,
     },
     /// The header is not a safetensors header, or contradicts itself or the file's length.
-    #[error(
-        "{}: not a valid safetensors file: {reason}; if it should be one, copy or download it again",
-        file.display()
-    )]
+    #[error("{}: not a valid safetensors file: {reason}; {}", file.display(), reason.remedy())]
     Header {
         /// The file.
         file: PathBuf,
@@ -127,7 +124,7 @@ pub enum TensorFileError {
     },
     /// An element type that Calotype does not read.
     #[error(
-        "{}: tensor `{tensor}` has element type {dtype}, which is not supported; convert it to F32, F16 or BF16",
+        "{}: tensor `{tensor}` has element type {dtype}, which is not supported; convert it to F32, F16, BF16 or F8",
         file.display()
     )]
     UnsupportedDtype {
@@ -240,6 +237,22 @@ impl TensorFileError {
             return Self::DiskFull { file: file.to_owned(), source };
         }
         Self::Io { file: file.to_owned(), action: "write it", source }
+    }
+}
+
+impl HeaderFault {
+    /// What to do: a header that reads well and contradicts itself came so from its writer, and a new copy is the same.
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::TooLong { .. } | Self::Json(_) => "if it should be one, copy or download it again",
+            Self::Trailing { .. } => "cut it there if these bytes are no part of it, or copy or download it again",
+            Self::Entry { .. }
+            | Self::Duplicate(_)
+            | Self::Overflow { .. }
+            | Self::Size { .. }
+            | Self::Overlap { .. }
+            | Self::Hole { .. } => "the program that wrote it is at fault: save the tensors again with another one",
+        }
     }
 }
 

@@ -3,10 +3,11 @@
 //! [`source`] is the interface that all formats share and [`open_tensors`] opens whichever of them a file holds:
 //! [`tensor_file`] is safetensors, [`torch_file`] what `torch.save` writes, [`nemo_file`] NeMo's archives, [`sharded`] an
 //! index with the files beside it. Pickles are read by [`pickle`], which executes nothing. [`lora`] reads
-//! adapters, and [`stream`] writes large files. Files are replaced completely or not at all, by
+//! adapters, [`embedding`] learned words, and [`stream`] writes large files. Files are replaced completely or not at all, by
 //! [`calotype_core::durable`].
 
 pub mod archive;
+pub mod embedding;
 pub mod error;
 mod json;
 pub mod lora;
@@ -21,6 +22,7 @@ pub mod tensor_file;
 pub mod torch_file;
 
 pub use archive::ArchiveFault;
+pub use embedding::{Embedding, EmbeddingError, EmbeddingSlot, read_embeddings};
 pub use error::{HeaderFault, TensorFileError};
 pub use lora::{LoraError, LoraSet};
 pub use nemo_file::NemoFile;

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use calotype_core::decode_text;
 use serde_json::value::RawValue;
 
 use crate::error::TensorFileError;
@@ -69,7 +70,8 @@ pub enum IndexFault {
     },
     /// The announced number of bytes is another than that of the tensors.
     #[error(
-        "the index announces {announced} bytes of tensors and the shards hold {actual}; copy or download them again"
+        "the index announces {announced} bytes of tensors and the shards hold {actual}; if a shard was cut short, copy or \
+         download it again, else correct `total_size` in the index"
     )]
     TotalSize {
         /// By the index.
@@ -193,7 +195,8 @@ fn check_place(index: &Index, tensor: &str, shard: &str) -> Result<(), IndexFaul
 
 fn parse_index(bytes: &[u8]) -> Result<Index, IndexFault> {
     let json = |error: serde_json::Error| IndexFault::Json(error.to_string());
-    let top: Pairs<&RawValue> = serde_json::from_slice(bytes).map_err(json)?;
+    let text = decode_text(bytes).map_err(|fault| IndexFault::Json(format!("it {fault}")))?;
+    let top: Pairs<&RawValue> = serde_json::from_str(&text).map_err(json)?;
     let part = |name: &str| top.0.iter().filter(|(key, _)| key == name).map(|(_, raw)| raw.get()).next_back();
     let listed: Pairs<String> = serde_json::from_str(part("weight_map").ok_or(IndexFault::NoMap)?).map_err(json)?;
     let mut map = BTreeMap::new();

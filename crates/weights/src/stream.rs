@@ -135,13 +135,9 @@ fn check_names(path: &Path, tensors: &[TensorInfo]) -> Result<(), TensorFileErro
     })
 }
 
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
-}
-
 /// The type that a tensor of type `from` is written in.
 pub fn written_dtype(from: Dtype, wanted: Option<Dtype>) -> Dtype {
-    if is_float(from) { wanted.unwrap_or(from) } else { from }
+    if from.is_float() { wanted.unwrap_or(from) } else { from }
 }
 
 /// The elements as `dtype`, without a copy if they are of it already.

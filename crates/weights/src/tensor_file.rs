@@ -34,9 +34,9 @@ pub enum Dtype {
     F16,
     /// bfloat16: the upper half of a binary32.
     BF16,
-    /// 8-bit float with 4 exponent and 3 mantissa bits.
+    /// 8-bit float with 4 exponent and 3 mantissa bits, without infinities (OCP's E4M3, torch's `float8_e4m3fn`).
     F8E4M3,
-    /// 8-bit float with 5 exponent and 2 mantissa bits.
+    /// 8-bit float with 5 exponent and 2 mantissa bits: the upper half of a binary16 (OCP's E5M2).
     F8E5M2,
     /// Signed 64-bit integer.
     I64,
@@ -91,6 +91,11 @@ impl Dtype {
     /// The name in a safetensors header, such as `BF16`.
     pub fn name(self) -> &'static str {
         self.row().1
+    }
+
+    /// True for the types of weights, whose elements all are numbers that [`NamedTensor::to_f32_vec`] gives.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2)
     }
 
     fn from_name(name: &str) -> Option<Dtype> {
@@ -159,7 +164,7 @@ impl<'a> NamedTensor<'a> {
         NamedTensor { name, dtype, shape, data: Cow::Owned(data.into_owned()) }
     }
 
-    /// The elements as f32 (from F32, F16, BF16 or F64); `None` for other types.
+    /// The elements as f32, of any floating-point type; `None` for other types.
     pub fn to_f32_vec(&self) -> Option<Vec<f32>> {
         elements_as_f32(self.dtype, &self.data)
     }
@@ -492,9 +497,11 @@ fn parse_header(path: &Path, text: &[u8]) -> Result<(Vec<HeaderEntry>, BTreeMap<
     Ok((entries, metadata.unwrap_or_default()))
 }
 
+/// The string map; `null` is none, as the `safetensors` crate has it.
 fn parse_metadata(raw: &RawValue) -> Result<BTreeMap<String, String>, HeaderFault> {
     let malformed = |reason| HeaderFault::Entry { tensor: "__metadata__".to_owned(), reason };
-    let pairs: Pairs<String> = serde_json::from_str(raw.get()).map_err(|error| malformed(error.to_string()))?;
+    let pairs: Option<Pairs<String>> = serde_json::from_str(raw.get()).map_err(|error| malformed(error.to_string()))?;
+    let Some(pairs) = pairs else { return Ok(BTreeMap::new()) };
     let mut metadata = BTreeMap::new();
     for (key, value) in pairs.0 {
         if metadata.contains_key(&key) {
@@ -611,12 +618,12 @@ impl<'a> TensorView<'a> {
         bytemuck::try_cast_slice(self.data).ok()
     }
 
-    /// The elements as f32. F16 and BF16 convert exactly; F64 rounds to nearest.
+    /// The elements as f32. Shorter types convert exactly; F64 rounds to nearest.
     ///
     /// # Errors
-    /// [`TensorFileError::WrongDtype`] for integers, booleans and 8-bit floats.
+    /// [`TensorFileError::WrongDtype`] for integers and booleans.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>, TensorFileError> {
-        elements_as_f32(self.dtype, self.data).ok_or_else(|| self.wrong_dtype("one of F32, F16, BF16, F64"))
+        elements_as_f32(self.dtype, self.data).ok_or_else(|| self.wrong_dtype("a floating-point type"))
     }
 
     /// As [`to_f32_vec`](Self::to_f32_vec), refusing NaN and infinity (also an F64 too large for f32).
@@ -695,9 +702,30 @@ fn elements_as_f32(dtype: Dtype, data: &[u8]) -> Option<Vec<f32>> {
         Dtype::F16 => elements(data).map(|bytes| half::f16::from_le_bytes(bytes).to_f32()).collect(),
         Dtype::BF16 => elements(data).map(|bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect(),
         Dtype::F64 => elements(data).map(|bytes| f64::from_le_bytes(bytes) as f32).collect(),
-        _ => return None,
+        Dtype::F8E4M3 => data.iter().map(|&byte| e4m3_as_f32(byte)).collect(),
+        Dtype::F8E5M2 => data.iter().map(|&byte| half::f16::from_bits(u16::from(byte) << 8).to_f32()).collect(),
+        Dtype::I64
+        | Dtype::I32
+        | Dtype::I16
+        | Dtype::I8
+        | Dtype::U64
+        | Dtype::U32
+        | Dtype::U16
+        | Dtype::U8
+        | Dtype::Bool => return None,
     };
     Some(values)
+}
+
+/// An E4M3 number: a bias of 7, subnormal steps of 2^-9, and no infinities (Micikevicius et al., arXiv 2209.05433, table 1).
+fn e4m3_as_f32(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let magnitude = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2.0f32.powi(-9),
+        _ => (1.0 + mantissa / 8.0) * 2.0f32.powi(exponent - 7),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 #[cfg(test)]
@@ -709,6 +737,45 @@ mod tests {
 
     fn meta(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    }
+
+    /// Values of torch 2.15: `torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()` and `float8_e5m2`.
+    #[test]
+    fn eight_bit_floats_are_torchs() {
+        let value = |dtype, byte| NamedTensor::new("x", dtype, [1], vec![byte]).to_f32_vec().unwrap()[0];
+        for (byte, expected) in [
+            (0x00, 0.0),
+            (0x01, 0.001953125),
+            (0x07, 0.013671875),
+            (0x08, 0.015625),
+            (0x38, 1.0),
+            (0x3c, 1.5),
+            (0x7e, 448.0),
+            (0xb8, -1.0),
+            (0xfe, -448.0),
+        ] {
+            assert_eq!(value(Dtype::F8E4M3, byte), expected, "{byte:#x}");
+        }
+        for (byte, expected) in
+            [(0x00, 0.0), (0x01, 1.525_878_9e-5), (0x3c, 1.0), (0x3f, 1.75), (0x7b, 57344.0), (0x7c, f32::INFINITY)]
+        {
+            assert_eq!(value(Dtype::F8E5M2, byte), expected, "{byte:#x}");
+        }
+        assert!(value(Dtype::F8E4M3, 0x7f).is_nan() && value(Dtype::F8E5M2, 0x7e).is_nan());
+    }
+
+    #[test]
+    fn metadata_of_null_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = r#"{"__metadata__":null,"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+        let path = raw_file(folder.path(), header, &[7]);
+        assert_eq!(TensorFile::open(&path).unwrap().metadata(), &BTreeMap::new());
+        assert!(SafeTensors::deserialize(&std::fs::read(&path).unwrap()).is_ok());
+        let header = header.replace("null", r#"{"epoch":3}"#);
+        let path = raw_file(folder.path(), &header, &[7]);
+        let error = TensorFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains("__metadata__") && !error.contains("download"), "{error}");
+        assert!(SafeTensors::deserialize(&std::fs::read(&path).unwrap()).is_err());
     }
 
     fn raw_file(folder: &Path, header: &str, data: &[u8]) -> PathBuf {

@@ -145,9 +145,19 @@ pub struct TensorRoot {
 }
 
 /// Keys under which published checkpoints keep the model, in the order of preference: PyTorch Lightning and LDM, plain training
-/// loops, DeepSpeed, Composer, and averaged weights last.
-const USUAL_ROOTS: [&str; 8] =
-    ["state_dict", "model_state_dict", "model", "module", "state.model", "params", "state_dict_ema", "params_ema"];
+/// loops, DeepSpeed, Composer, averaged weights; learned embeddings of tokens last (beside them may lie the tokens' ids).
+const USUAL_ROOTS: [&str; 10] = [
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "state.model",
+    "params",
+    "state_dict_ema",
+    "params_ema",
+    "string_to_param",
+    "string_to_param._parameters",
+];
 
 /// An open torch checkpoint. Tensors are those of one dictionary ([`root`](Self::root)): the usual one, or the one that
 /// [`select_root`](Self::select_root) chose. States of optimizers are not tensors of the model and are passed over; all

@@ -4,6 +4,7 @@
 //! A new family is a [`Facts`] in a file here and a row of the table; nothing else names families.
 
 mod others;
+pub(crate) mod schedulers;
 mod sd1;
 mod sd2;
 mod sdxl;
@@ -52,6 +53,10 @@ families! {
     MlperfSd2 = "mlperf-sd2": sd2::MLPERF,
     /// SDXL refiner.
     SdxlRefiner = "sdxl-refiner": sdxl::REFINER,
+    /// SDXL inpainting: 9 input channels.
+    SdxlInpainting = "sdxl-inpainting": sdxl::INPAINTING,
+    /// SDXL's InstructPix2Pix: 8 input channels.
+    SdxlInstruct = "sdxl-instruct-pix2pix": sdxl::INSTRUCT,
     /// SDXL base.
     SdxlBase = "sdxl-base": sdxl::BASE,
     /// A ViT classifier.
@@ -114,12 +119,14 @@ pub struct Facts {
     /// The pipeline's class in `model_index.json`.
     pub pipeline: &'static str,
     /// Fields of `model_index.json` that are no components.
-    pub(crate) index: fn() -> Value,
+    pub index: fn() -> Value,
     /// The text encoders that the pipeline lists, with what belongs to each.
     pub text_encoders: &'static [TextFacts],
-    /// The scheduler's configuration as the original repository publishes it; what it leaves out, the class's defaults
-    /// say.
+    /// The scheduler's configuration as the original repository publishes it, whole; a checkpoint's marks and its prediction
+    /// type go before ([`Checkpoint::scheduler`](crate::Checkpoint::scheduler)).
     pub scheduler: fn() -> Value,
+    /// Old settings in a folder that diffusers' pipeline of the family corrects.
+    pub corrections: Corrections,
     /// The UNet's prediction type, where all published models of the family predict the same.
     pub prediction: Option<Prediction>,
     /// Families that the prediction type tells from this one.
@@ -140,6 +147,30 @@ pub struct Facts {
     pub(crate) doubt: Option<&'static str>,
     /// `modelspec.architecture` in single files.
     pub(crate) modelspec: Option<&'static str>,
+}
+
+/// Settings that were published wrongly in 2022, and that diffusers' pipelines correct when they are made (diffusers 0.42,
+/// `__init__` of each pipeline): true for those that are corrected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corrections {
+    /// The scheduler's `steps_offset`, to 1.
+    pub steps_offset: bool,
+    /// The scheduler's `clip_sample`, to false.
+    pub clip_sample: bool,
+    /// The scheduler's `skip_prk_steps`, to true.
+    pub skip_prk_steps: bool,
+    /// A `sample_size` of the UNet below 64, to 64, if diffusers before 0.9 wrote it.
+    pub sample_size: bool,
+}
+
+impl Corrections {
+    /// Of `StableDiffusionPipeline` and `StableDiffusionImg2ImgPipeline`.
+    const TEXT_TO_IMAGE: Self =
+        Self { steps_offset: true, clip_sample: true, skip_prk_steps: false, sample_size: true };
+    /// Of `StableDiffusionInpaintPipeline`.
+    const INPAINTING: Self = Self { clip_sample: false, skip_prk_steps: true, ..Self::TEXT_TO_IMAGE };
+    /// Of `StableDiffusionInstructPix2PixPipeline`, and of all pipelines of SDXL.
+    const NONE: Self = Self { steps_offset: false, clip_sample: false, skip_prk_steps: false, sample_size: false };
 }
 
 /// Facts about a text encoder of a family.
@@ -191,6 +222,9 @@ pub enum SizeNumbers {
     },
 }
 
+/// The scores of beauty for the prompt and for the negative prompt that diffusers' pipelines give SDXL's refiner.
+pub const AESTHETIC_SCORES: [f32; 2] = [6.0, 2.5];
+
 impl Facts {
     /// The facts of a checkpoint's family; of Stable Diffusion 1, whose pipeline is the plainest, where it has none.
     pub fn of(family: Option<Family>) -> &'static Self {
@@ -210,7 +244,8 @@ const PLAIN: Facts = Facts {
     pipeline: "StableDiffusionPipeline",
     index: no_safety_checker,
     text_encoders: &[sd1::TEXT],
-    scheduler: sd1::pndm,
+    scheduler: schedulers::pndm,
+    corrections: Corrections::TEXT_TO_IMAGE,
     prediction: None,
     by_prediction: &[],
     guidance: 7.5,
@@ -250,6 +285,9 @@ mod tests {
             }
             for text in facts.text_encoders {
                 assert_eq!(facts.text(text.component).tokenizer, text.tokenizer);
+            }
+            for field in ["clip_sample", "steps_offset", "skip_prk_steps", "set_alpha_to_one", "timestep_spacing"] {
+                assert!(!scheduler[field].is_null(), "{family}: the table leaves out {field}");
             }
             assert!((facts.index)().is_object() && facts.size.is_multiple_of(64), "{family}");
         }

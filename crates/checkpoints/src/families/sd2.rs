@@ -1,6 +1,6 @@
 //! Stable Diffusion 2.0 and 2.1 (Stability AI, 2022), and the variant that MLPerf Training 3.1 to 5.0 trains.
 
-use super::{Facts, Family, Form, PLAIN, TextFacts, TextKeys, sd1};
+use super::{Corrections, Facts, Family, Form, PLAIN, TextFacts, TextKeys, schedulers};
 use crate::kinds::{Component, Prediction};
 use calotype_models::TextStates;
 use calotype_models::tokenizer::TokenizerOptions;
@@ -26,7 +26,7 @@ pub(super) const BASE: Facts =
 
 pub(super) const V: Facts = Facts {
     recognise: |_| false,
-    scheduler: ddim_v,
+    scheduler: schedulers::ddim_v,
     prediction: Some(Prediction::V),
     size: 768,
     doubt: None,
@@ -37,7 +37,7 @@ pub(super) const V: Facts = Facts {
 pub(super) const INPAINTING: Facts = Facts {
     recognise: |seen| seen.is_unet(9, true),
     pipeline: "StableDiffusionInpaintPipeline",
-    scheduler: sd1::ddim,
+    corrections: Corrections::INPAINTING,
     prediction: Some(Prediction::Epsilon),
     by_prediction: &[],
     doubt: None,
@@ -47,7 +47,7 @@ pub(super) const INPAINTING: Facts = Facts {
 
 pub(super) const MLPERF: Facts = Facts {
     recognise: |seen| seen.is_unet(4, true) && is_mlperf(seen),
-    scheduler: ddim_v,
+    scheduler: schedulers::ddim_v,
     prediction: Some(Prediction::V),
     by_prediction: &[],
     adjust_unet: Some(mlperf_groups),
@@ -75,11 +75,4 @@ fn is_mlperf(seen: &Form<'_>) -> bool {
 fn mlperf_groups(unet: &mut Value) {
     unet["norm_num_groups"] = MLPERF_GROUPS[0].into();
     unet["transformer_norm_num_groups"] = MLPERF_GROUPS[1].into();
-}
-
-/// `scheduler/scheduler_config.json` of Stable Diffusion 2.0 and 2.1.
-fn ddim_v() -> Value {
-    let mut config = sd1::ddim();
-    config["prediction_type"] = Prediction::V.name().into();
-    config
 }

@@ -1,17 +1,18 @@
 //! Stable Diffusion XL (Podell et al. 2023).
 
-use super::{Facts, Form, PLAIN, SizeNumbers, TextFacts, TextKeys};
+use super::{AESTHETIC_SCORES, Corrections, Facts, Form, PLAIN, SizeNumbers, TextFacts, TextKeys, schedulers};
 use crate::kinds::{Component, Prediction};
 use calotype_models::TextStates;
 use calotype_models::tokenizer::TokenizerOptions;
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) const BASE: Facts = Facts {
     recognise: |seen| takes_sizes(seen) && !is_refiner(seen),
     pipeline: "StableDiffusionXLPipeline",
     index: || json!({ "force_zeros_for_empty_prompt": true }),
     text_encoders: &[TEXT, TEXT_2],
-    scheduler: euler,
+    scheduler: schedulers::euler,
+    corrections: Corrections::NONE,
     prediction: Some(Prediction::Epsilon),
     guidance: 5.0,
     size: 1024,
@@ -22,13 +23,28 @@ pub(super) const BASE: Facts = Facts {
     ..PLAIN
 };
 
+pub(super) const INPAINTING: Facts = Facts {
+    recognise: |seen| takes_sizes(seen) && takes_channels(seen, 9),
+    pipeline: "StableDiffusionXLInpaintPipeline",
+    index: || json!({ "force_zeros_for_empty_prompt": true, "requires_aesthetics_score": false }),
+    modelspec: Some("stable-diffusion-xl-v1-inpainting"),
+    ..BASE
+};
+
+pub(super) const INSTRUCT: Facts = Facts {
+    recognise: |seen| takes_sizes(seen) && takes_channels(seen, 8),
+    pipeline: "StableDiffusionXLInstructPix2PixPipeline",
+    modelspec: None,
+    ..BASE
+};
+
 pub(super) const REFINER: Facts = Facts {
     recognise: |seen| takes_sizes(seen) && is_refiner(seen),
     pipeline: "StableDiffusionXLImg2ImgPipeline",
     index: || json!({ "force_zeros_for_empty_prompt": false, "requires_aesthetics_score": true }),
     // The pipeline lists the first encoder, too: as absent.
     text_encoders: &[TEXT, TextFacts { single_file: TextKeys::OpenClip("conditioner.embedders.0.model."), ..TEXT_2 }],
-    size_numbers: SizeNumbers::OriginalCropScore { score: 6.0, negative_score: 2.5 },
+    size_numbers: SizeNumbers::OriginalCropScore { score: AESTHETIC_SCORES[0], negative_score: AESTHETIC_SCORES[1] },
     zeros_for_empty_prompt: false,
     modelspec: Some("stable-diffusion-xl-v1-refiner"),
     ..BASE
@@ -62,24 +78,11 @@ fn takes_sizes(seen: &Form<'_>) -> bool {
     seen.unet.is_some_and(|unet| unet["addition_embed_type"] == "text_time")
 }
 
+fn takes_channels(seen: &Form<'_>, channels: u64) -> bool {
+    seen.unet.is_some_and(|unet| unet["in_channels"].as_u64() == Some(channels))
+}
+
 fn is_refiner(seen: &Form<'_>) -> bool {
     let added = seen.unet.is_some_and(|unet| unet["projection_class_embeddings_input_dim"] == REFINER_ADDED);
     added || (seen.has(Component::TextEncoder2) && !seen.has(Component::TextEncoder))
-}
-
-/// `scheduler/scheduler_config.json` of SDXL base 1.0.
-fn euler() -> Value {
-    json!({
-        "_class_name": "EulerDiscreteScheduler",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "interpolation_type": "linear",
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
-        "trained_betas": null,
-        "use_karras_sigmas": false,
-    })
 }

@@ -18,6 +18,7 @@ use crate::manifest::Manifest;
 use crate::networks::{TensorSpec, check_published, component_keys, reason};
 use crate::source::ComponentSource;
 use burn::module::Module;
+use calotype_diffusion::SamplerConfig;
 use calotype_models::ClipTokenizer;
 use calotype_models::tokenizer::{TokenizerExportError, TokenizerOptions, clip_files};
 use calotype_weights::stream::{write_source, written_dtype};
@@ -256,7 +257,7 @@ impl<'a> Export<'a> {
     /// The scheduler's configuration, with its `_class_name`.
     #[must_use]
     pub fn scheduler(mut self, config: &Value) -> Self {
-        self.files.insert(SCHEDULER.into(), pretty(config));
+        self.files.insert(SCHEDULER.into(), SamplerConfig::diffusers_text(config));
         self
     }
 
@@ -387,7 +388,10 @@ impl<'a> Export<'a> {
             serde_json::from_str::<Value>(text).map_err(|source| LayoutError::Json { path: out.to_owned(), source })
         };
         let given = self.files.get(INDEX).map(parse).transpose()?;
-        let scheduler = self.files.get(SCHEDULER).map(parse).transpose()?;
+        // Not by `parse`: Python writes bare infinities into it.
+        let damaged = |reason: String| LayoutError::Damaged { path: out.join(SCHEDULER), reason };
+        let scheduler = self.files.get(SCHEDULER).map(|text| SamplerConfig::parse_diffusers(text));
+        let scheduler = scheduler.transpose().map_err(|error| damaged(error.to_string()))?;
         let texts = Facts::of(self.family).text_encoders;
         for text in texts.iter().filter(|text| components.contains(&text.component)) {
             if !self.has_folder(text.tokenizer) {

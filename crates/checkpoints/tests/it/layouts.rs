@@ -135,10 +135,12 @@ fn maps() -> Vec<(&'static str, KeyMap, Vec<TensorSpec>)> {
     let keys = |component, config: &Value| component_keys(component, config).unwrap();
     let mut list: Vec<_> = [false, true]
         .into_iter()
-        .flat_map(|linear| tables::unets(&unet(linear)).into_iter().map(move |(name, map)| (name, map, linear)))
+        .flat_map(|linear| {
+            tables::unets(&unet(linear)).unwrap().into_iter().map(move |(name, map)| (name, map, linear))
+        })
         .map(|(name, map, linear)| (name, map, keys(Component::Unet, &unet(linear))))
         .collect();
-    list.extend(tables::vaes(&vae).into_iter().map(|(name, map)| (name, map, keys(Component::Vae, &vae))));
+    list.extend(tables::vaes(&vae).unwrap().into_iter().map(|(name, map)| (name, map, keys(Component::Vae, &vae))));
     let mut text = tower.clone();
     text["architectures"] = serde_json::json!(["CLIPTextModelWithProjection"]);
     text["projection_dim"] = 3.into();
@@ -420,6 +422,174 @@ fn a_velocity_mark_and_modelspec_metadata_say_what_is_predicted() {
     assert!(checkpoint.prediction_source().contains("modelspec"));
 }
 
+/// A mark and its values.
+fn mark(name: &str, values: &[f32]) -> NamedTensor<'static> {
+    NamedTensor::from_f32(name, vec![values.len()], values).into_owned()
+}
+
+fn scheduler_of_folder(folder: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(folder.join("scheduler/scheduler_config.json")).unwrap()).unwrap()
+}
+
+/// Marks, flags, what the scheduler says then, and what a conversion writes: to a folder, and to a single file, whose marks
+/// say the same to programs that read no metadata.
+#[test]
+fn marks_of_single_files_choose_the_scheduler() {
+    let [zero, none] = [Some(true), None];
+    let edm = [mark("edm_vpred.sigma_max", &[100.0]), mark("edm_vpred.sigma_min", &[0.01])];
+    let latents = [mark("edm_mean", &[1.0, -2.0, 3.0, -4.0]), mark("edm_std", &[5.0, 6.0, 7.0, 8.5])];
+    type Case<'a> = (&'a [NamedTensor<'static>], Option<bool>, &'a [(&'a str, Value)], Prediction);
+    let (v, rescaled) = ("v_prediction", "rescale_betas_zero_snr");
+    let class = |name: &str| ("_class_name", Value::from(name.to_owned()));
+    let cases: [Case<'_>; 8] = [
+        (&[mark("v_pred", &[])], none, &[("prediction_type", v.into()), (rescaled, Value::Null)], Prediction::V),
+        (&[mark("v_pred", &[]), mark("ztsnr", &[])], none, &[(rescaled, true.into())], Prediction::V),
+        (&[mark("v_pred", &[]), mark("ztsnr", &[])], Some(false), &[(rescaled, false.into())], Prediction::V),
+        (&[mark("v_pred", &[])], zero, &[(rescaled, true.into())], Prediction::V),
+        (&[mark("ztsnr", &[])], none, &[(rescaled, Value::Null)], Prediction::Epsilon),
+        (
+            &edm,
+            none,
+            &[class("EDMEulerScheduler"), ("sigma_max", 100.0.into()), ("sigma_data", 1.0.into())],
+            Prediction::V,
+        ),
+        (&edm[..1], none, &[("sigma_min", 0.002.into()), ("sigma_schedule", "exponential".into())], Prediction::V),
+        (&latents, none, &[class("EDMDPMSolverMultistepScheduler"), ("sigma_max", 80.0.into())], Prediction::Epsilon),
+    ];
+    for (number, (marks, zero_snr, fields, prediction)) in cases.into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = foreign_single_file("sdxl-base", folder.path(), |tensors| tensors.extend(marks.iter().cloned()));
+        let options = OpenOptions { zero_snr, ..OpenOptions::default() };
+        let checkpoint = Checkpoint::open_with(&path, &options).unwrap();
+        assert_eq!(checkpoint.prediction(), Some(prediction), "case {number}");
+        assert!(checkpoint.unused().is_empty(), "case {number}: {:?}", checkpoint.unused());
+        let scheduler = checkpoint.scheduler().unwrap();
+        for (field, value) in fields {
+            // The rounding of an f32.
+            let close = scheduler[*field].as_f64().zip(value.as_f64()).is_some_and(|(a, b)| (a - b).abs() < 1e-6);
+            assert!(close || scheduler[*field] == *value, "case {number}, {field}: {scheduler}");
+        }
+        let sampler = calotype_diffusion::SamplerConfig::from_diffusers(&scheduler).unwrap();
+        assert_eq!(sampler.schedule.zero_terminal_snr, scheduler["rescale_betas_zero_snr"] == true);
+        let out = folder.path().join("folder");
+        convert(&checkpoint, &out, Target::Diffusers, &ConvertOptions::default()).unwrap();
+        assert_eq!(scheduler_of_folder(&out), scheduler, "case {number}");
+        assert_eq!(Checkpoint::open(&out).unwrap().scheduler().unwrap(), scheduler, "case {number}");
+        let vae = checkpoint.component(Component::Vae).unwrap().config;
+        if marks[0].name == "edm_mean" {
+            let expected = serde_json::json!([[1.0, -2.0, 3.0, -4.0], [5.0, 6.0, 7.0, 8.5], 0.5]);
+            assert_eq!(serde_json::json!([vae["latents_mean"], vae["latents_std"], vae["scaling_factor"]]), expected);
+        }
+        // The folder as a single file again, without the metadata.
+        let single = folder.path().join("single.safetensors");
+        convert(&Checkpoint::open(&out).unwrap(), &single, Target::SingleFile, &ConvertOptions::default()).unwrap();
+        let tensors: Vec<_> =
+            TensorFile::open(&single).unwrap().tensors().map(|tensor| tensor.to_named().into_owned()).collect();
+        let bare = folder.path().join("bare.safetensors");
+        write(&bare, &tensors, &[]);
+        let again = Checkpoint::open(&bare).unwrap();
+        let same = |field: &str| match (&again.scheduler().unwrap()[field], &scheduler[field]) {
+            (Value::Null, Value::Bool(false)) => true,
+            (a, b) => a == b || a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| (a - b).abs() < 1e-6),
+        };
+        for field in ["_class_name", "prediction_type", "rescale_betas_zero_snr", "sigma_max", "sigma_min"] {
+            assert!(same(field), "case {number}: {field} is lost: {}", again.scheduler().unwrap());
+        }
+        assert_eq!(again.component(Component::Vae).unwrap().config["latents_std"], vae["latents_std"]);
+    }
+}
+
+#[test]
+fn marks_that_say_nothing_sound_are_refused() {
+    let latents = |name: &str, values: &[f32]| vec![mark("edm_mean", &[0.0; 4]), mark(name, values)];
+    for (marks, part) in [
+        (vec![mark("edm_mean", &[0.0; 4])], "`edm_std` is not there"),
+        (latents("edm_std", &[1.0; 3]), "`edm_std` should hold 4 finite numbers"),
+        (latents("edm_std", &[1.0, 1.0, 0.0, 1.0]), "`edm_std` holds a deviation"),
+        (latents("edm_std", &[1.0, 1.0, f32::NAN, 1.0]), "4 finite numbers"),
+        (vec![mark("edm_vpred.sigma_max", &[])], "`edm_vpred.sigma_max` should hold 1 finite"),
+        (vec![mark("edm_vpred.sigma_max", &[-1.0])], "no noise level above 0"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = foreign_single_file("sdxl-base", folder.path(), |tensors| tensors.extend(marks));
+        let error = Checkpoint::open(&path).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("foreign.safetensors"), "{error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = foreign_single_file("sdxl-base", folder.path(), |tensors| {
+        tensors.push(mark("edm_vpred.sigma_max", &[120.0]));
+    });
+    let options = OpenOptions { zero_snr: Some(true), ..OpenOptions::default() };
+    let error = Checkpoint::open_with(&path, &options).unwrap().scheduler().unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("EDM"), "{error}");
+}
+
+/// What a folder's scheduler says is used, or told: never passed in silence.
+#[test]
+fn schedulers_of_folders_are_read_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = lay_out("sd1", folder.path());
+    let file = model.join("scheduler/scheduler_config.json");
+    let put = |text: &str| fs::write(&file, text).unwrap();
+    // Python's infinity, which JSON does not know, hides no prediction type, and stays in what is written.
+    put(
+        r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "prediction_type": "v_prediction"}"#,
+    );
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    assert_eq!(checkpoint.prediction(), Some(Prediction::V));
+    let options = OpenOptions { zero_snr: Some(true), ..OpenOptions::default() };
+    let out = folder.path().join("out");
+    let wished = Checkpoint::open_with(&model, &options).unwrap();
+    convert(&wished, &out, Target::Diffusers, &ConvertOptions::default()).unwrap();
+    let written = fs::read_to_string(out.join("scheduler/scheduler_config.json")).unwrap();
+    assert!(written.contains(": -Infinity") && written.contains(r#""rescale_betas_zero_snr": true"#), "{written}");
+    // A prediction type that is not known is not the family's.
+    put(r#"{"_class_name": "EulerDiscreteScheduler", "prediction_type": "flow_prediction"}"#);
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    assert_eq!(checkpoint.prediction(), None);
+    assert!(checkpoint.prediction_source().contains("flow_prediction"), "{}", checkpoint.prediction_source());
+    for text in ["{", "[]"] {
+        put(text);
+        let error = Checkpoint::open(&model).unwrap_err().to_string();
+        assert!(error.contains("scheduler_config.json"), "{error}");
+    }
+}
+
+#[test]
+fn unknown_fields_pass_only_where_they_are_harmless_or_somebody_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = lay_out("sd1", folder.path());
+    let edit = |file: &str, fields: Value| {
+        let path = model.join(file);
+        let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        fs::write(path, config.to_string()).unwrap();
+    };
+    // What diffusers' `EMAModel.save_pretrained` adds, and a field of nothing.
+    let average = serde_json::json!({
+        "decay": 0.9999, "min_decay": 0.0, "optimization_step": 7, "update_after_step": 0, "use_ema_warmup": false,
+        "inv_gamma": 1.0, "power": 0.6667, "newer": null,
+    });
+    edit("unet/config.json", average);
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    for name in ["decay", "power", "newer"] {
+        let told = checkpoint.notes().iter().any(|note| note.contains(&format!("`{name}` has no effect")));
+        assert!(told, "{name}: {:?}", checkpoint.notes());
+    }
+    edit("unet/config.json", serde_json::json!({ "made_up": 7 }));
+    let error = Checkpoint::open(&model).unwrap_err().to_string();
+    assert!(error.contains("made_up") && error.contains("--pass-over-fields"), "{error}");
+    edit("scheduler/scheduler_config.json", serde_json::json!({ "my_note": "tuned" }));
+    edit("vae/config.json", serde_json::json!({ "made_up_too": true }));
+    let options = OpenOptions { pass_over_fields: true, ..OpenOptions::default() };
+    let checkpoint = Checkpoint::open_with(&model, &options).unwrap();
+    let notes = checkpoint.notes().join("\n");
+    for name in ["made_up", "made_up_too", "my_note"] {
+        assert!(notes.contains(&format!("`{name}`")) && notes.contains("passed over"), "{notes}");
+    }
+    calotype_diffusion::SamplerConfig::from_diffusers(&checkpoint.scheduler().unwrap()).unwrap();
+}
+
 #[test]
 fn the_vit_h_text_tower_loses_its_last_block_and_a_projection() {
     let folder = tempfile::tempdir().unwrap();
@@ -553,8 +723,8 @@ fn nemos_stable_diffusion_is_recognised_in_each_of_its_spellings() {
     };
     let config = |component| start.component(component).unwrap().config.clone();
     for spelling in ["NeMo, fused residual blocks", "NeMo, fused output", "NeMo, inner norms"] {
-        let unet = named(tables::unets(&config(Component::Unet)), spelling);
-        let vae = named(tables::vaes(&config(Component::Vae)), "NeMo");
+        let unet = named(tables::unets(&config(Component::Unet)).unwrap(), spelling);
+        let vae = named(tables::vaes(&config(Component::Vae)).unwrap(), "NeMo");
         let text = named(tables::texts(), "NeMo");
         let parts = [(unet, Component::Unet), (vae, Component::Vae), (text, Component::TextEncoder)];
         let stored: Vec<_> =
@@ -641,4 +811,277 @@ fn configurations_that_would_change_the_keys_are_refused_by_field() {
         config[field] = old;
     }
     component_keys(Component::Unet, &config).unwrap();
+}
+
+// Files as people have them ----------------------------------------------------------------------------------------
+
+/// The hashes of the components' content.
+fn hashes(checkpoint: &Checkpoint) -> BTreeMap<Component, (usize, String)> {
+    contents(checkpoint).into_iter().map(|(component, (_, hash))| (component, hash)).collect()
+}
+
+fn rename(tensors: &mut [NamedTensor<'static>], change: impl Fn(&str) -> String) {
+    tensors.iter_mut().for_each(|tensor| tensor.name = change(&tensor.name));
+}
+
+#[test]
+fn other_names_in_single_files_are_the_same_tensors() {
+    let vae = |key: &str, names: [(&str, &str); 5]| match key.contains(".attn_1.") {
+        true => names.iter().fold(key.to_owned(), |key, (old, new)| key.replace(old, new)),
+        false => key.to_owned(),
+    };
+    let novelai = |key: &str| key.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.");
+    let linear = [(".q.", ".to_q."), (".k.", ".to_k."), (".v.", ".to_v."), (".proj_out.", ".to_out.0."), ("", "")];
+    let diffusers = [linear[0], linear[1], linear[2], linear[3], (".norm.", ".group_norm.")];
+    let old = [
+        (".q.", ".query."),
+        (".k.", ".key."),
+        (".v.", ".value."),
+        (".proj_out.", ".proj_attn."),
+        (".norm.", ".group_norm."),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    for (name, tables) in [("sd1", 4), ("sdxl-base", 3)] {
+        let plain = hashes(&Checkpoint::open(foreign_single_file(name, folder.path(), |_| {})).unwrap());
+        for case in 0..tables {
+            let path = foreign_single_file(name, folder.path(), |tensors| {
+                rename(tensors, |key| match case {
+                    0 => vae(key, linear),
+                    1 => vae(key, diffusers),
+                    2 => vae(key, old),
+                    _ => novelai(key),
+                });
+                // As linear layers, not as convolutions of one pixel.
+                for tensor in tensors.iter_mut().filter(|tensor| tensor.name.contains(".attn_1.to_")) {
+                    tensor.shape.truncate(2);
+                }
+            });
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            assert_eq!(checkpoint.unused(), [""; 0], "{name} {case}");
+            assert_eq!(hashes(&checkpoint), plain, "{name} {case}");
+        }
+    }
+}
+
+/// A tensor that is missing is said to be, whichever it is: no setting is inferred from its absence.
+#[test]
+fn the_absence_of_any_tensor_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["sd1", "sdxl-base"] {
+        let whole = Checkpoint::open(foreign_single_file(name, folder.path(), |_| {})).unwrap();
+        let keys: Vec<String> = TensorFile::open(whole.path()).unwrap().names().map(str::to_owned).collect();
+        let mut unnoticed = Vec::new();
+        for key in &keys {
+            let path = foreign_single_file(name, folder.path(), |tensors| tensors.retain(|tensor| tensor.name != *key));
+            let sound = Checkpoint::open(&path).is_ok_and(|checkpoint| {
+                let components = checkpoint.components();
+                components == whole.components()
+                    && components
+                        .iter()
+                        .all(|&part| checkpoint.component(part).is_ok_and(|part| part.missing.is_empty()))
+            });
+            unnoticed.extend(sound.then_some(key));
+        }
+        assert!(unnoticed.is_empty(), "{name}: {unnoticed:?}");
+    }
+}
+
+#[test]
+fn eight_bit_weights_are_multiplied_by_their_scales() {
+    let folder = tempfile::tempdir().unwrap();
+    let [conv, query, key, value] = ["out.2", "middle_block.1.proj_in", "middle_block.1.proj_out", "time_embed.0"]
+        .map(|module| format!("model.diffusion_model.{module}"));
+    // 0x38 is 1 in E4M3, 0x3c is 1 in E5M2.
+    let changed = |scales: &'static [f32]| {
+        let (conv, query, key, value) = (conv.clone(), query.clone(), key.clone(), value.clone());
+        foreign_single_file("sd1", folder.path(), move |tensors| {
+            for tensor in tensors.iter_mut() {
+                let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
+                let (dtype, one) = if module == query { (Dtype::F8E5M2, 0x3c) } else { (Dtype::F8E4M3, 0x38) };
+                if [&conv, &query, &key, &value].iter().any(|quantised| **quantised == module) {
+                    let count: usize = tensor.shape.iter().product();
+                    *tensor = NamedTensor::new(tensor.name.clone(), dtype, tensor.shape.clone(), vec![one; count]);
+                }
+            }
+            tensors.push(NamedTensor::from_f32(format!("{conv}.scale_weight"), [], &scales[..1]).into_owned());
+            tensors.push(NamedTensor::from_f32(format!("{query}.weight_scale"), [1], &scales[..1]).into_owned());
+            let rows = tensors.iter().find(|tensor| tensor.name == format!("{key}.weight")).unwrap().shape[0];
+            let each: Vec<f32> = (0..rows).map(|row| row as f32).collect();
+            tensors.push(NamedTensor::from_f32(format!("{key}.weight_scale"), [rows, 1], &each).into_owned());
+            tensors.push(NamedTensor::from_f32(format!("{conv}.scale_input"), [], &[1.0]).into_owned());
+            tensors.push(NamedTensor::new("model.diffusion_model.scaled_fp8", Dtype::F8E4M3, [0], Vec::new()));
+        })
+    };
+    let checkpoint = Checkpoint::open(changed(&[0.25])).unwrap();
+    assert_eq!(checkpoint.unused(), [""; 0]);
+    assert_eq!(checkpoint.set_aside().values().map(Vec::len).sum::<usize>(), 5);
+    let unet = checkpoint.component(Component::Unet).unwrap();
+    let values = |name: &str| unet.tensor(name).unwrap().to_f32_vec().unwrap();
+    assert!(values("conv_out.weight").iter().all(|value| *value == 0.25));
+    assert!(values("mid_block.attentions.0.proj_in.weight").iter().all(|value| *value == 0.25));
+    assert!(values("time_embedding.linear_1.weight").iter().all(|value| *value == 1.0));
+    let rows = unet.tensor("mid_block.attentions.0.proj_out.weight").unwrap();
+    let (columns, rows) = (rows.data.len() / 4 / rows.shape[0], rows.to_f32_vec().unwrap());
+    assert!(rows.iter().enumerate().all(|(at, value)| *value == (at / columns) as f32));
+    // Written as what they are worth; types may be changed as those of any weight.
+    let out = folder.path().join("half.safetensors");
+    let half = ConvertOptions { dtype: Some(Dtype::F16), ..ConvertOptions::default() };
+    convert(&checkpoint, &out, Target::SingleFile, &half).unwrap();
+    let written = TensorFile::open(&out).unwrap();
+    assert_eq!(written.get(&format!("{conv}.weight")).unwrap().to_f32_vec().unwrap()[0], 0.25);
+    assert!(written.tensors().all(|tensor| tensor.dtype() == Dtype::F16));
+    // Scales that are none.
+    let path = foreign_single_file("sd1", folder.path(), |tensors| {
+        tensors.push(NamedTensor::from_f32(format!("{conv}.scale_weight"), [3], &[1.0; 3]).into_owned());
+    });
+    let source = Checkpoint::open(&path).unwrap().component(Component::Unet).unwrap();
+    let error = source.tensor("conv_out.weight").unwrap_err().to_string();
+    assert!(error.contains("scale_weight` has shape [3]"), "{error}");
+    // Other ways of packing weights.
+    for (end, told) in [
+        ("weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
+        ("weight_scale_2", "NVFP4"),
+        ("weight_scale_inv", "a scale for each block"),
+        ("qweight", "integer weights"),
+    ] {
+        let path = foreign_single_file("sd1", folder.path(), |tensors| {
+            tensors.push(NamedTensor::from_f32(format!("{conv}.{end}"), [1], &[1.0]).into_owned());
+        });
+        let error = Checkpoint::open(&path).unwrap_err().to_string();
+        assert!(error.contains(told) && error.contains("foreign.safetensors"), "{error}");
+    }
+}
+
+#[test]
+fn an_autoencoder_is_taken_of_another_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = Checkpoint::open(foreign_single_file("sdxl-base", folder.path(), |_| {})).unwrap();
+    let own = hashes(&whole)[&Component::Vae].clone();
+    let bare = folder.path().join("vae.safetensors");
+    let vae = whole.component(Component::Vae).unwrap();
+    let tensors: Vec<_> = vae.entries().iter().map(|info| vae.tensor(&info.name).unwrap().into_owned()).collect();
+    write(&bare, &tensors, &[]);
+    let folder_of_one = lay_out("sd1", folder.path()).join("vae");
+    let without = foreign_single_file("sdxl-base", folder.path(), |tensors| {
+        tensors.retain(|tensor| !tensor.name.starts_with("first_stage_model."));
+    });
+    let error = Checkpoint::open(&without).unwrap().component(Component::Vae).unwrap_err().to_string();
+    assert!(error.contains("holds no vae") && error.contains("--vae"), "{error}");
+    let with = |path: &Path, vae: &Path| {
+        let options = OpenOptions { vae: Some(vae.into()), ..OpenOptions::default() };
+        Checkpoint::open_with(path, &options)
+    };
+    let checkpoint = with(&without, &bare).unwrap();
+    assert_eq!(hashes(&checkpoint)[&Component::Vae], own);
+    assert_eq!(checkpoint.component(Component::Vae).unwrap().config["scaling_factor"], 0.13025);
+    assert!(checkpoint.notes().iter().any(|note| note.contains("0.13025")), "{:?}", checkpoint.notes());
+    // In place of its own, whose tensors are set aside; a folder says its own scale.
+    let path = foreign_single_file("sdxl-base", folder.path(), |_| {});
+    let checkpoint = with(&path, &folder_of_one).unwrap();
+    let other = Checkpoint::open(&folder_of_one).unwrap();
+    assert_eq!(contents(&checkpoint)[&Component::Vae], contents(&other)[&Component::Vae]);
+    assert_eq!(checkpoint.unused(), [""; 0]);
+    assert_eq!(checkpoint.set_aside().values().map(Vec::len).sum::<usize>(), vae.entries().len());
+    // A whole checkpoint will do; one without an autoencoder, or no checkpoint, will not.
+    assert_eq!(with(&path, &path).unwrap().unused(), [""; 0]);
+    assert!(with(&path, &folder.path().join("sd1/unet")).unwrap_err().to_string().contains("holds no vae"));
+    assert!(with(&path, &folder.path().join("none")).is_err());
+}
+
+#[test]
+fn a_part_without_the_variant_is_taken_plain() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = lay_out("sd1", folder.path());
+    let unet = root.join("unet/diffusion_pytorch_model");
+    fs::rename(unet.with_extension("safetensors"), unet.with_extension("fp16.safetensors")).unwrap();
+    let options = OpenOptions { variant: Some("fp16".into()), ..OpenOptions::default() };
+    let checkpoint = Checkpoint::open_with(&root, &options).unwrap();
+    let notes = checkpoint.notes().join("\n");
+    assert!(notes.contains("vae has no weights of the variant fp16: its plain ones are taken"), "{notes}");
+    assert_eq!(hashes(&checkpoint), hashes(&Checkpoint::open(&root).unwrap()));
+    fs::rename(unet.with_extension("fp16.safetensors"), unet.with_extension("safetensors")).unwrap();
+    let error = Checkpoint::open_with(&root, &options).unwrap_err().to_string();
+    assert!(error.contains("no part of it has weights of the variant fp16"), "{error}");
+    let error = Checkpoint::open_with(root.join("unet"), &options).unwrap_err().to_string();
+    assert!(error.contains("no weights of the variant fp16"), "{error}");
+}
+
+#[test]
+fn learned_words_extend_table_and_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = lay_out("sdxl-base", folder.path());
+    let plain = Checkpoint::open(&root).unwrap();
+    let config = |component| plain.component(component).unwrap().config;
+    let width = |component| config(component)["hidden_size"].as_u64().unwrap() as usize;
+    let size = config(Component::TextEncoder)["vocab_size"].as_u64().unwrap() as usize;
+    let (first, second) = (width(Component::TextEncoder), width(Component::TextEncoder2));
+    let put = |name: &str, tensors: &[(&str, [usize; 2])]| {
+        let tensors: Vec<_> = tensors.iter().map(|(key, shape)| formula_tensor(key, shape)).collect();
+        let path = folder.path().join(name);
+        write(&path, &tensors, &[]);
+        path
+    };
+    let open = |files: &[String]| {
+        let embeddings = files.iter().map(|file| file.parse().unwrap()).collect();
+        Checkpoint::open_with(&root, &OpenOptions { embeddings, ..OpenOptions::default() })
+    };
+    let both = put("style.safetensors", &[("clip_l", [2, first]), ("clip_g", [2, second])]);
+    let checkpoint = open(&[format!("{}=<w>", both.display())]).unwrap();
+    assert_eq!(checkpoint.learned_words().collect::<Vec<_>>(), [("<w>", 2)]);
+    for (component, key, width) in
+        [(Component::TextEncoder, "clip_l", first), (Component::TextEncoder2, "clip_g", second)]
+    {
+        let source = checkpoint.component(component).unwrap();
+        assert_eq!(source.config["vocab_size"], size + 2);
+        let table = source.tensor("text_model.embeddings.token_embedding.weight").unwrap();
+        assert_eq!(table.shape, [size + 2, width]);
+        assert_eq!(table.to_f32_vec().unwrap()[size * width..], formula(key, &[2, width]));
+    }
+    let error = |files: &[String]| open(files).unwrap_err().to_string();
+    let shown = both.display().to_string();
+    assert!(error(&[shown.clone(), shown.clone()]).contains("stands for another file already"));
+    let alone = put("alone.safetensors", &[("clip_l", [2, first])]);
+    assert!(error(&[alone.display().to_string()]).contains("made for another family"));
+    let uneven = put("uneven.safetensors", &[("clip_l", [2, first]), ("clip_g", [1, second])]);
+    assert!(error(&[uneven.display().to_string()]).contains("not as many vectors"));
+    let wide = put("wide.safetensors", &[("emb_params", [1, 999])]);
+    assert!(error(&[wide.display().to_string()]).contains("width 999"));
+    let other = OpenOptions { embeddings: vec![shown.parse().unwrap()], ..OpenOptions::default() };
+    let refused = Checkpoint::open_with(lay_out("sd1", folder.path()), &other).unwrap_err().to_string();
+    assert!(refused.contains("made for"), "{refused}");
+    assert!(error(&[folder.path().join("none").display().to_string()]).contains("no such file"));
+    // A name with an equals sign is a file where there is one.
+    let odd = put("a=b.safetensors", &[("clip_l", [1, first]), ("clip_g", [1, second])]);
+    assert_eq!(open(&[odd.display().to_string()]).unwrap().learned_words().next(), Some(("a=b", 1)));
+}
+
+#[test]
+fn files_of_other_kinds_are_called_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let error = |key: &str| {
+        write(&path, &[formula_tensor(key, &[2, 2])], &[]);
+        Checkpoint::open(&path).unwrap_err().to_string()
+    };
+    assert!(error("lora_unet_conv_in.lora_up.weight").contains("give it with --lora"));
+    assert!(error("transformer.positional_embedding_res").contains("LongCLIP"));
+    // Pointers of Git LFS, in place of weights and of texts.
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    let root = lay_out("sd1", folder.path());
+    for file in ["vae/diffusion_pytorch_model.safetensors", "unet/config.json", "scheduler/scheduler_config.json"] {
+        let whole = fs::read(root.join(file)).unwrap();
+        fs::write(root.join(file), pointer).unwrap();
+        let error = Checkpoint::open(&root).unwrap_err().to_string();
+        assert!(error.contains("pointer of Git LFS") && error.contains(file), "{error}");
+        fs::write(root.join(file), whole).unwrap();
+    }
+    // A prediction type that is not known is not taken for another one.
+    let file = root.join("scheduler/scheduler_config.json");
+    let mut scheduler: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    scheduler["prediction_type"] = "flow_prediction".into();
+    fs::write(&file, scheduler.to_string()).unwrap();
+    let checkpoint = Checkpoint::open(&root).unwrap();
+    assert!(checkpoint.prediction().is_none() && checkpoint.prediction_source().contains("flow_prediction"));
+    fs::write(&file, "{").unwrap();
+    assert!(Checkpoint::open(&root).unwrap_err().to_string().contains("scheduler_config.json"));
 }

@@ -1,4 +1,5 @@
 //! Layouts, conversion and writing of checkpoints.
 
 mod export;
+mod families;
 mod layouts;

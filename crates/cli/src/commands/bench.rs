@@ -1,8 +1,10 @@
 //! `bench`: speed of kernels, networks, loader, download, and of drawing images.
 
-use crate::commands::print;
+use crate::args::{JsonArgs, dtype, heading, named};
+use crate::commands::{Usage, print};
 use anyhow::Result;
 use calotype_bench::{Family, GenerateBench, KernelRow, Mode, UNetBench, run_generate, run_kernels, run_unet};
+use calotype_core::numbers::count;
 use calotype_data::Control;
 use calotype_ops::Precision;
 use calotype_pipeline::random_checkpoint::RandomFamily;
@@ -33,28 +35,26 @@ pub(crate) struct BenchKernelsArgs {
     /// Only operations whose line (operation, pass, shape, precision) contains this text.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// f32, bf16 or auto [default: f32 and bf16].
-    #[arg(long, value_name = "NAME")]
+    /// Only this precision [default: f32 and bf16].
+    #[arg(long, value_name = "TYPE", value_parser = named::<Precision>())]
     precision: Option<Precision>,
-    /// Print one JSON object a line.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchDownloadArgs {
     /// Number of images to download.
-    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = count::<usize>)]
     images: usize,
     /// Side of the images in pixels.
-    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
+    #[arg(long, default_value_t = 256, value_name = "PIXELS", value_parser = count::<usize>)]
     pixels: usize,
     /// Folder for the downloaded images, which must not exist yet.
     #[arg(long, default_value = "runs/bench-download", value_name = "DIR")]
     out: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
     /// Settings of the stage, as `calotype data download --help` lists them, after `--` [default: --resize-mode=no].
     #[arg(last = true, value_name = "SETTING")]
     settings: Vec<String>,
@@ -62,23 +62,23 @@ pub(crate) struct BenchDownloadArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchUnetArgs {
-    /// sd1, sd2 or tiny.
-    #[arg(long, default_value = "sd2", value_name = "NAME")]
+    /// Shape of the UNet.
+    #[arg(long, default_value = "sd2", value_name = "NAME", value_parser = named::<Family>())]
     family: Family,
     /// Side of the images in pixels; latents have an eighth of it.
-    #[arg(long, default_value_t = 512, value_name = "PIXELS")]
+    #[arg(long, default_value_t = 512, value_name = "PIXELS", value_parser = count::<usize>)]
     resolution: usize,
     /// Images in a batch.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count::<usize>)]
     batch: usize,
     /// forward (no gradients), or train (forward, mean squared error, backward, AdamW).
-    #[arg(long, default_value = "forward", value_name = "NAME")]
+    #[arg(long, default_value = "forward", value_name = "NAME", value_parser = named::<Mode>())]
     mode: Mode,
-    /// Precision of activations, f32, bf16 or auto; weights and their optimizer are f32.
-    #[arg(long, default_value = "bf16", value_name = "NAME")]
+    /// Precision of activations; weights and their optimizer are f32.
+    #[arg(long, default_value = "bf16", value_name = "TYPE", value_parser = named::<Precision>(), help_heading = heading::MACHINE)]
     precision: Precision,
     /// Number of repetitions; the median of the last half is printed.
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = count::<usize>)]
     iterations: usize,
     /// Train with less memory: keep the inputs of the blocks only and compute them a second time.
     #[arg(long, visible_alias = "checkpoint-blocks")]
@@ -89,40 +89,38 @@ pub(crate) struct BenchUnetArgs {
     /// Print how much of the time each operation took, by pass and shape.
     #[arg(long)]
     profile: bool,
-    /// Print one JSON object a line.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchGenerateArgs {
-    /// Shape of a checkpoint of random weights, written to the folder for temporary files: sd1, sd2, sdxl or tiny.
-    #[arg(long, default_value = "sd2", value_name = "NAME")]
+    /// Shape of a checkpoint of random weights, written to the folder for temporary files.
+    #[arg(long, default_value = "sd2", value_name = "NAME", value_parser = named::<RandomFamily>())]
     family: RandomFamily,
     /// A checkpoint of Stable Diffusion instead, in any layout.
     #[arg(long, value_name = "PATH", conflicts_with = "family")]
     model: Option<PathBuf>,
     /// Side of the images in pixels [default: the checkpoint's].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = count::<usize>)]
     resolution: Option<usize>,
     /// Sampling steps; the first is reported on its own.
-    #[arg(long, default_value_t = 4, value_name = "N")]
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = count::<usize>)]
     steps: usize,
     /// Images in a batch.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count::<usize>)]
     batch: usize,
-    /// Precision of activations and weights: f32, bf16, or auto (bf16 where the processor multiplies it).
-    #[arg(long, default_value = "auto", value_name = "NAME")]
+    /// Precision of activations and weights; auto is bf16 where the processor multiplies it.
+    #[arg(long, default_value = "auto", value_name = "TYPE", value_parser = named::<Precision>(), help_heading = heading::MACHINE)]
     precision: Precision,
-    /// Type of the stored random weights: f32, f16 or bf16.
-    #[arg(long, default_value = "f16", value_name = "TYPE", value_parser = crate::checkpoint::dtype)]
+    /// Type of the stored random weights.
+    #[arg(long, default_value = "f16", value_name = "TYPE", value_parser = dtype(), conflicts_with = "model")]
     stored: Dtype,
     /// Keep all networks in memory, as a server does, instead of dropping each after its stage, as `generate` does.
     #[arg(long)]
     keep: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
@@ -130,7 +128,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
         BenchCommand::Kernels(args) => kernels(args),
         BenchCommand::Data(args) => tell(&bench_loader(args, &mut Control::default())?, args.json),
         BenchCommand::Download(args) => {
-            tell(&bench_download(&args.out, args.images, args.pixels, &args.settings)?, args.json)
+            tell(&bench_download(&args.out, args.images, args.pixels, &args.settings)?, args.json.json)
         }
         BenchCommand::Unet(args) => unet(args),
         BenchCommand::Generate(args) => {
@@ -144,7 +142,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
                 stored: args.stored,
                 keep: args.keep,
             })?;
-            tell(&report, args.json)
+            tell(&report, args.json.json)
         }
     }
 }
@@ -156,7 +154,7 @@ fn tell<T: Serialize + Display>(report: &T, json: bool) -> Result<()> {
 fn kernels(args: &BenchKernelsArgs) -> Result<()> {
     let mut begun = false;
     run_kernels(args.filter.as_deref(), args.precision, |row| {
-        if args.json {
+        if args.json.json {
             return print(&row.json());
         }
         if !std::mem::replace(&mut begun, true) {
@@ -167,6 +165,10 @@ fn kernels(args: &BenchKernelsArgs) -> Result<()> {
 }
 
 fn unet(args: &BenchUnetArgs) -> Result<()> {
+    if args.mode == Mode::Forward && (args.recompute_blocks || args.optimizer_in_backward) {
+        let flags = "--recompute-blocks and --optimizer-in-backward are of training: add --mode train";
+        return Err(Usage(flags.to_owned()).into());
+    }
     let (report, profile) = run_unet(&UNetBench {
         family: args.family,
         resolution: args.resolution,
@@ -178,7 +180,7 @@ fn unet(args: &BenchUnetArgs) -> Result<()> {
         optimizer_in_backward: args.optimizer_in_backward,
         profile: args.profile,
     })?;
-    if args.json {
+    if args.json.json {
         print(&report.json())?;
         let mut rows = profile.iter().flat_map(|profile| profile.rows());
         return rows.try_for_each(|row| print(&row.json()));

@@ -2,10 +2,13 @@
 
 use crate::args::DeviceArgs;
 use anyhow::Result;
+use calotype_core::numbers::count;
 use calotype_data::Control;
+use calotype_data::image::DecodeNotes;
 use calotype_data::source::{SourceOptions, open};
 use calotype_pipeline::fid::{FidEncoder, statistics};
 use calotype_prepare::Account;
+use calotype_prepare::pixels::PixelArgs;
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -21,8 +24,10 @@ pub(crate) struct FidStatsArgs {
     #[arg(long, value_name = "PATH")]
     inception: PathBuf,
     /// Images at once.
-    #[arg(long, default_value_t = 32, value_name = "N")]
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = count::<usize>)]
     batch: usize,
+    #[command(flatten)]
+    pixels: PixelArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -32,11 +37,13 @@ pub(crate) fn fid_stats(args: &FidStatsArgs, control: &mut Control<'_>) -> Resul
     let started = Instant::now();
     let source = open(&args.images, &SourceOptions::default())?;
     let encoder = FidEncoder::load(&args.inception, &args.device.open()?)?;
-    statistics(&*source, &encoder, args.batch, control)?.write(&args.out)?;
+    let (options, notes) = (args.pixels.options(), DecodeNotes::default());
+    statistics(&*source, &encoder, args.batch, (&options, &notes), control)?.write(&args.out)?;
     let images = source.len() as u64;
     let mut account = Account { taken: images, written: images, ..Account::new("fid-stats") };
     account.seconds = started.elapsed().as_secs_f64();
     account.notes.extend(source.left_out().iter().map(|(reason, count)| format!("{count} images: {reason}")));
+    account.notes.extend(notes.sentences(&options));
     account.notes.push(format!("mean and covariance of {} features in {}", FidEncoder::WIDTH, args.out.display()));
     Ok(account)
 }

@@ -1,6 +1,6 @@
 //! `probe`: one network of a checkpoint on given tensors, and its gradients, for comparison with the original.
 
-use crate::args::DeviceArgs;
+use crate::args::{DeviceArgs, heading, named};
 use crate::checkpoint::{OpenArgs, open};
 use crate::commands::print;
 use anyhow::Result;
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(after_help = INPUTS)]
 pub(crate) struct ProbeArgs {
-    /// The network: unet, vae-encoder, vae-decoder, text-encoder, text-encoder-2, image-encoder, classifier, inception.
-    #[arg(value_name = "NETWORK")]
+    /// The network.
+    #[arg(value_name = "NETWORK", value_parser = named::<Probed>())]
     network: Probed,
     /// The checkpoint, in any layout.
     #[arg(long, value_name = "PATH")]
@@ -29,8 +29,8 @@ pub(crate) struct ProbeArgs {
     /// Back-propagate the input `grad_output` and write the gradients of all inputs and parameters.
     #[arg(long)]
     grad: bool,
-    /// Precision of activations, and of weights without --grad: f32, bf16 or auto.
-    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    /// Precision of activations, and of weights without --grad.
+    #[arg(long, default_value = "f32", value_name = "TYPE", value_parser = named::<Precision>(), help_heading = heading::MACHINE)]
     precision: Precision,
     #[command(flatten)]
     device: DeviceArgs,
@@ -55,6 +55,7 @@ checkpoint's own keys. `grad_output.NAME` instead of `grad_output` back-propagat
 
 /// Runs one network and writes what it gives.
 pub(crate) fn probe_command(args: &ProbeArgs) -> Result<()> {
+    args.open.check(&args.model)?;
     let checkpoint = open(&args.model, &args.open.options())?;
     let device = args.device.open()?;
     let values = probe(&checkpoint, args.network, &args.input, args.grad, args.precision, &device)?;

@@ -1,6 +1,6 @@
 //! The commands that have no long work to do, and the traces of those that have.
 
-use crate::common::{DIFFUSION, calotype, fail, finished, quickstart, run, succeed, text, train_unet};
+use crate::common::{DIFFUSION, UNET, calotype, data_path, fail, finished, quickstart, run, succeed, text, train_unet};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -8,6 +8,12 @@ use std::path::Path;
 #[test]
 fn recipes_are_listed_and_shown() {
     let names = succeed(&mut calotype(&["recipes"])).stdout;
+    let (head, names) = names.split_once('\n').unwrap();
+    assert!(["RECIPE", "SIZE", "MEMORY", "TIME", "PURPOSE"].iter().all(|column| head.contains(column)), "{head}");
+    for line in names.lines() {
+        let columns: Vec<&str> = line.split("  ").filter(|column| !column.trim().is_empty()).collect();
+        assert_eq!(columns.len(), 5, "every built-in recipe says all five: {line}");
+    }
     let names: Vec<&str> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
     for name in [DIFFUSION, "quickstart/default", "data/precache/quickstart"] {
         assert!(names.contains(&name), "{name} is not in {names:?}");
@@ -27,7 +33,8 @@ fn a_dry_run_prints_a_recipe_that_can_be_loaded_again() {
         let mut command = calotype(&["train", recipe, "--dry-run", "--out"]);
         succeed(command.arg(&out).args(overrides)).stdout
     };
-    let printed = dry(DIFFUSION, &["run.samples=12345"]);
+    let data = data_path(&finished().precached());
+    let printed = dry(DIFFUSION, &[&UNET[..], &["run.samples=12345", &data]].concat());
     let table: toml::Table = toml::from_str(&printed).unwrap();
     assert_eq!(table["run"]["samples"].as_integer(), Some(12345));
     assert_eq!(table["optimizer"]["beta1"].as_float(), Some(0.9), "defaults are printed too");
@@ -39,11 +46,19 @@ fn a_dry_run_prints_a_recipe_that_can_be_loaded_again() {
 }
 
 #[test]
-fn doctor_names_kernels_and_devices() {
+fn doctor_names_machine_and_build_and_gives_advice() {
     let told = succeed(&mut calotype(&["doctor", "--threads", "1"])).stdout;
-    for line in ["calotype ", "kernels ", "threads  1", "devices  cpu", "recipes "] {
-        assert!(told.lines().any(|told| told.starts_with(line)), "`{line}` is not in:\n{told}");
+    let of = |name: &str| {
+        let line = told.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        line.unwrap_or_else(|| panic!("`{name}` is not in:\n{told}"))
+    };
+    assert!(of("calotype").contains("(commit "), "{told}");
+    assert!(of("processor").contains(" cores") && of("memory").contains("available"), "{told}");
+    assert_eq!((of("threads"), of("devices")), ("1", "cpu"));
+    for name in ["instructions", "kernels", "bf16", "recipes"] {
+        assert!(!of(name).is_empty(), "{told}");
     }
+    assert!(of("advice").len() > 10, "{told}");
 }
 
 #[test]

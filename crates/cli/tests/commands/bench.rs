@@ -123,7 +123,7 @@ fn benchmarks_that_cannot_be() {
     refused(&["unet", "--family", "sd3"], &["sd3", "--family", "sd1, sd2, tiny"]);
     refused(&["unet", "--mode", "inference"], &["inference", "--mode", "forward, train"]);
     refused(&["unet", "--resolution", "500"], &["--resolution", "500", "multiple of 64"]);
-    refused(&["unet", "--resolution", "0"], &["--resolution", "multiple of 64"]);
+    refused(&["unet", "--resolution", "0"], &["--resolution", "at least 1"]);
     refused(&["unet", "--batch", "0"], &["--batch", "at least 1"]);
     refused(&["unet", "--iterations", "0"], &["--iterations", "at least 1"]);
     refused(&["unet", "--recompute-blocks"], &["--recompute-blocks", "--mode train"]);

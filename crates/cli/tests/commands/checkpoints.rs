@@ -2,6 +2,8 @@
 
 use crate::common::{calotype, fail, succeed, text};
 use calotype_core::{Purpose, Stream};
+use calotype_data::image::text::{PngText, add_png_text};
+use calotype_data::image::{PngEffort, RgbImage};
 use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
 use calotype_weights::{NamedTensor, TensorFile, write_safetensors};
 use serde_json::Value;
@@ -36,10 +38,7 @@ fn generate(out: &Path, more: &[&str]) -> Vec<PathBuf> {
 }
 
 fn bytes(paths: &[PathBuf]) -> Vec<Vec<u8>> {
-    paths
-        .iter()
-        .map(|path| calotype_data::image::RgbImage::decode("", &fs::read(path).unwrap()).unwrap().into_data())
-        .collect()
+    paths.iter().map(|path| RgbImage::decode("", &fs::read(path).unwrap()).unwrap().into_data()).collect()
 }
 
 #[test]
@@ -92,7 +91,32 @@ fn pictures_do_not_depend_on_batch_layout_or_repetition() {
     // An image knows how it was made.
     let mut command = calotype(&["generate", "--from", text(&alone[1])]);
     succeed(command.arg("--out").arg(at("again")));
-    assert_eq!(fs::read(at("again").join("00001.png")).unwrap(), fs::read(&alone[1]).unwrap());
+    assert_eq!(fs::read(at("again").join("00000.png")).unwrap(), fs::read(&alone[1]).unwrap());
+    // Every flag changes it, or is an error.
+    let again = |code: i32, more: &[&str], parts: &[&str]| {
+        let mut command = calotype(&["generate", "--from", text(&alone[1])]);
+        command.arg("--out").arg(at("changed")).args(more);
+        match code {
+            0 => succeed(&mut command).stdout.lines().map(PathBuf::from).collect(),
+            code => {
+                fail(&mut command, code, parts);
+                Vec::new()
+            }
+        }
+    };
+    assert_eq!(again(0, &["--count", "2"], &[]).len(), 2);
+    again(2, &["--karras"], &["--karras", "pndm"]);
+    again(2, &["--background", "black"], &["--background", "--image"]);
+    again(2, &["--as-stored"], &["--as-stored", "--image"]);
+    again(2, &["--background", "blue"], &["`blue` is no background"]);
+    again(2, &["--original-size", "64x64"], &["--original-size", "Stable Diffusion XL"]);
+    let velocity = again(0, &["--prediction", "v_prediction"], &[]);
+    assert_ne!(bytes(&velocity)[0], pixels[1]);
+    // A second command in the same folder leaves the images of the first.
+    let more = generate(&at("alone"), &["--guidance", "2"]);
+    assert!(more[0].ends_with("00002.png") && more[1].ends_with("00003.png"), "{more:?}");
+    assert_eq!(bytes(&alone), pixels);
+    assert_ne!(bytes(&more), pixels);
 }
 
 #[test]
@@ -110,6 +134,76 @@ fn pictures_from_pictures() {
         &["--image", image, "--mask", text(&mask[0]), "--sampler", "dpm_multistep", "--karras"],
     );
     assert_eq!(masked.len(), 2);
+}
+
+/// Weights in prompts, names of other programs, and their images.
+#[test]
+fn prompts_samplers_and_images_of_other_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let draw = |out: &str, prompt: &str, more: &[&str]| {
+        let mut command = calotype(&["generate", prompt, "--steps", "3", "--precision", "f32", "--model"]);
+        let said = succeed(command.arg(model()).arg("--out").arg(at(out)).args(more));
+        (bytes(&[PathBuf::from(said.stdout.trim())]), said.stderr)
+    };
+    let (plain, _) = draw("plain", "a cat", &[]);
+    assert_eq!(draw("none", "a cat", &["--prompt-syntax", "a1111"]).0, plain);
+    assert_eq!(draw("none", "a cat", &["--prompt-syntax", "compel"]).0, plain);
+    // What editors on Windows write: the mark is no part of the prompt.
+    fs::write(at("prompts.txt"), "\u{feff}a cat\r\n").unwrap();
+    let mut command = calotype(&["generate", "--steps", "3", "--precision", "f32", "--prompts"]);
+    let said = succeed(command.arg(at("prompts.txt")).arg("--model").arg(model()).arg("--out").arg(at("file")));
+    assert_eq!(bytes(&[PathBuf::from(said.stdout.trim())]), plain);
+    assert_ne!(draw("more", "a (cat:1.5)", &["--prompt-syntax", "a1111"]).0, plain);
+    assert_ne!(draw("more", "a cat--", &["--prompt-syntax", "compel"]).0, plain);
+    let ours = draw("ours", "a cat", &["--sampler", "dpm_multistep", "--karras"]).0;
+    assert_eq!(draw("theirs", "a cat", &["--sampler", "DPM++ 2M Karras"]).0, ours);
+    for (more, part) in [
+        (&["--prompt-syntax", "plane"][..], "plane"),
+        (&["--sampler", "DPM2 a"], "the nearest is `Euler a`"),
+        (&["--prompt-syntax", "a1111", "(a:1.2.3)"], "the weight `1.2.3` is no number"),
+    ] {
+        let mut command = calotype(&["generate", "a cat", "--model"]);
+        fail(command.arg(model()).arg("--out").arg(at("wrong")).args(more), 2, &[part]);
+    }
+    // An image of the web interface: its settings draw what the flags do.
+    let text = "a (cat:1.5)\nNegative prompt: blurry\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4.5, \
+                Seed: 6, Size: 72x64, RNG: CPU, Model: tiny, Hires upscale: 2";
+    let png = RgbImage::filled(8, 8, [1; 3]).unwrap().encode_png(PngEffort::Fast).unwrap();
+    let texts = [PngText { keyword: "parameters".to_owned(), text: text.to_owned() }];
+    fs::write(at("foreign.png"), add_png_text(&png, &texts).unwrap()).unwrap();
+    let mut command = calotype(&["generate", "--precision", "f32", "--from"]);
+    let said = succeed(command.arg(at("foreign.png")).arg("--model").arg(model()).arg("--out").arg(at("again")));
+    assert!(said.stderr.contains("`Hires upscale: 2` has no counterpart"), "{}", said.stderr);
+    let flags =
+        ["--negative", "blurry", "--sampler", "DPM++ 2M Karras", "--guidance", "4.5", "--seed", "6", "--width", "72"];
+    let flags = [&flags[..], &["--height", "64", "--noise", "torch-cpu", "--prompt-syntax", "a1111"]].concat();
+    let expected = draw("by_flags", "a (cat:1.5)", &flags).0;
+    assert_eq!(bytes(&[PathBuf::from(said.stdout.trim())]), expected);
+    fail(calotype(&["generate", "--from"]).arg(at("foreign.png")), 2, &["--model", "`tiny`"]);
+}
+
+/// An image to begin with lies as its EXIF orientation says, and without hidden colours.
+#[test]
+fn images_to_begin_with_are_upright() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/golden/images/orientation_6.jpg");
+    let upright = RgbImage::decode("x", &fs::read(&golden).unwrap()).unwrap();
+    fs::write(at("upright.png"), upright.encode_png(PngEffort::Fast).unwrap()).unwrap();
+    let draw = |image: &Path, more: &[&str]| {
+        let mut command =
+            calotype(&["generate", "a cat", "--steps", "2", "--strength", "0.5", "--width", "64", "--height"]);
+        command.arg("64").arg("--model").arg(model()).arg("--image").arg(image).arg("--out").arg(at("out")).args(more);
+        let said = succeed(&mut command);
+        (bytes(&[PathBuf::from(said.stdout.trim())]), said.stderr)
+    };
+    let (turned, told) = draw(&golden, &[]);
+    assert_eq!(turned, draw(&at("upright.png"), &[]).0);
+    assert!(told.contains("turned upright"), "{told}");
+    let (stored, told) = draw(&golden, &["--as-stored"]);
+    assert_ne!(stored, turned);
+    assert!(told.contains("left as stored"), "{told}");
 }
 
 #[test]
@@ -174,6 +268,18 @@ fn what_cannot_be_drawn_is_said() {
     try_with(2, model(), &["--sampler", "eulre"], &["eulre", "euler"]);
     try_with(2, model(), &["--mask", "mask.png"], &["--image"]);
     try_with(1, model(), &["--lora", "none.safetensors=0.5"], &["none.safetensors"]);
+    try_with(2, model(), &["--lora", "none.safetensors=nan"], &["`nan` is no finite number"]);
+    try_with(1, model(), &["--embedding", "none.pt=<w>"], &["none.pt", "no such file"]);
+    try_with(1, model(), &["--vae", "none.safetensors"], &["none.safetensors"]);
+    try_with(1, model(), &["--variant", "fp16"], &["no part of it has weights of the variant fp16"]);
+    // What is not a file of the kind asked for is called what it is.
+    let weights = model().join("unet/diffusion_pytorch_model.safetensors");
+    try_with(1, model(), &["--lora", text(&weights)], &["the weights of a UNet, not an adapter", "--model"]);
+    try_with(1, model(), &["--embedding", text(&weights)], &["the weights of a UNet, not an embedding"]);
+    // A picture that cannot be written ends the command.
+    let nowhere = folder.path().join("none/preview.png");
+    try_with(1, model(), &["--preview", text(&nowhere)], &["preview.png"]);
+    assert!(fs::read_dir(&out).unwrap().next().is_none());
     try_with(2, model(), &["--karras"], &["pndm"]);
     let inpainting = folder.path().join("inpainting");
     write_pipeline(&inpainting, 9);
@@ -184,4 +290,41 @@ fn what_cannot_be_drawn_is_said() {
     let whole = fs::read(&file).unwrap();
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     try_with(1, &broken, &[], &["diffusion_pytorch_model.safetensors", "truncated"]);
+}
+
+#[test]
+fn adapters_words_and_autoencoders_of_other_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let plain = bytes(&generate(&at("plain"), &[]));
+    let put = |name: &str, tensors: &[(&str, &[usize])]| {
+        let values: Vec<f32> = (0..4096).map(|number| (number % 7) as f32 / 7.0 - 0.4).collect();
+        let tensors: Vec<NamedTensor> = tensors
+            .iter()
+            .map(|(key, shape)| NamedTensor::from_f32(*key, *shape, &values[..shape.iter().product()]))
+            .collect();
+        write_safetensors(&at(name), &tensors, &BTreeMap::new()).unwrap();
+        at(name)
+    };
+    // A word changes the images of prompts that hold it; the file's record draws the image again.
+    let word = put("boats.safetensors", &[("emb_params", &[2, 32])]);
+    let drawn = generate(&at("word"), &["--embedding", text(&word)]);
+    let [cat, boats] = bytes(&drawn).try_into().unwrap();
+    assert!(cat == plain[0] && boats != plain[1]);
+    let mut again = calotype(&["generate", "--from"]);
+    let again = succeed(again.arg(&drawn[1]).arg("--out").arg(at("again"))).stdout;
+    assert!(bytes(&[PathBuf::from(again.lines().last().unwrap())]) == [boats]);
+    // Another autoencoder, and the same one: a checkpoint's own file.
+    let own = model().join("vae");
+    assert!(bytes(&generate(&at("own"), &["--vae", text(&own)])) == plain);
+    // LoHa on one layer, at weight 0 and 1.
+    let key = "lora_unet_mid_block_attentions_0_proj_in";
+    let config: Value = serde_json::from_str(&fs::read_to_string(model().join("unet/config.json")).unwrap()).unwrap();
+    let width = config["block_out_channels"].as_array().unwrap().last().unwrap().as_u64().unwrap() as usize;
+    let parts = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"].map(|part| format!("{key}.{part}"));
+    let shapes = [[width, 1], [1, width], [width, 1], [1, width]];
+    let tensors: Vec<(&str, &[usize])> = parts.iter().zip(&shapes).map(|(key, shape)| (&**key, &shape[..])).collect();
+    let loha = put("loha.ckpt", &tensors);
+    assert!(bytes(&generate(&at("loha"), &["--lora", text(&loha)])) != plain);
+    assert!(bytes(&generate(&at("off"), &["--lora", &format!("{}=0", loha.display())])) == plain);
 }

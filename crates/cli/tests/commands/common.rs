@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Recipe of the diffusion stage that the tests train.
@@ -14,7 +15,7 @@ pub const DIFFUSION: &str = "training/stable_diffusion/quickstart_smoke";
 pub const AUTOENCODER: &str = "training/autoencoder/quickstart_smoke";
 
 /// A UNet that makes a step in a few milliseconds.
-const UNET: [&str; 10] = [
+pub const UNET: [&str; 10] = [
     "model.block_out_channels=[16, 32]",
     "model.in_channels=4",
     "model.out_channels=4",
@@ -39,7 +40,7 @@ const SMALL_AUTOENCODER: [&str; 8] = [
     "run.checkpoint_every=32",
 ];
 
-const CLIP: [&str; 13] = [
+pub const CLIP: [&str; 13] = [
     "model.projection=16",
     "model.text.channels=32",
     "model.text.layers=1",
@@ -94,7 +95,7 @@ pub fn train_autoencoder(images: &Path, out: &Path, more: &[&str]) -> Command {
     command
 }
 
-fn data_path(folder: &Path) -> String {
+pub fn data_path(folder: &Path) -> String {
     format!("data.path={:?}", folder.to_str().expect("temporary folders have Unicode names"))
 }
 
@@ -110,6 +111,15 @@ pub fn calotype(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
     command.args(arguments).current_dir(std::env::temp_dir()).env_remove("CALOTYPE_LOG").stdin(Stdio::null());
     command
+}
+
+/// Waits until something is so, for two minutes at most.
+pub fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < Duration::from_secs(120), "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// How a program ended and what it said.
@@ -204,6 +214,27 @@ pub fn finished() -> &'static Finished {
         finished
     });
     &FINISHED
+}
+
+/// Copies a folder with everything below it.
+pub fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_tree(&path, &target);
+        } else {
+            fs::copy(&path, target).unwrap();
+        }
+    }
+}
+
+/// Changes the last byte of a file.
+pub fn change_last_byte(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().expect("the file is not empty") ^= 1;
+    fs::write(path, bytes).unwrap();
 }
 
 /// Copies a folder of files.

@@ -3,8 +3,10 @@
 mod basics;
 mod bench;
 mod checkpoints;
+mod command_line;
 mod common;
 mod determinism;
 mod errors;
 mod precache;
 mod resume;
+mod runs;

@@ -1,16 +1,17 @@
-//! From the bytes of an image file to pixels, as Pillow's `Image.open(file).convert("RGB")` does.
+//! From the bytes of an image file to upright RGB pixels: Pillow's `convert("RGB")` of `ImageOps.exif_transpose`, with
+//! what is transparent laid on a background. [`DecodeOptions::as_stored`] is `convert("RGB")` alone.
 //!
 //! | file holds | becomes |
 //! |---|---|
 //! | grey | the level in each channel |
 //! | a palette, 1, 2 or 4 bits | its colours |
-//! | alpha, or one transparent colour | the colour that is stored, alpha dropped |
+//! | alpha, or one transparent colour | laid on [`DecodeOptions::background`], or the colour that is stored |
 //! | 16 bits a channel | the upper 8 bits |
 //! | 16 bits of grey alone | the level, at most 255: Pillow takes it for a count, and clips it |
 //! | CMYK or YCCK (JPEG) | inverted as Adobe stores it, then multiplied by black |
 //! | several frames (GIF, WebP) | the first |
 //! | colour profile | left alone |
-//! | EXIF orientation | left alone, or applied where [`DecodeOptions::orient`] says so |
+//! | EXIF orientation | applied, or left alone where [`DecodeOptions::orient`] says so; one that is damaged is none |
 //!
 //! JPEG goes to `zune-jpeg` without a detour, because it is what most datasets hold. That decoder makes up what a
 //! truncated file lacks; so, as in Pillow, a JPEG without its end marker is an error.
@@ -25,7 +26,8 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
-use super::RgbImage;
+use super::background::Background;
+use super::{RgbImage, lay_over};
 use crate::Error;
 
 /// A file's fault in words, to which the sample's name is added.
@@ -35,7 +37,7 @@ type Result<T, E = String> = std::result::Result<T, E>;
 const FORMATS: [ImageFormat; 5] =
     [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
 
-/// Limits of decoding, and whether it turns the image upright.
+/// Limits of decoding, and what is made of orientation and transparency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecodeOptions {
@@ -43,16 +45,36 @@ pub struct DecodeOptions {
     pub max_pixels: u64,
     /// True if the image is turned and mirrored as its EXIF orientation says (Pillow: `ImageOps.exif_transpose`).
     pub orient: bool,
+    /// What stands behind transparent pixels.
+    pub background: Background,
 }
 
-impl Default for DecodeOptions {
-    /// Pillow's limit of 178,956,970 pixels (above which it suspects a decompression bomb); pixels as they are stored.
-    fn default() -> Self {
-        DecodeOptions { max_pixels: 2 * 89_478_485, orient: false }
+impl DecodeOptions {
+    /// Pixels as they lie in the file, and the colours that are stored under transparent ones.
+    pub fn as_stored() -> Self {
+        DecodeOptions { orient: false, background: Background::KeepHidden, ..Self::default() }
     }
 }
 
-/// Width and height of an image file, from its header alone. `key` names the sample in errors.
+/// What was found while an image was decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// Width and height, upright if it was turned.
+    pub size: (usize, usize),
+    /// True if its EXIF orientation is another than that of the stored pixels.
+    pub tagged: bool,
+    /// True if a pixel is not opaque.
+    pub transparent: bool,
+}
+
+impl Default for DecodeOptions {
+    /// Pillow's limit of 178,956,970 pixels (above which it suspects a decompression bomb); upright, on white.
+    fn default() -> Self {
+        DecodeOptions { max_pixels: 2 * 89_478_485, orient: true, background: Background::WHITE }
+    }
+}
+
+/// Width and height of an image file as its pixels are stored, from its header alone. `key` names the sample in errors.
 ///
 /// # Errors
 /// [`Error::BadImage`] if the format is not known or the header is damaged.
@@ -62,7 +84,7 @@ pub fn dimensions(key: &str, bytes: &[u8]) -> crate::Result<(usize, usize)> {
     Ok((width as usize, height as usize))
 }
 
-/// Decodes into `out`, `[height, width, 3]`, whose memory is used again, and returns (width, height).
+/// Decodes into `out`, `[height, width, 3]`, whose memory is used again.
 ///
 /// # Errors
 /// [`Error::BadImage`] if the file is damaged, of a format that is not known, or beyond the limit of pixels.
@@ -71,18 +93,33 @@ pub(crate) fn decode_rgb_into(
     bytes: &[u8],
     options: &DecodeOptions,
     out: &mut Vec<u8>,
-) -> crate::Result<(usize, usize)> {
+) -> crate::Result<Decoded> {
     rgb_into(bytes, options, out).map_err(|detail| Error::BadImage { key: key.to_owned(), detail })
 }
 
-fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<(usize, usize)> {
+fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<Decoded> {
     if bytes.starts_with(b"\xff\xd8\xff") {
         return jpeg_into(bytes, options, out);
     }
-    let image = any(bytes, options)?;
+    let (image, tagged) = any(bytes, options)?;
     let size = (image.width() as usize, image.height() as usize);
-    *out = upper_bytes(image).into_rgb8().into_raw();
-    Ok(size)
+    let image = upper_bytes(image);
+    let (pixels, transparent) = match image.color().has_alpha() {
+        true => without_alpha(&image.into_rgba8(), options.background),
+        false => (image.into_rgb8().into_raw(), false),
+    };
+    *out = pixels;
+    Ok(Decoded { size, tagged, transparent })
+}
+
+/// Pixels `[height, width, 4]` as `[height, width, 3]`, and whether one of them is not opaque.
+pub(super) fn without_alpha(pixels: &[u8], background: Background) -> (Vec<u8>, bool) {
+    let transparent = pixels.as_chunks::<4>().0.iter().any(|pixel| pixel[3] != 255);
+    let rgb = match background {
+        Background::Colour(colour) if transparent => lay_over(pixels, colour),
+        _ => pixels.as_chunks::<4>().0.iter().flat_map(|[r, g, b, _]| [*r, *g, *b]).collect(),
+    };
+    (rgb, transparent)
 }
 
 /// Decodes any format, with the channels that it has, 8 bits each.
@@ -94,20 +131,43 @@ pub(super) fn decode_any(key: &str, bytes: &[u8]) -> crate::Result<DynamicImage>
     if bytes.starts_with(b"\xff\xd8\xff") {
         return Ok(DynamicImage::ImageRgb8(rgb_buffer(RgbImage::decode(key, bytes)?)));
     }
-    Ok(upper_bytes(any(bytes, &DecodeOptions::default()).map_err(bad)?))
+    Ok(upper_bytes(any(bytes, &DecodeOptions::default()).map_err(bad)?.0))
 }
 
-fn any(bytes: &[u8], options: &DecodeOptions) -> Result<DynamicImage> {
+/// Decodes any format, upright if asked; also says whether its orientation is another than that of its pixels.
+fn any(bytes: &[u8], options: &DecodeOptions) -> Result<(DynamicImage, bool)> {
     let mut decoder = reader(bytes)?.into_decoder().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions();
     check_pixels(u64::from(width), u64::from(height), options)?;
-    let orientation = match options.orient {
-        true => decoder.orientation().map_err(|e| e.to_string())?,
-        false => Orientation::NoTransforms,
-    };
+    let orientation = orientation(&mut decoder);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
-    image.apply_orientation(orientation);
-    Ok(image)
+    if options.orient {
+        image.apply_orientation(orientation);
+    }
+    Ok((image, orientation != Orientation::NoTransforms))
+}
+
+/// The orientation that a file's EXIF fields say, or where they say none, its XMP packet, as in Pillow. Metadata that
+/// cannot be read say none: the image is good without them.
+pub fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
+    let exif = decoder.exif_metadata().ok().flatten();
+    let xmp = decoder.xmp_metadata().ok().flatten();
+    orientation_of(exif.as_deref(), xmp.as_deref())
+}
+
+fn orientation_of(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
+    let of_exif = |exif: &[u8]| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif));
+    exif.and_then(of_exif).or_else(|| xmp.and_then(xmp_orientation)).unwrap_or(Orientation::NoTransforms)
+}
+
+/// `tiff:Orientation="6"` or `<tiff:Orientation>6<`.
+fn xmp_orientation(packet: &[u8]) -> Option<Orientation> {
+    const NAME: &[u8] = b"tiff:Orientation";
+    let at = packet.windows(NAME.len()).position(|window| window == NAME)?;
+    match &packet[at + NAME.len()..] {
+        [b'>', digit, ..] | [b'=', b'"', digit, ..] => Orientation::from_exif(digit.wrapping_sub(b'0')),
+        _ => None,
+    }
 }
 
 fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>> {
@@ -154,7 +214,7 @@ fn upper_bytes(image: DynamicImage) -> DynamicImage {
     narrowed.expect("as many levels as before")
 }
 
-fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<(usize, usize)> {
+fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<Decoded> {
     let settings = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(usize::from(u16::MAX))
@@ -169,18 +229,17 @@ fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result
     }
     out.resize(3 * width * height, 0);
     decoder.decode_into(out).map_err(|e| e.to_string())?;
-    let orientation = decoder.exif().filter(|_| options.orient).and_then(|exif| Orientation::from_exif_chunk(exif));
-    match orientation {
-        None | Some(Orientation::NoTransforms) => Ok((width, height)),
-        Some(orientation) => {
-            let image = RgbImage::new(width, height, std::mem::take(out)).map_err(|e| e.to_string())?;
-            let mut image = DynamicImage::ImageRgb8(rgb_buffer(image));
-            image.apply_orientation(orientation);
-            let size = (image.width() as usize, image.height() as usize);
-            *out = image.into_rgb8().into_raw();
-            Ok(size)
-        }
+    let orientation = orientation_of(decoder.exif().map(Vec::as_slice), decoder.xmp().map(Vec::as_slice));
+    let tagged = orientation != Orientation::NoTransforms;
+    let mut size = (width, height);
+    if tagged && options.orient {
+        let image = RgbImage::new(width, height, std::mem::take(out)).map_err(|e| e.to_string())?;
+        let mut image = DynamicImage::ImageRgb8(rgb_buffer(image));
+        image.apply_orientation(orientation);
+        size = (image.width() as usize, image.height() as usize);
+        *out = image.into_rgb8().into_raw();
     }
+    Ok(Decoded { size, tagged, transparent: false })
 }
 
 fn rgb_buffer(image: RgbImage) -> image::RgbImage {

@@ -5,19 +5,22 @@
 //! Evaluation", 2022). So these functions repeat its integer arithmetic, and the tests compare byte for byte.
 //! JPEG decoding is not part of that promise: decoders differ by one or two levels.
 
+mod background;
 mod decode;
 pub mod floats;
+mod jpeg;
 mod levels;
 pub(crate) mod resample;
 pub mod text;
 
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
-use jpeg_encoder::{ChromaSubsamplingMethod, ColorType as JpegColour, SamplingFactor};
+use jpeg_encoder::ColorType as JpegColour;
 
 use crate::{Error, Result};
+pub use background::{Background, DecodeNotes, UnknownBackground};
 pub(crate) use decode::decode_rgb_into;
-pub use decode::{DecodeOptions, dimensions};
+pub use decode::{DecodeOptions, Decoded, dimensions, orientation};
 pub(crate) use levels::append_levels;
 pub(crate) use resample::Crop;
 pub use resample::Filter;
@@ -65,8 +68,8 @@ impl RgbImage {
         RgbImage::new(width, height, colour.repeat(width * height))
     }
 
-    /// Decodes a PNG, JPEG, WebP, GIF or BMP as Pillow's `convert("RGB")` does, with the default [`DecodeOptions`].
-    /// `key` names the sample in errors.
+    /// Decodes a PNG, JPEG, WebP, GIF or BMP with the default [`DecodeOptions`]: upright, and on white where it is
+    /// transparent. `key` names the sample in errors.
     ///
     /// # Errors
     /// [`Error::BadImage`] if the file is damaged, of a format that is not known, or beyond the limit of pixels.
@@ -74,11 +77,17 @@ impl RgbImage {
         RgbImage::decode_with(key, bytes, &DecodeOptions::default())
     }
 
-    /// Decodes with a limit of pixels, and upright if asked. Errors as [`RgbImage::decode`].
+    /// Decodes with other options. Errors as [`RgbImage::decode`].
     pub fn decode_with(key: &str, bytes: &[u8], options: &DecodeOptions) -> Result<Self> {
+        Ok(RgbImage::decode_noting(key, bytes, options)?.0)
+    }
+
+    /// Decodes with other options, and says what there was besides pixels. Errors as [`RgbImage::decode`].
+    pub fn decode_noting(key: &str, bytes: &[u8], options: &DecodeOptions) -> Result<(Self, Decoded)> {
         let mut data = Vec::new();
-        let (width, height) = decode::decode_rgb_into(key, bytes, options, &mut data)?;
-        Ok(RgbImage { width, height, data })
+        let found = decode::decode_rgb_into(key, bytes, options, &mut data)?;
+        let (width, height) = found.size;
+        Ok((RgbImage { width, height, data }, found))
     }
 
     /// Encodes a PNG.
@@ -95,13 +104,20 @@ impl RgbImage {
     /// # Errors
     /// [`Error::BadImage`] (sides beyond the format's limit of 65,535).
     pub fn encode_jpeg(&self, quality: u8) -> Result<Vec<u8>> {
-        encode_jpeg(&self.data, self.width, self.height, JpegColour::Rgb, quality)
+        let (width, height) = (jpeg_side(self.width)?, jpeg_side(self.height)?);
+        Ok(jpeg::encode(&self.data, width, height, quality))
     }
 
     /// Encodes the first channel as a grey JPEG; errors as [`RgbImage::encode_jpeg`].
     pub fn encode_grey_jpeg(&self, quality: u8) -> Result<Vec<u8>> {
         let grey: Vec<u8> = self.data.iter().copied().step_by(3).collect();
-        encode_jpeg(&grey, self.width, self.height, JpegColour::Luma, quality)
+        let (width, height) = (jpeg_side(self.width)?, jpeg_side(self.height)?);
+        let mut out = Vec::new();
+        let encoder = jpeg_encoder::Encoder::new(&mut out, quality.clamp(1, 100));
+        let bad =
+            |e: jpeg_encoder::EncodingError| Error::BadImage { key: "(output)".to_owned(), detail: e.to_string() };
+        encoder.encode(&grey, width, height, JpegColour::Luma).map_err(bad)?;
+        Ok(out)
     }
 
     /// True if all pixels are grey.
@@ -246,7 +262,7 @@ impl RgbaImage {
         Ok(RgbaImage { width, height, data })
     }
 
-    /// Decodes a PNG, JPEG, WebP, GIF or BMP; what has no alpha is opaque. `key` names the sample in errors.
+    /// Decodes a PNG, JPEG, WebP, GIF or BMP, upright; what has no alpha is opaque. `key` names the sample in errors.
     ///
     /// # Errors
     /// [`Error::BadImage`] if the file is damaged, of a format that is not known, or beyond the limit of pixels.
@@ -289,20 +305,36 @@ impl RgbaImage {
         Ok(RgbaImage { width, height, data })
     }
 
+    /// True if a pixel is not opaque.
+    pub fn is_transparent(&self) -> bool {
+        self.data.as_chunks::<4>().0.iter().any(|pixel| pixel[3] != 255)
+    }
+
+    /// The image as RGB: laid on a colour, or its hidden colours.
+    pub fn on(&self, background: Background) -> RgbImage {
+        let (data, _) = decode::without_alpha(&self.data, background);
+        RgbImage { width: self.width, height: self.height, data }
+    }
+
     /// Lays the image over a background of one colour, with the arithmetic of Pillow's `Image.alpha_composite` over
     /// an opaque image.
     pub fn over(&self, background: [u8; 3]) -> RgbImage {
-        let mut data = Vec::with_capacity(self.data.len() / 4 * 3);
-        for pixel in self.data.as_chunks::<4>().0 {
-            let alpha = u32::from(pixel[3]);
-            for channel in 0..3 {
-                let sum = u32::from(pixel[channel]) * alpha + u32::from(background[channel]) * (255 - alpha);
-                // Pillow carries 7 more bits here; over an opaque background they are all zero.
-                data.push(div255(sum + 128));
-            }
-        }
-        RgbImage { width: self.width, height: self.height, data }
+        RgbImage { width: self.width, height: self.height, data: lay_over(&self.data, background) }
     }
+}
+
+/// Pixels `[height, width, 4]` over a background, as `[height, width, 3]`.
+fn lay_over(pixels: &[u8], background: [u8; 3]) -> Vec<u8> {
+    let mut data = Vec::with_capacity(pixels.len() / 4 * 3);
+    for pixel in pixels.as_chunks::<4>().0 {
+        let alpha = u32::from(pixel[3]);
+        for channel in 0..3 {
+            let sum = u32::from(pixel[channel]) * alpha + u32::from(background[channel]) * (255 - alpha);
+            // Pillow carries 7 more bits here; over an opaque background they are all zero.
+            data.push(div255(sum + 128));
+        }
+    }
+    data
 }
 
 /// `(a - 128 + 127) / 255` rounded, for `a` up to 255² + 128 (Pillow's `SHIFTFORDIV255`).
@@ -361,15 +393,11 @@ fn check_size(width: usize, height: usize, channels: usize, found: usize) -> Res
     Ok(())
 }
 
-fn encode_jpeg(data: &[u8], width: usize, height: usize, colour: JpegColour, quality: u8) -> Result<Vec<u8>> {
-    let bad = |detail: String| Error::BadImage { key: "(output)".to_owned(), detail };
-    let side = |n: usize| u16::try_from(n).map_err(|_| bad(format!("side of {n} pixels")));
-    let mut out = Vec::new();
-    let mut encoder = jpeg_encoder::Encoder::new(&mut out, quality.clamp(1, 100));
-    encoder.set_sampling_factor(SamplingFactor::F_2_2);
-    encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
-    encoder.encode(data, side(width)?, side(height)?, colour).map_err(|e| bad(e.to_string()))?;
-    Ok(out)
+fn jpeg_side(side: usize) -> Result<u16> {
+    u16::try_from(side).map_err(|_| {
+        let detail = format!("side of {side} pixels, where a JPEG has 65,535 at most");
+        Error::BadImage { key: "(output)".to_owned(), detail }
+    })
 }
 
 fn encode_png(data: &[u8], width: usize, height: usize, kind: ExtendedColorType, effort: PngEffort) -> Result<Vec<u8>> {

@@ -1,9 +1,13 @@
 //! Text inside PNG files: the settings an image was made with, for programs and for people.
 //!
 //! Chunks are those of the PNG specification (third edition, section 11.3.3): `tEXt` for ASCII, `iTXt` for other text,
-//! neither compressed. Web interfaces keep what they read back under the keyword `parameters`.
+//! neither compressed; compressed ones of other programs (`zTXt`, `iTXt`) are read. Web interfaces keep what they read back
+//! under the keyword `parameters`.
 
 use std::fmt;
+use std::io::Read;
+
+use flate2::read::ZlibDecoder;
 
 use crate::{Error, Result};
 
@@ -15,8 +19,10 @@ pub const PARAMETERS_KEYWORD: &str = "parameters";
 const SIGNATURE: &[u8; 8] = b"\x89PNG\r\n\x1a\n";
 /// Length of signature and header chunk, which text goes behind.
 const HEADER_BYTES: usize = 8 + 12 + 13;
-/// Longest text that is written or read, in bytes.
+/// Longest text that is written or read, in bytes, decompressed.
 const MAX_TEXT: usize = 1 << 20;
+/// Length of all texts of a file together, in bytes: many small ones may decompress to large ones.
+const MAX_TEXTS: usize = 16 << 20;
 /// Longest keyword, by the specification.
 const MAX_KEYWORD: usize = 79;
 
@@ -65,10 +71,11 @@ pub fn add_png_text(png: &[u8], texts: &[PngText]) -> Result<Vec<u8>> {
 /// The texts of a PNG file, in their order. `key` names the file in errors.
 ///
 /// # Errors
-/// [`Error::BadImage`] if `png` is no PNG, is cut off, or has a damaged, compressed or oversized text.
+/// [`Error::BadImage`] if `png` is no PNG, is cut off, or has a damaged or oversized text.
 pub fn read_png_text(key: &str, png: &[u8]) -> Result<Vec<PngText>> {
     let mut rest = png.strip_prefix(SIGNATURE).ok_or_else(|| bad(key, "not a PNG file"))?;
     let mut texts = Vec::new();
+    let mut length_of_all = 0;
     loop {
         let cut = || bad(key, "the PNG file is cut off");
         let (&length, behind) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
@@ -82,7 +89,12 @@ pub fn read_png_text(key: &str, png: &[u8]) -> Result<Vec<PngText>> {
                 if crc32fast::hash(body) != u32::from_be_bytes(sum) {
                     return Err(bad(key, "a text chunk's checksum is wrong: the file is damaged"));
                 }
-                texts.push(parse_text(kind, data).map_err(|detail| bad(key, detail))?);
+                let text = parse_text(kind, data).map_err(|detail| bad(key, detail))?;
+                length_of_all += text.text.len();
+                if length_of_all > MAX_TEXTS {
+                    return Err(bad(key, format!("its texts are longer than the {MAX_TEXTS} bytes that are read")));
+                }
+                texts.push(text);
             }
             _ => (),
         }
@@ -111,21 +123,40 @@ fn parse_text(kind: &[u8], data: &[u8]) -> std::result::Result<PngText, String> 
     if rest.len() > MAX_TEXT {
         return Err(format!("text `{keyword}` has {} bytes; at most {MAX_TEXT} are read", rest.len()));
     }
-    let compressed = || format!("text `{keyword}` is compressed, which is not supported");
+    let cut = || format!("text `{keyword}` is cut off");
     let text = match kind {
         b"tEXt" => latin_1(rest),
-        b"iTXt" => {
-            let [flag, _method, rest @ ..] = rest else { return Err(format!("text `{keyword}` is cut off")) };
-            if *flag != 0 {
-                return Err(compressed());
-            }
-            let text = split_null(rest).and_then(|(_language, rest)| split_null(rest));
-            let (_translated, text) = text.ok_or_else(|| format!("text `{keyword}` is cut off"))?;
-            String::from_utf8(text.to_vec()).map_err(|_| format!("text `{keyword}` is not UTF-8"))?
+        b"zTXt" => {
+            let (method, rest) = rest.split_first().ok_or_else(cut)?;
+            latin_1(&inflated(&keyword, *method, rest)?)
         }
-        _ => return Err(compressed()),
+        _ => {
+            let [flag, method, rest @ ..] = rest else { return Err(cut()) };
+            let text = split_null(rest).and_then(|(_language, rest)| split_null(rest));
+            let (_translated, text) = text.ok_or_else(cut)?;
+            let text = match flag {
+                0 => text.to_vec(),
+                1 => inflated(&keyword, *method, text)?,
+                _ => return Err(format!("text `{keyword}` has the compression flag {flag}, which is neither 0 nor 1")),
+            };
+            String::from_utf8(text).map_err(|_| format!("text `{keyword}` is not UTF-8"))?
+        }
     };
     Ok(PngText { keyword, text })
+}
+
+/// The bytes of a compressed text.
+fn inflated(keyword: &str, method: u8, data: &[u8]) -> std::result::Result<Vec<u8>, String> {
+    if method != 0 {
+        return Err(format!("text `{keyword}` is compressed by method {method}; 0 (zlib) is known"));
+    }
+    let mut text = Vec::new();
+    let read = ZlibDecoder::new(data).take(MAX_TEXT as u64 + 1).read_to_end(&mut text);
+    read.map_err(|error| format!("text `{keyword}` cannot be decompressed ({error})"))?;
+    if text.len() > MAX_TEXT {
+        return Err(format!("text `{keyword}` decompresses to more than the {MAX_TEXT} bytes that are read"));
+    }
+    Ok(text)
 }
 
 fn split_null(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -159,7 +190,7 @@ impl Parameters {
         (prompt, negative_prompt): (&str, &str),
         steps: usize,
         sampler: &str,
-        guidance: f64,
+        guidance: f32,
         seed: u64,
         (width, height): (usize, usize),
     ) -> Self {
@@ -271,6 +302,13 @@ mod tests {
         [&out, &png[HEADER_BYTES..]].concat()
     }
 
+    fn deflated(bytes: &[u8]) -> Vec<u8> {
+        use std::io::Write;
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
     #[test]
     fn texts_survive_and_the_image_too() {
         let (image, png) = image();
@@ -288,6 +326,10 @@ mod tests {
     fn chunks_of_other_programs() {
         assert_eq!(read_png_text("p", &with_chunk(b"tEXt", b"a\0caf\xe9")).unwrap(), [text("a", "café")]);
         assert_eq!(read_png_text("p", &with_chunk(b"iTXt", b"a\0\0\0de\0b\0\xc3\xa9")).unwrap(), [text("a", "é")]);
+        let compressed = [b"a\0\0".as_slice(), &deflated(b"caf\xe9")].concat();
+        assert_eq!(read_png_text("p", &with_chunk(b"zTXt", &compressed)).unwrap(), [text("a", "café")]);
+        let compressed = [b"a\0\x01\0de\0b\0".as_slice(), &deflated("é".as_bytes())].concat();
+        assert_eq!(read_png_text("p", &with_chunk(b"iTXt", &compressed)).unwrap(), [text("a", "é")]);
     }
 
     #[test]
@@ -316,12 +358,24 @@ mod tests {
             (damaged, "checksum"),
             (with_chunk(b"tEXt", b"no null"), "keyword"),
             (with_chunk(b"tEXt", b"\0x"), "keyword"),
-            (with_chunk(b"zTXt", b"a\0\0x"), "compressed"),
-            (with_chunk(b"iTXt", b"a\0\x01\0\0\0x"), "compressed"),
+            (with_chunk(b"zTXt", b"a\0\0x"), "decompressed"),
+            (with_chunk(b"zTXt", b"a\0"), "cut off"),
+            (with_chunk(b"zTXt", &[b"a\0\x01", deflated(b"x").as_slice()].concat()), "method 1"),
+            (with_chunk(b"zTXt", &[b"a\0\0", &deflated(b"xxxx")[..9]].concat()), "decompressed"),
+            (with_chunk(b"zTXt", &[b"a\0\0", deflated(&vec![b'x'; MAX_TEXT + 1]).as_slice()].concat()), "more than"),
+            (with_chunk(b"iTXt", b"a\0\x01\0\0\0x"), "decompressed"),
+            (with_chunk(b"iTXt", b"a\0\x02\0\0\0x"), "flag 2"),
+            (with_chunk(b"iTXt", &[b"a\0\x01\0\0\0", deflated(b"\xff").as_slice()].concat()), "UTF-8"),
             (with_chunk(b"iTXt", b"a\0\0\0de"), "cut off"),
             (with_chunk(b"iTXt", b"a\0\0\0\0\0\xff"), "UTF-8"),
             (with_chunk(b"tEXt", format!("a\0{long}").as_bytes()), "at most"),
         ];
+        let mut many = with_chunk(b"tEXt", b"a\0b");
+        let zeros = [b"a\0\0".as_slice(), &deflated(&vec![b'x'; MAX_TEXT])].concat();
+        let mut chunk = Vec::new();
+        push_chunk(&mut chunk, b"zTXt", &zeros);
+        many.splice(HEADER_BYTES..HEADER_BYTES, chunk.repeat(1 + MAX_TEXTS / MAX_TEXT));
+        let cases = cases.into_iter().chain([(many, "longer than")]);
         for (bytes, message) in cases {
             let error = read_png_text("cat.png", &bytes).unwrap_err().to_string();
             assert!(error.contains("cat.png") && error.contains(message), "{message}: {error}");

@@ -101,7 +101,7 @@ impl Compression {
                 length if length > expected => {
                     return Err(MdsFault::RawLength { expected, found: expected, more: true });
                 }
-                _ => snap::raw::Decoder::new().decompress_vec(data).map_err(io::Error::other),
+                _short => snap::raw::Decoder::new().decompress_vec(data).map_err(io::Error::other),
             },
         };
         let out = out.map_err(failed)?;

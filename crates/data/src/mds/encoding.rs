@@ -284,22 +284,19 @@ impl Encoding {
     /// # Errors
     /// The fault of the part, in words, or that it is missing.
     pub(super) fn encode(&self, column: &str, sample: &Sample) -> Result<Vec<u8>, String> {
+        let part = || part(column, sample);
         match self {
-            Encoding::JpegArray => return encode_list(column, ListKind::Jpeg, sample),
+            Encoding::JpegArray => encode_list(column, ListKind::Jpeg, sample),
             Encoding::List(kind) => {
                 let list = encode_list(column, *kind, sample)?;
-                return Ok([&[0; 4], list.as_slice()].concat());
+                Ok([&[0; 4], list.as_slice()].concat())
             }
-            _ => {}
-        }
-        let part = part(column, sample)?;
-        match self {
-            Encoding::Raw(kind) => kind.check(part).map(|()| part.to_vec()),
-            Encoding::Scalar(scalar) => encode_scalar(*scalar, part),
-            Encoding::Digits(digits) => digits.check(part).map(|()| part.to_vec()),
-            Encoding::Array { kind, shape } => array::encode(*kind, shape.as_deref(), part),
-            Encoding::Pil => image::encode(part),
-            _ => Err("pickles are not written; use json, ndarray or bytes".to_owned()),
+            Encoding::Raw(kind) => part().and_then(|part| kind.check(part).map(|()| part.to_vec())),
+            Encoding::Scalar(scalar) => encode_scalar(*scalar, part()?),
+            Encoding::Digits(digits) => part().and_then(|part| digits.check(part).map(|()| part.to_vec())),
+            Encoding::Array { kind, shape } => array::encode(*kind, shape.as_deref(), part()?),
+            Encoding::Pil => image::encode(part()?),
+            Encoding::Pickle => Err("pickles are not written; use json, ndarray or bytes".to_owned()),
         }
     }
 }
@@ -316,9 +313,7 @@ impl RawKind {
     fn check(self, value: &[u8]) -> Result<(), String> {
         match self {
             RawKind::Text => text(value).map(|_| ()),
-            RawKind::Json => {
-                serde_json::from_slice::<serde::de::IgnoredAny>(value).map(|_| ()).map_err(|e| format!("no JSON: {e}"))
-            }
+            RawKind::Json => crate::json::check(value).map_err(|e| format!("no JSON: {e}")),
             RawKind::Bytes | RawKind::Jpeg | RawKind::Png => Ok(()),
         }
     }

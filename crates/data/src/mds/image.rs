@@ -6,7 +6,9 @@
 use std::io::Cursor;
 
 use image::codecs::png::PngEncoder;
-use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageReader};
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageError, ImageReader};
+
+use crate::image::orientation;
 
 /// Pillow's modes that have an equal in PNG; bits of a pixel.
 const MODES: [(&str, usize, ExtendedColorType); 5] = [
@@ -44,10 +46,15 @@ fn unpack_bits(pixels: &[u8], width: usize) -> Vec<u8> {
     pixels.chunks_exact(width.div_ceil(8)).flat_map(row).collect()
 }
 
-/// An image file of any format that is decoded, as a raw image of mode L, LA, RGB or RGBA.
+/// An image file of any format that is decoded, as a raw image of mode L, LA, RGB or RGBA. It is turned upright, for raw
+/// images have no orientation.
 pub(super) fn encode(file: &[u8]) -> Result<Vec<u8>, String> {
     let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().map_err(|e| e.to_string())?;
-    let image = reader.decode().map_err(|e| format!("image cannot be decoded: {e}"))?;
+    let bad = |e: ImageError| format!("image cannot be decoded: {e}");
+    let mut decoder = reader.into_decoder().map_err(bad)?;
+    let upright = orientation(&mut decoder);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(bad)?;
+    image.apply_orientation(upright);
     let (width, height) = (image.width(), image.height());
     let (mode, pixels) = match image {
         DynamicImage::ImageLuma8(image) => ("L", image.into_raw()),

@@ -50,7 +50,7 @@ pub fn read_shard(text: &[u8], bytes: &[u8]) -> Result<Vec<crate::Sample>, MdsFa
     let columns = first.columns()?;
     shard::check(bytes, first.samples)?;
     let sample = |number: usize| {
-        let bytes = shard::sample_bytes(bytes, number).unwrap_or_default();
+        let bytes = shard::sample_bytes(bytes, number)?;
         shard::decode(&columns, bytes, number, number.to_string())
     };
     (0..first.samples).map(sample).collect()

@@ -156,7 +156,7 @@ impl MdsDataset {
             let bytes = self.shard(shard)?;
             for place in 0..info.samples {
                 let number = self.starts[shard] + place;
-                let bytes = shard::sample_bytes(&bytes, place).unwrap_or_default();
+                let bytes = shard::sample_bytes(&bytes, place).map_err(|fault| fault.of(&self.raw_path(shard)))?;
                 let keys = [shard::key(&self.columns, bytes), Some(number_key(number))];
                 let mut keys = keys.iter().flatten();
                 if keys.any(|key| names.iter().any(|name| quarantine.contains(name, key))) {
@@ -224,9 +224,14 @@ impl MdsDataset {
         let whole = self.removed.whole(i);
         let number = self.starts.partition_point(|start| *start <= whole) - 1;
         let (shard, place) = (self.shard(number)?, whole - self.starts[number]);
-        let bytes = shard::sample_bytes(&shard, place).unwrap_or_default();
-        let path = || self.dir.join(&self.index.shards[number].raw_data.basename);
-        shard::decode(&self.columns, bytes, place, number_key(whole)).map_err(|fault| fault.of(&path()))
+        let sample = shard::sample_bytes(&shard, place)
+            .and_then(|bytes| shard::decode(&self.columns, bytes, place, number_key(whole)));
+        sample.map_err(|fault| fault.of(&self.raw_path(number)))
+    }
+
+    /// Path of shard `number`, uncompressed.
+    fn raw_path(&self, number: usize) -> PathBuf {
+        self.dir.join(&self.index.shards[number].raw_data.basename)
     }
 
     /// All samples, in order; errors as [`MdsDataset::get`].

@@ -27,7 +27,7 @@ pub(super) fn check(bytes: &[u8], expected: usize) -> Result<(), MdsFault> {
     }
     let mut last = table as usize;
     for number in 0..=found {
-        let offset = read_u32(bytes, number + 1).unwrap_or(0);
+        let offset = read_u32(bytes, number + 1).ok_or_else(|| damaged(format!("entry {number} is cut")))?;
         if offset < last || offset > bytes.len() {
             let range = format!("{last} to {}", bytes.len());
             return Err(damaged(format!("entry {number} points to byte {offset}, which is not in {range}")));
@@ -40,9 +40,14 @@ pub(super) fn check(bytes: &[u8], expected: usize) -> Result<(), MdsFault> {
     Ok(())
 }
 
-/// Sample `number` of a shard that was [`check`]ed; `None` if there is no such sample.
-pub(super) fn sample_bytes(bytes: &[u8], number: usize) -> Option<&[u8]> {
-    bytes.get(read_u32(bytes, number + 1)?..read_u32(bytes, number + 2)?)
+/// Sample `number` of a shard that was [`check`]ed.
+///
+/// # Errors
+/// [`MdsFault::Offsets`] if there is no such sample.
+pub(super) fn sample_bytes(bytes: &[u8], number: usize) -> Result<&[u8], MdsFault> {
+    let range = || Some(read_u32(bytes, number + 1)?..read_u32(bytes, number + 2)?);
+    let found = range().and_then(|range| bytes.get(range));
+    found.ok_or_else(|| MdsFault::Offsets { detail: format!("the shard has no sample {number}") })
 }
 
 /// The `u32` at `4 * place`.

@@ -15,16 +15,21 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
+use calotype_core::decode_text;
 use serde_json::{Map, Value};
 
-use super::metadata::{FILE_COLUMNS, Table, as_text, is_metadata};
-use super::{CAPTION_COLUMNS, LABEL_COLUMNS, Source, SourceOptions, extension_of, files_below};
+use super::captions::Columns;
+use super::metadata::{FILE_COLUMNS, Table, is_metadata};
+use super::{Source, SourceOptions, extension_of, files_below};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::{Error, Result, Sample};
 
 /// Extensions of images.
 pub const IMAGE_EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
+
+/// Reason for which rows are left out.
+const BAD_ROWS: &str = "rows of the metadata that cannot be used";
 
 /// Key of the class names in [`Source::meta`].
 pub const META_CLASSES: &str = "classes";
@@ -35,7 +40,9 @@ pub struct FolderSource {
     dir: PathBuf,
     images: Vec<Image>,
     tables: Vec<Table>,
-    caption_column: Option<String>,
+    columns: Columns,
+    /// True if rows that cannot be used are left out.
+    skip_bad: bool,
     meta: Map<String, Value>,
     left_out: BTreeMap<&'static str, usize>,
 }
@@ -75,8 +82,11 @@ impl FolderSource {
         let mut source = FolderSource {
             dir: dir.to_path_buf(),
             images: listing.images()?,
-            tables: listing.tables.iter().map(|table| Table::open(&dir.join(table))).collect::<Result<_>>()?,
-            caption_column: options.caption_column.clone(),
+            tables: (listing.tables.iter())
+                .map(|table| Table::open(&dir.join(table), options.skip_bad))
+                .collect::<Result<_>>()?,
+            columns: Columns::new(options),
+            skip_bad: options.skip_bad,
             meta: Map::new(),
             left_out: std::mem::take(&mut listing.left_out),
         };
@@ -115,30 +125,43 @@ impl FolderSource {
     fn assign_rows(&mut self) -> Result<()> {
         let numbers: HashMap<String, usize> =
             self.images.iter().enumerate().map(|(number, image)| (image.file.clone(), number)).collect();
+        let mut bad = self.tables.iter().map(Table::left_out).sum();
         for (table_number, table) in self.tables.iter().enumerate() {
-            let folder = table.path().parent().and_then(|folder| folder.strip_prefix(&self.dir).ok());
             for row in 0..table.len() {
-                let fields = table.row(row)?;
-                let file = image_of(folder.unwrap_or(Path::new("")), &fields).map_err(|e| table.bad_row(row, e))?;
-                let Some(number) = numbers.get(&file) else {
-                    return Err(table.bad_row(row, format!("names `{file}`, which is not among the folder's images")));
-                };
-                let about = &mut self.images[*number].about;
-                if *about != About::Nothing {
-                    return Err(table.bad_row(row, format!("names `{file}`, which an earlier row has named")));
+                match self.image_of_row(table, row, &numbers) {
+                    Ok(number) => self.images[number].about = About::Row(table_number, row),
+                    Err(error) if self.skip_bad => {
+                        tracing::warn!("left out: {error}");
+                        bad += 1;
+                    }
+                    Err(error) => return Err(error),
                 }
-                *about = About::Row(table_number, row);
             }
         }
+        self.count(BAD_ROWS, bad);
         let before = self.images.len();
         self.images.retain(|image| image.about != About::Nothing);
         self.count("without a row in the metadata", before - self.images.len());
         self.check_caption_column()
     }
 
+    /// Number of the image that a row is about.
+    fn image_of_row(&self, table: &Table, row: usize, numbers: &HashMap<String, usize>) -> Result<usize> {
+        let folder = table.path().parent().and_then(|folder| folder.strip_prefix(&self.dir).ok());
+        let fields = table.row(row)?;
+        let file = image_of(folder.unwrap_or(Path::new("")), &fields).map_err(|e| table.bad_row(row, e))?;
+        let Some(number) = numbers.get(&file) else {
+            return Err(table.bad_row(row, format!("names `{file}`, which is not among the folder's images")));
+        };
+        match self.images[*number].about {
+            About::Nothing => Ok(*number),
+            _ => Err(table.bad_row(row, format!("names `{file}`, which an earlier row has named"))),
+        }
+    }
+
     /// A column that was asked for must be there.
     fn check_caption_column(&self) -> Result<()> {
-        let Some(column) = &self.caption_column else { return Ok(()) };
+        let Some(column) = self.columns.caption() else { return Ok(()) };
         for table in self.tables.iter().filter(|table| !table.is_empty()) {
             let row = table.row(0)?;
             if !row.contains_key(column) {
@@ -188,16 +211,28 @@ impl FolderSource {
                 break;
             }
         }
-        add_fields(sample, fields, self.caption_column.as_deref()).map_err(|e| table.bad_row(row, e))
+        self.columns.add(sample, fields, row as u64).map_err(|e| table.bad_row(row, e))
     }
 
     fn read(&self, image: &Image, file: &str) -> Result<Vec<u8>> {
         let path = self.dir.join(file);
-        std::fs::read(&path).map_err(|e| {
-            let detail = format!("cannot be read: {e}");
-            Error::BadSample { path, key: image.key.clone(), detail }
-        })
+        std::fs::read(&path).map_err(|e| bad_file(path, image, format!("cannot be read: {e}")))
     }
+
+    /// A caption file as UTF-8 without a byte-order mark.
+    fn caption(&self, image: &Image, file: &str) -> Result<Vec<u8>> {
+        let bytes = self.read(image, file)?;
+        let found = match decode_text(&bytes) {
+            Ok(text) if text.len() == bytes.len() => None,
+            Ok(text) => Some(text.into_owned().into_bytes()),
+            Err(fault) => return Err(bad_file(self.dir.join(file), image, fault.to_string())),
+        };
+        Ok(found.unwrap_or(bytes))
+    }
+}
+
+fn bad_file(path: PathBuf, image: &Image, detail: String) -> Error {
+    Error::BadSample { path, key: image.key.clone(), detail }
 }
 
 impl Source for FolderSource {
@@ -216,7 +251,7 @@ impl Source for FolderSource {
         let sample = match &image.about {
             About::Nothing => sample,
             About::Row(table, row) => self.add_row(sample, *table, *row)?,
-            About::Caption(extension) => sample.with("txt", self.read(image, &format!("{stem}.{extension}"))?),
+            About::Caption(extension) => sample.with("txt", self.caption(image, &format!("{stem}.{extension}"))?),
             About::Class(class) => sample.with("cls", class.to_string()),
         };
         Ok(sample.into())
@@ -229,12 +264,14 @@ impl Source for FolderSource {
     /// Of the images' names and lengths, and the tables.
     fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
+        for table in &self.tables {
+            hasher.update(table.columns().as_bytes());
+        }
         let length = |file: &Path| std::fs::metadata(file).map_or(0, |meta| meta.len());
         for image in &self.images {
             hasher.update(format!("{}\t{}\n", image.file, length(&self.dir.join(&image.file))).as_bytes());
             if let About::Row(table, row) = image.about {
-                let fields = self.tables[table].row(row).unwrap_or_default();
-                hasher.update(Value::Object(fields).to_string().as_bytes());
+                hasher.update(self.tables[table].text(row));
             }
         }
         hasher.finalize().to_hex().to_string()
@@ -320,28 +357,4 @@ fn image_of(folder: &Path, fields: &Map<String, Value>) -> std::result::Result<S
     let path: PathBuf =
         folder.components().chain(path.components()).filter(|part| *part != Component::CurDir).collect();
     slashed(&path).ok_or_else(|| "its file name is not UTF-8".to_owned())
-}
-
-/// Adds a row's fields to a sample: caption, label, and the rest as JSON.
-pub(super) fn add_fields(
-    mut sample: Sample,
-    mut fields: Map<String, Value>,
-    caption_column: Option<&str>,
-) -> std::result::Result<Sample, String> {
-    let caption = match caption_column {
-        Some(column) => Some(column),
-        None => CAPTION_COLUMNS.into_iter().find(|column| fields.contains_key(*column)),
-    };
-    let label = LABEL_COLUMNS.into_iter().find(|column| fields.contains_key(*column));
-    for (column, part) in [(caption, "txt"), (label, "cls")] {
-        let Some(value) = column.and_then(|column| fields.remove(column)) else { continue };
-        let text = as_text(&value).map_err(|e| format!("column `{}` {e}", column.unwrap_or_default()))?;
-        if let Some(text) = text {
-            sample = sample.with(part, text);
-        }
-    }
-    Ok(match fields.is_empty() {
-        true => sample,
-        false => sample.with("json", Value::Object(fields).to_string()),
-    })
 }

@@ -3,14 +3,17 @@
 //! Rows are checked when a table is opened, and parsed again when they are asked for: a table of millions of rows costs
 //! sixteen bytes a row beside its (memory-mapped) text.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use calotype_core::{TextFault, decode_text};
 use serde_json::{Map, Value};
 
+use super::Removed;
 use crate::webdataset::map_file;
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// Names of metadata tables.
 pub const METADATA_FILES: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
@@ -26,6 +29,8 @@ pub struct Table {
     /// Names of a CSV table's columns; JSON lines carry theirs.
     header: Option<csv::StringRecord>,
     rows: Vec<Range<usize>>,
+    /// Rows that were left out, whose numbers are not counted.
+    bad: Removed,
 }
 
 /// True if a path has the name of a metadata table.
@@ -34,32 +39,60 @@ pub fn is_metadata(path: &Path) -> bool {
 }
 
 impl Table {
-    /// Opens a table: CSV if its name ends in `.csv`, else JSON lines.
+    /// Opens a table: CSV if its name ends in `.csv`, else JSON lines. With `skip_bad`, malformed rows are left out.
     ///
     /// # Errors
     /// [`Error::BadTable`] for a table that cannot be used at all, [`Error::BadRow`] for a malformed row,
     /// [`Error::Io`] if the file cannot be read.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, skip_bad: bool) -> Result<Self> {
         let empty = std::fs::metadata(path).map_err(Error::io("read", path))?.len() == 0;
         let text = if empty { Bytes::new() } else { Bytes::from_owner(map_file(path)?) };
-        Table::parse(path, text)
+        Table::parse(path, text, skip_bad)
     }
 
-    /// Reads a table from its text; `path` tells the format, and is for messages.
+    /// Reads a table from its text; `path` tells the format, and is for messages. With `skip_bad`, malformed rows are left
+    /// out.
     ///
     /// # Errors
     /// [`Error::BadTable`] for a table that cannot be used at all, [`Error::BadRow`] for a malformed row.
-    pub fn parse(path: &Path, text: Bytes) -> Result<Self> {
+    pub fn parse(path: &Path, text: Bytes, skip_bad: bool) -> Result<Self> {
         let csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-        let mut table = Table { path: path.to_path_buf(), text, header: None, rows: Vec::new() };
+        let bad = |fault: TextFault| Error::BadTable { path: path.to_path_buf(), detail: fault.to_string() };
+        // Rows that are not UTF-8 are told by their numbers below.
+        let text = match decode_text(&text) {
+            Ok(Cow::Owned(decoded)) => decoded.into(),
+            Err(fault) if !matches!(fault, TextFault::NotUtf8 { .. }) => return Err(bad(fault)),
+            _ => text,
+        };
+        let (header, rows, bad) = Default::default();
+        let mut table = Table { path: path.to_path_buf(), text, header, rows, bad };
         match csv {
             true => table.find_csv_rows()?,
             false => table.find_lines()?,
         }
+        let mut bad = Vec::new();
         for row in 0..table.len() {
-            table.row(row)?;
+            match table.row(row) {
+                Err(error) if skip_bad => {
+                    tracing::warn!("left out: {error}");
+                    bad.push(row);
+                }
+                other => drop(other?),
+            }
         }
+        table.leave_out(bad);
         Ok(table)
+    }
+
+    fn leave_out(&mut self, bad: Vec<usize>) {
+        let mut number = 0..;
+        self.rows.retain(|_| number.next().is_none_or(|row| bad.binary_search(&row).is_err()));
+        self.bad = Removed::new(bad);
+    }
+
+    /// Number of malformed rows that were left out.
+    pub fn left_out(&self) -> usize {
+        self.bad.len()
     }
 
     /// The file.
@@ -86,14 +119,24 @@ impl Table {
         let text = &self.text[range.clone()];
         let parsed = match &self.header {
             Some(header) => parse_record(header, text),
-            None => serde_json::from_slice(text).map_err(|e| e.to_string()),
+            None => parse_object(text),
         };
         parsed.map_err(|detail| self.bad_row(row, detail))
     }
 
+    /// Names of a CSV table's columns; nothing for JSON lines.
+    pub(super) fn columns(&self) -> String {
+        self.header.iter().flatten().map(|name| format!("{name}\n")).collect()
+    }
+
+    /// The bytes of row `row`, from 0; none past the end.
+    pub(super) fn text(&self, row: usize) -> &[u8] {
+        self.rows.get(row).map_or(&[], |range| &self.text[range.clone()])
+    }
+
     /// An error of row `row`, from 0.
     pub fn bad_row(&self, row: usize, detail: impl Into<String>) -> Error {
-        Error::BadRow { path: self.path.clone(), row: row as u64 + 1, detail: detail.into() }
+        Error::BadRow { path: self.path.clone(), row: self.bad.whole(row) as u64 + 1, detail: detail.into() }
     }
 
     fn find_lines(&mut self) -> Result<()> {
@@ -108,32 +151,33 @@ impl Table {
         Ok(())
     }
 
+    /// Where the rows begin and end. Whether each is good is seen when it is read.
     fn find_csv_rows(&mut self) -> Result<()> {
         let first = text_start(&self.text);
         let text = self.text.clone();
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&text[first..]);
-        let mut record = csv::StringRecord::new();
+        let mut reader = csv_reader(&text[first..]);
+        let mut record = csv::ByteRecord::new();
         let mut starts = Vec::new();
-        loop {
-            let more = reader.read_record(&mut record).map_err(|e| match starts.len() {
-                0 => Error::BadTable { path: self.path.clone(), detail: format!("bad header: {}", csv_detail(&e)) },
-                row => self.bad_row(row - 1, csv_detail(&e)),
-            })?;
-            if !more {
-                break;
-            }
+        let bad = |detail: String| Error::BadTable { path: self.path.clone(), detail };
+        while reader.read_byte_record(&mut record).map_err(|e| bad(e.to_string()))? {
             starts.push(first + record.position().map_or(0, |position| position.byte() as usize));
-            if self.header.is_none() {
-                self.header = Some(record.clone());
+            if starts.len() == 1 {
+                let header = csv::StringRecord::from_byte_record(record.clone());
+                self.header = Some(header.map_err(|_| bad("bad header: is not UTF-8".to_owned()))?);
             }
         }
         if self.header.is_none() {
-            return Err(Error::BadTable { path: self.path.clone(), detail: "has no header line".to_owned() });
+            return Err(bad("has no header line".to_owned()));
         }
         let ends = starts.iter().skip(2).copied().chain([self.text.len()]);
         self.rows = starts.iter().skip(1).zip(ends).map(|(start, end)| *start..end).collect();
         Ok(())
     }
+}
+
+/// A reader of rows of any number of fields.
+fn csv_reader(text: &[u8]) -> csv::Reader<&[u8]> {
+    csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text)
 }
 
 /// Past a byte order mark, which spreadsheets write.
@@ -142,37 +186,35 @@ fn text_start(text: &[u8]) -> usize {
 }
 
 fn parse_record(header: &csv::StringRecord, text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text);
-    let mut record = csv::StringRecord::new();
-    reader.read_record(&mut record).map_err(|e| csv_detail(&e))?;
+    let mut record = csv::ByteRecord::new();
+    csv_reader(text).read_byte_record(&mut record).map_err(|e| e.to_string())?;
+    if record.len() != header.len() {
+        let (fields, expected) = (record.len(), header.len());
+        return Err(format!("has {fields} fields, the header {expected}; a field with commas needs quotes"));
+    }
+    let record = csv::StringRecord::from_byte_record(record).map_err(|_| "is not UTF-8".to_owned())?;
     let fields = header.iter().zip(record.iter());
     Ok(fields.map(|(column, field)| (column.to_owned(), Value::String(field.to_owned()))).collect())
 }
 
-/// The fault, in words, without positions that are relative to a piece of the file.
-fn csv_detail(error: &csv::Error) -> String {
-    match error.kind() {
-        csv::ErrorKind::Utf8 { .. } => "is not UTF-8".to_owned(),
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!("has {len} fields, the header {expected_len}; a field with commas needs quotes")
-        }
-        _ => error.to_string(),
+fn parse_object(text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
+    match json::from_slice(text).map_err(|e| e.to_string())? {
+        Value::Object(fields) => Ok(fields),
+        other => Err(format!("is {}, where an object in a line of its own is due", kind_of(&other))),
     }
 }
 
 /// A value as the text of a caption or label; `None` for null, an error for what is no text.
-pub(crate) fn as_text(value: &Value) -> std::result::Result<Option<String>, String> {
+pub(super) fn as_text(value: &Value) -> std::result::Result<Option<String>, String> {
     match value {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text.clone())),
         Value::Number(number) => Ok(Some(number.to_string())),
-        // Tables of several captions an image: the first.
-        Value::Array(items) if items.first().is_some_and(Value::is_string) => as_text(&items[0]),
         other => Err(format!("is {}, not a text", kind_of(other))),
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+pub(super) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -188,7 +230,7 @@ mod tests {
     use super::*;
 
     fn table(name: &str, text: &str) -> Result<Table> {
-        Table::parse(Path::new(name), Bytes::from(text.to_owned()))
+        Table::parse(Path::new(name), Bytes::from(text.to_owned()), false)
     }
 
     #[test]
@@ -209,7 +251,7 @@ mod tests {
     #[test]
     fn bad_tables_are_named() {
         for (name, text, part) in [
-            ("m.jsonl", "{\"a\": 1}\n[1]\n", "row 2: invalid type"),
+            ("m.jsonl", "{\"a\": 1}\n[1]\n", "row 2: is a list, where an object"),
             ("m.jsonl", "{\"a\": 1\n", "row 1: EOF"),
             ("m.jsonl", "{\"a\": 1} {}\n", "row 1: trailing"),
             ("m.csv", "", "no header"),
@@ -220,6 +262,24 @@ mod tests {
             assert!(error.contains(name) && error.contains(part), "{error}");
         }
         let bytes = Bytes::from_static(b"a,b\n1,\xff\n");
-        assert!(Table::parse(Path::new("m.csv"), bytes).unwrap_err().to_string().contains("row 1: is not UTF-8"));
+        let parse = |name: &str, bytes: Bytes| Table::parse(Path::new(name), bytes, false).unwrap_err().to_string();
+        assert!(parse("m.csv", bytes).contains("row 1: is not UTF-8"));
+        let utf16: Vec<u8> = "\u{feff}a,b\n1,2\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let utf16 = Table::parse(Path::new("m.csv"), utf16.into(), false).unwrap();
+        assert_eq!(utf16.row(0).unwrap()["b"], "2");
+    }
+
+    #[test]
+    fn bad_rows_can_be_left_out() {
+        for (name, text, rows) in [
+            ("m.jsonl", "{\"a\": 1}\n[1]\n{\"a\": NaN}\n{\"a\": \n{\"a\": 4}\n", 3),
+            ("m.csv", "a,b\n1,2\n1\n3,\"x\ny\"\n1,2,3\n4,5\n", 3),
+        ] {
+            let skipping = Table::parse(Path::new(name), Bytes::from(text.to_owned()), true).unwrap();
+            assert_eq!((skipping.len(), skipping.left_out()), (rows, 2), "{name}");
+            assert!(skipping.row(2).unwrap()["a"].to_string().contains('4'));
+            assert!(skipping.bad_row(2, "x").to_string().contains("row 5"));
+            assert!(table(name, text).unwrap_err().to_string().contains("row 2"), "{name}");
+        }
     }
 }

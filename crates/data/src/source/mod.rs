@@ -13,6 +13,9 @@
 //! sources with weights are a [`Mixture`].
 
 pub mod braces;
+mod captions;
+#[cfg(feature = "parquet")]
+pub mod cells;
 pub mod folder;
 pub mod metadata;
 mod mixture;
@@ -35,11 +38,14 @@ use serde_json::{Map, Value};
 use crate::mds::MdsDataset;
 use crate::order::OrderConfig;
 use crate::sample::HeldSample;
-use crate::webdataset::{FORMAT, INDEX_FILE, PROGRESS_FILE};
+use crate::webdataset::{
+    DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, is_gzip, is_gzip_file, is_shard_name, peek, tar_names,
+};
 use crate::{Dataset, Error, GlobalOrder, Result};
 
 #[cfg(feature = "parquet")]
 pub use self::parquet::ParquetSource;
+pub use captions::CaptionChoice;
 pub use folder::FolderSource;
 pub use mixture::Mixture;
 pub use remote::RemoteOptions;
@@ -82,6 +88,11 @@ pub trait Source: Send + Sync {
     /// Number of samples that are left out, by reason.
     fn left_out(&self) -> BTreeMap<&'static str, usize> {
         BTreeMap::new()
+    }
+
+    /// What of the source no sample holds, a sentence each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Order in which its samples are seen.
@@ -136,6 +147,10 @@ pub struct SourceOptions {
     pub key_column: Option<String>,
     /// Extensions of caption files beside images.
     pub caption_extensions: Vec<String>,
+    /// The caption that becomes a sample's where a table has a list of them; all stay in part `json`.
+    pub captions: CaptionChoice,
+    /// True if rows of metadata tables that cannot be used are left out, and counted, instead of ending the opening.
+    pub skip_bad: bool,
     /// True if samples of `quarantine.json` are left out.
     pub quarantine: bool,
     /// Fetching and keeping of shards on other machines.
@@ -150,6 +165,8 @@ impl Default for SourceOptions {
             caption_column: None,
             key_column: None,
             caption_extensions: ["txt", "caption"].map(str::to_owned).to_vec(),
+            captions: CaptionChoice::default(),
+            skip_bad: false,
             quarantine: true,
             remote: RemoteOptions::default(),
         }
@@ -162,6 +179,9 @@ pub const CAPTION_COLUMNS: [&str; 8] =
 
 /// Columns that are taken for class labels, the first one that a table has.
 pub const LABEL_COLUMNS: [&str; 3] = ["label", "cls", "class"];
+
+/// Bytes of a file that are looked at to tell its kind: enough for a tar's first header inside of a gzip stream.
+const PEEKED: u64 = 4096;
 
 /// Opens a source: a folder, a file, an address, a pattern of shards (`data/x-{000..831}.tar`), or several of these that
 /// are of one kind, joined by `::`.
@@ -207,9 +227,13 @@ fn open_names(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
             let detail = "a folder of images is read by its path alone".to_owned();
             Err(Error::BadSource { spec: spec.to_owned(), detail })
         }
+        Some(SourceKind::Mds) => {
+            let detail = "MDS shards are read by their folder's path, on this machine; fetch them first".to_owned();
+            Err(Error::BadSource { spec: spec.to_owned(), detail })
+        }
         Some(SourceKind::Parquet) => open_tables(spec, names, options),
         None if parquet => open_tables(spec, names, options),
-        _ => Ok(Arc::new(ShardSet::open(spec, options)?)),
+        Some(SourceKind::Webdataset) | None => Ok(Arc::new(ShardSet::open(spec, options)?)),
     }
 }
 
@@ -254,8 +278,30 @@ fn escaped(name: &str) -> String {
 }
 
 fn open_dataset(path: &Path, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    if has_packed_shards(path)? {
+        let names = shards_of_folder(path)?.iter().map(|shard| shard.display().to_string()).collect();
+        return Ok(Arc::new(ShardSet::open_all(&path.display().to_string(), names, options)?));
+    }
     let dataset = Dataset::open(path)?;
     Ok(Arc::new(if options.quarantine { dataset.without_quarantined()? } else { dataset }))
+}
+
+/// True if `path` is a folder of tar shards of which some are compressed by gzip. [`open`] reads those, [`Dataset::open`]
+/// does not.
+///
+/// # Errors
+/// [`Error::BadIndex`], [`Error::FolderInUse`] for a dataset that is not finished, [`Error::Io`].
+pub fn has_packed_shards(path: &Path) -> Result<bool> {
+    Ok(path.is_dir() && shards_of_folder(path)?.iter().any(|shard| is_gzip_file(shard)))
+}
+
+/// The shards of a folder, by its index or its files.
+fn shards_of_folder(dir: &Path) -> Result<Vec<PathBuf>> {
+    let names = match DatasetIndex::read(dir)? {
+        Some(index) => index.shards.into_iter().map(|record| record.file).collect(),
+        None => tar_names(dir)?,
+    };
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
 fn open_mds(path: &Path, options: &SourceOptions) -> Result<Arc<dyn Source>> {
@@ -277,7 +323,7 @@ fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
     let bad = |detail: &str| Error::BadSource { spec: spec.to_owned(), detail: detail.to_owned() };
     if path.is_file() {
         return kind_of_file(path)?.ok_or_else(|| {
-            bad("is neither a tar shard, a parquet file, nor a metadata table; give the folder, or the kind")
+            bad("is neither a tar shard (also of gzip), a parquet file, nor a metadata table; give the folder, or the kind")
         });
     }
     if !path.is_dir() {
@@ -287,7 +333,7 @@ fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
         return Ok(kind);
     }
     kind_of_folder(path)?.ok_or_else(|| {
-        bad("holds no shards (*.tar, index.json), no parquet files and no images; check the path, or give the kind")
+        bad("holds no shards (*.tar, *.tar.gz, index.json), no parquet files and no images; check the path, or give the kind")
     })
 }
 
@@ -301,14 +347,14 @@ pub fn is_shard_folder(path: &Path) -> Result<bool> {
     }
     match kind_of_index(path)? {
         Some(kind) => Ok(kind == SourceKind::Webdataset),
-        None => holds_tars(path),
+        None => Ok(kind_of_folder(path)? == Some(SourceKind::Webdataset)),
     }
 }
 
-fn holds_tars(dir: &Path) -> Result<bool> {
+/// True if a folder itself holds files whose names `fits`.
+fn holds(dir: &Path, fits: impl Fn(&str) -> bool) -> Result<bool> {
     for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
-        let path = entry.map_err(Error::io("list", dir))?.path();
-        if extension_of(&path).as_deref() == Some("tar") {
+        if fits(&entry.map_err(Error::io("list", dir))?.file_name().to_string_lossy()) {
             return Ok(true);
         }
     }
@@ -321,8 +367,12 @@ fn kind_of_file(path: &Path) -> Result<Option<SourceKind>> {
     }
     let mut head = Vec::new();
     let file = File::open(path).map_err(Error::io("open", path))?;
-    file.take(512).read_to_end(&mut head).map_err(Error::io("read", path))?;
-    let tar = head.get(257..262) == Some(b"ustar") || extension_of(path).as_deref() == Some("tar");
+    file.take(PEEKED).read_to_end(&mut head).map_err(Error::io("read", path))?;
+    if is_gzip(&head) {
+        head = peek(&head[..], 512);
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let tar = head.get(257..262) == Some(b"ustar") || is_shard_name(&name);
     Ok(match () {
         () if head.starts_with(b"PAR1") => Some(SourceKind::Parquet),
         () if tar => Some(SourceKind::Webdataset),
@@ -343,9 +393,10 @@ fn kind_of_index(dir: &Path) -> Result<Option<SourceKind>> {
     Ok(ours.then_some(SourceKind::Webdataset).or(streaming.then_some(SourceKind::Mds)))
 }
 
-/// By the files: shards in the folder itself, else parquet files or images in it or below it.
+/// By the files: shards in the folder itself, else parquet files or images in it or below it. Compressed tars are shards
+/// where there is nothing else: beside images lies what they were unpacked from.
 fn kind_of_folder(dir: &Path) -> Result<Option<SourceKind>> {
-    if holds_tars(dir)? {
+    if holds(dir, |name| name.to_ascii_lowercase().ends_with(".tar"))? {
         return Ok(Some(SourceKind::Webdataset));
     }
     let mut found = None;
@@ -355,6 +406,9 @@ fn kind_of_folder(dir: &Path) -> Result<Option<SourceKind>> {
             Some(extension) if folder::IMAGE_EXTENSIONS.contains(&extension) => found = Some(SourceKind::Imagefolder),
             _ => {}
         }
+    }
+    if found.is_none() && holds(dir, is_shard_name)? {
+        return Ok(Some(SourceKind::Webdataset));
     }
     Ok(found)
 }

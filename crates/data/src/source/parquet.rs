@@ -1,8 +1,9 @@
 //! Parquet files with embedded images, as Hugging Face's datasets have them.
 //!
 //! The image column is a struct of `bytes` and `path`, or binary. The caption column becomes part `txt`, `label` part
-//! `cls`, other columns of texts, numbers, lists and structs of them part `json`. The image's part is named by its
-//! content (`png`, `jpg`, ...). The key is the file's path below the folder, without extension, and the row's number:
+//! `cls`. Other columns of images or bytes, and of lists of them, become parts of their own, `COLUMN.png` and
+//! `COLUMN.0.png`; all others part `json` ([`super::cells`] says how). The image's part is named by its content (`png`,
+//! `jpg`, ...). The key is the file's path below the folder, without extension, and the row's number:
 //! `train-00000-of-00002-00000017`; or the value of a column of unique keys. Names of classes, where the files give them,
 //! are in `meta`, as `classes`.
 //!
@@ -18,9 +19,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
-};
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Fields};
 use parquet::arrow::ProjectionMask;
@@ -28,8 +26,10 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, Parq
 use parquet::file::metadata::PageIndexPolicy;
 use serde_json::{Map, Value};
 
-use super::folder::{META_CLASSES, add_fields};
-use super::{LABEL_COLUMNS, Removed, Source, SourceOptions, extension_of, files_below, quarantined};
+use super::captions::Columns;
+use super::cells::{bytes_at, has_json, json_value, text_at};
+use super::folder::META_CLASSES;
+use super::{CAPTION_COLUMNS, LABEL_COLUMNS, Removed, Source, SourceOptions, extension_of, files_below, quarantined};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::webdataset::starts;
@@ -54,7 +54,7 @@ pub struct ParquetSource {
     starts: Vec<usize>,
     removed: Removed,
     len: usize,
-    caption_column: Option<String>,
+    captions: Columns,
     kept: Mutex<Vec<(usize, Arc<Slot>)>>,
     meta: Map<String, Value>,
 }
@@ -69,6 +69,10 @@ struct Table {
     columns: Vec<usize>,
     image: String,
     key: Option<String>,
+    /// Columns that are parts of their own, with the beginnings of their parts' names.
+    parts: BTreeMap<String, String>,
+    /// Columns that no sample holds, with their types.
+    dropped: Vec<(String, String)>,
     bytes: u64,
     rows: usize,
 }
@@ -120,12 +124,19 @@ impl ParquetSource {
             pieces,
             removed: Removed::default(),
             len: rows,
-            caption_column: options.caption_column.clone(),
+            captions: Columns::new(options),
             kept: Mutex::new(Vec::new()),
             meta: Map::new(),
         };
-        if let Some(names) = source.files.first().and_then(Table::classes) {
-            source.meta.insert(META_CLASSES.to_owned(), names);
+        let classes: Vec<Option<Value>> = source.files.iter().map(Table::classes).collect();
+        match classes.first() {
+            Some(Some(names)) if classes.iter().all(|other| other.as_ref() == Some(names)) => {
+                source.meta.insert(META_CLASSES.to_owned(), names.clone());
+            }
+            _ if classes.iter().any(Option::is_some) => {
+                tracing::warn!(source = source.name, "the files' names of classes differ, and are left out");
+            }
+            _ => {}
         }
         if options.quarantine {
             source.leave_out_quarantined()?;
@@ -207,7 +218,7 @@ impl Source for ParquetSource {
         let piece = self.pieces[number];
         let batch = self.piece(number)?;
         let row = whole - self.starts[number];
-        Ok(self.files[piece.file].sample(&batch, row, piece.first + row, self.caption_column.as_deref())?.into())
+        Ok(self.files[piece.file].sample(&batch, row, piece.first + row, &self.captions)?.into())
     }
 
     fn meta(&self) -> &Map<String, Value> {
@@ -236,6 +247,17 @@ impl Source for ParquetSource {
     fn left_out(&self) -> BTreeMap<&'static str, usize> {
         quarantined(self.removed.len())
     }
+
+    fn notes(&self) -> Vec<String> {
+        let mut rows: BTreeMap<&(String, String), usize> = BTreeMap::new();
+        for file in &self.files {
+            file.dropped.iter().for_each(|column| *rows.entry(column).or_default() += file.rows);
+        }
+        let note = |((name, kind), rows): (&(String, String), usize)| {
+            format!("column `{name}` of {rows} rows is left out: {kind} has no form in JSON")
+        };
+        rows.into_iter().map(note).collect()
+    }
 }
 
 impl Table {
@@ -255,14 +277,22 @@ impl Table {
                 return Err(bad(format!("has no column `{column}`; it has: {}", names(&fields))));
             }
         }
-        let wanted = |field: &Field| *field.name() == image || is_describable(field.data_type());
+        let wanted = |field: &Field| *field.name() == image || has_json(field.data_type());
         let columns = fields.iter().enumerate().filter(|(_, field)| wanted(field)).map(|(number, _)| number).collect();
+        let dropped = fields.iter().filter(|field| !wanted(field));
+        let dropped = dropped.map(|field| (field.name().clone(), field.data_type().to_string())).collect();
+        let is_part = |field: &&Arc<Field>| {
+            let is_text = is_text_column(field.name(), options.caption_column.as_deref());
+            makes_parts(field.data_type()) && !is_text && *field.name() != image && wanted(field)
+        };
+        let parts = part_names(fields.iter().filter(is_part).map(|field| field.name().as_str()));
         let mut groups = metadata.metadata().row_groups().iter();
         let rows = groups.try_fold(0u64, |sum, group| sum.checked_add(u64::try_from(group.num_rows()).ok()?));
         let rows = rows.filter(|rows| *rows <= u64::from(u32::MAX)).map(|rows| rows as usize);
         let rows = rows.ok_or_else(|| bad("its footer gives senseless numbers of rows".to_owned()))?;
         let file = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-        Ok(Table { file, metadata, columns, image, key: options.key_column.clone(), bytes, rows, path })
+        let key = options.key_column.clone();
+        Ok(Table { path, file, metadata, columns, image, key, parts, dropped, bytes, rows })
     }
 
     fn bad(&self, detail: String) -> Error {
@@ -327,7 +357,7 @@ impl Table {
             let stem = self.file.rsplit_once('.').map_or(self.file.as_str(), |(stem, _)| stem);
             return Ok(format!("{}-{number:08}", without_dots(stem)));
         };
-        match value_at(column, row) {
+        match text_of_bytes(column, row).unwrap_or_else(|| json_value(column, row)) {
             Value::String(key) if !key.is_empty() => Ok(without_dots(&key)),
             Value::Number(key) => Ok(without_dots(&key.to_string())),
             other => Err(self.bad_row(number, format!("{other} cannot be a key"))),
@@ -338,19 +368,98 @@ impl Table {
         Error::BadRow { path: self.path.clone(), row: number as u64 + 1, detail }
     }
 
-    fn sample(&self, batch: &RecordBatch, row: usize, number: usize, caption: Option<&str>) -> Result<Sample> {
+    fn sample(&self, batch: &RecordBatch, row: usize, number: usize, captions: &Columns) -> Result<Sample> {
         let mut sample = Sample::new(self.key(Some(batch), row, number)?);
         let mut fields = Map::new();
         for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
-            if *field.name() == self.image {
+            let name = field.name();
+            if *name == self.image {
                 let (bytes, path) = image_at(column, row).map_err(|e| self.bad_row(number, e))?;
                 sample = sample.with(image_extension(bytes, path), bytes);
-            } else if self.key.as_ref() != Some(field.name()) {
-                fields.insert(field.name().clone(), value_at(column, row));
+                fields.extend(facts_beside(column, row).map(|facts| (name.clone(), facts)));
+            } else if let Some(part) = self.parts.get(name) {
+                fields.extend(add_parts(&mut sample, part, column, row).map(|rest| (name.clone(), rest)));
+            } else if self.key.as_ref() != Some(name) {
+                fields.insert(name.clone(), text_of_bytes(column, row).unwrap_or_else(|| json_value(column, row)));
             }
         }
-        add_fields(sample, fields, caption).map_err(|e| self.bad_row(number, e))
+        captions.add(sample, fields, number as u64).map_err(|e| self.bad_row(number, e))
     }
+}
+
+/// True for a column that is text whatever its type says: writers that do not mark text as such write bytes.
+fn is_text_column(name: &str, caption: Option<&str>) -> bool {
+    caption == Some(name) || CAPTION_COLUMNS.contains(&name) || LABEL_COLUMNS.contains(&name)
+}
+
+/// The text of a column of bytes, if it is UTF-8. (Bytes of one length are checksums and the like.)
+fn text_of_bytes(column: &ArrayRef, row: usize) -> Option<Value> {
+    if matches!(column.data_type(), DataType::FixedSizeBinary(_)) {
+        return None;
+    }
+    Some(std::str::from_utf8(bytes_at(column, row)?).ok()?.into())
+}
+
+/// True for images, bytes, and lists of them.
+fn makes_parts(kind: &DataType) -> bool {
+    match kind {
+        DataType::List(item) | DataType::LargeList(item) => holds_images(item.data_type()),
+        kind => holds_images(kind),
+    }
+}
+
+/// The beginnings of the names of columns' parts, which differ as file names do.
+fn part_names<'a>(columns: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
+    let mut names: BTreeMap<String, String> = BTreeMap::new();
+    for column in columns {
+        let plain = column.to_lowercase().replace(['/', '\0'], "_");
+        let mut name = plain.clone();
+        for again in 2.. {
+            if names.values().all(|known| *known != name) {
+                break;
+            }
+            name = format!("{plain}_{again}");
+        }
+        names.insert(column.to_owned(), name);
+    }
+    names
+}
+
+/// Adds the images or bytes of a column as parts whose names begin with `part`; returns what of the cell is not in them.
+fn add_parts(sample: &mut Sample, part: &str, column: &ArrayRef, row: usize) -> Option<Value> {
+    let items = match column.data_type() {
+        DataType::List(_) if column.is_valid(row) => column.as_list::<i32>().value(row),
+        DataType::LargeList(_) if column.is_valid(row) => column.as_list::<i64>().value(row),
+        DataType::List(_) | DataType::LargeList(_) => return Some(Value::Null),
+        _single => return add_part(sample, part, column, row),
+    };
+    let rests: Vec<Value> = (0..items.len())
+        .map(|item| add_part(sample, &format!("{part}.{item}"), &items, item).unwrap_or_default())
+        .collect();
+    rests.iter().any(|rest| !rest.is_null()).then(|| Value::from(rests))
+}
+
+/// Adds one image or value of bytes; returns what of it is not in the part.
+fn add_part(sample: &mut Sample, part: &str, column: &ArrayRef, row: usize) -> Option<Value> {
+    match image_at(column, row) {
+        Ok((bytes, path)) => {
+            let name = format!("{part}.{}", image_extension(bytes, path));
+            sample.parts.insert(name, bytes.to_vec());
+            facts_beside(column, row)
+        }
+        // Null, or only named.
+        Err(_) => Some(json_value(column, row)),
+    }
+}
+
+/// Fields of an image's struct beside its bytes and path.
+fn facts_beside(column: &ArrayRef, row: usize) -> Option<Value> {
+    let DataType::Struct(fields) = column.data_type() else { return None };
+    let columns = fields.iter().zip(column.as_struct().columns());
+    let others = columns.filter(|(field, _)| !matches!(field.name().as_str(), "bytes" | "path"));
+    let facts: Map<String, Value> =
+        others.map(|(field, cells)| (field.name().clone(), json_value(cells, row))).collect();
+    (!facts.is_empty() && column.is_valid(row)).then_some(Value::Object(facts))
 }
 
 /// Dots of a key's last part separate it from extensions in shards.
@@ -401,16 +510,6 @@ fn holds_images(kind: &DataType) -> bool {
     }
 }
 
-/// True if values of this type have a JSON form here.
-fn is_describable(kind: &DataType) -> bool {
-    match kind {
-        DataType::List(item) => is_describable(item.data_type()),
-        DataType::Struct(fields) => fields.iter().all(|field| is_describable(field.data_type())),
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Boolean | DataType::Null => true,
-        other => other.is_integer() || matches!(other, DataType::Float32 | DataType::Float64),
-    }
-}
-
 /// An image's bytes, and the path that it once had.
 fn image_at(column: &ArrayRef, row: usize) -> std::result::Result<(&[u8], Option<&str>), String> {
     let DataType::Struct(_) = column.data_type() else {
@@ -424,64 +523,6 @@ fn image_at(column: &ArrayRef, row: usize) -> std::result::Result<(&[u8], Option
             Some(path) => format!("its image is not embedded, only named: `{path}`"),
             None => "its image is null".to_owned(),
         }),
-    }
-}
-
-fn bytes_at(column: &ArrayRef, row: usize) -> Option<&[u8]> {
-    if column.is_null(row) {
-        return None;
-    }
-    match column.data_type() {
-        DataType::Binary => Some(column.as_binary::<i32>().value(row)),
-        DataType::LargeBinary => Some(column.as_binary::<i64>().value(row)),
-        DataType::BinaryView => Some(column.as_binary_view().value(row)),
-        _ => None,
-    }
-}
-
-fn text_at(column: &ArrayRef, row: usize) -> Option<&str> {
-    if column.is_null(row) {
-        return None;
-    }
-    match column.data_type() {
-        DataType::Utf8 => Some(column.as_string::<i32>().value(row)),
-        DataType::LargeUtf8 => Some(column.as_string::<i64>().value(row)),
-        DataType::Utf8View => Some(column.as_string_view().value(row)),
-        _ => None,
-    }
-}
-
-/// A value as JSON; null for types that [`is_describable`] refuses.
-fn value_at(column: &ArrayRef, row: usize) -> Value {
-    if column.is_null(row) {
-        return Value::Null;
-    }
-    macro_rules! number {
-        ($kind:ty) => {
-            Value::from(column.as_primitive::<$kind>().value(row))
-        };
-    }
-    match column.data_type() {
-        DataType::Boolean => Value::Bool(column.as_boolean().value(row)),
-        DataType::Int8 => number!(Int8Type),
-        DataType::Int16 => number!(Int16Type),
-        DataType::Int32 => number!(Int32Type),
-        DataType::Int64 => number!(Int64Type),
-        DataType::UInt8 => number!(UInt8Type),
-        DataType::UInt16 => number!(UInt16Type),
-        DataType::UInt32 => number!(UInt32Type),
-        DataType::UInt64 => number!(UInt64Type),
-        DataType::Float32 => number!(Float32Type),
-        DataType::Float64 => number!(Float64Type),
-        DataType::List(_) => {
-            let items = column.as_list::<i32>().value(row);
-            (0..items.len()).map(|item| value_at(&items, item)).collect()
-        }
-        DataType::Struct(fields) => {
-            let columns = fields.iter().zip(column.as_struct().columns());
-            Value::Object(columns.map(|(field, column)| (field.name().clone(), value_at(column, row))).collect())
-        }
-        _ => text_at(column, row).map_or(Value::Null, Value::from),
     }
 }
 

@@ -4,6 +4,8 @@
 //! files that lies beside the shards: `index.json` (this project's; with lengths and checksums), `wdinfo.json` (NeMo's, as
 //! JSON), `sizes.json` (OpenCLIP's: number by file name). Without any, shards are read for it, which fetches each of them
 //! once. Samples of `quarantine.json` are left out, as in local datasets.
+//!
+//! Shards that are compressed by gzip are unpacked when they are opened, and a few of them stay so.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use calotype_core::decode_text;
 use memmap2::Mmap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -20,8 +23,8 @@ use super::{Source, SourceOptions, braces, quarantined};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::webdataset::{
-    DatasetIndex, INDEX_FILE, LeaveOut, MappedShard, ShardRecord, digest, is_plain_name, kept_counts, map_file, named,
-    starts,
+    DatasetIndex, INDEX_FILE, LeaveOut, MappedShard, ShardRecord, digest, is_gzip, is_gzip_file, is_plain_name,
+    is_shard_name, kept_counts, map_file, named, starts,
 };
 use crate::{Error, Result};
 
@@ -33,6 +36,9 @@ pub const SIZES_FILE: &str = "sizes.json";
 
 /// Most bytes of an index or list on another machine.
 const MOST_INDEX_BYTES: u64 = 512 << 20;
+
+/// Shards that stay unpacked at once.
+const KEPT_UNPACKED: usize = 8;
 
 /// Threads that read shards of unknown size.
 const COUNTING_THREADS: usize = 4;
@@ -52,6 +58,10 @@ pub struct ShardSet {
     quarantine: Quarantine,
     cache: Option<ShardCache>,
     read_ahead: usize,
+    /// True if shards of this machine are compressed.
+    packed: bool,
+    /// Held while a shard is unpacked: those who want the same one wait for it.
+    unpacking: Mutex<()>,
     open: Mutex<OpenShards>,
 }
 
@@ -84,19 +94,25 @@ struct OpenShards(HashMap<usize, (Arc<MappedShard>, SystemTime)>);
 
 impl ShardSet {
     /// Opens shards by a specification: paths, addresses, patterns with braces, joined by `::`; an address that ends with
-    /// a slash or not in `.tar` is a folder.
+    /// a slash or not in `.tar`, `.tar.gz` or `.tgz` is a folder.
     ///
     /// # Errors
     /// [`Error::BadPattern`]; [`Error::BadSource`] for an address that cannot be used, or a folder of unknown content;
     /// [`Error::BadIndex`]; [`Error::EmptyDataset`]; [`Error::MissingShard`]; where shards must be read for their
     /// numbers of samples, those of [`crate::Dataset::get`] and of fetching: [`Error::Fetch`],
-    /// [`Error::ChecksumMismatch`], [`Error::SizeMismatch`].
+    /// [`Error::ChecksumMismatch`], [`Error::SizeMismatch`]; [`Error::Compressed`] for one that cannot be unpacked.
     pub fn open(spec: &str, options: &SourceOptions) -> Result<Self> {
+        ShardSet::open_all(spec, braces::expand_all(spec)?, options)
+    }
+
+    /// Opens shards by their paths and addresses; `spec` is what they are called in messages. Errors as
+    /// [`ShardSet::open`].
+    pub(super) fn open_all(spec: &str, addresses: Vec<String>, options: &SourceOptions) -> Result<Self> {
         let stores = Stores::new(options.remote.clone());
         let mut folders =
             Folders { stores: &stores, quarantine: options.quarantine, folders: Vec::new(), numbers: HashMap::new() };
         let mut shards = Vec::new();
-        for address in braces::expand_all(spec)? {
+        for address in addresses {
             if address.starts_with("pipe:") {
                 let detail = "commands are not run; give the address itself (https, s3, gs, az)".to_owned();
                 return Err(Error::BadSource { spec: address, detail });
@@ -139,17 +155,36 @@ impl ShardSet {
                 quarantine.insert(named(&folder.shown, &record.shard).to_string_lossy(), record.key, record.reason)
             });
         }
-        let meta = match &folders[..] {
-            [only] => only.meta.clone(),
-            _ => Map::new(),
-        };
+        let meta = common_meta(&folders);
         let len = kept.iter().sum();
         if len == 0 {
             return Err(Error::EmptyDataset { path: spec.into() });
         }
         let index = DatasetIndex::new(records, meta);
-        let open = Mutex::default();
-        Ok(ShardSet { name, shards, folders, starts: starts(kept), len, index, quarantine, cache, read_ahead, open })
+        let is_packed = |shard: &Shard| matches!(&shard.place, Place::Here(path) if is_gzip_file(path));
+        let packed = shards.iter().any(is_packed);
+        if packed {
+            tracing::warn!(
+                source = name,
+                "shards are compressed by gzip, and unpacked whenever they are opened; `calotype data convert` does it once"
+            );
+        }
+        let starts = starts(kept);
+        let (unpacking, open) = Default::default();
+        Ok(ShardSet {
+            name,
+            shards,
+            folders,
+            starts,
+            len,
+            index,
+            quarantine,
+            cache,
+            read_ahead,
+            packed,
+            unpacking,
+            open,
+        })
     }
 
     /// The shards' names, numbers of samples, lengths and checksums, as far as they are known.
@@ -171,11 +206,18 @@ impl ShardSet {
         let Shard { place, folder } = &self.shards[number];
         self.mark_used();
         let (map, fetched) = place.map(record, self.cache.as_ref())?;
+        let unpacking = is_gzip(&map).then(|| self.unpacking.lock().unwrap_or_else(PoisonError::into_inner));
+        if unpacking.is_some()
+            && let Some(shard) = self.lock().take(number)
+        {
+            return Ok((shard, fetched));
+        }
         let folder = &self.folders[*folder];
         let leave_out = LeaveOut { list: &folder.quarantine, shard: &record.file, dir: Path::new(&folder.shown) };
         let shard = MappedShard::new(&place.shown(), map, Some(record.samples), Some(leave_out))?;
         let shard = Arc::new(shard);
-        self.lock().0.insert(number, (Arc::clone(&shard), SystemTime::now()));
+        self.lock().insert(number, &shard);
+        drop(unpacking);
         if fetched {
             self.close_others(number);
         }
@@ -252,11 +294,21 @@ impl Source for ShardSet {
     }
 
     fn read_ahead(&self) -> usize {
-        if self.cache.is_some() { self.read_ahead } else { 0 }
+        if self.cache.is_some() || self.packed { self.read_ahead } else { 0 }
     }
 }
 
 impl OpenShards {
+    /// Keeps a shard; of those that are unpacked only the latest, for each takes room on disk.
+    fn insert(&mut self, number: usize, shard: &Arc<MappedShard>) {
+        self.0.insert(number, (Arc::clone(shard), SystemTime::now()));
+        let unpacked = self.0.iter().filter(|(_, (shard, _))| shard.is_unpacked());
+        let mut unpacked: Vec<(SystemTime, usize)> = unpacked.map(|(number, (_, used))| (*used, *number)).collect();
+        unpacked.sort();
+        let surplus = unpacked.len().saturating_sub(KEPT_UNPACKED);
+        unpacked[..surplus].iter().for_each(|(_, number)| drop(self.0.remove(number)));
+    }
+
     fn take(&mut self, number: usize) -> Option<Arc<MappedShard>> {
         let (shard, used) = self.0.get_mut(&number)?;
         *used = SystemTime::now();
@@ -402,6 +454,18 @@ impl Folders<'_> {
     }
 }
 
+/// The facts on which the indices of all folders agree.
+fn common_meta(folders: &[Folder]) -> Map<String, Value> {
+    let Some((first, others)) = folders.split_first() else { return Map::new() };
+    let mut meta = first.meta.clone();
+    let before = meta.len();
+    meta.retain(|name, value| others.iter().all(|folder| folder.meta.get(name) == Some(value)));
+    if meta.len() < before {
+        tracing::warn!(folders = folders.len(), "facts on which the folders' indices differ are left out");
+    }
+    meta
+}
+
 /// Folder with its slash, name, and query of an address or path.
 fn split_address(address: &str) -> (&str, &str, &str) {
     let (path, query) = match is_remote(address) {
@@ -420,7 +484,7 @@ fn join(folder: &str, name: &str, query: &str) -> String {
 }
 
 fn is_tar(address: &str) -> bool {
-    split_address(address).1.ends_with(".tar")
+    is_shard_name(split_address(address).1)
 }
 
 /// `wdinfo.json`.
@@ -445,7 +509,8 @@ enum Counts {
 /// [`Error::BadIndex`] if they are neither, or counts contradict each other.
 pub fn parse_counts(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, usize>> {
     let bad = |detail: String| Error::BadIndex { path: path.to_path_buf(), detail };
-    let parsed: Counts = serde_json::from_slice(bytes).map_err(|e| {
+    let text = decode_text(bytes).map_err(|fault| bad(fault.to_string()))?;
+    let parsed: Counts = serde_json::from_str(&text).map_err(|e| {
         bad(format!("is neither {{tar_files, chunk_size, total_key_count}} nor numbers of samples by file ({e})"))
     })?;
     let counts = match parsed {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use calotype_core::decode_text;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -81,8 +82,9 @@ impl DatasetIndex {
     /// # Errors
     /// [`Error::BadIndex`] if they are malformed or of another version.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let index: DatasetIndex = serde_json::from_slice(bytes)
-            .map_err(|e| Error::BadIndex { path: path.to_path_buf(), detail: e.to_string() })?;
+        let bad = |detail: String| Error::BadIndex { path: path.to_path_buf(), detail };
+        let text = decode_text(bytes).map_err(|fault| bad(fault.to_string()))?;
+        let index: DatasetIndex = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         index.checked(path)
     }
 

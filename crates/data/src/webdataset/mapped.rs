@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+use super::packed::Content;
 use super::scan::{ScannedShard, scan_shard};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::{Error, Result, SampleRef};
@@ -12,7 +13,7 @@ use crate::{Error, Result, SampleRef};
 /// A shard whose headers are read.
 #[derive(Debug)]
 pub(crate) struct MappedShard {
-    map: Mmap,
+    content: Content,
     scanned: ScannedShard,
 }
 
@@ -28,10 +29,20 @@ pub(crate) struct LeaveOut<'a> {
 }
 
 impl MappedShard {
-    /// Reads the headers of a mapped file; `path` is for messages, `expected` the number of samples by an index.
+    /// Reads the headers of a mapped file, which is unpacked if it is compressed; `path` is for messages, `expected` the
+    /// number of samples by an index.
     pub fn new(path: &Path, map: Mmap, expected: Option<usize>, leave_out: Option<LeaveOut<'_>>) -> Result<Self> {
-        let scanned = scan_healthy(path, &map, expected, leave_out)?;
-        Ok(MappedShard { map, scanned })
+        let mut content = Content::new(path, map)?;
+        if let Some(damage) = content.damage.take() {
+            return Err(damage);
+        }
+        let scanned = scan_healthy(path, content.tar(), expected, leave_out)?;
+        Ok(MappedShard { content, scanned })
+    }
+
+    /// True if it takes room on disk while it is open.
+    pub fn is_unpacked(&self) -> bool {
+        self.content.is_unpacked()
     }
 
     /// Number of samples.
@@ -41,7 +52,7 @@ impl MappedShard {
 
     /// Length of the file, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.map.len() as u64
+        self.content.file().len() as u64
     }
 
     /// Sample `number`.
@@ -50,7 +61,7 @@ impl MappedShard {
     /// If there is no such sample.
     pub fn sample(&self, number: usize) -> SampleRef<'_> {
         let sample = &self.scanned.samples[number];
-        SampleRef::new(&sample.key, &sample.parts, &self.map)
+        SampleRef::new(&sample.key, &sample.parts, self.content.tar())
     }
 }
 

@@ -12,20 +12,29 @@
 //! first dot of the file name, the rest, in lower case, is the extension; neighbouring members of one key are a sample.
 //! Folders, links, members without a dot and `__meta__` members are passed by, counted and reported.
 //!
+//! Names that a USTAR header cannot hold are written as pax records, and read in that form and in GNU's. Shards that are
+//! compressed by gzip are read through a [`crate::source::ShardSet`], which unpacks each when it is opened.
+//!
 //! Shards are written under a temporary name, flushed, and renamed; `index.json` comes last. A folder without it is
 //! either someone else's dataset (it is scanned) or an unfinished one (`progress.json` tells, and is refused).
 
+mod header;
 mod index;
 mod mapped;
+mod packed;
 mod reader;
 mod scan;
 mod shard_file;
 mod tar_shard;
 mod writer;
 
+pub use header::is_storable;
 pub(crate) use index::is_plain_name;
 pub use index::{DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION};
 pub(crate) use mapped::{LeaveOut, MappedShard, map_file, map_open, named, starts};
+pub(crate) use packed::{is_gzip, is_gzip_file, peek};
+pub use packed::{is_shard_name, unpack_all};
+pub(crate) use reader::tar_names;
 pub use reader::{Dataset, VerifyReport, index_folder};
 pub(crate) use reader::{digest, is_shard_as_recorded, kept_counts};
 pub use shard_file::{END_BYTES, ShardFile, size_in_shard, write_shard};

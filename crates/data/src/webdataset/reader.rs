@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::index::{DatasetIndex, PROGRESS_FILE, ShardRecord};
 use super::mapped::{LeaveOut, map_file, scan_healthy, starts};
+use super::packed::{is_gzip, is_shard_name, refuse_others};
 use super::scan::{ScannedShard, scan_shard};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
@@ -80,7 +81,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::MissingFolder`], [`Error::MissingShard`], [`Error::TruncatedTar`] or [`Error::SizeMismatch`] (a file
     /// has another length than its index says), [`Error::BadIndex`], [`Error::EmptyDataset`], [`Error::FolderInUse`]
-    /// (the dataset is unfinished), [`Error::Io`]; when scanning, those of [`Dataset::get`].
+    /// (the dataset is unfinished), [`Error::Compressed`], [`Error::Io`]; when scanning, those of [`Dataset::get`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         check_folder(dir)?;
@@ -106,7 +107,7 @@ impl Dataset {
         let mut shards = Vec::with_capacity(names.len());
         for file in names {
             let path = dir.join(&file);
-            let map = map_file(&path)?;
+            let map = map_plain(&path)?;
             let scanned = scan_shard(&path, &map)?;
             records.push(ShardRecord { file, samples: scanned.samples.len(), bytes: map.len() as u64, blake3: None });
             shards.push(Shard { path, map, scanned: OnceLock::from(scanned) });
@@ -188,7 +189,7 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::OutOfRange`]; at the first access to a shard [`Error::TruncatedTar`], [`Error::BadHeader`],
-    /// [`Error::DuplicateKey`] (within the shard; [`Dataset::verify`] looks across shards),
+    /// [`Error::DuplicateKey`] (within the shard; [`Dataset::verify`] looks across shards), [`Error::Scattered`],
     /// [`Error::SampleCountMismatch`].
     pub fn get(&self, i: usize) -> Result<SampleRef<'_>> {
         if i >= self.len() {
@@ -392,8 +393,8 @@ fn check_folder(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The `*.tar` files of `dir`, sorted; an error if the dataset there is unfinished.
-fn tar_names(dir: &Path) -> Result<Vec<String>> {
+/// The shards of `dir`, sorted; an error if the dataset there is unfinished.
+pub(crate) fn tar_names(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let entry = entry.map_err(Error::io("list", dir))?;
@@ -402,7 +403,7 @@ fn tar_names(dir: &Path) -> Result<Vec<String>> {
             let found = format!("{PROGRESS_FILE} of a dataset that is not finished");
             return Err(Error::FolderInUse { path: dir.to_path_buf(), found });
         }
-        if name.ends_with(".tar") && !name.starts_with('.') {
+        if is_shard_name(&name) {
             names.push(name);
         }
     }
@@ -410,9 +411,20 @@ fn tar_names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Maps a shard that is not compressed: bytes of a [`Dataset`] live as long as it does, and so would unpacked copies.
+fn map_plain(path: &Path) -> Result<Mmap> {
+    let map = map_file(path)?;
+    refuse_others(path, &map)?;
+    if is_gzip(&map) {
+        let detail = "is compressed by gzip; `calotype data convert` unpacks and indexes shards, and so does gunzip";
+        return Err(Error::Compressed { path: path.to_path_buf(), detail: detail.to_owned() });
+    }
+    Ok(map)
+}
+
 fn open_shard(dir: &Path, record: &ShardRecord) -> Result<Shard> {
     let path = dir.join(&record.file);
-    let map = map_file(&path)?;
+    let map = map_plain(&path)?;
     let (size, expected) = (map.len() as u64, record.bytes);
     if size < expected {
         return Err(Error::TruncatedTar { path, offset: size, needed: expected, size });

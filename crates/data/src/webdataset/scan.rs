@@ -7,6 +7,7 @@ use std::path::Path;
 
 use tar::{Archive, Entry, EntryType};
 
+use crate::error::printable;
 use crate::{Error, Result};
 
 const BLOCK: u64 = 512;
@@ -62,7 +63,8 @@ pub(super) fn walk(
     check_end_marker(path, bytes, end)
 }
 
-/// Adds a part to the last sample if the key is the same, else begins a sample.
+/// Adds a part to the last sample if the key is the same, else begins a sample. A sample comes again in whole as a
+/// duplicate; a part that an earlier sample of its key lacks was torn away from it.
 fn add_part(
     path: &Path,
     samples: &mut Vec<ScannedSample>,
@@ -80,8 +82,13 @@ fn add_part(
             last.parts.push((extension, range));
         }
         _ => {
-            if seen.insert(key.clone(), samples.len()).is_some() {
-                return Err(duplicate(key));
+            if let Some(earlier) = seen.insert(key.clone(), samples.len()) {
+                let is_torn = samples[earlier].parts.iter().all(|(name, _)| *name != extension);
+                let path = path.to_path_buf();
+                return Err(match is_torn {
+                    true => Error::Scattered { path, member: printable(&format!("{key}.{extension}")) },
+                    false => duplicate(key),
+                });
             }
             samples.push(ScannedSample { key, parts: vec![(extension, range)] });
         }
@@ -115,7 +122,7 @@ fn member_name<R: std::io::Read>(path: &Path, entry: &Entry<'_, R>) -> Result<Op
     }
     let name = entry.path_bytes();
     let Ok(name) = std::str::from_utf8(&name) else {
-        let detail = format!("member name `{}` is not UTF-8", String::from_utf8_lossy(&name));
+        let detail = format!("member name `{}` is not UTF-8", printable(&String::from_utf8_lossy(&name)));
         return Err(Error::BadHeader { path: path.to_path_buf(), offset: entry.raw_header_position(), detail });
     };
     Ok(split_name(name))
@@ -150,7 +157,8 @@ fn header_error(path: &Path, bytes: &[u8], offset: u64, error: &std::io::Error) 
     if error.kind() == ErrorKind::UnexpectedEof || size < offset + BLOCK {
         return Error::TruncatedTar { path, offset, needed: offset + BLOCK, size };
     }
-    Error::BadHeader { path, offset, detail: error.to_string() }
+    // Of a file that is no tar, the error quotes whatever lies there.
+    Error::BadHeader { path, offset, detail: printable(&error.to_string()) }
 }
 
 #[cfg(test)]

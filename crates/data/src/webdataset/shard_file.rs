@@ -4,15 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tar::{EntryType, Header};
-
+use super::header::{BLOCK, header, header_len};
 use super::index::ShardRecord;
-use super::scan::split_name;
 use crate::files::{partial_name, publish};
 use crate::{Error, Result, Sample};
-
-/// Length of tar blocks, in bytes.
-pub(super) const BLOCK: usize = 512;
 
 /// Bytes at the end of every shard.
 pub const END_BYTES: u64 = 2 * BLOCK as u64;
@@ -142,12 +137,15 @@ pub fn size_in_shard(sample: &Sample) -> Result<u64> {
 
 /// Bytes that a sample takes in a tar.
 pub(super) fn tar_size(sample: &Sample) -> u64 {
-    sample.parts.values().map(|bytes| (BLOCK + bytes.len().next_multiple_of(BLOCK)) as u64).sum()
+    let member = |(part, bytes): (&String, &Vec<u8>)| {
+        (header_len(&sample.key, part) + bytes.len().next_multiple_of(BLOCK)) as u64
+    };
+    sample.parts.iter().map(member).sum()
 }
 
-fn append(out: &mut impl Write, sample: &Sample, headers: &[Header]) -> io::Result<()> {
+fn append(out: &mut impl Write, sample: &Sample, headers: &[Vec<u8>]) -> io::Result<()> {
     for (header, bytes) in headers.iter().zip(sample.parts.values()) {
-        out.write_all(header.as_bytes())?;
+        out.write_all(header)?;
         out.write_all(bytes)?;
         out.write_all(&[0; BLOCK][..bytes.len().next_multiple_of(BLOCK) - bytes.len()])?;
     }
@@ -155,36 +153,10 @@ fn append(out: &mut impl Write, sample: &Sample, headers: &[Header]) -> io::Resu
 }
 
 /// The headers of a sample's members, all checked before anything is written.
-pub(super) fn headers(sample: &Sample) -> Result<Vec<Header>> {
+pub(super) fn headers(sample: &Sample) -> Result<Vec<Vec<u8>>> {
     if sample.parts.is_empty() {
         let key = sample.key.clone();
         return Err(Error::MissingPart { key, part: "(any)".to_owned(), present: "no parts".to_owned() });
     }
     sample.parts.iter().map(|(extension, bytes)| header(&sample.key, extension, bytes.len() as u64)).collect()
-}
-
-/// A USTAR header (POSIX.1-1988) that says nothing of when, where and by whom it was written.
-fn header(key: &str, extension: &str, size: u64) -> Result<Header> {
-    let name = format!("{key}.{extension}");
-    let invalid = |detail: String| Error::InvalidName { name: name.clone(), detail };
-    if name.contains('\0') || split_name(&name).is_none_or(|(k, e)| k != key || e != extension || e.is_empty()) {
-        let detail = "a key has no dot in its file name, an extension is lower case and not empty";
-        return Err(invalid(detail.to_owned()));
-    }
-    let mut header = Header::new_ustar();
-    header.set_path(&name).map_err(|e| invalid(format!("{e}; a tar name has at most 255 bytes")))?;
-    if header.path_bytes() != name.as_bytes() {
-        return Err(invalid("tar would change it (a leading or doubled `/` or `./`)".to_owned()));
-    }
-    if size >= 1 << 33 {
-        return Err(invalid(format!("{size} bytes; a USTAR member has less than 8 GiB")));
-    }
-    header.set_entry_type(EntryType::Regular);
-    header.set_size(size);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_cksum();
-    Ok(header)
 }

@@ -1,22 +1,25 @@
 //! One shard by itself, read as far as it is whole.
 
-use std::fs::File;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
+use super::mapped::map_file;
+use super::packed::Content;
 use super::scan::{ScannedSample, walk};
 use crate::{Error, Result, SampleRef};
 
 /// A tar file, open for the stages that look for damage or leave it out. Other than [`super::Dataset`], which refuses
-/// a shard at its first fault, this has the samples in front of it, and the fault.
+/// a shard at its first fault, this has the samples in front of it, and the fault; and it puts samples together whose
+/// members lie apart, as in a tar that is sorted by kind.
 ///
-/// The file is memory-mapped: it must not be changed meanwhile.
+/// The file is memory-mapped: it must not be changed meanwhile. One that is compressed by gzip is unpacked.
 pub struct TarShard {
     path: PathBuf,
-    map: Mmap,
+    content: Content,
     samples: Vec<ScannedSample>,
+    /// Samples whose members do not lie beside each other.
+    scattered: usize,
     passed_by: usize,
     cut_off: bool,
     damage: Option<Error>,
@@ -32,18 +35,16 @@ impl TarShard {
     /// Opens a shard and reads its headers.
     ///
     /// # Errors
-    /// [`Error::MissingShard`], [`Error::Io`]. Damage is no error: see [`TarShard::damage`].
+    /// [`Error::MissingShard`], [`Error::Compressed`] for a compression that is not read, [`Error::Io`]. Damage is no error:
+    /// see [`TarShard::damage`].
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::MissingShard { path: path.to_path_buf() },
-            _ => Error::io("open", path)(e),
-        })?;
-        // SAFETY: the map is only read, and its bytes are only handed out as `&[u8]`; the documentation of the type
-        // demands that the file stays as it is.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("memory-map", path))?;
+        let content = Content::new(path, map_file(path)?)?;
+        let (samples, scattered, passed_by) = Default::default();
         let mut shard =
-            TarShard { path: path.to_path_buf(), map, samples: Vec::new(), passed_by: 0, cut_off: false, damage: None };
-        if let Err(damage) = shard.scan() {
+            TarShard { path: path.to_path_buf(), content, samples, scattered, passed_by, cut_off: false, damage: None };
+        let tar_damage = shard.scan().err();
+        // A stream that ends too early is why its tar does.
+        if let Some(damage) = shard.content.damage.take().or(tar_damage) {
             // The sample that lies across the fault, or next to it, may lack parts.
             shard.cut_off = shard.samples.pop().is_some();
             shard.damage = Some(damage);
@@ -52,13 +53,17 @@ impl TarShard {
     }
 
     fn scan(&mut self) -> Result<()> {
-        walk(&self.path, &self.map, |name, range| {
+        let mut found = Found::default();
+        let result = walk(&self.path, self.content.tar(), |name, range| {
             match name {
-                Some((key, extension)) => add_part(&mut self.samples, key, extension, range),
+                Some((key, extension)) => found.add(key, extension, range),
                 None => self.passed_by += 1,
             }
             Ok(())
-        })
+        });
+        self.scattered = found.scattered();
+        self.samples = found.samples;
+        result
     }
 
     /// The file.
@@ -68,12 +73,12 @@ impl TarShard {
 
     /// Length of the file, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.map.len() as u64
+        self.content.file().len() as u64
     }
 
     /// BLAKE3 of the file, in hexadecimal.
     pub fn blake3(&self) -> String {
-        blake3::hash(&self.map).to_hex().to_string()
+        blake3::hash(self.content.file()).to_hex().to_string()
     }
 
     /// Number of whole samples.
@@ -88,13 +93,19 @@ impl TarShard {
 
     /// Sample `i` of [`TarShard::len`]; `None` past the end.
     pub fn get(&self, i: usize) -> Option<SampleRef<'_>> {
-        self.samples.get(i).map(|sample| SampleRef::new(&sample.key, &sample.parts, &self.map))
+        self.samples.get(i).map(|sample| SampleRef::new(&sample.key, &sample.parts, self.content.tar()))
     }
 
-    /// The samples, in order. Neighbouring members of one key are a sample; a key may come again, and a part that its
-    /// sample has already begins a sample of the same key.
+    /// The samples, in the order of their first members. Members of one key are a sample, those that lie apart from it
+    /// included; a part that its sample has already begins a sample of the same key.
     pub fn samples(&self) -> impl Iterator<Item = SampleRef<'_>> {
-        self.samples.iter().map(|sample| SampleRef::new(&sample.key, &sample.parts, &self.map))
+        self.samples.iter().map(|sample| SampleRef::new(&sample.key, &sample.parts, self.content.tar()))
+    }
+
+    /// Number of samples whose members do not lie beside each other: readers of streams, and training, take them for
+    /// several samples that lack parts.
+    pub fn scattered(&self) -> usize {
+        self.scattered
     }
 
     /// Number of members that are no part of a sample.
@@ -102,7 +113,8 @@ impl TarShard {
         self.passed_by
     }
 
-    /// The fault of the file behind its whole samples, if any: [`Error::TruncatedTar`], [`Error::BadHeader`].
+    /// The fault of the file behind its whole samples, if any: [`Error::TruncatedTar`], [`Error::BadHeader`],
+    /// [`Error::Compressed`].
     pub fn damage(&self) -> Option<&Error> {
         self.damage.as_ref()
     }
@@ -113,11 +125,37 @@ impl TarShard {
     }
 }
 
-fn add_part(samples: &mut Vec<ScannedSample>, key: String, extension: String, range: Range<usize>) {
-    match samples.last_mut() {
-        Some(last) if last.key == key && last.parts.iter().all(|(known, _)| *known != extension) => {
-            last.parts.push((extension, range));
+/// The samples found so far.
+#[derive(Default)]
+struct Found {
+    samples: Vec<ScannedSample>,
+    /// The latest sample of each key.
+    latest: HashMap<String, usize>,
+    /// True for samples that got a part after one of another.
+    torn: Vec<bool>,
+    /// The sample of the last member.
+    last: usize,
+}
+
+impl Found {
+    fn add(&mut self, key: String, extension: String, range: Range<usize>) {
+        let lacks = |place: &usize| self.samples[*place].parts.iter().all(|(known, _)| *known != extension);
+        match self.latest.get(&key).copied().filter(lacks) {
+            Some(place) => {
+                self.torn[place] |= place != self.last;
+                self.last = place;
+                self.samples[place].parts.push((extension, range));
+            }
+            None => {
+                self.last = self.samples.len();
+                self.latest.insert(key.clone(), self.last);
+                self.torn.push(false);
+                self.samples.push(ScannedSample { key, parts: vec![(extension, range)] });
+            }
         }
-        _ => samples.push(ScannedSample { key, parts: vec![(extension, range)] }),
+    }
+
+    fn scattered(&self) -> usize {
+        self.torn.iter().filter(|torn| **torn).count()
     }
 }

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::header::BLOCK;
 use super::index::{DatasetIndex, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION, is_plain_name};
 use super::reader::keys_of_checked_shard;
-use super::shard_file::{BLOCK, ShardFile, headers, tar_size};
+use super::shard_file::{ShardFile, headers, tar_size};
 use crate::files::{read_json, write_json};
 use crate::{Error, Result, Sample};
 

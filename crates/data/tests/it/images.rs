@@ -113,7 +113,7 @@ fn every_kind_of_file_is_decoded_as_by_pillow() {
         let expected = golden(&name);
         let line = expected.iter().position(|b| *b == b'\n').unwrap();
         let size = std::str::from_utf8(&expected[..line]).unwrap();
-        let options = DecodeOptions { orient: file.starts_with("orientation"), ..DecodeOptions::default() };
+        let options = DecodeOptions { orient: file.starts_with("orientation"), ..DecodeOptions::as_stored() };
         let bytes = golden(file);
         let found = RgbImage::decode_with(file, &bytes, &options).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(format!("{} {}", found.width(), found.height()), size, "{file}");
@@ -125,7 +125,52 @@ fn every_kind_of_file_is_decoded_as_by_pillow() {
         let far = found.data().iter().zip(&expected[line + 1..]).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
         assert!(far <= if lossy { 4 } else { 0 }, "{file}: up to {far} levels off");
     }
-    assert_eq!(kinds, 33);
+    assert_eq!(kinds, 37);
+}
+
+/// What is drawn where an image is transparent: Pillow's `alpha_composite` over two backgrounds.
+#[test]
+fn transparent_images_are_laid_on_a_background() {
+    let file = golden("composited.txt");
+    let mut transparent = Vec::new();
+    for line in std::str::from_utf8(&file).unwrap().lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let bytes = golden(words[0]);
+        let on = |background: &str| {
+            let options = DecodeOptions { background: background.parse().unwrap(), ..DecodeOptions::default() };
+            RgbImage::decode_noting(words[0], &bytes, &options).unwrap()
+        };
+        let ((white, found), (coloured, _)) = (on("white"), on("#c0ffee"));
+        assert_eq!([digits(&white), digits(&coloured)], words[1..], "{line}");
+        assert_eq!(RgbImage::decode("x", &bytes).unwrap(), white);
+        if found.transparent {
+            transparent.push(words[0].to_owned());
+            assert_ne!(on("keep hidden colours").0, white, "{line}");
+        }
+    }
+    assert_eq!(transparent.len(), 8, "{transparent:?}");
+}
+
+#[test]
+fn images_are_upright_unless_asked_for_as_stored() {
+    for name in ["orientation_6.jpg", "orientation_exif.png", "orientation_exif.webp", "orientation_xmp.jpg"] {
+        let bytes = golden(name);
+        let stored = RgbImage::decode_noting(name, &bytes, &DecodeOptions::as_stored()).unwrap();
+        let upright = RgbImage::decode_noting(name, &bytes, &DecodeOptions::default()).unwrap();
+        assert!(stored.1.tagged && upright.1.tagged, "{name}");
+        assert_eq!(upright.1.size, (stored.1.size.1, stored.1.size.0), "{name}");
+        let pipeline = Transform { resize: Resize::None, crop: None, ..Transform::default() }.build().unwrap();
+        let (image, conditioning) = pipeline.image(name, &bytes, 0, 0).unwrap();
+        assert_eq!(image, upright.0, "{name}");
+        assert_eq!(conditioning.original, (image.height(), image.width()));
+        assert!(pipeline.notes()[0].starts_with("1 image turned upright"), "{:?}", pipeline.notes());
+    }
+    // A damaged tag is none.
+    let mut broken = golden("orientation_6.jpg");
+    let at = broken.windows(4).position(|window| window == b"Exif").unwrap();
+    broken[at + 14..at + 32].fill(0xff);
+    let (_, found) = RgbImage::decode_noting("x", &broken, &DecodeOptions::default()).unwrap();
+    assert!(!found.tagged);
 }
 
 #[test]
@@ -183,7 +228,7 @@ fn malformed_images_are_named() {
             assert!(error.to_string().contains(expected), "{name}: {error}");
         }
     }
-    let small = DecodeOptions { max_pixels: 199, orient: false };
+    let small = DecodeOptions { max_pixels: 199, ..DecodeOptions::default() };
     for bytes in [&png, &jpeg] {
         let error = RgbImage::decode_with("x", bytes, &small).unwrap_err().to_string();
         assert!(error.contains("more than the limit of 199"), "{error}");

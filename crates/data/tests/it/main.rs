@@ -1,6 +1,7 @@
 //! The tests of the public interface, as one program: every program more is linked with everything that the crate uses.
 
 mod emoji;
+mod foreign;
 mod images;
 mod loader;
 mod mds;

@@ -355,3 +355,48 @@ fn sources_are_told_apart_by_their_content() {
         assert!(error.contains(part), "{spec}: {error}");
     }
 }
+
+/// The text as UTF-16 with its mark, the low byte first.
+fn utf16(text: &str) -> Vec<u8> {
+    format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect()
+}
+
+/// What Windows' editors, spreadsheets and shells write: the mark is no part of a caption or of a column's name.
+#[test]
+fn captions_and_tables_are_read_with_marks_and_as_utf16() {
+    let dir = folder(&[("a.png", ""), ("b.png", ""), ("c.png", "")]);
+    put(dir.path(), "a.txt", "\u{feff}a cat");
+    put(dir.path(), "b.txt", utf16("a caf\u{e9}"));
+    put(dir.path(), "c.txt", "a dog");
+    let source = open_folder(dir.path()).unwrap();
+    assert_eq!(texts(&source), ["a: png, txt=a cat", "b: png, txt=a caf\u{e9}", "c: png, txt=a dog"]);
+    put(dir.path(), "b.txt", b"a\0b\0c\0");
+    let error = source.get(1).map(|_| ()).unwrap_err();
+    assert!(error.concerns_one_sample() && error.to_string().contains("b.txt"), "{error}");
+    assert!(error.to_string().contains("UTF-16 text without a byte-order mark"), "{error}");
+    put(dir.path(), "b.txt", b"caf\xe9");
+    assert!(source.get(1).map(|_| ()).unwrap_err().to_string().contains("is not UTF-8 text: byte 3 is 0xe9"));
+    for (name, table) in [
+        ("metadata.csv", "file_name,text\na.png,a cat\n"),
+        ("metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": \"a cat\"}\n"),
+    ] {
+        let dir = folder(&[("a.png", "")]);
+        for bytes in [utf16(table), format!("\u{feff}{table}").into_bytes()] {
+            put(dir.path(), name, bytes);
+            assert_eq!(texts(&open_folder(dir.path()).unwrap()), ["a: png, txt=a cat"], "{name}");
+        }
+        put(dir.path(), name, table.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>());
+        let error = open_folder(dir.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("UTF-16 text without"), "{error}");
+    }
+}
+
+/// Parts of shards are handed out as they lie, without a mark.
+#[test]
+fn texts_of_samples_have_no_mark() {
+    let sample = Sample::new("a").with("txt", "\u{feff}a cat").with("caption", utf16("a cat")).with("bad", b"\xff");
+    assert_eq!(sample.text("txt").unwrap(), "a cat");
+    let error = sample.text("caption").unwrap_err().to_string();
+    assert!(error.contains("sample `a`: part `caption` is UTF-16 text"), "{error}");
+    assert!(sample.text("bad").unwrap_err().to_string().contains("byte 0 is 0xff"));
+}

@@ -1,3 +1,4 @@
+use super::diffusers::ReadScheduler;
 use super::{Ddim, SamplerError, SamplerKind, diffusers};
 use crate::objective::Prediction;
 use crate::schedule::{ScheduleConfig, Spacing};
@@ -38,22 +39,31 @@ impl SamplerConfig {
     /// the scheduler that it names, as in diffusers.
     ///
     /// # Errors
-    /// [`SamplerError::Class`] for an unknown scheduler; [`SamplerError::Fields`] with every field that is
+    /// [`SamplerError::Class`] for an unknown scheduler, or for a sampler that does not fit the noise levels of the one that the
+    /// file names; [`SamplerError::Fields`] with every field that is
     /// unknown, impossible, or would change the results and is not supported; [`SamplerError::Setting`] for
     /// settings that exclude each other.
     pub fn from_diffusers(config: &serde_json::Value) -> Result<Self, SamplerError> {
-        diffusers::read(config, None)
+        diffusers::read(config, None).map(|read| read.config)
     }
 
     /// The same for another sampler on the same checkpoint: what the file says holds for it too, and
-    /// where it says nothing, this sampler's own defaults hold.
+    /// where it says nothing, this sampler's own defaults hold. Fields of other schedulers have no effect.
     ///
     /// `name` is a [`SamplerKind::name`] or the name of a diffusers scheduler.
     ///
     /// # Errors
     /// As of [`SamplerConfig::from_diffusers`].
     pub fn from_diffusers_as(config: &serde_json::Value, name: &str) -> Result<Self, SamplerError> {
-        diffusers::read(config, Some(name))
+        diffusers::read(config, Some(name)).map(|read| read.config)
+    }
+
+    /// Either of both, with notes on what was passed over: fields that have no effect.
+    ///
+    /// # Errors
+    /// As of [`SamplerConfig::from_diffusers`].
+    pub fn read_diffusers(config: &serde_json::Value, name: Option<&str>) -> Result<ReadScheduler, SamplerError> {
+        diffusers::read(config, name)
     }
 
     /// The same configuration as a `scheduler_config.json`, with every field of its scheduler spelled out.
@@ -63,6 +73,11 @@ impl SamplerConfig {
     /// has no field for, such as DDIM's `eta`, which is an argument of the pipeline there.
     pub fn to_diffusers(&self) -> Result<serde_json::Value, SamplerError> {
         diffusers::write(self)
+    }
+
+    /// A `scheduler_config.json` as text: what [`parse_diffusers`](Self::parse_diffusers) reads, and Python.
+    pub fn diffusers_text(config: &serde_json::Value) -> String {
+        diffusers::text(config)
     }
 
     /// The text of a `scheduler_config.json` as a value. Python writes `-Infinity` bare, which JSON does

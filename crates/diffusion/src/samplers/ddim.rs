@@ -59,6 +59,10 @@ impl SamplerSettings for Ddim {
     fn eta_mut(&mut self) -> Option<&mut f64> {
         Some(&mut self.eta)
     }
+
+    fn clip_mut(&mut self) -> Option<&mut Option<f64>> {
+        Some(&mut self.clip)
+    }
 }
 
 struct DdimSolver<'a> {

@@ -58,6 +58,10 @@ impl SamplerSettings for Ddpm {
         fields.put("variance_type", self.variance);
         fields.put_clip(self.clip);
     }
+
+    fn clip_mut(&mut self) -> Option<&mut Option<f64>> {
+        Some(&mut self.clip)
+    }
 }
 
 struct DdpmSolver<'a> {

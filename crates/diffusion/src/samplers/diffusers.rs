@@ -14,9 +14,52 @@ use std::collections::BTreeSet;
 /// Fields that change nothing without another one that is refused, or that say nothing about sampling.
 const IDLE: [&str; 4] = ["dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"];
 
+/// Fields without an effect on these samplers, with the only value for which that is so (none: any): of earlier versions of
+/// diffusers (0.2 to 0.5), and of its schedulers that are not built here, all of which it leaves out itself when a
+/// scheduler is made of another one's configuration (diffusers 0.42, `ConfigMixin.extract_init_dict`).
+fn harmless() -> [(&'static str, Option<Value>); 6] {
+    [
+        ("tensor_format", None),
+        ("predict_epsilon", Some(json!(true))),
+        ("noise_sampler_seed", None),
+        ("corrector_order", None),
+        ("predictor_order", None),
+        ("tau_func", None),
+    ]
+}
+
+/// Schedulers of diffusers that are not built here, and of whose configurations those here can be made: all have the
+/// noise levels of discrete timesteps.
+const RELATED: [&str; 10] = [
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDPMParallelScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+];
+
+/// A configuration, and what its reader should know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReadScheduler {
+    /// The configuration.
+    pub config: SamplerConfig,
+    /// What was passed over, in full sentences.
+    pub notes: Vec<String>,
+}
+
 /// Fields of all schedulers.
 fn common(fields: &mut Fields<'_>, row: &Row) -> SamplerConfig {
-    let SchedulerDefaults { betas, shape, spacing, rescales } = row.defaults;
+    let SchedulerDefaults { betas, shape, spacing, rescales, edm } = row.defaults;
+    if edm {
+        let schedule = ScheduleConfig { timesteps: fields.size("num_train_timesteps", 1000), ..Default::default() };
+        let (kind, prediction) = ((row.read)(fields), fields.get("prediction_type", Prediction::Epsilon));
+        return SamplerConfig { kind, schedule, prediction, ..Default::default() };
+    }
     SamplerConfig {
         kind: (row.read)(fields),
         schedule: ScheduleConfig {
@@ -49,18 +92,47 @@ fn known_to_any() -> BTreeSet<&'static str> {
 ///
 /// # Errors
 /// As of [`SamplerConfig::from_diffusers`].
-pub(super) fn read(config: &Value, name: Option<&str>) -> Result<SamplerConfig, SamplerError> {
+pub(super) fn read(config: &Value, name: Option<&str>) -> Result<ReadScheduler, SamplerError> {
     let Value::Object(object) = config else {
         return Err(SamplerError::Json { problem: format!("expected an object, found {config}") });
     };
-    let row = find(name.or_else(|| object.get("_class_name").and_then(Value::as_str)))?;
+    let class = object.get("_class_name").and_then(Value::as_str);
+    let row = find(name.or(class))?;
+    if let (Some(name), Some(class)) = (name, class) {
+        check_related(name, row, class)?;
+    }
     let mut fields = Fields::new(row.class, config);
+    fields.harmless(harmless());
     let sampler = common(&mut fields, row);
+    let mut notes = Vec::new();
+    if object.get("rescale_betas_zero_snr") == Some(&json!(true)) && !row.defaults.rescales {
+        notes.push(format!(
+            "{} has no zero terminal SNR: it takes the noise levels without, as diffusers does",
+            row.name
+        ));
+    }
     known_to_any().iter().for_each(|name| fields.ignore(&[name]));
+    let passed = fields.passed().into_iter().map(|name| format!("the scheduler's field `{name}` has no effect"));
+    notes.extend(passed);
     fields.refuse_unknown();
-    let sampler = fields.finish(sampler)?;
-    sampler.check()?;
-    Ok(sampler)
+    let config = fields.finish(sampler)?;
+    config.check()?;
+    Ok(ReadScheduler { config, notes })
+}
+
+/// Refuses a sampler on a network that was trained on noise levels of another kind.
+fn check_related(name: &str, row: &Row, class: &str) -> Result<(), SamplerError> {
+    let of_file = ROWS.iter().find(|row| row.class == class).map(|row| row.defaults.edm);
+    let of_file = of_file.or(RELATED.contains(&class).then_some(false));
+    if of_file == Some(row.defaults.edm) {
+        return Ok(());
+    }
+    let fitting = ROWS.iter().filter(|row| of_file == Some(row.defaults.edm)).map(|row| row.name);
+    let fitting = fitting.collect::<Vec<_>>().join(", ");
+    Err(SamplerError::Class {
+        problem: format!("`{name}` cannot draw from a network that was trained for {class}"),
+        known: if fitting.is_empty() { "none that can".to_owned() } else { fitting },
+    })
 }
 
 fn find(name: Option<&str>) -> Result<&'static Row, SamplerError> {
@@ -140,7 +212,7 @@ impl SchedulerFields {
 
     fn refuse(&mut self, field: &str, value: String, problem: &str) {
         let problem = problem.to_owned();
-        self.problems.push(FieldProblem { field: field.to_owned(), value: Some(value), problem });
+        self.problems.push(FieldProblem { field: field.to_owned(), value: Some(value), problem, unknown: false });
     }
 
     /// The clamp of the clean estimate.
@@ -184,10 +256,23 @@ impl SchedulerFields {
 pub(super) fn write(config: &SamplerConfig) -> Result<Value, SamplerError> {
     config.check()?;
     let row = find(Some(config.kind.name()))?;
-    let schedule = &config.schedule;
     let mut fields = SchedulerFields::default();
     fields.put("_class_name", row.class);
-    fields.put("num_train_timesteps", schedule.timesteps);
+    fields.put("num_train_timesteps", config.schedule.timesteps);
+    fields.put("prediction_type", config.prediction);
+    config.kind.settings().write(&mut fields);
+    if !row.defaults.edm {
+        write_discrete(config, row, &mut fields);
+    }
+    match fields.problems.is_empty() {
+        true => Ok(Value::Object(fields.map)),
+        false => Err(FieldsError { what: row.class.to_owned(), problems: fields.problems }.into()),
+    }
+}
+
+/// The fields of all schedulers with the noise levels of discrete timesteps.
+fn write_discrete(config: &SamplerConfig, row: &Row, fields: &mut SchedulerFields) {
+    let schedule = &config.schedule;
     fields.put("beta_start", schedule.beta_start);
     fields.put("beta_end", schedule.beta_end);
     fields.put(
@@ -199,7 +284,6 @@ pub(super) fn write(config: &SamplerConfig) -> Result<Value, SamplerError> {
         },
     );
     fields.put("trained_betas", &schedule.trained_betas);
-    fields.put("prediction_type", config.prediction);
     fields.put("timestep_spacing", config.spacing);
     fields.put("steps_offset", config.steps_offset);
     match (row.defaults.rescales, schedule.zero_terminal_snr) {
@@ -207,11 +291,11 @@ pub(super) fn write(config: &SamplerConfig) -> Result<Value, SamplerError> {
         (false, true) => fields.unsaid("zero_terminal_snr", true),
         (false, false) => (),
     }
-    config.kind.settings().write(&mut fields);
-    match fields.problems.is_empty() {
-        true => Ok(Value::Object(fields.map)),
-        false => Err(FieldsError { what: row.class.to_owned(), problems: fields.problems }.into()),
-    }
+}
+
+/// The text of a configuration, with the bare infinity that Python writes and reads.
+pub(super) fn text(config: &Value) -> String {
+    format!("{config:#}\n").replace(r#""lambda_min_clipped": "-Infinity""#, r#""lambda_min_clipped": -Infinity"#)
 }
 
 /// JSON in which Python's bare infinities and NaN stand as texts.

@@ -144,11 +144,13 @@ pub(super) fn check_timesteps_above(kind: &'static str, timesteps: usize) -> Res
     Err(SamplerError::Setting { kind, problem: "lambda_min leaves no timestep of the schedule" })
 }
 
-/// Refuses thresholding, flows, and learned variances, which are a second output of the network.
+/// Refuses thresholding, flows, and learned variances, which are a second output of the network. DDPM's other variances, of
+/// a file that was written for it, have no effect.
 pub(super) fn refuse_unsupported(fields: &mut Fields<'_>) {
     refuse_thresholding(fields);
     refuse_flow(fields);
-    fields.fixed("variance_type", &[json!(null)]);
+    let plain = ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"].map(|name| json!(name));
+    fields.fixed("variance_type", &plain);
 }
 
 /// `lambda_min_clipped`; Python writes `-Infinity` for none.

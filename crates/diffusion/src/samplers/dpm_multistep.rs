@@ -5,6 +5,7 @@ use super::sigmas::WholeTimesteps;
 use super::solver::{History, Solver, StepInput};
 use super::timetable::{ScheduleContext, Timetable};
 use super::{Curve, DpmAlgorithm, DpmRule, FinalSigma, SamplerConfig, SamplerError, SigmaRange};
+use crate::objective::Estimate;
 use crate::schedule::{ScheduleKind, Spacing};
 use burn::tensor::Tensor;
 use calotype_core::Fields;
@@ -70,7 +71,19 @@ impl Scheduler for DpmMultistep {
 
 impl SamplerSettings for DpmMultistep {
     fn solver<'a>(&'a self, config: &'a SamplerConfig, timetable: &'a Timetable) -> Box<dyn Solver + 'a> {
-        Box::new(MultistepSolver { settings: self, config, timetable, history: History::new(self.order) })
+        let estimate = |call: usize, x: Tensor<4>, output: Tensor<4>| {
+            config.prediction.estimate_at(timetable.levels[call], x, output)
+        };
+        Box::new(MultistepSolver {
+            order: self.order,
+            algorithm: self.algorithm,
+            rule: self.rule,
+            lower_order_final: self.lower_order_final,
+            euler_at_final: self.euler_at_final || self.sigmas.last == FinalSigma::Zero,
+            estimate: Box::new(estimate),
+            timetable,
+            history: History::new(self.order),
+        })
     }
 
     fn timetable(&self, context: &ScheduleContext<'_>) -> Result<Timetable, SamplerError> {
@@ -109,33 +122,41 @@ impl SamplerSettings for DpmMultistep {
     }
 }
 
-struct MultistepSolver<'a> {
-    settings: &'a DpmMultistep,
-    config: &'a SamplerConfig,
-    timetable: &'a Timetable,
-    history: History,
+/// What clean latent and noise an output of a call means: of the call, the latent and the output.
+type EstimateAt<'a> = Box<dyn Fn(usize, Tensor<4>, Tensor<4>) -> Estimate + 'a>;
+
+/// The multistep method over a timetable's levels, whatever they are.
+pub(super) struct MultistepSolver<'a> {
+    pub order: usize,
+    pub algorithm: DpmAlgorithm,
+    pub rule: DpmRule,
+    pub lower_order_final: bool,
+    /// True: the last step is of first order.
+    pub euler_at_final: bool,
+    pub estimate: EstimateAt<'a>,
+    pub timetable: &'a Timetable,
+    pub history: History,
 }
 
 impl MultistepSolver<'_> {
     /// The order of a call's step, of as many outputs as there are.
     fn order(&self, call: usize) -> usize {
-        let settings = self.settings;
         let calls = self.timetable.timesteps.len();
-        let lower = settings.lower_order_final && calls < 15;
+        let lower = self.lower_order_final && calls < 15;
         let most = match calls - call {
-            1 if settings.euler_at_final || lower || settings.sigmas.last == FinalSigma::Zero => 1,
+            1 if self.euler_at_final || lower => 1,
             2 if lower => 2,
             _ => 3,
         };
-        self.history.len().min(settings.order).min(most)
+        self.history.len().min(self.order).min(most)
     }
 }
 
 impl Solver for MultistepSolver<'_> {
     fn step(&mut self, input: StepInput<'_>) -> (Tensor<4>, Tensor<4>) {
         let StepInput { call, output, x, fresh } = input;
-        let algorithm = self.settings.algorithm;
-        let estimate = self.config.prediction.estimate_at(self.timetable.levels[call], x.clone(), output);
+        let algorithm = self.algorithm;
+        let estimate = (self.estimate)(call, x.clone(), output);
         let integrated = if algorithm.is_of_clean() { estimate.clean.clone() } else { estimate.noise };
         self.history.push(integrated);
         let (from, to) = (self.timetable.level(call), self.timetable.level(call + 1));
@@ -148,7 +169,7 @@ impl Solver for MultistepSolver<'_> {
             |age: usize| (self.timetable.level(call + 1 - age).lambda - self.timetable.level(call - age).lambda) / h;
         if order == 2 {
             let slope = self.history.slope(0, 1, ratio(1));
-            next = next + slope.mul_scalar(weights.second_order(self.settings.rule));
+            next = next + slope.mul_scalar(weights.second_order(self.rule));
         } else if order == 3 {
             let (r0, r1) = (ratio(1), ratio(2));
             let (newer, older) = (self.history.slope(0, 1, r0), self.history.slope(1, 2, r1));

@@ -15,6 +15,14 @@ pub enum SamplerError {
         /// The known names.
         known: String,
     },
+    /// A sampler or schedule of another program that has no counterpart here.
+    #[error("`{name}` has no counterpart among the samplers here; {instead}")]
+    Foreign {
+        /// Its name there.
+        name: String,
+        /// What there is instead.
+        instead: String,
+    },
     /// A scheduler configuration that is not a JSON object.
     #[error("scheduler configuration: {problem}")]
     Json {
@@ -78,6 +86,19 @@ pub enum SamplerError {
         strength: f64,
         /// Steps in all.
         steps: usize,
+    },
+    /// A handover between two networks that leaves one of them no step.
+    #[error(
+        "a handover at {share} of {steps} steps leaves the {idle} network nothing to do: take another share (0.8 is usual), or \
+         more steps"
+    )]
+    Handover {
+        /// The share of the noise's way after which the second network takes over.
+        share: f64,
+        /// Steps in all.
+        steps: usize,
+        /// `first` or `second`.
+        idle: &'static str,
     },
     /// A call beyond the last one.
     #[error("call {call} of the denoiser: this sampler has {calls}")]

@@ -68,6 +68,10 @@ impl SamplerSettings for Heun {
     fn calls_per_step(&self) -> usize {
         2
     }
+
+    fn clip_mut(&mut self) -> Option<&mut Option<f64>> {
+        Some(&mut self.clip)
+    }
 }
 
 /// The state between the two calls of a step.

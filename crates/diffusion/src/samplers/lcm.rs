@@ -75,6 +75,10 @@ impl SamplerSettings for Lcm {
         fields.put("timestep_scaling", self.timestep_scaling);
         fields.put_clip(self.clip);
     }
+
+    fn clip_mut(&mut self) -> Option<&mut Option<f64>> {
+        Some(&mut self.clip)
+    }
 }
 
 struct LcmSolver<'a> {

@@ -11,7 +11,10 @@ mod beta;
 mod config;
 mod diffusers;
 mod dpm;
+mod edm;
 mod error;
+mod foreign;
+mod handover;
 mod inpaint;
 mod settings;
 mod sigmas;
@@ -19,8 +22,11 @@ mod solver;
 mod timetable;
 
 pub use config::SamplerConfig;
+pub use diffusers::ReadScheduler;
 pub use dpm::{DpmAlgorithm, DpmRule};
+pub use edm::{EdmCurve, EdmLevels};
 pub use error::SamplerError;
+pub use foreign::ForeignSampler;
 pub use inpaint::Inpainting;
 pub use sigmas::{Curve, FinalSigma, SigmaRange};
 
@@ -52,6 +58,10 @@ settings::samplers! {
     unipc::UniPc = "unipc";
     /// Latent consistency models.
     lcm::Lcm = "lcm";
+    /// Euler's method on EDM's noise levels.
+    edm_euler::EdmEuler = "edm_euler";
+    /// Multistep DPM-Solver++ on EDM's noise levels.
+    edm_dpm_multistep::EdmDpmMultistep = "edm_dpm_multistep";
 }
 
 impl SamplerKind {
@@ -63,6 +73,11 @@ impl SamplerKind {
     /// True if a step draws fresh noise.
     pub fn is_stochastic(&self) -> bool {
         self.settings().is_stochastic()
+    }
+
+    /// True if it takes EDM's noise levels, not those of discrete timesteps.
+    pub fn is_edm(&self) -> bool {
+        ROWS.iter().any(|row| row.name == self.name() && row.defaults.edm)
     }
 
     /// Calls of the denoiser in one step.
@@ -78,6 +93,11 @@ impl SamplerKind {
     /// The share of fresh noise, 0 to 1; none for samplers in which it cannot be chosen.
     pub fn eta_mut(&mut self) -> Option<&mut f64> {
         self.settings_mut().eta_mut()
+    }
+
+    /// The clamp of the clean estimate's absolute value; none for samplers that have none.
+    pub fn clip_mut(&mut self) -> Option<&mut Option<f64>> {
+        self.settings_mut().clip_mut()
     }
 }
 
@@ -108,8 +128,10 @@ pub struct SamplerStep<'a> {
 
 /// The surroundings of a run of a sampler; see [`Run::new`] for the plain case.
 pub struct Run<'a> {
-    /// The call of the denoiser to begin with: 0, or what [`Sampler::first_call`] says.
+    /// The call of the denoiser to begin with: 0, or what [`Sampler::first_call`] or [`Sampler::taken_over_at`] says.
     pub first: usize,
+    /// The call to end before, for [`Sampler::handed_over_at`]; none: all of them are made.
+    pub end: Option<usize>,
     /// Standard normal noise of the latent's shape for a call; needed where [`SamplerKind::is_stochastic`].
     pub noise: Option<&'a dyn Fn(usize) -> Tensor<4>>,
     /// Replaces the latent after a call, as inpainting does; see [`Inpainting`].
@@ -121,7 +143,7 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// From pure noise, without fresh noise or edits.
     pub fn new(observe: &'a mut dyn FnMut(SamplerStep<'_>) -> ControlFlow<()>) -> Self {
-        Self { first: 0, noise: None, edit: None, observe }
+        Self { first: 0, end: None, noise: None, edit: None, observe }
     }
 }
 
@@ -224,19 +246,19 @@ impl Sampler {
     /// # Shapes
     /// `x`: `[batch, height, width, channels]`, standard normal noise times
     /// [`Sampler::init_noise_sigma`], or the outcome of [`Sampler::add_noise`] at `run.first`; returns the
-    /// clean latent, likewise.
+    /// clean latent, likewise; with `run.end` the noisy latent that the next call would have started from.
     ///
     /// # Errors
     /// [`SamplerError::Stopped`] when the observer asks for it; [`SamplerError::NoNoise`] when fresh
     /// noise is needed and not given; [`SamplerError::Call`] for a first call beyond the last one.
     pub fn sample(&self, denoiser: &dyn Denoiser, mut x: Tensor<4>, run: Run<'_>) -> Result<Tensor<4>, SamplerError> {
-        let Run { first, noise, edit, observe } = run;
+        let Run { first, end, noise, edit, observe } = run;
         self.level(first)?;
         if self.config.kind.is_stochastic() && noise.is_none() {
             return Err(SamplerError::NoNoise { kind: self.config.kind.name() });
         }
         let mut solver = self.config.kind.settings().solver(&self.config, &self.timetable);
-        let calls = self.timetable.timesteps.len();
+        let calls = end.unwrap_or(usize::MAX).min(self.timetable.timesteps.len());
         for call in first..calls {
             let timestep = self.timetable.timesteps[call];
             let output = denoiser.predict(self.timetable.scale_input(x.clone(), call), timestep);

@@ -45,6 +45,11 @@ pub(super) trait SamplerSettings {
     fn eta_mut(&mut self) -> Option<&mut f64> {
         None
     }
+
+    /// The clamp of the clean estimate, where there is one.
+    fn clip_mut(&mut self) -> Option<&mut Option<f64>> {
+        None
+    }
 }
 
 /// The name that the table of samplers gives to settings.
@@ -76,12 +81,19 @@ pub(super) struct SchedulerDefaults {
     pub spacing: Spacing,
     /// True if the scheduler has the field `rescale_betas_zero_snr`.
     pub rescales: bool,
+    /// True if its noise levels are EDM's, and none of the fields above are its own.
+    pub edm: bool,
 }
 
 impl SchedulerDefaults {
     /// DDPM's ends of a linear `beta`; no `rescale_betas_zero_snr`.
     pub const fn ddpm(spacing: Spacing) -> Self {
-        Self { betas: (0.0001, 0.02), shape: ScheduleKind::Linear, spacing, rescales: false }
+        Self { betas: (0.0001, 0.02), shape: ScheduleKind::Linear, spacing, rescales: false, edm: false }
+    }
+
+    /// Noise levels of EDM (Karras et al. 2022), which no `beta` says.
+    pub const fn edm() -> Self {
+        Self { edm: true, ..Self::ddpm(Spacing::Leading) }
     }
 
     /// The ends of `beta` of Stable Diffusion.

@@ -16,8 +16,9 @@ pub(super) struct Timetable {
     pub timesteps: Vec<f64>,
     /// Weights of image and noise in the latent before each call, and after the last one if it has a level.
     pub levels: Vec<[f64; 2]>,
-    /// True: latents keep the image's scale under the noise, so that inputs have to be scaled.
-    pub exploding: bool,
+    /// The deviation of clean latents, where latents keep the image's scale under the noise, so that inputs have to be scaled
+    /// to unit variance.
+    pub exploding: Option<f64>,
     /// Deviation of the first latent.
     pub init_noise_sigma: f64,
     /// The schedule.
@@ -68,7 +69,7 @@ impl Timetable {
             steps: context.steps,
             levels: timesteps.iter().map(|&t| schedule.signal_and_noise(t)).collect(),
             timesteps: timesteps.into_iter().map(|t| t as f64).collect(),
-            exploding: false,
+            exploding: None,
             init_noise_sigma: 1.0,
             schedule: schedule.clone(),
         })
@@ -82,7 +83,7 @@ impl Timetable {
         };
         let levels = sigmas.iter().map(level).collect();
         let (steps, schedule) = (context.steps, context.schedule.clone());
-        Self { steps, timesteps, levels, exploding: false, init_noise_sigma: 1.0, schedule }
+        Self { steps, timesteps, levels, exploding: None, init_noise_sigma: 1.0, schedule }
     }
 
     /// A timetable over noise deviations `sigma` that are added to the image; one more than timesteps.
@@ -94,16 +95,14 @@ impl Timetable {
         };
         let levels = sigmas.iter().map(|&sigma| [1.0, sigma]).collect();
         let (steps, schedule) = (context.steps, context.schedule.clone());
-        Self { steps, timesteps, levels, exploding: true, init_noise_sigma, schedule }
+        Self { steps, timesteps, levels, exploding: Some(1.0), init_noise_sigma, schedule }
     }
 
     /// The network's input of a call: the latent at unit variance.
     pub fn scale_input(&self, x: Tensor<4>, call: usize) -> Tensor<4> {
-        if !self.exploding {
-            return x;
-        }
+        let Some(clean) = self.exploding else { return x };
         let sigma = self.levels[call][1];
-        x.div_scalar((sigma * sigma + 1.0).sqrt())
+        x.div_scalar((sigma * sigma + clean * clean).sqrt())
     }
 
     /// The level before a call, for the exponential integrators.
@@ -144,7 +143,7 @@ impl ScheduleContext<'_> {
             Spacing::Linspace => {
                 even(self.schedule.timesteps() - 1, self.steps).map(|t| f64::from(t as f32)).rev().collect()
             }
-            _ => self.whole_timesteps().into_iter().map(|t| t as f64).collect(),
+            Spacing::Leading | Spacing::Trailing => self.whole_timesteps().into_iter().map(|t| t as f64).collect(),
         }
     }
 

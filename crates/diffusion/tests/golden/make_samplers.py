@@ -46,8 +46,10 @@ def clean_latent():
 
 
 def run(group, prediction, spacing, steps):
-    config = dict(BETAS, **group["config"], prediction_type=prediction)
+    config = dict(group["config"], prediction_type=prediction)
     name = config.pop("_class_name")
+    if not name.startswith("EDM"):
+        config = BETAS | config
     if spacing is not None:
         config["timestep_spacing"] = spacing
     scheduler = getattr(diffusers, name)(**config)
@@ -200,10 +202,27 @@ def from_pictures():
     yield group("DPMSolverSinglestepScheduler", EPS, [None], strength=0.5, steps=[6, 21], solver_order=3)
 
 
+def edm():
+    euler, multi = "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
+    cosxl = dict(sigma_max=120.0, sigma_data=1.0, sigma_schedule="exponential")
+    for name in [euler, multi]:
+        for levels in [{}, cosxl]:
+            for final in ["zero", "sigma_min"]:
+                yield group(name, EPS_V, [None], final_sigmas_type=final, **levels)
+        yield group(name, EPS_V, [None], steps=[10], strength=0.6, rho=5.0, **cosxl)
+    for order in [1, 2, 3]:
+        for solver in ["midpoint", "heun"]:
+            both = dict(solver_order=order, solver_type=solver, final_sigmas_type="sigma_min")
+            yield group(multi, EPS_V, [None], **both)
+            if order < 3:
+                yield group(multi, EPS, [None], algorithm_type="sde-dpmsolver++", **both)
+    yield group(multi, EPS, [None], solver_order=3, lower_order_final=False, euler_at_final=True, **cosxl)
+
+
 def main():
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
-    groups = [g for part in [alpha_families, dpm_families, unipc, sigma_families, from_pictures] for g in part()]
+    groups = [g for part in [alpha_families, dpm_families, unipc, sigma_families, from_pictures, edm] for g in part()]
     values = []
     for g in groups:
         for combination in itertools.product(g["predictions"], g["spacings"], g["steps"]):

@@ -1,8 +1,8 @@
 //! `scheduler_config.json` of published checkpoints, and what is refused in them.
 
 use calotype_diffusion::samplers::{
-    Curve, Ddim, Ddpm, DpmAlgorithm, DpmMultistep, DpmRule, DpmSinglestep, Euler, FinalSigma, Heun, Lcm, Pndm,
-    SigmaRange, UniPc, UniPcStep, Variance,
+    Curve, Ddim, Ddpm, DpmAlgorithm, DpmMultistep, DpmRule, DpmSinglestep, EdmCurve, EdmDpmMultistep, EdmLevels, Euler,
+    FinalSigma, Heun, Lcm, Pndm, SigmaRange, UniPc, UniPcStep, Variance,
 };
 use calotype_diffusion::{Prediction, SamplerConfig, SamplerError, SamplerKind, ScheduleConfig, ScheduleKind, Spacing};
 use serde_json::{Value, json};
@@ -186,6 +186,21 @@ fn unusual_settings() -> Vec<SamplerKind> {
             sigmas: ends,
         }),
         SamplerKind::Lcm(Lcm { original_steps: 30, timestep_scaling: 8.0, clip: Some(1.0) }),
+        SamplerKind::EdmDpmMultistep(EdmDpmMultistep {
+            order: 1,
+            algorithm: DpmAlgorithm::SdePlusPlus,
+            rule: DpmRule::Heun,
+            lower_order_final: false,
+            euler_at_final: true,
+            levels: EdmLevels {
+                sigma_min: 0.01,
+                sigma_max: 120.0,
+                sigma_data: 1.0,
+                curve: EdmCurve::Exponential,
+                rho: 5.0,
+                last: FinalSigma::SigmaMin,
+            },
+        }),
     ]
 }
 
@@ -199,8 +214,11 @@ fn written_configurations_are_read_again() {
     for kind in SamplerKind::all().into_iter().chain(unusual_settings()) {
         for (schedule, prediction) in schedules.iter().zip([Prediction::Epsilon, Prediction::V, Prediction::Epsilon]) {
             let schedule = schedule.clone();
-            let (kind, spacing, steps_offset) = (kind.clone(), Spacing::Trailing, 3);
-            let config = SamplerConfig { kind, schedule, prediction, spacing, steps_offset };
+            // EDM has neither betas nor spacings.
+            let mut config = SamplerConfig { kind: kind.clone(), prediction, ..Default::default() };
+            if !kind.is_edm() {
+                config = SamplerConfig { schedule, spacing: Spacing::Trailing, steps_offset: 3, ..config };
+            }
             let written = config.to_diffusers().unwrap();
             assert_eq!(SamplerConfig::from_diffusers(&written).unwrap(), config, "{written}");
         }
@@ -236,6 +254,53 @@ fn curves_and_shares_of_noise() {
     assert_eq!(SamplerKind::all().iter().map(SamplerKind::name).collect::<Vec<_>>(), SamplerKind::NAMES);
 }
 
+/// Fields of other versions and of other schedulers, in files of hubs.
+#[test]
+fn harmless_fields_pass_with_a_note() {
+    for (class, field, value) in [
+        ("PNDMScheduler", "tensor_format", json!("pt")),
+        ("DDIMScheduler", "predict_epsilon", json!(true)),
+        ("EulerDiscreteScheduler", "noise_sampler_seed", json!(null)),
+        ("EulerDiscreteScheduler", "noise_sampler_seed", json!(3)),
+        ("UniPCMultistepScheduler", "corrector_order", json!(2)),
+        ("DDIMScheduler", "newer_than_this", json!(null)),
+    ] {
+        let found = SamplerConfig::read_diffusers(&stable_diffusion(class, json!({ field: value })), None).unwrap();
+        assert_eq!(found.config, read(&stable_diffusion(class, json!({}))), "{field}");
+        assert!(found.notes.len() == 1 && found.notes[0].contains(field), "{field}: {:?}", found.notes);
+    }
+    // It means that the network predicts the clean latent.
+    let error = SamplerConfig::from_diffusers(&stable_diffusion("DDPMScheduler", json!({ "predict_epsilon": false })));
+    let Err(SamplerError::Fields(fields)) = error else { panic!("{error:?}") };
+    assert_eq!(fields.unknown(), ["predict_epsilon"]);
+    // DDPM's own variance has no effect on other samplers, as in diffusers.
+    let ddpm = stable_diffusion("DDPMScheduler", json!({ "variance_type": "fixed_small" }));
+    assert!(SamplerConfig::from_diffusers_as(&ddpm, "dpm_multistep").is_ok());
+    // Of a scheduler that is not built here, whose noise levels are the same.
+    let sde =
+        stable_diffusion("DPMSolverSDEScheduler", json!({ "noise_sampler_seed": null, "use_karras_sigmas": true }));
+    assert!(SamplerConfig::from_diffusers_as(&sde, "euler").is_ok());
+}
+
+/// A network of other noise levels is never drawn as if it had these.
+#[test]
+fn samplers_of_other_noise_levels_are_refused_by_name() {
+    let edm = json!({ "_class_name": "EDMEulerScheduler", "sigma_max": 120.0 });
+    assert!(SamplerConfig::from_diffusers_as(&edm, "edm_dpm_multistep").is_ok());
+    let discrete = stable_diffusion("DDIMScheduler", json!({}));
+    for (file, name, parts) in [
+        (&edm, "euler", ["EDMEulerScheduler", "edm_dpm_multistep"]),
+        (&discrete, "edm_euler", ["DDIMScheduler", "unipc"]),
+        (&json!({ "_class_name": "FlowMatchEulerDiscreteScheduler" }), "euler", ["FlowMatch", "none that can"]),
+    ] {
+        let error = SamplerConfig::from_diffusers_as(file, name).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+    let rescaled = stable_diffusion("DDIMScheduler", json!({ "rescale_betas_zero_snr": true }));
+    let found = SamplerConfig::read_diffusers(&rescaled, Some("heun")).unwrap();
+    assert!(found.notes.iter().any(|note| note.contains("zero terminal SNR")), "{:?}", found.notes);
+}
+
 #[test]
 fn what_would_change_results_is_refused_by_name() {
     let cases = [
@@ -266,6 +331,10 @@ fn what_would_change_results_is_refused_by_name() {
         (json!({ "_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver" }), "sigma_min"),
         (json!({ "_class_name": "DPMSolverMultistepScheduler", "solver_order": 4 }), "order"),
         (json!({ "_class_name": "UniPCMultistepScheduler", "solver_p": {} }), "solver_p"),
+        (json!({ "_class_name": "EDMEulerScheduler", "sigma_min": -1.0 }), "sigma_min"),
+        (json!({ "_class_name": "EDMEulerScheduler", "prediction_type": "sample" }), "edm_euler"),
+        (json!({ "_class_name": "EDMEulerScheduler", "sigma_schedule": "linear" }), "sigma_schedule"),
+        (json!({ "_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "dpmsolver" }), "dpmsolver++"),
     ];
     for (config, part) in cases {
         let error = SamplerConfig::from_diffusers(&config).unwrap_err().to_string();

@@ -1,11 +1,13 @@
 //! The byte-pair tokenizer of CLIP, exact against open_clip and transformers.
 
+mod added;
 mod cleaning;
 mod files;
 mod vocabulary;
 
 pub use files::{TokenizerExportError, clip_files};
 
+use added::AddedToken;
 use regex::Regex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -129,6 +131,30 @@ pub enum TokenizerError {
         /// The token.
         token: String,
     },
+    /// A `tokenizer.json` of another kind of tokenizer.
+    #[error("{}: {problem}; CLIP's byte-pair encoding is the only one that is read", path.display())]
+    NotClip {
+        /// The file.
+        path: PathBuf,
+        /// What is not CLIP's.
+        problem: String,
+    },
+    /// An added token that is none.
+    #[error("{}: the added token {token} {problem}", path.display())]
+    AddedToken {
+        /// The file.
+        path: PathBuf,
+        /// The token, as JSON.
+        token: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A word that the tokenizer has as an added token already.
+    #[error("`{word}` is an added token of the tokenizer already; choose another word for the embedding (FILE=WORD)")]
+    WordTaken {
+        /// The word.
+        word: String,
+    },
     /// Rows without room for a start, a token and an end.
     #[error("{}: {length} tokens are too few for a row; at least 3 are needed", path.display())]
     ShortRows {
@@ -144,6 +170,8 @@ pub struct ClipTokenizer {
     vocabulary: Vocabulary,
     options: TokenizerOptions,
     context_length: usize,
+    /// Tokens that are found before the prompt is cut into words. Only [`Cleaning::Transformers`] looks for them.
+    added: Vec<AddedToken>,
 }
 
 impl std::fmt::Debug for ClipTokenizer {
@@ -169,6 +197,15 @@ pub struct Tokens {
     pub lost: String,
 }
 
+/// A token of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextToken {
+    /// Its id.
+    pub id: i32,
+    /// Whether a word ends with it.
+    pub ends_word: bool,
+}
+
 /// The tokens of a text without start, end and padding.
 struct Encoded {
     /// The text after cleaning, which the tokens point into.
@@ -187,11 +224,14 @@ struct Token {
 /// A stretch of the cleaned text that is encoded by itself.
 struct Word {
     range: Range<usize>,
-    /// The token, if the word is a marker and no text.
-    marker: Option<i32>,
+    /// The tokens, if the word is a marker or an added token and no text.
+    marker: Option<Vec<i32>>,
 }
 
 impl ClipTokenizer {
+    /// Tokens of CLIP's own vocabulary.
+    pub const VOCABULARY: usize = 49_408;
+
     /// CLIP's vocabulary, [`Cleaning::Lowercase`] and [`Padding::Zero`]. `context_length`, at least 3, counts the start
     /// and end tokens.
     pub fn new(context_length: usize) -> Self {
@@ -200,7 +240,36 @@ impl ClipTokenizer {
 
     /// CLIP's vocabulary with other options.
     pub fn with_options(context_length: usize, options: TokenizerOptions) -> Self {
-        Self { vocabulary: Vocabulary::clip(), options, context_length }
+        Self::new_with(Vocabulary::clip(), options, context_length, Vec::new())
+    }
+
+    /// With the markers, and `!` where it is special, among the added tokens, unless `added` describes them.
+    fn new_with(
+        vocabulary: Vocabulary,
+        options: TokenizerOptions,
+        context_length: usize,
+        mut added: Vec<AddedToken>,
+    ) -> Self {
+        let exclamation = (options.padding == Padding::Exclamation).then(|| ("!", vocabulary.inner_id(b'!')));
+        for (content, id) in [(START, vocabulary.start), (END, vocabulary.end)].into_iter().chain(exclamation) {
+            if !added.iter().any(|token| token.is(content)) {
+                added.push(AddedToken::special(content, id));
+            }
+        }
+        Self { vocabulary, options, context_length, added }
+    }
+
+    /// Adds a word that stands for several ids, as learned embeddings are: it is found wherever the cleaned prompt holds it,
+    /// and a row is never cut inside of it by [`chunks`](Self::chunks).
+    ///
+    /// # Errors
+    /// [`TokenizerError::WordTaken`] if there is an added token of that text.
+    pub fn add_word(&mut self, word: &str, ids: Vec<i32>) -> Result<(), TokenizerError> {
+        if self.added.iter().any(|token| token.is(word)) {
+            return Err(TokenizerError::WordTaken { word: word.into() });
+        }
+        self.added.push(AddedToken::word(word, ids));
+        Ok(())
     }
 
     /// A vocabulary of transformers' two files, `vocab.json` and `merges.txt`. Bytes that it lacks become the end of
@@ -215,20 +284,20 @@ impl ClipTokenizer {
         options: TokenizerOptions,
     ) -> Result<Self, TokenizerError> {
         let vocabulary = Vocabulary::parse((vocab, &read(vocab)?), (merges, &read(merges)?))?;
-        Ok(Self { vocabulary, options, context_length })
+        Ok(Self::new_with(vocabulary, options, context_length, Vec::new()))
     }
 
     /// The tokenizer of a checkpoint in diffusers' layout (`tokenizer/`, `tokenizer_2/`): vocabulary and merges (of
-    /// `vocab.json` and `merges.txt`, or of `tokenizer.json`), and from
-    /// `tokenizer_config.json` and `special_tokens_map.json`, as far as they are there, padding and context length
-    /// (else 77). Cleaning is transformers'.
+    /// `vocab.json` and `merges.txt`, or of `tokenizer.json`), added tokens (of these, `tokenizer_config.json` and
+    /// `added_tokens.json`), and from `tokenizer_config.json` and `special_tokens_map.json`, as far as they are there,
+    /// padding and context length (else 77). Cleaning is transformers'.
     ///
     /// # Errors
     /// A file cannot be read or is not what its name says; the padding is not one of CLIP's.
     pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
         let text = |name: &str| folder.join(name).exists().then(|| read(&folder.join(name))).transpose();
         let texts = TokenizerTexts::NAMES.map(text);
-        let [vocab, merges, tokenizer, config, special_tokens] = texts;
+        let [vocab, merges, tokenizer, config, special_tokens, added_tokens] = texts;
         Self::from_texts(&TokenizerTexts {
             folder: folder.to_owned(),
             vocab: vocab?.as_deref(),
@@ -236,6 +305,7 @@ impl ClipTokenizer {
             tokenizer: tokenizer?.as_deref(),
             config: config?.as_deref(),
             special_tokens: special_tokens?.as_deref(),
+            added_tokens: added_tokens?.as_deref(),
         })
     }
 
@@ -244,17 +314,35 @@ impl ClipTokenizer {
     /// # Errors
     /// A text is not what its file's name says; the padding is not one of CLIP's.
     pub fn from_texts(texts: &TokenizerTexts<'_>) -> Result<Self, TokenizerError> {
+        if !texts.has_vocabulary() {
+            return Err(TokenizerError::NoVocabulary { path: texts.folder.clone() });
+        }
+        Self::from_texts_or(texts, TokenizerOptions::TRANSFORMERS, 77)
+    }
+
+    /// As [`from_texts`](Self::from_texts); what the files do not say is CLIP's vocabulary, the padding of `usual` and
+    /// `context_length`.
+    ///
+    /// # Errors
+    /// As of [`from_texts`](Self::from_texts), but for files without a vocabulary.
+    pub fn from_texts_or(
+        texts: &TokenizerTexts<'_>,
+        usual: TokenizerOptions,
+        context_length: usize,
+    ) -> Result<Self, TokenizerError> {
         let settings = FolderSettings::read(texts)?;
-        let options = TokenizerOptions { padding: settings.padding, cleaning: Cleaning::Transformers };
+        let padding = settings.padding.unwrap_or(usual.padding);
+        let options = TokenizerOptions { padding, cleaning: Cleaning::Transformers };
         let at = |name: &str| texts.folder.join(name);
         let vocabulary = match (texts.vocab, texts.merges, texts.tokenizer) {
             (Some(vocab), Some(merges), _) => {
                 Vocabulary::parse((&at("vocab.json"), vocab), (&at("merges.txt"), merges))?
             }
             (_, _, Some(tokenizer)) => Vocabulary::parse_tokenizer(&at("tokenizer.json"), tokenizer)?,
-            _ => return Err(TokenizerError::NoVocabulary { path: texts.folder.clone() }),
+            _ => Vocabulary::clip(),
         };
-        Ok(Self { vocabulary, options, context_length: settings.context_length })
+        let length = settings.context_length.unwrap_or(context_length);
+        Ok(Self::new_with(vocabulary, options, length, added::read(texts)?))
     }
 
     /// Ids in every row.
@@ -304,18 +392,31 @@ impl ClipTokenizer {
         rows
     }
 
+    /// The tokens of a text of any length, without start, end and padding: for prompts that are put together of pieces.
+    pub fn text_tokens(&self, text: &str) -> Vec<TextToken> {
+        let tokens = self.encode_text(text).tokens;
+        let ends = tokens.iter().skip(1).map(|next| next.begins_word).chain([true]);
+        tokens.iter().zip(ends).map(|(token, ends_word)| TextToken { id: token.id, ends_word }).collect()
+    }
+
+    /// A row of tokens of text, with start, end and padding; those beyond [`room`](Self::room) are left out.
+    pub fn row(&self, ids: impl IntoIterator<Item = i32>) -> Tokens {
+        let mut all = vec![self.vocabulary.start];
+        all.extend(ids.into_iter().take(self.room()));
+        all.push(self.vocabulary.end);
+        let end = all.len() - 1;
+        all.resize(self.context_length, self.padding_id());
+        Tokens { ids: all, end, truncated: 0, lost: String::new() }
+    }
+
     /// Tokens of text in a row.
-    fn room(&self) -> usize {
+    pub fn room(&self) -> usize {
         self.context_length.saturating_sub(2)
     }
 
     /// A row of tokens that fit.
     fn frame(&self, tokens: &[Token]) -> Tokens {
-        let text = tokens.iter().map(|token| token.id);
-        let mut ids: Vec<i32> = [self.vocabulary.start].into_iter().chain(text).chain([self.vocabulary.end]).collect();
-        let end = ids.len() - 1;
-        ids.resize(self.context_length, self.padding_id());
-        Tokens { ids, end, truncated: 0, lost: String::new() }
+        self.row(tokens.iter().map(|token| token.id))
     }
 
     fn encode_text(&self, prompt: &str) -> Encoded {
@@ -323,8 +424,8 @@ impl ClipTokenizer {
         let mut tokens = Vec::new();
         for Word { range, marker } in words {
             let mut at = range.start;
-            if let Some(id) = marker {
-                tokens.push(Token { id, at, begins_word: true });
+            if let Some(ids) = marker {
+                tokens.extend(ids.into_iter().enumerate().map(|(i, id)| Token { id, at, begins_word: i == 0 }));
                 continue;
             }
             for symbol in self.vocabulary.encode(&text.as_bytes()[range.clone()]) {
@@ -346,8 +447,8 @@ impl ClipTokenizer {
 
     fn open_clip_words(&self, text: String) -> (String, Vec<Word>) {
         let marker = |word: &str| match word {
-            "<start_of_text>" => Some(self.vocabulary.start),
-            "<end_of_text>" => Some(self.vocabulary.end),
+            "<start_of_text>" => Some(vec![self.vocabulary.start]),
+            "<end_of_text>" => Some(vec![self.vocabulary.end]),
             _ => None,
         };
         let words = OPEN_CLIP_WORD.find_iter(&text).map(|m| Word { range: m.range(), marker: marker(m.as_str()) });
@@ -355,36 +456,32 @@ impl ClipTokenizer {
         (text, words)
     }
 
-    /// Special tokens are found in the prompt as it is; what lies between them is cleaned and cut into words.
+    /// Added tokens are found in the prompt as it is, then in what cleaning leaves of the stretches between them; the rest is
+    /// cut into words.
     fn transformers_words(&self, prompt: &str) -> (String, Vec<Word>) {
         let (mut text, mut words) = (String::with_capacity(prompt.len()), Vec::new());
-        let stretch = |text: &mut String, words: &mut Vec<Word>, between: &str| {
+        let marker = |token: usize| Some(self.added[token].ids.clone());
+        for (range, token) in added::split(prompt, &self.added, false) {
             let start = text.len();
-            text.push_str(&cleaning::transformers(between));
-            let ranges = transformers_words(&text[start..]).map(|r| r.start + start..r.end + start);
-            words.extend(ranges.map(|range| Word { range, marker: None }));
-        };
-        let (mut from, mut at) = (0, 0);
-        while let Some(step) = prompt[at..].find(['<', '!']) {
-            at += step;
-            let Some((special, id)) = self.specials().find(|(special, _)| prompt[at..].starts_with(special)) else {
-                at += 1;
+            if let Some(token) = token {
+                text.push_str(&prompt[range]);
+                words.push(Word { range: start..text.len(), marker: marker(token) });
                 continue;
-            };
-            stretch(&mut text, &mut words, &prompt[from..at]);
-            words.push(Word { range: text.len()..text.len() + special.len(), marker: Some(id) });
-            text.push_str(special);
-            at += special.len();
-            from = at;
+            }
+            let cleaned = cleaning::transformers(&prompt[range]);
+            for (range, token) in added::split(&cleaned, &self.added, true) {
+                let at = start + range.start;
+                match token {
+                    Some(token) => words.push(Word { range: at..start + range.end, marker: marker(token) }),
+                    None => words.extend(
+                        transformers_words(&cleaned[range])
+                            .map(|word| Word { range: at + word.start..at + word.end, marker: None }),
+                    ),
+                }
+            }
+            text.push_str(&cleaned);
         }
-        stretch(&mut text, &mut words, &prompt[from..]);
         (text, words)
-    }
-
-    /// The tokens that transformers looks for in a prompt before anything else.
-    fn specials(&self) -> impl Iterator<Item = (&'static str, i32)> {
-        let padding = (self.options.padding == Padding::Exclamation).then(|| ("!", self.padding_id()));
-        [(START, self.vocabulary.start), (END, self.vocabulary.end)].into_iter().chain(padding)
     }
 }
 
@@ -418,17 +515,25 @@ pub struct TokenizerTexts<'a> {
     pub config: Option<&'a str>,
     /// `special_tokens_map.json`, if it is there.
     pub special_tokens: Option<&'a str>,
+    /// `added_tokens.json`, if it is there.
+    pub added_tokens: Option<&'a str>,
 }
 
 impl TokenizerTexts<'_> {
     /// The files' names, in the order of the fields.
-    pub const NAMES: [&'static str; 5] = ["vocab.json", "merges.txt", "tokenizer.json", CONFIG, SPECIAL_TOKENS];
+    pub const NAMES: [&'static str; 6] =
+        ["vocab.json", "merges.txt", "tokenizer.json", CONFIG, SPECIAL_TOKENS, "added_tokens.json"];
+
+    /// True if the files hold a vocabulary.
+    pub fn has_vocabulary(&self) -> bool {
+        self.tokenizer.is_some() || self.vocab.is_some() && self.merges.is_some()
+    }
 }
 
 /// Settings in a tokenizer's files, beside its vocabulary.
 struct FolderSettings {
-    padding: Padding,
-    context_length: usize,
+    padding: Option<Padding>,
+    context_length: Option<usize>,
 }
 
 impl FolderSettings {
@@ -443,20 +548,22 @@ impl FolderSettings {
         // transformers lets the map decide, unless the configuration lists the added tokens itself.
         let listed = config.get("added_tokens_decoder").is_some();
         let (path, token) = match (pad_token(&map), pad_token(&config)) {
-            (Some(token), other) if !listed || other.is_none() => (map_path, token),
-            (_, Some(token)) => (config_path.clone(), token),
-            _ => (map_path, END),
+            (Some(token), other) if !listed || other.is_none() => (map_path, Some(token)),
+            (_, Some(token)) => (config_path.clone(), Some(token)),
+            _ => (map_path, None),
         };
         let padding = match token {
-            END => Padding::EndOfText,
-            "!" => Padding::Exclamation,
-            _ => return Err(TokenizerError::UnknownPadding { path, token: token.into() }),
+            None => None,
+            Some(END) => Some(Padding::EndOfText),
+            Some("!") => Some(Padding::Exclamation),
+            Some(token) => return Err(TokenizerError::UnknownPadding { path, token: token.into() }),
         };
         // transformers writes an absurdly large number for "no limit", as a float.
-        let length = config.get("model_max_length").and_then(serde_json::Value::as_u64).unwrap_or(77);
-        let context_length = usize::try_from(length).ok().filter(|&length| length < 1 << 20).unwrap_or(77);
-        if context_length < 3 {
-            return Err(TokenizerError::ShortRows { path: config_path, length: context_length });
+        let length = config.get("model_max_length").and_then(serde_json::Value::as_u64);
+        let length = length.and_then(|length| usize::try_from(length).ok());
+        let context_length = length.filter(|&length| length < 1 << 20);
+        if let Some(length) = context_length.filter(|&length| length < 3) {
+            return Err(TokenizerError::ShortRows { path: config_path, length });
         }
         Ok(Self { padding, context_length })
     }
@@ -469,7 +576,7 @@ fn pad_token(settings: &serde_json::Value) -> Option<&str> {
 }
 
 fn read(path: &Path) -> Result<String, TokenizerError> {
-    std::fs::read_to_string(path).map_err(|source| TokenizerError::Read { path: path.into(), source })
+    calotype_core::read_text(path).map_err(|source| TokenizerError::Read { path: path.into(), source })
 }
 
 fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, TokenizerError> {

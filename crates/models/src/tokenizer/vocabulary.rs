@@ -1,6 +1,7 @@
 //! Byte-pair encoding: words to token ids, by a table of merges.
 
 use super::TokenizerError;
+use serde_json::Value;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::path::Path;
@@ -90,6 +91,7 @@ impl Vocabulary {
             vocab: HashMap<String, i32>,
             merges: Vec<Pair>,
         }
+        check_kind(path, &super::parse_json(path, text)?)?;
         /// A list of two tokens, or, in older files, both in one text.
         #[derive(serde::Deserialize)]
         #[serde(untagged)]
@@ -171,6 +173,38 @@ fn byte_symbols() -> Vec<(u8, char)> {
     let printing = (0..=255u8).filter(prints).map(|byte| (byte, char::from(byte)));
     let others = (0..=255u8).filter(|byte| !prints(byte)).zip('\u{100}'..);
     printing.chain(others).collect()
+}
+
+/// Refuses a `tokenizer.json` that does something else than CLIP's: another model, another cleaning, other words.
+fn check_kind(path: &Path, file: &Value) -> Result<(), TokenizerError> {
+    let not_clip = |problem: String| Err(TokenizerError::NotClip { path: path.into(), problem });
+    let name = |value: &Value| value.get("type").and_then(Value::as_str).unwrap_or("none").to_owned();
+    let model = file.get("model").unwrap_or(&Value::Null);
+    match model.get("type").and_then(Value::as_str) {
+        None | Some("BPE") => {}
+        Some(other) => return not_clip(format!("its model is {other}")),
+    }
+    if let Some(suffix) = model.get("end_of_word_suffix").filter(|suffix| *suffix != END_OF_WORD) {
+        return not_clip(format!("its words end in {suffix}, not in {END_OF_WORD:?}"));
+    }
+    // The steps of each part, and those that it must have. A file without the part says nothing about it.
+    for (part, list, known, needed) in [
+        ("normalizer", "normalizers", &["NFC", "Replace", "Lowercase"][..], "Lowercase"),
+        ("pre_tokenizer", "pretokenizers", &["Split", "ByteLevel"], "ByteLevel"),
+    ] {
+        let Some(value) = file.get(part) else { continue };
+        let steps = match value.get(list).and_then(Value::as_array) {
+            Some(steps) => steps.iter().map(name).collect(),
+            None => vec![name(value)],
+        };
+        if let Some(other) = steps.iter().find(|step| !known.contains(&step.as_str())) {
+            return not_clip(format!("its {part} has the step {other}, and CLIP's has {}", known.join(", ")));
+        }
+        if !steps.iter().any(|step| step == needed) {
+            return not_clip(format!("its {part} lacks the step {needed}"));
+        }
+    }
+    Ok(())
 }
 
 fn parse_merges(path: &Path, text: &str, ids: &HashMap<String, i32>) -> Result<Merges, TokenizerError> {

@@ -6,8 +6,10 @@
 
 pub mod image;
 pub mod text;
+mod weighted;
 
 use crate::network::{Network, Placement};
+use crate::prompt_syntax::SyntaxError;
 use calotype_checkpoints::loading::LoadError;
 use calotype_checkpoints::{Checkpoint, Component, LayoutError, NetworkConfig};
 use calotype_models::InputError;
@@ -43,6 +45,14 @@ pub enum EncoderError {
         /// The misfit.
         source: InputError,
     },
+    /// A prompt that its syntax does not allow.
+    #[error("prompt `{prompt}`: {source}; --prompt-syntax plain takes it as it is")]
+    Prompt {
+        /// The prompt.
+        prompt: String,
+        /// What is wrong with it.
+        source: SyntaxError,
+    },
     /// The network does not have an output that was asked for.
     #[error("{}: {problem}", path.display())]
     Output {
@@ -58,7 +68,7 @@ impl EncoderError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Layout(error) | Self::Load(LoadError::Layout(error)) => error.is_usage(),
-            Self::Output { .. } => true,
+            Self::Output { .. } | Self::Prompt { .. } => true,
             _ => false,
         }
     }

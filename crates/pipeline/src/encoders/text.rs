@@ -3,6 +3,7 @@
 use super::{EncoderError, open_network};
 use crate::batches::token_ids;
 use crate::network::{Network, Placement};
+use crate::prompt_syntax::PromptSyntax;
 use crate::prompts::{CutPrompt, EncodedPrompt, PromptOptions};
 use burn::tensor::{DType, Device, Tensor};
 use calotype_checkpoints::{Checkpoint, Component, Facts};
@@ -232,8 +233,11 @@ impl TextEncoder {
         prompts: &[&str],
         options: &PromptOptions,
     ) -> Result<Vec<(EncodedPrompt, Option<CutPrompt>)>, EncoderError> {
-        let states = TextStates { skip: self.states.skip + options.clip_skip, ..self.states };
-        let wants_pooled = !states.final_norm && self.pooled_length().is_some();
+        let states = self.prompt_states(options);
+        let wants_pooled = self.wants_pooled();
+        if options.syntax != PromptSyntax::Plain {
+            return prompts.iter().map(|prompt| self.encode_weighted(prompt, options)).collect();
+        }
         let rows_of = |prompt: &&str| match options.long_prompts {
             true => self.tokenizer.chunks(prompt),
             false => vec![self.tokenizer.encode(prompt)],
@@ -262,7 +266,37 @@ impl TextEncoder {
         Ok(prompts.iter().zip(&rows).map(of_prompt).collect())
     }
 
-    fn encode_as(&self, rows: &[Tokens], pooled: bool, states: TextStates) -> Result<TextEncoding, EncoderError> {
+    /// The hidden states that prompts are encoded to.
+    pub(super) fn prompt_states(&self, options: &PromptOptions) -> TextStates {
+        TextStates { skip: self.states.skip + options.clip_skip, ..self.states }
+    }
+
+    /// Whether prompts have a pooled state.
+    pub(super) fn wants_pooled(&self) -> bool {
+        !self.states.final_norm && self.pooled_length().is_some()
+    }
+
+    /// The hidden states of rows in which no token looks at some, `[rows, tokens, channels]`.
+    pub(super) fn encode_without(
+        &self,
+        rows: &[Tokens],
+        hidden: &[Vec<bool>],
+        states: TextStates,
+    ) -> Result<Tensor<3>, EncoderError> {
+        let (ids, _) = token_ids(rows, &self.device);
+        let network = self.network.get()?;
+        let found = network.text_model.conditioning_without(ids, hidden, self.dtype, states);
+        let misfit =
+            |source| EncoderError::Input { path: self.network.path().to_owned(), component: self.component, source };
+        Ok(found.map_err(misfit)?.cast(DType::F32))
+    }
+
+    pub(super) fn encode_as(
+        &self,
+        rows: &[Tokens],
+        pooled: bool,
+        states: TextStates,
+    ) -> Result<TextEncoding, EncoderError> {
         let (ids, _) = token_ids(rows, &self.device);
         let network = self.network.get()?;
         let path = || self.network.path().to_owned();

@@ -14,6 +14,7 @@ use url::Url;
 use super::DownloadError;
 use super::address::{Resolver, Unresolved, check_url};
 use super::budget::{Budget, Held, Hosts};
+use super::coding::{codings, decoded, too_large};
 use super::failure::{Failure, FailureKind};
 use super::robots::is_opted_out;
 
@@ -26,8 +27,8 @@ const UNKNOWN_LENGTH: u64 = 256 << 10;
 /// Longest wait before another try, whatever the server asks for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Beginnings of content types that no image has. Others pass, for many servers say `application/octet-stream` or
-/// nothing; the bytes decide then.
+/// Beginnings of content types that no image has. They only say what a body is that is no image by its bytes: many
+/// scripts that hand out images say `text/html`, for that is what they say by default.
 const NO_IMAGES: [&str; 8] = [
     "text/",
     "audio/",
@@ -38,6 +39,9 @@ const NO_IMAGES: [&str; 8] = [
     "application/xhtml",
     "application/javascript",
 ];
+
+/// Bytes of a body by which an image is known.
+const HEAD: usize = 64;
 
 /// Settings of the requests for images.
 #[derive(Clone, Debug)]
@@ -220,22 +224,23 @@ impl Fetcher {
         if is_opted_out(response.headers(), &self.options.robot, &self.options.directives) {
             return Err(FailureKind::OptedOut.into());
         }
-        if let Some(kind) =
-            content_type(response.headers()).filter(|kind| NO_IMAGES.iter().any(|no| kind.starts_with(no)))
-        {
-            return Err(FetchError::Failed(Failure::new(FailureKind::WrongType, kind)));
-        }
         self.body(response, clock).await.map(Step::Done)
     }
 
     async fn body(&self, mut response: Response, clock: &mut Clock) -> Fetched<Body> {
         let longest = self.options.max_bytes;
-        let too_large =
-            || FetchError::Failed(Failure::new(FailureKind::TooLarge, format!("more than {longest} bytes")));
+        let too_large = || FetchError::Failed(too_large(longest));
         let known = response.content_length();
         if known.is_some_and(|length| length > longest) {
             return Err(too_large());
         }
+        let codings = codings(response.headers());
+        let other_type =
+            content_type(response.headers()).filter(|kind| NO_IMAGES.iter().any(|no| kind.starts_with(no)));
+        let refuse_other = |bytes: &[u8]| match &other_type {
+            Some(kind) if !is_image(bytes) => Err(FetchError::Failed(Failure::new(FailureKind::WrongType, kind))),
+            _ => Ok(()),
+        };
         let reserved = known.unwrap_or(UNKNOWN_LENGTH.min(longest));
         let mut held = self.budget.take(reserved).await.map_err(closed)?;
         let mut bytes = Vec::with_capacity(known.unwrap_or(0) as usize);
@@ -248,8 +253,19 @@ impl Fetcher {
             if length > reserved {
                 self.budget.let_grow(&mut held, longest).await.map_err(closed)?;
             }
+            let is_first_look = bytes.len() < HEAD && length >= HEAD as u64;
             bytes.extend_from_slice(&chunk);
+            // The rest of a page of text need not come.
+            if is_first_look && codings.is_empty() {
+                refuse_other(&bytes)?;
+            }
         }
+        if !codings.is_empty() && !is_image(&bytes) {
+            // How long it becomes is known when it is there.
+            self.budget.let_grow(&mut held, longest).await.map_err(closed)?;
+            bytes = tokio::task::block_in_place(|| decoded(bytes, &codings, longest)).map_err(FetchError::Failed)?;
+        }
+        refuse_other(&bytes)?;
         Ok(Body { bytes, _held: held })
     }
 }
@@ -268,6 +284,11 @@ fn redirected(from: &Url, headers: &HeaderMap) -> Fetched<Url> {
 fn content_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
     Some(value.split(';').next().unwrap_or_default().trim().to_lowercase())
+}
+
+/// True for the first bytes of an image, of whatever format.
+fn is_image(bytes: &[u8]) -> bool {
+    image::guess_format(bytes).is_ok()
 }
 
 /// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).

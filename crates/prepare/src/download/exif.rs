@@ -10,13 +10,17 @@ use serde_json::{Map, Value as Json};
 const VALUES: usize = 50;
 
 /// The EXIF fields of an image (JPEG, PNG, WebP) as a JSON object in text: `{"Image Make": "...", ...}`, names as
-/// ExifRead's, sorted; values as they are stored, not their meanings. An image without any gives `{}`.
-pub fn exif_text(bytes: &[u8]) -> String {
-    let fields = match Reader::new().continue_on_error(true).read_from_container(&mut Cursor::new(bytes)) {
+/// ExifRead's, sorted; values as they are stored, not their meanings. An image without any gives `{}`. Of an image that was
+/// turned `upright`, the orientation is left out.
+pub fn exif_text(bytes: &[u8], upright: bool) -> String {
+    let mut fields = match Reader::new().continue_on_error(true).read_from_container(&mut Cursor::new(bytes)) {
         Ok(found) => object(found.fields()),
         Err(exif::Error::PartialResult(partial)) => object(partial.into_inner().0.fields()),
         Err(_) => Map::new(),
     };
+    if upright {
+        fields.remove("Image Orientation");
+    }
     Json::Object(fields).to_string()
 }
 
@@ -107,6 +111,6 @@ mod tests {
             assert_eq!(text(&value), expected, "{value:?}");
         }
         assert!(text(&Value::Byte(vec![7; 999])).ends_with("7, ... ]"));
-        assert_eq!(exif_text(b"not an image"), "{}");
+        assert_eq!(exif_text(b"not an image", false), "{}");
     }
 }

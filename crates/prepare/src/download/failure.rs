@@ -33,8 +33,10 @@ pub enum FailureKind {
     BadRedirect,
     /// More bytes than allowed.
     TooLarge,
-    /// A content type that no image has.
+    /// No image, and a content type that no image has.
     WrongType,
+    /// A content coding that is not known, or a body that is damaged inside of it.
+    BadCoding,
     /// The server opts out of this use of its images.
     OptedOut,
     /// Other bytes than the list's checksum promises.
@@ -76,6 +78,7 @@ impl FailureKind {
             BadRedirect => "redirect without a usable address",
             TooLarge => "body too large",
             WrongType => "content type of no image",
+            BadCoding => "content encoding that cannot be undone",
             OptedOut => "Use of image disallowed by X-Robots-Tag directive",
             HashMismatch => "hash mismatch",
             NotAnImage => "not an image",
@@ -95,7 +98,10 @@ impl FailureKind {
         match self {
             NotAnImage | Truncated | TooManyPixels | Undecodable | TooSmall | AreaTooLarge | AspectTooLarge
             | Unencodable => "failed_to_resize",
-            _ => "failed_to_download",
+            BadUrl | Scheme | PrivateAddress | Dns | Connect | Tls | Timeout | Broken | Http(_) | RedirectLoop
+            | TooManyRedirects | BadRedirect | TooLarge | WrongType | BadCoding | OptedOut | HashMismatch => {
+                "failed_to_download"
+            }
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::io::{Cursor, ErrorKind};
 
-use calotype_data::image::{Filter, PngEffort, RgbImage, RgbaImage};
-use image::codecs::jpeg::JpegEncoder;
+use calotype_data::image::{Background, Decoded, Filter, PngEffort, RgbImage, RgbaImage, orientation};
 use image::codecs::webp::WebPEncoder;
+use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use serde::Serialize;
 
@@ -119,6 +119,10 @@ pub struct ImageOptions {
     pub max_aspect: f64,
     /// Largest area that is decoded at all, in pixels.
     pub max_pixels: u64,
+    /// Turn pixels upright where they are encoded anew.
+    pub orient: bool,
+    /// What stands behind transparent pixels that are encoded anew.
+    pub background: Background,
 }
 
 /// A finished image.
@@ -128,9 +132,11 @@ pub struct Image {
     pub encoded: Option<Vec<u8>>,
     /// Its sides, and those of the original: width, height, in pixels; unknown if nothing was decoded.
     pub sizes: Option<Sizes>,
+    /// What there was besides pixels, where they were encoded anew.
+    pub changed: Option<Decoded>,
 }
 
-/// Sides before and after, in pixels.
+/// Sides before and after, in pixels, upright where images are turned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Of the sample.
@@ -148,6 +154,7 @@ pub struct Opened<'a> {
     bytes: &'a [u8],
     format: ImageFormat,
     decoder: Box<dyn ImageDecoder + 'a>,
+    orientation: Orientation,
 }
 
 /// Reads the head of an image.
@@ -167,7 +174,8 @@ pub fn open<'a>(bytes: &'a [u8], options: &ImageOptions) -> Result<Opened<'a>, F
     let mut limits = Limits::default();
     limits.max_alloc = Some(options.max_pixels.saturating_mul(16));
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(|error| failure(&error, format, bytes))?;
+    let mut decoder = reader.into_decoder().map_err(|error| failure(&error, format, bytes))?;
+    let orientation = orientation(&mut decoder);
     let (width, height) = decoder.dimensions();
     let (to_width, to_height, _) = target(width, height, options).unwrap_or_default();
     // A line of pixels, brought to size by its shorter side, is a bomb of another kind.
@@ -179,7 +187,7 @@ pub fn open<'a>(bytes: &'a [u8], options: &ImageOptions) -> Result<Opened<'a>, F
     if width == 0 || height == 0 {
         return Err(Failure::new(FailureKind::Undecodable, format!("{width}x{height}")));
     }
-    Ok(Opened { bytes, format, decoder: Box::new(decoder) })
+    Ok(Opened { bytes, format, decoder: Box::new(decoder), orientation })
 }
 
 impl Opened<'_> {
@@ -198,7 +206,9 @@ impl Opened<'_> {
     /// # Errors
     /// A [`FailureKind`] of `failed_to_resize`.
     pub fn finish(self, options: &ImageOptions) -> Result<Image, Failure> {
-        let (original_width, original_height) = self.decoder.dimensions();
+        let stored = self.decoder.dimensions();
+        let turn = if options.orient { self.orientation } else { Orientation::NoTransforms };
+        let (original_width, original_height) = if swaps_sides(turn) { (stored.1, stored.0) } else { stored };
         check_sides(original_width, original_height, options)?;
         // Decoders fill what is missing of a JPEG with grey, and say nothing.
         if self.format == ImageFormat::Jpeg && is_cut(self.format, self.bytes) {
@@ -206,18 +216,33 @@ impl Opened<'_> {
         }
         let is_same_format = self.format == options.format.format();
         let decoded = DynamicImage::from_decoder(self.decoder);
-        let decoded = decoded.map_err(|error| failure(&error, self.format, self.bytes))?;
+        let mut decoded = decoded.map_err(|error| failure(&error, self.format, self.bytes))?;
+        decoded.apply_orientation(turn);
         let has_alpha = matches!(
             decoded.color(),
             ColorType::La8 | ColorType::La16 | ColorType::Rgba8 | ColorType::Rgba16 | ColorType::Rgba32F
         );
-        let (image, resized) = resize(rgb(decoded, has_alpha)?, options)?;
+        let (image, transparent) = rgb(decoded, has_alpha, options.background)?;
+        let (image, resized) = resize(image, options)?;
         let sizes =
             Sizes { width: image.width() as u32, height: image.height() as u32, original_width, original_height };
         let keep = options.skip_reencode && is_same_format && !resized && !has_alpha;
-        let encoded = if keep { None } else { Some(encode(&image, options)?) };
-        Ok(Image { encoded, sizes: Some(sizes) })
+        if keep {
+            // The tag stays with the bytes, and turns them where they are read.
+            return Ok(Image { encoded: None, sizes: Some(sizes), changed: None });
+        }
+        let (size, tagged) = ((image.width(), image.height()), self.orientation != Orientation::NoTransforms);
+        let changed = Some(Decoded { size, tagged, transparent });
+        Ok(Image { encoded: Some(encode(&image, options)?), sizes: Some(sizes), changed })
     }
+}
+
+/// True if width and height change places.
+fn swaps_sides(orientation: Orientation) -> bool {
+    matches!(
+        orientation,
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+    )
 }
 
 fn check_sides(width: u32, height: u32, options: &ImageOptions) -> Result<(), FailureKind> {
@@ -234,14 +259,15 @@ fn check_sides(width: u32, height: u32, options: &ImageOptions) -> Result<(), Fa
     Ok(())
 }
 
-/// RGB of eight bits; what is transparent lies on white.
-fn rgb(decoded: DynamicImage, has_alpha: bool) -> Result<RgbImage, Failure> {
+/// RGB of eight bits, and whether a pixel was transparent.
+fn rgb(decoded: DynamicImage, has_alpha: bool, background: Background) -> Result<(RgbImage, bool), Failure> {
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     if has_alpha {
         let image = RgbaImage::new(width, height, decoded.into_rgba8().into_raw()).map_err(|e| undecodable(&e))?;
-        return Ok(image.over([255; 3]));
+        return Ok((image.on(background), image.is_transparent()));
     }
-    RgbImage::new(width, height, decoded.into_rgb8().into_raw()).map_err(|e| undecodable(&e))
+    let image = RgbImage::new(width, height, decoded.into_rgb8().into_raw()).map_err(|e| undecodable(&e))?;
+    Ok((image, false))
 }
 
 /// The size that the mode leads to, before it cuts or fills up, and whether the image shrinks; `None` if it stays as it is.
@@ -294,9 +320,7 @@ fn encode(image: &RgbImage, options: &ImageOptions) -> Result<Vec<u8>, Failure> 
     let (width, height) = (image.width() as u32, image.height() as u32);
     let mut out = Vec::new();
     match options.format {
-        EncodeFormat::Jpg => JpegEncoder::new_with_quality(&mut out, options.quality)
-            .encode(image.data(), width, height, ExtendedColorType::Rgb8)
-            .map_err(|e| unencodable(&e))?,
+        EncodeFormat::Jpg => out = image.encode_jpeg(options.quality).map_err(|e| unencodable(&e))?,
         EncodeFormat::Webp => WebPEncoder::new_lossless(&mut out)
             .encode(image.data(), width, height, ExtendedColorType::Rgb8)
             .map_err(|e| unencodable(&e))?,

@@ -15,6 +15,7 @@
 //! - Resizing is Pillow's; WebP is written without loss; grey images become RGB.
 //! - Reasons of failures are a closed set of kinds ([`FailureKind`]), not the texts of a library.
 //! - Private addresses, endless redirects, long bodies and image bombs are refused: a list is untrusted input.
+//! - The bytes of a body decide whether it is an image, not the server's content type; content codings are undone.
 //! - Captions and URLs that look like numbers stay text. JSON parts are UTF-8 without escapes, not-a-number is null.
 //!
 //! Shards are the unit of work and of restarts: a shard's images come in any order into a file aside; when the last
@@ -24,6 +25,7 @@ mod address;
 pub mod bench;
 mod budget;
 mod client;
+pub mod coding;
 mod exif;
 mod failure;
 mod image;
@@ -45,11 +47,12 @@ pub use address::is_public;
 pub use failure::{Failure, FailureKind};
 pub use image::{EncodeFormat, Interpolation, ResizeMode};
 
+use crate::pixels::PixelArgs;
 use crate::slices::{SliceArgs, run_slices};
 use crate::{Account, Error, Result};
 use client::FetchOptions;
 use image::ImageOptions;
-use list::{Holds, ImageList, ListError, ListFormat, Wanted};
+use list::{Holds, ImageList, ListError, ListFormat, Reading, Wanted};
 
 /// Name of the stage in accounts.
 const STAGE: &str = "download";
@@ -190,6 +193,13 @@ pub struct DownloadArgs {
     #[arg(long, alias = "save_additional_columns", value_delimiter = ',', value_name = "COLUMNS")]
     pub save_additional_columns: Vec<String>,
 
+    /// Leave out rows of text lists that cannot be read, and count them, instead of stopping before anything is done.
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// Take quotes in csv and tsv lists for letters like others, as lists need that were written without quoting.
+    #[arg(long)]
+    pub no_quotes: bool,
+
     /// Method of bringing images to size.
     #[arg(long, alias = "resize_mode", value_enum, default_value = "border", value_name = "MODE")]
     pub resize_mode: ResizeMode,
@@ -229,15 +239,18 @@ pub struct DownloadArgs {
     #[arg(long, alias = "min_image_size", default_value_t = 0, value_name = "PIXELS")]
     pub min_image_size: u32,
     /// Leave out images with more pixels than this [default: no limit but --max-image-pixels].
-    #[arg(long, alias = "max_image_area", value_name = "PIXELS")]
+    #[arg(long, alias = "max_image_area", value_name = "PIXELS", value_parser = calotype_core::numbers::not_negative)]
     pub max_image_area: Option<f64>,
     /// Leave out images whose longer side is more than this many times the shorter one.
-    #[arg(long, alias = "max_aspect_ratio", value_name = "RATIO")]
+    #[arg(long, alias = "max_aspect_ratio", value_name = "RATIO", value_parser = calotype_core::numbers::not_negative)]
     pub max_aspect_ratio: Option<f64>,
     /// Do not even decode images with more pixels than this.
     #[arg(long, default_value_t = 89_478_485, value_name = "PIXELS",
           value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     pub max_image_pixels: u64,
+    /// What is made of orientation and transparency where images are encoded anew.
+    #[command(flatten)]
+    pub pixels: PixelArgs,
     /// Keep the EXIF fields in the samples' JSON.
     #[arg(long, alias = "extract_exif", default_value_t = true, action = clap::ArgAction::Set,
           value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true,
@@ -275,13 +288,13 @@ pub struct DownloadArgs {
     pub retries: u32,
     /// Wait before the second try, in seconds; it doubles with each, with some spread. What a server asks for by
     /// Retry-After goes before, up to a minute.
-    #[arg(long, default_value_t = 0.5, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 0.5, value_name = "SECONDS", value_parser = calotype_core::numbers::not_negative)]
     pub backoff: f64,
     /// Time for one try, redirects and body included, in seconds.
-    #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = calotype_core::numbers::not_negative)]
     pub timeout: f64,
     /// Time for a connection to be made, in seconds.
-    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = calotype_core::numbers::not_negative)]
     pub connect_timeout: f64,
     /// Longest image file, in bytes.
     #[arg(long, default_value_t = 32 << 20, value_name = "BYTES",
@@ -326,6 +339,8 @@ pub struct DownloadArgs {
 struct Settings<'a> {
     list: &'a [list::ListFile],
     columns: &'a [Wanted],
+    #[serde(skip_serializing_if = "is_usual")]
+    reading: Reading,
     number_sample_per_shard: u32,
     oom_shard_count: u8,
     image: &'a ImageOptions,
@@ -336,6 +351,10 @@ struct Settings<'a> {
     user_agent_token: &'a str,
     disallowed_header_directives: &'a [String],
     allow_private: bool,
+}
+
+fn is_usual(reading: &Reading) -> bool {
+    *reading == Reading::default()
 }
 
 /// The record of [`Settings`] in the output folder.
@@ -351,10 +370,12 @@ pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Account> {
     let wanted = wanted_columns(args)?;
     let image = image_options(args)?;
     let fetch = fetch_options(args)?;
-    let list = ImageList::open(&args.list, args.input_format, &wanted).map_err(download_error)?;
+    let reading = Reading { skip_bad: args.skip_bad, no_quotes: args.no_quotes };
+    let list = ImageList::open(&args.list, args.input_format, &wanted, reading).map_err(download_error)?;
     let settings = Settings {
         list: list.files(),
         columns: &wanted,
+        reading,
         number_sample_per_shard: args.number_sample_per_shard,
         oom_shard_count: args.oom_shard_count,
         image: &image,
@@ -381,9 +402,14 @@ pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Account> {
     let threads = args.decode_threads.map_or_else(processors, |threads| threads as usize);
     let job = work::Job { list: &list, layout, image: &image, fetch: &fetch, hash: args.compute_hash, threads };
     let shards = job.plan();
-    run_slices(&args.slices, STAGE, &args.out, &settings, control, |slice, control| {
+    let mut account = run_slices(&args.slices, STAGE, &args.out, &settings, control, |slice, control| {
         job.run(&shards[slice.range(shards.len())], control)
-    })
+    })?;
+    let bad = list.files().iter().map(|file| file.bad_rows).sum::<u64>();
+    if bad > 0 {
+        account.notes.push(format!("{bad} rows of the list cannot be read and are left out"));
+    }
+    Ok(account)
 }
 
 fn download_error(error: ListError) -> Error {
@@ -461,6 +487,8 @@ fn image_options(args: &DownloadArgs) -> Result<ImageOptions> {
         max_area,
         max_aspect,
         max_pixels: args.max_image_pixels,
+        orient: args.pixels.options().orient,
+        background: args.pixels.options().background,
     })
 }
 

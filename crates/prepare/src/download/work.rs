@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use calotype_data::Control;
+use calotype_data::image::{DecodeNotes, DecodeOptions};
 use md5::Md5;
 use sha2::{Digest, Sha256, Sha512};
 use tokio::runtime::{Builder, Handle};
@@ -64,6 +65,8 @@ struct Shared {
     decoders: Arc<Semaphore>,
     /// Memory for decoded images.
     pixels: Budget,
+    /// Images that were turned, and transparent ones.
+    notes: DecodeNotes,
 }
 
 /// State of the work under way.
@@ -179,6 +182,9 @@ impl Job<'_> {
             shared.fetcher.received() as f64 / 1e6,
             shared.fetcher.peak_memory() as f64 / 1e6
         ));
+        let (orient, background) = (self.image.orient, self.image.background);
+        let options = DecodeOptions { orient, background, ..DecodeOptions::default() };
+        account.notes.extend(shared.notes.sentences(&options));
         Ok(())
     }
 
@@ -191,6 +197,7 @@ impl Job<'_> {
             verify: self.layout.hash.filter(|_| self.layout.verifies),
             decoders: Arc::new(Semaphore::new(self.threads)),
             pixels: Budget::new(self.fetch.memory),
+            notes: DecodeNotes::default(),
         })
     }
 }
@@ -273,17 +280,18 @@ fn finish_image(
             return Err(FailureKind::HashMismatch.into());
         }
     }
-    let (encoded, sizes) = match shared.image.disable_all_reencoding {
-        true => (None, None),
+    let (encoded, sizes, upright) = match shared.image.disable_all_reencoding {
+        true => (None, None, false),
         false => {
             let opened = image::open(bytes, &shared.image)?;
             // This thread may wait: those that hold memory need nothing more to end.
             let _held = handle.block_on(shared.pixels.take(opened.memory(&shared.image)));
             let image = opened.finish(&shared.image)?;
-            (image.encoded, image.sizes)
+            image.changed.iter().for_each(|changed| shared.notes.add(changed));
+            (image.encoded, image.sizes, shared.image.orient && image.changed.is_some_and(|changed| changed.tagged))
         }
     };
-    let exif = if shared.exif { Some(exif_text(bytes)).filter(|text| text.len() <= LONGEST_EXIF) } else { None };
+    let exif = shared.exif.then(|| exif_text(bytes, upright)).filter(|text| text.len() <= LONGEST_EXIF);
     Ok((encoded, Facts { sizes, hash, exif }))
 }
 

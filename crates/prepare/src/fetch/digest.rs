@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use calotype_core::decode_text;
 use sha2::digest::DynDigest;
 
 /// Method of computing a checksum.
@@ -148,11 +149,13 @@ pub struct SumsError {
 /// [`SumsError`] for the first line that is neither, or that names a file outside of the list's folder.
 pub fn parse_sums(content: &[u8]) -> Result<Vec<Sum>, SumsError> {
     let mut sums: Vec<Sum> = Vec::new();
-    for (number, line) in content.split(|byte| *byte == b'\n').enumerate() {
+    let text = decode_text(content).map_err(|fault| {
+        let before = content.iter().take(fault.at()).filter(|byte| **byte == b'\n').count();
+        SumsError { line: before + 1, message: format!("it {fault}") }
+    })?;
+    for (number, line) in text.split('\n').enumerate() {
         let error = |message: &str| SumsError { line: number + 1, message: message.to_owned() };
-        let line = std::str::from_utf8(line).map_err(|_| error("it is not UTF-8 text"))?;
         let line = line.strip_suffix('\r').unwrap_or(line);
-        let line = if number == 0 { line.trim_start_matches('\u{feff}') } else { line };
         if line.trim().is_empty() || line.starts_with('#') {
             continue;
         }
@@ -299,7 +302,10 @@ mod tests {
             assert_eq!(error.line, line, "{text}");
             assert!(error.message.contains(message), "{text}: {error}");
         }
-        assert_eq!(parse_sums(b"\n\xff\xfe").unwrap_err().message, "it is not UTF-8 text");
+        assert_eq!(
+            parse_sums(b"\n\xff\xfe").unwrap_err().message,
+            "it is not UTF-8 text: byte 1 is 0xff; save it as UTF-8"
+        );
         assert_eq!(parse_sums(b"").unwrap(), []);
     }
 

@@ -119,7 +119,7 @@ fn braces(text: &str) -> Option<(std::ops::Range<usize>, u64, u64, usize)> {
 /// # Errors
 /// [`FetchError::BadList`] for a malformed list, [`Error::Io`] if it cannot be read.
 pub(super) fn read_list(list: &Path, out: &Path) -> Result<Vec<Item>> {
-    let text = fs::read_to_string(list).map_err(Error::io("read", list))?;
+    let text = calotype_core::read_text(list).map_err(Error::io("read", list))?;
     let mut items: Vec<Item> = Vec::new();
     let mut lines = HashMap::new();
     for (number, line) in text.lines().enumerate() {

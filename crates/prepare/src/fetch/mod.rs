@@ -58,13 +58,13 @@ pub struct FetchArgs {
     #[arg(long, value_name = "FILE")]
     pub checksums: Option<String>,
     /// Files that are fetched at once.
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = calotype_core::numbers::count::<usize>)]
     pub parallel: usize,
     /// Requests without progress after which a file is given up.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = calotype_core::numbers::count::<u32>)]
     pub tries: u32,
     /// Seconds to wait after a first failure; each further one doubles them.
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = calotype_core::numbers::not_negative)]
     pub pause: f64,
     /// Compute the checksums of files that are there already, even if they did not change since they were fetched.
     #[arg(long)]

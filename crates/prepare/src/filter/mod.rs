@@ -45,31 +45,31 @@ pub struct FilterArgs {
     #[arg(long, value_name = "PIXELS")]
     pub min_height: Option<u64>,
     /// Keep images whose longer side is at most this many times the shorter one.
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_name = "RATIO", value_parser = calotype_core::numbers::not_negative)]
     pub max_aspect: Option<f64>,
     /// Keep pairs whose text and image are at least this similar (cosine of CLIP's embeddings).
-    #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "COSINE", allow_negative_numbers = true, value_parser = calotype_core::numbers::finite::<f64>)]
     pub min_similarity: Option<f64>,
     /// Keep images up to this verdict on their being unsafe.
     #[arg(long, value_name = "VERDICT", value_parser = NSFW_VERDICTS)]
     pub max_nsfw: Option<String>,
     /// Keep images with at least this aesthetic score.
-    #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SCORE", allow_negative_numbers = true, value_parser = calotype_core::numbers::finite::<f64>)]
     pub min_aesthetic: Option<f64>,
     /// Keep images that are unsafe with at most this probability.
-    #[arg(long, value_name = "PROBABILITY")]
+    #[arg(long, value_name = "PROBABILITY", value_parser = calotype_core::numbers::share)]
     pub max_punsafe: Option<f64>,
     /// Keep images that carry a watermark with at most this probability.
-    #[arg(long, value_name = "PROBABILITY")]
+    #[arg(long, value_name = "PROBABILITY", value_parser = calotype_core::numbers::share)]
     pub max_watermark: Option<f64>,
     /// Split each table into this many parts, in a folder `<file>_parts`.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = calotype_core::numbers::count::<u32>)]
     pub parts: u32,
     /// Rows of a row group at most; a whole row group is held in memory while it is written.
-    #[arg(long, value_name = "ROWS", default_value_t = 131_072)]
+    #[arg(long, value_name = "ROWS", default_value_t = 131_072, value_parser = calotype_core::numbers::count::<usize>)]
     pub row_group_rows: usize,
     /// Tables that are worked on at once [default: the number of processors].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = calotype_core::numbers::count::<usize>)]
     pub threads: Option<usize>,
     /// This process's slices of the work.
     #[command(flatten)]

@@ -25,7 +25,8 @@ fn run(words: &str, paths: &[&Path]) -> Result<Account, Error> {
         "{}" => paths.next().unwrap().display().to_string(),
         other => other.to_owned(),
     });
-    let cli = Cli::try_parse_from(std::iter::once("data".to_owned()).chain(words)).unwrap();
+    let cli = Cli::try_parse_from(std::iter::once("data".to_owned()).chain(words))
+        .map_err(|error| Error::Usage(error.to_string()))?;
     cli.stage.run(&mut Control::default())
 }
 

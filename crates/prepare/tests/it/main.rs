@@ -6,6 +6,7 @@ mod convert;
 mod download;
 mod fetch;
 mod filter;
+mod foreign;
 mod shard_stages;
 mod support;
 mod synth;

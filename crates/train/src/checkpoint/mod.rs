@@ -712,6 +712,43 @@ fn write_tensors(
     })
 }
 
+/// The folder of a training checkpoint that a path means: its own, or the newest one of a run. `finished`: also of a run that
+/// has a model. None for other paths.
+///
+/// # Errors
+/// [`CheckpointError::Io`] if the run's checkpoints cannot be listed.
+pub fn training_folder(path: &Path, finished: bool) -> Result<Option<PathBuf>, CheckpointError> {
+    if [MANIFEST, STATE, TENSORS].iter().all(|name| path.join(name).is_file()) {
+        return Ok(Some(path.to_owned()));
+    }
+    let checkpoints = path.join(crate::trainer::CHECKPOINTS);
+    if !checkpoints.is_dir() || (!finished && path.join(crate::stages::MODEL).is_dir()) {
+        return Ok(None);
+    }
+    Ok(saved_in(&checkpoints)?.pop().map(|(_, newest)| newest))
+}
+
+/// The complete checkpoints of a folder (judged by manifest and file lengths) with their samples, oldest first. Needs no
+/// write permission.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn saved_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    let failed = |source| CheckpointError::io(folder, "list this folder", source);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let digits = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once('-'));
+        if let Some(Ok(samples)) = digits.map(|(_, digits)| digits.parse())
+            && looks_complete(&path)
+        {
+            found.push((samples, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// Creates a folder for work of many hours, proves that it can be written to and that the disk has room for `bytes`.
 ///
 /// # Errors
@@ -722,7 +759,8 @@ pub fn prepare_folder(folder: &Path, bytes: u64) -> Result<(), CheckpointError> 
     require_space(folder, bytes)
 }
 
-fn require_space(folder: &Path, bytes: u64) -> Result<(), CheckpointError> {
+/// Checks that the disk of a folder that is there has room for `bytes`.
+pub(crate) fn require_space(folder: &Path, bytes: u64) -> Result<(), CheckpointError> {
     let status = nix::sys::statvfs::statvfs(folder)
         .map_err(|errno| CheckpointError::io(folder, "find out the free space", errno.into()))?;
     // The types of both fields differ between systems.

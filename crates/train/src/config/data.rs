@@ -1,7 +1,8 @@
 //! The table `[data]`.
 
 use super::{SettingError, check, is_no, is_usual};
-use calotype_data::image::Filter;
+use crate::captions::CaptionSettings;
+use calotype_data::image::{Background, DecodeOptions, Filter};
 use calotype_data::transform::Place;
 use calotype_data::{OnError, OrderConfig, Shuffle, SourceOptions};
 use serde::{Deserialize, Serialize};
@@ -45,12 +46,22 @@ pub struct DataSettings {
     /// Extensions of the image's part, for tasks that read images; the first one that a sample has is taken.
     #[serde(default = "image_parts", skip_serializing_if = "are_image_parts")]
     pub images: Vec<String>,
+    /// Whether images are turned upright, as their EXIF orientation says, for tasks that read images.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub orient: bool,
+    /// What stands behind transparent pixels: `white`, `black`, `grey`, a colour such as `#c0ffee`, or `keep hidden colours`.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub background: Background,
     /// How images become squares, for tasks that read images.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub augment: Augment,
-    /// Extension of the caption's part, for tasks that read captions.
+    /// Extension of the caption's part, for tasks that read captions; or a sentence with names in braces, such as
+    /// `a photo of {class}` ([`CaptionReader::new`](crate::captions::CaptionReader::new)).
     #[serde(default = "caption_part", skip_serializing_if = "is_caption_part")]
     pub caption: String,
+    /// What is made of it.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub captions: CaptionSettings,
     /// Decoding threads.
     #[serde(default = "one")]
     pub threads: usize,
@@ -76,16 +87,31 @@ impl DataSettings {
         }
     }
 
+    /// How images are decoded.
+    pub fn decode(&self) -> DecodeOptions {
+        DecodeOptions { orient: self.orient, background: self.background, ..DecodeOptions::default() }
+    }
+
     /// The order in which a run of this seed sees the samples.
     pub fn order(&self, seed: u64) -> OrderConfig {
         OrderConfig { seed, shuffle: self.shuffle, resampled: self.resampled }
     }
 
     pub(crate) fn validate(&self) -> Result<(), SettingError> {
-        let one = self.path.is_empty() != self.sources.is_empty();
-        check(one, "data.path", || {
-            "or `data.sources` has to name what is read, and not both: add `data.path=FOLDER`".to_owned()
+        check(!self.path.is_empty() || !self.sources.is_empty(), "data.path", || {
+            "is not set, and neither is `data.sources`: add data.path=FOLDER, or data.sources=[{ path = \"FOLDER\" }, …]"
+                .to_owned()
         })?;
+        check(self.path.is_empty() || self.sources.is_empty(), "data.path", || {
+            format!("is `{}`, and `data.sources` names {} sources: remove one of both", self.path, self.sources.len())
+        })?;
+        let bad = self.sources.iter().find(|source| !(source.weight > 0.0 && source.weight.is_finite()));
+        check(bad.is_none(), "data.sources", || {
+            let [path, weight] = bad.map_or_else(Default::default, |s| [s.path.clone(), s.weight.to_string()]);
+            format!("the weight of `{path}` is {weight}; it takes a number above 0, such as 0.5")
+        })?;
+        check(self.threads > 0, "data.threads", || "must be at least 1".to_owned())?;
+        self.captions.validate()?;
         check((0.0..=1.0).contains(&self.augment.flip), "data.augment.flip", || {
             format!("{} is no probability; use 0 to 1", self.augment.flip)
         })
@@ -132,7 +158,7 @@ fn one() -> usize {
     1
 }
 
-fn yes() -> bool {
+pub(crate) fn yes() -> bool {
     true
 }
 

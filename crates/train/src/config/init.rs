@@ -36,6 +36,9 @@ pub struct InitSettings {
     /// Variant of the weights in a diffusers folder, such as `fp16`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+    /// Whether a UNet may have been trained with another autoencoder than the one that made the dataset.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub other_encoders: bool,
     /// Whether parameters that the checkpoints lack keep their random weights; otherwise they are an error.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub allow_missing: bool,

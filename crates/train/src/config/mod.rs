@@ -6,7 +6,7 @@ mod run;
 
 pub use crate::optim::{EmaSettings, OptimizerSettings, TrainConfig};
 pub use data::{Augment, CorruptSample, DataSettings, WeightedSource};
-pub(crate) use data::{caption_part, image_parts};
+pub(crate) use data::{caption_part, image_parts, yes};
 pub use init::{InitFrom, InitSettings};
 pub use run::{MemorySettings, RunSettings};
 

@@ -1,7 +1,7 @@
 //! The loss on samples that are not trained on.
 
 use super::{Hook, HookContext, crossed};
-use crate::config::{SettingError, TrainingRecipe, check};
+use crate::config::{DataSettings, SettingError, TrainingRecipe, check};
 use crate::task::{BoxError, StepContext, Task};
 use crate::trainer::TrainError;
 use calotype_data::{Loader, LoaderConfig, OrderConfig, Shuffle, Source, source};
@@ -30,20 +30,13 @@ impl EvaluateSettings {
 
 pub(super) struct Evaluate {
     settings: EvaluateSettings,
-    dataset: Option<Arc<dyn Source>>,
+    dataset: Arc<dyn Source>,
 }
 
 impl Evaluate {
-    pub(super) fn open(settings: &EvaluateSettings) -> Result<Self, TrainError> {
-        Ok(Self { settings: settings.clone(), dataset: None })
-    }
-
-    fn dataset(&mut self, recipe: &impl TrainingRecipe) -> Result<Arc<dyn Source>, BoxError> {
-        let dataset = match self.dataset.take() {
-            Some(dataset) => dataset,
-            None => source::open(&self.settings.path, &recipe.data().source)?,
-        };
-        Ok(Arc::clone(self.dataset.insert(dataset)))
+    /// Opens the samples: a path that is wrong must not be found out hours later.
+    pub(super) fn open(settings: &EvaluateSettings, data: &DataSettings) -> Result<Self, TrainError> {
+        Ok(Self { settings: settings.clone(), dataset: source::open(&settings.path, &data.source)? })
     }
 }
 
@@ -54,7 +47,7 @@ impl<T: Task> Hook<T> for Evaluate {
 
     fn run(&mut self, context: &mut HookContext<'_, T>) -> Result<(), BoxError> {
         let (data, run) = (context.recipe.data(), context.recipe.config().run);
-        let dataset = self.dataset(context.recipe)?;
+        let dataset = Arc::clone(&self.dataset);
         let order = OrderConfig { seed: run.seed, shuffle: Shuffle::Sequential, resampled: false };
         let order = Arc::new(dataset.order(&order)?);
         let collective = context.stage.collective;

@@ -11,7 +11,7 @@ pub use evaluate::EvaluateSettings;
 pub use preview::PreviewSettings;
 pub use target::TargetSettings;
 
-use crate::config::SettingError;
+use crate::config::{SettingError, check};
 use crate::stages::StageContext;
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
@@ -133,7 +133,10 @@ macro_rules! hooks {
         impl HookSettings {
             pub(crate) fn validate(&self) -> Result<(), SettingError> {
                 $(self.$key.as_ref().map_or(Ok(()), <$settings>::validate)?;)*
-                Ok(())
+                let target = self.target.as_ref().filter(|_| self.evaluate.is_none());
+                check(!target.is_some_and(|target| target.metric.starts_with("validation/")), "hooks.target.metric", || {
+                    "is a number of [hooks.evaluate], which the recipe does not have: it would never be reached".to_owned()
+                })
             }
         }
 
@@ -142,7 +145,8 @@ macro_rules! hooks {
             use crate::config::TrainingRecipe;
             let mut all = Vec::new();
             $(if let Some(settings) = &recipe.hooks().$key {
-                all.push(HookRun { name: stringify!($key), hook: Box::new($open(settings)?) as Box<dyn Hook<T>> });
+                let hook = Box::new($open(settings, recipe.data())?) as Box<dyn Hook<T>>;
+                all.push(HookRun { name: stringify!($key), hook });
             })*
             Ok(all)
         }

@@ -1,7 +1,7 @@
 //! Images that show what the model can do so far.
 
 use super::{Hook, HookContext, crossed};
-use crate::config::{SettingError, check};
+use crate::config::{DataSettings, SettingError, check};
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ pub(super) struct Preview {
 }
 
 impl Preview {
-    pub(super) fn open(settings: &PreviewSettings) -> Result<Self, TrainError> {
+    pub(super) fn open(settings: &PreviewSettings, _: &DataSettings) -> Result<Self, TrainError> {
         Ok(Self { every: settings.every })
     }
 }

@@ -1,7 +1,7 @@
 //! The end of a run that is good enough.
 
 use super::{Hook, HookContext};
-use crate::config::{SettingError, check};
+use crate::config::{DataSettings, SettingError, check};
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ impl TargetSettings {
 pub(super) struct Target(TargetSettings);
 
 impl Target {
-    pub(super) fn open(settings: &TargetSettings) -> Result<Self, TrainError> {
+    pub(super) fn open(settings: &TargetSettings, _: &DataSettings) -> Result<Self, TrainError> {
         Ok(Self(settings.clone()))
     }
 }

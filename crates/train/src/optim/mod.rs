@@ -18,7 +18,7 @@ pub use ema::{EmaForm, EmaSettings};
 pub use gradients::StepGradients;
 pub use groups::{Group, GroupError, GroupRule, ParameterKind};
 pub use lr::LrSchedule;
-pub use optimizer::{NotFinite, Optimizer};
+pub use optimizer::{AVERAGE, NotFinite, Optimizer};
 pub use position::{Position, Span};
 pub use rule::{Rule, UpdateRule};
 pub use settings::{OptimizerSettings, TrainConfig};

@@ -138,6 +138,9 @@ impl Task for AutoencoderTask {
         check(side > 0 && side.is_multiple_of(multiple), "objective.resolution", || {
             format!("{side} is not a multiple of {multiple}, by which this model shrinks images")
         })?;
+        check(recipe.model.in_channels == 3, "model.in_channels", || {
+            format!("is {}, and images have 3 channels", recipe.model.in_channels)
+        })?;
         check(recipe.objective.kl_weight >= 0.0, "objective.kl_weight", || "is negative".to_owned())
     }
 
@@ -183,6 +186,10 @@ impl Task for AutoencoderTask {
         let part = |t: &Tensor<1>| f64::from(t.clone().inner().into_scalar::<f32>());
         let parts = vec![("reconstruction", part(&reconstruction)), ("kl", part(&kl))];
         Ok(Loss { value: reconstruction + kl.mul_scalar(self.recipe.objective.kl_weight), parts })
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.images.notices()
     }
 
     fn published(&self, model: &Autoencoder) -> Result<Export<'static>, StageError> {

@@ -1,8 +1,10 @@
 //! Contrastive training of both CLIP towers (Radford et al. 2021).
 
+use crate::captions::CaptionReader;
 use crate::config::{SettingError, check, training_recipe};
 use crate::export;
 use crate::images::Images;
+use crate::sources::open_source;
 use crate::stages::{StageContext, StageError};
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
 use burn::tensor::Device;
@@ -34,6 +36,7 @@ pub struct Pair {
 pub struct ClipTask {
     recipe: ClipRecipe,
     images: Images,
+    captions: CaptionReader,
     device: Device,
     tokenizer: Arc<ClipTokenizer>,
     truncated: Arc<AtomicU64>,
@@ -51,6 +54,10 @@ impl Task for ClipTask {
         check(recipe.run.batch_size >= 2, "run.batch_size", || {
             "contrastive training needs at least 2 samples to tell apart".to_owned()
         })?;
+        let size = recipe.model.text.vocab_size;
+        check(size >= ClipTokenizer::VOCABULARY, "model.text.vocab_size", || {
+            format!("is {size}, and captions are cut into CLIP's {} tokens", ClipTokenizer::VOCABULARY)
+        })?;
         check(recipe.optimizer.accumulate == 1, "optimizer.accumulate", || {
             let (batch, parts) = (recipe.run.batch_size, recipe.optimizer.accumulate);
             format!(
@@ -61,7 +68,9 @@ impl Task for ClipTask {
     }
 
     fn open(recipe: &ClipRecipe, context: &StageContext<'_>) -> Result<Self, StageError> {
+        let (data, dataset) = (&recipe.data, open_source(&recipe.data, None)?);
         Ok(Self {
+            captions: CaptionReader::new(&data.caption, &data.captions, dataset.meta(), recipe.run.seed)?,
             recipe: recipe.clone(),
             images: Images::new(&recipe.data, recipe.model.vision.image_size, recipe.run.seed)?,
             device: context.device.clone(),
@@ -80,9 +89,9 @@ impl Task for ClipTask {
 
     fn decoder(&self) -> Decoder<Pair> {
         let (tokenizer, truncated) = (Arc::clone(&self.tokenizer), Arc::clone(&self.truncated));
-        let (images, caption) = (self.images.clone(), self.recipe.data.caption.clone());
+        let (images, captions) = (self.images.clone(), self.captions.clone());
         Box::new(move |position, sample| -> Result<Pair, BoxError> {
-            let tokens = tokenizer.encode(sample.text(&caption)?.trim());
+            let tokens = tokenizer.encode(&captions.read(position, sample)?);
             truncated.fetch_add(u64::from(tokens.truncated > 0), Ordering::Relaxed);
             Ok(Pair { pixels: images.read(position, sample)?, tokens })
         })
@@ -107,13 +116,17 @@ impl Task for ClipTask {
         export::clip(model, &self.recipe.model, &self.recipe.data.augment)
     }
 
+    fn forget_counts(&self) {
+        self.truncated.store(0, Ordering::Relaxed);
+    }
+
     fn notices(&self) -> Vec<String> {
-        match self.truncated.load(Ordering::Relaxed) {
-            0 => Vec::new(),
-            n => {
-                let length = self.tokenizer.context_length();
-                vec![format!("{n} captions were longer than {length} tokens and were cut")]
-            }
+        let mut notices = self.images.notices();
+        let cut = self.truncated.load(Ordering::Relaxed);
+        if cut > 0 {
+            let length = self.tokenizer.context_length();
+            notices.push(format!("{cut} captions were longer than {length} tokens and were cut"));
         }
+        notices
     }
 }

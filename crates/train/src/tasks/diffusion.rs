@@ -1,7 +1,7 @@
 //! Training of the UNet on precached latents, with precached hidden states of captions or a frozen text encoder.
 
 use super::denoise::{DenoiseObjective, LatentDrawer, NoisyBatch, NoisyLatent};
-use crate::config::{MemorySettings, SettingError, training_recipe};
+use crate::config::{MemorySettings, SettingError, check, training_recipe};
 use crate::export::{DiffusionExport, DiffusionParts};
 use crate::inputs::{Condition, DiffusionInputs, InputSettings, SampleReader};
 use crate::sources::open_source;
@@ -107,6 +107,10 @@ impl Task for DiffusionTask {
     type Item = NoisySample;
 
     fn check(recipe: &DiffusionRecipe) -> Result<(), SettingError> {
+        check(recipe.model.added.is_none(), "model.added", || {
+            "asks for pooled texts and sizes (Stable Diffusion XL), which training does not give: leave this table out"
+                .to_owned()
+        })?;
         recipe.objective.validate()
     }
 
@@ -115,8 +119,11 @@ impl Task for DiffusionTask {
         let dataset = open_source(&recipe.data, None)?;
         let inputs = DiffusionInputs::open(recipe, dataset.as_ref(), context.device)?;
         check_fit(&recipe.model, &inputs)?;
+        let parts = DiffusionParts::of(recipe)?;
+        parts.check_init(recipe.init_from.as_ref())?;
+        parts.check(context.device, inputs.reader.shape().latent[0] * 8)?;
         Ok(Self {
-            parts: DiffusionParts::of(recipe)?,
+            parts,
             recipe: recipe.clone(),
             schedule,
             reader: inputs.reader,
@@ -147,7 +154,7 @@ impl Task for DiffusionTask {
         };
         Box::new(move |position, sample: &SampleRef<'_>| -> Result<NoisySample, BoxError> {
             let drop = Stream::new(seed, Purpose::CaptionDropout, position).uniform_f64() < dropout;
-            let (moments, condition) = reader.read(sample, drop)?;
+            let (moments, condition) = reader.read(position, sample, drop)?;
             if let Condition::Tokens(tokens) = &condition {
                 truncated.fetch_add(u64::from(tokens.truncated > 0), Ordering::Relaxed);
             }
@@ -176,6 +183,10 @@ impl Task for DiffusionTask {
     fn encoders(&self) -> Option<String> {
         let (settings, tower) = (self.recipe.text.as_ref()?, self.text.as_ref()?);
         Some(format!("{} {}", settings.component, tower.borrow().weights()))
+    }
+
+    fn forget_counts(&self) {
+        self.truncated.store(0, Ordering::Relaxed);
     }
 
     fn notices(&self) -> Vec<String> {

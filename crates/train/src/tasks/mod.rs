@@ -7,7 +7,7 @@ pub mod diffusion;
 pub mod vit;
 
 use crate::recipe::{RecipeError, RecipeLoader, Resolved};
-use crate::stages::{self, StageContext, StageEnd, StageError};
+use crate::stages::{self, Readiness, StageContext, StageEnd, StageError};
 use crate::task::Task;
 use std::fmt;
 
@@ -48,12 +48,15 @@ tasks! {
 
 /// Trains to the end of a recipe, whatever its task.
 type Train = Box<dyn Fn(&StageContext<'_>) -> Result<StageEnd, StageError>>;
+/// Finds out what a start would.
+type Check = Box<dyn Fn(&StageContext<'_>) -> Result<Readiness, StageError>>;
 
 /// A training recipe of any task, ready to run.
 pub struct TrainingRun {
     kind: &'static str,
     text: String,
     train: Train,
+    check: Check,
 }
 
 impl fmt::Debug for TrainingRun {
@@ -79,6 +82,14 @@ impl TrainingRun {
     /// [`StageError`].
     pub fn train(&self, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
         (self.train)(context)
+    }
+
+    /// Finds out everything that a start would, and writes nothing; see [`stages::check_start`].
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub fn check(&self, context: &StageContext<'_>) -> Result<Readiness, StageError> {
+        (self.check)(context)
     }
 }
 
@@ -146,8 +157,10 @@ pub fn load(loader: &RecipeLoader, name: &str, overrides: &[String]) -> Result<T
 fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) -> Result<TrainingRun, RecipeError> {
     let resolved: Resolved<T::Recipe> = loader.load(name, overrides)?;
     let text = resolved.text.clone();
+    let recipe = resolved.value.clone();
+    let check = move |context: &StageContext<'_>| stages::check_start::<T>(&recipe, context);
     let train = move |context: &StageContext<'_>| stages::train::<T>(resolved.as_recipe(), context);
-    Ok(TrainingRun { kind: T::KIND, text, train: Box::new(train) })
+    Ok(TrainingRun { kind: T::KIND, text, train: Box::new(train), check: Box::new(check) })
 }
 
 #[cfg(test)]

@@ -125,6 +125,10 @@ impl Task for VitTask {
         Ok(Loss::of(loss))
     }
 
+    fn notices(&self) -> Vec<String> {
+        self.images.notices()
+    }
+
     fn published(&self, model: &Vit) -> Result<Export<'static>, StageError> {
         export::vit(model, &self.recipe.model, &self.names, &self.recipe.data.augment)
     }

@@ -200,7 +200,7 @@ impl Trackers {
     }
 
     /// Calls each tracker, also those behind one that fails; the first failure is the result.
-    fn to_each(
+    fn tell_each(
         &mut self,
         mut call: impl FnMut(&mut dyn Tracker) -> Result<(), TrackerError>,
     ) -> Result<(), TrackerError> {
@@ -218,11 +218,11 @@ impl Tracker for Trackers {
     /// # Errors
     /// The first tracker's that fails.
     fn event(&mut self, event: &Event<'_>) -> Result<(), TrackerError> {
-        self.to_each(|tracker| tracker.event(event))
+        self.tell_each(|tracker| tracker.event(event))
     }
 
     fn sync(&mut self) -> Result<(), TrackerError> {
-        self.to_each(|tracker| tracker.sync())
+        self.tell_each(|tracker| tracker.sync())
     }
 }
 

@@ -3,6 +3,7 @@ use crate::optim::GroupError;
 use crate::task::BoxError;
 use crate::trackers::TrackerError;
 use calotype_collective::CollectiveError;
+use calotype_core::LockError;
 use calotype_weights::TensorFileError;
 use std::path::PathBuf;
 
@@ -44,6 +45,30 @@ pub enum TrainError {
         /// The first key that differs, with both values.
         difference: String,
     },
+    /// The folder's run is to be extended, but nobody said so on purpose.
+    #[error(
+        "{} holds a run of {samples} samples, and now there are to be {wanted}; to extend it, say so on the command line, \
+         run.samples={wanted}, or use another folder", folder.display()
+    )]
+    Extend {
+        /// The run's folder.
+        folder: PathBuf,
+        /// Samples of its recipe.
+        samples: u64,
+        /// Samples that are asked for.
+        wanted: u64,
+    },
+    /// A checkpoint that the run was to begin with cannot be used.
+    #[error("--from {}: {problem}", checkpoint.display())]
+    From {
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// Another process has the run's folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A file of the run could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -116,6 +141,14 @@ pub enum TrainError {
 impl TrainError {
     /// Whether the command or the recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::OtherRecipe { .. } | Self::OtherEncoder { .. } | Self::RecordBegun { .. } | Self::Group(_))
+        matches!(
+            self,
+            Self::OtherRecipe { .. }
+                | Self::Extend { .. }
+                | Self::From { .. }
+                | Self::OtherEncoder { .. }
+                | Self::RecordBegun { .. }
+                | Self::Group(_)
+        )
     }
 }

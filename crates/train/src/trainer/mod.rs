@@ -15,12 +15,13 @@ mod resume;
 mod tests;
 
 pub use error::TrainError;
-pub(crate) use resume::{Claim, claim};
+pub use resume::first_difference;
+pub(crate) use resume::{Claim, check_from, claim};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, module_tensors};
 use crate::config::{TrainConfig, TrainingRecipe};
 use crate::hooks::{self, Found, Hook, HookContext, HookRun, LazyModel};
-use crate::optim::{NotFinite, Optimizer, StepGradients};
+use crate::optim::{NotFinite, Optimizer, Position, StepGradients};
 use crate::record::{Recording, StepFigures, StepRecord};
 use crate::sources::open_source;
 use crate::stages::{Recipe, StageContext};
@@ -88,9 +89,21 @@ struct RunState {
     /// The target that was reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     target: Option<String>,
+    /// What the last entry of the logs, which comes early at a run's end, has taken: a run that is extended goes on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unlogged: Option<Unlogged>,
 }
 
-const MODEL: &str = "model.";
+/// Losses since the last regular entry in the logs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unlogged {
+    loss_sum: f64,
+    loss_count: u64,
+    loss_first: Option<f64>,
+}
+
+pub(crate) const MODEL: &str = "model.";
 const CHECKPOINT_PREFIX: &str = "checkpoint";
 /// Folder of a run's checkpoints, inside the run's own.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -142,9 +155,10 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     reporter: &Reporter<'_>,
     context: &StageContext<'_>,
 ) -> Result<Outcome<T::Model>, TrainError> {
-    let dataset = open_source(recipe.value.data(), Some(context.stop))?;
+    // Shards were compared with their checksums when the stage began.
+    let dataset = open_source(recipe.value.data(), None)?;
     let mut run = Run::open(task, trainable, parameters, recipe, reporter, context)?;
-    resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders())?;
+    resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders(), context.from)?;
     for (reason, samples) in dataset.left_out() {
         run.progress.message(&format!("{}: {samples} samples are left out: {reason}", T::KIND));
     }
@@ -216,16 +230,26 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     ) -> Result<Self, TrainError> {
         let config = TrainConfig { groups: task.groups(), ..recipe.value.config() };
         let store = CheckpointStore::open(context.folder.join(CHECKPOINTS), CHECKPOINT_PREFIX)?;
-        resume::claim_folder(context.folder, recipe.value, recipe.text)?;
+        let before = resume::claim_folder(context.folder, recipe, context.extend)?;
         let mut optimizer = Optimizer::new(&parameters, &config)?;
         let parameters = optimizer.freeze(parameters);
-        let checkpoint = store.newest()?;
-        let (parameters, state, samples) = match &checkpoint {
+        let newest = store.newest()?;
+        if newest.is_none() {
+            store.preflight(checkpoint_bytes(parameters.num_params(), &config))?;
+        }
+        let total = end_of(&config);
+        let checkpoint = resume::beginning(context.folder, context.from, newest)?;
+        let (parameters, mut state, samples) = match &checkpoint {
             Some(checkpoint) => restore(parameters, &mut optimizer, checkpoint)?,
-            None => {
-                store.preflight(checkpoint_bytes(parameters.num_params(), &config))?;
-                (parameters, RunState::default(), 0)
+            None => (parameters, RunState::default(), 0),
+        };
+        // Entries of the logs that are kept: all but one that came early.
+        let kept = match state.unlogged.take().filter(|_| samples < total) {
+            Some(Unlogged { loss_sum, loss_count, loss_first }) => {
+                (state.loss_sum, state.loss_count, state.loss_first) = (loss_sum, loss_count, loss_first);
+                samples.saturating_sub(1)
             }
+            None => samples,
         };
         let recording = match context.record {
             Some(_) if samples > 0 => {
@@ -237,13 +261,18 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             }
             None => None,
         };
-        let total = end_of(&config);
         let mut progress = Progress::new(T::KIND, total).starting_at(samples);
         if samples > 0 {
             progress.message(&format!("{}: resumed at {samples} of {total} samples", T::KIND));
         }
+        if let Some(before) = before {
+            progress.message(&format!("{}: {}", T::KIND, extension(&config, before, samples)));
+        }
+        if config.optimizer.learning_rate == 0.0 {
+            progress.message(&format!("{}: optimizer.learning_rate is 0: the weights stay as they are", T::KIND));
+        }
         let now = Instant::now();
-        reporter.begin(samples, recipe.text)?;
+        reporter.begin(samples, kept, recipe.text)?;
         Ok(Self {
             reporter,
             skipped_before: state.skipped,
@@ -538,6 +567,8 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
 
     fn finish(mut self) -> Result<Outcome<T::Model>, TrainError> {
         if self.state.loss_count > 0 {
+            let RunState { loss_sum, loss_count, loss_first, .. } = self.state;
+            self.state.unlogged = Some(Unlogged { loss_sum, loss_count, loss_first });
             self.log(None, &[])?;
         }
         self.finish_recording()?;
@@ -571,6 +602,27 @@ type Figures = (MeanLoss, f64);
 /// Samples of the whole run; the last batch is not shortened.
 fn end_of(config: &TrainConfig<'_>) -> u64 {
     config.run.steps() * config.run.batch_size as u64
+}
+
+/// What is to be said of a run that goes on behind the end that it was begun with.
+fn extension(config: &TrainConfig<'_>, before: u64, seen: u64) -> String {
+    const COMPARED: u64 = 1000;
+    let rate = |samples: u64, total: u64| {
+        let position = Position { total, ..config.position(samples) };
+        config.optimizer.learning_rate_at(&position)
+    };
+    let (total, batch) = (config.run.samples, config.run.batch_size as u64);
+    let places = (0..=COMPARED).map(|place| (seen * place / COMPARED).next_multiple_of(batch).min(seen));
+    let same = places.into_iter().all(|samples| rate(samples, before) == rate(samples, total));
+    let result = if same {
+        format!("the result is that of a run that was started with {total}")
+    } else {
+        format!(
+            "the learning rate of the first {seen} followed a schedule for {before}, so that the result is not that of a run \
+             that was started with {total} (a constant schedule does not depend on the length)"
+        )
+    };
+    format!("extended from {before} to {total} samples; {result}")
 }
 
 fn learning_rate(config: &TrainConfig<'_>, samples: u64) -> f64 {

@@ -20,10 +20,11 @@ impl<'a> Reporter<'a> {
         Self { own: RefCell::new(None), context, samples: Cell::new(0), running: Cell::new(false) }
     }
 
-    /// Opens the trackers of a run that has seen some samples, and tells that it goes on.
-    pub(super) fn begin(&self, samples: u64, config: &str) -> Result<(), TrackerError> {
+    /// Opens the trackers of a run that has seen some samples, and tells that it goes on. Entries of more than `kept` samples
+    /// are dropped.
+    pub(super) fn begin(&self, samples: u64, kept: u64, config: &str) -> Result<(), TrackerError> {
         if self.context.collective.is_first() {
-            *self.own.borrow_mut() = Some(Trackers::open(self.context.folder, samples, TrackerKind::ALL)?);
+            *self.own.borrow_mut() = Some(Trackers::open(self.context.folder, kept, TrackerKind::ALL)?);
         }
         self.samples.set(samples);
         self.running.set(true);

@@ -1,13 +1,15 @@
 //! A run is resumed with the recipe and the encoders that it was begun with.
 
-use super::{ENCODERS, RECIPE, TrainError};
-use crate::config::TrainingRecipe;
+use super::{CHECKPOINTS, ENCODERS, RECIPE, TrainError, end_of};
+use crate::checkpoint::{Checkpoint, saved_in, training_folder};
+use crate::config::{TrainConfig, TrainingRecipe};
+use crate::stages::{RESULT, Recipe};
 use calotype_core::durable;
 use calotype_data::Source;
 use calotype_data::precache::encoder_of;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Whether a folder holds a run of this recipe.
@@ -17,6 +19,8 @@ pub(crate) enum Claim {
     New,
     /// A run with an equal recipe.
     Same,
+    /// A run with a recipe that is the same but for a larger `run.samples`; the former one.
+    Longer(u64),
     /// A run with another recipe: the first key that differs, with both values.
     Other(String),
 }
@@ -39,24 +43,60 @@ pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Clai
         return Ok(Claim::Same);
     }
     let now = table_of(recipe);
+    if let Some(samples) = begun.as_ref().and_then(|begun| shorter(&table_of(begun), &now)) {
+        return Ok(Claim::Longer(samples));
+    }
     let difference = match &begun {
-        Some(begun) => first_difference("", &table_of(begun), &now),
+        Some(begun) => difference_below("", &table_of(begun), &now),
         // A recipe of another task, or of a version that had other keys: what it says is compared, and not what it leaves out.
         None => {
             let begun: Table = toml::from_str(&text).unwrap_or_default();
-            first_difference("", &begun, &said_by(&begun, &now))
+            difference_below("", &begun, &said_by(&begun, &now))
         }
     };
     Ok(Claim::Other(difference.unwrap_or_else(|| format!("{} is no training recipe", path.display()))))
 }
 
-/// Writes the recipe beside a new run, or checks that the folder's run has the same one.
-pub(super) fn claim_folder<R: TrainingRecipe>(folder: &Path, recipe: &R, text: &str) -> Result<(), TrainError> {
-    match claim(folder, recipe)? {
-        Claim::Same => Ok(()),
-        Claim::New => {
-            let path = folder.join(RECIPE);
-            durable::write_bytes(&path, text.as_bytes()).map_err(|source| TrainError::Io { path, source })
+/// The samples of a run's recipe, if another one differs in nothing but more of them.
+fn shorter(begun: &Table, now: &Table) -> Option<u64> {
+    let samples = |table: &Table| table.get("run")?.get("samples")?.as_integer();
+    let (before, after) = (samples(begun)?, samples(now)?);
+    let mut same = begun.clone();
+    same.get_mut("run")?.as_table_mut()?.insert("samples".to_owned(), after.into());
+    (after > before && same == *now).then(|| u64::try_from(before).ok())?
+}
+
+/// The first key whose values differ in two recipes, with both values; texts that are no TOML hold nothing.
+pub fn first_difference(begun: &str, now: &str) -> Option<String> {
+    let [begun, now] = [begun, now].map(|text| toml::from_str::<Table>(text).unwrap_or_default());
+    difference_below("", &begun, &now)
+}
+
+/// Writes the recipe beside a new run, or checks that the folder's run has the same one. A run of fewer samples is extended if
+/// that is asked for; its former number of samples is the result.
+pub(super) fn claim_folder<R: TrainingRecipe>(
+    folder: &Path,
+    recipe: Recipe<'_, R>,
+    extend: bool,
+) -> Result<Option<u64>, TrainError> {
+    let path = folder.join(RECIPE);
+    let write = || {
+        durable::write_bytes(&path, recipe.text.as_bytes())
+            .map_err(|source| TrainError::Io { path: path.clone(), source })
+    };
+    match claim(folder, recipe.value)? {
+        Claim::Same => Ok(None),
+        Claim::New => write().map(|()| None),
+        Claim::Longer(samples) if extend => {
+            let result = folder.join(RESULT);
+            match std::fs::remove_file(&result) {
+                Err(source) if source.kind() != ErrorKind::NotFound => Err(TrainError::Io { path: result, source }),
+                _ => write().map(|()| Some(samples)),
+            }
+        }
+        Claim::Longer(samples) => {
+            let wanted = recipe.value.config().run.samples;
+            Err(TrainError::Extend { folder: folder.to_owned(), samples, wanted })
         }
         Claim::Other(difference) => Err(TrainError::OtherRecipe { folder: folder.to_owned(), difference }),
     }
@@ -79,14 +119,14 @@ fn said_by(other: &Table, recipe: &Table) -> Table {
 }
 
 /// The first key, in the order of keys with `kind` in front, whose values differ.
-fn first_difference(prefix: &str, begun: &Table, now: &Table) -> Option<String> {
+fn difference_below(prefix: &str, begun: &Table, now: &Table) -> Option<String> {
     let mut keys: Vec<&String> = begun.keys().chain(now.keys()).collect();
     keys.sort_unstable_by_key(|key| (key.as_str() != "kind", key.as_str()));
     keys.dedup();
     keys.into_iter().find_map(|key| {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         match (begun.get(key), now.get(key)) {
-            (Some(Value::Table(begun)), Some(Value::Table(now))) => first_difference(&path, begun, now),
+            (Some(Value::Table(begun)), Some(Value::Table(now))) => difference_below(&path, begun, now),
             (begun, now) if begun == now => None,
             (begun, now) => Some(format!("`{path}` is {} there and {} now", shown(begun), shown(now))),
         }
@@ -95,6 +135,91 @@ fn first_difference(prefix: &str, begun: &Table, now: &Table) -> Option<String> 
 
 fn shown(value: Option<&Value>) -> String {
     value.map_or_else(|| "not set".to_owned(), ToString::to_string)
+}
+
+/// Name of the file that says which training checkpoint a run was begun with.
+const FROM: &str = "from.json";
+
+/// The checkpoint that a run was begun with.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Begun {
+    checkpoint: PathBuf,
+    samples: u64,
+}
+
+/// Refuses a checkpoint that a folder's run cannot begin with. Its tensors are not looked at.
+///
+/// # Errors
+/// [`TrainError::From`]; [`TrainError::Io`] if the folder cannot be read.
+pub(crate) fn check_from(folder: &Path, from: &Path, config: &TrainConfig<'_>) -> Result<(), TrainError> {
+    let wrong = |problem: String| Err(TrainError::From { checkpoint: from.to_owned(), problem });
+    let own = folder.join(CHECKPOINTS);
+    let begun = begun(folder)?;
+    let place = match checkpoint_of(from) {
+        Ok(place) => place,
+        // A run that has checkpoints of its own needs the other one no more.
+        Err(_) if begun.is_some() && own.is_dir() && !saved_in(&own)?.is_empty() => return Ok(()),
+        Err(problem) => return wrong(problem),
+    };
+    match begun {
+        Some(begun) if begun.checkpoint != place => {
+            return wrong(format!("{} was begun with another checkpoint; use another folder", folder.display()));
+        }
+        None if own.is_dir() && !saved_in(&own)?.is_empty() => {
+            return wrong(format!(
+                "{} holds a run already, which began without it; use another folder",
+                folder.display()
+            ));
+        }
+        _ => {}
+    }
+    let siblings = saved_in(place.parent().unwrap_or(&place))?;
+    match siblings.iter().find(|(_, path)| *path == place) {
+        Some((samples, _)) if *samples >= end_of(config) => {
+            wrong(format!("it has seen {samples} samples; set run.samples to more than that"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a folder's run was begun with, if that was a checkpoint.
+fn begun(folder: &Path) -> Result<Option<Begun>, TrainError> {
+    let path = folder.join(FROM);
+    durable::read_json(&path).map_err(|source| TrainError::Io { path, source })
+}
+
+/// The checkpoint that a run goes on with: its own newest one, or the one that it is or was begun with.
+pub(super) fn beginning(
+    folder: &Path,
+    from: Option<&Path>,
+    newest: Option<Checkpoint>,
+) -> Result<Option<Checkpoint>, TrainError> {
+    if newest.is_some() {
+        return Ok(newest);
+    }
+    let place = match (begun(folder)?, from) {
+        (Some(begun), _) => begun.checkpoint,
+        (None, Some(from)) => {
+            checkpoint_of(from).map_err(|problem| TrainError::From { checkpoint: from.to_owned(), problem })?
+        }
+        (None, None) => return Ok(None),
+    };
+    let checkpoint = Checkpoint::load(&place)
+        .map_err(|error| TrainError::From { checkpoint: place.clone(), problem: error.to_string() })?;
+    let path = folder.join(FROM);
+    let begun = Begun { checkpoint: place, samples: checkpoint.samples };
+    durable::write_json(&path, &begun).map_err(|source| TrainError::Io { path, source })?;
+    Ok(Some(checkpoint))
+}
+
+/// The whole path of the checkpoint that a path means.
+fn checkpoint_of(path: &Path) -> Result<PathBuf, String> {
+    let found = training_folder(path, true).map_err(|error| error.to_string())?;
+    let found = found.ok_or_else(|| {
+        "is neither a training checkpoint (a folder with tensors.safetensors, state.json and manifest.json) nor a run with one"
+            .to_owned()
+    })?;
+    found.canonicalize().map_err(|error| error.to_string())
 }
 
 /// The frozen encoders that a run depends on.
@@ -108,21 +233,42 @@ struct EncoderRecord {
 
 /// Writes beside a new run which encoders it depends on, or compares them with those that the run was begun with: a
 /// dataset that was encoded anew by another model has the same shapes, and nothing else would tell.
-pub(super) fn claim_encoders(folder: &Path, dataset: &dyn Source, training: Option<String>) -> Result<(), TrainError> {
+///
+/// A run that begins with another one's checkpoint (`from`) depends on that one's.
+pub(super) fn claim_encoders(
+    folder: &Path,
+    dataset: &dyn Source,
+    training: Option<String>,
+    from: Option<&Path>,
+) -> Result<(), TrainError> {
     let path = folder.join(ENCODERS);
     let now = EncoderRecord { dataset: encoder_of(dataset.meta()).map(str::to_owned), training };
     let io = |source| TrainError::Io { path: path.clone(), source };
-    let Some(begun) = durable::read_json::<EncoderRecord>(&path).map_err(io)? else {
-        return durable::write_json(&path, &now).map_err(io);
+    let own = durable::read_json::<EncoderRecord>(&path).map_err(io)?;
+    let known = own.is_some();
+    let begun = match (own, from) {
+        (None, Some(from)) => record_of(from)?,
+        (own, _) => own,
     };
-    let pairs = [("data of the encoders", begun.dataset, now.dataset), ("the encoder", begun.training, now.training)];
-    match pairs.into_iter().find(|(_, begun, now)| begun != now) {
-        None => Ok(()),
+    let write = || durable::write_json(&path, &now).map_err(io);
+    let Some(begun) = begun else { return write() };
+    let pairs = [("data of the encoders", begun.dataset, &now.dataset), ("the encoder", begun.training, &now.training)];
+    match pairs.into_iter().find(|(_, begun, now)| begun != *now) {
+        None if known => Ok(()),
+        None => write(),
         Some((what, expected, found)) => {
-            let [expected, found] = [expected, found].map(|encoder| encoder.unwrap_or_else(|| "none".to_owned()));
+            let [expected, found] =
+                [expected, found.clone()].map(|encoder| encoder.unwrap_or_else(|| "none".to_owned()));
             Err(TrainError::OtherEncoder { folder: folder.to_owned(), what, expected, found })
         }
     }
+}
+
+/// The record of the run that a checkpoint, or a run's folder, belongs to.
+fn record_of(from: &Path) -> Result<Option<EncoderRecord>, TrainError> {
+    let run = from.ancestors().take(3).map(|folder| folder.join(ENCODERS)).find(|path| path.is_file());
+    let Some(path) = run else { return Ok(None) };
+    durable::read_json(&path).map_err(|source| TrainError::Io { path, source })
 }
 
 #[cfg(test)]
@@ -156,6 +302,9 @@ mod tests {
             claim => panic!("{claim:?}"),
         };
         assert_eq!(other("samples = 16", "samples = 32"), "`run.samples` is 32 there and 16 now");
+        assert_eq!(claimed(&TEXT.replace("samples = 16", "samples = 8")), Claim::Longer(8));
+        let also = TEXT.replace("samples = 16", "samples = 8").replace("seed = 1", "seed = 2");
+        assert!(matches!(claimed(&also), Claim::Other(difference) if difference.contains("`run.samples` is 8 there")));
         assert_eq!(other("[run]", "gradient_clip = 1.0\n[run]"), "`optimizer.gradient_clip` is 1.0 there and 0.0 now");
         assert_eq!(
             other("[optimizer]", "[ema]\nhalf_life = 3\n[optimizer]"),

@@ -294,7 +294,7 @@ fn what_could_not_be_written_is_refused_before_training() {
 fn a_unet_that_diffusers_cannot_describe_is_written_in_our_own_layout() {
     let world = World::new();
     world.train("diffusion", "own", &["model.transformer_norm_groups=8"], None).unwrap();
-    let checkpoint = Checkpoint::open(&world.path("own")).unwrap();
+    let checkpoint = Checkpoint::open(world.path("own")).unwrap();
     let unet = checkpoint.component(Component::Unet).unwrap();
     assert_eq!(unet.config["transformer_norm_num_groups"], 8);
     assert!(checkpoint.prediction().is_some(), "the prediction type is not in the folder");

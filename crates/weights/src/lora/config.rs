@@ -1,5 +1,6 @@
 //! Settings of adapters that are stored beside their tensors.
 
+use super::change::Difference;
 use super::{Component, LoraError};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -20,6 +21,10 @@ pub struct LoraConfig {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Settings {
     alpha: Option<f32>,
+    /// The rank.
+    rank: Option<usize>,
+    /// True if it is a DoRA, whose lengths are among the tensors.
+    dora: bool,
     /// Alphas of modules whose names end like this.
     pattern: BTreeMap<String, f32>,
     /// True if alpha is divided by the rank's square root (rsLoRA: Kalajdzievski, arXiv 2312.03732).
@@ -33,10 +38,11 @@ impl LoraConfig {
     /// The file cannot be read, is no configuration of a LoRA, or asks for what is not supported.
     pub fn from_adapter_config(path: &Path) -> Result<Self, LoraError> {
         let error = |problem| LoraError::Config { file: path.into(), problem };
-        let text = std::fs::read_to_string(path).map_err(|source| error(format!("cannot be read: {source}")))?;
+        let text = calotype_core::read_text(path).map_err(|source| error(format!("cannot be read: {source}")))?;
         let value: Value = serde_json::from_str(&text).map_err(|source| error(format!("is not JSON: {source}")))?;
-        if let Some(kind) = value.get("peft_type").and_then(Value::as_str).filter(|kind| *kind != "LORA") {
-            return Err(error(format!("is for a {kind} adapter, which is not supported; LORA is")));
+        let kind = value.get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
+        if !["LORA", "LOHA", "LOKR"].contains(&kind) {
+            return Err(error(format!("is for a {kind} adapter, which is not supported; LORA, LOHA and LOKR are")));
         }
         let all = Settings::read(|key| value.get(key)).map_err(error)?;
         Ok(Self { all, components: BTreeMap::new() })
@@ -69,11 +75,19 @@ impl LoraConfig {
         settings.pattern.iter().find(named).map(|(_, &alpha)| alpha).or(settings.alpha)
     }
 
-    /// Factor of the product of the two matrices.
-    pub(super) fn scale(&self, component: Component, alpha: Option<f32>, rank: usize) -> f32 {
-        let rank = rank as f32;
-        let divisor = if self.settings(component).by_square_root { rank.sqrt() } else { rank };
+    /// Factor of a difference. Alpha means nothing for one without a rank, whose matrices are whole; but PEFT divides
+    /// alpha by the configured rank for LoKr, whole or not.
+    pub(super) fn scale(&self, component: Component, alpha: Option<f32>, difference: &Difference) -> f32 {
+        let settings = self.settings(component);
+        let configured = settings.rank.filter(|_| difference.is_kronecker());
+        let Some(rank) = configured.or(difference.rank()).map(|rank| rank as f32) else { return 1.0 };
+        let divisor = if settings.by_square_root { rank.sqrt() } else { rank };
         alpha.unwrap_or(rank) / divisor
+    }
+
+    /// True if the adapter is a DoRA.
+    pub(super) fn is_dora(&self, component: Component) -> bool {
+        self.settings(component).dora
     }
 
     fn settings(&self, component: Component) -> &Settings {
@@ -84,9 +98,7 @@ impl LoraConfig {
 impl Settings {
     fn read<'a>(get: impl Fn(&str) -> Option<&'a Value>) -> Result<Self, String> {
         let is_set = |key: &str| get(key).and_then(Value::as_bool).unwrap_or(false);
-        for (key, kind) in
-            [("use_dora", "DoRA"), ("lora_bias", "LoRA of biases"), ("fan_in_fan_out", "transposed weights")]
-        {
+        for (key, kind) in [("lora_bias", "LoRA of biases"), ("fan_in_fan_out", "transposed weights")] {
             if is_set(key) {
                 return Err(format!("`{key}` is set: {kind} are not supported"));
             }
@@ -95,8 +107,11 @@ impl Settings {
             Some(alpha) if alpha.is_finite() => Ok(alpha),
             _ => Err(format!("`{key}` is {value}, and should be a number")),
         };
-        let given = get("lora_alpha").filter(|value| !value.is_null());
-        let alpha = given.map(|value| number("lora_alpha", value)).transpose()?;
+        // PEFT's LoHa and LoKr say `alpha`.
+        let given = |key: &'static str| get(key).filter(|value| !value.is_null()).map(|value| number(key, value));
+        let alpha = given("lora_alpha").or(given("alpha")).transpose()?;
+        let rank =
+            get("r").and_then(Value::as_u64).and_then(|rank| usize::try_from(rank).ok()).filter(|&rank| rank > 0);
         let mut pattern = BTreeMap::new();
         for (name, value) in get("alpha_pattern").and_then(Value::as_object).into_iter().flatten() {
             // PEFT takes the names as regular expressions; in practice they are modules' names.
@@ -107,6 +122,6 @@ impl Settings {
             }
             pattern.insert(name.clone(), number("alpha_pattern", value)?);
         }
-        Ok(Self { alpha, pattern, by_square_root: is_set("use_rslora") })
+        Ok(Self { alpha, rank, dora: is_set("use_dora"), pattern, by_square_root: is_set("use_rslora") })
     }
 }

@@ -3,30 +3,56 @@
 use super::Component;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The part of an adapter that a tensor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
-    Down,
-    Up,
-    /// The middle factor of a convolution (LoCon with Tucker decomposition).
-    Mid,
-    Alpha,
-}
-
-impl Part {
-    /// Name in messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Down => "down (A)",
-            Self::Up => "up (B)",
-            Self::Mid => "mid",
-            Self::Alpha => "alpha",
+/// Declares [`Part`] with the name of each in messages.
+macro_rules! parts {
+    ($($(#[$doc:meta])* $part:ident = $name:literal,)+) => {
+        /// The part of an adapter that a tensor is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(super) enum Part {
+            $($(#[$doc])* $part,)+
         }
-    }
+
+        impl Part {
+            /// Name in messages.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$part => $name),+ }
+            }
+        }
+    };
 }
 
-/// Endings of keys: kohya and LyCORIS, diffusers' PEFT form, diffusers' older layers, its oldest attention processors.
-const ENDINGS: [(&str, Part); 12] = [
+parts! {
+    Down = "down (A)",
+    Up = "up (B)",
+    /// The middle factor of a convolution (LoCon with Tucker decomposition).
+    Mid = "mid",
+    Alpha = "alpha",
+    /// LoHa's factors, and the cores between them.
+    HadaW1A = "hada_w1_a",
+    HadaW1B = "hada_w1_b",
+    HadaW2A = "hada_w2_a",
+    HadaW2B = "hada_w2_b",
+    HadaT1 = "hada_t1",
+    HadaT2 = "hada_t2",
+    /// LoKr's matrices, whole or in factors, and the core between those of the second.
+    LokrW1 = "lokr_w1",
+    LokrW2 = "lokr_w2",
+    LokrW1A = "lokr_w1_a",
+    LokrW1B = "lokr_w1_b",
+    LokrW2A = "lokr_w2_a",
+    LokrW2B = "lokr_w2_b",
+    LokrT2 = "lokr_t2",
+    /// All elements of the difference (LyCORIS' full adapters).
+    Whole = "diff",
+    /// DoRA's lengths as LyCORIS and kohya's trainers store them.
+    DoraScale = "dora_scale",
+    /// DoRA's lengths as PEFT stores them.
+    PeftMagnitude = "lora_magnitude_vector",
+}
+
+/// Endings of keys: kohya and LyCORIS, diffusers' PEFT form, diffusers' older layers, its oldest attention processors; then
+/// LyCORIS' other kinds, whose names PEFT uses too, and DoRA.
+const ENDINGS: [(&str, Part); 29] = [
     (".lora_down.weight", Part::Down),
     (".lora_up.weight", Part::Up),
     (".lora_mid.weight", Part::Mid),
@@ -39,32 +65,108 @@ const ENDINGS: [(&str, Part); 12] = [
     ("_lora.down.weight", Part::Down),
     ("_lora.up.weight", Part::Up),
     (".alpha", Part::Alpha),
+    (".hada_w1_a", Part::HadaW1A),
+    (".hada_w1_b", Part::HadaW1B),
+    (".hada_w2_a", Part::HadaW2A),
+    (".hada_w2_b", Part::HadaW2B),
+    (".hada_t1", Part::HadaT1),
+    (".hada_t2", Part::HadaT2),
+    (".lokr_w1", Part::LokrW1),
+    (".lokr_w2", Part::LokrW2),
+    (".lokr_w1_a", Part::LokrW1A),
+    (".lokr_w1_b", Part::LokrW1B),
+    (".lokr_w2_a", Part::LokrW2A),
+    (".lokr_w2_b", Part::LokrW2B),
+    (".lokr_t2", Part::LokrT2),
+    (".diff", Part::Whole),
+    (".dora_scale", Part::DoraScale),
+    (".lora_magnitude_vector", Part::PeftMagnitude),
+    (".lora_magnitude_vector.weight", Part::PeftMagnitude),
 ];
 
 /// Pieces of keys of other kinds of adapters.
-const OTHER_KINDS: [(&str, &str); 9] = [
-    ("dora_scale", "DoRA"),
-    ("lora_magnitude_vector", "DoRA"),
-    (".hada_", "LoHa"),
-    (".lokr_", "LoKr"),
+const OTHER_KINDS: [(&str, &str); 12] = [
     (".oft_", "OFT"),
+    (".boft_", "BOFT"),
     (".on_input", "IA3"),
+    (".ia3_", "IA3"),
     (".lora_embedding_", "LoRA of embeddings"),
-    (".diff", "full differences"),
+    (".diff_b", "differences of biases"),
+    (".w_norm", "differences of norms"),
+    (".b_norm", "differences of norms"),
     ("lora_B.bias", "LoRA of biases"),
+    (".b1.weight", "GLoRA"),
+    (".wd_for_diff", "DoRA of differences"),
+    (".vera_lambda_", "VeRA"),
 ];
 
-/// The kind of adapter that a key belongs to, if it is another one than LoRA.
+/// The kind of adapter that a key belongs to, if it is another one than those that are read.
 pub(super) fn other_kind(key: &str) -> Option<&'static str> {
     OTHER_KINDS.iter().find(|(piece, _)| key.contains(piece)).map(|&(_, kind)| kind)
 }
 
-/// Prefixes of kohya's keys, whose modules are joined by underscores.
-const KOHYA_PREFIXES: [(&str, Component); 4] = [
-    ("lora_unet_", Component::Unet),
-    ("lora_te_", Component::TextEncoder),
-    ("lora_te1_", Component::TextEncoder),
-    ("lora_te2_", Component::TextEncoder2),
+/// Where OneTrainer puts the embeddings that belong to an adapter: `bundle_emb.NAME.…`. The name, if it is such a key.
+pub(super) fn bundled_embedding(key: &str) -> Option<&str> {
+    let (name, _) = key.strip_prefix("bundle_emb.")?.split_once('.')?;
+    Some(name)
+}
+
+/// Beginnings of keys of files that are no adapters, what they are, and what to do with them.
+const OTHER_FILES: [(&str, &str, &str); 14] = [
+    ("model.diffusion_model.", "a checkpoint", "give it as the model (--model)"),
+    ("cond_stage_model.", "a checkpoint", "give it as the model (--model)"),
+    ("conditioner.embedders.", "a checkpoint", "give it as the model (--model)"),
+    ("first_stage_model.", "an autoencoder", "give it as that (--vae)"),
+    ("encoder.down", "an autoencoder", "give it as that (--vae)"),
+    ("down_blocks.", "the weights of a UNet", "give the folder that it is from as the model (--model)"),
+    ("input_blocks.", "the weights of a UNet", "give the checkpoint that it is from as the model (--model)"),
+    ("text_model.", "the weights of a text encoder", "give the folder that it is from as the model (--model)"),
+    ("control", "a ControlNet", "these are not supported"),
+    ("emb_params", "a textual-inversion embedding", "give it as that (--embedding)"),
+    ("string_to_param", "a textual-inversion embedding", "give it as that (--embedding)"),
+    ("clip_l", "a textual-inversion embedding", "give it as that (--embedding)"),
+    ("clip_g", "a textual-inversion embedding", "give it as that (--embedding)"),
+    ("<", "a textual-inversion embedding", "give it as that (--embedding)"),
+];
+
+/// What a file without any adapter's key is, and what to do with it.
+pub(crate) fn other_file<'k>(mut keys: impl Iterator<Item = &'k str> + Clone) -> Option<(&'static str, &'static str)> {
+    let row = OTHER_FILES.iter().find(|(start, ..)| keys.clone().any(|key| key.starts_with(start)));
+    let first = keys.next().filter(|_| row.is_none());
+    // A file of one tensor without dots in its name is how diffusers saves an embedding.
+    let alone = first.filter(|key| !key.contains('.') && keys.next().is_none());
+    let embedding = alone.map(|_| ("a textual-inversion embedding", "give it as that (--embedding)"));
+    row.map(|&(_, what, remedy)| (what, remedy)).or(embedding)
+}
+
+/// Prefixes of keys whose modules are joined by underscores: kohya's, and those of LyCORIS alone.
+const JOINED_PREFIXES: [(&str, Option<Component>); 9] = [
+    ("lora_unet_", Some(Component::Unet)),
+    ("lora_te_", Some(Component::TextEncoder)),
+    ("lora_te1_", Some(Component::TextEncoder)),
+    ("lora_te2_", Some(Component::TextEncoder2)),
+    ("lycoris_unet_", Some(Component::Unet)),
+    ("lycoris_te_", Some(Component::TextEncoder)),
+    ("lycoris_te1_", Some(Component::TextEncoder)),
+    ("lycoris_te2_", Some(Component::TextEncoder2)),
+    ("lycoris_", None),
+];
+
+/// Prefixes of keys whose modules are joined by points: PEFT's wrapper, diffusers', ComfyUI's.
+const DOTTED_PREFIXES: [(&str, Option<Component>); 13] = [
+    ("base_model.model.", None),
+    ("unet.", Some(Component::Unet)),
+    ("text_encoder.", Some(Component::TextEncoder)),
+    ("text_encoder_2.", Some(Component::TextEncoder2)),
+    ("diffusion_model.", Some(Component::Unet)),
+    ("model.diffusion_model.", Some(Component::Unet)),
+    ("text_encoders.clip_l.transformer.", Some(Component::TextEncoder)),
+    ("text_encoders.clip_h.transformer.", Some(Component::TextEncoder)),
+    ("text_encoders.clip_g.transformer.", Some(Component::TextEncoder2)),
+    ("clip_l.transformer.", Some(Component::TextEncoder)),
+    ("clip_h.transformer.", Some(Component::TextEncoder)),
+    ("clip_g.transformer.", Some(Component::TextEncoder2)),
+    ("lora_unet.", Some(Component::Unet)),
 ];
 
 /// A key taken apart.
@@ -83,17 +185,17 @@ pub(super) struct Address {
 pub(super) fn parse(key: &str) -> Option<Address> {
     let key = without_adapter_name(key);
     let (module, part) = ENDINGS.iter().find_map(|&(ending, part)| Some((key.strip_suffix(ending)?, part)))?;
-    for (prefix, component) in KOHYA_PREFIXES {
+    for (prefix, component) in JOINED_PREFIXES {
         if let Some(module) = module.strip_prefix(prefix) {
-            return Some(Address { component: Some(component), module: module.into(), joined: true, part });
+            return Some(Address { component, module: module.into(), joined: true, part });
         }
     }
-    let mut module = module.strip_prefix("base_model.model.").unwrap_or(module);
-    let mut component = None;
-    for each in Component::ALL {
-        if let Some(rest) = module.strip_prefix(each.name()).and_then(|rest| rest.strip_prefix('.')) {
-            (component, module) = (Some(each), rest);
-        }
+    let (mut module, mut component) = (module, None);
+    // PEFT's prefix stands in front of the component or behind it.
+    while let Some((rest, owner)) =
+        DOTTED_PREFIXES.iter().find_map(|&(prefix, owner)| Some((module.strip_prefix(prefix)?, owner)))
+    {
+        (module, component) = (rest, owner.or(component));
     }
     // The oldest form keeps the layers of an attention in its processor: `attn1.processor.to_out_lora`.
     let mut module = module.replace(".processor.", ".");
@@ -105,7 +207,7 @@ pub(super) fn parse(key: &str) -> Option<Address> {
 
 /// PEFT puts the adapter's name between factor and `weight`, when a model holds several.
 fn without_adapter_name(key: &str) -> String {
-    for factor in [".lora_A.", ".lora_B."] {
+    for factor in [".lora_A.", ".lora_B.", ".lora_magnitude_vector."] {
         if let Some((module, rest)) = key.rsplit_once(factor)
             && let Some(name) = rest.strip_suffix(".weight")
             && !name.is_empty()
@@ -294,6 +396,25 @@ mod tests {
                 Part::Up,
             ),
             ("lora_unet_conv_in.lora_mid.weight", unet, "conv_in", true, Part::Mid),
+            ("lora_unet_conv_in.hada_t1", unet, "conv_in", true, Part::HadaT1),
+            ("lycoris_conv_in.lokr_w2_b", None, "conv_in", true, Part::LokrW2B),
+            ("diffusion_model.input_blocks.0.0.lora_up.weight", unet, "input_blocks.0.0", false, Part::Up),
+            ("unet.base_model.model.conv_in.lokr_w1", unet, "conv_in", false, Part::LokrW1),
+            (
+                "base_model.model.conv_in.lora_magnitude_vector.default.weight",
+                None,
+                "conv_in",
+                false,
+                Part::PeftMagnitude,
+            ),
+            ("unet.conv_in.lora_magnitude_vector", unet, "conv_in", false, Part::PeftMagnitude),
+            (
+                "lora_te1_text_model_encoder_layers_0_mlp_fc1.dora_scale",
+                Some(Component::TextEncoder),
+                "text_model_encoder_layers_0_mlp_fc1",
+                true,
+                Part::DoraScale,
+            ),
         ];
         for (key, component, module, joined, part) in cases {
             assert_eq!(parse(key), Some(Address { component, module: module.into(), joined, part }), "{key}");

@@ -1,17 +1,22 @@
-//! Low-rank adapters (LoRA: Hu et al., arXiv 2106.09685; LoCon for convolutions), in the dialects of kohya's trainers,
-//! PEFT and diffusers, several at once.
+//! Adapters: low-rank ones (LoRA: Hu et al., arXiv 2106.09685; LoCon for convolutions), LoHa, LoKr and whole differences
+//! (LyCORIS), each with DoRA's lengths or without, in the dialects of kohya's trainers, LyCORIS, PEFT, diffusers and ComfyUI,
+//! several at once.
 //!
-//! A [`LoraSet`] is made for the parameters of a model, takes adapter files with a weight each, and tells for a
-//! parameter the sum of `weight * alpha / rank * up @ down`, which is to be added to it. Nothing is left out silently:
-//! keys that change no parameter of the model are errors, unless they are allowed and then listed; other kinds of
-//! adapters are refused by their names.
+//! A [`LoraSet`] is made for the parameters of a model, takes adapter files with a weight each, and changes the parameters'
+//! values one after the other in the order of the files: each adds `weight * alpha / rank` times its difference. A DoRA then
+//! gives rows their lengths, as PEFT does at any weight. Nothing is left out silently: keys that change no parameter of the
+//! model are errors, unless they are allowed and then listed; other kinds of adapters, and files that are no adapters, are
+//! refused by their names.
 
+mod change;
 mod config;
 mod keys;
 
-use crate::{TensorFile, TensorFileError, TensorInfo, TensorSource};
-use calotype_kernels::{Layout, Matrix, gemm};
+use crate::open::open_tensors;
+use crate::{TensorFileError, TensorInfo, TensorSource};
+use change::{Builder, Change, Misfit, Stored};
 pub use config::LoraConfig;
+pub(crate) use keys::other_file;
 use keys::{Address, Modules, Part};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -63,7 +68,10 @@ pub enum LoraError {
         problem: String,
     },
     /// The file holds another kind of adapter.
-    #[error("{}: `{key}` belongs to a {kind} adapter, which is not supported; LoRA and LoCon are", file.display())]
+    #[error(
+        "{}: `{key}` belongs to a {kind} adapter, which is not supported; LoRA, LoCon, LoHa, LoKr and DoRA are",
+        file.display()
+    )]
     OtherKind {
         /// The file.
         file: PathBuf,
@@ -72,10 +80,28 @@ pub enum LoraError {
         /// The kind's name.
         kind: &'static str,
     },
+    /// The file holds no adapter at all.
+    #[error("{}: this is {found}, not an adapter; {remedy}", file.display())]
+    NotAdapter {
+        /// The file.
+        file: PathBuf,
+        /// What it is.
+        found: String,
+        /// What to do with it.
+        remedy: &'static str,
+    },
+    /// A folder without an adapter, or with several of which none has a usual name.
+    #[error("{}: {problem}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What is there, and what should be.
+        problem: String,
+    },
     /// Keys that change no parameter of the model.
     #[error(
         "{}: {} keys fit no parameter of the model: {}; the adapter was made for another one, or allow unused keys",
-        file.display(), keys.len(), list(keys)
+        file.display(), keys.len(), list_of(keys)
     )]
     Unused {
         /// The file.
@@ -84,7 +110,7 @@ pub enum LoraError {
         keys: Vec<String>,
     },
     /// A key can mean several parameters.
-    #[error("{}: `{key}` can mean {}; say which component the file is for", file.display(), list(candidates))]
+    #[error("{}: `{key}` can mean {}; say which component the file is for", file.display(), list_of(candidates))]
     Ambiguous {
         /// The file.
         file: PathBuf,
@@ -134,7 +160,7 @@ pub enum LoraError {
 }
 
 /// The first few of many.
-fn list(items: &[String]) -> String {
+fn list_of(items: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = items.iter().take(SHOWN).map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ");
     if items.len() > SHOWN { format!("{shown} and {} more", items.len() - SHOWN) } else { shown }
@@ -152,24 +178,14 @@ pub struct LoraOptions {
 }
 
 /// Outcome of applying a file: the parameters that it changes, and the keys that were left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoraReport {
     /// The parameters that it changes.
     pub changed: Vec<(Component, String)>,
     /// Keys that fit no parameter of the model; empty unless they were allowed.
     pub unused: Vec<String>,
-}
-
-/// The factors for one parameter.
-struct Factors {
-    /// Number of rows of `down`.
-    rank: usize,
-    /// `[rank, inputs]`: channels, rows and columns of the kernel.
-    down: Vec<f32>,
-    /// `[outputs, rank]`.
-    up: Vec<f32>,
-    /// Weight of the file, times alpha over the rank.
-    scale: f32,
+    /// Names of embeddings that the file holds beside the adapter; they can be given as embeddings.
+    pub embeddings: Vec<String>,
 }
 
 /// Adapters for one model.
@@ -177,8 +193,8 @@ pub struct LoraSet {
     /// The parameters that can be changed, by module: key and shape.
     parameters: BTreeMap<(Component, String), (String, Vec<usize>)>,
     modules: BTreeMap<Component, Modules>,
-    /// By component and key of the parameter.
-    factors: BTreeMap<(Component, String), Vec<Factors>>,
+    /// By component and key of the parameter, in the order of the files.
+    changes: BTreeMap<(Component, String), Vec<Change>>,
 }
 
 impl LoraSet {
@@ -198,35 +214,43 @@ impl LoraSet {
         };
         let modules =
             model.iter().map(|&(component, _)| (component, Modules::new(component, names(component)))).collect();
-        Self { parameters, modules, factors: BTreeMap::new() }
+        Self { parameters, modules, changes: BTreeMap::new() }
     }
 
     /// True if no adapter changes anything.
     pub fn is_empty(&self) -> bool {
-        self.factors.is_empty()
+        self.changes.is_empty()
     }
 
-    /// Opens a safetensors file, or a folder with `adapter_model.safetensors` and `adapter_config.json` (PEFT) or
-    /// `pytorch_lora_weights.safetensors` (diffusers), and adds it. The configuration comes from the folder or the
-    /// file's metadata, and takes the place of that in `options`.
+    /// Opens a file, told apart by content as checkpoints are (safetensors, or a pickle of torch's, whatever its name); or
+    /// a folder: PEFT's (`adapter_model.*` and `adapter_config.json`), diffusers' (`pytorch_lora_weights.*`), one with a
+    /// single file of weights, or one with such folders called after the components (`unet`, `text_encoder`,
+    /// `text_encoder_2`). Adds what it holds. The configuration comes from the folder or the file's metadata, and takes the
+    /// place of that in `options`.
     ///
     /// # Errors
     /// The file cannot be read or used; then the set is as it was.
     pub fn add_path(&mut self, path: &Path, weight: f32, options: &LoraOptions) -> Result<LoraReport, LoraError> {
-        let peft = path.join("adapter_model.safetensors");
-        let file = match path.is_dir() {
-            true if peft.exists() => peft,
-            true => path.join("pytorch_lora_weights.safetensors"),
-            false => path.to_owned(),
-        };
-        let tensors = TensorFile::open(&file)?;
-        let beside = file.with_file_name("adapter_config.json");
-        let config = if file.ends_with("adapter_model.safetensors") && beside.exists() {
-            LoraConfig::from_adapter_config(&beside)?
-        } else {
-            LoraConfig::from_metadata(&file, tensors.metadata())?
-        };
-        self.add(&tensors, weight, &LoraOptions { config, ..options.clone() })
+        let mut all = LoraReport::default();
+        let mut changes = Vec::new();
+        for (file, component) in files_of(path)? {
+            let tensors = open_tensors(&file)?;
+            let beside = file.with_file_name("adapter_config.json");
+            let named = file.file_stem().is_some_and(|stem| stem == "adapter_model");
+            let config = if named && beside.exists() {
+                LoraConfig::from_adapter_config(&beside)?
+            } else {
+                LoraConfig::from_metadata(&file, &tensors.metadata())?
+            };
+            let component = component.or(options.component);
+            let (report, some) = self.read(&*tensors, weight, &LoraOptions { config, component, ..options.clone() })?;
+            all.changed.extend(report.changed);
+            all.unused.extend(report.unused);
+            all.embeddings.extend(report.embeddings);
+            changes.extend(some);
+        }
+        self.keep(changes);
+        Ok(all)
     }
 
     /// Adds an adapter file with a weight (1 is as it was trained; any finite number is allowed).
@@ -239,61 +263,76 @@ impl LoraSet {
         weight: f32,
         options: &LoraOptions,
     ) -> Result<LoraReport, LoraError> {
-        let (parts, unused) = self.resolve(source, options)?;
+        let (report, changes) = self.read(source, weight, options)?;
+        self.keep(changes);
+        Ok(report)
+    }
+
+    fn keep(&mut self, changes: Vec<((Component, String), Change)>) {
+        changes.into_iter().for_each(|(name, change)| self.changes.entry(name).or_default().push(change));
+    }
+
+    /// The changes that a file makes.
+    fn read(&self, source: &dyn TensorSource, weight: f32, options: &LoraOptions) -> Result<Found, LoraError> {
+        let Resolved { parts, unused, embeddings } = self.resolve(source, options)?;
         if !(unused.is_empty() || options.allow_unused) {
             return Err(LoraError::Unused { file: source.origin().into(), keys: unused });
         }
-        let mut added = Vec::with_capacity(parts.len());
+        let mut changes = Vec::with_capacity(parts.len());
         for ((component, module), keys) in &parts {
             let reader = Reader { source, module, keys };
             let (key, shape) = &self.parameters[&(*component, module.clone())];
-            let mut factors = reader.factors(shape)?;
+            let mut change = reader.change(shape)?;
+            if options.config.is_dora(*component) && change.magnitude.is_none() {
+                return Err(reader.missing(Part::PeftMagnitude));
+            }
             let alpha = match keys.get(&Part::Alpha) {
                 Some(_) => Some(reader.alpha()?),
                 None => options.config.alpha(*component, module),
             };
-            factors.scale = weight * options.config.scale(*component, alpha, factors.rank);
-            added.push(((*component, key.clone()), factors));
+            change.scale = weight * options.config.scale(*component, alpha, &change.difference);
+            changes.push(((*component, key.clone()), change));
         }
-        let changed = added.iter().map(|(name, _)| name.clone()).collect();
-        added.into_iter().for_each(|(name, factors)| self.factors.entry(name).or_default().push(factors));
-        Ok(LoraReport { changed, unused })
+        let changed = changes.iter().map(|(name, _)| name.clone()).collect();
+        Ok((LoraReport { changed, unused, embeddings }, changes))
     }
 
-    /// The sum of all adapters' changes of a parameter, row-major in the parameter's shape; nothing if none changes it.
-    pub fn delta(&self, component: Component, key: &str) -> Option<Vec<f32>> {
-        let all = self.factors.get(&(component, key.to_owned()))?;
-        let mut delta: Vec<f32> = Vec::new();
-        for Factors { rank, down, up, scale } in all {
-            let (inputs, outputs) = (down.len() / rank, up.len() / rank);
-            let scaled: Vec<f32> = up.iter().map(|value| value * scale).collect();
-            let (a, b) = (Matrix { data: &scaled, row_stride: *rank }, Matrix { data: down, row_stride: inputs });
-            let first = delta.is_empty();
-            delta.resize(outputs * inputs, 0.0);
-            gemm(Layout::NN, (outputs, inputs, *rank), a, b, &mut delta, !first);
-        }
-        Some(delta)
+    /// Whether any adapter changes a parameter.
+    pub fn changes(&self, component: Component, key: &str) -> bool {
+        self.changes.contains_key(&(component, key.to_owned()))
+    }
+
+    /// Changes the values of a parameter, row-major in the shape that the set was made with, by all adapters in the order in
+    /// which they were added.
+    pub fn apply(&self, component: Component, key: &str, values: &mut [f32]) {
+        let name = (component, key.to_owned());
+        let module = (component, key.trim_end_matches(".weight").to_owned());
+        let Some((changes, (_, shape))) = self.changes.get(&name).zip(self.parameters.get(&module)) else { return };
+        changes.iter().for_each(|change| change.apply(values, shape));
     }
 
     /// The keys of a file by the module they change, and those that fit none.
-    fn resolve(&self, source: &dyn TensorSource, options: &LoraOptions) -> Result<(Parts, Vec<String>), LoraError> {
+    fn resolve(&self, source: &dyn TensorSource, options: &LoraOptions) -> Result<Resolved, LoraError> {
         let file = || source.origin().to_owned();
-        let (mut parts, mut unused) = (Parts::new(), Vec::new());
-        for TensorInfo { name: key, .. } in source.entries() {
-            if let Some(kind) = keys::other_kind(&key) {
-                return Err(LoraError::OtherKind { file: file(), key, kind });
+        let mut resolved = Resolved::default();
+        let keys: Vec<String> = source.entries().into_iter().map(|tensor| tensor.name).collect();
+        check_kind(source.origin(), &keys)?;
+        for key in keys {
+            if let Some(name) = keys::bundled_embedding(&key) {
+                resolved.add_embedding(name);
+                continue;
             }
             let Some(address) = keys::parse(&key) else {
-                unused.push(key);
+                resolved.unused.push(key);
                 continue;
             };
             let mut candidates = self.candidates(&address, options.component);
             match candidates.len() {
-                0 => unused.push(key),
+                0 => resolved.unused.push(key),
                 1 => {
                     let module = candidates.swap_remove(0);
                     let part = address.part;
-                    if parts.entry(module.clone()).or_default().insert(part, key).is_some() {
+                    if resolved.parts.entry(module.clone()).or_default().insert(part, key).is_some() {
                         let problem = "there twice";
                         let module = format!("{}.{}", module.0, module.1);
                         return Err(LoraError::Factors { file: file(), module, part: part.name(), problem });
@@ -305,7 +344,7 @@ impl LoraSet {
                 }
             }
         }
-        Ok((parts, unused))
+        Ok(resolved)
     }
 
     /// The modules of the model that an address can mean.
@@ -318,33 +357,142 @@ impl LoraSet {
     }
 }
 
-/// The keys of a module's parts, by module.
-type Parts = BTreeMap<(Component, String), BTreeMap<Part, String>>;
+/// What a file changes.
+type Found = (LoraReport, Vec<((Component, String), Change)>);
 
-/// Reads the factors of one module.
+/// The keys of a file, sorted.
+#[derive(Default)]
+struct Resolved {
+    /// The keys of a module's parts, by module.
+    parts: BTreeMap<(Component, String), BTreeMap<Part, String>>,
+    /// Keys that fit no parameter.
+    unused: Vec<String>,
+    /// Names of bundled embeddings.
+    embeddings: Vec<String>,
+}
+
+impl Resolved {
+    fn add_embedding(&mut self, name: &str) {
+        if self.embeddings.iter().all(|known| known != name) {
+            self.embeddings.push(name.to_owned());
+        }
+    }
+}
+
+/// True for the key of an adapter's part, in whichever dialect.
+pub fn is_adapter_key(key: &str) -> bool {
+    keys::parse(key).is_some()
+}
+
+/// Refuses files of another kind of adapter, and files that are no adapters.
+fn check_kind(file: &Path, keys: &[String]) -> Result<(), LoraError> {
+    for key in keys {
+        if let Some(kind) = keys::other_kind(key) {
+            return Err(LoraError::OtherKind { file: file.into(), key: key.clone(), kind });
+        }
+    }
+    if keys.iter().any(|key| keys::parse(key).is_some()) {
+        return Ok(());
+    }
+    let (found, remedy) = match keys::other_file(keys.iter().map(String::as_str)) {
+        Some((found, remedy)) => (found.to_owned(), remedy),
+        None => {
+            let count = keys.len();
+            let first = keys.first().map_or_else(String::new, |key| format!(" (`{key}`, …)"));
+            (format!("a file of {count} tensors without any adapter's key{first}"), "name the adapter's file")
+        }
+    };
+    Err(LoraError::NotAdapter { file: file.into(), found, remedy })
+}
+
+/// The adapter files of a path, each with the component that its folder says.
+fn files_of(path: &Path) -> Result<Vec<(PathBuf, Option<Component>)>, LoraError> {
+    if !path.is_dir() {
+        return Ok(vec![(path.to_owned(), None)]);
+    }
+    if let Some(file) = file_in(path)? {
+        return Ok(vec![(file, None)]);
+    }
+    let mut files = Vec::new();
+    for component in Component::ALL {
+        let folder = path.join(component.name());
+        if folder.is_dir()
+            && let Some(file) = file_in(&folder)?
+        {
+            files.push((file, Some(component)));
+        }
+    }
+    if !files.is_empty() {
+        return Ok(files);
+    }
+    let problem = "the folder holds no adapter: neither adapter_model nor pytorch_lora_weights (.safetensors or .bin), no \
+                   single file of weights, and no such folder called unet, text_encoder or text_encoder_2; name the file";
+    Err(LoraError::Folder { folder: path.to_owned(), problem: problem.into() })
+}
+
+/// The adapter's file in a folder: by its usual names, or the only one that could be.
+fn file_in(folder: &Path) -> Result<Option<PathBuf>, LoraError> {
+    const USUAL: [&str; 4] = [
+        "adapter_model.safetensors",
+        "pytorch_lora_weights.safetensors",
+        "adapter_model.bin",
+        "pytorch_lora_weights.bin",
+    ];
+    if let Some(name) = USUAL.iter().find(|name| folder.join(name).is_file()) {
+        return Ok(Some(folder.join(name)));
+    }
+    let list = std::fs::read_dir(folder).map_err(|source| TensorFileError::reading(folder, source))?;
+    let is_weights = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        path.is_file() && matches!(extension, Some("safetensors" | "bin" | "pt" | "pth" | "ckpt"))
+    };
+    let mut paths: Vec<PathBuf> = list.filter_map(|entry| Some(entry.ok()?.path())).filter(is_weights).collect();
+    paths.sort_unstable();
+    match paths.len() {
+        0 | 1 => Ok(paths.pop()),
+        _ => {
+            let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+            let problem = format!("the folder holds several files of weights: {}; name one", list_of(&names));
+            Err(LoraError::Folder { folder: folder.to_owned(), problem })
+        }
+    }
+}
+
+/// Reads the parts of one module.
 struct Reader<'a> {
     source: &'a dyn TensorSource,
     module: &'a str,
     keys: &'a BTreeMap<Part, String>,
 }
 
+/// A fault of the parts, or of reading them.
+enum Fault {
+    Misfit(Misfit),
+    Reading(LoraError),
+}
+
+impl From<Misfit> for Fault {
+    fn from(misfit: Misfit) -> Self {
+        Self::Misfit(misfit)
+    }
+}
+
 impl Reader<'_> {
-    /// Shape and values of a part.
-    fn part(&self, part: Part) -> Result<(Vec<usize>, Vec<f32>), LoraError> {
-        let (file, module) = (self.source.origin().to_owned(), self.module.to_owned());
-        let Some(key) = self.keys.get(&part) else {
-            return Err(LoraError::Factors { file, module, part: part.name(), problem: "missing" });
-        };
+    /// Shape and values of a part, if it is there.
+    fn part(&self, part: Part) -> Result<Option<Stored>, LoraError> {
+        let Some(key) = self.keys.get(&part) else { return Ok(None) };
         let tensor = self.source.tensor(key)?;
-        let values = tensor.to_f32_vec();
-        let expected = "a tensor of floating-point numbers";
-        let values = values.ok_or_else(|| LoraError::NotNumbers { file, key: key.clone(), expected })?;
-        Ok((tensor.shape, values))
+        let not = |expected| LoraError::NotNumbers { file: self.source.origin().into(), key: key.clone(), expected };
+        let values = tensor.to_f32_vec().ok_or_else(|| not("a tensor of floating-point numbers"))?;
+        match values.iter().all(|value| value.is_finite()) {
+            true => Ok(Some((tensor.shape, values))),
+            false => Err(not("a tensor of finite numbers: its training diverged")),
+        }
     }
 
     fn alpha(&self) -> Result<f32, LoraError> {
-        match self.part(Part::Alpha)?.1[..] {
-            [alpha] if alpha.is_finite() => Ok(alpha),
+        match self.part(Part::Alpha)?.map(|(_, values)| values).as_deref() {
+            Some(&[alpha]) if alpha.is_finite() => Ok(alpha),
             _ => Err(LoraError::NotNumbers {
                 file: self.source.origin().into(),
                 key: self.keys[&Part::Alpha].clone(),
@@ -353,69 +501,30 @@ impl Reader<'_> {
         }
     }
 
-    /// The factors for a parameter of this shape, with a middle factor multiplied into `down`; not yet scaled.
-    fn factors(&self, expected: &[usize]) -> Result<Factors, LoraError> {
-        let (down_shape, down) = self.part(Part::Down)?;
-        let (up_shape, up) = self.part(Part::Up)?;
-        let mid = self.keys.contains_key(&Part::Mid).then(|| self.part(Part::Mid)).transpose()?;
-        let rank = down_shape.first().copied().unwrap_or(0);
-        let product = match &mid {
-            Some((mid_shape, _)) => product_shape_with_mid(&down_shape, &up_shape, mid_shape),
-            None => product_shape(&down_shape, &up_shape),
+    /// What the parts change in a parameter of this shape; not yet scaled.
+    fn change(&self, expected: &[usize]) -> Result<Change, LoraError> {
+        let read = |part| self.part(part).map_err(Fault::Reading);
+        let builder = Builder { read, shape: expected };
+        let change = || {
+            let difference = builder.difference(|part| self.keys.contains_key(&part))?;
+            let magnitude = match builder.magnitude(Part::DoraScale)? {
+                None => builder.magnitude(Part::PeftMagnitude)?,
+                found => found,
+            };
+            Ok(Change { difference, scale: 1.0, magnitude })
         };
-        if product.is_none_or(|product| squeezed(&product) != squeezed(expected)) {
-            let mid_shape = mid.map(|(shape, _)| shape);
-            return Err(LoraError::WrongShape {
-                file: self.source.origin().into(),
-                module: self.module.into(),
-                shapes: [Some(down_shape), Some(up_shape), mid_shape].into_iter().flatten().collect(),
-                expected: expected.into(),
-            });
-        }
-        let down = match mid {
-            Some((shape, mid)) => with_mid(&down, &mid, rank, &shape),
-            None => down,
-        };
-        Ok(Factors { rank, down, up, scale: 1.0 })
-    }
-}
-
-/// Shape of `up @ down`: a linear layer's, or a convolution's whose kernel `down` has.
-fn product_shape(down: &[usize], up: &[usize]) -> Option<Vec<usize>> {
-    let ([rank, inputs @ ..], [outputs, up_rank, up_kernel @ ..]) = (down, up) else { return None };
-    let fits = *rank > 0 && rank == up_rank && !inputs.is_empty() && up_kernel.iter().all(|&size| size == 1);
-    fits.then(|| [&[*outputs], inputs].concat())
-}
-
-/// The same with a middle factor `[rank, rank, rows, columns]` between two convolutions of one pixel.
-fn product_shape_with_mid(down: &[usize], up: &[usize], mid: &[usize]) -> Option<Vec<usize>> {
-    let ([rank, inputs, down_kernel @ ..], [a, b, kernel @ ..]) = (down, mid) else { return None };
-    let fits = rank == a && rank == b && down_kernel.iter().all(|&size| size == 1);
-    let whole = [&[*rank, *inputs], kernel].concat();
-    fits.then(|| product_shape(&whole, up)).flatten()
-}
-
-/// A shape without a kernel of one pixel: a linear layer is such a convolution.
-fn squeezed(shape: &[usize]) -> &[usize] {
-    match shape {
-        [rest @ .., 1, 1] => rest,
-        _ => shape,
-    }
-}
-
-/// `down` after the middle factor: sum over j of `mid[i, j, y, x] * down[j, c]`, as `[i, c, y, x]`.
-fn with_mid(down: &[f32], mid: &[f32], rank: usize, mid_shape: &[usize]) -> Vec<f32> {
-    let inputs = down.len() / rank;
-    let pixels: usize = mid_shape[2..].iter().product();
-    let mut out = vec![0.0; rank * inputs * pixels];
-    for i in 0..rank {
-        for j in 0..rank {
-            let kernel = &mid[(i * rank + j) * pixels..][..pixels];
-            for c in 0..inputs {
-                let (factor, at) = (down[j * inputs + c], (i * inputs + c) * pixels);
-                out[at..at + pixels].iter_mut().zip(kernel).for_each(|(sum, value)| *sum += factor * value);
+        change().map_err(|fault| match fault {
+            Fault::Reading(error) => error,
+            Fault::Misfit(Misfit::Missing(part)) => self.missing(part),
+            Fault::Misfit(Misfit::Shapes(shapes)) => {
+                let (file, module) = (self.source.origin().to_owned(), self.module.to_owned());
+                LoraError::WrongShape { file, module, shapes, expected: expected.into() }
             }
-        }
+        })
     }
-    out
+
+    fn missing(&self, part: Part) -> LoraError {
+        let (file, module) = (self.source.origin().to_owned(), self.module.to_owned());
+        LoraError::Factors { file, module, part: part.name(), problem: "missing" }
+    }
 }

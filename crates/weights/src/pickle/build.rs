@@ -30,6 +30,7 @@ impl Machine<'_> {
             (Known::OrderedDict, &[]) => self.node(Node::Dict(None)),
             (Known::OrderedDict, &[pairs]) => self.dict_of_pairs(pairs),
             (Known::DefaultDict, [] | [_]) => self.node(Node::Dict(None)),
+            (Known::ParameterDict, &[]) => self.node(Node::Dict(None)),
             (Known::Set, &[]) => self.node(Node::Set(None)),
             (Known::Set, &[values]) if self.sequence(values).is_some() => {
                 let values = self.copied(values)?;
@@ -51,10 +52,11 @@ impl Machine<'_> {
         }
     }
 
-    /// Sets the state of an object: meaningful for what numpy makes in two steps, dropped for dictionaries (torch hangs
-    /// version notes on them) and unknown objects.
+    /// Sets the state of an object: meaningful for what numpy makes in two steps and for dictionaries of parameters, dropped
+    /// for other dictionaries (torch hangs version notes on them) and unknown objects.
     pub(super) fn fill(&mut self, target: Handle, state: Handle) -> Outcome<()> {
         match self.get(target) {
+            Some(Node::Dict(None)) if self.holds_parameters(state) => self.adopt(target, state),
             Some(Node::Dict(_) | Node::Object(_) | Node::Class(_)) => Ok(()),
             Some(&Node::Tensor(index)) => self.fill_array(index as usize, state),
             Some(&Node::NumpyType(dtype)) => self.fill_numpy_type(target, dtype, state),
@@ -63,6 +65,31 @@ impl Machine<'_> {
                 Err(PickleFault::Operand { operation: "setting a state", needed: "an array or a dictionary", given })
             }
         }
+    }
+
+    /// True for the state of a module of torch's, where its parameters are among the first entries.
+    fn holds_parameters(&self, state: Handle) -> bool {
+        const FIRST: usize = 8;
+        let Some(Node::Dict(Some(items))) = self.get(state) else { return false };
+        items.iter().step_by(2).take(FIRST).any(|&key| self.code_of(key) == Some("_parameters"))
+    }
+
+    /// Gives an empty dictionary the content of another one.
+    fn adopt(&mut self, target: Handle, state: Handle) -> Outcome<()> {
+        let count = match self.get(state) {
+            Some(Node::Dict(Some(items))) => items.len(),
+            _ => return Ok(()),
+        };
+        self.charge(count.saturating_mul(size_of::<Handle>()))?;
+        let items = match self.get(state) {
+            Some(Node::Dict(Some(items))) => items.to_vec(),
+            _ => return Ok(()),
+        };
+        let items = self.boxed(items)?;
+        if let Unpacked::Node(index) = target.unpack() {
+            self.nodes[index] = Node::Dict(items);
+        }
+        Ok(())
     }
 
     /// The storage that a persistent reference of torch's means: `("storage", class, key, device, elements)`, in the old

@@ -21,6 +21,8 @@ pub(super) enum Known {
     OrderedDict,
     /// `collections.defaultdict`.
     DefaultDict,
+    /// `torch.nn.ParameterDict`, which keeps its parameters in its state: a dictionary of that state.
+    ParameterDict,
     /// numpy's maker of an empty array, which a state then fills.
     NumpyReconstruct,
     /// numpy's maker of an array from its bytes.
@@ -48,7 +50,7 @@ const NUMPY_NUMERIC: &[&str] = &["numpy.core.numeric", "numpy._core.numeric"];
 const BUILTINS: &[&str] = &["builtins", "__builtin__"];
 const COLLECTIONS: &[&str] = &["collections"];
 
-const NAMES: [Row; 30] = [
+const NAMES: [Row; 31] = [
     (TORCH_UTILS, "_rebuild_tensor", Known::Tensor),
     (TORCH_UTILS, "_rebuild_tensor_v2", Known::Tensor),
     (TORCH_UTILS, "_rebuild_tensor_v3", Known::TypedTensor),
@@ -58,6 +60,7 @@ const NAMES: [Row; 30] = [
     (&["torch.storage"], "TypedStorage", Known::Type),
     (COLLECTIONS, "OrderedDict", Known::OrderedDict),
     (COLLECTIONS, "defaultdict", Known::DefaultDict),
+    (&["torch.nn.modules.container"], "ParameterDict", Known::ParameterDict),
     (NUMPY_MULTIARRAY, "_reconstruct", Known::NumpyReconstruct),
     (NUMPY_MULTIARRAY, "scalar", Known::NumpyScalar),
     (NUMPY_NUMERIC, "_frombuffer", Known::NumpyFromBuffer),

@@ -161,7 +161,19 @@ def sharded_files():
     expect("sharded", values)
 
 
+def embeddings():
+    """Learned words: of web interfaces, of the original code (whose ParameterDict is an object), of diffusers."""
+    vectors = torch.arange(8, dtype=torch.float32).view(2, 4) / 8
+    counts = {"string_to_token": {"*": 265}, "name": "style", "step": 10, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    save("embedding_web.pt", counts | {"string_to_param": {"*": torch.nn.Parameter(vectors)}})
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
+    save("embedding_original.pt", {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters})
+    save("embedding_diffusers.bin", {"<toy>": vectors[0]})
+    save("embedding_xl.pt", {"clip_l": vectors, "clip_g": torch.cat([vectors, vectors], 1).half()})
+
+
 if __name__ == "__main__":
+    embeddings()
     torch_files()
     numpy_files()
     nemo_files()

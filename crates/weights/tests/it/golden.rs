@@ -185,3 +185,29 @@ fn every_truncation_is_an_error() {
         }
     }
 }
+
+/// Words, and per encoder how many vectors of which width, with the first values of each.
+#[test]
+fn learned_words_of_every_program() {
+    use calotype_weights::EmbeddingSlot::{Any, First, Second};
+    let two = [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875];
+    for (file, word, slots) in [
+        ("embedding_web.pt", "style", &[(Any, 2, 4)][..]),
+        ("embedding_original.pt", "embedding_original", &[(Any, 2, 4)]),
+        ("embedding_diffusers.bin", "<toy>", &[(Any, 1, 4)]),
+        ("embedding_xl.pt", "embedding_xl", &[(First, 2, 4), (Second, 2, 8)]),
+    ] {
+        for given in [None, Some("other")] {
+            let found = calotype_weights::read_embeddings(&golden(file), given).unwrap();
+            assert_eq!(found.len(), 1, "{file}");
+            assert_eq!(found[0].word, given.unwrap_or(word), "{file}");
+            let seen: Vec<_> =
+                found[0].vectors.iter().map(|(slot, vectors)| (*slot, vectors.count(), vectors.width)).collect();
+            assert_eq!(seen, slots, "{file}");
+            let values = &found[0].vectors.values().next().unwrap().values;
+            assert_eq!(values[..], two[..values.len()], "{file}");
+        }
+    }
+    let error = calotype_weights::read_embeddings(&golden("zip_protocol2.pt"), None).unwrap_err().to_string();
+    assert!(error.contains("zip_protocol2.pt") && error.contains("embedding"), "{error}");
+}

@@ -103,7 +103,11 @@ impl Stores {
                     HttpBuilder::new().with_url(root.as_str()).with_client_options(client).with_retry(retry).build()?,
                 )
             }
-            _ => cloud!(MicrosoftAzureBuilder),
+            "az" | "azure" | "abfs" | "abfss" => cloud!(MicrosoftAzureBuilder),
+            other => {
+                let source = format!("addresses of `{other}` are not read").into();
+                return Err(StoreError::Generic { store: "any", source });
+            }
         })
     }
 }

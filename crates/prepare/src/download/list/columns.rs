@@ -1,5 +1,6 @@
 //! Types of text columns, and their cells as arrays.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,16 +30,6 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Kind::Null => "nothing",
-            Kind::Bool => "true or false",
-            Kind::Int => "whole numbers",
-            Kind::Float => "numbers",
-            Kind::Text => "text",
-        }
-    }
-
     /// The kind that holds both, if there is one.
     fn join(self, other: Kind) -> Option<Kind> {
         match (self, other) {
@@ -51,26 +42,20 @@ impl Kind {
 }
 
 /// Reads all rows for the types of their columns and their number.
-pub(super) fn survey(
-    rows: &mut TextRows,
-    path: &Path,
-    wanted: &[Wanted],
-    format: ListFormat,
-) -> Result<(Vec<Kind>, usize)> {
+pub(super) fn survey(rows: &mut TextRows, wanted: &[Wanted], format: ListFormat) -> Result<(Vec<Kind>, usize)> {
     let mut kinds: Vec<Kind> = wanted.iter().map(|_| Kind::Null).collect();
     let mut count = 0;
     while let Some(cells) = rows.next_row()? {
         count += 1;
         for ((kind, cell), wanted) in kinds.iter_mut().zip(&cells).zip(wanted) {
-            *kind = match format {
-                ListFormat::Jsonl => {
-                    let bad = |detail| ListError::BadRow { path: path.to_path_buf(), row: rows.row(), detail };
-                    json_kind(*kind, cell, wanted).map_err(bad)?
-                }
+            let found = match format {
+                ListFormat::Jsonl => json_kind(cell),
                 // What is not sure to be a number stays text. The first cell of a text column settles it.
                 _ if wanted.holds != Holds::Anything || *kind == Kind::Text => Kind::Text,
-                _ => kind.join(csv_kind(cell.as_str().unwrap_or_default())).unwrap_or(Kind::Text),
+                _ => csv_kind(cell.as_str().unwrap_or_default()),
             };
+            // Values of several kinds are kept as text.
+            *kind = kind.join(found).unwrap_or(Kind::Text);
         }
     }
     Ok((kinds, count))
@@ -98,21 +83,15 @@ fn csv_bool(cell: &str) -> Option<bool> {
     }
 }
 
-fn json_kind(so_far: Kind, cell: &Value, wanted: &Wanted) -> std::result::Result<Kind, String> {
-    let name = &wanted.column;
-    let kind = match cell {
+/// Lists and objects, which only parquet columns hold, are kept as JSON text.
+fn json_kind(cell: &Value) -> Kind {
+    match cell {
         Value::Null => Kind::Null,
         Value::Bool(_) => Kind::Bool,
         Value::Number(number) if number.is_i64() => Kind::Int,
         Value::Number(_) => Kind::Float,
-        Value::String(_) => Kind::Text,
-        Value::Array(_) => return Err(format!("column `{name}` holds a list; only parquet columns may")),
-        Value::Object(_) => return Err(format!("column `{name}` holds an object; only parquet columns may")),
-    };
-    if wanted.holds == Holds::Text && !matches!(kind, Kind::Null | Kind::Text) {
-        return Err(format!("column `{name}` holds {}, not text", kind.name()));
+        Value::String(_) | Value::Array(_) | Value::Object(_) => Kind::Text,
     }
-    so_far.join(kind).ok_or_else(|| format!("column `{name}` holds {}, before it {}", kind.name(), so_far.name()))
 }
 
 /// The next rows, `count` at most, as arrays of the surveyed kinds.
@@ -148,7 +127,15 @@ fn array(cells: Vec<Value>, kind: Kind) -> ArrayRef {
         Kind::Bool => Arc::new(cells.iter().map(boolean).collect::<BooleanArray>()),
         Kind::Int => Arc::new(cells.iter().map(int).collect::<Int64Array>()),
         Kind::Float => Arc::new(cells.iter().map(float).collect::<Float64Array>()),
-        Kind::Text => Arc::new(cells.iter().map(Value::as_str).collect::<StringArray>()),
+        Kind::Text => Arc::new(cells.iter().map(text).collect::<StringArray>()),
+    }
+}
+
+fn text(cell: &Value) -> Option<Cow<'_, str>> {
+    match cell {
+        Value::Null => None,
+        Value::String(text) => Some(Cow::Borrowed(text)),
+        other => Some(Cow::Owned(other.to_string())),
     }
 }
 

@@ -4,7 +4,6 @@
 //! rows of the shards that are being worked on.
 
 mod columns;
-mod json;
 mod table;
 mod text;
 
@@ -14,7 +13,7 @@ use std::path::{Path, PathBuf};
 use arrow_array::RecordBatch;
 use serde::Serialize;
 
-pub use json::json_value;
+pub use calotype_data::source::cells::json_value;
 use text::TextRows;
 
 /// Formats of lists.
@@ -123,8 +122,19 @@ pub enum ListError {
     },
 
     /// A row that cannot be read.
-    #[error("list {}, row {row}: {detail}", path.display())]
+    #[error("list {}, row {row}: {detail}; --skip-bad leaves such rows out and counts them", path.display())]
     BadRow {
+        /// The list.
+        path: PathBuf,
+        /// Number of the row, from 1, without the header.
+        row: u64,
+        /// The fault, in words.
+        detail: String,
+    },
+
+    /// A text list that cannot be read any further.
+    #[error("list {}, row {row}: {detail}", path.display())]
+    Unreadable {
         /// The list.
         path: PathBuf,
         /// Number of the row, from 1, without the header.
@@ -192,6 +202,19 @@ pub enum Holds {
     Anything,
 }
 
+/// Ways of reading text lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reading {
+    /// True if rows that cannot be read are left out.
+    pub skip_bad: bool,
+    /// True if quotes in csv and tsv are letters like others.
+    pub no_quotes: bool,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 /// A file of a list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ListFile {
@@ -202,8 +225,11 @@ pub struct ListFile {
     pub name: String,
     /// Length, in bytes.
     pub bytes: u64,
-    /// Number of rows.
+    /// Number of rows, those that are left out not counted.
     pub rows: usize,
+    /// Number of rows that cannot be read and are left out.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub bad_rows: u64,
     format: ListFormat,
     #[serde(skip)]
     kinds: Vec<columns::Kind>,
@@ -214,6 +240,7 @@ pub struct ListFile {
 pub struct ImageList {
     files: Vec<ListFile>,
     wanted: Vec<Wanted>,
+    reading: Reading,
 }
 
 impl ImageList {
@@ -222,15 +249,15 @@ impl ImageList {
     ///
     /// # Errors
     /// [`ListError`] if the file cannot be read, is malformed, or lacks a wanted column.
-    pub fn open(path: &Path, format: Option<ListFormat>, wanted: &[Wanted]) -> Result<Self> {
+    pub fn open(path: &Path, format: Option<ListFormat>, wanted: &[Wanted], reading: Reading) -> Result<Self> {
         let files = find_files(path, format)?
             .into_iter()
-            .map(|(path, format)| survey(path, format, wanted))
+            .map(|(path, format)| survey(path, format, wanted, reading))
             .collect::<Result<Vec<_>>>()?;
         if files.iter().all(|file| file.rows == 0) {
             return Err(ListError::Empty { path: path.to_path_buf() });
         }
-        Ok(ImageList { files, wanted: wanted.to_vec() })
+        Ok(ImageList { files, wanted: wanted.to_vec(), reading })
     }
 
     /// The files, in order.
@@ -263,7 +290,7 @@ impl ListReader<'_> {
             _ => {
                 let (mut rows, mut next) = match self.text.take() {
                     Some((open, rows, next)) if open == file && next <= first => (rows, next),
-                    _ => (TextRows::open(&of.path, of.format, &self.list.wanted)?, 0),
+                    _ => (TextRows::open(&of.path, of.format, &self.list.wanted, self.list.reading)?, 0),
                 };
                 while next < first && rows.next_row()?.is_some() {
                     next += 1;
@@ -286,19 +313,24 @@ impl ListReader<'_> {
 /// [`ListError`] if the bytes are malformed, or lack a wanted column.
 pub fn read_text_list(name: &str, input: &[u8], format: ListFormat, wanted: &[Wanted]) -> Result<RecordBatch> {
     let path = Path::new(name);
-    let open = || TextRows::new(path, Box::new(std::io::Cursor::new(input.to_vec())), format, wanted);
-    let (kinds, rows) = columns::survey(&mut open()?, path, wanted, format)?;
+    let open =
+        || TextRows::new(path, Box::new(std::io::Cursor::new(input.to_vec())), format, wanted, Reading::default());
+    let (kinds, rows) = columns::survey(&mut open()?, wanted, format)?;
     columns::batch(path, &mut open()?, &kinds, wanted, rows)
 }
 
-fn survey(path: PathBuf, format: ListFormat, wanted: &[Wanted]) -> Result<ListFile> {
+fn survey(path: PathBuf, format: ListFormat, wanted: &[Wanted], reading: Reading) -> Result<ListFile> {
     let bytes = std::fs::metadata(&path).map_err(|source| ListError::Io { path: path.clone(), source })?.len();
-    let (kinds, rows) = match format {
-        ListFormat::Parquet => (Vec::new(), table::count_rows(&path, wanted)?),
-        _ => columns::survey(&mut TextRows::open(&path, format, wanted)?, &path, wanted, format)?,
+    let (kinds, rows, bad_rows) = match format {
+        ListFormat::Parquet => (Vec::new(), table::count_rows(&path, wanted)?, 0),
+        ListFormat::Txt | ListFormat::Csv | ListFormat::Tsv | ListFormat::Jsonl => {
+            let mut text = TextRows::open(&path, format, wanted, reading)?;
+            let (kinds, rows) = columns::survey(&mut text, wanted, format)?;
+            (kinds, rows, text.skipped())
+        }
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(ListFile { path, name, bytes, rows, format, kinds })
+    Ok(ListFile { path, name, bytes, rows, bad_rows, format, kinds })
 }
 
 /// The files of a list with their formats.

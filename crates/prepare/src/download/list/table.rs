@@ -8,9 +8,10 @@ use arrow_array::RecordBatch;
 use arrow_schema::{DataType, Field, Schema};
 use arrow_select::concat::concat_batches;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use super::json::{has_json, is_single, is_text};
+use calotype_data::source::cells::{has_json, is_text};
+
 use super::text::find_column;
 use super::{Holds, ListError, Result, Wanted};
 
@@ -50,7 +51,9 @@ fn renamed(all: &RecordBatch, wanted: &[Wanted]) -> std::result::Result<RecordBa
 
 fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
     let file = File::open(path).map_err(|source| ListError::Io { path: path.to_path_buf(), source })?;
-    ParquetRecordBatchReaderBuilder::try_new(file)
+    // Plain types suffice, whatever the writer had in memory: dictionaries of texts are texts.
+    let reading = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    ParquetRecordBatchReaderBuilder::try_new_with_options(file, reading)
         .map_err(|e| ListError::Parquet { path: path.to_path_buf(), detail: e.to_string() })
 }
 
@@ -63,6 +66,11 @@ fn columns(path: &Path, schema: &Schema, wanted: &[Wanted]) -> Result<Vec<usize>
         Ok(at)
     };
     wanted.iter().map(find).collect()
+}
+
+/// True if it is one value, and no list or object.
+fn is_single(kind: &DataType) -> bool {
+    has_json(kind) && !kind.is_nested()
 }
 
 fn check_type(path: &Path, kind: &DataType, wanted: &Wanted) -> Result<()> {

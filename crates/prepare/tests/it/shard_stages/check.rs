@@ -106,7 +106,7 @@ fn every_kind_of_problem_is_found_by_its_name() {
         (some("jpg", &png(30, 9)), "small-image", "30 x 9 pixels"),
         (some("jpg", &png(100, 20)), "long-image", "100 x 20 pixels"),
         (some("txt", b" \n"), "empty-caption", "`txt` is empty"),
-        (some("txt", b"caf\xe9"), "bad-caption", "from byte 3 on"),
+        (some("txt", b"caf\xe9"), "bad-caption", "byte 3 is 0xe9"),
         (some("json", b"{\"a\": "), "bad-json", "EOF"),
         (some("json", b"{} {}"), "bad-json", "trailing"),
         (some("npy", &cut(moments(&[1, 8, 2, 2], 0.5), 4)), "bad-array", "needs 128 bytes of data, 124"),

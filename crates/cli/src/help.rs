@@ -1,0 +1,189 @@
+//! The command line as a whole: its definition, with the examples that end every help text.
+
+use crate::Cli;
+use crate::args::heading;
+use clap::{Command, CommandFactory};
+
+/// Examples of each command, by its path. Tests parse every line.
+const EXAMPLES: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "calotype quickstart",
+            "calotype generate --model runs/quickstart \"a red apple on a white background\"",
+            "calotype train training/stable_diffusion/quickstart data.path=encoded --out runs/unet",
+            "calotype completions bash > ~/.local/share/bash-completion/completions/calotype",
+        ],
+    ),
+    (
+        "quickstart",
+        &[
+            "calotype quickstart",
+            "calotype quickstart --preset smoke --out runs/smoke",
+            "calotype quickstart --out runs/mine --seed 7 diffusion.run.samples=50000",
+        ],
+    ),
+    (
+        "train",
+        &[
+            "calotype train training/clip/quickstart data.path=shards --out runs/clip",
+            "calotype train training/stable_diffusion/quickstart data.path=encoded optimizer.learning_rate=5e-4 --dry-run",
+            "calotype train mine.toml init_from=checkpoints/sd2 --record record.safetensors",
+        ],
+    ),
+    (
+        "generate",
+        &[
+            "calotype generate \"a red fox in the snow\" --model v1-5-pruned.safetensors --negative \"blurry\" --seed 7",
+            "calotype generate \"a stone bridge\" --model sdxl-folder --image photo.png --strength 0.6",
+            "calotype generate --model runs/quickstart --prompts prompts.txt --count 4 --batch 4 --out drawn",
+            "calotype generate --from runs/images/00000.png --steps 30",
+        ],
+    ),
+    ("probe", &["calotype probe unet --model sd2-folder --in inputs.safetensors --out outputs.safetensors --grad"]),
+    (
+        "inspect",
+        &[
+            "calotype inspect v1-5-pruned.safetensors",
+            "calotype inspect sdxl-folder --tensors --json",
+            "calotype inspect runs/quickstart",
+        ],
+    ),
+    (
+        "convert",
+        &[
+            "calotype convert model.ckpt model-folder --to diffusers",
+            "calotype convert runs/quickstart quickstart.safetensors --to single-file --dtype f16",
+        ],
+    ),
+    ("bench", &["calotype bench unet --family sd2 --resolution 512 --mode train --profile"]),
+    ("bench kernels", &["calotype bench kernels --filter attention --precision bf16"]),
+    ("bench unet", &["calotype bench unet --family sd2 --resolution 512 --mode train --profile"]),
+    (
+        "bench generate",
+        &["calotype bench generate --family sd2", "calotype bench generate --model sdxl-folder --steps 8"],
+    ),
+    ("bench data", &["calotype bench data"]),
+    ("bench download", &["calotype bench download --images 2000 -- --resize-mode=center_crop --image-size=256"]),
+    ("recipes", &["calotype recipes", "calotype recipes training/clip/quickstart"]),
+    ("doctor", &["calotype doctor"]),
+    (
+        "completions",
+        &[
+            "calotype completions bash > ~/.local/share/bash-completion/completions/calotype",
+            "calotype completions zsh > ~/.zfunc/_calotype",
+            "calotype completions fish > ~/.config/fish/completions/calotype.fish",
+        ],
+    ),
+    ("man", &["calotype man ~/.local/share/man/man1"]),
+    ("data", &["calotype data convert my-images shards", "calotype data check shards --quarantine"]),
+    ("data fetch", &["calotype data fetch --list"]),
+    ("data filter", &["calotype data filter list.parquet kept --licensed --min-width 512"]),
+    ("data download", &["calotype data download kept downloaded --url-col URL --caption-col TEXT --resize-mode no"]),
+    (
+        "data convert",
+        &["calotype data convert my-images shards", "calotype data convert laion.parquet shards --caption-column TEXT"],
+    ),
+    ("data reorganize", &["calotype data reorganize downloaded shards --samples-per-shard 1000"]),
+    ("data index", &["calotype data index shards"]),
+    (
+        "data check",
+        &["calotype data check shards --quarantine", "calotype data check shards --duplicates --min-side 64"],
+    ),
+    ("data coco", &["calotype data coco annotations_trainval2014.zip coco --images val2014.zip"]),
+    ("data synth", &["calotype data synth synthetic --preset vit --samples 200"]),
+    ("data emoji", &["calotype data emoji emoji --split held_out"]),
+    ("data precache", &["calotype data precache data/precache/quickstart source=shards out=encoded"]),
+    ("data fid-stats", &["calotype data fid-stats images stats.npz --inception pt_inception-2015-12-05-6726825d.pth"]),
+];
+
+/// Headings of the stages' flags, by the flags' names in the code; the stages know no command line around them. The command, or
+/// all below `data` if empty.
+const HEADINGS: &[(&str, &str, &[&str])] = &[
+    ("", "Array of jobs", &["task_id", "task_count", "tasks"]),
+    ("", "Shards", &["to", "shard_samples", "shard_bytes", "prefix", "compression", "hashes", "samples_per_shard"]),
+    ("data download", "List", &["input_format", "url_col", "caption_col", "save_additional_columns"]),
+    (
+        "data download",
+        "Images",
+        &[
+            "resize_mode",
+            "image_size",
+            "resize_only_if_bigger",
+            "upscale_interpolation",
+            "downscale_interpolation",
+            "encode_format",
+            "encode_quality",
+            "skip_reencode",
+            "disable_all_reencoding",
+            "extract_exif",
+            "compute_hash",
+        ],
+    ),
+    (
+        "data download",
+        "Images that are left out",
+        &["min_image_size", "max_image_area", "max_aspect_ratio", "max_image_pixels", "verify_hash", "max_bytes"],
+    ),
+    ("data download", "Shards", &["number_sample_per_shard", "oom_shard_count"]),
+    (
+        "data download",
+        "Network",
+        &[
+            "thread_count",
+            "per_host",
+            "retries",
+            "backoff",
+            "timeout",
+            "connect_timeout",
+            "user_agent",
+            "user_agent_token",
+            "disallowed_header_directives",
+            "allow_private",
+            "proxy",
+        ],
+    ),
+    ("data download", heading::MACHINE, &["decode_threads", "memory"]),
+    (
+        "data convert",
+        "Input",
+        &["from", "image_column", "caption_column", "key_column", "caption_extensions", "with_quarantined"],
+    ),
+    ("data convert", "Samples", &["map", "parts", "encoding", "missing", "without_keys", "key_part", "skip_bad"]),
+    ("data check", "Problems", &["ignore", "min_side", "max_aspect", "duplicates"]),
+    ("data check", heading::OUTPUT, &["quarantine", "findings", "examples"]),
+    ("data filter", heading::OUTPUT, &["parts", "row_group_rows"]),
+    ("data filter", heading::MACHINE, &["threads"]),
+    ("bench data", heading::MACHINE, &["threads"]),
+    ("bench data", heading::OUTPUT, &["json"]),
+];
+
+fn heading_of(path: &str, argument: &str) -> Option<&'static str> {
+    let is_for = |of: &str| of == path || (of.is_empty() && path.starts_with("data "));
+    HEADINGS.iter().find(|(of, _, names)| is_for(of) && names.contains(&argument)).map(|(_, heading, _)| *heading)
+}
+
+/// The command line with all its help.
+pub(crate) fn command() -> Command {
+    with_examples(Cli::command(), "")
+}
+
+fn with_examples(command: Command, path: &str) -> Command {
+    let command = command.mut_args(|argument| match heading_of(path, argument.get_id().as_str()) {
+        Some(heading) if argument.get_help_heading().is_none() => argument.help_heading(heading),
+        _ => argument,
+    });
+    let names: Vec<String> = command.get_subcommands().map(|below| below.get_name().to_owned()).collect();
+    let mut command = command;
+    for name in names {
+        let path = if path.is_empty() { name.clone() } else { format!("{path} {name}") };
+        command = command.mut_subcommand(&name, |below| with_examples(below, &path));
+    }
+    let examples = EXAMPLES.iter().find(|(of, _)| *of == path).map_or(&[][..], |(_, lines)| *lines);
+    if examples.is_empty() {
+        return command;
+    }
+    let examples: String = examples.iter().map(|line| format!("\n  {line}")).collect();
+    let before = command.get_after_help().map(|text| format!("{text}\n\n")).unwrap_or_default();
+    command.after_help(format!("{before}Examples:{examples}"))
+}

@@ -1,0 +1,75 @@
+//! A second network that takes over where little noise is left (Podell et al. 2023, section 2.5).
+
+use crate::batch::{Beginning, Drawn};
+use crate::error::PipelineError;
+use crate::observer::Observer;
+use crate::pipeline::{Batch, Pipeline};
+use crate::prompts::EncodedPrompts;
+use crate::request::{Request, Settings, Timings};
+use burn::tensor::Tensor;
+use calotype_diffusion::samplers::{Sampler, SamplerConfig};
+
+/// The second of two networks: SDXL's refiner behind its base model, as diffusers' pipelines share an image by
+/// `denoising_end` and `denoising_start`. It takes the latents as they are, with the noise that is left in them, has its own
+/// prompts' hidden states and sampler, and its autoencoder decodes.
+#[derive(Clone, Debug)]
+pub struct Refiner {
+    /// The network with its encoders.
+    pub pipeline: Pipeline,
+    /// Share of the noise's way after which it takes over, between 0 and 1.
+    pub start: f64,
+    /// Its sampler; none: its checkpoint's own.
+    pub sampler: Option<SamplerConfig>,
+}
+
+impl Refiner {
+    /// The refiner's settings: those of the first network with its own sampler.
+    pub(crate) fn settings(&self, settings: &Settings) -> Settings {
+        Settings { sampler: self.sampler.clone(), ..settings.clone() }
+    }
+
+    /// Whether it can draw what the first network begins.
+    ///
+    /// # Errors
+    /// [`PipelineError::Setting`] and [`PipelineError::Sampler`] with what does not fit.
+    pub(crate) fn check(
+        &self,
+        first: &Sampler,
+        begun: usize,
+        request: &Request,
+        settings: &Settings,
+    ) -> Result<(), PipelineError> {
+        first.handed_over_at(self.start, begun)?;
+        self.pipeline.sampler(&self.settings(settings))?.taken_over_at(self.start)?;
+        if request.start.as_ref().is_some_and(|start| start.mask.is_some()) {
+            return Err(PipelineError::setting(
+                "--refiner draws over what a mask keeps: leave out --refiner or --mask, or refine the image afterwards",
+            ));
+        }
+        self.pipeline.check(&Request { start: None, ..request.clone() })
+    }
+
+    /// The latents of a batch that the first network has left; none if the observer ended the work.
+    pub(crate) fn refine(
+        &self,
+        batch: &Batch<'_>,
+        prompts: &EncodedPrompts,
+        settings: &Settings,
+        begun: Drawn,
+        (timings, observer): (&mut Timings, &mut dyn Observer),
+    ) -> Result<Option<Tensor<4>>, PipelineError> {
+        let settings = self.settings(settings);
+        let sampler = self.pipeline.sampler(&settings)?;
+        let first = sampler.taken_over_at(self.start)?;
+        let [_, height, width, channels] = begun.latents.dims();
+        let latent = self.pipeline.autoencoder.config().latent_channels;
+        if channels != latent {
+            return Err(PipelineError::setting(format!(
+                "--refiner: it draws latents of {latent} channels, the first network {channels}"
+            )));
+        }
+        let drawing = self.pipeline.drawing(batch.requests, &sampler, [height, width, channels], begun.noise);
+        let beginning = Beginning { x: begun.latents, first, end: None, extra: None, inpainting: None };
+        self.pipeline.draw(&drawing, beginning, batch, prompts, (&settings, timings, observer))
+    }
+}

@@ -1,0 +1,67 @@
+//! What is said of images without captions.
+
+/// Extensions of images' parts.
+const IMAGES: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+/// Extensions of captions' parts.
+const CAPTIONS: [&str; 3] = ["txt", "text", "caption"];
+
+/// Counts images and captions among samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CaptionCount {
+    /// Samples with an image.
+    pub images: u64,
+    /// Those of them with a caption.
+    pub captioned: u64,
+    /// Those of them with a class.
+    pub classes: u64,
+}
+
+impl CaptionCount {
+    /// Adds `count` samples of these parts.
+    pub(crate) fn add<'p>(&mut self, parts: impl Iterator<Item = &'p str> + Clone, count: u64) {
+        let has = |known: &[&str]| parts.clone().any(|part| known.contains(&part));
+        if has(&IMAGES) {
+            self.images += count;
+            self.captioned += if has(&CAPTIONS) { count } else { 0 };
+            self.classes += if has(&["cls"]) { count } else { 0 };
+        }
+    }
+
+    /// What the user should read, if images have no captions.
+    pub(crate) fn note(&self) -> Option<String> {
+        let missing = self.images - self.captioned;
+        if missing == 0 {
+            return None;
+        }
+        let which = match self.captioned {
+            0 => format!("none of the {} images has a caption", self.images),
+            _ => format!("{missing} of {} images have no caption", self.images),
+        };
+        let classes = if self.classes > 0 { "data.caption=\"a photo of {class}\" or " } else { "" };
+        Some(format!(
+            "{which} (a part txt), which CLIP, text encoders and text-to-image training need; captions come from files beside the \
+             images (a.png and a.txt), metadata.jsonl, metadata.csv or --caption-column, or in training from names: \
+             {classes}data.caption=\"{{file}}\""
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_without_captions_are_counted() {
+        let mut count = CaptionCount::default();
+        count.add(["npy", "json"].into_iter(), 9);
+        assert_eq!(count.note(), None, "no images");
+        count.add(["png", "txt"].into_iter(), 3);
+        assert_eq!(count.note(), None);
+        count.add(["jpg", "json"].into_iter(), 2);
+        assert!(count.note().unwrap().starts_with("2 of 5 images have no caption"));
+        let mut classes = CaptionCount::default();
+        classes.add(["jpg", "cls"].into_iter(), 4);
+        let note = classes.note().unwrap();
+        assert!(note.starts_with("none of the 4 images") && note.contains("a photo of {class}"), "{note}");
+    }
+}

@@ -1,0 +1,62 @@
+//! A folder belongs to one quickstart: what it was begun with is found out before anything is overwritten.
+
+use crate::{QuickstartError, Stages};
+use calotype_core::durable::{read_json, write_json};
+use calotype_train::trainer::{RECIPE, first_difference};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Name of the file that says what a folder was begun with.
+pub(crate) const BEGUN: &str = "quickstart.json";
+
+/// What a folder was begun with.
+#[derive(Debug, Serialize, Deserialize)]
+struct Begun {
+    /// The preset's name, without the folder of recipes.
+    preset: String,
+    /// The stages' resolved recipes, but for the evaluation's: images may be drawn and judged anew.
+    recipes: BTreeMap<String, String>,
+}
+
+/// A preset's name without the folder of recipes.
+pub(crate) fn short_name(preset: &str) -> &str {
+    preset.rsplit('/').next().unwrap_or(preset)
+}
+
+/// Whether a stage has left anything that another recipe would overwrite.
+fn has_begun(out: &Path, stage: &str) -> bool {
+    let folder = out.join(stage);
+    match stage {
+        "dataset" | "precache" => folder.exists(),
+        _ => folder.join(RECIPE).is_file(),
+    }
+}
+
+/// Compares what a folder was begun with, stage by stage as far as they have begun, and writes what it goes on with.
+///
+/// # Errors
+/// [`QuickstartError::Other`] naming the preset, or the first key that differs.
+pub(crate) fn claim(out: &Path, preset: &str, stages: &Stages) -> Result<(), QuickstartError> {
+    let path = out.join(BEGUN);
+    let preset = short_name(preset).to_owned();
+    let kept = stages.texts().into_iter().filter(|(stage, _)| *stage != "evaluation");
+    let recipes = kept.map(|(stage, text)| (stage.to_owned(), text.to_owned())).collect();
+    let now = Begun { preset, recipes };
+    let write = || write_json(&path, &now).map_err(QuickstartError::io(&path));
+    let Some(begun) = read_json::<Begun>(&path).map_err(QuickstartError::io(&path))? else { return write() };
+    let other = |what: String| Err(QuickstartError::Other { folder: out.to_owned(), what });
+    if begun.preset != now.preset && now.recipes.keys().any(|stage| has_begun(out, stage)) {
+        return other(format!(
+            "of the preset `{}`, not `{}`: use --preset {} to go on",
+            begun.preset, now.preset, begun.preset
+        ));
+    }
+    for (stage, text) in now.recipes.iter().filter(|(stage, _)| has_begun(out, stage)) {
+        let difference = begun.recipes.get(stage).and_then(|begun| first_difference(begun, text));
+        if let Some(difference) = difference {
+            return other(format!("with other settings ({stage}: {difference})"));
+        }
+    }
+    write()
+}

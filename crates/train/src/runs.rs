@@ -1,0 +1,264 @@
+//! What a folder of training holds: a run, one of its checkpoints, or a quickstart's runs. Nothing is written, and no tensor is
+//! read.
+
+use crate::checkpoint::{self, CheckpointError};
+use crate::stages::{MODEL, RESULT};
+use crate::trainer::{CHECKPOINTS, RECIPE, TrainingSummary};
+use calotype_core::durable::read_json;
+use calotype_core::lock::{Holder, LOCK_FILE};
+use calotype_core::system::{format_bytes, format_count, format_duration};
+use serde::Serialize;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::{Table, Value};
+
+/// Stages of a quickstart that are runs, by the folder's name.
+const STAGES: [&str; 3] = ["clip", "autoencoder", "diffusion"];
+/// Figures of a finished quickstart.
+const SUMMARY: &str = "summary.json";
+
+/// Why a folder cannot be described.
+#[derive(Debug, thiserror::Error)]
+pub enum RunsError {
+    /// Its checkpoints cannot be listed, or one is damaged.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// A saved state of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Saved {
+    /// Samples seen.
+    pub samples: u64,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Length of its files, in bytes.
+    pub bytes: u64,
+}
+
+/// A training run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunReport {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The task.
+    pub kind: String,
+    /// Samples that its recipe asks for.
+    pub samples: Option<u64>,
+    /// Its figures, if it is finished.
+    pub result: Option<TrainingSummary>,
+    /// The process that has the folder, or had it when it was killed.
+    pub holder: Option<Holder>,
+    /// Where its samples come from.
+    pub data: Vec<String>,
+    /// Its checkpoints, oldest first.
+    pub checkpoints: Vec<Saved>,
+    /// The trained model, if it is there.
+    pub model: Option<PathBuf>,
+}
+
+/// A training checkpoint by itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CheckpointReport {
+    /// The state that was saved.
+    #[serde(flatten)]
+    pub saved: Saved,
+    /// Optimizer steps.
+    pub steps: Option<u64>,
+    /// Parameters of the network.
+    pub parameters: usize,
+    /// Whether it holds averaged weights.
+    pub averaged: bool,
+    /// What is kept of the optimizer for each parameter, by name.
+    pub optimizer: Vec<String>,
+}
+
+/// What a folder holds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum Held {
+    /// A training run.
+    Run(RunReport),
+    /// A checkpoint of a run.
+    TrainingCheckpoint(CheckpointReport),
+    /// A quickstart, whose pipeline is described apart.
+    Quickstart {
+        /// Its runs, as far as they have begun.
+        runs: Vec<RunReport>,
+        /// Its figures, if it is finished.
+        summary: Option<serde_json::Value>,
+    },
+}
+
+/// What a folder holds; none if it is nothing of training's.
+///
+/// # Errors
+/// [`RunsError`]: it is, but cannot be read.
+pub fn held(path: &Path) -> Result<Option<Held>, RunsError> {
+    if path.join(RECIPE).is_file() && (path.join(CHECKPOINTS).is_dir() || path.join(RESULT).is_file()) {
+        return run(path).map(|run| Some(Held::Run(run)));
+    }
+    if checkpoint::training_folder(path, false)?.is_some_and(|folder| folder == path) {
+        return training_checkpoint(path).map(|checkpoint| Some(Held::TrainingCheckpoint(checkpoint)));
+    }
+    let begun = |stage: &&str| path.join(stage).join(RECIPE).is_file();
+    let stages: Vec<&str> = STAGES.into_iter().filter(|stage| begun(stage)).collect();
+    if stages.is_empty() || !path.join("dataset").is_dir() {
+        return Ok(None);
+    }
+    let runs = stages.into_iter().map(|stage| run(&path.join(stage))).collect::<Result<_, _>>()?;
+    let summary = read(&path.join(SUMMARY))?;
+    Ok(Some(Held::Quickstart { runs, summary }))
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, RunsError> {
+    read_json(path).map_err(|source| RunsError::Io { path: path.to_owned(), source })
+}
+
+fn run(path: &Path) -> Result<RunReport, RunsError> {
+    let recipe = path.join(RECIPE);
+    let text = std::fs::read_to_string(&recipe).map_err(|source| RunsError::Io { path: recipe, source })?;
+    let recipe: Table = toml::from_str(&text).unwrap_or_default();
+    let text_at = |key: &str| recipe.get(key).and_then(Value::as_str).unwrap_or("of unknown kind").to_owned();
+    let samples = recipe.get("run").and_then(|run| run.get("samples")).and_then(Value::as_integer);
+    let checkpoints = path.join(CHECKPOINTS);
+    let found = if checkpoints.is_dir() { checkpoint::saved_in(&checkpoints)? } else { Vec::new() };
+    let model = path.join(MODEL);
+    Ok(RunReport {
+        path: path.to_owned(),
+        kind: text_at("kind"),
+        samples: samples.and_then(|samples| u64::try_from(samples).ok()),
+        result: read(&path.join(RESULT))?,
+        // An empty file, which names nobody, is no JSON.
+        holder: read(&path.join(LOCK_FILE)).ok().flatten(),
+        data: sources(&recipe),
+        checkpoints: found.into_iter().map(|(samples, path)| saved(samples, path)).collect(),
+        model: model.is_dir().then_some(model),
+    })
+}
+
+fn sources(recipe: &Table) -> Vec<String> {
+    let Some(data) = recipe.get("data") else { return Vec::new() };
+    let path = |table: &Value| table.get("path").and_then(Value::as_str).map(str::to_owned);
+    let listed = data.get("sources").and_then(Value::as_array);
+    path(data).into_iter().chain(listed.into_iter().flatten().filter_map(path)).collect()
+}
+
+fn saved(samples: u64, path: PathBuf) -> Saved {
+    let files = std::fs::read_dir(&path).into_iter().flatten().flatten();
+    let bytes = files.filter_map(|file| file.metadata().ok()).map(|status| status.len()).sum();
+    Saved { samples, path, bytes }
+}
+
+fn training_checkpoint(path: &Path) -> Result<CheckpointReport, RunsError> {
+    let checkpoint = checkpoint::Checkpoint::load(path)?;
+    let tensors = || checkpoint.tensors.tensors();
+    let of = |prefix: &str| tensors().filter(|tensor| tensor.name().starts_with(prefix)).count();
+    let own = tensors().filter(|tensor| tensor.name().starts_with(crate::trainer::MODEL));
+    let parameters = own.map(|tensor| tensor.shape().iter().product::<usize>()).sum();
+    let mut optimizer: Vec<String> = Vec::new();
+    for name in ["adamw.first_moment.", "adamw.second_moment.", "sgd.momentum."] {
+        if of(name) > 0 {
+            optimizer.push(name.trim_end_matches('.').to_owned());
+        }
+    }
+    Ok(CheckpointReport {
+        saved: saved(checkpoint.samples, path.to_owned()),
+        steps: checkpoint.state.get("steps").and_then(serde_json::Value::as_u64),
+        parameters,
+        averaged: of(crate::optim::AVERAGE) > 0,
+        optimizer,
+    })
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run(run) => write!(f, "{run}"),
+            Self::TrainingCheckpoint(checkpoint) => write!(f, "{checkpoint}"),
+            Self::Quickstart { runs, summary } => {
+                let state =
+                    if summary.is_some() { "finished" } else { "not finished: the same command goes on with it" };
+                writeln!(f, "a quickstart, {state}")?;
+                runs.iter().try_for_each(|run| write!(f, "{run}"))?;
+                let figure =
+                    |name: &str| summary.as_ref().and_then(|s| s.get(name)).and_then(serde_json::Value::as_f64);
+                for (name, words) in
+                    [("background_accuracy", "background right"), ("retrieval_top1_of_16", "captions retrieved")]
+                {
+                    if let Some(share) = figure(name) {
+                        writeln!(f, "  {words}  {:.1} %", 100.0 * share)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl RunReport {
+    /// How far it is.
+    fn state(&self) -> String {
+        let seen = self.checkpoints.last().map_or(0, |saved| saved.samples);
+        let of = self.samples.map_or_else(String::new, |samples| format!(" of {}", format_count(samples)));
+        match (&self.result, &self.holder) {
+            (Some(result), _) => format!(
+                "finished: {} samples in {}, loss {:.5} at first, {:.5} at last",
+                format_count(result.samples_seen),
+                format_duration(Duration::try_from_secs_f64(result.seconds).unwrap_or_default()),
+                result.loss_first,
+                result.loss_last
+            ),
+            (None, Some(holder)) => {
+                format!("in use by {holder}, or that was killed; {}{of} samples saved", format_count(seen))
+            }
+            (None, None) => {
+                format!("not finished: {}{of} samples saved; the same command goes on with it", format_count(seen))
+            }
+        }
+    }
+}
+
+impl fmt::Display for RunReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: a training run ({})", self.path.display(), self.kind)?;
+        writeln!(f, "  {}", self.state())?;
+        if !self.data.is_empty() {
+            writeln!(f, "  data        {}", self.data.join(", "))?;
+        }
+        for saved in &self.checkpoints {
+            let (samples, bytes) = (format_count(saved.samples), format_bytes(saved.bytes));
+            writeln!(f, "  checkpoint  {} ({samples} samples, {bytes})", saved.path.display())?;
+        }
+        match &self.model {
+            Some(model) => writeln!(f, "  model       {}", model.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for CheckpointReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: a training checkpoint", self.saved.path.display())?;
+        let steps = self.steps.map_or_else(String::new, |steps| format!(", {} steps", format_count(steps)));
+        writeln!(f, "  {} samples seen{steps}, {}", format_count(self.saved.samples), format_bytes(self.saved.bytes))?;
+        let average = if self.averaged { ", their average" } else { "" };
+        let optimizer =
+            if self.optimizer.is_empty() { String::new() } else { format!(", {}", self.optimizer.join(", ")) };
+        writeln!(f, "  weights of {} parameters{average}{optimizer}", format_count(self.parameters as u64))?;
+        writeln!(
+            f,
+            "  new runs begin with it by init_from={0}, or with its whole state by --from {0}",
+            self.saved.path.display()
+        )
+    }
+}
