@@ -228,7 +228,7 @@ impl<T: Element> Cases<T> {
         let work = Work::Arithmetic(product(m, n, k));
         self.case(("linear", "forward"), shape.clone(), work, move || {
             let (x, w, bias, mut y) = (noise::<T>(m * k), noise::<f32>(n * k), noise::<f32>(n), vec![T::ZERO; m * n]);
-            Box::new(move || kernels::linear_forward(&x, &w, Some(&bias), None, &mut y, m, k, n))
+            Box::new(move || kernels::linear_forward(&x, &w, Some(&bias), None, &mut y, m.into(), k, n))
         });
         self.case(("linear", "backward input"), shape.clone(), work, move || {
             let (dy, w, mut dx) = (noise::<T>(m * n), noise::<f32>(n * k), vec![T::ZERO; m * k]);
@@ -424,7 +424,7 @@ impl Cases<bf16> {
             all.case(("linear", "forward packed"), format!("{m}x{n}x{k}"), work(), move || {
                 let w = PackedWeights::for_linear(&noise::<f32>(n * k), n, k).expect("as the first one");
                 let (x, bias, mut y) = (noise::<bf16>(m * k), noise::<f32>(n), vec![bf16::ZERO; m * n]);
-                Box::new(move || kernels::linear_forward_packed(&x, &w, Some(&bias), None, &mut y, m, k, n))
+                Box::new(move || kernels::linear_forward_packed(&x, &w, Some(&bias), None, &mut y, m.into(), k, n))
             });
             if n.is_multiple_of(32) && k.is_multiple_of(32) {
                 all.case(("linear", "backward input packed"), format!("{m}x{n}x{k}"), work(), move || {
@@ -440,7 +440,7 @@ impl Cases<bf16> {
                 let w = noise::<f32>(2 * c * k);
                 let w = PackedWeights::for_linear_geglu(&w, c, k).expect("as the first one, and c is a multiple of 16");
                 let (x, bias, mut y) = (noise::<bf16>(m * k), noise::<f32>(2 * c), vec![bf16::ZERO; m * c]);
-                Box::new(move || kernels::linear_geglu_forward_packed(&x, &w, Some(&bias), &mut y, m, k, c))
+                Box::new(move || kernels::linear_geglu_forward_packed(&x, &w, Some(&bias), &mut y, m.into(), k, c))
             });
         }
         for (size, cin, cout, stride) in CONV {

@@ -77,12 +77,8 @@ macro_rules! per_kind {
     };
 }
 
-/// `y = f(x)`, element by element.
-///
-/// # Panics
-///
-/// If the slices differ in length.
-pub fn activation_forward<T: Element>(kind: Activation, x: &[T], y: &mut [T]) {
+/// See [`crate::activation_forward`].
+pub(crate) fn activation_forward<T: Element>(kind: Activation, x: &[T], y: &mut [T]) {
     assert!(x.len() == y.len(), "activation_forward: x has {} elements, y {}", x.len(), y.len());
     for_chunks(y, CHUNK, |i, y| {
         let x = &x[i * CHUNK..][..y.len()];
@@ -96,12 +92,8 @@ pub fn activation_forward<T: Element>(kind: Activation, x: &[T], y: &mut [T]) {
     });
 }
 
-/// `dx = dy f'(x)`, element by element.
-///
-/// # Panics
-///
-/// If the slices differ in length.
-pub fn activation_backward<T: Element>(kind: Activation, x: &[T], dy: &[T], dx: &mut [T]) {
+/// See [`crate::activation_backward`].
+pub(crate) fn activation_backward<T: Element>(kind: Activation, x: &[T], dy: &[T], dx: &mut [T]) {
     let lens = (x.len(), dy.len(), dx.len());
     assert!(lens.0 == lens.1 && lens.0 == lens.2, "activation_backward: x, dy, dx have {lens:?} elements");
     for_chunks(dx, CHUNK, |i, dx| {
@@ -122,13 +114,8 @@ fn rows_of_task(c: usize) -> usize {
     (CHUNK / c.max(1)).max(1)
 }
 
-/// `y[r, i] = x[r, i] gelu(x[r, c + i])` with the exact GELU: the GEGLU of diffusers, whose first half is the value and
-/// second half the gate. x is `[rows, 2 c]`, y `[rows, c]`.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn geglu_forward<T: Element>(x: &[T], y: &mut [T], rows: usize, c: usize) {
+/// See [`crate::geglu_forward`].
+pub(crate) fn geglu_forward<T: Element>(x: &[T], y: &mut [T], rows: usize, c: usize) {
     assert!(x.len() == rows * 2 * c, "geglu_forward: x has {} elements, not {rows} x {}", x.len(), 2 * c);
     assert!(y.len() == rows * c, "geglu_forward: y has {} elements, not {rows} x {c}", y.len());
     if c == 0 {
@@ -151,12 +138,8 @@ pub fn geglu_forward<T: Element>(x: &[T], y: &mut [T], rows: usize, c: usize) {
     });
 }
 
-/// Gradient of [`geglu_forward`]: x and dx (overwritten) are `[rows, 2 c]`, dy `[rows, c]`.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn geglu_backward<T: Element>(x: &[T], dy: &[T], dx: &mut [T], rows: usize, c: usize) {
+/// See [`crate::geglu_backward`].
+pub(crate) fn geglu_backward<T: Element>(x: &[T], dy: &[T], dx: &mut [T], rows: usize, c: usize) {
     assert!(x.len() == rows * 2 * c, "geglu_backward: x has {} elements, not {rows} x {}", x.len(), 2 * c);
     assert!(dx.len() == x.len(), "geglu_backward: dx has {} elements, x {}", dx.len(), x.len());
     assert!(dy.len() == rows * c, "geglu_backward: dy has {} elements, not {rows} x {c}", dy.len());

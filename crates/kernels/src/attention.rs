@@ -177,15 +177,8 @@ fn multiply<S: MicroKernel>(
     }
 }
 
-/// `out[b, i, h] = sum over j of softmax over j (scale q[b, i, h] . k[b, j, h]) v[b, j, h]`, and
-/// `lse[b, h, i] = ln sum over j of exp(scale q . k)`.
-///
-/// A query that sees no key gives zero, and lse minus infinity.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn attention_forward<T: Element>(
+/// See [`crate::attention_forward`].
+pub(crate) fn attention_forward<T: Element>(
     shape: &AttentionShape,
     q: &[T],
     k: &[T],
@@ -341,16 +334,8 @@ fn exp_row<S: Simd>(s: S, row: &mut [f32], most: f32) -> f32 {
     sum
 }
 
-/// Gradients of [`attention_forward`]: dq lies like q, dk and dv like k; all are overwritten. `out` and `lse` are what
-/// the forward pass returned.
-///
-/// With P the probabilities: dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dO * O)), dQ = scale dS K,
-/// dK = scale dS^T Q.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn attention_backward<T: Element>(
+/// See [`crate::attention_backward`].
+pub(crate) fn attention_backward<T: Element>(
     shape: &AttentionShape,
     q: &[T],
     k: &[T],

@@ -414,16 +414,8 @@ fn pad(from: &[bf16], from_size: [usize; 2], to: &mut [bf16], size: [usize; 2], 
     });
 }
 
-/// `y = conv(x, w) + bias + channel_add + residual`.
-///
-/// x is `[batch, height, width, in_channels]`, w is `[out_channels, kernel height, kernel width, in_channels]`, bias
-/// `[out_channels]`, channel_add `[batch, out_channels]` (a time embedding, added to all pixels), y and residual
-/// `[batch, out_height, out_width, out_channels]`.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn conv2d_forward<T: Element>(
+/// See [`crate::conv2d_forward`].
+pub(crate) fn conv2d_forward<T: Element>(
     shape: &Conv2dShape,
     x: &[T],
     w: &[f32],
@@ -508,15 +500,8 @@ impl<W: Source> Source for Flipped<W> {
     }
 }
 
-/// Gradient of [`conv2d_forward`] with respect to x: dy lies like y, dx (overwritten) like x.
-///
-/// With a stride, the pixels of dx fall into stride x stride classes that meet different taps; each class is a dense
-/// convolution of dy of its own.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn conv2d_backward_input<T: Element>(shape: &Conv2dShape, dy: &[T], w: &[f32], dx: &mut [T]) {
+/// See [`crate::conv2d_backward_input`].
+pub(crate) fn conv2d_backward_input<T: Element>(shape: &Conv2dShape, dy: &[T], w: &[f32], dx: &mut [T]) {
     shape.check("conv2d_backward_input", dx.len(), w.len(), dy.len());
     #[cfg(target_arch = "x86_64")]
     if let (Some(token), Some(dy)) = (winograd16::suits(shape), T::as_half(dy)) {
@@ -575,13 +560,8 @@ pub(crate) fn backward_input<T: Element, W: Source + Copy>(shape: &Conv2dShape, 
     }
 }
 
-/// Gradients of [`conv2d_forward`] with respect to w and bias: dw lies like w, db is `[out_channels]`. Both are
-/// overwritten.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn conv2d_backward_weight<T: Element>(
+/// See [`crate::conv2d_backward_weight`].
+pub(crate) fn conv2d_backward_weight<T: Element>(
     shape: &Conv2dShape,
     dy: &[T],
     x: &[T],

@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use crate::interface::Compiled;
 use crate::simd::Simd;
 
 mod sealed {
@@ -29,7 +30,7 @@ pub trait Lanes: Sized {
 /// Arithmetic is always done in f32; an element is converted when it is read and rounded to nearest even when it is
 /// written. The trait is sealed.
 pub trait Element:
-    Copy + Send + Sync + bytemuck::Pod + PartialEq + std::fmt::Debug + sealed::Sealed + Lanes + 'static
+    Copy + Send + Sync + bytemuck::Pod + PartialEq + std::fmt::Debug + sealed::Sealed + Lanes + Compiled<Self> + 'static
 {
     /// The value zero.
     const ZERO: Self;

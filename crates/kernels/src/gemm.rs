@@ -25,14 +25,8 @@ pub struct Matrix<'a, T> {
     pub row_stride: usize,
 }
 
-/// `C[m, n] = A B`, plus what C held if `accumulate` is set. Rows of C are `n` apart.
-///
-/// Sums are f32, in pieces whose lengths depend on (m, n, k) alone.
-///
-/// # Panics
-///
-/// If a slice is too short for the shape, or a row stride for its row.
-pub fn gemm<A: Element, B: Element, C: Element>(
+/// See [`crate::gemm`].
+pub(crate) fn gemm<A: Element, B: Element, C: Element>(
     layout: Layout,
     (m, n, k): (usize, usize, usize),
     a: Matrix<A>,

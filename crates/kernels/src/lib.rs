@@ -31,6 +31,7 @@ mod attention16;
 mod conv;
 mod element;
 mod gemm;
+mod interface;
 mod linear;
 mod math;
 mod norm;
@@ -59,27 +60,22 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use activation::{Activation, activation_backward, activation_forward, geglu_backward, geglu_forward};
-pub use attention::{AttentionShape, attention_backward, attention_forward};
-pub use conv::{Conv2dShape, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};
+pub use activation::Activation;
+pub use attention::AttentionShape;
+pub use conv::Conv2dShape;
 pub use element::Element;
-pub use gemm::{Layout, Matrix, gemm};
+pub use gemm::{Layout, Matrix};
 pub use half::{bf16, f16};
-pub use linear::{linear_backward_input, linear_backward_weight, linear_forward};
-pub use norm::{group_norm_backward, group_norm_forward, layer_norm_backward, layer_norm_forward};
+pub use interface::*;
 pub use optimizer::{AdamW, Sgd, Stepped, adamw_step, ema_step, sgd_step, sums_of_squares};
 pub use packed::{
     PackedWeights, conv2d_backward_input_packed, conv2d_forward_packed, linear_backward_input_packed,
     linear_forward_packed, linear_geglu_forward_packed,
 };
 pub use peak::{ArithmeticPeak, MemoryBandwidth, bf16_peaks, f32_peak, memory_bandwidth};
-pub use pointwise::{
-    add, add_assign, bf16_to_f32, concat_channels, f32_to_bf16, mix_rows, mse_loss, mse_loss_backward, scale,
-    split_channels, sum_row_groups, sum_rows,
-};
-pub use pool::{Pool2dShape, Pooling, pool2d_backward, pool2d_forward};
+pub use pointwise::{bf16_to_f32, f32_to_bf16};
+pub use pool::{Pool2dShape, Pooling};
 pub use product::RowCount;
-pub use resample::{upsample_nearest2x_backward, upsample_nearest2x_forward};
 pub use simd::{ISA_LEVELS, isa_name, multiplies_bf16};
 pub use stored::{StoredType, StoredWeight};
 pub use threads::{parallel_for, set_threads, threads};

@@ -7,22 +7,17 @@ use crate::product::{Dense, Epilogue, Operand, RowCount, Rows, Source, product};
 use crate::simd::{Simd, dispatch};
 use crate::threads::for_chunks;
 
-/// `y[m, n] = x[m, k] w[n, k]^T + bias[n] + residual[m, n]`. The deciding rows of m say in which order is added.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn linear_forward<T: Element>(
+/// See [`crate::linear_forward`].
+pub(crate) fn linear_forward<T: Element>(
     x: &[T],
     w: &[f32],
     bias: Option<&[f32]>,
     residual: Option<&[T]>,
     y: &mut [T],
-    m: impl Into<RowCount>,
+    m: RowCount,
     k: usize,
     n: usize,
 ) {
-    let m = m.into();
     assert!(w.len() == n * k, "linear_forward: w has {} elements, not {n} x {k}", w.len());
     check_forward("linear_forward", x, bias, residual, y, (m.all, k, n));
     product(
@@ -50,12 +45,8 @@ pub(crate) fn check_forward<T: Element>(
     assert!(residual.is_none_or(|r| r.len() == m * n), "{op}: the residual is not {m} x {n}");
 }
 
-/// `dx[m, k] = dy[m, n] w[n, k]`.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn linear_backward_input<T: Element>(dy: &[T], w: &[f32], dx: &mut [T], m: usize, k: usize, n: usize) {
+/// See [`crate::linear_backward_input`].
+pub(crate) fn linear_backward_input<T: Element>(dy: &[T], w: &[f32], dx: &mut [T], m: usize, k: usize, n: usize) {
     assert!(dy.len() == m * n, "linear_backward_input: dy has {} elements, not {m} x {n}", dy.len());
     assert!(w.len() == n * k, "linear_backward_input: w has {} elements, not {n} x {k}", w.len());
     assert!(dx.len() == m * k, "linear_backward_input: dx has {} elements, not {m} x {k}", dx.len());
@@ -74,12 +65,8 @@ pub(crate) fn backward_input<T: Element, W: Source>(dy: &[T], w: W, dx: &mut [T]
     );
 }
 
-/// `dw[n, k] = dy[m, n]^T x[m, k]` and `db[n]`, the sum of the rows of dy. Both are overwritten.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn linear_backward_weight<T: Element>(
+/// See [`crate::linear_backward_weight`].
+pub(crate) fn linear_backward_weight<T: Element>(
     dy: &[T],
     x: &[T],
     dw: &mut [f32],

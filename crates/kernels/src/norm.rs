@@ -36,16 +36,8 @@ fn group_sizes(op: &str, len: usize, stats: usize, c: usize, groups: usize) -> (
     (batch, pixels)
 }
 
-/// `y = f((x - mean) rstd gamma + beta)`, f being the identity or SiLU, with the statistics of each image and group
-/// of channels: `rstd = 1 / sqrt(variance + eps)`, the variance without Bessel's correction.
-///
-/// x and y are `[batch, pixels, c]`, gamma and beta `[c]`, mean and rstd `[batch, groups]` (they tell the batch). c is
-/// the length of gamma.
-///
-/// # Panics
-///
-/// If lengths do not fit together, or the channels do not divide into the groups.
-pub fn group_norm_forward<T: Element>(
+/// See [`crate::group_norm_forward`].
+pub(crate) fn group_norm_forward<T: Element>(
     x: &[T],
     gamma: &[f32],
     beta: &[f32],
@@ -265,16 +257,8 @@ fn normalize<S: Simd, T: Element, const SILU: bool>(
     }
 }
 
-/// Gradients of [`group_norm_forward`]: dx lies like x, dgamma and dbeta are `[c]`; all are overwritten. mean and rstd
-/// are what the forward pass returned.
-///
-/// With h = (x - mean) rstd and dz = dy f'(h gamma + beta): dbeta = sum dz, dgamma = sum dz h,
-/// dx = rstd (gamma dz - average(gamma dz) - h average(gamma dz h)), the averages over a group.
-///
-/// # Panics
-///
-/// If lengths do not fit together, or the channels do not divide into the groups.
-pub fn group_norm_backward<T: Element>(
+/// See [`crate::group_norm_backward`].
+pub(crate) fn group_norm_backward<T: Element>(
     x: &[T],
     dy: &[T],
     gamma: &[f32],
@@ -506,13 +490,8 @@ fn layer_sizes(op: &str, len: usize, rows: usize, c: usize) {
     assert!(len == rows * c, "{op}: x has {len} elements, not {rows} x {c}");
 }
 
-/// `y = (x - mean) rstd gamma + beta` with the statistics of each row. x and y are `[rows, c]`, gamma and beta `[c]`,
-/// mean and rstd `[rows]`.
-///
-/// # Panics
-///
-/// If lengths do not fit together.
-pub fn layer_norm_forward<T: Element>(
+/// See [`crate::layer_norm_forward`].
+pub(crate) fn layer_norm_forward<T: Element>(
     x: &[T],
     gamma: &[f32],
     beta: &[f32],
@@ -629,15 +608,8 @@ fn layer_rows<S: Simd, T: Element, const R: usize>(
     );
 }
 
-/// Gradients of [`layer_norm_forward`]: dx lies like x, dgamma and dbeta are `[c]`; all are overwritten.
-///
-/// With h = (x - mean) rstd: dbeta = sum dy, dgamma = sum dy h,
-/// dx = rstd (gamma dy - average(gamma dy) - h average(gamma dy h)), the averages over a row.
-///
-/// # Panics
-///
-/// If lengths do not fit together.
-pub fn layer_norm_backward<T: Element>(
+/// See [`crate::layer_norm_backward`].
+pub(crate) fn layer_norm_backward<T: Element>(
     x: &[T],
     dy: &[T],
     gamma: &[f32],

@@ -402,11 +402,10 @@ pub fn linear_forward_packed(
     bias: Option<&[f32]>,
     residual: Option<&[bf16]>,
     y: &mut [bf16],
-    m: impl Into<RowCount>,
+    m: RowCount,
     k: usize,
     n: usize,
 ) {
-    let m = m.into();
     w.check("linear_forward_packed", n, k, false);
     crate::linear::check_forward("linear_forward_packed", x, bias, residual, y, (m.all, k, n));
     let rows = Operand { source: Dense { data: x, stride: k }, k_rows: false };
@@ -424,12 +423,11 @@ pub fn linear_geglu_forward_packed(
     w: &PackedWeights,
     bias: Option<&[f32]>,
     y: &mut [bf16],
-    m: impl Into<RowCount>,
+    m: RowCount,
     k: usize,
     c: usize,
 ) {
     const OP: &str = "linear_geglu_forward_packed";
-    let m = m.into();
     w.check(OP, 2 * c, k, true);
     crate::linear::check_forward(OP, x, None, None, y, (m.all, k, c));
     assert!(bias.is_none_or(|bias| bias.len() == 2 * c), "{OP}: the bias does not have {} elements", 2 * c);

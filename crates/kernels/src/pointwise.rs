@@ -12,12 +12,8 @@ use crate::threads::{SharedMut, for_chunks, parallel_for};
 /// Elements of a task.
 const CHUNK: usize = 32 * 1024;
 
-/// `y = a + b`.
-///
-/// # Panics
-///
-/// If the slices differ in length.
-pub fn add<T: Element>(a: &[T], b: &[T], y: &mut [T]) {
+/// See [`crate::add`].
+pub(crate) fn add<T: Element>(a: &[T], b: &[T], y: &mut [T]) {
     let lens = (a.len(), b.len(), y.len());
     assert!(lens.0 == lens.1 && lens.0 == lens.2, "add: a, b, y have {lens:?} elements");
     for_chunks(y, CHUNK, |i, y| {
@@ -33,12 +29,8 @@ pub fn add<T: Element>(a: &[T], b: &[T], y: &mut [T]) {
     });
 }
 
-/// `y += x`.
-///
-/// # Panics
-///
-/// If the slices differ in length.
-pub fn add_assign<T: Element>(y: &mut [T], x: &[T]) {
+/// See [`crate::add_assign`].
+pub(crate) fn add_assign<T: Element>(y: &mut [T], x: &[T]) {
     assert!(y.len() == x.len(), "add_assign: y has {} elements, x {}", y.len(), x.len());
     for_chunks(y, CHUNK, |i, y| {
         let x = &x[i * CHUNK..][..y.len()];
@@ -50,12 +42,8 @@ pub fn add_assign<T: Element>(y: &mut [T], x: &[T]) {
     });
 }
 
-/// `y = factor x`.
-///
-/// # Panics
-///
-/// If the slices differ in length.
-pub fn scale<T: Element>(x: &[T], factor: f32, y: &mut [T]) {
+/// See [`crate::scale`].
+pub(crate) fn scale<T: Element>(x: &[T], factor: f32, y: &mut [T]) {
     assert!(x.len() == y.len(), "scale: x has {} elements, y {}", x.len(), y.len());
     for_chunks(y, CHUNK, |i, y| {
         let x = &x[i * CHUNK..][..y.len()];
@@ -109,12 +97,8 @@ pub fn bf16_to_f32(x: &[bf16], y: &mut [f32]) {
     convert("bf16_to_f32", x, y);
 }
 
-/// `y[r] = (a[r], b[r])`: joins the channels of two tensors. a is `[rows, ca]`, b `[rows, cb]`, y `[rows, ca + cb]`.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn concat_channels<T: Element>(a: &[T], b: &[T], y: &mut [T], rows: usize, ca: usize, cb: usize) {
+/// See [`crate::concat_channels`].
+pub(crate) fn concat_channels<T: Element>(a: &[T], b: &[T], y: &mut [T], rows: usize, ca: usize, cb: usize) {
     assert!(a.len() == rows * ca, "concat_channels: a has {} elements, not {rows} x {ca}", a.len());
     assert!(b.len() == rows * cb, "concat_channels: b has {} elements, not {rows} x {cb}", b.len());
     let c = ca + cb;
@@ -132,12 +116,8 @@ pub fn concat_channels<T: Element>(a: &[T], b: &[T], y: &mut [T], rows: usize, c
     });
 }
 
-/// `(a[r], b[r]) = y[r]`: takes apart what [`concat_channels`] joined; its gradient. a and b are overwritten.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn split_channels<T: Element>(y: &[T], a: &mut [T], b: &mut [T], rows: usize, ca: usize, cb: usize) {
+/// See [`crate::split_channels`].
+pub(crate) fn split_channels<T: Element>(y: &[T], a: &mut [T], b: &mut [T], rows: usize, ca: usize, cb: usize) {
     assert!(a.len() == rows * ca, "split_channels: a has {} elements, not {rows} x {ca}", a.len());
     assert!(b.len() == rows * cb, "split_channels: b has {} elements, not {rows} x {cb}", b.len());
     let c = ca + cb;
@@ -159,23 +139,15 @@ pub fn split_channels<T: Element>(y: &[T], a: &mut [T], b: &mut [T], rows: usize
     take(b, cb, ca);
 }
 
-/// `sum[c] = sum over rows of x[rows, c]`: the gradient of a bias. Rows are added in blocks, then the blocks.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn sum_rows<T: Element>(x: &[T], sum: &mut [f32], rows: usize, c: usize) {
+/// See [`crate::sum_rows`].
+pub(crate) fn sum_rows<T: Element>(x: &[T], sum: &mut [f32], rows: usize, c: usize) {
     assert!(x.len() == rows * c, "sum_rows: x has {} elements, not {rows} x {c}", x.len());
     assert!(sum.len() == c, "sum_rows: sum has {} elements, not {c}", sum.len());
     sum_row_groups(x, sum, 1, rows, c);
 }
 
-/// `sum[g, c] = sum over rows of x[groups, rows, c]`: the gradient of what is added to all pixels of an image.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn sum_row_groups<T: Element>(x: &[T], sum: &mut [f32], groups: usize, rows: usize, c: usize) {
+/// See [`crate::sum_row_groups`].
+pub(crate) fn sum_row_groups<T: Element>(x: &[T], sum: &mut [f32], groups: usize, rows: usize, c: usize) {
     assert!(x.len() == groups * rows * c, "sum_row_groups: x has {} elements, not {groups} x {rows} x {c}", x.len());
     assert!(sum.len() == groups * c, "sum_row_groups: sum has {} elements, not {groups} x {c}", sum.len());
     sum.fill(0.0);
@@ -214,13 +186,8 @@ fn loss_sizes(op: &str, a: usize, b: usize, weights: Option<&[f32]>, rows: usize
     c
 }
 
-/// `average over all elements of weight[row] (prediction - target)^2`, summed up in f64. A row is an example, of which
-/// there are `rows`; without weights they count 1. Zero if there are no elements.
-///
-/// # Panics
-///
-/// If lengths do not fit together.
-pub fn mse_loss<T: Element>(prediction: &[T], target: &[T], weight_per_row: Option<&[f32]>, rows: usize) -> f32 {
+/// See [`crate::mse_loss`].
+pub(crate) fn mse_loss<T: Element>(prediction: &[T], target: &[T], weight_per_row: Option<&[f32]>, rows: usize) -> f32 {
     let c = loss_sizes("mse_loss", prediction.len(), target.len(), weight_per_row, rows);
     if rows * c == 0 {
         return 0.0;
@@ -247,13 +214,8 @@ pub fn mse_loss<T: Element>(prediction: &[T], target: &[T], weight_per_row: Opti
     (sums.iter().sum::<f64>() / (rows * c) as f64) as f32
 }
 
-/// Gradient of [`mse_loss`] with respect to the prediction, times `dloss`:
-/// `dloss 2 weight[row] (prediction - target) / number of elements`. Overwritten.
-///
-/// # Panics
-///
-/// If lengths do not fit together.
-pub fn mse_loss_backward<T: Element>(
+/// See [`crate::mse_loss_backward`].
+pub(crate) fn mse_loss_backward<T: Element>(
     prediction: &[T],
     target: &[T],
     weight_per_row: Option<&[f32]>,
@@ -291,13 +253,8 @@ pub fn mse_loss_backward<T: Element>(
     });
 }
 
-/// Adds noise to a batch: `y[r] = signal[r] x[r] + noise_scale[r] noise[r]`, the two factors being those of the row's
-/// diffusion time. x, noise and y are `[rows, c]`.
-///
-/// # Panics
-///
-/// If lengths do not fit together.
-pub fn mix_rows<T: Element>(x: &[T], noise: &[T], signal: &[f32], noise_scale: &[f32], y: &mut [T]) {
+/// See [`crate::mix_rows`].
+pub(crate) fn mix_rows<T: Element>(x: &[T], noise: &[T], signal: &[f32], noise_scale: &[f32], y: &mut [T]) {
     let rows = signal.len();
     assert!(noise_scale.len() == rows, "mix_rows: {rows} factors and {} factors", noise_scale.len());
     assert!(x.len() == y.len() && noise.len() == y.len(), "mix_rows: x, noise and y differ in length");

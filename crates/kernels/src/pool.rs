@@ -76,12 +76,8 @@ impl Pool2dShape {
     }
 }
 
-/// Pools x, `[batch, height, width, channels]`, into y, `[batch, out height, out width, channels]`.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says, or the padding is not less than the window.
-pub fn pool2d_forward<T: Element>(kind: Pooling, shape: &Pool2dShape, x: &[T], y: &mut [T]) {
+/// See [`crate::pool2d_forward`].
+pub(crate) fn pool2d_forward<T: Element>(kind: Pooling, shape: &Pool2dShape, x: &[T], y: &mut [T]) {
     shape.check("pool2d_forward", x.len(), y.len());
     let (out_height, line) = (shape.out_height(), shape.out_width() * shape.channels);
     if line == 0 {
@@ -127,13 +123,8 @@ fn pixel<S: Simd, T: Element>(
     }
 }
 
-/// Gradient of [`pool2d_forward`] with respect to x: dy lies like y, dx (overwritten) like x. Of equal greatest pixels
-/// the first one, by rows, has the gradient. The work is cut by images, each element on its own.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says, or the padding is not less than the window.
-pub fn pool2d_backward<T: Element>(kind: Pooling, shape: &Pool2dShape, x: &[T], dy: &[T], dx: &mut [T]) {
+/// See [`crate::pool2d_backward`].
+pub(crate) fn pool2d_backward<T: Element>(kind: Pooling, shape: &Pool2dShape, x: &[T], dy: &[T], dx: &mut [T]) {
     shape.check("pool2d_backward", x.len(), dy.len());
     assert!(dx.len() == x.len(), "pool2d_backward: dx has {} elements, x {}", dx.len(), x.len());
     let (size, out_size) = (x.len() / shape.batch.max(1), dy.len() / shape.batch.max(1));

@@ -6,13 +6,8 @@ use crate::math::store_up_to;
 use crate::simd::{Simd, dispatch};
 use crate::threads::for_chunks;
 
-/// `y[b, i, j] = x[b, i / 2, j / 2]`: every pixel four times. x is `[batch, height, width, channels]`, y
-/// `[batch, 2 height, 2 width, channels]`.
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn upsample_nearest2x_forward<T: Element>(
+/// See [`crate::upsample_nearest2x_forward`].
+pub(crate) fn upsample_nearest2x_forward<T: Element>(
     x: &[T],
     y: &mut [T],
     batch: usize,
@@ -37,13 +32,8 @@ pub fn upsample_nearest2x_forward<T: Element>(
     });
 }
 
-/// Gradient of [`upsample_nearest2x_forward`]: each element of dx (overwritten, shaped like x) is the sum of its four
-/// copies in dy (shaped like y).
-///
-/// # Panics
-///
-/// If a slice does not have the length its shape says.
-pub fn upsample_nearest2x_backward<T: Element>(
+/// See [`crate::upsample_nearest2x_backward`].
+pub(crate) fn upsample_nearest2x_backward<T: Element>(
     dy: &[T],
     dx: &mut [T],
     batch: usize,

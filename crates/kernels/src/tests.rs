@@ -65,7 +65,7 @@ fn gemm_case<T: Element>((m, n, k): (usize, usize, usize), layout: Layout, pad: 
     let start = values(m * n, 3);
     let mut c = if accumulate { start.clone() } else { zeros(m * n) };
     let (ta, tb) = (stored::<T>(&a), stored::<T>(&b));
-    gemm(
+    crate::gemm::gemm(
         layout,
         (m, n, k),
         Matrix { data: &ta, row_stride: ac + pad },
@@ -138,9 +138,9 @@ fn linear_case<T: Element>((m, n, k): (usize, usize, usize)) {
     let (tx, tr, tdy) = (stored::<T>(&x), stored::<T>(&residual), stored::<T>(&dy));
     let (mut y, mut dx, mut dw, mut db) = (zeros::<T>(m * n), zeros::<T>(m * k), zeros(n * k), zeros(n));
     let product = reference::matmul((m, n, k), |i, p| x[i * k + p], |p, j| w[j * k + p]);
-    linear_forward(&tx, &w, None, None, &mut y, m, k, n);
+    linear_forward(&tx, &w, None, None, &mut y, m.into(), k, n);
     near(&what, &y, &product, k);
-    linear_forward(&tx, &w, Some(&bias), Some(&tr), &mut y, m, k, n);
+    linear_forward(&tx, &w, Some(&bias), Some(&tr), &mut y, m.into(), k, n);
     let full: Vec<f64> = (0..m * n).map(|i| product[i] + bias[i % n] as f64 + residual[i] as f64).collect();
     near(&what, &y, &full, k);
     linear_backward_input(&tdy, &w, &mut dx, m, k, n);
@@ -167,7 +167,7 @@ fn packed_weights_give_what_plain_weights_give() {
         let (x, w, bias) = (stored::<bf16>(&values(m * k, 1)), values(n * k, 2), values(n, 3));
         let Some(packed) = PackedWeights::for_linear(&w, n, k) else { return };
         let mut y = zeros::<bf16>(m * n);
-        linear_forward_packed(&x, &packed, Some(&bias), None, &mut y, m, k, n);
+        linear_forward_packed(&x, &packed, Some(&bias), None, &mut y, m.into(), k, n);
         let product = reference::matmul((m, n, k), |i, p| x[i * k + p].to_f32(), |p, j| w[j * k + p]);
         let exact: Vec<f64> = (0..m * n).map(|i| product[i] + bias[i % n] as f64).collect();
         near(&format!("packed linear {m} {n} {k}"), &y, &exact, k);
@@ -176,7 +176,7 @@ fn packed_weights_give_what_plain_weights_give() {
         let (x, w, bias) = (stored::<bf16>(&values(m * k, 1)), values(2 * c * k, 2), values(2 * c, 3));
         let Some(packed) = PackedWeights::for_linear_geglu(&w, c, k) else { return };
         let mut y = zeros::<bf16>(m * c);
-        linear_geglu_forward_packed(&x, &packed, Some(&bias), &mut y, m, k, c);
+        linear_geglu_forward_packed(&x, &packed, Some(&bias), &mut y, m.into(), k, c);
         let product = reference::matmul((m, 2 * c, k), |i, p| x[i * k + p].to_f32(), |p, j| w[j * k + p]);
         let at = |r: usize, j: usize| product[r * 2 * c + j] + bias[j] as f64;
         let exact = (0..m * c)
@@ -186,7 +186,7 @@ fn packed_weights_give_what_plain_weights_give() {
         // What is between the layer and the GEGLU is rounded, too.
         near_within(&format!("packed geglu {m} {c} {k}"), &y, &exact, k, |i| 0.01 * (exact[i].abs() + 1.0));
         let (mut both, mut two) = (zeros::<bf16>(m * 2 * c), zeros::<bf16>(m * c));
-        linear_forward(&x, &w, Some(&bias), None, &mut both, m, k, 2 * c);
+        linear_forward(&x, &w, Some(&bias), None, &mut both, m.into(), k, 2 * c);
         geglu_forward(&both, &mut two, m, c);
         assert!(y == two, "geglu in the product differs from geglu after it, {m} {c} {k}");
     }
@@ -933,7 +933,7 @@ fn fingerprint<T: Element>() -> Vec<u32> {
     for (m, n, k) in [(2000, 24, 40), (5000, 20, 30), (300, 500, 600)] {
         let (x, w, dy) = (stored::<T>(&values(m * k, 1)), values(n * k, 2), stored::<T>(&values(m * n, 3)));
         let (mut y, mut dx, mut dw, mut db) = (zeros::<T>(m * n), zeros::<T>(m * k), zeros(n * k), zeros(n));
-        linear_forward(&x, &w, None, None, &mut y, m, k, n);
+        linear_forward(&x, &w, None, None, &mut y, m.into(), k, n);
         linear_backward_input(&dy, &w, &mut dx, m, k, n);
         linear_backward_weight(&dy, &x, &mut dw, Some(&mut db), m, k, n);
         keep(&y);
