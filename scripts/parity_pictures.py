@@ -284,7 +284,7 @@ def measure(args, folder):
     a, b = statistics.median(ours), statistics.median(theirs)
     print(f"\n512x512, 20 steps, guidance, bf16: calotype {a:.2f} s with loading ({memory:.2f} GiB), diffusers {b:.2f} s "
           f"without: {b / a:.2f}x")
-    print("stages of the last round: " + ", ".join(f"{key} {value:.2f} s" for key, value in stages.items()))
+    print("stages of the last round: " + ", ".join(f"{key} {value:.2f} s" for key, value in stages.items() if key != "images"))
 
 
 FAMILIES = {"SD 1.5": (sd15, 128), "SD 2.1": (sd21, 128), "SDXL, reduced": (sdxl, 128)}

@@ -83,8 +83,9 @@ def diffusion(folder, recipe):
     model = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(component(folder, "unet")))
 
     def loss(inputs):
-        target = inputs.pop("target")
-        return F.mse_loss(model(**inputs).sample, target)
+        target, weight = inputs.pop("target"), inputs.pop("loss_weight", None)
+        errors = F.mse_loss(model(**inputs).sample, target, reduction="none").mean((1, 2, 3))
+        return (errors if weight is None else errors * weight).mean()
 
     return model, loss
 

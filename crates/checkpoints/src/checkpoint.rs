@@ -190,7 +190,7 @@ impl Checkpoint {
         }
         checkpoint.check_prediction(options)?;
         checkpoint.account();
-        checkpoint.name_family(options);
+        checkpoint.name_family(options)?;
         checkpoint.read_scheduler(options)?;
         checkpoint.settle_prediction(options);
         checkpoint.check_variant(options)?;
@@ -255,6 +255,9 @@ impl Checkpoint {
         let components = pipeline_folders(path)?;
         if !components.is_empty() {
             return Self::open_components(path, &components, options);
+        }
+        if let Some(what) = unfinished(path, has) {
+            return Err(LayoutError::Training { path: path.to_owned(), what });
         }
         let weights = |name: &&String| {
             let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
@@ -674,11 +677,20 @@ impl Checkpoint {
 
     // What it is -------------------------------------------------------------------------------------------------
 
-    fn name_family(&mut self, options: &OpenOptions) {
+    fn name_family(&mut self, options: &OpenOptions) -> Result<(), LayoutError> {
         let unet = self.parts.iter().find(|part| part.component == Component::Unet).map(|part| &part.config);
-        let seen = Family::of(&Form { unet, components: &self.components() });
+        let components = self.components();
+        let form = Form { unet, components: &components };
+        let seen = Family::of(&form);
+        if let Some(given) = options.family
+            && let Some(problem) = given.contradiction(&form)
+        {
+            let shown = seen.map_or_else(String::new, |seen| format!("; the weights are those of {seen}"));
+            let problem = format!("the family {given} was given (--family), but {problem}{shown}: leave it out");
+            return Err(LayoutError::Wish { path: self.path.clone(), problem });
+        }
         self.family = options.family.or(self.family).or(seen);
-        let Some(facts) = self.family.map(Family::facts) else { return };
+        let Some(facts) = self.family.map(Family::facts) else { return Ok(()) };
         if let (Some(adjust), Some(_)) = (facts.adjust_unet, options.family)
             && let Some(unet) = self.parts.iter_mut().find(|part| part.component == Component::Unet)
         {
@@ -686,6 +698,7 @@ impl Checkpoint {
         }
         let single = self.layout.is_single_file() && self.files.is_empty();
         self.notes.extend(facts.doubt.filter(|_| single).map(str::to_owned));
+        Ok(())
     }
 
     /// Finds out what the UNet predicts, and says how.
@@ -906,6 +919,21 @@ impl Checkpoint {
         }
     }
 
+    /// Stored keys of a component in a single file, below the prefix of its own, for which its structure has no place. The
+    /// structure is what the keys show, so that they mean a network that is not seen whole.
+    pub(crate) fn unplaced(&self, component: Component) -> Vec<String> {
+        let part = self.parts.iter().find(|part| part.component == component);
+        let prefix = part.map_or("", |part| part.map.prefix());
+        let own = |key: &&String| !prefix.is_empty() && key.starts_with(prefix);
+        self.unused.iter().filter(own).cloned().collect()
+    }
+
+    /// True if a component is that of another file or folder ([`OpenOptions::vae`]).
+    pub fn is_taken_elsewhere(&self, component: Component) -> bool {
+        let part = self.parts.iter().find(|part| part.component == component);
+        part.is_some_and(|part| self.borrowed.contains(&part.weights))
+    }
+
     /// Compares the files of a Calotype folder with the hashes in its manifest; other layouts carry none.
     ///
     /// # Errors
@@ -1065,6 +1093,32 @@ fn check_readable(weights: &Weights) -> Result<(), LayoutError> {
 
 /// Folder of the finished model in a training run's folder, which holds its recipe.
 const RUN_MODEL: &str = "model";
+
+/// Folder of the saved states in a training run's folder.
+const RUN_CHECKPOINTS: &str = "checkpoints";
+
+/// What a folder of training's without a model is, and the way to one; `has` says which files are in it.
+fn unfinished(path: &Path, has: impl Fn(&str) -> bool) -> Option<String> {
+    let again = "the same command goes on with it, and `calotype inspect` tells how far it is";
+    if has("state.json") && has("tensors.safetensors") {
+        return Some(format!(
+            "a training checkpoint, which holds more than a model and is drawn with by no command; runs begin with it \
+             (init_from={}), and a run that is finished has its model in the folder {RUN_MODEL}",
+            path.display()
+        ));
+    }
+    if has("quickstart.json") {
+        return Some(format!("a quickstart that is not finished; {again}"));
+    }
+    let saved = || newest_saved(&path.join(RUN_CHECKPOINTS)).unwrap_or(0);
+    has("recipe.toml").then(|| format!("a training run that is not finished, with {} samples saved; {again}", saved()))
+}
+
+/// Samples of the newest checkpoint in a run's folder of them.
+fn newest_saved(folder: &Path) -> Option<u64> {
+    let names = files::folder_names(folder).ok()?;
+    names.iter().filter_map(|name| name.strip_prefix("checkpoint-")?.parse().ok()).max()
+}
 
 /// Folders of a pipeline that hold texts.
 const TEXT_FOLDERS: [&str; 5] = ["scheduler", "tokenizer", "tokenizer_2", "feature_extractor", "image_processor"];

@@ -84,6 +84,7 @@ pub fn convert(
     if fs::symlink_metadata(out).is_ok() {
         return Err(LayoutError::Exists { path: out.to_owned() });
     }
+    check_name(out, target)?;
     checkpoint.verify()?;
     let job = Job::new(checkpoint, target, options)?;
     let written = match target {
@@ -91,6 +92,26 @@ pub fn convert(
         Target::Diffusers | Target::Calotype => job.folder(out)?,
     };
     Ok(job.report(out, written))
+}
+
+/// Refuses a name that says another format than what is written: programs tell formats by it.
+fn check_name(out: &Path, target: Target) -> Result<(), LayoutError> {
+    let extension = out.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
+    let pickled = matches!(extension.as_deref(), Some("ckpt" | "pt" | "pth" | "bin"));
+    let problem = match target {
+        Target::SingleFile if pickled => {
+            let named = out.with_extension("safetensors");
+            format!(
+                "a single file is written as safetensors, and other programs go by the name: call it {}",
+                named.display()
+            )
+        }
+        Target::Diffusers | Target::Calotype if pickled || extension.as_deref() == Some("safetensors") => {
+            format!("--to {} writes a folder, and this is the name of a file: leave out its ending", target.name())
+        }
+        _ => return Ok(()),
+    };
+    Err(LayoutError::Wish { path: out.to_owned(), problem })
 }
 
 impl fmt::Display for Conversion {

@@ -49,6 +49,14 @@ pub enum LayoutError {
         /// The things looked for and found.
         reason: String,
     },
+    /// A folder of training's that holds no finished model.
+    #[error("{}: {what}", path.display())]
+    Training {
+        /// The folder.
+        path: PathBuf,
+        /// What it is, and the way to a model.
+        what: String,
+    },
     /// A field of a configuration is malformed, out of bounds or asks for what is not supported.
     #[error("{component} configuration: {reason}")]
     Config {
@@ -58,7 +66,11 @@ pub enum LayoutError {
         reason: String,
     },
     /// The checkpoint has no such component.
-    #[error("{}: the checkpoint holds no {component}; it holds: {held}; {}", path.display(), elsewhere(*component))]
+    #[error(
+        "{}: the checkpoint holds no {component}; it holds: {held}; name a checkpoint that holds it, or put it beside the others \
+         in a diffusers folder",
+        path.display()
+    )]
     NoComponent {
         /// The checkpoint.
         path: PathBuf,
@@ -163,20 +175,6 @@ impl LayoutError {
                 | Self::Exists { .. }
                 | Self::NoComponent { .. }
         )
-    }
-}
-
-/// Where a component that is missing can be had.
-fn elsewhere(component: Component) -> &'static str {
-    match component {
-        Component::Vae => "take that of another file or folder (--vae PATH)",
-        Component::Unet
-        | Component::TextEncoder
-        | Component::TextEncoder2
-        | Component::ImageEncoder
-        | Component::Clip
-        | Component::Classifier
-        | Component::Inception => "name a checkpoint that holds it, or put it beside the others in a diffusers folder",
     }
 }
 

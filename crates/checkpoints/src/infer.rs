@@ -70,7 +70,14 @@ pub(crate) fn ldm_unet_structure(shapes: &Shapes, prefix: &str) -> Option<Struct
             false => levels.last_mut()?.push(has(format!("input_blocks.{index}.1."))),
         }
     }
-    structure_of(&levels)
+    // Behind a block without attention, the second place is that of the upsampler.
+    let upwards = |index: usize| {
+        ["norm.", "proj_in.", "proj_out.", "transformer_blocks."]
+            .iter()
+            .any(|module| has(format!("output_blocks.{index}.1.{module}")))
+    };
+    let (last, layers) = (levels.len() - 1, levels.first()?.len() + 1);
+    structure_of(&levels, |level| (0..layers).any(|block| upwards((last - level) * layers + block)))
 }
 
 /// Levels and blocks of a UNet by diffusers' names.
@@ -82,14 +89,17 @@ pub(crate) fn unet_structure(shapes: &Shapes) -> Option<Structure> {
         let blocks = (0..MOST_MODULES).take_while(|block| has(format!("{level}.resnets.{block}.")));
         levels.push(blocks.map(|block| has(format!("{level}.attentions.{block}."))).collect());
     }
-    structure_of(&levels)
+    let last = levels.len().checked_sub(1)?;
+    structure_of(&levels, |level| has(format!("up_blocks.{}.attentions.", last - level)))
 }
 
-/// One structure, if all levels have as many blocks and every block of a level does or does not have attention.
-fn structure_of(levels: &[Vec<bool>]) -> Option<Structure> {
+/// One structure, if all levels have as many blocks: with attention where any block of a level has it, on the way down or
+/// `upwards`. What others lack of it is then a fault and no other model.
+fn structure_of(levels: &[Vec<bool>], upwards: impl Fn(usize) -> bool) -> Option<Structure> {
     let layers = levels.first()?.len();
-    let even = levels.iter().all(|level| level.len() == layers && level.iter().all(|&block| block == level[0]));
-    (layers > 0 && even).then(|| Structure { layers, attention: levels.iter().map(|level| level[0]).collect() })
+    let even = levels.iter().all(|level| level.len() == layers);
+    let attention = |(number, level): (usize, &Vec<bool>)| level.contains(&true) || upwards(number);
+    (layers > 0 && even).then(|| Structure { layers, attention: levels.iter().enumerate().map(attention).collect() })
 }
 
 /// A UNet's configuration. Heads cannot be seen in the weights: where the transformers' projections are convolutions
@@ -102,9 +112,13 @@ pub(crate) fn unet(seen: &Seen<'_>, structure: &Structure) -> Option<Value> {
     let tensors = ["attn1.to_q.weight", "attn2.to_q.weight", "ff.net.2.weight", "norm1.weight"];
     let depth = |place: &str| seen.count(|block| format!("{place}.transformer_blocks.{block}"), &tensors);
     let middle = depth("mid_block.attentions.0");
-    let mut depths: Vec<usize> = (0..levels)
-        .map(|level| if structure.attention[level] { depth(&format!("down_blocks.{level}.attentions.0")) } else { 1 })
-        .collect();
+    let deepest = |level: usize| {
+        let down = (0..structure.layers).map(|block| format!("down_blocks.{level}.attentions.{block}"));
+        let up = (0..=structure.layers).map(|block| format!("up_blocks.{}.attentions.{block}", levels - 1 - level));
+        down.chain(up).map(|place| depth(&place)).max().unwrap_or(1)
+    };
+    let mut depths: Vec<usize> =
+        (0..levels).map(|level| if structure.attention[level] { deepest(level) } else { 1 }).collect();
     *depths.last_mut()? = middle;
     let used = (0..levels).filter(|&level| structure.attention[level]).map(|level| depths[level]);
     let depths = if used.into_iter().all(|depth| depth == middle) { json!(middle) } else { json!(depths) };
@@ -159,14 +173,20 @@ fn norm_groups(channels: &[usize]) -> usize {
     [32, 16, 8, 4, 2].into_iter().find(divides).unwrap_or(1)
 }
 
-/// Levels of an autoencoder, by the keys of its encoder under `down` (`encoder.down.` or `encoder.down_blocks.`).
-pub(crate) fn vae_levels(shapes: &Shapes, down: &str, block: &str) -> usize {
-    (0..MOST_MODULES).take_while(|level| any_below(shapes, &format!("{down}{level}.{block}."))).count()
+/// Levels of an autoencoder, by the keys of its residual blocks below `sides` (`encoder.down.` and `decoder.up.`, or
+/// `encoder.down_blocks.` and `decoder.up_blocks.`): what one side lacks, or what is missing between, is a fault.
+pub(crate) fn vae_levels(shapes: &Shapes, sides: [String; 2], block: &str) -> usize {
+    let there = |level: &usize| sides.iter().any(|side| any_below(shapes, &format!("{side}{level}.{block}.")));
+    (0..MOST_MODULES).rev().find(there).map_or(0, |last| last + 1)
 }
 
 /// An autoencoder's configuration; the scale of its latents is the family's.
 pub(crate) fn vae(seen: &Seen<'_>, levels: usize, sdxl: bool) -> Option<Value> {
-    let width = |level| seen.axis(&format!("encoder.down_blocks.{level}.resnets.0.conv1.weight"), 0);
+    let width = |level| {
+        let up = levels - 1 - level;
+        let blocks = [format!("encoder.down_blocks.{level}"), format!("decoder.up_blocks.{up}")];
+        seen.first_axis(blocks.into_iter().map(|block| format!("{block}.resnets.0.conv1.weight")), 0)
+    };
     let channels: Option<Vec<usize>> = (0..levels).map(width).collect();
     let channels = channels?;
     let groups = norm_groups(&channels);

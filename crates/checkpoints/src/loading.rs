@@ -45,6 +45,20 @@ pub enum LoadError {
         /// Their keys.
         keys: Vec<String>,
     },
+    /// There are tensors of the network that its structure has no place for.
+    #[error(
+        "{}: {component} has no place for {} of its tensors: {}; it is another network than it seems, and would draw something \
+         else: take a whole file (`calotype convert --allow-unused` makes one without them)",
+        path.display(), keys.len(), first(keys)
+    )]
+    Unplaced {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The network.
+        component: Component,
+        /// Their keys, as stored.
+        keys: Vec<String>,
+    },
     /// A tensor of numbers that are no weights.
     #[error("{}: tensor `{tensor}` has element type {dtype}; weights are F64, F32, F16, BF16, F8_E4M3 or F8_E5M2", path.display())]
     Dtype {
@@ -135,7 +149,7 @@ impl Loader<'_> {
     }
 
     fn network<C: NetworkConfig>(&self, component: Component) -> Result<(C, C::Network), LoadError> {
-        let source = self.checkpoint.component(component)?;
+        let source = whole(self.checkpoint, component)?;
         let config_error = |source| LoadError::Config { path: self.checkpoint.path().to_owned(), component, source };
         let config = C::from_published(&source.config).map_err(config_error)?;
         let empty = config.build(&mut Init::placeholders(self.device)).map_err(|error| config_error(error.into()))?;
@@ -153,6 +167,24 @@ impl Loader<'_> {
             return Err(LoadError::Missing { path, component, keys: source.missing.clone() });
         }
         fill_from(network, source, self.precision, self.adapters.zip(adapted(source.component)))
+    }
+}
+
+/// A component of which every tensor that its configuration asks for is there, and, in a UNet, none besides.
+///
+/// # Errors
+/// [`LoadError::Layout`], [`LoadError::Missing`], [`LoadError::Unplaced`].
+pub fn whole(checkpoint: &Checkpoint, component: Component) -> Result<ComponentSource, LoadError> {
+    let source = checkpoint.component(component)?;
+    let path = || checkpoint.path().to_owned();
+    if !source.missing.is_empty() {
+        return Err(LoadError::Missing { path: path(), component, keys: source.missing });
+    }
+    let keys = checkpoint.unplaced(component);
+    // Other networks are built from what is there, too, but have strangers among their keys in files that draw well.
+    match component == Component::Unet && !keys.is_empty() {
+        true => Err(LoadError::Unplaced { path: path(), component, keys }),
+        false => Ok(source),
     }
 }
 

@@ -140,7 +140,8 @@ fn heads_note(unet: &Value) -> String {
 }
 
 fn ldm_vae(shapes: &Shapes, known: Known<'_>, prefix: &str, sdxl: bool) -> Option<Found> {
-    let levels = infer::vae_levels(shapes, &format!("{prefix}encoder.down."), "block");
+    let levels =
+        infer::vae_levels(shapes, ["encoder.down.", "decoder.up."].map(|side| format!("{prefix}{side}")), "block");
     let map = rules::ldm_vae(levels, prefix, &|key| shapes.contains_key(key));
     let (config, inferred) =
         configured(known(Component::Vae), || infer::vae(&Seen { shapes, map: &map }, levels, sdxl))?;
@@ -330,7 +331,11 @@ fn canonical_config(shapes: &Shapes, component: Component, map: &KeyMap) -> Opti
             Some((config, note))
         }
         Component::Vae => {
-            let levels = infer::vae_levels(shapes, "encoder.down_blocks.", "resnets");
+            let levels = infer::vae_levels(
+                shapes,
+                ["encoder.down_blocks.".to_owned(), "decoder.up_blocks.".to_owned()],
+                "resnets",
+            );
             let config = infer::vae(&seen, levels, false)?;
             Some((
                 config,

@@ -2,6 +2,7 @@
 
 use crate::args::{JsonArgs, dtype, named};
 use crate::commands::{Usage, print};
+use crate::reports::{Image, Runs, has_settings};
 use anyhow::Result;
 use calotype_checkpoints::{
     Checkpoint, ConvertOptions, Family, OpenOptions, Prediction, Report, Target, convert, inspect,
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// A diffusers folder, a model's folder, a folder of Calotype's, or a file of weights; a folder of a training run, a
-    /// training checkpoint, or a quickstart; or a dataset.
+    /// training checkpoint, or a quickstart, or a folder of such; a dataset; or a PNG that was drawn.
     path: PathBuf,
     #[command(flatten)]
     json: JsonArgs,
@@ -133,8 +134,9 @@ impl OpenArgs {
 
 /// Opens a checkpoint for use, and tells which of its tensors are in no network.
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+    refuse_repository(path)?;
     let checkpoint = Checkpoint::open_with(path, options)?;
-    calotype_pipeline::belonging::check(&checkpoint)?;
+    check_belonging(&checkpoint)?;
     if let Some(warning) = checkpoint.unused_warning() {
         eprintln!("warning: {warning}");
     }
@@ -142,6 +144,40 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         eprintln!("embedding: `{word}` stands for {vectors} learned vectors");
     }
     Ok(checkpoint)
+}
+
+/// Refuses the name of a repository of models, which is no path.
+fn refuse_repository(path: &Path) -> Result<()> {
+    match repository(path) {
+        Some(name) => Err(Usage(format!(
+            "{name}: there is no such file or folder; if that is a repository of models, `calotype data fetch models/{name}` \
+             fetches it"
+        ))
+        .into()),
+        None => Ok(()),
+    }
+}
+
+/// Refuses networks that were not trained together, and tells of one that was chosen so.
+fn check_belonging(checkpoint: &Checkpoint) -> Result<()> {
+    if let Some(note) = calotype_pipeline::belonging::check(checkpoint)? {
+        eprintln!("note: {note}");
+    }
+    Ok(())
+}
+
+/// The name of a repository, ORG/NAME, if a path that is not there looks like one.
+fn repository(path: &Path) -> Option<&str> {
+    const ENDINGS: [&str; 7] = ["safetensors", "ckpt", "pt", "pth", "bin", "nemo", "png"];
+    let text = path.to_str().filter(|_| !path.exists())?;
+    let (organisation, name) = text.split_once('/')?;
+    let is_name = |part: &str| {
+        let plain = part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        plain && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    let is_file = path.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
+    // Below a folder that is there, it is a path.
+    (is_name(organisation) && is_name(name) && !is_file && !Path::new(organisation).exists()).then_some(text)
 }
 
 /// A folder of training's, and the model that it ends with.
@@ -159,8 +195,9 @@ impl Display for Trained<'_> {
     }
 }
 
-/// Tells what a checkpoint, a run or a dataset holds. Problems are told too and are no failure.
+/// Tells what a checkpoint, a run, a dataset or an image holds. Problems are told too and are no failure.
 pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
+    refuse_repository(&args.path)?;
     args.open.check(&args.path)?;
     if let Some(training) = held(&args.path)? {
         let model = match &training {
@@ -170,29 +207,56 @@ pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
         };
         return tell(&Trained { training: &training, model }, args.json.json);
     }
+    if has_settings(&args.path) {
+        return tell(&Image::read(&args.path)?, args.json.json);
+    }
     match inspect(&args.path, &args.open.options(), args.tensors) {
         Ok(report) => tell(&report, args.json.json),
-        Err(error) => match args.path.to_str().map(|spec| source::open(spec, &SourceOptions::default())) {
-            Some(Ok(_)) if args.tensors || args.open.are_given() => {
-                let flags = "--tensors, --ema, --prediction, --family, --variant and --skip-objects are of checkpoints";
-                Err(Usage(format!("{} is a dataset: {flags}", args.path.display())).into())
-            }
-            Some(Ok(dataset)) => tell(&Summary::of(&*dataset)?, args.json.json),
-            // Neither: the folder may still be meant as a checkpoint.
-            _ => Err(error.into()),
-        },
+        Err(error) => inspect_other(args, error.into()),
     }
+}
+
+/// A folder of runs, or a dataset; `error` says why it is no checkpoint.
+fn inspect_other(args: &InspectArgs, error: anyhow::Error) -> Result<()> {
+    let runs = Runs::below(&args.path)?;
+    let dataset = || args.path.to_str().map(|spec| source::open(spec, &SourceOptions::default()));
+    let (what, report): (&str, Box<dyn Told>) = match runs {
+        Some(runs) => ("a folder of runs", Box::new(runs)),
+        None => match dataset() {
+            Some(Ok(dataset)) => ("a dataset", Box::new(Summary::of(&*dataset)?)),
+            // Neither: the folder may still be meant as a checkpoint.
+            _ => return Err(error),
+        },
+    };
+    if args.tensors || args.open.are_given() {
+        let flags = "--tensors, --ema, --prediction, --family, --variant and --skip-objects are of checkpoints";
+        return Err(Usage(format!("{} is {what}: {flags}", args.path.display())).into());
+    }
+    print(report.told(args.json.json)?.trim_end())
 }
 
 /// Prints a report as text, or as JSON.
 fn tell(report: &(impl Serialize + Display), json: bool) -> Result<()> {
-    if json { print(&serde_json::to_string_pretty(report)?) } else { print(report.to_string().trim_end()) }
+    print(report.told(json)?.trim_end())
+}
+
+/// A report that can be told both ways.
+trait Told {
+    fn told(&self, json: bool) -> Result<String>;
+}
+
+impl<T: Serialize + Display> Told for T {
+    fn told(&self, json: bool) -> Result<String> {
+        if json { Ok(serde_json::to_string_pretty(self)?) } else { Ok(self.to_string()) }
+    }
 }
 
 /// Writes a checkpoint in another layout.
 pub(crate) fn convert_command(args: &ConvertArgs) -> Result<()> {
+    refuse_repository(&args.input)?;
     args.open.check(&args.input)?;
     let checkpoint = Checkpoint::open_with(&args.input, &args.open.options())?;
+    check_belonging(&checkpoint)?;
     let options = ConvertOptions {
         dtype: args.dtype,
         allow_missing: args.allow_missing,

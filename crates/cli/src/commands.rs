@@ -1,5 +1,6 @@
 pub(crate) mod bench;
 pub(crate) mod doctor;
+mod drawing;
 pub(crate) mod fid_stats;
 pub(crate) mod generate;
 pub(crate) mod probe;

@@ -83,7 +83,7 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
     let mut last = None;
     let started = Instant::now();
     for slice in args.slices.slices()? {
-        let id = slice.id;
+        let of = if slice.count > 1 { format!("slice {}: ", slice.id) } else { String::new() };
         let done = match stages::precache(&recipe, slice, &device, stop)? {
             StageEnd::Interrupted { samples } => return Err(Stopped { samples }.into()),
             StageEnd::Done(done) => done,
@@ -92,18 +92,24 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
         account.written += done.samples as u64;
         account.bytes += done.bytes;
         if done.encoded < done.samples {
-            account.notes.push(format!("slice {id}: {} samples were there already", done.samples - done.encoded));
+            account.notes.push(format!(
+                "{of}{} of {} samples were there already",
+                done.samples - done.encoded,
+                done.samples
+            ));
         }
-        account.notes.extend(done.images.iter().map(|note| format!("slice {id}: {note}")));
+        account.notes.extend(done.images.iter().map(|note| format!("{of}{note}")));
         if done.truncated > 0 {
-            let cut = "captions were longer than a text encoder's context and were cut";
-            account.notes.push(format!("slice {id}: {} {cut}", done.truncated));
+            let cut = "cut, because longer than a text encoder's context";
+            account.notes.push(format!("{of}captions {cut}: {}", done.truncated));
         }
         last = Some(done);
     }
     account.seconds = started.elapsed().as_secs_f64();
     let (finished, left_out) = last.map_or_else(Default::default, |done| (done.finished, done.left_out));
-    account.notes.extend(left_out.iter().map(|(reason, samples)| format!("{samples} samples of the source: {reason}")));
+    account
+        .notes
+        .extend(left_out.iter().map(|(reason, samples)| format!("not taken from the source: {samples} {reason}")));
     account.notes.push(match finished {
         Some(samples) => format!("the dataset is complete: {samples} samples in {}", recipe.out),
         None => format!("other slices are not done yet; the last one completes {}", recipe.out),

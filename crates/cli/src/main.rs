@@ -7,6 +7,7 @@ mod data;
 mod environment;
 mod help;
 mod mistakes;
+mod reports;
 
 use args::{DeviceArgs, heading};
 use calotype_core::numbers::count;
@@ -43,7 +44,8 @@ enum Command {
     Probe(commands::probe::ProbeArgs),
     /// Fetch, make, encode and check datasets.
     Data(Box<data::DataArgs>),
-    /// Print the contents of a checkpoint (layout, family, components, prediction type, problems), of a training run, or of a dataset.
+    /// Print the contents of a checkpoint (layout, family, components, prediction type, problems), of a training run, of a dataset,
+    /// or of a drawn image (its settings).
     Inspect(checkpoint::InspectArgs),
     /// Write a checkpoint in another layout: a diffusers folder, a single file, or a Calotype folder.
     Convert(checkpoint::ConvertArgs),
@@ -66,7 +68,7 @@ struct QuickstartArgs {
     #[arg(long, default_value = "runs/quickstart", value_name = "DIR")]
     out: PathBuf,
     /// Seed of all stages.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = args::seed, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Length of training: smoke (a minute, to see that it works), default, or long.
     #[arg(long, default_value = "default", value_parser = ["smoke", "default", "long"])]

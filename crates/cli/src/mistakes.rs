@@ -64,6 +64,25 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("generate", &["clip-stop-at-last-layers"], "--clip-skip with the number of layers left out"),
     ("generate", &["vae-tiling", "tiled-vae", "enable-vae-tiling", "vae-slicing"], "--tiled"),
     ("generate", &["use-karras-sigmas"], "--karras"),
+    (
+        "generate",
+        &[
+            "medvram",
+            "lowvram",
+            "medvram-sdxl",
+            "enable-model-cpu-offload",
+            "enable-sequential-cpu-offload",
+            "low-memory",
+        ],
+        "no flag is needed, for each network is in memory only as long as it is used; --tiled decodes large images in less",
+    ),
+    ("generate", &["p"], "the prompt without a flag: calotype generate VALUE --model PATH"),
+    ("generate", &["m"], "--model VALUE"),
+    (
+        "quickstart",
+        &["data", "dataset", "data-dir", "data-path", "train-data-dir", "images", "input"],
+        "the quickstart draws its own images, and takes no others; yours go through `calotype data convert` to `calotype train`",
+    ),
     ("generate", &["dtype", "torch-dtype", "mixed-precision", "weight-dtype"], "--precision with f32, bf16 or auto"),
     ("generate", &["half", "fp16", "bf16", "full-bf16"], "--precision bf16"),
     ("generate", &["no-half", "full-precision", "fp32"], "--precision f32"),
@@ -124,7 +143,11 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
         "run.checkpoint_every=N, counted in samples",
     ),
     ("train", &["checkpoints-total-limit"], "run.keep_checkpoints=VALUE"),
-    ("train", &["validation-prompts", "validation-epochs", "sample-prompts"], "[hooks.preview] in the recipe"),
+    (
+        "train",
+        &["validation-prompts", "validation-epochs", "sample-prompts"],
+        "[hooks.evaluate] in the recipe, and calotype generate once it has trained",
+    ),
     (
         "train",
         &["resume", "resume-from-checkpoint", "resume-from"],
@@ -142,10 +165,26 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
         &["outdir", "output-dir", "output", "output-path", "output-name", "save-dir", "save-path", "out-dir"],
         "--out VALUE",
     ),
+    ("", &["o"], "--out VALUE"),
+    (
+        "",
+        &[
+            "xformers",
+            "enable-xformers-memory-efficient-attention",
+            "opt-sdp-attention",
+            "opt-sdp-no-mem-attention",
+            "sdpa",
+            "flash-attention",
+            "mem-eff-attn",
+            "attention-slicing",
+            "enable-attention-slicing",
+        ],
+        "no flag is needed, for attention never has all its scores in memory",
+    ),
     ("", &["gpu", "cuda", "use-cuda"], "--device cuda"),
     ("", &["cpu"], "--device cpu"),
     ("", &["num-threads", "num-cpu-threads-per-process", "jobs"], "--threads VALUE"),
-    ("", &["verbose", "debug", "log-level"], "the variable CALOTYPE_LOG=calotype=debug"),
+    ("", &["v", "verbose", "debug", "log-level"], "the variable CALOTYPE_LOG=calotype=debug"),
 ];
 
 /// Names that other programs give to a command.
@@ -173,8 +212,11 @@ pub(crate) fn explained(mut error: Error, command: Command, arguments: &[String]
     match error.kind() {
         ErrorKind::UnknownArgument => {
             if let Some(tip) = unknown_flag(&error, &command, arguments) {
-                error.insert(ContextKind::SuggestedArg, ContextValue::None);
+                error.remove(ContextKind::SuggestedArg);
                 error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+                // The usage names the flag that looks most like the unknown one, which is none of those meant.
+                let usage = command_of(&command, arguments).1.clone().render_usage();
+                error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
             }
             error
         }
@@ -182,7 +224,7 @@ pub(crate) fn explained(mut error: Error, command: Command, arguments: &[String]
             let Some(name) = text_of(&error, ContextKind::InvalidSubcommand) else { return error };
             let name = name.replace('_', "-").to_lowercase();
             if let Some((_, own)) = COMMANDS.iter().find(|(names, _)| names.contains(&name.as_str())) {
-                error.insert(ContextKind::SuggestedSubcommand, ContextValue::None);
+                error.remove(ContextKind::SuggestedSubcommand);
                 let tip = format!("here that is `calotype {own}`");
                 error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
             }
@@ -233,13 +275,24 @@ fn unknown_flag(error: &Error, command: &Command, arguments: &[String]) -> Optio
     let stage = path.first().copied().unwrap_or_default();
     let row = FOREIGN.iter().find(|(of, names, _)| (of.is_empty() || *of == stage) && names.contains(&name.as_str()));
     let (_, _, own) = row?;
-    let own = own.replace("VALUE", value.as_deref().unwrap_or("VALUE"));
+    let own = filled(own, value.as_deref());
     // A flag of another command is no help.
     let known = |flag: &str| flag == "threads" || at.get_arguments().any(|arg| arg.get_long() == Some(flag));
     match own.strip_prefix("--").map(|rest| rest.split([' ', ':', ',']).next().unwrap_or_default()) {
         Some(flag) if !known(flag) => None,
         _ if own.contains(", ") || own.contains(": ") || own.contains(" with ") => Some(format!("here: {own}")),
         _ => Some(format!("here that is `{own}`")),
+    }
+}
+
+/// What to write, with the value that was given; a size such as 512x768 is width and height.
+fn filled(own: &str, value: Option<&str>) -> String {
+    const SIDES: &str = "--width VALUE --height VALUE";
+    let sides = value.and_then(|value| value.split_once(['x', 'X', '*', ',']));
+    let is_side = |side: &str| !side.is_empty() && side.bytes().all(|byte| byte.is_ascii_digit());
+    match sides.filter(|(width, height)| own == SIDES && is_side(width) && is_side(height)) {
+        Some((width, height)) => format!("--width {width} --height {height}"),
+        None => own.replace("VALUE", value.unwrap_or("VALUE")),
     }
 }
 

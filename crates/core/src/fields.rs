@@ -146,6 +146,12 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// A switch. Null is false whatever the default is, as Python's `None` is where a condition asks for it.
+    pub fn flag(&mut self, name: &'static str, default: bool) -> bool {
+        let null = self.object.and_then(|object| object.get(name)).is_some_and(Value::is_null);
+        self.get(name, default) && !null
+    }
+
     /// A finite number that `f32` can hold.
     pub fn number(&mut self, name: &'static str, default: f64) -> f64 {
         let Some(value) = self.raw(name) else { return default };
@@ -452,6 +458,8 @@ mod tests {
         assert_eq!(fields.nested("c", |inner| inner.size("d", 5)), 5);
         assert_eq!(fields.optional_size("a"), None);
         assert!(fields.finish(()).is_ok());
+        let mut fields = Fields::new("Net", &config);
+        assert_eq!([fields.flag("a", true), fields.flag("a", false), fields.flag("c", true)], [false, false, true]);
         let mut fields = Fields::new("Net", &config).with_nulls();
         assert_eq!((fields.get("a", Some(1)), fields.size("a", 7)), (None, 7));
         assert!(fields.finish(()).unwrap_err().names("a"));

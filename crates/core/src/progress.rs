@@ -197,7 +197,7 @@ fn write_line(out: &mut dyn Write, line: &str) {
 }
 
 /// Four significant digits; plain for everyday sizes, scientific for the rest.
-fn format_number(value: f64) -> String {
+pub fn format_number(value: f64) -> String {
     let size = value.abs();
     if value == 0.0 || !value.is_finite() {
         return value.to_string();

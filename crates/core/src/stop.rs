@@ -1,10 +1,15 @@
 //! Orderly stops: the first SIGTERM or SIGINT asks, the second one ends the process at once.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// What the first signal is answered with.
+const ASKED: &str =
+    "stopping, and saving first; again (Ctrl-C) to stop at once, losing what came after the last checkpoint";
 
 /// Tells long work to finish what it is doing, save and return. Clones share one state.
 #[derive(Clone, Debug, Default)]
@@ -14,11 +19,12 @@ pub struct StopFlag {
 }
 
 impl StopFlag {
-    /// The flag of this process: SIGTERM (Slurm's, Kubernetes') and SIGINT (Ctrl-C) set it. A second signal exits at
-    /// once with the shell's code for it (143 or 130). Every call gives the same flag.
+    /// The flag of this process: SIGTERM (Slurm's, Kubernetes') and SIGINT (Ctrl-C) set it. The first one is answered with
+    /// a line on standard error, for the work may go on for a while. A second signal exits at once with the shell's code for
+    /// it (143 or 130). Every call gives the same flag.
     ///
     /// # Errors
-    /// The system refuses the signal handlers.
+    /// The system refuses the signal handlers or the thread that waits for them.
     pub fn install() -> io::Result<Self> {
         static INSTALLED: Mutex<Option<StopFlag>> = Mutex::new(None);
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -31,6 +37,8 @@ impl StopFlag {
             signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&flag.signalled))?;
             signal_hook::flag::register(signal, Arc::clone(&flag.signalled))?;
         }
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        std::thread::Builder::new().name("stop".to_owned()).spawn(move || answer(&mut signals))?;
         *installed = Some(flag.clone());
         Ok(flag)
     }
@@ -51,9 +59,18 @@ impl StopFlag {
     }
 }
 
+/// Waits for the first signal and answers it; a handler itself must not write.
+fn answer(signals: &mut Signals) {
+    if signals.forever().next().is_some() {
+        // A closed standard error must not keep anybody from stopping.
+        let _ = writeln!(io::stderr(), "{ASKED}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
@@ -95,14 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_signal_asks_and_the_second_exits_with_the_shells_code() {
+    fn the_first_signal_asks_and_says_so_and_the_second_exits_with_the_shells_code() {
         for (name, code) in [("-TERM", 143), ("-INT", 130)] {
             let folder = tempfile::tempdir().unwrap();
             let mut child = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "stop::tests::child_that_waits_for_signals"])
                 .env(CHILD, folder.path())
                 .stdout(Stdio::null())
-                .stderr(Stdio::null())
+                .stderr(Stdio::piped())
                 .spawn()
                 .unwrap();
             let signal =
@@ -110,6 +127,11 @@ mod tests {
             wait_for(&folder.path().join("ready"));
             signal(child.id());
             wait_for(&folder.path().join("asked"));
+            let said = BufReader::new(child.stderr.take().unwrap())
+                .lines()
+                .map_while(Result::ok)
+                .find(|line| line.contains("again"));
+            assert_eq!(said.as_deref(), Some(ASKED));
             assert!(child.try_wait().unwrap().is_none());
             signal(child.id());
             assert_eq!(child.wait().unwrap().code(), Some(code));

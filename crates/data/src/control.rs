@@ -32,14 +32,19 @@ impl<'a> Control<'a> {
         self.with_stop(|| flag.load(Ordering::Relaxed))
     }
 
+    /// Reports progress of work that is done, so that a stop has nothing left to cut.
+    pub fn report(&mut self, stage: &'static str, done: usize, total: usize) {
+        if let Some(report) = &mut self.progress {
+            report(stage, done, total);
+        }
+    }
+
     /// Reports progress, then fails if the stage should stop.
     ///
     /// # Errors
     /// [`Error::Interrupted`] if a stop was asked for.
     pub fn checkpoint(&mut self, stage: &'static str, done: usize, total: usize) -> Result<()> {
-        if let Some(report) = &mut self.progress {
-            report(stage, done, total);
-        }
+        self.report(stage, done, total);
         match &self.stop {
             Some(stop) if stop() => Err(Error::Interrupted { stage, done, total }),
             _ => Ok(()),

@@ -237,7 +237,7 @@ pub fn write_dataset(
     }
     let index = writer.finish()?;
     // The dataset is whole: a stop that is asked for now changes nothing.
-    let _ = control.checkpoint("emoji dataset", index.samples, combinations.len());
+    control.report("emoji dataset", index.samples, combinations.len());
     Ok(index)
 }
 

@@ -101,6 +101,15 @@ pub enum Error {
         detail: String,
     },
 
+    /// A shard that is something else than a tar.
+    #[error("shard {}: {detail}", path.display())]
+    NotTar {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead, and the remedy, in words.
+        detail: String,
+    },
+
     /// A shard that is compressed in a way that is not read, or damaged inside of its compression.
     #[error("shard {}: {detail}", path.display())]
     Compressed {

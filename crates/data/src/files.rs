@@ -49,6 +49,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     durable::read_json(path).map_err(json_error("read", path))
 }
 
+/// True for the text that Git LFS leaves in place of a file that was not fetched.
+pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs")
+}
+
 fn json_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     move |source| match source.kind() {

@@ -1,8 +1,9 @@
 //! JSON as Python writes it.
 //!
 //! Python's `json` writes `NaN`, `Infinity` and `-Infinity`, which JSON does not have, and halves of surrogate pairs; pandas
-//! and datasets in use hold both. Here the former are null, and the latter become the mark for what is no character (U+FFFD),
-//! so that a row is not lost for a number or letter that nobody asks for. A byte order mark in front is passed over.
+//! and datasets in use hold both. Here the former are null, and so are numbers beyond the range of `f64`, which Python reads
+//! as infinities (`1e400`); the latter become the mark for what is no character (U+FFFD): a row is not lost for a number or
+//! letter that nobody asks for. A byte order mark in front is passed over.
 
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -50,9 +51,9 @@ fn plain(text: &[u8]) -> Option<Vec<u8>> {
                 in_string = !in_string;
                 (1, None)
             }
-            (false, b'N' | b'I' | b'-') => match NUMBERS.iter().find(|word| is_word(rest, word)) {
+            (false, b'N' | b'I' | b'-' | b'0'..=b'9') => match NUMBERS.iter().find(|word| is_word(rest, word)) {
                 Some(word) => (word.len(), Some(b"null")),
-                None => (1, None),
+                None => number(rest),
             },
             _ => (1, None),
         };
@@ -61,6 +62,18 @@ fn plain(text: &[u8]) -> Option<Vec<u8>> {
         at += length;
     }
     changed.then_some(out)
+}
+
+/// Length of the number that `text` may begin with (1 at least), and what stands for it if it is beyond `f64`.
+fn number(text: &[u8]) -> (usize, Option<&'static [u8]>) {
+    let is_of_number = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+    let length = text.iter().take_while(|byte| is_of_number(byte)).count().max(1);
+    let number = &text[..length];
+    // What is no number of JSON stays as it is, for the reader to refuse.
+    let is_json = serde_json::from_slice::<IgnoredAny>(number).is_ok();
+    let value = std::str::from_utf8(number).ok().and_then(|number| number.parse::<f64>().ok());
+    let is_beyond = is_json && value.is_some_and(f64::is_infinite);
+    (length, is_beyond.then_some(b"null"))
 }
 
 fn is_word(text: &[u8], word: &[u8]) -> bool {
@@ -96,12 +109,17 @@ mod tests {
             ),
             ("\u{feff}{\"a\": 1}", r#"{"a": 1}"#),
             ("NaN", "null"),
+            (
+                r#"{"a": 1e400, "b": [-1E+400, 1.5e3], "c": "1e400", "d": 0e999}"#,
+                r#"{"a": null, "b": [null, 1500.0], "c": "1e400", "d": 0.0}"#,
+            ),
         ] {
             let expected: Value = serde_json::from_str(expected).unwrap();
             assert_eq!(from_slice(text.as_bytes()).unwrap(), expected, "{text}");
             check(text.as_bytes()).unwrap();
         }
         check("1".repeat(999).as_bytes()).unwrap();
+        assert_eq!(from_slice(format!("[{}, -1]", "1".repeat(999)).as_bytes()).unwrap(), serde_json::json!([null, -1]));
     }
 
     #[test]
@@ -120,6 +138,10 @@ mod tests {
             "nan",
             "+Infinity",
             "[NaN NaN]",
+            "01e400",
+            "[1e400 1]",
+            "1e400x",
+            "-1e",
         ] {
             assert!(from_slice(text.as_bytes()).is_err() && check(text.as_bytes()).is_err(), "{text}");
         }

@@ -46,6 +46,7 @@ pub mod quarantine;
 pub mod sample;
 mod slice;
 pub mod source;
+mod told;
 pub mod transform;
 pub mod wdinfo;
 pub mod webdataset;

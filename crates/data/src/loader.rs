@@ -183,9 +183,15 @@ struct State<T> {
     next_started: u64,
     /// Batch that the consumer gets next.
     next_delivered: u64,
-    ready: BTreeMap<u64, Option<Result<Batch<T>>>>,
+    ready: BTreeMap<u64, Made<T>>,
     stop: bool,
     skipped: u64,
+    skips: Vec<Skipped>,
+}
+
+/// What a thread made of a batch's number.
+struct Made<T> {
+    batch: Option<Result<Batch<T>>>,
     skips: Vec<Skipped>,
 }
 
@@ -259,12 +265,12 @@ impl<T: Send + 'static> Loader<T> {
         Ok(loader)
     }
 
-    /// Number of samples skipped so far, in delivered batches and those in work.
+    /// Number of samples skipped so far in delivered batches.
     pub fn skipped(&self) -> u64 {
         self.shared.lock().skipped
     }
 
-    /// The first thousand skips.
+    /// The first thousand skips of delivered batches.
     pub fn skips(&self) -> Vec<Skipped> {
         self.shared.lock().skips.clone()
     }
@@ -279,13 +285,16 @@ impl<T> Iterator for Loader<T> {
             return None;
         }
         let number = state.next_delivered;
-        let batch = loop {
+        let Made { batch, skips } = loop {
             match state.ready.remove(&number) {
-                Some(batch) => break batch,
+                Some(made) => break made,
                 None => state = self.shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         };
         state.next_delivered += 1;
+        state.skipped += skips.len() as u64;
+        let room = KEPT_SKIPS - state.skips.len();
+        state.skips.extend(skips.into_iter().take(room));
         if !matches!(batch, Some(Ok(_))) {
             state.stop = true;
         }
@@ -314,10 +323,11 @@ where
     fn run(&self) {
         while let Some(number) = self.take_number() {
             // The closure only reads shared data, or goes through the lock, so a panic leaves nothing broken behind.
-            let made = catch_unwind(AssertUnwindSafe(|| self.batch(number)));
+            let mut skips = Vec::new();
+            let made = catch_unwind(AssertUnwindSafe(|| self.batch(number, &mut skips)));
             let batch = made.unwrap_or_else(|panic| Some(Err(panicked(panic.as_ref()))));
             let last = !matches!(batch, Some(Ok(_)));
-            self.shared.lock().ready.insert(number, batch);
+            self.shared.lock().ready.insert(number, Made { batch, skips });
             self.shared.finished.notify_all();
             if last {
                 return;
@@ -339,7 +349,7 @@ where
     }
 
     /// Batch `number`; `None` past the end of the stream, or when the loader stops meanwhile.
-    fn batch(&self, number: u64) -> Option<Result<Batch<T>>> {
+    fn batch(&self, number: u64, skips: &mut Vec<Skipped>) -> Option<Result<Batch<T>>> {
         let positions = self.config.positions(number)?;
         let first_position = positions.start;
         let mut items = Vec::with_capacity((positions.end - positions.start) as usize);
@@ -347,7 +357,7 @@ where
             if self.shared.lock().stop {
                 return None;
             }
-            match self.item(position) {
+            match self.item(position, skips) {
                 Ok(item) => items.push(item),
                 Err(error) => return Some(Err(error)),
             }
@@ -356,7 +366,7 @@ where
     }
 
     /// The item of position `position`, by the rule at the top of this file.
-    fn item(&self, position: u64) -> Result<T> {
+    fn item(&self, position: u64, skips: &mut Vec<Skipped>) -> Result<T> {
         let tries = match self.config.on_error {
             OnError::Fail => 1,
             OnError::Skip => MOST_TRIES.min(self.dataset.len() as u64),
@@ -375,7 +385,8 @@ where
                 Error::Decode { source, .. } => source.to_string(),
                 other => other.to_string(),
             };
-            self.count_skip(Skipped { position, key, error: last.clone() });
+            tracing::warn!(position, %key, error = %last, "corrupt sample skipped");
+            skips.push(Skipped { position, key, error: last.clone() });
         }
         Err(Error::TooManyBadSamples { position, tries, last })
     }
@@ -392,15 +403,6 @@ where
             let key = sample.key().to_owned();
             (key.clone(), Error::Decode { position, key, source })
         }))
-    }
-
-    fn count_skip(&self, skip: Skipped) {
-        tracing::warn!(position = skip.position, key = %skip.key, error = %skip.error, "corrupt sample skipped");
-        let mut state = self.shared.lock();
-        state.skipped += 1;
-        if state.skips.len() < KEPT_SKIPS {
-            state.skips.push(skip);
-        }
     }
 }
 

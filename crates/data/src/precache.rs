@@ -161,7 +161,7 @@ pub fn precache(
     }
     done.index = stage.conclude()?;
     // The work is done and whole: a stop that is asked for now changes nothing.
-    let _ = control.checkpoint("precache", total, total);
+    control.report("precache", total, total);
     Ok(done)
 }
 

@@ -17,7 +17,6 @@ fn unet_constants() -> Vec<(&'static str, Vec<Value>)> {
         ("downsample_padding", vec![json!(1)]),
         ("mid_block_scale_factor", vec![json!(1)]),
         ("mid_block_type", vec![json!("UNetMidBlock2DCrossAttn")]),
-        ("dropout", vec![json!(0)]),
         ("act_fn", vec![json!("silu"), json!("swish")]),
         ("reverse_transformer_layers_per_block", vec![json!(null)]),
         ("encoder_hid_dim", vec![json!(null)]),
@@ -42,9 +41,9 @@ fn unet_constants() -> Vec<(&'static str, Vec<Value>)> {
     ]
 }
 
-/// Fields of a UNet's configuration without an effect here: attention is always summed in `f32`, and the heads are those of
-/// a text embedding that is refused.
-const UNET_IGNORED: [&str; 2] = ["upcast_attention", "addition_embed_type_num_heads"];
+/// Fields of a UNet's configuration without an effect here: attention is always summed in `f32`, the heads are those of a
+/// text embedding that is refused, and nothing is dropped where images are drawn.
+const UNET_IGNORED: [&str; 3] = ["upcast_attention", "addition_embed_type_num_heads", "dropout"];
 
 /// What diffusers' `EMAModel.save_pretrained` adds to a configuration (diffusers 0.42, `EMAModel.state_dict`).
 const AVERAGES: [&str; 7] =

@@ -209,13 +209,16 @@ def added(files):
     tokenizer.add_tokens(["<cat-toy>", "My-Style", "cat-toys"])
     tokenizer.add_tokens([AddedToken("sks", single_word=True), AddedToken("[L]", lstrip=True, rstrip=True, normalized=False)])
     tokenizer.add_tokens(["<Spec>"], special_tokens=True)
+    tokenizer.add_tokens(["two words", "of\u3000 \tit"])
     folder = GOLDEN / "added"
     tokenizer.save_pretrained(folder)
     file = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(file, separators=(",", ":")))
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     texts = ["a <cat-toy> in the park", "my-style, MY-STYLE!", "sks dog, asks, sks!", "a [L]  the", "<Spec> and <spec>",
-             "<|startoftext|> <|STARTOFTEXT|> <|endoftext|> the", "a<cat-toy>the <CAT-TOY>", "the cat-toys cat-toy", "My-Style sks_ sks", ""]
+             "<|startoftext|> <|STARTOFTEXT|> <|endoftext|> the", "a<cat-toy>the <CAT-TOY>", "the cat-toys cat-toy", "My-Style sks_ sks", "",
+             "two words, two  words, TWO\n\twords", "two\u200bwords two\x1cwords two\x85words two\u2009words", "of it of  it ofit",
+             "  the  \u00a0 cat [L]\n\nsks"]
     write_lines(GOLDEN / "added.jsonl", [[text, tokenizer(text).input_ids] for text in texts])
 
 

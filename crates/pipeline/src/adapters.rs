@@ -24,12 +24,23 @@ impl std::str::FromStr for AdapterFile {
         // A path that exists is a path, whatever it contains.
         let parts = text.rsplit_once('=').filter(|_| !std::path::Path::new(text).exists());
         let Some((path, weight)) = parts else {
-            return Ok(Self { path: text.into(), weight: 1.0 });
+            return plain(text);
         };
         match weight.parse::<f32>() {
             Ok(weight) if weight.is_finite() => Ok(Self { path: path.into(), weight }),
             _ => Err(PipelineError::setting(format!("--lora {text}: `{weight}` is no finite number"))),
         }
+    }
+}
+
+/// A file at its full weight. `FILE:WEIGHT`, as A1111 writes it, is no file's name here.
+fn plain(text: &str) -> Result<AdapterFile, PipelineError> {
+    let weighted = text.rsplit_once(':').filter(|(_, weight)| weight.parse::<f32>().is_ok());
+    match weighted.filter(|_| !std::path::Path::new(text).exists()) {
+        Some((path, weight)) => Err(PipelineError::setting(format!(
+            "--lora {text}: there is no such file; a weight stands behind `=`: --lora {path}={weight}"
+        ))),
+        None => Ok(AdapterFile { path: text.into(), weight: 1.0 }),
     }
 }
 

@@ -32,16 +32,22 @@ pub fn record(folder: &Path) -> Result<(), PipelineError> {
 }
 
 /// Refuses a folder in which a network is not the one that training put there. Checkpoints without the file are not looked at.
+/// A network that the caller takes from elsewhere is his choice, which the sentence that is returned tells.
 ///
 /// # Errors
 /// [`PipelineError::Setting`] naming the network; others if a file cannot be read.
-pub fn check(checkpoint: &Checkpoint) -> Result<(), PipelineError> {
-    let Some(recorded) = recorded(checkpoint)? else { return Ok(()) };
+pub fn check(checkpoint: &Checkpoint) -> Result<Option<String>, PipelineError> {
+    let Some(recorded) = recorded(checkpoint)? else { return Ok(None) };
     let path = checkpoint.path().join(TRAINED_TOGETHER);
     let found = hashes(checkpoint)?;
-    match found.iter().find(|(name, hash)| recorded.get(*name).is_some_and(|recorded| recorded != *hash)) {
-        None => Ok(()),
-        Some((name, _)) => Err(PipelineError::setting(format!(
+    let strange = found.iter().filter(|(name, hash)| recorded.get(*name).is_some_and(|recorded| recorded != *hash));
+    let chosen = |name: &str| name.parse().is_ok_and(|component| checkpoint.is_taken_elsewhere(component));
+    let (chosen, strange): (Vec<&String>, Vec<&String>) = strange.map(|(name, _)| name).partition(|name| chosen(name));
+    match strange.first() {
+        None => Ok(chosen.first().map(|name| {
+            format!("{}: the other networks were not trained with this {name}", checkpoint.path().display())
+        })),
+        Some(name) => Err(PipelineError::setting(format!(
             "{}: its {name} is not the one that the other networks were trained with ({TRAINED_TOGETHER} there has another hash \
              of its weights); put the former one back, or remove {} to use them together all the same",
             checkpoint.path().display(),
@@ -75,6 +81,7 @@ fn hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, PipelineE
 mod tests {
     use super::*;
     use crate::random_checkpoint::{RandomCheckpoint, RandomFamily};
+    use calotype_checkpoints::OpenOptions;
 
     #[test]
     fn a_network_of_another_training_is_named() {
@@ -90,6 +97,17 @@ mod tests {
         std::fs::copy(other.join(file), own.join(file)).unwrap();
         let error = check(&open()).unwrap_err();
         assert!(error.is_usage() && error.to_string().contains("its vae is not the one"), "{error}");
+        // One that is named is chosen, and told if it is another.
+        let with = |vae: &Path| {
+            let options = OpenOptions { vae: Some(vae.to_owned()), ..OpenOptions::default() };
+            check(&Checkpoint::open_with(&own, &options).unwrap())
+        };
+        assert!(with(&other).unwrap().unwrap().contains("not trained with this vae"));
+        RandomCheckpoint::new(RandomFamily::Tiny).write(&folder.path().join("same")).unwrap();
+        assert_eq!(with(&folder.path().join("same")).unwrap(), None);
+        let unet = "unet/diffusion_pytorch_model.safetensors";
+        std::fs::copy(other.join(unet), own.join(unet)).unwrap();
+        assert!(with(&other).unwrap_err().to_string().contains("its unet is not the one"));
         std::fs::remove_file(own.join(TRAINED_TOGETHER)).unwrap();
         check(&open()).unwrap();
     }

@@ -55,10 +55,13 @@ pub struct CheckpointSampler {
 /// that scheduler.
 ///
 /// # Errors
-/// [`PipelineError::Sampler`] for a configuration that is not supported; [`PipelineError::Setting`] where it is not known what
-/// the UNet predicts, or fields of the configuration are not known.
+/// [`PipelineError::Sampler`] for a configuration that is not supported; [`PipelineError::Setting`] where there is no UNet, it is
+/// not known what it predicts, or fields of the configuration are not known.
 pub fn sampler_of(checkpoint: &Checkpoint, name: Option<&str>) -> Result<CheckpointSampler, PipelineError> {
     let path = checkpoint.path().display();
+    if !checkpoint.components().contains(&Component::Unet) {
+        return Err(PipelineError::Setting(without_unet(checkpoint)));
+    }
     if checkpoint.prediction().is_none() {
         return Err(PipelineError::Setting(format!(
             "{path}: what the UNet predicts is not known ({}); say it with --prediction epsilon or v_prediction",
@@ -74,6 +77,30 @@ pub fn sampler_of(checkpoint: &Checkpoint, name: Option<&str>) -> Result<Checkpo
     let mut sampler = CheckpointSampler { config: read.config, notes: read.notes };
     correct(&mut sampler, Facts::of(checkpoint.family()));
     Ok(sampler)
+}
+
+/// Why a checkpoint that has no UNet draws nothing, and what does.
+fn without_unet(checkpoint: &Checkpoint) -> String {
+    let (path, held) = (checkpoint.path().display(), checkpoint.components());
+    let what = match held[..] {
+        [Component::Vae] => "this is an autoencoder: it makes images of latents, and cannot draw by itself",
+        [Component::Clip] => "this is a CLIP model: it compares images with texts, and cannot draw",
+        [Component::TextEncoder | Component::TextEncoder2] => "this is a text encoder, which cannot draw by itself",
+        [Component::ImageEncoder | Component::Classifier | Component::Inception] => {
+            "this is a network that looks at images, and cannot draw"
+        }
+        _ => {
+            let names: Vec<&str> = held.iter().map(|component| component.name()).collect();
+            return format!(
+                "{path}: there is no UNet, which draws, only {}; put its folder `unet` beside them, or name another checkpoint",
+                names.join(", ")
+            );
+        }
+    };
+    format!(
+        "{path}: {what}; name a checkpoint with a UNet, such as the folder of a run that trained one (calotype recipes lists \
+         recipes for that)"
+    )
 }
 
 /// Corrects what diffusers' pipeline of the family corrects when it is made with this scheduler.

@@ -18,6 +18,7 @@ pub mod family;
 pub mod fid;
 pub mod foreign;
 pub mod images;
+mod memory;
 pub mod network;
 pub mod noise;
 mod observer;

@@ -1,7 +1,7 @@
 //! A network of a checkpoint whose weights are read when they are needed, once.
 
 use burn::tensor::{DType, Device};
-use calotype_checkpoints::loading::{LoadError, adapted, fill_from};
+use calotype_checkpoints::loading::{LoadError, adapted, fill_from, whole};
 use calotype_checkpoints::{Checkpoint, Component, NetworkConfig};
 use calotype_models::state::{self, WeightPrecision};
 use calotype_models::{ConfigError, Init};
@@ -78,11 +78,8 @@ impl<C: NetworkConfig> Network<C> {
         build: Build<C>,
         placement: &Placement,
     ) -> Result<Self, LoadError> {
-        let source = checkpoint.component(component)?;
+        let source = whole(checkpoint, component)?;
         let path = checkpoint.path();
-        if !source.missing.is_empty() {
-            return Err(LoadError::Missing { path: path.to_owned(), component, keys: source.missing.clone() });
-        }
         let wrong = |source| LoadError::Config { path: path.to_owned(), component, source };
         let config = C::from_published(&source.config).map_err(wrong)?;
         Self::from_source(path, component, config, Arc::new(source), build, placement)
@@ -118,6 +115,18 @@ impl<C: NetworkConfig> Network<C> {
     /// The checkpoint that it is from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Number of its parameters; no weights are read.
+    ///
+    /// # Errors
+    /// [`LoadError::Config`] for a configuration that cannot be built.
+    pub fn parameters(&self) -> Result<usize, LoadError> {
+        let layout = match &self.weights {
+            Weights::Held(network) => state::layout(&**network),
+            Weights::OnDemand(origin, _) => state::layout(&origin.empty(&self.config, &self.path)?),
+        };
+        Ok(layout.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum())
     }
 
     /// The network with its weights, which are read if they are not in memory.

@@ -17,7 +17,7 @@ pub trait Observer {
     /// An image is done. Images come in the order of the requests.
     fn image(&mut self, _image: &DrawnImage<'_>) {}
 
-    /// Asked after each step and each image. `false` ends the work with
+    /// Asked before each batch, and after each step and each image. `false` ends the work with
     /// [`PipelineError::Stopped`](crate::PipelineError::Stopped).
     fn go_on(&mut self) -> bool {
         true

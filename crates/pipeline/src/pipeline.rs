@@ -10,7 +10,8 @@ use crate::prompts::{EncodedPrompt, EncodedPrompts, PromptOptions};
 use crate::refiner::Refiner;
 use crate::request::{Request, Settings, Timings, timed};
 use burn::tensor::{DType, Device, Tensor};
-use calotype_checkpoints::{Checkpoint, Component};
+use calotype_checkpoints::loading::LoadError;
+use calotype_checkpoints::{Checkpoint, Component, LayoutError};
 use calotype_data::image::RgbImage;
 use calotype_diffusion::samplers::{Sampler, SamplerConfig};
 use calotype_models::{AutoencoderConfig, UNet, UNetConfig};
@@ -99,9 +100,9 @@ pub struct Pipeline {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
     pub(crate) start_images: bool,
-    low_memory: bool,
+    pub(crate) low_memory: bool,
     pub(crate) tiled: bool,
-    refiner: Option<Arc<Refiner>>,
+    pub(crate) refiner: Option<Arc<Refiner>>,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -137,7 +138,8 @@ impl Pipeline {
         }
         let mut unet: Network<UNetConfig> = Network::open(checkpoint, Component::Unet, &placement)?;
         let part = if start_images { AutoencoderConfig::init } else { AutoencoderConfig::init_decoder };
-        let mut autoencoder = Network::open_as(checkpoint, Component::Vae, part, &placement)?;
+        let mut autoencoder =
+            Network::open_as(checkpoint, Component::Vae, part, &placement).map_err(with_other_autoencoder)?;
         if !low_memory {
             texts = texts.into_iter().map(TextEncoder::keep).collect::<Result<_, _>>()?;
             unet = unet.keep()?;
@@ -293,6 +295,7 @@ impl Pipeline {
     ) -> Result<Timings, PipelineError> {
         let mut timings = Timings::default();
         let sampler = self.sampler(settings)?;
+        self.refiner.as_ref().map_or(Ok(()), |refiner| refiner.fits(self))?;
         for request in requests {
             self.check(request)?;
             self.image_size(request, settings)?;
@@ -326,6 +329,7 @@ impl Pipeline {
         let last = batches.len().saturating_sub(1);
         for (number, range) in batches.iter().enumerate() {
             timed(&mut timings.load, || self.unet.get().and_then(|_| self.autoencoder.get().map(drop)))?;
+            go_on(observer, range.start, requests)?;
             let batch = Batch { first: range.start, requests: &requests[range.clone()] };
             let drawn = self.sample_batch(&batch, prompts, settings, None, (&mut *timings, &mut *observer))?;
             let drawn = drawn.ok_or(PipelineError::Stopped { done: range.start, all: requests.len() })?;
@@ -350,6 +354,7 @@ impl Pipeline {
         let mut begun = Vec::with_capacity(batches.len());
         for range in batches {
             timed(&mut timings.load, || self.unet.get().map(drop))?;
+            go_on(observer, 0, requests)?;
             let batch = Batch { first: range.start, requests: &requests[range.clone()] };
             let drawn = self.sample_batch(&batch, prompts, settings, handover, (&mut *timings, &mut *observer))?;
             begun.push((range.clone(), drawn.ok_or(PipelineError::Stopped { done: 0, all: requests.len() })?));
@@ -372,6 +377,7 @@ impl Pipeline {
         let prompts = self.prompts_of(requests, settings, timings)?;
         timed(&mut timings.load, || self.unet.get().and_then(|_| self.autoencoder.get().map(drop)))?;
         for (range, drawn) in begun {
+            go_on(observer, range.start, requests)?;
             let batch = Batch { first: range.start, requests: &requests[range.clone()] };
             let latents = refiner.refine(&batch, &prompts, settings, drawn, (&mut *timings, &mut *observer))?;
             let latents = latents.ok_or(PipelineError::Stopped { done: range.start, all: requests.len() })?;
@@ -437,6 +443,21 @@ impl Pipeline {
             self.texts.iter().for_each(TextEncoder::release);
         }
         Ok(encoded)
+    }
+}
+
+/// Asks the observer before a batch whether to go on, with `done` images behind it.
+fn go_on(observer: &mut dyn Observer, done: usize, requests: &[Request]) -> Result<(), PipelineError> {
+    if observer.go_on() { Ok(()) } else { Err(PipelineError::Stopped { done, all: requests.len() }) }
+}
+
+/// A checkpoint without an autoencoder can draw with that of another file.
+fn with_other_autoencoder(error: LoadError) -> PipelineError {
+    match error {
+        LoadError::Layout(error @ LayoutError::NoComponent { .. }) => {
+            PipelineError::setting(format!("{error}; or take that of another file or folder with --vae PATH"))
+        }
+        error => error.into(),
     }
 }
 

@@ -28,6 +28,36 @@ impl Refiner {
         Settings { sampler: self.sampler.clone(), ..settings.clone() }
     }
 
+    /// Whether it goes on in the latents of the first pipeline. Latents of other autoencoders have the same form and mean
+    /// something else.
+    ///
+    /// # Errors
+    /// [`PipelineError::Setting`] with what does not fit.
+    pub(crate) fn fits(&self, first: &Pipeline) -> Result<(), PipelineError> {
+        let [ours, theirs] = [&self.pipeline, first].map(|pipeline| pipeline.autoencoder.config());
+        let [second, first] = [&self.pipeline, first].map(|pipeline| pipeline.name().display());
+        let refuse = |problem: String| {
+            Err(PipelineError::setting(format!(
+                "--refiner {second}: {problem}; give SDXL's refiner, or another model of SDXL, behind a model of SDXL"
+            )))
+        };
+        if self.pipeline.unet.config().added.is_none() {
+            return refuse("it is no model of Stable Diffusion XL".to_owned());
+        }
+        if ours.latent_channels != theirs.latent_channels {
+            let [ours, theirs] = [ours, theirs].map(|config| config.latent_channels);
+            return refuse(format!("it draws latents of {ours} channels, and {first} of {theirs}"));
+        }
+        let [our_scale, their_scale] = [ours, theirs].map(|config| config.scaling_factor.unwrap_or(1.0));
+        if our_scale != their_scale {
+            return refuse(format!("its latents are scaled by {our_scale}, and those of {first} by {their_scale}"));
+        }
+        if (&ours.latents_mean, &ours.latents_std) != (&theirs.latents_mean, &theirs.latents_std) {
+            return refuse(format!("its latents have other means and deviations than those of {first}"));
+        }
+        Ok(())
+    }
+
     /// Whether it can draw what the first network begins.
     ///
     /// # Errors
@@ -62,12 +92,6 @@ impl Refiner {
         let sampler = self.pipeline.sampler(&settings)?;
         let first = sampler.taken_over_at(self.start)?;
         let [_, height, width, channels] = begun.latents.dims();
-        let latent = self.pipeline.autoencoder.config().latent_channels;
-        if channels != latent {
-            return Err(PipelineError::setting(format!(
-                "--refiner: it draws latents of {latent} channels, the first network {channels}"
-            )));
-        }
         let drawing = self.pipeline.drawing(batch.requests, &sampler, [height, width, channels], begun.noise);
         let beginning = Beginning { x: begun.latents, first, end: None, extra: None, inpainting: None };
         self.pipeline.draw(&drawing, beginning, batch, prompts, (&settings, timings, observer))

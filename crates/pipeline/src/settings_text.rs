@@ -165,7 +165,8 @@ impl Recorded {
             let record = serde_json::from_str(text);
             return record.map(Self::Own).map_err(|error| wrong(format!("its settings are damaged: {error}")));
         }
-        match (find(PARAMETERS_KEYWORD), find(COMFY_KEYWORD)) {
+        let filled = |text: &&str| !text.trim().is_empty();
+        match (find(PARAMETERS_KEYWORD).filter(filled), find(COMFY_KEYWORD).filter(filled)) {
             (Some(text), _) => Ok(Self::Foreign(Box::new(foreign::a1111::read(text)))),
             (None, Some(text)) => Ok(Self::Foreign(Box::new(foreign::comfy::read(text).map_err(wrong)?))),
             (None, None) => Err(wrong(

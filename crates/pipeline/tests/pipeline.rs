@@ -380,6 +380,9 @@ fn an_image_holds_the_settings_that_draw_it_again() {
     std::fs::write(&path, RgbImage::filled(8, 8, [1, 2, 3]).unwrap().encode_png(Default::default()).unwrap()).unwrap();
     let error = Recorded::read(&path).unwrap_err().to_string();
     assert!(error.contains("cat.png") && error.contains("holds no settings"), "{error}");
+    let empty = [calotype_data::image::text::PngText { keyword: "parameters".into(), text: " \n".into() }];
+    write_png(&path, &Tensor::zeros([8, 8, 3], &Device::flex()), &empty).unwrap();
+    assert!(Recorded::read(&path).unwrap_err().to_string().contains("holds no settings"));
     record.mask = Some(path);
     let error = record.read_inputs(&Device::flex()).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("--image"), "{error}");
@@ -528,6 +531,37 @@ fn what_cannot_be_refined_is_said_before_any_work() {
     }
 }
 
+/// Latents of another autoencoder have the same form: nothing but the configurations tells them apart.
+#[test]
+fn a_refiner_of_other_latents_is_refused_before_any_work() {
+    let (base, refiner) = (open(&SDXL, false), open(&REFINER, false));
+    let scaled = |fields: serde_json::Value| {
+        let folder = tempfile::tempdir().unwrap();
+        RandomCheckpoint::new(RandomFamily::TinyRefiner).write(folder.path()).unwrap();
+        let path = folder.path().join("vae/config.json");
+        let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        std::fs::write(path, config.to_string()).unwrap();
+        open(&folder, false)
+    };
+    let plain = tempfile::tempdir().unwrap();
+    RandomCheckpoint::new(RandomFamily::Tiny).write(plain.path()).unwrap();
+    let cases = [
+        (open(&plain, false), "no model of Stable Diffusion XL"),
+        (scaled(serde_json::json!({ "scaling_factor": 0.13025 })), "scaled by 0.13025, and those of"),
+        (
+            scaled(serde_json::json!({ "latents_mean": [0, 0.5, 0, 0], "latents_std": [1, 1, 1, 1] })),
+            "other means and deviations",
+        ),
+    ];
+    for (second, told) in cases {
+        let error = refined(&base, &second, 0.6).generate(&[request("a cat", 1, 5.0)], &settings(5, 1), &mut ());
+        let error = error.unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(told), "{error}");
+    }
+    draw(&refined(&base, &refiner, 0.6), &[request("a cat", 1, 5.0)], &settings(3, 1));
+}
+
 /// A checkpoint with another scheduler's file.
 fn with_scheduler(config: serde_json::Value, unet: Option<serde_json::Value>) -> (TempDir, Checkpoint) {
     let folder = tempfile::tempdir().unwrap();
@@ -568,7 +602,8 @@ fn old_settings_are_corrected_as_diffusers_corrects_them() {
     for (change, notes) in [
         (json!({ "steps_offset": 0 }), 1),
         (json!({ "clip_sample": true }), 1),
-        (json!({ "clip_sample": null, "steps_offset": null }), 2),
+        // Null is no switch that is on, so that nothing is to be corrected there.
+        (json!({ "clip_sample": null, "steps_offset": null }), 1),
     ] {
         let mut old = of(new.clone());
         old.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());

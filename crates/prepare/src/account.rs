@@ -23,6 +23,9 @@ pub struct Account {
     pub seconds: f64,
     /// Further notes, a sentence each.
     pub notes: Vec<String>,
+    /// True for a stage that only looks: what it counts as left out stays where it is.
+    #[serde(skip)]
+    pub looks_only: bool,
 }
 
 impl Account {
@@ -61,12 +64,17 @@ impl fmt::Display for Account {
             return f.write_str(&self.notes.join("\n"));
         }
         let megabytes = self.bytes as f64 / 1e6;
-        write!(f, "{}: {} in, {} out, {megabytes:.1} MB, {:.1} s", self.stage, self.taken, self.written, self.seconds)?;
+        let [taken, written, left_out] = match self.looks_only {
+            true => ["read", "good", "  faulty"],
+            false => ["in", "out", "left out"],
+        };
+        write!(f, "{}: {} {taken}, {} {written}, ", self.stage, self.taken, self.written)?;
+        write!(f, "{megabytes:.1} MB, {:.1} s", self.seconds)?;
         if self.seconds > 0.0 {
             write!(f, ", {:.0} a second", self.taken as f64 / self.seconds)?;
         }
         for (reason, count) in &self.left_out {
-            write!(f, "\n  left out: {count:>8}  {reason}")?;
+            write!(f, "\n  {left_out}: {count:>8}  {reason}")?;
         }
         for note in &self.notes {
             write!(f, "\n  {note}")?;

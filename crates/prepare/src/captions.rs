@@ -33,9 +33,11 @@ impl CaptionCount {
         if missing == 0 {
             return None;
         }
-        let which = match self.captioned {
-            0 => format!("none of the {} images has a caption", self.images),
-            _ => format!("{missing} of {} images have no caption", self.images),
+        let which = match (self.captioned, self.images, missing) {
+            (0, 1, _) => "the image has no caption".to_owned(),
+            (0, images, _) => format!("none of the {images} images has a caption"),
+            (_, images, 1) => format!("1 of {images} images has no caption"),
+            (_, images, missing) => format!("{missing} of {images} images have no caption"),
         };
         let classes = if self.classes > 0 { "data.caption=\"a photo of {class}\" or " } else { "" };
         Some(format!(

@@ -4,7 +4,7 @@
 //! thread. Facts that are compared over all samples (keys, parts, shapes) are kept as hashes and numbers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -15,13 +15,15 @@ use calotype_data::json;
 use calotype_data::npy::NpyArray;
 use calotype_data::pickled::{PICKLE_PART, read_arrays};
 use calotype_data::quarantine::QUARANTINE_FILE;
+use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::webdataset::{DatasetIndex, ShardRecord, TarShard};
 use calotype_data::{Control, Quarantine, SampleRef};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::captions::CaptionCount;
-use crate::tars::{FoundTar, find_tars, short_hash};
+use crate::tars::{FoundTar, find_tars, refuse_other_kinds, short_hash};
+use crate::words::counted;
 use crate::{Account, Error, Result};
 
 /// Samples that are checked between two reports of progress.
@@ -29,6 +31,10 @@ const STEP: usize = 512;
 
 /// Share of the samples that must agree in a part or shape for others to be odd, in tenths.
 const MAJORITY_TENTHS: usize = 9;
+
+/// Share of the samples that must be more than matched by those with a caption for others to be odd, in tenths: training
+/// that needs captions ends at the first sample without.
+const CAPTIONED_TENTHS: usize = 5;
 
 /// Different forms of samples that are told apart; data without any regularity have no majority to compare with.
 const MOST_FORMS: usize = 4096;
@@ -91,7 +97,7 @@ pub enum Problem {
     EmptyCaption,
     /// An array of nothing but zeros.
     ZeroArray,
-    /// A sample that lacks a part that nine in ten have.
+    /// A sample that lacks a part that nine in ten have, or a caption, if more than half have one.
     MissingPart,
     /// An array of another shape or type than nine in ten have.
     OddArray,
@@ -139,7 +145,7 @@ impl Problem {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// Corrupt samples or shards, with the table of everything that was found.
-    #[error("{corrupt} corrupt samples or shards\n{table}\n{advice}")]
+    #[error("corrupt samples or shards: {corrupt}\n{table}\n{advice}")]
     Corrupt {
         /// Number of samples.
         corrupt: usize,
@@ -199,6 +205,10 @@ pub fn run(args: &CheckArgs, control: &mut Control<'_>) -> Result<Account> {
     account.seconds = started.elapsed().as_secs_f64();
     check.verdict(&account)?;
     account.notes.extend(check.table().lines().map(str::to_owned));
+    if check.unlisted()?.iter().any(|finding| !finding.problem.is_of_shard()) {
+        let note = "training meets these samples all the same; --quarantine has it leave them out";
+        account.notes.push(note.to_owned());
+    }
     Ok(account)
 }
 
@@ -213,6 +223,9 @@ fn folders(args: &CheckArgs) -> Result<Vec<Folder>> {
     let mut folders = Vec::new();
     for path in &args.paths {
         let shards = find_tars(std::slice::from_ref(path))?;
+        if shards.is_empty() {
+            refuse_other_kinds(path, "check")?;
+        }
         let (dir, index) = match path.is_dir() {
             true => (path.clone(), DatasetIndex::read(path)?),
             false => (path.parent().map(Path::to_path_buf).unwrap_or_default(), None),
@@ -302,6 +315,7 @@ impl<'a> Check<'a> {
                 done += 1;
             }
         }
+        control.report("check", self.samples as usize, self.samples as usize);
         self.shards = done;
         Ok(())
     }
@@ -449,18 +463,20 @@ impl<'a> Check<'a> {
         if odd.is_empty() {
             return Ok(());
         }
-        for ((folder, number), forms) in std::mem::take(&mut self.form_of) {
+        let form_of = std::mem::take(&mut self.form_of);
+        for ((folder, number), forms) in &form_of {
             if !forms.iter().any(|form| odd.contains_key(form)) {
                 continue;
             }
-            let tar = self.folders[folder].shards[number].clone();
+            let tar = self.folders[*folder].shards[*number].clone();
             let shard = TarShard::open(&tar.path)?;
             for (sample, form) in shard.samples().zip(forms) {
-                for (problem, detail) in odd.get(&form).into_iter().flatten() {
-                    self.find(*problem, folder, &tar.name, sample.key(), detail.clone());
+                for (problem, detail) in odd.get(form).into_iter().flatten() {
+                    self.find(*problem, *folder, &tar.name, sample.key(), detail.clone());
                 }
             }
         }
+        self.form_of = form_of;
         Ok(())
     }
 
@@ -470,7 +486,6 @@ impl<'a> Check<'a> {
         counts
     }
 
-    /// `written` are the good samples; a sample with several problems counts as left out once, by the first of them.
     /// Captions of all samples, by the forms that samples have.
     fn captions(&self) -> CaptionCount {
         let mut of_form = vec![0u64; self.forms.len()];
@@ -487,8 +502,9 @@ impl<'a> Check<'a> {
         captions
     }
 
+    /// `written` are the good samples; a sample with several problems counts as left out once, by the first of them.
     fn account(&self) -> Account {
-        let mut account = Account { taken: self.samples, bytes: self.bytes, ..Account::new("check") };
+        let mut account = Account { taken: self.samples, bytes: self.bytes, looks_only: true, ..Account::new("check") };
         let of_samples = self.findings.iter().filter(|finding| !finding.problem.is_of_shard());
         let mut last = None;
         for finding in of_samples {
@@ -498,22 +514,14 @@ impl<'a> Check<'a> {
             }
         }
         account.written = account.taken.saturating_sub(account.left_out_in_all());
-        if self.images.tagged() > 0 {
-            let count = self.images.tagged();
-            account
-                .notes
-                .push(format!("{count} images are turned upright when they are read, by their EXIF orientation"));
-        }
-        if self.images.transparent() > 0 {
-            let count = self.images.transparent();
-            account.notes.push(format!(
-                "{count} images have transparent pixels, which are laid on white when they are read; `background` of the \
-                 recipes chooses otherwise"
-            ));
+        let images = self.images.sentences(&DecodeOptions::default());
+        account.notes.extend(images.iter().map(|change| format!("whenever they are read: {change}")));
+        if self.images.tagged() + self.images.transparent() > 0 {
+            account.notes.push("data.orient and data.background of the recipes choose otherwise".to_owned());
         }
         account.notes.extend(self.captions().note());
         if self.without_checksum > 0 {
-            account.notes.push(format!("{} shards had no checksum to compare", self.without_checksum));
+            account.notes.push(format!("without a checksum to compare: {}", counted(self.without_checksum, "shard")));
         }
         account
     }
@@ -543,7 +551,8 @@ impl<'a> Check<'a> {
                 }
             }
             list.write(dir)?;
-            notes.push(format!("{} samples listed in {}", list.len(), dir.join(QUARANTINE_FILE).display()));
+            let (samples, file) = (counted(list.len(), "sample"), dir.join(QUARANTINE_FILE));
+            notes.push(format!("{samples} listed in {}, which training leaves out", file.display()));
         }
         Ok(notes)
     }
@@ -566,11 +575,16 @@ impl<'a> Check<'a> {
         table
     }
 
-    /// Fails if there is something corrupt that training would come upon.
-    fn verdict(&self, account: &Account) -> Result<()> {
+    /// What was found and is in no quarantine.
+    fn unlisted(&self) -> Result<Vec<&Finding>> {
         let lists = self.folders.iter().map(|folder| Ok(Quarantine::read(&folder.dir)?)).collect::<Result<Vec<_>>>()?;
         let listed = |finding: &&Finding| lists[finding.folder].contains(&finding.shard, &finding.key);
-        let corrupt = self.findings.iter().filter(|finding| finding.problem.is_corrupt() && !listed(finding));
+        Ok(self.findings.iter().filter(|finding| !listed(finding)).collect())
+    }
+
+    /// Fails if there is something corrupt that training would come upon.
+    fn verdict(&self, account: &Account) -> Result<()> {
+        let corrupt = self.unlisted()?.into_iter().filter(|finding| finding.problem.is_corrupt());
         let (shards, samples): (Vec<&Finding>, Vec<&Finding>) =
             corrupt.partition(|finding| finding.problem.is_of_shard());
         let advice = match (shards.len(), samples.len()) {
@@ -598,31 +612,71 @@ fn differs(record: &ShardRecord, shard: &TarShard) -> Option<String> {
     })
 }
 
+/// What a sample may have: a part of this name, or an image of any type. Types of images mix in one dataset, and readers
+/// take whichever is there: `png` here and `jpg` there are one part, and so are `mask.png` and `mask.jpg`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Had<'n> {
+    /// The image, by what is in front of its type: nothing, or `mask`.
+    Image(&'n str),
+    Part(&'n str),
+}
+
+impl<'n> Had<'n> {
+    fn of(name: &'n str) -> Self {
+        match kind_of(name) {
+            Part::Image => Had::Image(name.rsplit_once('.').map_or("", |(before, _)| before)),
+            _ => Had::Part(name),
+        }
+    }
+
+    /// All of a form, each once.
+    fn all(form: &'n Form) -> BTreeSet<Self> {
+        form.iter().map(|(name, _)| Had::of(name)).collect()
+    }
+
+    /// True if `count` of `samples` have it, and so many that those without are odd.
+    fn is_usual(self, count: usize, samples: usize) -> bool {
+        match self {
+            Had::Part(name) if kind_of(name) == Part::Caption => count * 10 > samples * CAPTIONED_TENTHS,
+            _ => count * 10 >= samples * MAJORITY_TENTHS,
+        }
+    }
+}
+
+impl fmt::Display for Had<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Had::Image("") => f.write_str("image"),
+            Had::Image(name) => write!(f, "image `{name}`"),
+            Had::Part(name) => write!(f, "`{name}`"),
+        }
+    }
+}
+
 /// Parts and shapes that most samples have.
-struct Usual {
-    /// Parts and arrays that nine in ten samples have.
-    parts: Vec<String>,
+struct Usual<'n> {
+    /// Parts and arrays that most samples have.
+    parts: Vec<Had<'n>>,
     /// Type and shape that nine in ten arrays of a name have.
     arrays: HashMap<String, ArrayForm>,
 }
 
-impl Usual {
-    fn of(forms: &HashMap<Form, u32>, count: &[usize], samples: usize) -> Self {
-        let mut parts: HashMap<&str, usize> = HashMap::new();
+impl<'n> Usual<'n> {
+    fn of(forms: &'n HashMap<Form, u32>, count: &[usize], samples: usize) -> Self {
+        let mut parts: BTreeMap<Had<'n>, usize> = BTreeMap::new();
         let mut arrays: HashMap<&str, HashMap<&ArrayForm, usize>> = HashMap::new();
         for (form, number) in forms {
             let count = count[*number as usize];
+            Had::all(form).into_iter().for_each(|had| *parts.entry(had).or_default() += count);
             for (name, array) in form {
-                *parts.entry(name).or_default() += count;
                 if let Some(array) = array {
                     *arrays.entry(name).or_default().entry(array).or_default() += count;
                 }
             }
         }
         let most = |count: usize, all: usize| count * 10 >= all * MAJORITY_TENTHS;
-        let mut usual: Vec<String> =
-            parts.into_iter().filter(|(_, count)| most(*count, samples)).map(|(name, _)| name.to_owned()).collect();
-        usual.sort();
+        let usual = parts.into_iter().filter(|(had, count)| had.is_usual(*count, samples)).map(|(had, _)| had);
+        let usual = usual.collect();
         let usual_array = |(name, counts): (&str, HashMap<&ArrayForm, usize>)| {
             let all: usize = counts.values().sum();
             let (form, _) = counts.into_iter().find(|(_, count)| most(*count, all))?;
@@ -632,10 +686,10 @@ impl Usual {
     }
 
     fn oddities(&self, form: &Form) -> Vec<(Problem, String)> {
-        let has = |name: &String| form.iter().any(|(known, _)| known == name);
-        let missing = self.parts.iter().filter(|name| !has(name));
+        let all = Had::all(form);
+        let missing = self.parts.iter().filter(|had| !all.contains(had));
         let mut odd: Vec<(Problem, String)> =
-            missing.map(|name| (Problem::MissingPart, format!("no `{name}`, which most samples have"))).collect();
+            missing.map(|had| (Problem::MissingPart, format!("no {had}, which most samples have"))).collect();
         for (name, array) in form {
             if let (Some(array), Some(usual)) = (array, self.arrays.get(name))
                 && array != usual
@@ -661,7 +715,7 @@ enum Part {
 
 fn kind_of(part: &str) -> Part {
     match part.rsplit('.').next().unwrap_or(part) {
-        "jpg" | "jpeg" | "png" | "webp" | "gif" | "bmp" => Part::Image,
+        image if IMAGE_EXTENSIONS.contains(&image) => Part::Image,
         "txt" | "text" | "caption" => Part::Caption,
         "json" => Part::Json,
         "npy" => Part::Array,

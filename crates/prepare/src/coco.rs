@@ -497,6 +497,7 @@ fn resize_all(
             }
         }
     }
+    control.report("coco", ids.len(), ids.len());
     account.seconds = started.elapsed().as_secs_f64();
     Ok(account)
 }

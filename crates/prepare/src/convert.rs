@@ -11,6 +11,7 @@ use std::sync::Arc;
 use calotype_data::files::{read_json, write_json};
 use calotype_data::mds::encoding::RawKind;
 use calotype_data::mds::{Encoding, KEY_COLUMN, MdsColumn, MdsDataset, MdsSchema};
+use calotype_data::source::metadata::is_metadata;
 use calotype_data::source::{self, CaptionChoice, SourceKind};
 use calotype_data::{Control, Sample, SampleRef, Source, SourceOptions};
 use rayon::prelude::*;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::captions::CaptionCount;
 use crate::output::{Form, Job, Layout, Made, OutputArgs, divide, open_ledger};
+use crate::paths::lies_in;
 use crate::slices::SliceArgs;
 use crate::{Account, Error, Result};
 
@@ -103,6 +105,16 @@ pub enum Captions {
     Random,
 }
 
+impl Captions {
+    /// The choice with its seed.
+    pub(crate) fn choice(self, seed: u64) -> CaptionChoice {
+        match self {
+            Captions::First => CaptionChoice::First,
+            Captions::Random => CaptionChoice::Random { seed },
+        }
+    }
+}
+
 /// Treatment of samples that lack a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -178,6 +190,22 @@ impl Input {
 }
 
 impl ConvertArgs {
+    /// Refuses to write into the folder that is read: the next start would find another dataset there.
+    fn check_folders(&self) -> Result<()> {
+        let input = Path::new(&self.input);
+        let folder = if is_metadata(input) { input.parent().unwrap_or(input) } else { input };
+        // A metadata table may be given by its name alone.
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        match folder.is_dir() && lies_in(&self.out, folder) {
+            true => Err(Error::Usage(format!(
+                "folder {} lies in the input {}; choose one beside it",
+                self.out.display(),
+                folder.display()
+            ))),
+            false => Ok(()),
+        }
+    }
+
     fn source_options(&self) -> Result<SourceOptions> {
         let kind = match &self.from {
             Some(name) => Some(
@@ -192,10 +220,7 @@ impl ConvertArgs {
             caption_column: self.caption_column.clone(),
             key_column: self.key_column.clone(),
             quarantine: !self.with_quarantined,
-            captions: match self.captions {
-                Captions::First => CaptionChoice::First,
-                Captions::Random => CaptionChoice::Random { seed: self.caption_seed },
-            },
+            captions: self.captions.choice(self.caption_seed),
             skip_bad: self.skip_bad,
             ..SourceOptions::default()
         };
@@ -249,16 +274,17 @@ pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
 
 fn convert(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
     args.output.check()?;
+    args.check_folders()?;
     let input = Input::open(args)?;
     let settings = settings(args, &input);
     let ledger = open_ledger(STAGE, &args.out, &settings)?;
     let mut conversion = Conversion::new(args, &input);
-    let plan_file = ledger.join(PLAN);
-    let plan = match read_json::<Plan>(&plan_file)? {
+    let plan = match read_json::<Plan>(&ledger.join(PLAN))? {
         Some(plan) => plan,
         None => {
             let plan = conversion.plan(control)?;
-            write_json(&plan_file, &plan)?;
+            std::fs::create_dir_all(&ledger).map_err(Error::io("create folder", &ledger))?;
+            write_json(&ledger.join(PLAN), &plan)?;
             plan
         }
     };
@@ -278,7 +304,6 @@ fn convert(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
     };
     let mut account = job.run(&args.slices, control)?;
     account.notes.extend(plan.notes);
-    account.notes.extend(input.source.notes());
     let left_out = input.source.left_out();
     account.notes.extend(left_out.iter().map(|(reason, count)| format!("not taken from the input: {count} {reason}")));
     Ok(account)
@@ -344,8 +369,9 @@ impl<'a> Conversion<'a> {
         let mut notes = Vec::new();
         if !renamed.is_empty() {
             let first = renamed.iter().next().map_or("", |(_, key)| key);
+            let were = if renamed.len() == 1 { "key was" } else { "keys were" };
             notes.push(format!(
-                "{} keys were changed, {doubles} of them because they came twice: the first is now `{first}`",
+                "{} {were} changed, {doubles} of them because they came twice: the first is now `{first}`",
                 renamed.len()
             ));
         }
@@ -360,6 +386,8 @@ impl<'a> Conversion<'a> {
         };
         self.in_order(control, &size, &mut |_, size| sizes.push(size))?;
         let starts = divide(&form, sizes);
+        // All was read: what is known of it from reading is complete.
+        notes.extend(self.input.source.notes());
         Ok(Plan { starts, renamed: std::mem::take(&mut self.renamed), parts, notes })
     }
 
@@ -377,6 +405,7 @@ impl<'a> Conversion<'a> {
             let found: Vec<T> = chunk.into_par_iter().map(each).collect::<calotype_data::Result<_>>()?;
             found.into_iter().enumerate().for_each(|(place, found)| then(first + place, found));
         }
+        control.report("convert: first look", all, all);
         Ok(())
     }
 

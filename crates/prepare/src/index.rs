@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::plan::{Plan, Selection};
-use crate::tars::{FoundTar, find_tars, marker, named, short_hash};
+use crate::tars::{FoundTar, find_tars, marker, named, refuse_other_kinds, short_hash};
+use crate::words::counted;
 use crate::{Account, Error, Result};
 
 /// File of the facts about the shards, by which unchanged ones are told.
@@ -115,6 +116,9 @@ pub fn run(args: &IndexArgs, control: &mut Control<'_>) -> Result<Account> {
     }
     let started = Instant::now();
     refuse_unfinished(&args.dir)?;
+    if find_tars(std::slice::from_ref(&args.dir))?.is_empty() {
+        refuse_other_kinds(&args.dir, "index")?;
+    }
     let mut account = Account::new("index");
     let meta = finish_merge(&args.dir)?;
     let meta = match meta {
@@ -132,9 +136,9 @@ pub fn run(args: &IndexArgs, control: &mut Control<'_>) -> Result<Account> {
     account.written = index.samples as u64;
     account.bytes = index.shards.iter().map(|shard| shard.bytes).sum();
     account.notes.push(format!(
-        "{} samples in {} shards, {} of them read, the others unchanged",
-        index.samples,
-        index.shards.len(),
+        "{} in {}, {} of them read, the others unchanged",
+        counted(index.samples, "sample"),
+        counted(index.shards.len(), "shard"),
         folder.shards.iter().filter(|shard| shard.read).count()
     ));
     if args.wdinfo {
@@ -231,6 +235,7 @@ impl<'a> Folder<'a> {
                 }
             }
         }
+        control.report("index", work.len(), work.len());
         if !damaged.is_empty() {
             return Err(IndexError::Damaged { count: damaged.len(), named: named(&damaged) }.into());
         }

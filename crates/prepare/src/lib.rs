@@ -22,12 +22,14 @@ pub mod filter;
 pub mod index;
 mod names;
 pub mod output;
+mod paths;
 pub mod pixels;
 mod plan;
 pub mod reorganize;
 pub mod slices;
 pub mod synth;
 mod tars;
+mod words;
 
 pub use account::Account;
 pub use command::DataStage;

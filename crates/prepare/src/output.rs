@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::slices::{LEDGER, SliceArgs, run_slices};
+use crate::words::counted;
 use crate::{Account, Error, Result};
 
 /// Layouts of datasets.
@@ -303,7 +304,8 @@ pub(crate) struct Job<'a> {
     pub make: &'a (dyn Fn(usize) -> calotype_data::Result<Made> + Sync),
 }
 
-/// Makes sure that `out` holds nothing else than what `settings` say, and returns the folder of the accounts.
+/// Makes sure that `out` holds nothing else than what `settings` say, and returns the folder of the accounts. It is not
+/// made yet, so that a stage that fails before it knows what to write leaves nothing in the way.
 ///
 /// # Errors
 /// [`calotype_data::Error::FolderInUse`] for another dataset, [`Error::Usage`] for one of the same stage that was begun with
@@ -328,7 +330,6 @@ pub(crate) fn open_ledger(stage: &'static str, out: &Path, settings: &Value) -> 
             }
         }
     }
-    fs::create_dir_all(&ledger).map_err(Error::io("create folder", &ledger))?;
     Ok(ledger)
 }
 
@@ -339,6 +340,7 @@ impl Job<'_> {
     /// Those of making samples and of writing; [`calotype_data::Error::Interrupted`].
     pub(crate) fn run(&self, slices: &SliceArgs, control: &mut Control<'_>) -> Result<Account> {
         let shards = self.starts.len();
+        fs::create_dir_all(self.ledger).map_err(Error::io("create folder", self.ledger))?;
         let mut account = run_slices(slices, self.stage, self.out, self.settings, control, |slice, control| {
             let mut account = Account::new(self.stage);
             let range = slice.range(shards);
@@ -349,6 +351,7 @@ impl Job<'_> {
                 let done: Result<Vec<Done>> = group.into_par_iter().map(|number| self.shard(number)).collect();
                 done?.iter().for_each(|done| add_shard(&mut account, done));
             }
+            control.report(self.stage, self.start(range.end), self.total);
             Ok(account)
         })?;
         account.notes.push(self.finish()?);
@@ -391,7 +394,7 @@ impl Job<'_> {
                     let missing = (number..self.starts.len()).filter(|n| !self.account_file(*n).exists()).count();
                     let all = self.starts.len();
                     return Ok(format!(
-                        "{missing} of {all} shards are left to other slices; the last one writes the index"
+                        "{missing} of {all} shards left to other slices; the last one writes the index"
                     ));
                 }
             }
@@ -401,7 +404,7 @@ impl Job<'_> {
             return Err(calotype_data::Error::EmptyDataset { path: self.out.to_path_buf() }.into());
         }
         self.write_index(entries)?;
-        Ok(format!("{out}: {shards} shards, all there"))
+        Ok(format!("{out}: {}, all there", counted(shards, "shard")))
     }
 
     fn write_index(&self, entries: Vec<Entry>) -> Result<()> {

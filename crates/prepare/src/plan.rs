@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use crate::reorganize::{ReorganizeArgs, ReorganizeError};
 use crate::tars::{FoundTar, OpenTar, OpenTars, find_tars, named, short_hash};
+use crate::words::counted;
 use crate::{Account, Result};
 
 /// The samples that are taken, and their treatment.
@@ -166,6 +167,7 @@ impl<'a> Plan<'a> {
             let scanned = numbers.into_par_iter().map(|number| plan.scan(number)).collect::<Result<Vec<_>>>()?;
             scanned.into_iter().for_each(|scanned| plan.add(scanned, &mut keys));
         }
+        control.report("reorganize: reading headers", total, total);
         match skip_corrupt {
             true => Ok(plan),
             false => plan.refuse_damage(),
@@ -256,7 +258,8 @@ impl<'a> Plan<'a> {
         account.taken = account.left_out_in_all();
         let scattered: usize = self.scattered[inputs.clone()].iter().sum();
         if scattered > 0 {
-            account.notes.push(format!("{scattered} samples, whose members did not lie together, were put together"));
+            let samples = counted(scattered, "sample");
+            account.notes.push(format!("{samples}, whose members did not lie together, put together"));
         }
         account.notes.extend(self.damage[inputs].iter().flatten().map(|damage| format!("damaged: {damage}")));
         account
@@ -286,6 +289,7 @@ impl<'a> Plan<'a> {
                 bytes += length;
             }
         }
+        control.report("reorganize", samples as usize, samples as usize);
         Ok((samples, bytes))
     }
 

@@ -15,9 +15,11 @@ use calotype_data::files::{read_json, write_bytes, write_json};
 use calotype_data::{Control, Slice};
 use serde::{Deserialize, Serialize};
 
+use crate::paths::lies_in;
 use crate::plan::{Plan, Quarantines, Selection};
 use crate::slices::{SliceArgs, run_slices};
-use crate::tars::{FoundTar, find_tars, marker};
+use crate::tars::{FoundTar, find_tars, marker, refuse_other_kinds};
+use crate::words::counted;
 use crate::{Account, Error, Result};
 
 /// Settings of the stage.
@@ -176,7 +178,8 @@ fn flat_slice(plan: &Plan<'_>, args: &ReorganizeArgs, slice: Slice, control: &mu
     account.taken += samples;
     account.written += samples;
     account.bytes += bytes;
-    account.notes.push(format!("{samples} samples in {} shards in {}", shards.len(), args.out.display()));
+    let [samples, shards] = [counted(samples, "sample"), counted(shards.len(), "shard")];
+    account.notes.push(format!("{samples} in {shards} in {}", args.out.display()));
     Ok(account)
 }
 
@@ -206,9 +209,7 @@ fn nemo_folder(
 
 /// The shards to read.
 fn inputs(args: &ReorganizeArgs) -> Result<Vec<FoundTar>> {
-    let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("resolve", path));
-    let out = absolute(&args.out)?;
-    if let Some(input) = args.inputs.iter().find(|input| absolute(input).is_ok_and(|input| out.starts_with(input))) {
+    if let Some(input) = args.inputs.iter().find(|input| lies_in(&args.out, input)) {
         return Err(ReorganizeError::OutInside { out: args.out.clone(), input: input.clone() }.into());
     }
     let mut found = find_tars(&args.inputs)?;
@@ -216,6 +217,7 @@ fn inputs(args: &ReorganizeArgs) -> Result<Vec<FoundTar>> {
         found.retain(FoundTar::is_marked);
     }
     if found.is_empty() {
+        args.inputs.iter().try_for_each(|input| refuse_other_kinds(input, "reorganize"))?;
         let what = if args.merge { "*.tar with a mark *.tar.INCOMPLETE" } else { "*.tar" };
         let paths = args.inputs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
         return Err(ReorganizeError::NoShards { what, paths }.into());
@@ -251,14 +253,15 @@ fn settings(args: &ReorganizeArgs, inputs: &[FoundTar], selection: &Selection, s
     })
 }
 
-/// Makes the output folder, and sees to it that shards in it are of the same plan: only then are they kept.
+/// Makes the output folder, and sees to it that shards in it are of the same plan: only then are they kept. A plan without
+/// shards is one that failed.
 fn begin(out: &Path, settings: &Settings) -> Result<()> {
     let folder = out.join(".slices");
     fs::create_dir_all(&folder).map_err(Error::io("create folder", &folder))?;
     let path = folder.join("reorganize-plan.json");
     match read_json::<Settings>(&path)? {
         Some(known) if known == *settings => Ok(()),
-        None if find_tars(&[out.to_path_buf()])?.is_empty() => Ok(write_json(&path, settings)?),
+        _ if find_tars(&[out.to_path_buf()])?.is_empty() => Ok(write_json(&path, settings)?),
         _ => Err(ReorganizeError::OtherPlan { path: out.to_path_buf() }.into()),
     }
 }

@@ -6,7 +6,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use calotype_data::webdataset::{TarShard, is_shard_name};
+use calotype_data::source::{self, SourceKind};
+use calotype_data::webdataset::{TarShard, is_shard_name, refuse_packed};
 use walkdir::WalkDir;
 
 use crate::{Error, Result};
@@ -81,6 +82,26 @@ pub fn find_tars(paths: &[PathBuf]) -> Result<Vec<FoundTar>> {
         found[first..].sort();
     }
     Ok(found)
+}
+
+/// Refuses datasets of other kinds, for a stage that reads tar shards and found none; the way to shards is told. What is
+/// of no kind is left to the stage.
+///
+/// # Errors
+/// [`Error::Usage`] for images, parquet files and MDS shards, [`Error::Data`] for tars in a compression that is not read.
+pub fn refuse_other_kinds(path: &Path, stage: &str) -> Result<()> {
+    let kind = path.to_str().and_then(|spec| source::detect(spec).ok().flatten());
+    let holds = match kind {
+        Some(SourceKind::Imagefolder) => "images",
+        Some(SourceKind::Parquet) => "parquet files",
+        Some(SourceKind::Mds) => "MDS shards",
+        None if path.is_dir() => return Ok(refuse_packed(path)?),
+        Some(SourceKind::Webdataset) | None => return Ok(()),
+    };
+    let path = path.display();
+    Err(Error::Usage(format!(
+        "{path} holds {holds}, and `data {stage}` reads tar shards; `calotype data convert {path} OUT` makes them"
+    )))
 }
 
 fn walk_error(folder: &Path, error: walkdir::Error) -> Error {

@@ -36,7 +36,7 @@ fn has_begun(out: &Path, stage: &str) -> bool {
 /// Compares what a folder was begun with, stage by stage as far as they have begun, and writes what it goes on with.
 ///
 /// # Errors
-/// [`QuickstartError::Other`] naming the preset, or the first key that differs.
+/// [`QuickstartError::Other`] naming the preset, or the first key that differs; [`QuickstartError::Taken`].
 pub(crate) fn claim(out: &Path, preset: &str, stages: &Stages) -> Result<(), QuickstartError> {
     let path = out.join(BEGUN);
     let preset = short_name(preset).to_owned();
@@ -44,7 +44,10 @@ pub(crate) fn claim(out: &Path, preset: &str, stages: &Stages) -> Result<(), Qui
     let recipes = kept.map(|(stage, text)| (stage.to_owned(), text.to_owned())).collect();
     let now = Begun { preset, recipes };
     let write = || write_json(&path, &now).map_err(QuickstartError::io(&path));
-    let Some(begun) = read_json::<Begun>(&path).map_err(QuickstartError::io(&path))? else { return write() };
+    let Some(begun) = read_json::<Begun>(&path).map_err(QuickstartError::io(&path))? else {
+        refuse_others(out)?;
+        return write();
+    };
     let other = |what: String| Err(QuickstartError::Other { folder: out.to_owned(), what });
     if begun.preset != now.preset && now.recipes.keys().any(|stage| has_begun(out, stage)) {
         return other(format!(
@@ -53,10 +56,33 @@ pub(crate) fn claim(out: &Path, preset: &str, stages: &Stages) -> Result<(), Qui
         ));
     }
     for (stage, text) in now.recipes.iter().filter(|(stage, _)| has_begun(out, stage)) {
-        let difference = begun.recipes.get(stage).and_then(|begun| first_difference(begun, text));
+        let difference = begun.recipes.get(stage).and_then(|begun| first_difference(begun, text, out));
         if let Some(difference) = difference {
-            return other(format!("with other settings ({stage}: {difference})"));
+            return other(format!("with other settings ({stage}: {difference}): give the former ones to go on"));
         }
     }
     write()
+}
+
+/// Refuses a folder that no quickstart has begun and that holds something: a training run, images. Hidden files, such as the lock
+/// and what file managers and file systems leave, are nothing.
+///
+/// # Errors
+/// [`QuickstartError::Taken`] naming some of what is there.
+fn refuse_others(out: &Path) -> Result<(), QuickstartError> {
+    const SHOWN: usize = 3;
+    let entries = std::fs::read_dir(out).map_err(QuickstartError::io(out))?;
+    let mut names = entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<std::io::Result<Vec<String>>>()
+        .map_err(QuickstartError::io(out))?;
+    names.retain(|name| !name.starts_with('.') && name != "lost+found");
+    if names.is_empty() {
+        return Ok(());
+    }
+    names.sort_unstable();
+    let what = if names.iter().any(|name| name == RECIPE) { "a training run" } else { "something else" };
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    names.truncate(SHOWN);
+    Err(QuickstartError::Taken { folder: out.to_owned(), what: format!("{what} ({}{more})", names.join(", ")) })
 }

@@ -4,6 +4,7 @@ use calotype_pipeline::PipelineError;
 use calotype_pipeline::encoders::EncoderError;
 use calotype_train::device::DeviceError;
 use calotype_train::stages::StageError;
+use calotype_train::tasks::TaskError;
 use calotype_train::trainer::TrainError;
 use calotype_train::{CheckpointError, RecipeError};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ pub enum QuickstartError {
         /// The stage.
         stage: &'static str,
         /// What is wrong.
-        source: RecipeError,
+        source: Box<TaskError>,
     },
     /// An override that belongs to no stage.
     #[error("override `{text}` must begin with a stage ({stages}) and a dot")]
@@ -36,6 +37,14 @@ pub enum QuickstartError {
         /// The folder.
         folder: PathBuf,
         /// Which one, and what to do.
+        what: String,
+    },
+    /// The folder holds something that is no quickstart.
+    #[error("{} holds {what}, no quickstart: choose an empty or new folder with --out", folder.display())]
+    Taken {
+        /// The folder.
+        folder: PathBuf,
+        /// What it holds.
         what: String,
     },
     /// The device is not to be had.
@@ -89,9 +98,14 @@ impl QuickstartError {
     /// Whether the command or a recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Recipe(error) | Self::StageRecipe { source: error, .. } => error.is_usage(),
+            Self::Recipe(error) => error.is_usage(),
+            Self::StageRecipe { source, .. } => source.is_usage(),
             Self::Stage(error) => error.is_usage(),
-            Self::Device(_) | Self::Other { .. } | Self::OverrideStage { .. } | Self::Setting { .. } => true,
+            Self::Device(_)
+            | Self::Other { .. }
+            | Self::Taken { .. }
+            | Self::OverrideStage { .. }
+            | Self::Setting { .. } => true,
             Self::Pipeline(error) => error.is_usage(),
             _ => false,
         }

@@ -17,11 +17,12 @@ use calotype_pipeline::Pipeline;
 use calotype_train::checkpoint::prepare_folder;
 use calotype_train::config::TrainingRecipe;
 use calotype_train::precache::PrecacheRecipe;
-use calotype_train::stages::{self, MODEL, RESULT, Recipe, StageContext, StageEnd, StageError};
+use calotype_train::stages::{self, MODEL, RESULT, StageContext, StageEnd, StageError};
 use calotype_train::task::Task;
 use calotype_train::tasks::autoencoder::{AutoencoderRecipe, AutoencoderTask};
 use calotype_train::tasks::clip::{ClipRecipe, ClipTask};
 use calotype_train::tasks::diffusion::{DiffusionRecipe, DiffusionTask};
+use calotype_train::tasks::{self, TrainingRun, TypedRun};
 use calotype_train::trainer::{CHECKPOINTS, TrainingSummary, checkpoint_bytes};
 use calotype_train::{Progress, RecipeLoader, Resolved, StopFlag};
 use serde::de::DeserializeOwned;
@@ -51,13 +52,13 @@ pub struct Stages {
     /// The images.
     pub dataset: Resolved<EmojiRecipe>,
     /// CLIP training.
-    pub clip: Resolved<ClipRecipe>,
+    pub clip: TypedRun<ClipRecipe>,
     /// Autoencoder training.
-    pub autoencoder: Resolved<AutoencoderRecipe>,
+    pub autoencoder: TypedRun<AutoencoderRecipe>,
     /// Encoding once.
     pub precache: Resolved<PrecacheRecipe>,
     /// Diffusion training.
-    pub diffusion: Resolved<DiffusionRecipe>,
+    pub diffusion: TypedRun<DiffusionRecipe>,
     /// Drawing and judging.
     pub evaluation: Resolved<EvaluationRecipe>,
 }
@@ -83,14 +84,14 @@ impl Stages {
         let seed = |key: &str| options.seed.map(|seed| format!("{key}={seed}")).into_iter().collect::<Vec<_>>();
         Ok(Self {
             dataset: load(recipes, &preset.dataset, "dataset", Vec::new(), options)?,
-            clip: load(
+            clip: load_task::<ClipTask>(
                 recipes,
                 &preset.clip,
                 "clip",
                 [seed("run.seed"), vec![set("data.path", &train)]].concat(),
                 options,
             )?,
-            autoencoder: load(
+            autoencoder: load_task::<AutoencoderTask>(
                 recipes,
                 &preset.autoencoder,
                 "autoencoder",
@@ -109,7 +110,7 @@ impl Stages {
                 ],
                 options,
             )?,
-            diffusion: load(
+            diffusion: load_task::<DiffusionTask>(
                 recipes,
                 &preset.diffusion,
                 "diffusion",
@@ -124,10 +125,10 @@ impl Stages {
     pub fn texts(&self) -> [(&'static str, &str); 6] {
         [
             ("dataset", &self.dataset.text),
-            ("clip", &self.clip.text),
-            ("autoencoder", &self.autoencoder.text),
+            ("clip", self.clip.run.text()),
+            ("autoencoder", self.autoencoder.run.text()),
             ("precache", &self.precache.text),
-            ("diffusion", &self.diffusion.text),
+            ("diffusion", self.diffusion.run.text()),
             ("evaluation", &self.evaluation.text),
         ]
     }
@@ -136,9 +137,9 @@ impl Stages {
 impl Stages {
     /// Checks all recipes: what the last stage would refuse must not be found out behind the first ones.
     fn check(&self) -> Result<(), QuickstartError> {
-        stages::check_recipe::<ClipTask>(&self.clip.value)?;
-        stages::check_recipe::<AutoencoderTask>(&self.autoencoder.value)?;
-        stages::check_recipe::<DiffusionTask>(&self.diffusion.value)?;
+        self.clip.run.check_recipe()?;
+        self.autoencoder.run.check_recipe()?;
+        self.diffusion.run.check_recipe()?;
         self.precache.value.validate().map_err(StageError::from)?;
         self.evaluated().map(drop)
     }
@@ -199,12 +200,29 @@ fn load<T: DeserializeOwned + Serialize>(
     recipes: &RecipeLoader,
     name: &str,
     stage: &'static str,
-    mut overrides: Vec<String>,
+    overrides: Vec<String>,
     options: &Options<'_>,
 ) -> Result<Resolved<T>, QuickstartError> {
+    let loaded = recipes.load(name, &with_own(overrides, stage, options));
+    loaded.map_err(|source| QuickstartError::StageRecipe { stage, source: Box::new(source.into()) })
+}
+
+fn load_task<T: Task>(
+    recipes: &RecipeLoader,
+    name: &str,
+    stage: &'static str,
+    overrides: Vec<String>,
+    options: &Options<'_>,
+) -> Result<TypedRun<T::Recipe>, QuickstartError> {
+    let loaded = tasks::load_as::<T>(recipes, name, &with_own(overrides, stage, options));
+    loaded.map_err(|source| QuickstartError::StageRecipe { stage, source: Box::new(source) })
+}
+
+/// A stage's overrides, with those of the command line that are for it.
+fn with_own(mut overrides: Vec<String>, stage: &str, options: &Options<'_>) -> Vec<String> {
     let prefix = format!("{stage}.");
     overrides.extend(options.overrides.iter().filter_map(|text| text.strip_prefix(&prefix)).map(str::to_owned));
-    recipes.load(name, &overrides).map_err(|source| QuickstartError::StageRecipe { stage, source })
+    overrides
 }
 
 /// Two figures side by side.
@@ -287,10 +305,10 @@ pub fn run(recipes: &RecipeLoader, options: &Options<'_>, stop: &StopFlag) -> Re
     let clock = read_json(&path).map_err(QuickstartError::io(&path))?.unwrap_or_default();
     let mut runner = Runner { options, stages: &stages, device, stop, clock };
     runner.timed("dataset", Runner::dataset)?;
-    let clip = runner.train::<ClipTask>(stages.clip.as_recipe())?;
-    let autoencoder = runner.train::<AutoencoderTask>(stages.autoencoder.as_recipe())?;
+    let clip = runner.train(&stages.clip.run)?;
+    let autoencoder = runner.train(&stages.autoencoder.run)?;
     runner.timed("precache", Runner::precache)?;
-    let diffusion = runner.train::<DiffusionTask>(stages.diffusion.as_recipe())?;
+    let diffusion = runner.train(&stages.diffusion.run)?;
     runner.publish()?;
     let chosen = stages.evaluated()?;
     runner.timed("generate", |runner| runner.generate(&chosen))?;
@@ -320,12 +338,12 @@ impl Runner<'_> {
         result
     }
 
-    fn train<T: Task>(&self, recipe: Recipe<'_, T::Recipe>) -> Result<TrainingSummary, QuickstartError> {
-        let folder = self.out(T::KIND);
+    fn train(&self, run: &TrainingRun) -> Result<TrainingSummary, QuickstartError> {
+        let folder = self.out(run.kind());
         std::fs::create_dir_all(&folder).map_err(QuickstartError::io(&folder))?;
-        match stages::train::<T>(recipe, &StageContext::new(&folder, &self.device, self.stop))? {
+        match run.train(&StageContext::new(&folder, &self.device, self.stop))? {
             StageEnd::Done(summary) => Ok(summary),
-            StageEnd::Interrupted { samples } => Err(QuickstartError::Interrupted { stage: T::KIND, samples }),
+            StageEnd::Interrupted { samples } => Err(QuickstartError::Interrupted { stage: run.kind(), samples }),
         }
     }
 

@@ -148,6 +148,15 @@ impl CaptionReader {
     }
 }
 
+/// What is to be said of captions that were cut to a number of tokens; none if none was.
+pub(crate) fn cut_captions(count: u64, tokens: usize) -> Option<String> {
+    match count {
+        0 => None,
+        1 => Some(format!("1 caption was longer than {tokens} tokens and was cut")),
+        _ => Some(format!("{count} captions were longer than {tokens} tokens and were cut")),
+    }
+}
+
 /// A name as words: `golden_retriever-02` is `golden retriever 02`.
 fn words(name: &str) -> String {
     name.split(['_', '-', ' ']).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")

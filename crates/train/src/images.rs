@@ -27,7 +27,10 @@ pub fn image_bytes<'a>(sample: &SampleRef<'a>, parts: &[String]) -> Result<&'a [
 #[derive(Clone, Debug)]
 pub struct Images {
     parts: Vec<String>,
-    pipeline: ImageTransform,
+    /// Counts the images that [`Images::notices`] tells of; all clones together.
+    counting: ImageTransform,
+    /// The same for all others.
+    quiet: ImageTransform,
     seed: u64,
 }
 
@@ -46,7 +49,7 @@ impl Images {
             decode: data.decode(),
             ..Transform::default()
         };
-        Ok(Self { parts: data.images.clone(), pipeline: transform.build()?, seed })
+        Ok(Self { parts: data.images.clone(), counting: transform.clone().build()?, quiet: transform.build()?, seed })
     }
 
     /// The image of the sample at a position, `[side, side, 3]` in `-1..1`.
@@ -54,17 +57,29 @@ impl Images {
     /// # Errors
     /// Names the sample where the image is missing or unreadable.
     pub fn read(&self, position: u64, sample: &SampleRef<'_>) -> Result<Vec<f32>, Error> {
+        self.read_with(&self.quiet, position, sample)
+    }
+
+    /// [`Images::read`], for [`Images::notices`] if `counted`.
+    ///
+    /// # Errors
+    /// Those of [`Images::read`].
+    pub fn read_counting(&self, counted: bool, position: u64, sample: &SampleRef<'_>) -> Result<Vec<f32>, Error> {
+        self.read_with(if counted { &self.counting } else { &self.quiet }, position, sample)
+    }
+
+    fn read_with(&self, pipeline: &ImageTransform, position: u64, sample: &SampleRef<'_>) -> Result<Vec<f32>, Error> {
         let mut values = Vec::new();
         let bytes = image_bytes(sample, &self.parts)?;
-        self.pipeline.append(sample.key(), bytes, self.seed, position, &mut values)?;
+        pipeline.append(sample.key(), bytes, self.seed, position, &mut values)?;
         Ok(values)
     }
 }
 
 impl Images {
-    /// What was changed besides, in images read so far, in sentences.
+    /// What was changed besides, in images that were read to be counted, in sentences.
     pub fn notices(&self) -> Vec<String> {
-        self.pipeline.notes()
+        self.counting.notes()
     }
 }
 
@@ -130,7 +145,9 @@ mod tests {
             let bytes = std::fs::read(golden.join(name)).unwrap();
             let sample = Sample::new("a").with("png", bytes.clone());
             let images = Images::new(&toml::from_str(recipe).unwrap(), 16, 0).unwrap();
-            (images.read(0, &SampleRef::from(&sample)).unwrap(), images.notices().join("; "), bytes)
+            let pixels = images.read_counting(true, 0, &SampleRef::from(&sample)).unwrap();
+            assert_eq!(images.read(0, &SampleRef::from(&sample)).unwrap(), pixels);
+            (pixels, images.notices().join("; "), bytes)
         };
         for (name, recipe, note) in [
             ("orientation_6.jpg", "path = 'x'", "1 image turned upright"),

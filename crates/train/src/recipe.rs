@@ -44,7 +44,7 @@ impl fmt::Display for Origin {
 #[non_exhaustive]
 pub enum RecipeError {
     /// Neither a file nor a known recipe.
-    #[error("there is no recipe `{name}`{}{}", asked_by(asked_by_file), suggest_names(nearest))]
+    #[error("{}{}{}", no_recipe(name), asked_by(asked_by_file), suggest_names(nearest))]
     UnknownRecipe {
         /// The name or path asked for.
         name: String,
@@ -92,7 +92,7 @@ pub enum RecipeError {
         reason: &'static str,
     },
     /// A key that the recipe's type does not have.
-    #[error("{origin}: unknown key `{key}`; {}", suggest_key(nearest.as_deref(), known))]
+    #[error("{origin}: unknown key `{key}`; {}", suggest_key(nearest.as_deref(), note, known))]
     UnknownKey {
         /// The full dotted key.
         key: String,
@@ -100,6 +100,8 @@ pub enum RecipeError {
         origin: Origin,
         /// The full dotted key that was probably meant.
         nearest: Option<String>,
+        /// What else to know about that key; empty for most.
+        note: &'static str,
         /// The keys known at that place.
         known: Vec<String>,
     },
@@ -110,6 +112,16 @@ pub enum RecipeError {
         key: String,
         /// The recipe that was asked for.
         file: String,
+    },
+    /// An override sets a key of a table that the recipe does not have, and the table needs another key.
+    #[error("override `{text}`: the recipe has no `{table}`, and one needs the key `{key}`; pass `{key}=value`, too")]
+    MissingBeside {
+        /// The full dotted key that is missing.
+        key: String,
+        /// The table that it is missing in.
+        table: String,
+        /// The override.
+        text: String,
     },
     /// A value of the wrong type, or outside what the type accepts.
     #[error("{origin}: key `{key}`: {message}")]
@@ -150,16 +162,24 @@ fn asked_by(file: &str) -> String {
     if file.is_empty() { String::new() } else { format!(" (the `base` of {file})") }
 }
 
-fn suggest_names(nearest: &[String]) -> String {
-    if nearest.is_empty() {
-        return "; pass a path ending in .toml or the name of a published recipe".to_owned();
+fn no_recipe(name: &str) -> String {
+    match name.ends_with(".toml") {
+        true => format!("there is no file `{name}`, and no recipe of that name"),
+        false => format!("there is no recipe `{name}`"),
     }
-    format!("; did you mean {}?", nearest.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or "))
 }
 
-fn suggest_key(nearest: Option<&str>, known: &[String]) -> String {
+fn suggest_names(nearest: &[String]) -> String {
+    if nearest.is_empty() {
+        return "; pass a path ending in .toml, or one of the names that `calotype recipes` lists".to_owned();
+    }
+    let names = nearest.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
+    format!("; did you mean {names}? `calotype recipes` lists all")
+}
+
+fn suggest_key(nearest: Option<&str>, note: &str, known: &[String]) -> String {
     match nearest {
-        Some(nearest) => format!("did you mean `{nearest}`?"),
+        Some(nearest) => format!("did you mean `{nearest}`?{note}"),
         None if known.is_empty() => "no keys are allowed there: remove it".to_owned(),
         None => format!("the keys known there are {}", known.join(", ")),
     }
@@ -430,12 +450,17 @@ fn list_folder(folder: &Path, prefix: &str, names: &mut Vec<String>) {
     }
 }
 
-/// Up to three names most similar to `name`, as a whole or in their last part.
+/// Up to three names most similar to `name`: with a folder of that name, alike as a whole, or in their last part.
 fn nearest_names(name: &str, known: &[String]) -> Vec<String> {
     const ALIKE: f64 = 0.5;
+    let name = name.trim_matches('/');
+    let inside = |candidate: &str| format!("/{candidate}").contains(&format!("/{name}/"));
     let last = |full: &str| full.rsplit('/').next().unwrap_or_default().to_owned();
     let score = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(name, candidate);
+        if !name.is_empty() && inside(candidate) {
+            return (1.0, whole);
+        }
         (whole.max(strsim::normalized_damerau_levenshtein(&last(name), &last(candidate))), whole)
     };
     let mut scored: Vec<_> = known.iter().map(|candidate| (score(candidate), candidate)).collect();
@@ -537,6 +562,16 @@ const NAMED: [(&str, &str, &[&str]); 3] = [
     ("optimizer.schedule", "constant", &["warmup"]),
 ];
 
+/// The table that says how the learning rate goes through a run.
+const SCHEDULE: &str = "optimizer.schedule";
+
+/// Keys of the tables that say one length in different units: another unit takes the place of the former one.
+const UNITS: [&str; 2] = ["samples", "steps"];
+
+fn is_length(table: &Table) -> bool {
+    table.len() == 1 && table.keys().all(|key| UNITS.contains(&key.as_str()))
+}
+
 /// The value at a dotted key.
 fn at<'t>(table: &'t Table, key: &str) -> Option<&'t Value> {
     let mut parts = key.split('.');
@@ -557,6 +592,28 @@ fn remove(table: &mut Table, key: &str) {
 }
 
 impl Merged {
+    /// Turns the earlier keys `decay` and `warmup_samples` into a schedule, where a new place sets keys of a schedule without
+    /// naming one: they are meant for the schedule that the recipe has, however it is written there.
+    fn renew_schedule(&mut self, new: &Table) {
+        let nameless = at(new, SCHEDULE).and_then(Value::as_table).is_some_and(|keys| !keys.contains_key("name"));
+        let optimizer = self.table.get_mut("optimizer").and_then(Value::as_table_mut);
+        let Some(optimizer) = optimizer.filter(|keys| nameless && !keys.contains_key("schedule")) else { return };
+        let earlier = [("decay", "name"), ("warmup_samples", "warmup")];
+        let mut schedule: Table =
+            earlier.into_iter().filter_map(|(old, new)| Some((new.to_owned(), optimizer.remove(old)?))).collect();
+        if schedule.is_empty() {
+            return;
+        }
+        schedule.entry("name").or_insert_with(|| "constant".into());
+        optimizer.insert("schedule".to_owned(), Value::Table(schedule));
+        for (old, new) in earlier {
+            if let Some(origin) = self.origins.remove(&format!("optimizer.{old}")) {
+                self.origins.insert(SCHEDULE.to_owned(), origin.clone());
+                self.origins.insert(format!("{SCHEDULE}.{new}"), origin);
+            }
+        }
+    }
+
     /// Takes back what earlier places set and a new one says in another way.
     fn take_back(&mut self, new: &Table) {
         let mut gone: Vec<String> = Vec::new();
@@ -582,6 +639,7 @@ impl Merged {
     }
 
     fn apply(&mut self, table: Table, origins: BTreeMap<String, Origin>, source: String) {
+        self.renew_schedule(&table);
         self.take_back(&table);
         merge_tables(&mut self.table, table, "", &mut self.origins);
         self.origins.extend(origins);
@@ -654,7 +712,9 @@ fn merge_tables(target: &mut Table, source: Table, prefix: &str, origins: &mut B
     for (key, value) in source {
         let path = join(prefix, &key);
         match (target.get_mut(&key), value) {
-            (Some(Value::Table(old)), Value::Table(new)) => merge_tables(old, new, &path, origins),
+            (Some(Value::Table(old)), Value::Table(new)) if !(is_length(old) && is_length(&new)) => {
+                merge_tables(old, new, &path, origins);
+            }
             (_, value) => {
                 // What is replaced takes the origins of everything inside it along.
                 let inside = |known: &str| {
@@ -670,13 +730,19 @@ fn merge_tables(target: &mut Table, source: Table, prefix: &str, origins: &mut B
 }
 
 fn read_typed<T: DeserializeOwned + Serialize>(merged: &Merged, file: &str) -> Result<T, RecipeError> {
-    let value: T = serde_path_to_error::deserialize(Value::Table(merged.table.clone()))
-        .map_err(|error| explain(merged, file, &error))?;
-    // A second reading finds keys that a type without `deny_unknown_fields` would drop in silence.
+    // Keys that a type without `deny_unknown_fields` would drop in silence.
     let mut dropped = Vec::new();
-    let again: Result<T, _> =
-        serde_ignored::deserialize(Value::Table(merged.table.clone()), |path| dropped.push(dotted(&path.to_string())));
-    debug_assert!(again.is_ok());
+    let mut track = serde_path_to_error::Track::new();
+    let read = {
+        let tracked = serde_path_to_error::Deserializer::new(Value::Table(merged.table.clone()), &mut track);
+        let mut note = |path: serde_ignored::Path<'_>| dropped.push(dotted(&path.to_string()));
+        let noted = serde_ignored::Deserializer::new(tracked, &mut note);
+        // Behind a pointer, the layers are compiled once and not for each recipe's types.
+        T::deserialize(
+            &mut <dyn erased_serde::Deserializer<'_>>::erase(noted) as &mut dyn erased_serde::Deserializer<'_>
+        )
+    };
+    let value = read.map_err(|error| explain(merged, file, &track.path().to_string(), &error.to_string()))?;
     match dropped.first() {
         None => Ok(value),
         Some(key) => Err(dropped_key(merged, file, key, &value)),
@@ -709,22 +775,97 @@ fn dropped_key<T: Serialize>(merged: &Merged, file: &str, key: &str, value: &T) 
 /// Keys that have another name now.
 const RENAMED: [(&str, &str); 1] = [("pictures", "images")];
 
+/// Usual names of settings that stand elsewhere in recipes of training, with the key to set and what else to know.
+const ELSEWHERE: [(&[&str], &str, &str); 10] = [
+    (&["lr", "base_lr"], "optimizer.learning_rate", ""),
+    (&["warmup", "warmup_steps", "lr_warmup_steps"], "optimizer.schedule.warmup", " Such as {steps=500}."),
+    (&["lr_scheduler", "scheduler"], "optimizer.schedule.name", ""),
+    (
+        &["epochs", "num_epochs", "num_train_epochs"],
+        "run.samples",
+        " It counts samples: epochs times those of the dataset.",
+    ),
+    (&["steps", "max_steps", "max_train_steps"], "run.samples", " It counts samples: steps times run.batch_size."),
+    (&["mixed_precision", "dtype", "amp"], "run.precision", ""),
+    (&["train_batch_size"], "run.batch_size", ""),
+    (&["resolution", "image_size", "size"], "objective.resolution", ""),
+    (&["resolution", "size"], "model.vision.image_size", ""),
+    (&["flip", "hflip", "random_flip"], "data.augment.flip", " A probability, such as 0.5."),
+];
+
+/// The key elsewhere in the recipe that a usual name stands for, and what else to know of it. `objective` and `model` have other
+/// keys in each task, and only those that the recipe sets are named.
+fn elsewhere(table: &Table, name: &str) -> Option<(&'static str, &'static str)> {
+    let shared = |key: &str| {
+        let first = key.split('.').next().unwrap_or_default();
+        ["optimizer", "run", "data"].contains(&first) && table.get(first).is_some_and(Value::is_table)
+    };
+    let fits = |key: &str| (shared(key) && table.contains_key("kind")) || at(table, key).is_some();
+    ELSEWHERE.iter().find(|(names, key, _)| names.contains(&name) && fits(key)).map(|(_, key, note)| (*key, *note))
+}
+
+/// The dotted keys of a table and of those inside it.
+fn dotted_keys(table: &Table, prefix: &str) -> Vec<String> {
+    let keys = table.iter().flat_map(|(key, value)| {
+        let path = join(prefix, key);
+        let inside = value.as_table().map_or_else(Vec::new, |inner| dotted_keys(inner, &path));
+        std::iter::once(path).chain(inside)
+    });
+    keys.collect()
+}
+
+/// The key elsewhere in the recipe that is called alike.
+fn alike_elsewhere(table: &Table, unknown: &str, name: &str) -> Option<String> {
+    const ALIKE: f64 = 0.8;
+    let keys = dotted_keys(table, "").into_iter().filter(|key| {
+        let inside = key.strip_prefix(unknown).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        !inside
+    });
+    let score = |key: &str| strsim::normalized_damerau_levenshtein(name, key.rsplit('.').next().unwrap_or_default());
+    let scored = keys.map(|key| (score(&key), key)).filter(|(score, _)| *score >= ALIKE);
+    // Of those that are equally alike, the outermost.
+    let depth = |key: &str| key.matches('.').count();
+    scored.max_by(|(a, key_a), (b, key_b)| a.total_cmp(b).then(depth(key_b).cmp(&depth(key_a)))).map(|(_, key)| key)
+}
+
 fn unknown_key(merged: &Merged, file: &str, parent: &str, name: &str, known: Vec<String>) -> RecipeError {
     const ALIKE: f64 = 0.5;
+    let key = join(parent, name);
     let renamed = RENAMED.iter().find(|(old, new)| *old == name && known.iter().any(|key| key == new));
     let scored = known.iter().map(|key| (strsim::normalized_damerau_levenshtein(name, key), key.as_str()));
     let nearest = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
-    let nearest = renamed.map(|(_, new)| *new).or(nearest.map(|(_, near)| near));
-    let key = join(parent, name);
-    let origin = merged.origin(&key, file);
-    RecipeError::UnknownKey { origin, nearest: nearest.map(|near| join(parent, near)), key, known }
+    let here = renamed.map(|(_, new)| *new).or(nearest.map(|(_, near)| near)).map(|near| join(parent, near));
+    // Tables of tables have settings of their own that are called the same.
+    let usual = if parent.contains('.') { None } else { elsewhere(&merged.table, name) };
+    let (nearest, note) = match (usual, here) {
+        (Some((key, note)), None) => (Some(key.to_owned()), note),
+        (_, Some(here)) => (Some(here), ""),
+        (None, None) => (alike_elsewhere(&merged.table, &key, name), ""),
+    };
+    RecipeError::UnknownKey { origin: merged.origin(&key, file), nearest, note, key, known }
+}
+
+/// A key that is missing: in the recipe, or beside the override that is alone in setting keys of its table.
+fn missing_key(merged: &Merged, file: &str, path: &str, name: &str) -> RecipeError {
+    let key = join(path, name);
+    let inside = merged.origins.iter().filter(|(known, _)| known.starts_with(&format!("{path}.")));
+    let overrides: Option<Vec<&String>> = inside
+        .map(|(_, origin)| match origin {
+            Origin::Override(text) => Some(text),
+            Origin::File { .. } => None,
+        })
+        .collect();
+    match overrides.and_then(|texts| texts.first().copied()) {
+        Some(text) => RecipeError::MissingBeside { key, table: path.to_owned(), text: text.clone() },
+        None => RecipeError::MissingKey { key, file: file.to_owned() },
+    }
 }
 
 /// Turns serde's message and path into an error with the full key and where it was written.
-fn explain(merged: &Merged, file: &str, error: &serde_path_to_error::Error<toml::de::Error>) -> RecipeError {
-    let message = error.inner().message().trim().to_owned();
-    let path = error.path().to_string();
-    let path = if path == "." { "" } else { path.as_str() };
+fn explain(merged: &Merged, file: &str, path: &str, message: &str) -> RecipeError {
+    // The key that toml says below its message is the last part of the path.
+    let message = message.split("\nin `").next().unwrap_or_default().trim();
+    let path = if path == "." { "" } else { path };
     let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
     if message.starts_with("unknown field") {
         let name = quoted.next().unwrap_or_default();
@@ -734,10 +875,10 @@ fn explain(merged: &Merged, file: &str, error: &serde_path_to_error::Error<toml:
     }
     if message.starts_with("missing field") {
         let name = quoted.next().unwrap_or_default();
-        return RecipeError::MissingKey { key: join(path, &name), file: file.to_owned() };
+        return missing_key(merged, file, path, &name);
     }
     let origin = merged.origin(path, file);
-    let message = format!("{}{}", plain(&message), value_hint(&message, &origin));
+    let message = format!("{}{}", plain(message), value_hint(message, &origin));
     let key = if path.is_empty() { "(the whole recipe)".to_owned() } else { path.to_owned() };
     RecipeError::InvalidValue { key, origin, message }
 }
@@ -1036,6 +1177,74 @@ betas = [0.9, 0.999]
     }
 
     #[test]
+    fn keys_of_a_schedule_change_the_one_that_the_recipe_has() {
+        static LAYERS: &[(&str, &str)] = &[
+            ("earlier", "[optimizer]\ndecay = \"cosine\"\nwarmup_samples = 2000\n"),
+            ("warm", "[optimizer]\nwarmup_samples = 7\n"),
+            ("child", "base = \"earlier\"\n[optimizer.schedule]\nwarmup = 100\n"),
+            ("steps", "[optimizer.schedule]\nname = \"linear\"\nwarmup = { steps = 5 }\n"),
+            ("none", "[optimizer]\nlearning_rate = 1.0\n"),
+        ];
+        #[derive(Debug, Serialize, Deserialize)]
+        struct Whole {
+            optimizer: crate::optim::OptimizerSettings,
+        }
+        let load = |name: &str, overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+            RecipeLoader::new().embedded(LAYERS).load::<Whole>(name, &overrides)
+        };
+        for (name, overrides, schedule) in [
+            ("earlier", &["optimizer.schedule.warmup=100"][..], "{ name = 'cosine', warmup = 100 }"),
+            ("earlier", &["optimizer.schedule.warmup={steps=10}"], "{ name = 'cosine', warmup = { steps = 10 } }"),
+            ("earlier", &["optimizer.schedule.final=0.1"], "{ name = 'cosine', warmup = 2000, final = 0.1 }"),
+            ("earlier", &["optimizer.schedule.name=linear"], "{ name = 'linear' }"),
+            ("warm", &["optimizer.schedule.warmup=9"], "{ name = 'constant', warmup = 9 }"),
+            ("child", &[], "{ name = 'cosine', warmup = 100 }"),
+            ("child", &["optimizer.schedule.final=0.5"], "{ name = 'cosine', warmup = 100, final = 0.5 }"),
+            ("steps", &["optimizer.schedule.warmup={samples=3}"], "{ name = 'linear', warmup = 3 }"),
+        ] {
+            let found =
+                load(name, overrides).unwrap_or_else(|error| panic!("{name}: {error}")).value.optimizer.schedule;
+            let wanted: Whole = toml::from_str(&format!("[optimizer]\nschedule = {schedule}")).unwrap();
+            assert_eq!(found, wanted.optimizer.schedule, "{name} {overrides:?}");
+        }
+        let error = load("none", &["optimizer.schedule.warmup=9"]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("override `optimizer.schedule.warmup=9`: the recipe has no `optimizer.schedule`"),
+            "{error}"
+        );
+        assert!(error.ends_with("pass `optimizer.schedule.name=value`, too"), "{error}");
+        let error = load("earlier", &["optimizer.schedule.fina=0.1"]).unwrap_err().to_string();
+        assert!(error.contains("did you mean `optimizer.schedule.final`?"), "{error}");
+    }
+
+    #[test]
+    fn keys_at_a_wrong_place_are_told_the_right_one() {
+        static RECIPE: &[(&str, &str)] = &[(
+            "line",
+            "kind = \"autoencoder\"\n[data]\npath = \"x\"\n[model]\n[objective]\nresolution = 32\nreconstruction = \"l1\"\n\
+             kl_weight = 0.1\n[optimizer]\nlearning_rate = 1e-3\n[run]\nseed = 1\nsamples = 16\nbatch_size = 4\nlog_every = 4\n\
+             checkpoint_every = 8\n",
+        )];
+        for (wrong, right) in [
+            ("learning_rate=1e-4", "optimizer.learning_rate"),
+            ("lr=1e-4", "optimizer.learning_rate"),
+            ("optimizer.lr=1e-4", "optimizer.learning_rate"),
+            ("resolution=64", "objective.resolution"),
+            ("run.epochs=5", "run.samples"),
+            ("data.flip=0.5", "data.augment.flip"),
+            ("mixed_precision=bf16", "run.precision"),
+            ("batch_size=5", "run.batch_size"),
+            ("bach_size=5", "run.batch_size"),
+        ] {
+            let loader = RecipeLoader::new().embedded(RECIPE);
+            let load = loader.load::<crate::tasks::autoencoder::AutoencoderRecipe>("line", &[wrong.to_owned()]);
+            let error = load.unwrap_err().to_string();
+            assert!(error.contains(&format!("did you mean `{right}`?")), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
     fn a_recipe_says_what_it_is_for_and_passes_nothing_of_it_on() {
         static TOLD: &[(&str, &str)] = &[
             ("base", "x = 1\n[about]\npurpose = \"to try\"\ntime = \"1 min\"\n"),
@@ -1066,6 +1275,17 @@ betas = [0.9, 0.999]
         let error = fails("training/sd/chlid", &[]);
         assert!(
             error.starts_with("there is no recipe `training/sd/chlid`; did you mean `training/sd/child`"),
+            "{error}"
+        );
+        let error = fails("sd", &[]);
+        assert!(
+            error.contains("did you mean `training/sd/child`") && error.ends_with("`calotype recipes` lists all"),
+            "{error}"
+        );
+        assert!(fails("training/", &[]).contains("`training/base`"));
+        let error = fails("missing.toml", &[]);
+        assert!(
+            error.starts_with("there is no file `missing.toml`") && error.contains("`calotype recipes`"),
             "{error}"
         );
         let folder = tempfile::tempdir().unwrap();

@@ -106,8 +106,10 @@ pub enum StageError {
     #[error(transparent)]
     Setting(#[from] SettingError),
     /// A model's configuration is impossible.
+    ///
+    /// Not its source, which says the same once more.
     #[error("recipe key `model.{}`: {}", .0.field, .0.problem)]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
     /// The published layout cannot say what the recipe's model is.
     #[error("this model could not be written once it is trained: {0}; change the recipe's table [model]")]
     Unwritable(Box<StageError>),
@@ -151,6 +153,12 @@ pub enum StageError {
         /// The cause.
         source: std::io::Error,
     },
+}
+
+impl From<ConfigError> for StageError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
 }
 
 impl From<TrainError> for StageError {
@@ -235,6 +243,13 @@ pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>)
 pub fn check_recipe<T: Task>(recipe: &T::Recipe) -> Result<(), StageError> {
     check(recipe.kind() == T::KIND, "kind", || format!("is `{}`, not `{}`", recipe.kind(), T::KIND))?;
     recipe.check_shared()?;
+    check(T::PREVIEWS || recipe.hooks().preview.is_none(), "hooks.preview", || {
+        format!(
+            "a run of kind `{}` has nothing to show while it trains: leave this table out; [hooks.evaluate] logs the loss on \
+                 other samples",
+            T::KIND
+        )
+    })?;
     Ok(T::check(recipe)?)
 }
 
@@ -258,7 +273,6 @@ fn open_checked<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Resu
     check_writable(&task, context)?;
     let dataset = open_source(recipe.data(), Some(context.stop))?;
     check_samples(&task, recipe, dataset.as_ref())?;
-    task.forget_counts();
     hooks::open_all::<T>(recipe)?;
     if let Some(from) = context.from {
         trainer::check_from(context.folder, from, &recipe.config())?;
@@ -271,7 +285,7 @@ const TRIED: usize = 64;
 
 /// Decodes the first sample; where unreadable ones are skipped, the first that can be.
 fn check_samples<T: Task>(task: &T, recipe: &T::Recipe, dataset: &dyn Source) -> Result<(), StageError> {
-    let decode = task.decoder();
+    let decode = task.decoder(0..0);
     let tried = if recipe.data().on_error == CorruptSample::Skip { TRIED } else { 1 };
     let mut first = None;
     for number in 0..tried.min(dataset.len()) {
@@ -301,10 +315,14 @@ pub struct Readiness {
     pub parameters: usize,
     /// Optimizer steps of the run.
     pub steps: u64,
+    /// Samples of one of them.
+    pub batch_size: usize,
     /// Times that the run sees the dataset.
     pub epochs: f64,
     /// Largest size of the checkpoints on disk, in bytes.
     pub checkpoint_bytes: u64,
+    /// Settings that are possible, but seldom meant, a sentence each.
+    pub remarks: Vec<String>,
     /// What the run's folder holds already.
     pub folder: String,
 }
@@ -317,8 +335,11 @@ impl fmt::Display for Readiness {
         for (reason, count) in &self.left_out {
             writeln!(f, "left out     {count} samples: {reason}")?;
         }
-        writeln!(f, "network      {parameters} parameters, {steps} steps")?;
+        writeln!(f, "network      {parameters} parameters, {steps} steps of {} samples", self.batch_size)?;
         writeln!(f, "checkpoints  {bytes} on disk at most")?;
+        for remark in &self.remarks {
+            writeln!(f, "note         {remark}")?;
+        }
         write!(f, "folder       {}", self.folder)
     }
 }
@@ -341,8 +362,10 @@ pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> R
             return Err(TrainError::Extend { folder: context.folder.to_owned(), samples, wanted }.into());
         }
         Claim::Longer(samples) => format!("{folder} holds a run of {samples} samples, which would be extended"),
-        Claim::Same if done.is_some() => format!("{folder} holds this run, finished: a start would do nothing"),
-        Claim::Same => format!("{folder} holds this run: a start would go on with it"),
+        Claim::Same | Claim::Respelled if done.is_some() => {
+            format!("{folder} holds this run, finished: a start would do nothing")
+        }
+        Claim::Same | Claim::Respelled => format!("{folder} holds this run: a start would go on with it"),
         Claim::New => format!("{folder} is free: a start would begin a new run"),
     };
     let (task, dataset) = open_checked::<T>(recipe, context)?;
@@ -353,22 +376,29 @@ pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> R
     let config = recipe.config();
     let parameters = placeholder.num_params();
     let checkpoint_bytes = trainer::checkpoint_bytes(parameters, &config);
-    checkpoint::require_space(existing(context.folder), checkpoint_bytes).map_err(TrainError::from)?;
+    let place = existing(context.folder);
+    // A finished run is only read.
+    if done.is_none() {
+        checkpoint::require_access(place, context.folder).map_err(TrainError::from)?;
+        checkpoint::require_space(place, checkpoint_bytes).map_err(TrainError::from)?;
+    }
     let samples = (config.run.steps() * config.run.batch_size as u64) as f64;
     Ok(Readiness {
         dataset: dataset.len(),
         left_out: dataset.left_out(),
         parameters,
         steps: config.run.steps(),
+        batch_size: config.run.batch_size,
         epochs: samples / dataset.len().max(1) as f64,
         checkpoint_bytes,
+        remarks: trainer::remarks(&config, dataset.len()),
         folder,
     })
 }
 
-/// The folder, or the nearest one around it that is there.
+/// What lies at a folder's place, or else the nearest around it.
 fn existing(folder: &Path) -> &Path {
-    let around = folder.ancestors().find(|path| path.is_dir());
+    let around = folder.ancestors().find(|path| path.exists());
     around.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -401,7 +431,7 @@ fn done_earlier<R: TrainingRecipe>(
     let path = context.folder.join(RESULT);
     let result = durable::read_json(&path).map_err(StageError::io(&path))?;
     // With another recipe, the trainer refuses the folder and says what differs.
-    Ok(result.filter(|_| matches!(trainer::claim(context.folder, recipe), Ok(Claim::Same))))
+    Ok(result.filter(|_| matches!(trainer::claim(context.folder, recipe), Ok(Claim::Same | Claim::Respelled))))
 }
 
 /// What a precache stage did.

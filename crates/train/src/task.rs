@@ -17,6 +17,7 @@ use calotype_data::image::RgbImage;
 use calotype_data::{Batch, SampleRef};
 use calotype_models::state::values_of;
 use calotype_models::{ConfigError, Init};
+use std::ops::Range;
 use std::path::Path;
 
 /// Any error of a decoder, a loss or a hook.
@@ -145,8 +146,9 @@ pub trait Task: Sized + 'static {
         Vec::new()
     }
 
-    /// The function that background threads decode samples with.
-    fn decoder(&self) -> Decoder<Self::Item>;
+    /// The function that background threads decode samples with. What [`Task::notices`] tells is counted in samples at the
+    /// positions `counted`, so that each is counted once, however often a run sees it.
+    fn decoder(&self, counted: Range<u64>) -> Decoder<Self::Item>;
 
     /// The loss of a batch, or of this process's part of it. What it computes with is recorded in `step` under the
     /// argument names of the reference implementation.
@@ -177,13 +179,13 @@ pub trait Task: Sized + 'static {
         None
     }
 
-    /// Forgets what [`Task::notices`] would tell: the samples so far were only looked at.
-    fn forget_counts(&self) {}
-
-    /// What the user should read at the end: counts of things that were cut or left out.
+    /// What the user should read at the end: counts of samples in which something was cut or changed.
     fn notices(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// Whether there is a [`Task::preview`]; without one, recipes with `[hooks.preview]` are refused.
+    const PREVIEWS: bool = false;
 
     /// Images that show what the model can do so far, with names, for `[hooks.preview]`. The model has its averaged
     /// weights, without autodiff.

@@ -137,6 +137,10 @@ impl File<'_> {
     fn embeddings(&self, own: Option<&str>) -> Result<Vec<Embedding>, EmbeddingError> {
         let keys: Vec<String> = self.source.entries().into_iter().map(|tensor| tensor.name).collect();
         let bundled = keys.iter().any(|key| key.starts_with(BUNDLE));
+        // A factor of a small rank has the shape of vectors.
+        if let Some(key) = keys.iter().find(|key| !bundled && lora::is_adapter_key(key)) {
+            return Err(self.no_embedding(key, "is an adapter's"));
+        }
         let mut words: BTreeMap<String, Embedding> = BTreeMap::new();
         // Beside bundled embeddings lies an adapter.
         for key in keys.iter().filter(|key| !bundled || key.starts_with(BUNDLE)) {
@@ -270,8 +274,9 @@ mod tests {
     fn malformed_and_foreign_files_are_named() {
         let many = [("a", &[1, 2][..]), ("b", &[1, 2])];
         type Tensors<'a> = &'a [(&'a str, &'a [usize])];
-        let cases: [(Tensors<'_>, Option<&str>, &str); 8] = [
+        let cases: [(Tensors<'_>, Option<&str>, &str); 9] = [
             (&[], None, "no tensors"),
+            (&[("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", &[4, 8])], None, "this is an adapter"),
             (&[("x", &[])], None, "`x` has shape []"),
             (&[("x", &[2, 3, 4])], None, "`x` has shape [2, 3, 4]"),
             (&[("x", &[0, 4])], None, "1 to 75 vectors"),

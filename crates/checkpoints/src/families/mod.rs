@@ -75,6 +75,21 @@ impl Family {
         Self::ALL.iter().copied().find(|family| (family.facts().recognise)(seen))
     }
 
+    /// What of the weights cannot be this family's, in words; none where nothing speaks against it. What the weights do not show
+    /// (`sd2-v`, `mlperf-sd2`) speaks for nothing.
+    pub(crate) fn contradiction(self, seen: &Form<'_>) -> Option<String> {
+        match (&self.facts().unet, seen.unet) {
+            (Some(form), Some(unet)) => form.contradiction(self, unet, seen),
+            (None, Some(_)) => Some(format!("there is a UNet, and {self} has none")),
+            // Encoders and autoencoders of all families are found alone, too.
+            (Some(_), None) => None,
+            (None, None) => (Self::of(seen) != Some(self)).then(|| {
+                let held = seen.components.iter().map(|component| component.name()).collect::<Vec<_>>().join(" and ");
+                format!("there is only {held}")
+            }),
+        }
+    }
+
     /// The family, once it is known what the UNet predicts.
     pub(crate) fn refined(self, prediction: Prediction) -> Self {
         let table = self.facts().by_prediction;
@@ -111,11 +126,70 @@ impl Form<'_> {
     }
 }
 
+/// What the weights of a family's UNets have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UnetForm {
+    /// Input channels.
+    channels: u64,
+    /// Whether the transformers' projections are linear layers.
+    linear: bool,
+    /// The numbers beside the text.
+    numbers: Numbers,
+}
+
+/// Numbers that a UNet takes beside the text, as its weights and its fellows show them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Numbers {
+    None,
+    /// Of SDXL.
+    Sizes,
+    /// Of SDXL's refiner.
+    Scores,
+}
+
+impl UnetForm {
+    /// What of a UNet is not of this form, in words.
+    fn contradiction(self, family: Family, unet: &Value, seen: &Form<'_>) -> Option<String> {
+        let (channels, linear) = (unet["in_channels"].as_u64().unwrap_or(4), unet["use_linear_projection"] == true);
+        let scored = sdxl::shows_scores(seen);
+        match self.numbers {
+            Numbers::None if sdxl::takes_sizes(seen) => {
+                Some(format!("the UNet takes sizes beside the text, as SDXL's, and that of {family} does not"))
+            }
+            Numbers::Sizes | Numbers::Scores if !sdxl::takes_sizes(seen) => {
+                Some(format!("the UNet takes no sizes beside the text, and that of {family} does"))
+            }
+            Numbers::Sizes if scored == Some(true) => {
+                Some("it is SDXL's refiner, with the second text encoder alone".into())
+            }
+            Numbers::Scores if scored == Some(false) => {
+                Some("it is no refiner: it has the first text encoder, or six numbers".into())
+            }
+            _ if self.channels != channels => {
+                Some(format!("the UNet has {channels} input channels, and that of {family} has {}", self.channels))
+            }
+            Numbers::None if self.linear != linear => {
+                let kind = |linear| {
+                    if linear { "linear layers (Stable Diffusion 2)" } else { "convolutions (Stable Diffusion 1)" }
+                };
+                Some(format!(
+                    "the UNet's transformers project by {}, and those of {family} by {}",
+                    kind(linear),
+                    kind(self.linear)
+                ))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Facts that hold for all published models of a family.
 #[derive(Debug)]
 pub struct Facts {
     /// True if networks have the family's form.
     pub(crate) recognise: fn(&Form<'_>) -> bool,
+    /// What the weights of its UNets show; none for families without one.
+    pub(crate) unet: Option<UnetForm>,
     /// The pipeline's class in `model_index.json`.
     pub pipeline: &'static str,
     /// Fields of `model_index.json` that are no components.
@@ -241,6 +315,7 @@ impl Facts {
 /// The facts of a row of the table that says nothing else.
 const PLAIN: Facts = Facts {
     recognise: |_| false,
+    unet: None,
     pipeline: "StableDiffusionPipeline",
     index: no_safety_checker,
     text_encoders: &[sd1::TEXT],
@@ -271,6 +346,7 @@ fn no_safety_checker() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn every_familys_facts_fit_together() {
@@ -286,10 +362,54 @@ mod tests {
             for text in facts.text_encoders {
                 assert_eq!(facts.text(text.component).tokenizer, text.tokenizer);
             }
-            for field in ["clip_sample", "steps_offset", "skip_prk_steps", "set_alpha_to_one", "timestep_spacing"] {
+            for field in ["clip_sample", "steps_offset", "skip_prk_steps", "set_alpha_to_one"] {
                 assert!(!scheduler[field].is_null(), "{family}: the table leaves out {field}");
             }
             assert!((facts.index)().is_object() && facts.size.is_multiple_of(64), "{family}");
         }
+    }
+
+    /// Each published form against each family: those that share one, and no others, may be named for it.
+    #[test]
+    fn a_family_that_the_weights_contradict_is_told_apart() {
+        use Component::{Classifier, Clip, TextEncoder, TextEncoder2, Vae};
+        let unet = |channels: u64, linear: bool| json!({ "in_channels": channels, "use_linear_projection": linear });
+        let xl = |channels: u64, added: u64| {
+            let mut unet = unet(channels, true);
+            unet["addition_embed_type"] = "text_time".into();
+            unet["projection_class_embeddings_input_dim"] = added.into();
+            Some(unet)
+        };
+        let base = [TextEncoder, TextEncoder2];
+        let cases: [(Option<Value>, &[Component], &str); 14] = [
+            (Some(unet(4, false)), &[TextEncoder], "sd1"),
+            (Some(unet(9, false)), &[TextEncoder], "sd1-inpainting"),
+            (Some(unet(8, false)), &[TextEncoder], "instruct-pix2pix"),
+            (Some(unet(4, true)), &[TextEncoder], "sd2 sd2-base sd2-v mlperf-sd2"),
+            (Some(unet(9, true)), &[TextEncoder], "sd2-inpainting"),
+            (xl(4, 2816), &base, "sdxl-base"),
+            (xl(4, 2816), &[TextEncoder2], "sdxl-base"),
+            (xl(4, 112), &[], "sdxl-base sdxl-refiner"),
+            (xl(4, 2560), &[TextEncoder2], "sdxl-refiner"),
+            (xl(9, 2816), &base, "sdxl-inpainting"),
+            (xl(8, 2816), &base, "sdxl-instruct-pix2pix"),
+            (None, &[Classifier], "vit"),
+            (None, &[Vae], "vae"),
+            (None, &[Clip], "clip"),
+        ];
+        for (unet, components, may) in cases {
+            let seen = Form { unet: unet.as_ref(), components };
+            let fits = |family: &&Family| unet.is_some() || family.facts().unet.is_none();
+            for family in Family::ALL.iter().filter(fits) {
+                let told = family.contradiction(&seen);
+                assert_eq!(
+                    told.is_none(),
+                    may.split(' ').any(|name| name == family.name()),
+                    "{may}: {family}: {told:?}"
+                );
+            }
+        }
+        let alone = Form { unet: None, components: &[TextEncoder] };
+        assert_eq!(Family::Sd2V.contradiction(&alone), None);
     }
 }

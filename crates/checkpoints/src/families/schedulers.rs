@@ -2,8 +2,9 @@
 //! which single files are drawn and folders are written.
 //!
 //! Fields of other schedulers than the one that is named count too: they hold once another sampler is chosen, as diffusers'
-//! `from_config` takes them over. Values are those of the repositories' files, with the defaults of the class where they are
-//! older than a field (`prediction_type`, `timestep_spacing`).
+//! `from_config` takes them over. A field that the repositories leave out is left out here, too, if its default is not the same in
+//! all schedulers: `timestep_spacing` stands in the files of SDXL alone, and with those of Stable Diffusion 1 and 2 each sampler
+//! has its own. `prediction_type`, which is older than some files, is written out.
 
 use crate::kinds::Prediction;
 use serde_json::{Value, json};
@@ -21,7 +22,6 @@ fn stable_diffusion(class: &str, prediction: Prediction) -> Value {
         "set_alpha_to_one": false,
         "skip_prk_steps": true,
         "steps_offset": 1,
-        "timestep_spacing": "leading",
         "trained_betas": null,
     })
 }
@@ -46,6 +46,7 @@ pub(super) fn euler() -> Value {
     let mut config = stable_diffusion("EulerDiscreteScheduler", Prediction::Epsilon);
     config["interpolation_type"] = "linear".into();
     config["sample_max_value"] = 1.0.into();
+    config["timestep_spacing"] = "leading".into();
     config["use_karras_sigmas"] = false.into();
     config
 }

@@ -1,12 +1,13 @@
 //! Stable Diffusion 1 (CompVis and Runway, 2022) and what was trained from it.
 
-use super::{Corrections, Facts, PLAIN, TextFacts, TextKeys, schedulers};
+use super::{Corrections, Facts, Numbers, PLAIN, TextFacts, TextKeys, UnetForm, schedulers};
 use crate::kinds::{Component, Prediction};
 use calotype_models::TextStates;
 use calotype_models::tokenizer::TokenizerOptions;
 
 pub(super) const BASE: Facts = Facts {
     recognise: |seen| seen.is_unet(4, false),
+    unet: Some(FORM),
     prediction: Some(Prediction::Epsilon),
     modelspec: Some("stable-diffusion-v1"),
     ..PLAIN
@@ -14,6 +15,7 @@ pub(super) const BASE: Facts = Facts {
 
 pub(super) const INPAINTING: Facts = Facts {
     recognise: |seen| seen.is_unet(9, false),
+    unet: Some(UnetForm { channels: 9, ..FORM }),
     pipeline: "StableDiffusionInpaintPipeline",
     scheduler: schedulers::ddim,
     corrections: Corrections::INPAINTING,
@@ -23,11 +25,14 @@ pub(super) const INPAINTING: Facts = Facts {
 
 pub(super) const INSTRUCT: Facts = Facts {
     recognise: |seen| seen.is_unet(8, false),
+    unet: Some(UnetForm { channels: 8, ..FORM }),
     pipeline: "StableDiffusionInstructPix2PixPipeline",
     corrections: Corrections::NONE,
     modelspec: None,
     ..BASE
 };
+
+const FORM: UnetForm = UnetForm { channels: 4, linear: false, numbers: Numbers::None };
 
 /// OpenAI's CLIP ViT-L/14.
 pub(super) const TEXT: TextFacts = TextFacts {

@@ -1,6 +1,6 @@
 //! Stable Diffusion 2.0 and 2.1 (Stability AI, 2022), and the variant that MLPerf Training 3.1 to 5.0 trains.
 
-use super::{Corrections, Facts, Family, Form, PLAIN, TextFacts, TextKeys, schedulers};
+use super::{Corrections, Facts, Family, Form, Numbers, PLAIN, TextFacts, TextKeys, UnetForm, schedulers};
 use crate::kinds::{Component, Prediction};
 use calotype_models::TextStates;
 use calotype_models::tokenizer::TokenizerOptions;
@@ -11,6 +11,7 @@ const BY_PREDICTION: &[(Prediction, Family)] = &[(Prediction::Epsilon, Family::S
 
 pub(super) const UNKNOWN: Facts = Facts {
     recognise: |seen| seen.is_unet(4, true) && !is_mlperf(seen),
+    unet: Some(FORM),
     text_encoders: &[TEXT],
     by_prediction: BY_PREDICTION,
     doubt: Some(
@@ -36,6 +37,7 @@ pub(super) const V: Facts = Facts {
 
 pub(super) const INPAINTING: Facts = Facts {
     recognise: |seen| seen.is_unet(9, true),
+    unet: Some(UnetForm { channels: 9, ..FORM }),
     pipeline: "StableDiffusionInpaintPipeline",
     corrections: Corrections::INPAINTING,
     prediction: Some(Prediction::Epsilon),
@@ -54,6 +56,8 @@ pub(super) const MLPERF: Facts = Facts {
     doubt: None,
     ..UNKNOWN
 };
+
+const FORM: UnetForm = UnetForm { channels: 4, linear: true, numbers: Numbers::None };
 
 /// OpenCLIP ViT-H/14 without its last block in diffusers' layout.
 const TEXT: TextFacts = TextFacts {

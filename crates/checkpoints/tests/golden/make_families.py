@@ -3,8 +3,8 @@
     pip install torch==2.15.0 diffusers==0.42.1 scipy
     python make_families.py
 
-CONFIGS are `scheduler/scheduler_config.json` of the original repositories, with the defaults of fields that are younger than
-they are. A run is a family, a scheduler's class (made by `from_config`, as users of diffusers change samplers), a number of
+CONFIGS are `scheduler/scheduler_config.json` of the original repositories, with `prediction_type` written out where a file is
+older than it. What else they leave out has another default in each class: `timestep_spacing` stands in those of SDXL alone. A run is a family, a scheduler's class (made by `from_config`, as users of diffusers change samplers), a number of
 steps, the last latent of the closed-form denoiser, and [end, start]: the calls where `denoising_end` and `denoising_start` of
 0.8 end and begin (none where diffusers would leave nothing to do).
 """
@@ -32,7 +32,6 @@ SHARED = dict(
     set_alpha_to_one=False,
     skip_prk_steps=True,
     steps_offset=1,
-    timestep_spacing="leading",
     trained_betas=None,
 )
 PNDM = dict(SHARED, _class_name="PNDMScheduler")
@@ -43,6 +42,7 @@ EULER = dict(
     _class_name="EulerDiscreteScheduler",
     interpolation_type="linear",
     sample_max_value=1.0,
+    timestep_spacing="leading",
     use_karras_sigmas=False,
 )
 CONFIGS = {

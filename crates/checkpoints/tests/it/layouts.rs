@@ -7,11 +7,11 @@
 use calotype_checkpoints::map::KeyMap;
 use calotype_checkpoints::{
     Checkpoint, Component, ComponentSource, ConvertOptions, Family, Layout, LayoutError, OpenOptions, Prediction,
-    Report, Target, TensorSpec, component_keys, convert, inspect, tables,
+    Report, Target, TensorSpec, component_keys, convert, inspect, loading, tables,
 };
 use calotype_weights::{Dtype, NamedTensor, TensorFile, TensorSource, write_safetensors};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -886,6 +886,97 @@ fn the_absence_of_any_tensor_is_noticed() {
     }
 }
 
+/// The same of whole modules: a level without attention is another model only where both ways through it have none.
+#[test]
+fn the_absence_of_a_whole_module_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["sd1", "sdxl-base"] {
+        let whole = Checkpoint::open(foreign_single_file(name, folder.path(), |_| {})).unwrap();
+        let file = TensorFile::open(whole.path()).unwrap();
+        let sides = ["diffusion_model.input_blocks.", "diffusion_model.output_blocks.", "encoder.down.", "decoder.up."];
+        let modules: BTreeSet<String> = file
+            .names()
+            .filter_map(|key| {
+                let side = sides.into_iter().find(|side| key.contains(side))?;
+                let (before, rest) = key.split_at(key.find(side)? + side.len());
+                let (block, rest) = rest.split_once('.')?;
+                Some([format!("{before}{block}."), format!("{before}{block}.{}.", rest.split('.').next()?)])
+            })
+            .flatten()
+            .collect();
+        assert!(modules.len() > 20, "{modules:?}");
+        let mut unnoticed = Vec::new();
+        for module in &modules {
+            let cut =
+                |tensors: &mut Vec<NamedTensor<'static>>| tensors.retain(|t| !t.name.starts_with(module.as_str()));
+            let sound = Checkpoint::open(foreign_single_file(name, folder.path(), cut)).is_ok_and(|checkpoint| {
+                whole.components().iter().all(|&part| loading::whole(&checkpoint, part).is_ok())
+            });
+            unnoticed.extend(sound.then_some(module));
+        }
+        assert!(unnoticed.is_empty(), "{name}: {unnoticed:?}");
+    }
+    // The tensors are named, by any spelling of their keys.
+    let level = |tensor: &NamedTensor<'_>| tensor.name.starts_with("model.diffusion_model.input_blocks.1.1.");
+    let path = foreign_single_file("sd1", folder.path(), |tensors| tensors.retain(|tensor| !level(tensor)));
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let missing = checkpoint.component(Component::Unet).unwrap().missing;
+    assert!(missing.iter().all(|key| key.starts_with("down_blocks.0.attentions.0.")), "{missing:?}");
+    let unet = lay_out("sd1", folder.path()).join("unet/diffusion_pytorch_model.safetensors");
+    let tensors: Vec<_> = TensorFile::open(&unet).unwrap().tensors().map(|t| t.to_named().into_owned()).collect();
+    let kept: Vec<_> = tensors.into_iter().filter(|t| !t.name.starts_with("down_blocks.0.attentions.0.")).collect();
+    let alone = folder.path().join("unet.safetensors");
+    write(&alone, &kept, &[]);
+    let checkpoint = Checkpoint::open(alone).unwrap();
+    assert_eq!(checkpoint.component(Component::Unet).unwrap().missing, missing);
+}
+
+/// A UNet with tensors that its structure has no place for is another one than it seems.
+#[test]
+fn a_unet_with_strangers_is_not_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let strange = "model.diffusion_model.input_blocks.1.2.weight";
+    let path = foreign_single_file("sd1", folder.path(), |tensors| {
+        tensors.push(formula_tensor(strange, &[1]));
+        tensors.push(formula_tensor("control_model.input_blocks.0.0.weight", &[1]));
+    });
+    let checkpoint = Checkpoint::open(path).unwrap();
+    assert_eq!(checkpoint.unused().len(), 2);
+    let Err(error) = loading::whole(&checkpoint, Component::Unet) else { panic!("it was loaded") };
+    assert!(error.to_string().contains("1 of its tensors") && error.to_string().contains(strange), "{error}");
+    loading::whole(&checkpoint, Component::Vae).unwrap();
+}
+
+/// The family is given where the weights do not show it; what they show is not to be had otherwise.
+#[test]
+fn a_family_that_the_weights_contradict_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = foreign_single_file("sd1", folder.path(), |_| {});
+    let pipeline = lay_out("sd1", folder.path());
+    let open = |path: &Path, family| {
+        let options = OpenOptions { family: Some(family), ..OpenOptions::default() };
+        Checkpoint::open_with(path, &options)
+    };
+    for path in [&file, &pipeline] {
+        assert_eq!(open(path, Family::Sd1).unwrap().family(), Some(Family::Sd1));
+        for (family, told) in [
+            (Family::SdxlBase, "takes no sizes"),
+            (Family::SdxlRefiner, "takes no sizes"),
+            (Family::Sd2V, "project by"),
+            (Family::Sd1Inpainting, "4 input channels, and that of sd1-inpainting has 9"),
+            (Family::Vae, "there is a UNet"),
+        ] {
+            let error = open(path, family).unwrap_err();
+            let text = error.to_string();
+            assert!(error.is_usage() && text.contains(told) && text.contains("those of sd1"), "{text}");
+        }
+    }
+    let xl = foreign_single_file("sdxl-base", folder.path(), |_| {});
+    for family in [Family::Sd1, Family::SdxlRefiner, Family::SdxlInpainting] {
+        assert!(open(&xl, family).unwrap_err().to_string().contains("those of sdxl-base"), "{family}");
+    }
+}
+
 #[test]
 fn eight_bit_weights_are_multiplied_by_their_scales() {
     let folder = tempfile::tempdir().unwrap();
@@ -966,7 +1057,7 @@ fn an_autoencoder_is_taken_of_another_file() {
         tensors.retain(|tensor| !tensor.name.starts_with("first_stage_model."));
     });
     let error = Checkpoint::open(&without).unwrap().component(Component::Vae).unwrap_err().to_string();
-    assert!(error.contains("holds no vae") && error.contains("--vae"), "{error}");
+    assert!(error.contains("holds no vae"), "{error}");
     let with = |path: &Path, vae: &Path| {
         let options = OpenOptions { vae: Some(vae.into()), ..OpenOptions::default() };
         Checkpoint::open_with(path, &options)

@@ -60,6 +60,17 @@ pub(crate) struct JsonArgs {
     pub(crate) json: bool,
 }
 
+/// The seed of random numbers.
+///
+/// # Errors
+/// What is taken, in words.
+pub(crate) fn seed(text: &str) -> Result<u64, String> {
+    let random = if text.trim() == "-1" { "; none is drawn at random: another number makes another image" } else { "" };
+    text.trim()
+        .parse()
+        .map_err(|_| format!("it takes a whole number from 0 to 18446744073709551615, such as 7{random}"))
+}
+
 /// A parser of an enumeration's names, which help texts, errors and completions list.
 pub(crate) fn named<T>() -> impl TypedValueParser<Value = T>
 where

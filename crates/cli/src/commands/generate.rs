@@ -1,29 +1,33 @@
 //! `generate`: images from a checkpoint of Stable Diffusion, each with its settings inside.
 
-use crate::args::{DeviceArgs, JsonArgs, PrecisionArgs, heading, named};
+use crate::args::{DeviceArgs, JsonArgs, PrecisionArgs, heading, named, seed};
 use crate::checkpoint::{OpenArgs, open};
+use crate::commands::drawing::Writer;
 use crate::commands::{Usage, print};
 use anyhow::{Context, Result, anyhow};
 use burn::tensor::Device;
 use calotype_checkpoints::{Checkpoint, EmbeddingFile, Family, OpenOptions};
+use calotype_core::StopFlag;
 use calotype_core::numbers::{count, finite, share};
-use calotype_core::{Progress, StopFlag};
+use calotype_core::system::{format_bytes, memory};
 use calotype_diffusion::{SamplerConfig, SamplerKind};
 use calotype_ops::Precision;
-use calotype_pipeline::images::{write_next_png, write_png};
+use calotype_pipeline::prompt_syntax::unread::unread;
 use calotype_pipeline::{
-    AdapterFile, CutPrompt, DrawnImage, GenerationRecord, LoadOptions, NoiseKind, Observer, Pipeline, PromptSyntax,
-    Recorded, RecordedRefiner, RecordedRequest, Refiner, SamplerChoice, Step, load_adapters,
+    AdapterFile, GenerationRecord, LoadOptions, NoiseKind, Pipeline, PromptSyntax, Recorded, RecordedInputs,
+    RecordedRefiner, RecordedRequest, Refiner, Request, SamplerChoice, Settings, Timings, load_adapters,
 };
 use calotype_prepare::pixels::PixelArgs;
 use clap::Args;
-use std::path::{Path, PathBuf};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// Prompts; each is drawn --count times.
-    #[arg(value_name = "PROMPT")]
+    #[arg(value_name = "PROMPT", value_parser = prompt)]
     pub(crate) prompts: Vec<String>,
     /// A checkpoint of Stable Diffusion 1, 2 or XL, in any layout, or the folder of a quickstart or a training run.
     #[arg(long, value_name = "PATH", help_heading = heading::MODEL)]
@@ -69,7 +73,7 @@ struct PromptArgs {
     #[arg(long = "prompts", value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// Negative prompt: what the images should not show.
-    #[arg(long, value_name = "PROMPT")]
+    #[arg(long, value_name = "PROMPT", value_parser = prompt)]
     negative: Option<String>,
     /// Layers at the end of the text encoder to leave out.
     #[arg(long, value_name = "N")]
@@ -100,12 +104,15 @@ struct ImageArgs {
     /// Decode in tiles: less memory for large images.
     #[arg(long)]
     tiled: bool,
+    /// Go on even if an estimate says that there is too little memory.
+    #[arg(long)]
+    ignore_memory: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
     /// Seed of the initial noise [default: 0].
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
     /// Sampling steps [default: 50].
     #[arg(long, value_name = "N", value_parser = count::<usize>, allow_negative_numbers = true)]
@@ -170,19 +177,22 @@ struct SdxlArgs {
     refiner: Option<PathBuf>,
     /// Share of the noise's way after which the refiner takes over, as diffusers' denoising_end and denoising_start
     /// [default: 0.8].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = share, allow_negative_numbers = true)]
     refiner_start: Option<f64>,
     /// Score of beauty that the refiner is told with the prompt [default: 6].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = finite::<f32>, allow_negative_numbers = true)]
     aesthetic_score: Option<f32>,
     /// Score of beauty that the refiner is told with the negative prompt [default: 2.5].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = finite::<f32>, allow_negative_numbers = true)]
     negative_aesthetic_score: Option<f32>,
 }
 
 /// Share of the noise's way after which a refiner takes over: the last 200 of 1,000 timesteps are what SDXL's was trained on
 /// (Podell et al. 2023, section 2.5).
 const REFINER_START: f64 = 0.8;
+
+/// Pixels, as a multiple of those of the usual image, from which a model is likely to draw things several times.
+const FAR_LARGER: f64 = 4.0;
 
 /// How much of an image SDXL's refiner draws anew: as much as diffusers' `StableDiffusionXLImg2ImgPipeline`.
 const REFINER_STRENGTH: f64 = 0.3;
@@ -195,7 +205,6 @@ pub(crate) struct OutputArgs {
     /// Write a small preview of the first image of the batch after every step.
     #[arg(long, value_name = "PNG")]
     preview: Option<PathBuf>,
-    /// Prints the times of the stages.
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -203,6 +212,11 @@ pub(crate) struct OutputArgs {
 /// Ends a command whose flags do not fit together.
 fn usage<T>(message: impl Into<String>) -> Result<T> {
     Err(Usage(message.into()).into())
+}
+
+/// A prompt, without the byte-order mark that comes with what is copied out of a file.
+fn prompt(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(text.trim_start_matches('\u{feff}').to_owned())
 }
 
 fn pair(text: &str) -> Result<[usize; 2]> {
@@ -317,22 +331,106 @@ impl GenerateArgs {
         set(&mut s.strength, start.strength.or(usual).as_ref());
     }
 
-    /// One record for each image, in the order of the prompts.
-    fn records(&self, record: &GenerationRecord) -> Result<Vec<GenerationRecord>> {
+    /// The prompts of the command line and of the file; none only if an image is drawn again.
+    fn prompts(&self) -> Result<Vec<String>> {
         let mut prompts: Vec<String> = self.prompts.clone();
         if let Some(path) = &self.texts.prompt_file {
             let text = calotype_core::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
-            prompts.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+            let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+            let marked = lines.iter().filter(|line| line.trim_start().starts_with('#')).count();
+            if marked > 0 {
+                let path = path.display();
+                eprintln!(
+                    "note: {path}: every line is a prompt: those that begin with # are drawn too ({marked} of them)"
+                );
+            }
+            prompts.extend(lines.into_iter().map(str::to_owned));
         }
-        if prompts.is_empty() && self.from.is_some() {
+        self.tell_words();
+        if prompts.is_empty() && self.from.is_none() {
+            return usage("there is no prompt: give one, or a file of them with --prompts (\"\" is an empty prompt)");
+        }
+        Ok(prompts)
+    }
+
+    /// Says of prompts of one word each that they may have been meant as one.
+    fn tell_words(&self) {
+        let is_word = |prompt: &String| !prompt.is_empty() && !prompt.contains(char::is_whitespace);
+        if self.prompts.len() > 1 && self.prompts.iter().all(is_word) {
+            let (count, joined) = (self.prompts.len(), self.prompts.join(" "));
+            eprintln!(
+                "note: these are {count} prompts of one word each; one prompt of several words is quoted: \"{joined}\""
+            );
+        }
+    }
+
+    /// Refuses an output that cannot become a folder, before anything is read.
+    fn check_out(&self) -> Result<()> {
+        let out = &self.output.out;
+        let first = out.ancestors().find(|path| path.exists());
+        match first.filter(|path| !path.is_dir()) {
+            Some(file) => usage(format!(
+                "--out {}: {} is a file, and images are written to a folder, under numbers; name a folder",
+                out.display(),
+                file.display()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Says what is about to be drawn, before the first step, which may take long; and refuses what the memory cannot hold.
+    fn announce(&self, pipeline: &Pipeline, requests: &[Request], settings: &Settings) -> Result<()> {
+        let Some(first) = requests.first() else { return Ok(()) };
+        let [height, width] = pipeline.image_size(first, settings)?;
+        let usual = pipeline.image_size(&Request::new(""), &Settings::default())?;
+        let area = |[height, width]: [usize; 2]| height as f64 * width as f64;
+        let times = area([height, width]) / area(usual);
+        if times > FAR_LARGER {
+            eprintln!(
+                "note: {width}x{height} is {times:.0} times the {}x{} pixels that the model was made for: it is likely to repeat \
+                 what it draws",
+                usual[1], usual[0]
+            );
+        }
+        let needed = self.checked_memory(pipeline, requests, settings)?;
+        let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        eprintln!(
+            "generate  {} of {width}x{height} pixels, {} each, about {} of memory",
+            counted(requests.len(), "image"),
+            counted(settings.steps, "step"),
+            format_bytes(needed)
+        );
+        Ok(())
+    }
+
+    /// Bytes that drawing takes, roughly; refuses what needs more than there are.
+    fn checked_memory(&self, pipeline: &Pipeline, requests: &[Request], settings: &Settings) -> Result<u64> {
+        let needed = pipeline.memory(requests, settings)?;
+        // Other devices have memory of their own, which nothing tells.
+        let is_checked = self.device.name == "cpu" && !self.images.ignore_memory;
+        let lacking = memory().filter(|memory| is_checked && memory.available < needed);
+        let (Some(memory), Some(first)) = (lacking, requests.first()) else { return Ok(needed) };
+        let [height, width] = pipeline.image_size(first, settings)?;
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let batches = if requests.len().min(settings.batch) > 1 { " or with a smaller --batch" } else { "" };
+        let tiles = if self.images.tiled { "" } else { " or with --tiled, which takes less to decode" };
+        usage(format!(
+            "{width}x{height} pixels need about {:.1} GiB of memory, and {:.1} GiB of {:.1} GiB are to be had: draw smaller \
+             images (--width, --height){batches}{tiles}, or go on all the same with --ignore-memory",
+            gib(needed),
+            gib(memory.available),
+            gib(memory.total)
+        ))
+    }
+
+    /// One record for each image, in the order of the prompts.
+    fn records(&self, prompts: &[String], record: &GenerationRecord) -> Vec<GenerationRecord> {
+        if prompts.is_empty() {
             let one = |number: usize| {
                 let number = record.request.number.wrapping_add(number as u64);
                 GenerationRecord { request: RecordedRequest { number, ..record.request.clone() }, ..record.clone() }
             };
-            return Ok((0..self.images.count).map(one).collect());
-        }
-        if prompts.is_empty() {
-            return usage("there is no prompt: give one, or a file of them with --prompts (\"\" is an empty prompt)");
+            return (0..self.images.count).map(one).collect();
         }
         let all = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, self.images.count));
         let one = |(number, prompt): (usize, &String)| {
@@ -340,7 +438,19 @@ impl GenerateArgs {
             let request = RecordedRequest { number: number as u64, prompt: prompt.clone(), negative };
             GenerationRecord { request, ..record.clone() }
         };
-        Ok(all.enumerate().map(one).collect())
+        all.enumerate().map(one).collect()
+    }
+
+    /// Refuses scores of beauty that no network is told.
+    fn check_scores<'a>(&self, mut networks: impl Iterator<Item = &'a Checkpoint>) -> Result<()> {
+        let given = self.sdxl.aesthetic_score.or(self.sdxl.negative_aesthetic_score).is_some();
+        match given && !networks.any(|checkpoint| checkpoint.family() == Some(Family::SdxlRefiner)) {
+            true => usage(
+                "--aesthetic-score and --negative-aesthetic-score are told to Stable Diffusion XL's refiner alone: name one with \
+                 --refiner, or leave them out",
+            ),
+            false => Ok(()),
+        }
     }
 
     /// The refiner, with its checkpoint and the sampler that it draws with; none if there is none.
@@ -379,21 +489,27 @@ fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
 pub(crate) fn generate_command(args: &GenerateArgs) -> Result<()> {
     let device = args.device.open()?;
     let (mut record, choice) = args.record(&device)?;
-    args.records(&record)?;
+    let prompts = args.prompts()?;
+    args.check_out()?;
     let checkpoint = open(&record.model, &record.opened)?;
     record.settings.sampler = Some(match (&choice.name, record.settings.sampler.take()) {
         (None, Some(own)) => choice.changed(own, args.names_checkpoint().then_some(&checkpoint))?,
         _ => resolve(&choice, &checkpoint)?,
     });
-    warn_of_unused_words(&checkpoint, &args.records(&record)?);
+    warn_of_unused_words(&checkpoint, &args.records(&prompts, &record));
     let alone = checkpoint.family() == Some(Family::SdxlRefiner) && args.start.strength.is_none();
     if alone && args.from.is_none() {
         record.settings.strength = REFINER_STRENGTH;
     }
     let refiner = args.refiner(&mut record, &choice)?;
+    args.check_scores(std::iter::once(&checkpoint).chain(&refiner))?;
+    let mut pipeline = load(&checkpoint, &record, device.clone())?;
+    if record.image.is_some() && record.settings.width.and(record.settings.height).is_some() {
+        // An image to begin with would be brought to this size.
+        args.checked_memory(&pipeline, &[record.request(&RecordedInputs::default())?], &record.settings())?;
+    }
     let inputs = record.read_inputs(&device)?;
     inputs.notes.iter().for_each(|note| eprintln!("{note}"));
-    let mut pipeline = load(&checkpoint, &record, device.clone())?;
     let is_told_sizes = pipeline.unet().config().added.is_some();
     if !is_told_sizes && (args.sdxl.original_size.is_some() || args.sdxl.crop.is_some()) {
         return usage("--original-size and --crop are for Stable Diffusion XL: this checkpoint is told no sizes");
@@ -405,25 +521,43 @@ pub(crate) fn generate_command(args: &GenerateArgs) -> Result<()> {
     pipeline.defaults().notes.iter().for_each(|note| eprintln!("note: {}: {note}", record.model.display()));
     // What is used is what the image says of itself.
     record.settings.guidance.get_or_insert(pipeline.defaults().guidance);
-    let records = args.records(&record)?;
+    let records = args.records(&prompts, &record);
+    warn_of_unread_signs(&records);
     let requests = records.iter().map(|record| record.request(&inputs)).collect::<Result<Vec<_>, _>>()?;
+    let settings = record.settings();
+    let stop = StopFlag::install().context("cannot listen for signals")?;
+    args.announce(&pipeline, &requests, &settings)?;
     let out = &args.output.out;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let mut observer = Writer {
-        records: &records,
-        out,
-        preview: args.output.preview.as_deref(),
-        stop: StopFlag::install().context("cannot listen for signals")?,
-        progress: Progress::new("generate", 0).counting(["steps", "steps/s"]),
-        failure: None,
-    };
-    let outcome = pipeline.generate(&requests, &record.settings(), &mut observer);
-    observer.progress.clear();
-    if let Some(error) = observer.failure {
-        return Err(error);
-    }
+    let json = args.output.json.json;
+    let mut writer = Writer::new(&records, out, args.output.preview.as_deref(), !json, stop);
+    let outcome = pipeline.generate(&requests, &settings, &mut writer);
+    let images = writer.end()?;
     let timings = outcome?;
-    if args.output.json.json { print(&serde_json::to_string(&timings)?) } else { Ok(()) }
+    if json { print(&serde_json::to_string(&Drawn { images, timings })?) } else { Ok(()) }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Drawn {
+    images: Vec<PathBuf>,
+    #[serde(flatten)]
+    timings: Timings,
+}
+
+/// Says what of the prompts other programs would read as more than text.
+fn warn_of_unread_signs(records: &[GenerationRecord]) {
+    let mut told = BTreeSet::new();
+    for record in records {
+        let RecordedRequest { prompt, negative, .. } = &record.request;
+        for text in std::iter::once(prompt).chain(negative) {
+            for sentence in unread(text, record.settings.syntax) {
+                if told.insert(sentence.clone()) {
+                    eprintln!("note: prompt `{text}`: {sentence}");
+                }
+            }
+        }
+    }
 }
 
 /// Says which learned words no prompt holds.
@@ -468,60 +602,4 @@ fn resolve(choice: &SamplerChoice, checkpoint: &Checkpoint) -> Result<SamplerCon
     let found = choice.resolve(checkpoint)?;
     found.notes.iter().for_each(|note| eprintln!("note: {}: {note}", checkpoint.path().display()));
     Ok(found.config)
-}
-
-/// Shows how far it is, and writes the images.
-struct Writer<'a> {
-    records: &'a [GenerationRecord],
-    out: &'a Path,
-    preview: Option<&'a Path>,
-    stop: StopFlag,
-    progress: Progress,
-    failure: Option<anyhow::Error>,
-}
-
-impl Writer<'_> {
-    fn write(&self, image: &DrawnImage<'_>) -> Result<()> {
-        let record = &self.records[image.index];
-        let path = write_next_png(self.out, image.pixels, &record.texts(image.pixels))?;
-        print(&path.display().to_string())
-    }
-}
-
-impl Writer<'_> {
-    /// Keeps the first failure, which ends the work: what is written later does not undo it.
-    fn note(&mut self, written: Result<()>) {
-        if let Err(error) = written {
-            self.failure.get_or_insert(error);
-        }
-    }
-}
-
-impl Observer for Writer<'_> {
-    fn prompt_cut(&mut self, cut: &CutPrompt) {
-        eprintln!(
-            "warning: prompt `{}`: its last {} tokens are not drawn (`{}`); --long-prompts keeps them",
-            cut.prompt, cut.tokens, cut.lost
-        );
-    }
-
-    fn step(&mut self, step: &Step<'_>) {
-        // Of all images; those of a batch that is drawn at once count when they are done.
-        let steps = step.progress.steps as u64;
-        self.progress.set_total(steps * self.records.len() as u64);
-        self.progress.set(steps * step.first as u64 + step.progress.step as u64, &[]);
-        if let Some(path) = self.preview {
-            let written = write_png(path, &step.preview(0), &[]).map_err(anyhow::Error::from);
-            self.note(written);
-        }
-    }
-
-    fn image(&mut self, image: &DrawnImage<'_>) {
-        let written = self.write(image);
-        self.note(written);
-    }
-
-    fn go_on(&mut self) -> bool {
-        self.failure.is_none() && !self.stop.is_set()
-    }
 }

@@ -110,6 +110,13 @@ fn pictures_do_not_depend_on_batch_layout_or_repetition() {
     again(2, &["--as-stored"], &["--as-stored", "--image"]);
     again(2, &["--background", "blue"], &["`blue` is no background"]);
     again(2, &["--original-size", "64x64"], &["--original-size", "Stable Diffusion XL"]);
+    for flag in ["--aesthetic-score", "--negative-aesthetic-score"] {
+        again(2, &[flag, "7"], &[flag, "refiner alone"]);
+        again(2, &[flag, "nan"], &[flag, "it takes a number"]);
+    }
+    again(2, &["--refiner", text(&single), "--refiner-start", "nan"], &["--refiner-start", "a share from 0 to 1"]);
+    again(2, &["--refiner", text(&single)], &["--refiner", "no model of Stable Diffusion XL"]);
+    again(2, &["--family", "sdxl-base"], &["--family", "takes no sizes", "those of sd1"]);
     let velocity = again(0, &["--prediction", "v_prediction"], &[]);
     assert_ne!(bytes(&velocity)[0], pixels[1]);
     // A second command in the same folder leaves the images of the first.

@@ -84,6 +84,10 @@ fn completions_and_man_pages_know_the_commands() {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
+    let script = succeed(&mut calotype(&["completions", "bash"])).stdout;
+    for recipe in ["training/clip/quickstart", "data/precache/quickstart"] {
+        assert!(script.contains(recipe), "{recipe}");
+    }
     fail(&mut calotype(&["completions", "tcsh"]), 2, &["'tcsh'", "bash"]);
     let folder = tempfile::tempdir().unwrap();
     let pages = folder.path().join("man");
@@ -137,6 +141,22 @@ fn flags_of_other_programs_lead_to_ours() {
         fail(&mut calotype(&[name]), 2, &[&format!("here that is `calotype {own}`")]);
     }
     fail(&mut calotype(&["genrate"]), 2, &["'generate'"]);
+    // Letters, sizes, what needs no flag here; and the usage names no flag that nobody meant.
+    for (arguments, tip) in [
+        ("generate x --model m -o d", "--out d"),
+        ("generate x --model m -v", "CALOTYPE_LOG"),
+        ("generate x --model m --size 512x768", "--width 512 --height 768"),
+        ("generate x --model m --resolution=512", "--width 512 --height 512"),
+        ("generate x --model m --medvram", "no flag is needed"),
+        ("generate x --model m --xformers", "no flag is needed"),
+        ("generate x --model m --n_iter 3", "--count 3"),
+        ("quickstart --data images", "calotype data convert"),
+    ] {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        let message =
+            fail(&mut calotype(&words), 2, &["tip: here", tip, &format!("Usage: calotype {} [OPTIONS]", words[0])]);
+        assert!(!message.contains("similar"), "{arguments}: {message}");
+    }
 }
 
 #[test]
@@ -151,7 +171,8 @@ fn numbers_that_mean_nothing_are_refused_in_plain_words() {
         ("generate x --model m --width 0", &["--width", "at least 1"]),
         ("generate x --model m --eta 1.5", &["--eta", "a share from 0 to 1"]),
         ("generate x --model m --strength -1", &["--strength", "a share from 0 to 1"]),
-        ("generate x --model m --seed -1", &["--seed", "a whole number"]),
+        ("generate x --model m --seed -1", &["--seed", "a whole number from 0", "none is drawn at random"]),
+        ("quickstart --seed -1", &["--seed", "a whole number from 0"]),
         ("generate x --model m --clip-skip two", &["--clip-skip", "a whole number"]),
         ("doctor --threads 0", &["--threads", "at least 1"]),
         ("generate x --model m --precision fp16", &["'fp16'", "possible values: f32, bf16, auto"]),

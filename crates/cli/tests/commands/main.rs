@@ -7,6 +7,7 @@ mod command_line;
 mod common;
 mod determinism;
 mod errors;
+mod generate;
 mod precache;
 mod resume;
 mod runs;

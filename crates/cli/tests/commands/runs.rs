@@ -132,6 +132,11 @@ fn a_dry_run_finds_what_a_start_would_find_and_leaves_nothing() {
     for part in ["samples, seen ", " parameters, 8 steps", "on disk at most", "would begin a new run"] {
         assert!(told.stderr.contains(part), "`{part}` is not in {told}");
     }
+    let seldom_meant = ["run.samples=100000", "run.batch_size=30000", "optimizer.learning_rate=0"];
+    let told = succeed(&mut dry(&seldom_meant));
+    for part in ["every batch repeats samples", "learning_rate is 0", "run.samples = 100,000 becomes 120,000"] {
+        assert!(told.stderr.contains(part), "`{part}` is not in {told}");
+    }
     let nowhere = format!("hooks.evaluate={{ path = {:?}, every = 16, samples = 8 }}", "/nowhere/shards");
     for (setting, code, parts) in [
         ("data.path=/nowhere/shards", 1, &["/nowhere/shards"][..]),
@@ -196,7 +201,10 @@ fn images_without_moments_or_captions_are_called_that() {
     let (shards, told) = captionless(folder.path());
     assert!(told.contains("none of the 20 images has a caption"), "{told}");
     let told = succeed(calotype(&["data", "check"]).arg(&shards)).stdout;
-    assert!(told.starts_with("check: 20 in, 20 out") && told.contains("none of the 20 images has a caption"), "{told}");
+    assert!(
+        told.starts_with("check: 20 read, 20 good") && told.contains("none of the 20 images has a caption"),
+        "{told}"
+    );
     let train = |more: &[&str]| {
         let mut command = calotype(&["train", "training/clip/quickstart_smoke"]);
         command.args(CLIP).arg(data_path(&shards)).args(more).arg("--out").arg(&out);
@@ -300,6 +308,19 @@ fn networks_that_do_not_belong_together_are_refused() {
     succeed(&mut draw());
     change_last_byte(&copy.join("vae/diffusion_pytorch_model.safetensors"));
     fail(&mut draw(), 2, &["its vae is not the one", "trained_together.json", "remove"]);
+    let single = folder.path().join("single.safetensors");
+    let convert = || {
+        let mut command = calotype(&["convert", "--to", "single-file"]);
+        command.arg(&copy).arg(&single);
+        command
+    };
+    fail(&mut convert(), 2, &["its vae is not the one"]);
+    assert!(!single.exists());
+    // One that is named is chosen.
+    let vae = finished().out().join("autoencoder/model");
+    succeed(draw().arg("--vae").arg(&vae));
+    let told = succeed(draw().arg("--vae").arg(&copy));
+    assert!(told.stderr.contains("were not trained with this vae"), "{told}");
     fs::remove_file(copy.join("trained_together.json")).unwrap();
     succeed(&mut draw());
 

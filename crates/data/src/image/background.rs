@@ -94,6 +94,7 @@ impl From<Background> for String {
 pub struct DecodeNotes {
     tagged: AtomicU64,
     transparent: AtomicU64,
+    clipped: AtomicU64,
 }
 
 impl DecodeNotes {
@@ -101,6 +102,7 @@ impl DecodeNotes {
     pub fn add(&self, found: &Decoded) {
         self.tagged.fetch_add(u64::from(found.tagged), Ordering::Relaxed);
         self.transparent.fetch_add(u64::from(found.transparent), Ordering::Relaxed);
+        self.clipped.fetch_add(u64::from(found.clipped), Ordering::Relaxed);
     }
 
     /// Images whose EXIF orientation asks for a turn.
@@ -111,6 +113,11 @@ impl DecodeNotes {
     /// Images with transparent pixels.
     pub fn transparent(&self) -> u64 {
         self.transparent.load(Ordering::Relaxed)
+    }
+
+    /// Images of 16-bit grey with levels above 255.
+    pub fn clipped(&self) -> u64 {
+        self.clipped.load(Ordering::Relaxed)
     }
 
     /// Sentences on images that were decoded with `options`; none if there is nothing to say.
@@ -133,6 +140,13 @@ impl DecodeNotes {
                     format!("{} with transparent pixels, whose hidden colours were kept", images(transparent))
                 }
             });
+        }
+        if self.clipped() > 0 {
+            all.push(format!(
+                "{} of 16-bit grey, whose levels above 255 became white, as Pillow reads such files; where 65535 is white, write \
+                 them with 8 bits first",
+                images(self.clipped())
+            ));
         }
         all
     }
@@ -159,11 +173,16 @@ mod tests {
         let notes = DecodeNotes::default();
         let options = DecodeOptions::default();
         assert!(notes.sentences(&options).is_empty());
-        notes.add(&Decoded { size: (1, 1), tagged: true, transparent: false });
-        (0..2).for_each(|_| notes.add(&Decoded { size: (1, 1), tagged: false, transparent: true }));
+        notes.add(&Decoded { size: (1, 1), tagged: true, transparent: false, clipped: false });
+        (0..2).for_each(|_| notes.add(&Decoded { size: (1, 1), tagged: false, transparent: true, clipped: false }));
         assert_eq!(
             notes.sentences(&options),
             ["1 image turned upright, as the EXIF orientation says", "2 images with transparent pixels laid on white"]
+        );
+        let clipped = DecodeNotes::default();
+        clipped.add(&Decoded { size: (1, 1), tagged: false, transparent: false, clipped: true });
+        assert!(
+            clipped.sentences(&options)[0].starts_with("1 image of 16-bit grey, whose levels above 255 became white")
         );
         let [stored, hidden] = notes.sentences(&DecodeOptions::as_stored()).try_into().unwrap();
         assert!(stored.contains("left as stored") && hidden.contains("hidden colours were kept"), "{stored}; {hidden}");

@@ -11,7 +11,7 @@
 //! | CMYK or YCCK (JPEG) | inverted as Adobe stores it, then multiplied by black |
 //! | several frames (GIF, WebP) | the first |
 //! | colour profile | left alone |
-//! | EXIF orientation | applied, or left alone where [`DecodeOptions::orient`] says so; one that is damaged is none |
+//! | EXIF orientation | applied, or left alone where [`DecodeOptions::orient`] says so; one that is damaged is none. In PNG also of the text `Raw profile type exif`, which ImageMagick wrote before PNG had a chunk for it |
 //!
 //! JPEG goes to `zune-jpeg` without a detour, because it is what most datasets hold. That decoder makes up what a
 //! truncated file lacks; so, as in Pillow, a JPEG without its end marker is an error.
@@ -27,8 +27,10 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
 use super::background::Background;
+use super::text::find_png_text;
 use super::{RgbImage, lay_over};
 use crate::Error;
+use crate::files::is_lfs_pointer;
 
 /// A file's fault in words, to which the sample's name is added.
 type Result<T, E = String> = std::result::Result<T, E>;
@@ -65,6 +67,8 @@ pub struct Decoded {
     pub tagged: bool,
     /// True if a pixel is not opaque.
     pub transparent: bool,
+    /// True if grey of 16 bits has levels above 255, which became white.
+    pub clipped: bool,
 }
 
 impl Default for DecodeOptions {
@@ -103,13 +107,14 @@ fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<
     }
     let (image, tagged) = any(bytes, options)?;
     let size = (image.width() as usize, image.height() as usize);
+    let clipped = is_clipped(&image);
     let image = upper_bytes(image);
     let (pixels, transparent) = match image.color().has_alpha() {
         true => without_alpha(&image.into_rgba8(), options.background),
         false => (image.into_rgb8().into_raw(), false),
     };
     *out = pixels;
-    Ok(Decoded { size, tagged, transparent })
+    Ok(Decoded { size, tagged, transparent, clipped })
 }
 
 /// Pixels `[height, width, 4]` as `[height, width, 3]`, and whether one of them is not opaque.
@@ -139,7 +144,7 @@ fn any(bytes: &[u8], options: &DecodeOptions) -> Result<(DynamicImage, bool)> {
     let mut decoder = reader(bytes)?.into_decoder().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions();
     check_pixels(u64::from(width), u64::from(height), options)?;
-    let orientation = orientation(&mut decoder);
+    let orientation = orientation(&mut decoder, bytes);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
     if options.orient {
         image.apply_orientation(orientation);
@@ -147,10 +152,10 @@ fn any(bytes: &[u8], options: &DecodeOptions) -> Result<(DynamicImage, bool)> {
     Ok((image, orientation != Orientation::NoTransforms))
 }
 
-/// The orientation that a file's EXIF fields say, or where they say none, its XMP packet, as in Pillow. Metadata that
-/// cannot be read say none: the image is good without them.
-pub fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
-    let exif = decoder.exif_metadata().ok().flatten();
+/// The orientation that the EXIF fields of the file `bytes` say, or where they say none, its XMP packet, as in Pillow.
+/// Metadata that cannot be read say none: the image is good without them.
+pub fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8]) -> Orientation {
+    let exif = decoder.exif_metadata().ok().flatten().or_else(|| raw_profile(bytes));
     let xmp = decoder.xmp_metadata().ok().flatten();
     orientation_of(exif.as_deref(), xmp.as_deref())
 }
@@ -158,6 +163,14 @@ pub fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
 fn orientation_of(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
     let of_exif = |exif: &[u8]| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif));
     exif.and_then(of_exif).or_else(|| xmp.and_then(xmp_orientation)).unwrap_or(Orientation::NoTransforms)
+}
+
+/// EXIF fields as hexadecimal digits in a text of a PNG file, behind an empty line, their kind, and their length.
+fn raw_profile(png: &[u8]) -> Option<Vec<u8>> {
+    let text = find_png_text(png, "Raw profile type exif")?;
+    let digits: Vec<u8> = text.split('\n').skip(3).flat_map(str::bytes).filter(u8::is_ascii_graphic).collect();
+    let nibble = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);
+    digits.as_chunks::<2>().0.iter().map(|[high, low]| Some(nibble(*high)? << 4 | nibble(*low)?)).collect()
 }
 
 /// `tiff:Orientation="6"` or `<tiff:Orientation>6<`.
@@ -171,6 +184,9 @@ fn xmp_orientation(packet: &[u8]) -> Option<Orientation> {
 }
 
 fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>> {
+    if is_lfs_pointer(bytes) {
+        return Err("a pointer of Git LFS, not the image: fetch the file itself with `git lfs pull`".to_owned());
+    }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     match reader.format() {
         Some(format) if FORMATS.contains(&format) => Ok(reader),
@@ -186,6 +202,11 @@ fn check_pixels(width: u64, height: u64, options: &DecodeOptions) -> Result<()> 
         return Err(format!("{width}x{height} pixels are more than the limit of {}", options.max_pixels));
     }
     Ok(())
+}
+
+/// True if [`upper_bytes`] clips levels.
+fn is_clipped(image: &DynamicImage) -> bool {
+    image.as_luma16().is_some_and(|grey| grey.as_raw().iter().any(|level| *level > 255))
 }
 
 /// Of 16 bits the upper 8, which is how Pillow reads such files (`RGB;16B` and its like); rounding would be 1 off. Grey
@@ -239,7 +260,7 @@ fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result
         size = (image.width() as usize, image.height() as usize);
         *out = image.into_rgb8().into_raw();
     }
-    Ok(Decoded { size, tagged, transparent: false })
+    Ok(Decoded { size, tagged, transparent: false, clipped: false })
 }
 
 fn rgb_buffer(image: RgbImage) -> image::RgbImage {

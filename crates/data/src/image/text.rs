@@ -102,6 +102,21 @@ pub fn read_png_text(key: &str, png: &[u8]) -> Result<Vec<PngText>> {
     }
 }
 
+/// The first text under `keyword` in a PNG file, if there is one and it can be read: for what an image is good without.
+pub(super) fn find_png_text(png: &[u8], keyword: &str) -> Option<String> {
+    let mut rest = png.strip_prefix(SIGNATURE)?;
+    loop {
+        let (&length, behind) = rest.split_first_chunk::<4>()?;
+        let (body, behind) = behind.split_at_checked((u32::from_be_bytes(length) as usize).saturating_add(4))?;
+        let (kind, data) = body.split_at(4);
+        let is_text = matches!(kind, b"tEXt" | b"iTXt" | b"zTXt");
+        if is_text && split_null(data).is_some_and(|(name, _)| name == keyword.as_bytes()) {
+            return parse_text(kind, data).ok().map(|text| text.text);
+        }
+        rest = behind.get(4..)?;
+    }
+}
+
 fn bad(key: &str, detail: impl Into<String>) -> Error {
     Error::BadImage { key: key.to_owned(), detail: detail.into() }
 }

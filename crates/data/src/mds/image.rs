@@ -52,7 +52,7 @@ pub(super) fn encode(file: &[u8]) -> Result<Vec<u8>, String> {
     let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().map_err(|e| e.to_string())?;
     let bad = |e: ImageError| format!("image cannot be decoded: {e}");
     let mut decoder = reader.into_decoder().map_err(bad)?;
-    let upright = orientation(&mut decoder);
+    let upright = orientation(&mut decoder, file);
     let mut image = DynamicImage::from_decoder(decoder).map_err(bad)?;
     image.apply_orientation(upright);
     let (width, height) = (image.width(), image.height());

@@ -178,7 +178,6 @@ impl MdsDataset {
         if self.is_empty() {
             return Err(Error::EmptyDataset { path: self.dir });
         }
-        tracing::info!(folder = %self.dir.display(), samples = self.removed.len(), "samples in quarantine are left out");
         Ok(self)
     }
 

@@ -24,7 +24,7 @@ pub enum CaptionChoice {
 
 impl CaptionChoice {
     /// One of `captions`, for row `row` of its table; none is the empty text.
-    fn of(self, mut captions: Vec<String>, row: u64) -> String {
+    pub fn of(self, mut captions: Vec<String>, row: u64) -> String {
         match (self, captions.len()) {
             (_, 0) => String::new(),
             (CaptionChoice::First, _) => captions.swap_remove(0),

@@ -42,6 +42,29 @@ pub fn has_json(kind: &DataType) -> bool {
     }
 }
 
+/// A type in words, for messages.
+pub fn in_words(kind: &DataType) -> String {
+    use DataType::*;
+    match kind {
+        Null => "nothing".to_owned(),
+        Boolean => "true and false".to_owned(),
+        kind if kind.is_integer() => "whole numbers".to_owned(),
+        kind if kind.is_numeric() => "numbers".to_owned(),
+        kind if is_text(kind) => "text".to_owned(),
+        kind if is_binary(kind) => "bytes".to_owned(),
+        Date32 | Date64 => "dates".to_owned(),
+        Time32(_) | Time64(_) | Timestamp(..) => "times".to_owned(),
+        Duration(_) | Interval(_) => "spans of time".to_owned(),
+        List(item) | LargeList(item) | FixedSizeList(item, _) | ListView(item) | LargeListView(item) => {
+            format!("lists of {}", in_words(item.data_type()))
+        }
+        Struct(_) => "objects".to_owned(),
+        Map(..) => "maps".to_owned(),
+        Dictionary(_, values) => in_words(values),
+        _other => kind.to_string(),
+    }
+}
+
 /// True if it is text, or a dictionary of texts.
 pub fn is_text(kind: &DataType) -> bool {
     match kind {
@@ -155,6 +178,24 @@ pub fn json_value(array: &dyn Array, row: usize) -> Value {
             let value = dictionary.normalized_keys().first().copied();
             value.map_or(Value::Null, |value| json_value(dictionary.values().as_ref(), value))
         }
+    }
+}
+
+/// Values of a column, also inside of lists and structs, that are infinite or not a number, for which [`json_value`] puts
+/// null.
+pub fn not_finite(array: &dyn Array) -> usize {
+    use DataType::*;
+    let count = |values: &mut dyn Iterator<Item = f64>| values.filter(|value| !value.is_finite()).count();
+    match array.data_type() {
+        Float16 => count(&mut array.as_primitive::<Float16Type>().iter().flatten().map(f64::from)),
+        Float32 => count(&mut array.as_primitive::<Float32Type>().iter().flatten().map(f64::from)),
+        Float64 => count(&mut array.as_primitive::<Float64Type>().iter().flatten()),
+        List(_) => not_finite(array.as_list::<i32>().values()),
+        LargeList(_) => not_finite(array.as_list::<i64>().values()),
+        FixedSizeList(..) => not_finite(array.as_fixed_size_list().values()),
+        Struct(_) => array.as_struct().columns().iter().map(|column| not_finite(column)).sum(),
+        Map(..) => not_finite(array.as_map().values()),
+        _ => 0,
     }
 }
 

@@ -10,7 +10,7 @@
 //!    top folder among all, in the order of their names, as text; the names are in `meta`, as `classes`.
 //!
 //! The image itself is the part named by its extension in lower case. The key is the path without extension, in which
-//! dots of the file name become `_`.
+//! dots of the file name become `_`. Images of formats that are not read are counted as left out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -23,10 +23,20 @@ use super::metadata::{FILE_COLUMNS, Table, is_metadata};
 use super::{Source, SourceOptions, extension_of, files_below};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
-use crate::{Error, Result, Sample};
+use crate::{Error, Result, Sample, told};
 
 /// Extensions of images.
 pub const IMAGE_EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
+
+/// Extensions of images in formats that are not read, and what is said of those that are left out.
+const UNREAD: [(&[&str], &str); 6] = [
+    (&["heic", "heif"], "in a format that is not read (HEIC); save them as JPEG or PNG"),
+    (&["avif"], "in a format that is not read (AVIF); save them as JPEG or PNG"),
+    (&["tif", "tiff"], "in a format that is not read (TIFF); save them as JPEG or PNG"),
+    (&["jxl"], "in a format that is not read (JPEG XL); save them as JPEG or PNG"),
+    (&["jp2"], "in a format that is not read (JPEG 2000); save them as JPEG or PNG"),
+    (&["jfif", "jpe"], "with an extension that is not read; call them .jpg"),
+];
 
 /// Reason for which rows are left out.
 const BAD_ROWS: &str = "rows of the metadata that cannot be used";
@@ -67,6 +77,19 @@ enum About {
     Class(usize),
 }
 
+impl Image {
+    /// Path of the file of this extension beside the image.
+    fn beside(&self, extension: &str) -> String {
+        let stem = self.file.rsplit_once('.').map_or(self.file.as_str(), |(stem, _)| stem);
+        format!("{stem}.{extension}")
+    }
+
+    /// True if the key is another than the path without its extension.
+    fn is_renamed(&self) -> bool {
+        self.file.rsplit_once('.').is_none_or(|(stem, _)| stem != self.key)
+    }
+}
+
 impl FolderSource {
     /// Lists the folder.
     ///
@@ -95,7 +118,9 @@ impl FolderSource {
             source.leave_out_quarantined()?;
         }
         if source.images.is_empty() {
-            let detail = format!("no images to use; known extensions: {}", IMAGE_EXTENSIONS.join(", "));
+            let left_out = source.left_out.iter().map(|(reason, count)| format!("; {count} {reason}"));
+            let left_out: String = left_out.collect();
+            let detail = format!("no images to use; known extensions: {}{left_out}", IMAGE_EXTENSIONS.join(", "));
             return Err(Error::BadSource { spec: source.name(), detail });
         }
         Ok(source)
@@ -106,16 +131,16 @@ impl FolderSource {
             return self.assign_rows();
         }
         for image in &mut self.images {
-            let stem = image.file.rsplit_once('.').map_or(image.file.as_str(), |(stem, _)| stem);
-            let found = options.caption_extensions.iter().find(|ext| listing.others.contains(&format!("{stem}.{ext}")));
-            if let Some(extension) = found {
-                image.about = About::Caption(extension.clone());
+            // Extensions may be written with their dot.
+            let mut extensions = options.caption_extensions.iter().map(|ext| ext.trim_start_matches('.'));
+            if let Some(extension) = extensions.find(|ext| listing.others.contains(&image.beside(ext))) {
+                image.about = About::Caption(extension.to_owned());
             }
         }
         let without = self.images.iter().filter(|image| image.about == About::Nothing).count();
         if without == self.images.len() {
             self.assign_classes();
-        } else if without > 0 {
+        } else if without > 0 && told::first_time(&self.dir, "without captions") {
             tracing::warn!(folder = %self.dir.display(), images = without, "images without a caption file");
         }
         Ok(())
@@ -123,6 +148,7 @@ impl FolderSource {
 
     /// Gives each image its row; those without one are left out.
     fn assign_rows(&mut self) -> Result<()> {
+        self.tables.iter().try_for_each(Table::check_file_column)?;
         let numbers: HashMap<String, usize> =
             self.images.iter().enumerate().map(|(number, image)| (image.file.clone(), number)).collect();
         let mut bad = self.tables.iter().map(Table::left_out).sum();
@@ -131,7 +157,9 @@ impl FolderSource {
                 match self.image_of_row(table, row, &numbers) {
                     Ok(number) => self.images[number].about = About::Row(table_number, row),
                     Err(error) if self.skip_bad => {
-                        tracing::warn!("left out: {error}");
+                        if told::first_time(table.path(), &error) {
+                            tracing::warn!("left out: {error}");
+                        }
                         bad += 1;
                     }
                     Err(error) => return Err(error),
@@ -151,7 +179,10 @@ impl FolderSource {
         let fields = table.row(row)?;
         let file = image_of(folder.unwrap_or(Path::new("")), &fields).map_err(|e| table.bad_row(row, e))?;
         let Some(number) = numbers.get(&file) else {
-            return Err(table.bad_row(row, format!("names `{file}`, which is not among the folder's images")));
+            return Err(table.bad_row(
+                row,
+                format!("names `{file}`, which is not among the folder's images ({})", IMAGE_EXTENSIONS.join(", ")),
+            ));
         };
         match self.images[*number].about {
             About::Nothing => Ok(*number),
@@ -198,7 +229,6 @@ impl FolderSource {
 
     fn count(&mut self, reason: &'static str, images: usize) {
         if images > 0 {
-            tracing::warn!(folder = %self.dir.display(), images, reason, "images left out");
             *self.left_out.entry(reason).or_default() += images;
         }
     }
@@ -246,12 +276,12 @@ impl Source for FolderSource {
 
     fn get(&self, i: usize) -> Result<HeldSample<'_>> {
         let image = self.images.get(i).ok_or(Error::OutOfRange { index: i, len: self.len() })?;
-        let (stem, extension) = image.file.rsplit_once('.').unwrap_or((&image.file, ""));
+        let extension = image.file.rsplit_once('.').map_or("", |(_, extension)| extension);
         let sample = Sample::new(&image.key).with(extension.to_ascii_lowercase(), self.read(image, &image.file)?);
         let sample = match &image.about {
             About::Nothing => sample,
             About::Row(table, row) => self.add_row(sample, *table, *row)?,
-            About::Caption(extension) => sample.with("txt", self.caption(image, &format!("{stem}.{extension}"))?),
+            About::Caption(extension) => sample.with("txt", self.caption(image, &image.beside(extension))?),
             About::Class(class) => sample.with("cls", class.to_string()),
         };
         Ok(sample.into())
@@ -261,17 +291,24 @@ impl Source for FolderSource {
         &self.meta
     }
 
-    /// Of the images' names and lengths, and the tables.
+    /// Of the names and lengths of images and caption files, and the tables.
     fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for table in &self.tables {
             hasher.update(table.columns().as_bytes());
         }
-        let length = |file: &Path| std::fs::metadata(file).map_or(0, |meta| meta.len());
+        let length = |file: &str| std::fs::metadata(self.dir.join(file)).map_or(0, |meta| meta.len());
         for image in &self.images {
-            hasher.update(format!("{}\t{}\n", image.file, length(&self.dir.join(&image.file))).as_bytes());
-            if let About::Row(table, row) = image.about {
-                hasher.update(self.tables[table].text(row));
+            hasher.update(format!("{}\t{}\n", image.file, length(&image.file)).as_bytes());
+            match &image.about {
+                About::Row(table, row) => {
+                    hasher.update(self.tables[*table].text(*row));
+                }
+                About::Caption(extension) => {
+                    let length = length(&image.beside(extension));
+                    hasher.update(format!("{extension}\t{length}\n").as_bytes());
+                }
+                About::Nothing | About::Class(_) => {}
             }
         }
         hasher.finalize().to_hex().to_string()
@@ -284,6 +321,16 @@ impl Source for FolderSource {
 
     fn left_out(&self) -> BTreeMap<&'static str, usize> {
         self.left_out.clone()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut renamed = self.images.iter().filter(|image| image.is_renamed());
+        let Some(Image { file, key, .. }) = renamed.next() else { return Vec::new() };
+        let others = match renamed.count() {
+            0 => String::new(),
+            others => format!(", and {others} more are not as their files are called"),
+        };
+        vec![format!("the key of `{file}` is `{key}`, for keys have no dots, and each is one image's{others}")]
     }
 }
 
@@ -310,10 +357,21 @@ impl Listing {
             match () {
                 () if is_image => listing.images.push(file),
                 () if is_metadata(&path) => listing.tables.push(file),
-                () => drop(listing.others.insert(file)),
+                () => {
+                    listing.count_unread(&path);
+                    listing.others.insert(file);
+                }
             }
         }
         Ok(listing)
+    }
+
+    /// Counts a file that is an image of a format that is not read.
+    fn count_unread(&mut self, path: &Path) {
+        let Some(extension) = extension_of(path) else { return };
+        if let Some((_, reason)) = UNREAD.iter().find(|(extensions, _)| extensions.contains(&extension.as_str())) {
+            *self.left_out.entry(reason).or_default() += 1;
+        }
     }
 
     /// The images with keys that differ.

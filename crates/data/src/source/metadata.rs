@@ -13,13 +13,16 @@ use serde_json::{Map, Value};
 
 use super::Removed;
 use crate::webdataset::map_file;
-use crate::{Error, Result, json};
+use crate::{Error, Result, json, told};
 
 /// Names of metadata tables.
 pub const METADATA_FILES: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
 
 /// Columns that name a row's image, the first one that a table has.
 pub const FILE_COLUMNS: [&str; 3] = ["file_name", "image_file_name", "image"];
+
+/// What may lie between the fields of a CSV table. Spreadsheets write semicolons where a comma is the decimal mark.
+const DELIMITERS: [u8; 3] = [b',', b';', b'\t'];
 
 /// A metadata table.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub struct Table {
     text: Bytes,
     /// Names of a CSV table's columns; JSON lines carry theirs.
     header: Option<csv::StringRecord>,
+    /// What lies between a CSV table's fields.
+    delimiter: u8,
     rows: Vec<Range<usize>>,
     /// Rows that were left out, whose numbers are not counted.
     bad: Removed,
@@ -65,7 +70,7 @@ impl Table {
             _ => text,
         };
         let (header, rows, bad) = Default::default();
-        let mut table = Table { path: path.to_path_buf(), text, header, rows, bad };
+        let mut table = Table { path: path.to_path_buf(), text, header, delimiter: DELIMITERS[0], rows, bad };
         match csv {
             true => table.find_csv_rows()?,
             false => table.find_lines()?,
@@ -74,7 +79,9 @@ impl Table {
         for row in 0..table.len() {
             match table.row(row) {
                 Err(error) if skip_bad => {
-                    tracing::warn!("left out: {error}");
+                    if told::first_time(&table.path, &error) {
+                        tracing::warn!("left out: {error}");
+                    }
                     bad.push(row);
                 }
                 other => drop(other?),
@@ -118,7 +125,7 @@ impl Table {
         let range = self.rows.get(row).ok_or(Error::OutOfRange { index: row, len: self.len() })?;
         let text = &self.text[range.clone()];
         let parsed = match &self.header {
-            Some(header) => parse_record(header, text),
+            Some(header) => parse_record(header, self.delimiter, text),
             None => parse_object(text),
         };
         parsed.map_err(|detail| self.bad_row(row, detail))
@@ -127,6 +134,20 @@ impl Table {
     /// Names of a CSV table's columns; nothing for JSON lines.
     pub(super) fn columns(&self) -> String {
         self.header.iter().flatten().map(|name| format!("{name}\n")).collect()
+    }
+
+    /// That a CSV table has a column that names images. JSON lines may differ in what they have.
+    pub(super) fn check_file_column(&self) -> Result<()> {
+        let Some(header) = &self.header else { return Ok(()) };
+        if header.iter().any(|column| FILE_COLUMNS.contains(&column)) {
+            return Ok(());
+        }
+        let (known, there) = (FILE_COLUMNS.join(", "), header.iter().collect::<Vec<_>>().join(", "));
+        let detail = format!(
+            "has no column of the images' names; it may be called {known}, and there are: {there}; commas, semicolons or tabs \
+             separate columns"
+        );
+        Err(Error::BadTable { path: self.path.clone(), detail })
     }
 
     /// The bytes of row `row`, from 0; none past the end.
@@ -155,7 +176,8 @@ impl Table {
     fn find_csv_rows(&mut self) -> Result<()> {
         let first = text_start(&self.text);
         let text = self.text.clone();
-        let mut reader = csv_reader(&text[first..]);
+        self.delimiter = delimiter_of(&text[first..]);
+        let mut reader = csv_reader(&text[first..], self.delimiter);
         let mut record = csv::ByteRecord::new();
         let mut starts = Vec::new();
         let bad = |detail: String| Error::BadTable { path: self.path.clone(), detail };
@@ -176,8 +198,18 @@ impl Table {
 }
 
 /// A reader of rows of any number of fields.
-fn csv_reader(text: &[u8]) -> csv::Reader<&[u8]> {
-    csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text)
+fn csv_reader(text: &[u8], delimiter: u8) -> csv::Reader<&[u8]> {
+    csv::ReaderBuilder::new().has_headers(false).flexible(true).delimiter(delimiter).from_reader(text)
+}
+
+/// What lies between a table's fields: the first of [`DELIMITERS`] with which its header names a column of images.
+fn delimiter_of(text: &[u8]) -> u8 {
+    let names_images = |delimiter: &u8| {
+        let mut header = csv::ByteRecord::new();
+        let is_read = csv_reader(text, *delimiter).read_byte_record(&mut header).is_ok();
+        is_read && header.iter().any(|column| FILE_COLUMNS.iter().any(|known| known.as_bytes() == column))
+    };
+    DELIMITERS.into_iter().find(names_images).unwrap_or(DELIMITERS[0])
 }
 
 /// Past a byte order mark, which spreadsheets write.
@@ -185,12 +217,19 @@ fn text_start(text: &[u8]) -> usize {
     if text.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 }
 }
 
-fn parse_record(header: &csv::StringRecord, text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
+fn parse_record(
+    header: &csv::StringRecord,
+    delimiter: u8,
+    text: &[u8],
+) -> std::result::Result<Map<String, Value>, String> {
     let mut record = csv::ByteRecord::new();
-    csv_reader(text).read_byte_record(&mut record).map_err(|e| e.to_string())?;
+    csv_reader(text, delimiter).read_byte_record(&mut record).map_err(|e| e.to_string())?;
     if record.len() != header.len() {
         let (fields, expected) = (record.len(), header.len());
-        return Err(format!("has {fields} fields, the header {expected}; a field with commas needs quotes"));
+        let delimiter = char::from(delimiter).escape_default();
+        return Err(format!(
+            "has {fields} fields, the header {expected}; a field with `{delimiter}` in it needs quotes"
+        ));
     }
     let record = csv::StringRecord::from_byte_record(record).map_err(|_| "is not UTF-8".to_owned())?;
     let fields = header.iter().zip(record.iter());
@@ -246,6 +285,10 @@ mod tests {
         assert_eq!(rows.row(0).unwrap()["text"], "one, \"two\"\nthree");
         assert_eq!(rows.row(1).unwrap()["text"], "ü");
         assert_eq!((table("m.csv", "a,b\n").unwrap().len(), table("m.jsonl", "").unwrap().len()), (0, 0));
+        for text in ["text;file_name\n\"a; b, c\";a.png\n", "text\tfile_name\na; b, c\ta.png\n"] {
+            let row = table("m.csv", text).unwrap().row(0).unwrap();
+            assert_eq!((row["file_name"].as_str(), row["text"].as_str()), (Some("a.png"), Some("a; b, c")), "{text}");
+        }
     }
 
     #[test]

@@ -39,7 +39,8 @@ use crate::mds::MdsDataset;
 use crate::order::OrderConfig;
 use crate::sample::HeldSample;
 use crate::webdataset::{
-    DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, is_gzip, is_gzip_file, is_shard_name, peek, tar_names,
+    DatasetIndex, FORMAT, INDEX_FILE, PROGRESS_FILE, is_gzip, is_gzip_file, is_shard_name, peek, refuse_others,
+    refuse_packed, tar_names,
 };
 use crate::{Dataset, Error, GlobalOrder, Result};
 
@@ -322,7 +323,11 @@ fn metadata_folder(path: &Path) -> &Path {
 fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
     let bad = |detail: &str| Error::BadSource { spec: spec.to_owned(), detail: detail.to_owned() };
     if path.is_file() {
-        return kind_of_file(path)?.ok_or_else(|| {
+        let kind = kind_of_file(path)?;
+        if kind.is_none() {
+            refuse_others(path, &head_of(path)?)?;
+        }
+        return kind.ok_or_else(|| {
             bad("is neither a tar shard (also of gzip), a parquet file, nor a metadata table; give the folder, or the kind")
         });
     }
@@ -332,8 +337,12 @@ fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
     if let Some(kind) = kind_of_index(path)? {
         return Ok(kind);
     }
-    kind_of_folder(path)?.ok_or_else(|| {
-        bad("holds no shards (*.tar, *.tar.gz, index.json), no parquet files and no images; check the path, or give the kind")
+    let kind = kind_of_folder(path)?;
+    if kind.is_none() {
+        refuse_packed(path)?;
+    }
+    kind.ok_or_else(|| {
+        bad("holds no shards (*.tar, *.tar.gz, index.json), no parquet files and no images that are read (png, jpg, webp, gif, bmp); check the path, or give the kind")
     })
 }
 
@@ -365,9 +374,7 @@ fn kind_of_file(path: &Path) -> Result<Option<SourceKind>> {
     if metadata::is_metadata(path) {
         return Ok(Some(SourceKind::Imagefolder));
     }
-    let mut head = Vec::new();
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    file.take(PEEKED).read_to_end(&mut head).map_err(Error::io("read", path))?;
+    let mut head = head_of(path)?;
     if is_gzip(&head) {
         head = peek(&head[..], 512);
     }
@@ -378,6 +385,14 @@ fn kind_of_file(path: &Path) -> Result<Option<SourceKind>> {
         () if tar => Some(SourceKind::Webdataset),
         () => None,
     })
+}
+
+/// The first bytes of a file.
+fn head_of(path: &Path) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    file.take(PEEKED).read_to_end(&mut head).map_err(Error::io("read", path))?;
+    Ok(head)
 }
 
 /// By the index.

@@ -27,7 +27,7 @@ use parquet::file::metadata::PageIndexPolicy;
 use serde_json::{Map, Value};
 
 use super::captions::Columns;
-use super::cells::{bytes_at, has_json, json_value, text_at};
+use super::cells::{bytes_at, has_json, json_value, not_finite, text_at};
 use super::folder::META_CLASSES;
 use super::{CAPTION_COLUMNS, LABEL_COLUMNS, Removed, Source, SourceOptions, extension_of, files_below, quarantined};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
@@ -56,6 +56,8 @@ pub struct ParquetSource {
     len: usize,
     captions: Columns,
     kept: Mutex<Vec<(usize, Arc<Slot>)>>,
+    /// Numbers of values without a form in JSON, by piece and column, as far as pieces were decoded.
+    not_finite: Mutex<BTreeMap<(usize, String), usize>>,
     meta: Map<String, Value>,
 }
 
@@ -126,6 +128,7 @@ impl ParquetSource {
             len: rows,
             captions: Columns::new(options),
             kept: Mutex::new(Vec::new()),
+            not_finite: Mutex::default(),
             meta: Map::new(),
         };
         let classes: Vec<Option<Value>> = source.files.iter().map(Table::classes).collect();
@@ -133,7 +136,7 @@ impl ParquetSource {
             Some(Some(names)) if classes.iter().all(|other| other.as_ref() == Some(names)) => {
                 source.meta.insert(META_CLASSES.to_owned(), names.clone());
             }
-            _ if classes.iter().any(Option::is_some) => {
+            _ if classes.iter().any(Option::is_some) && crate::told::first_time(Path::new(name), "classes differ") => {
                 tracing::warn!(source = source.name, "the files' names of classes differ, and are left out");
             }
             _ => {}
@@ -179,9 +182,21 @@ impl ParquetSource {
         let slot = self.slot(number);
         let piece = self.pieces[number];
         let file = &self.files[piece.file];
-        match slot.get_or_init(|| file.decode(piece)) {
+        let decoded = || file.decode(piece).inspect(|batch| self.count_not_finite(number, batch));
+        match slot.get_or_init(decoded) {
             Ok(batch) => Ok(batch.clone()),
             Err(detail) => Err(file.bad(format!("row group {}: {detail}", piece.group))),
+        }
+    }
+
+    /// Counts once for each piece, however often it is decoded.
+    fn count_not_finite(&self, piece: usize, batch: &RecordBatch) {
+        for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+            let count = not_finite(column);
+            if count > 0 {
+                let mut all = self.not_finite.lock().unwrap_or_else(PoisonError::into_inner);
+                all.insert((piece, field.name().clone()), count);
+            }
         }
     }
 
@@ -256,7 +271,17 @@ impl Source for ParquetSource {
         let note = |((name, kind), rows): (&(String, String), usize)| {
             format!("column `{name}` of {rows} rows is left out: {kind} has no form in JSON")
         };
-        rows.into_iter().map(note).collect()
+        let mut notes: Vec<String> = rows.into_iter().map(note).collect();
+        let mut nulls: BTreeMap<&String, usize> = BTreeMap::new();
+        let counts = self.not_finite.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.iter().for_each(|((_, column), count)| *nulls.entry(column).or_default() += count);
+        let note = |(column, count)| {
+            format!(
+                "column `{column}`: null for values that are infinite or not a number, which JSON does not have: {count}"
+            )
+        };
+        notes.extend(nulls.into_iter().map(note));
+        notes
     }
 }
 
@@ -375,7 +400,8 @@ impl Table {
             let name = field.name();
             if *name == self.image {
                 let (bytes, path) = image_at(column, row).map_err(|e| self.bad_row(number, e))?;
-                sample = sample.with(image_extension(bytes, path), bytes);
+                let part = image_part(bytes, path).map_err(|e| self.bad_row(number, e))?;
+                sample = sample.with(part, bytes);
                 fields.extend(facts_beside(column, row).map(|facts| (name.clone(), facts)));
             } else if let Some(part) = self.parts.get(name) {
                 fields.extend(add_parts(&mut sample, part, column, row).map(|rest| (name.clone(), rest)));
@@ -443,7 +469,7 @@ fn add_parts(sample: &mut Sample, part: &str, column: &ArrayRef, row: usize) -> 
 fn add_part(sample: &mut Sample, part: &str, column: &ArrayRef, row: usize) -> Option<Value> {
     match image_at(column, row) {
         Ok((bytes, path)) => {
-            let name = format!("{part}.{}", image_extension(bytes, path));
+            let name = format!("{part}.{}", image_extension(bytes, path).unwrap_or_else(|| "bin".to_owned()));
             sample.parts.insert(name, bytes.to_vec());
             facts_beside(column, row)
         }
@@ -526,15 +552,31 @@ fn image_at(column: &ArrayRef, row: usize) -> std::result::Result<(&[u8], Option
     }
 }
 
-/// Name of the image's part: by its first bytes, else by its path.
-fn image_extension(bytes: &[u8], path: Option<&str>) -> String {
-    let known: [(&[u8], &str); 5] =
-        [(b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"RIFF", "webp")];
-    if let Some((_, extension)) = known.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-        return (*extension).to_owned();
+/// Name of the image's part.
+fn image_part(bytes: &[u8], path: Option<&str>) -> std::result::Result<String, String> {
+    if bytes.is_empty() {
+        return Err("its image is empty".to_owned());
     }
-    let by_path = path.and_then(|path| extension_of(Path::new(path)));
-    by_path.unwrap_or_else(|| "bin".to_owned())
+    image_extension(bytes, path).ok_or_else(|| {
+        let bytes = bytes.len();
+        format!("its image is none of PNG, JPEG, WebP, GIF and BMP ({bytes} bytes), and no name tells what else it is")
+    })
+}
+
+/// Extension of an image or of other content: by the first bytes, else by the path.
+fn image_extension(bytes: &[u8], path: Option<&str>) -> Option<String> {
+    let known: [(&[u8], &str); 8] = [
+        (b"\x89PNG", "png"),
+        (b"\xff\xd8\xff", "jpg"),
+        (b"GIF8", "gif"),
+        (b"BM", "bmp"),
+        (b"RIFF", "webp"),
+        (b"II*\0", "tif"),
+        (b"MM\0*", "tif"),
+        (b"\x93NUMPY", "npy"),
+    ];
+    let by_content = known.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, extension)| *extension);
+    by_content.map(str::to_owned).or_else(|| extension_of(Path::new(path?)))
 }
 
 #[cfg(test)]
@@ -544,8 +586,9 @@ mod tests {
     #[test]
     fn keys_and_names_of_parts() {
         assert_eq!(without_dots("v1.0/a.b"), "v1.0/a_b");
-        assert_eq!(image_extension(b"\xff\xd8\xff\xe0", Some("x.png")), "jpg");
-        assert_eq!(image_extension(b"?", Some("x.TIF")), "tif");
-        assert_eq!(image_extension(b"?", None), "bin");
+        assert_eq!(image_part(b"\xff\xd8\xff\xe0", Some("x.png")).unwrap(), "jpg");
+        assert_eq!(image_part(b"?", Some("x.TIF")).unwrap(), "tif");
+        assert!(image_part(b"?", None).unwrap_err().contains("none of PNG"));
+        assert!(image_part(b"", Some("x.png")).unwrap_err().contains("empty"));
     }
 }

@@ -26,7 +26,7 @@ use crate::webdataset::{
     DatasetIndex, INDEX_FILE, LeaveOut, MappedShard, ShardRecord, digest, is_gzip, is_gzip_file, is_plain_name,
     is_shard_name, kept_counts, map_file, named, starts,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, told};
 
 /// Name of NeMo's index, as JSON.
 pub const WDINFO_FILE: &str = "wdinfo.json";
@@ -163,7 +163,7 @@ impl ShardSet {
         let index = DatasetIndex::new(records, meta);
         let is_packed = |shard: &Shard| matches!(&shard.place, Place::Here(path) if is_gzip_file(path));
         let packed = shards.iter().any(is_packed);
-        if packed {
+        if packed && told::first_time(Path::new(&name), "gzip") {
             tracing::warn!(
                 source = name,
                 "shards are compressed by gzip, and unpacked whenever they are opened; `calotype data convert` does it once"
@@ -460,7 +460,7 @@ fn common_meta(folders: &[Folder]) -> Map<String, Value> {
     let mut meta = first.meta.clone();
     let before = meta.len();
     meta.retain(|name, value| others.iter().all(|folder| folder.meta.get(name) == Some(value)));
-    if meta.len() < before {
+    if meta.len() < before && told::first_time(Path::new(&first.shown), "facts differ") {
         tracing::warn!(folders = folders.len(), "facts on which the folders' indices differ are left out");
     }
     meta
@@ -536,7 +536,9 @@ pub fn parse_counts(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, usize>
 fn records(shards: &[Shard], folders: &[Folder], cache: Option<&ShardCache>) -> Result<Vec<ShardRecord>> {
     let known: Vec<Option<ShardRecord>> = shards.iter().map(|shard| shard.known(&folders[shard.folder])).collect();
     let unknown: Vec<usize> = (0..shards.len()).filter(|number| known[*number].is_none()).collect();
-    if !unknown.is_empty() {
+    if let Some(first) = unknown.first()
+        && told::first_time(&shards[*first].place.shown(), "no index")
+    {
         tracing::info!(shards = unknown.len(), "no index tells how many samples these have: reading them");
     }
     let next = Mutex::new(unknown.iter());

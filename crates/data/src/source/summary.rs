@@ -2,6 +2,7 @@
 
 use super::Source;
 use crate::Result;
+use crate::error::printable;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -58,12 +59,15 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "dataset    {}", self.dataset)?;
-        writeln!(formatter, "samples    {} in {} shards, files or row groups", self.samples, self.blocks)?;
+        let blocks = if self.blocks == 1 { "shard, file or row group" } else { "shards, files or row groups" };
+        writeln!(formatter, "samples    {} in {} {blocks}", self.samples, self.blocks)?;
         for (reason, count) in &self.left_out {
             writeln!(formatter, "left out   {count}, {reason}")?;
         }
         let parts = self.first.part_bytes.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)"));
         write!(formatter, "first      `{}`: {}", self.first.key, parts.collect::<Vec<_>>().join(", "))?;
-        self.meta.iter().try_for_each(|(name, value)| write!(formatter, "\n{name:<10} {value}"))
+        // Facts may be long: the configurations of encoders. All of them are in what is serialised.
+        let shown = |value: &Value| printable(&value.to_string());
+        self.meta.iter().try_for_each(|(name, value)| write!(formatter, "\n{name:<10} {}", shown(value)))
     }
 }

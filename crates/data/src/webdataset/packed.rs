@@ -18,8 +18,8 @@ use crate::{Error, Result};
 /// Bytes that are unpacked at a time.
 const PIECE: usize = 1 << 20;
 
-/// First bytes of a gzip stream (RFC 1952: two of identification, and deflate as the method).
-const GZIP: &[u8] = b"\x1f\x8b\x08";
+/// First bytes of a gzip stream (RFC 1952).
+const GZIP: &[u8] = b"\x1f\x8b";
 
 /// First bytes of other compressed files, with what they are and how they are unpacked.
 const OTHERS: [(&[u8], &str, &str); 5] = [
@@ -29,6 +29,38 @@ const OTHERS: [(&[u8], &str, &str); 5] = [
     (b"PK\x03\x04", "zip", "unzip"),
     (b"7z\xbc\xaf\x27\x1c", "7-Zip", "7z x"),
 ];
+
+/// Endings of the names of tars in such compressions, with their names and commands.
+const OTHER_ENDINGS: [(&str, &str, &str); 7] = [
+    (".tar.zst", "zstd", "zstd -d"),
+    (".tzst", "zstd", "zstd -d"),
+    (".tar.xz", "xz", "xz -d"),
+    (".txz", "xz", "xz -d"),
+    (".tar.bz2", "bzip2", "bzip2 -d"),
+    (".tbz2", "bzip2", "bzip2 -d"),
+    (".tar.lz4", "lz4", "lz4 -d"),
+];
+
+/// Refuses a folder with a tar whose name says that it is compressed in a way that is not read: for a folder that holds
+/// nothing else.
+///
+/// # Errors
+/// [`Error::Compressed`]; [`Error::Io`] if the folder cannot be read.
+pub fn refuse_packed(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        if let Some((_, kind, command)) = OTHER_ENDINGS.iter().find(|(ending, ..)| name.ends_with(ending)) {
+            return Err(unread(&path, kind, command));
+        }
+    }
+    Ok(())
+}
+
+fn unread(path: &Path, kind: &str, command: &str) -> Error {
+    let detail = format!("is compressed by {kind}, which is not read in place (gzip is); unpack it: {command}");
+    Error::Compressed { path: path.to_path_buf(), detail }
+}
 
 /// True for names of tar shards: `*.tar`, and `*.tar.gz` and `*.tgz`, which are unpacked when they are read.
 pub fn is_shard_name(name: &str) -> bool {
@@ -43,7 +75,7 @@ pub(crate) fn is_gzip(head: &[u8]) -> bool {
 
 /// [`is_gzip`] of a file; false if it cannot be read, which whoever opens it will say.
 pub(crate) fn is_gzip_file(path: &Path) -> bool {
-    let mut head = [0; 3];
+    let mut head = [0; GZIP.len()];
     File::open(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok()) && is_gzip(&head)
 }
 
@@ -78,8 +110,9 @@ impl Content {
         let (place, mut out) = unnamed_file()?;
         let damage = unpack(&file, &mut |bytes| out.write_all(bytes)).map_err(|e| unwritable(path, &place, &e))?;
         let damage = damage.map(|detail| Error::Compressed { path: path.to_path_buf(), detail });
-        let unpacked = Some(map_open(path, &out)?);
-        Ok(Content { file, unpacked, damage })
+        let unpacked = map_open(path, &out)?;
+        refuse_doubly_packed(path, &unpacked)?;
+        Ok(Content { file, unpacked: Some(unpacked), damage })
     }
 
     /// The tar.
@@ -99,14 +132,23 @@ impl Content {
 }
 
 /// Refuses compressions that are not read.
-pub(super) fn refuse_others(path: &Path, head: &[u8]) -> Result<()> {
+pub(crate) fn refuse_others(path: &Path, head: &[u8]) -> Result<()> {
     match OTHERS.iter().find(|(magic, ..)| head.starts_with(magic)) {
-        Some((_, name, command)) => {
-            let detail = format!("is compressed by {name}, which is not read in place (gzip is); unpack it: {command}");
-            Err(Error::Compressed { path: path.to_path_buf(), detail })
-        }
+        Some((_, kind, command)) => Err(unread(path, kind, command)),
         None => Ok(()),
     }
+}
+
+/// Refuses what is compressed once more inside of gzip.
+fn refuse_doubly_packed(path: &Path, inside: &[u8]) -> Result<()> {
+    let kind = match OTHERS.iter().find(|(magic, ..)| inside.starts_with(magic)) {
+        _ if is_gzip(inside) => "gzip once more",
+        Some((_, kind, _)) => *kind,
+        None => return Ok(()),
+    };
+    let detail =
+        format!("holds, inside of gzip, a file that is compressed by {kind}; unpack it, and pack it once at most");
+    Err(Error::Compressed { path: path.to_path_buf(), detail })
 }
 
 /// Hands the content of a gzip file, which may be of several streams, to `out` piece by piece. Returns its fault in words,

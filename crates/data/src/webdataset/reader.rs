@@ -15,7 +15,7 @@ use super::scan::{ScannedShard, scan_shard};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::source::{Source, quarantined};
-use crate::{Control, Error, Result, SampleRef};
+use crate::{Control, Error, Result, SampleRef, told};
 
 /// A dataset folder, open for random access.
 ///
@@ -102,7 +102,9 @@ impl Dataset {
 
     fn from_scan(dir: &Path) -> Result<Self> {
         let names = tar_names(dir)?;
-        tracing::info!(folder = %dir.display(), shards = names.len(), "no index.json: reading the shards' headers");
+        if told::first_time(dir, "no index") {
+            tracing::info!(folder = %dir.display(), shards = names.len(), "no index.json: reading the shards' headers");
+        }
         let mut records = Vec::with_capacity(names.len());
         let mut shards = Vec::with_capacity(names.len());
         for file in names {
@@ -145,7 +147,6 @@ impl Dataset {
             return Err(Error::EmptyDataset { path: self.dir });
         }
         self.shards.iter_mut().for_each(|shard| shard.scanned = OnceLock::new());
-        tracing::info!(folder = %self.dir.display(), samples = quarantine.len(), "samples in quarantine are left out");
         self.quarantine = quarantine;
         Ok(self)
     }
@@ -238,6 +239,7 @@ impl Dataset {
                 return Err(Error::ChecksumMismatch { path: shard.path.clone(), expected: expected.clone(), found });
             }
         }
+        control.report("verify", self.len(), self.len());
         self.check_keys(control)?;
         Ok(report)
     }
@@ -257,6 +259,7 @@ impl Dataset {
                 }
             }
         }
+        control.report("verify keys", self.len(), self.len());
         Ok(())
     }
 
@@ -300,6 +303,7 @@ pub fn index_folder(
     }
     let index = DatasetIndex::new(records, meta);
     index.write(dir)?;
+    control.report("index", dataset.len(), dataset.len());
     Ok(index)
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use tar::{Archive, Entry, EntryType};
 
 use crate::error::printable;
+use crate::files::is_lfs_pointer;
 use crate::{Error, Result};
 
 const BLOCK: u64 = 512;
@@ -38,7 +39,7 @@ pub(super) fn scan_shard(path: &Path, bytes: &[u8]) -> Result<ScannedShard> {
             Ok(())
         }
     })?;
-    if shard.passed_by > 0 {
+    if shard.passed_by > 0 && crate::told::first_time(path, "passed by") {
         tracing::warn!(shard = %path.display(), members = shard.passed_by, "members that are no part of a sample passed by");
     }
     Ok(shard)
@@ -154,11 +155,37 @@ fn check_end_marker(path: &Path, bytes: &[u8], end: u64) -> Result<()> {
 fn header_error(path: &Path, bytes: &[u8], offset: u64, error: &std::io::Error) -> Error {
     let path = path.to_path_buf();
     let size = bytes.len() as u64;
+    if offset == 0 && is_other(bytes) {
+        return Error::NotTar { path, detail: other_content(bytes) };
+    }
     if error.kind() == ErrorKind::UnexpectedEof || size < offset + BLOCK {
         return Error::TruncatedTar { path, offset, needed: offset + BLOCK, size };
     }
-    // Of a file that is no tar, the error quotes whatever lies there.
-    Error::BadHeader { path, offset, detail: printable(&error.to_string()) }
+    let error = error.to_string();
+    // Such errors quote whatever lies there.
+    let detail = if error.starts_with("numeric field") { "no header lies there".to_owned() } else { printable(&error) };
+    Error::BadHeader { path, offset, detail }
+}
+
+/// True for a file that does not begin as tars do, be it cut: all writers in use put a mark at this place.
+fn is_other(bytes: &[u8]) -> bool {
+    match bytes.get(257..262) {
+        Some(mark) => mark != b"ustar",
+        // The name of the first member has no second line.
+        None => bytes.contains(&b'\n'),
+    }
+}
+
+/// What a file is that is no tar.
+fn other_content(bytes: &[u8]) -> String {
+    const SHOWN: usize = 40;
+    if is_lfs_pointer(bytes) {
+        return "is a pointer of Git LFS, not the shard: fetch the file itself with `git lfs pull`".to_owned();
+    }
+    let head: String = bytes.iter().take(SHOWN).map(|byte| char::from(*byte)).collect();
+    let is_text = head.chars().all(|c| matches!(c, ' '..='~' | '\r' | '\n' | '\t'));
+    let begins = if is_text { format!(" (it begins with `{}`)", printable(head.trim())) } else { String::new() };
+    format!("is no tar{begins}; copy it again from its source, or take it away")
 }
 
 #[cfg(test)]

@@ -180,18 +180,33 @@ fn compressed_shards_that_cannot_be_read_say_how_they_are_compressed() {
         ("cut.tar", whole[..whole.len() / 2].to_vec(), "its gzip stream is cut or damaged"),
         ("cut.tar.gz", whole[..whole.len() - 3].to_vec(), "its gzip stream is cut or damaged"),
         ("more.tgz", [&whole[..], b"\x07\x08\x09"].concat(), "3 bytes behind its gzip stream"),
-        ("none.tar.gz", gzip(b"\x1b[31m\x00\xff no tar".repeat(99).as_slice()), "bad tar header"),
+        ("none.tar.gz", gzip(b"\x1b[31m\x00\xff no tar".repeat(99).as_slice()), "is no tar;"),
+        ("twice.tar.gz", gzip(&whole), "inside of gzip, a file that is compressed by gzip once more"),
+        ("zstd.tar.gz", gzip(b"\x28\xb5\x2f\xfd\x00\x00"), "inside of gzip, a file that is compressed by zstd"),
+        ("method.tar.gz", [&b"\x1f\x8b"[..], &[b'x'; 500]].concat(), "its gzip stream is cut or damaged"),
+        ("page.tar", b"<!DOCTYPE html>\n<p>404</p>".to_vec(), "is no tar (it begins with `<!DOCTYPE html>"),
+        ("lfs.tar", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n".to_vec(), "a pointer of Git LFS"),
+        ("a.tar.xz", b"\xfd7zXZ\0\0\0".to_vec(), "is compressed by xz, which is not read in place"),
+        ("all.zip", b"PK\x03\x04".to_vec(), "is compressed by zip"),
         ("z.tar", b"\x28\xb5\x2f\xfd\x00\x00".to_vec(), "is compressed by zstd"),
         ("x.tar", b"\xfd7zXZ\0\0\0".to_vec(), "is compressed by xz"),
         ("b.tar", b"BZh91AY".to_vec(), "is compressed by bzip2"),
         ("p.tar", b"PK\x03\x04".to_vec(), "is compressed by zip"),
-        ("raw.tar", b"\x1b[2J\x07\x00\x9b".repeat(200), "bad tar header"),
+        ("raw.tar", b"\x1b[2J\x07\x00\x9b".repeat(200), "is no tar;"),
     ] {
         let path = dir.path().join(name);
         fs::write(&path, bytes).unwrap();
         let error = open_default(&path).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(part), "{name}: {error}");
         assert!(!error.contains(char::is_control), "{name}: {error:?}");
+    }
+    // A folder of nothing else says so, too.
+    for name in ["a.tar.zst", "B.TXZ", "c.tar.bz2", "d.tar.lz4"] {
+        let folder = dir.path().join(format!("folder of {name}"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(name), b"?").unwrap();
+        let error = open_default(&folder).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("which is not read in place (gzip is); unpack it: "), "{error}");
     }
     // The stages that repair take what lies in front of the damage.
     let cut = TarShard::open(&dir.path().join("cut.tar.gz")).unwrap();
@@ -319,7 +334,23 @@ fn columns_of_all_types_are_carried() {
             "long": null,
         })
     );
-    assert!(source.notes().is_empty());
+    let note = |column: &str| {
+        format!("column `{column}`: null for values that are infinite or not a number, which JSON does not have: 1")
+    };
+    assert_eq!(source.notes(), [note("exact"), note("score")]);
+}
+
+#[test]
+fn images_that_are_none_stop_with_their_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.parquet");
+    let png = emoji::pairs()[0].png;
+    write_parquet(&path, vec![("image", Arc::new(BinaryArray::from_iter_values([png, b"xxx", b"", b"II*\0"])))]);
+    let source = open_default(&path).unwrap();
+    let error = |row: usize| source.get(row).map(|_| ()).unwrap_err();
+    assert!(error(1).concerns_one_sample() && error(1).to_string().contains("row 2: its image is none of PNG"));
+    assert!(error(2).to_string().contains("row 3: its image is empty"), "{}", error(2));
+    assert_eq!(source.get(3).unwrap().sample().part("tif").unwrap(), b"II*\0");
 }
 
 #[test]

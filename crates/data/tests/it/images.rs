@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use calotype_data::Error;
+use calotype_data::image::text::{PngText, add_png_text};
 use calotype_data::image::{DecodeOptions, Filter, PngEffort, RgbImage, RgbaImage, dimensions};
 use calotype_data::npz::FeatureStatistics;
 use calotype_data::transform::{Resize, Transform};
@@ -173,6 +174,49 @@ fn images_are_upright_unless_asked_for_as_stored() {
     assert!(!found.tagged);
 }
 
+/// ImageMagick's form of EXIF fields in PNG; Pillow 13's `exif_transpose` turns this image, too.
+#[test]
+fn orientation_in_a_text_of_a_png_is_applied() {
+    let image = noise((20, 10), 5);
+    let png = image.encode_png(PngEffort::Fast).unwrap();
+    let exif = "457869660000" /* Exif */
+        .to_owned()
+        + "49492a0008000000"
+        + "0100"
+        + "12010300"
+        + "01000000"
+        + "06000000"
+        + "00000000";
+    let profile = |exif: &str| {
+        let text = format!("\nexif\n{:8}\n{}\n{}\n", exif.len() / 2, &exif[..20], &exif[20..]);
+        add_png_text(&png, &[PngText { keyword: "Raw profile type exif".into(), text }]).unwrap()
+    };
+    let decode = |bytes: &[u8]| RgbImage::decode_noting("x", bytes, &DecodeOptions::default()).unwrap();
+    let (turned, found) = decode(&profile(&exif));
+    assert_eq!((turned.width(), turned.height(), found.tagged), (10, 20, true));
+    // Turned to the right: what was at the left is at the top.
+    assert_eq!(turned.data()[..3], image.data()[9 * 20 * 3..][..3]);
+    // A damaged one is none.
+    for damaged in [exif.replace("49492a", "zz492a"), exif[..30].to_owned()] {
+        assert!(!decode(&profile(&damaged)).1.tagged, "{damaged}");
+    }
+}
+
+#[test]
+fn clipped_grey_of_16_bits_is_counted() {
+    let png = |level: u16| {
+        let mut bytes = Vec::new();
+        let pixels = image::ImageBuffer::<image::Luma<u16>, _>::from_raw(2, 1, vec![7, level]).unwrap();
+        let format = image::ImageFormat::Png;
+        image::DynamicImage::ImageLuma16(pixels).write_to(&mut std::io::Cursor::new(&mut bytes), format).unwrap();
+        bytes
+    };
+    let decode = |level| RgbImage::decode_noting("x", &png(level), &DecodeOptions::default()).unwrap();
+    let ((dark, of_dark), (bright, of_bright)) = (decode(255), decode(256));
+    assert_eq!(dark, bright);
+    assert!(!of_dark.clipped && of_bright.clipped);
+}
+
 #[test]
 fn statistics_of_numpy_are_read() {
     let statistics = FeatureStatistics::from_bytes(&golden("fid.npz")).unwrap();
@@ -199,6 +243,7 @@ fn malformed_images_are_named() {
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", vec![], "none of PNG, JPEG, WebP, GIF and BMP (0 bytes)"),
         ("a page of the web", b"<html>404</html>".to_vec(), "none of PNG, JPEG, WebP, GIF and BMP"),
+        ("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "with `git lfs pull`"),
         ("TIFF", b"II*\0\x08\0\0\0".to_vec(), "none of PNG, JPEG, WebP, GIF and BMP"),
         ("PNG of its signature alone", png[..8].to_vec(), ""),
         ("PNG cut in half", png[..png.len() / 2].to_vec(), ""),

@@ -155,6 +155,15 @@ fn folders_that_cannot_be_used_are_named() {
         ),
         (&[("a.png", ""), ("metadata.csv", "file_name,text\na.png\n")], "row 1: has 1 fields, the header 2"),
         (&[("a.png", ""), ("metadata.csv", "")], "has no header"),
+        (
+            &[("a.png", ""), ("metadata.csv", "path;text\na.png;x\n")],
+            "metadata.csv: has no column of the images' names; it may be called file_name, image_file_name, image, and there \
+             are: path;text; commas, semicolons or tabs",
+        ),
+        (
+            &[("a.heic", ""), ("b.HEIF", "")],
+            "known extensions: png, jpg, jpeg, webp, gif, bmp; 2 in a format that is not read (HEIC)",
+        ),
         (&[("a.png", ""), ("metadata.jsonl", "{\"file_name\"")], "row 1: EOF"),
         (&[("a.png", ""), ("metadata.jsonl", "")], "no images"),
         (

@@ -27,7 +27,7 @@ impl Scheduler for Ddim {
 
     fn read(fields: &mut Fields<'_>) -> Self {
         refuse_thresholding(fields);
-        Self { eta: 0.0, alpha_to_one: fields.get("set_alpha_to_one", true), clip: read_clip(fields, true) }
+        Self { eta: 0.0, alpha_to_one: fields.flag("set_alpha_to_one", true), clip: read_clip(fields, true) }
     }
 }
 

@@ -67,7 +67,7 @@ fn common(fields: &mut Fields<'_>, row: &Row) -> SamplerConfig {
             timesteps: fields.size("num_train_timesteps", 1000),
             beta_start: fields.number("beta_start", betas.0),
             beta_end: fields.number("beta_end", betas.1),
-            zero_terminal_snr: rescales && fields.get("rescale_betas_zero_snr", false),
+            zero_terminal_snr: rescales && fields.flag("rescale_betas_zero_snr", false),
             trained_betas: fields.get("trained_betas", None),
         },
         prediction: fields.get("prediction_type", Prediction::Epsilon),
@@ -101,7 +101,8 @@ pub(super) fn read(config: &Value, name: Option<&str>) -> Result<ReadScheduler, 
     if let (Some(name), Some(class)) = (name, class) {
         check_related(name, row, class)?;
     }
-    let mut fields = Fields::new(row.class, config);
+    let config = without_defaults(object);
+    let mut fields = Fields::new(row.class, &config);
     fields.harmless(harmless());
     let sampler = common(&mut fields, row);
     let mut notes = Vec::new();
@@ -118,6 +119,15 @@ pub(super) fn read(config: &Value, name: Option<&str>) -> Result<ReadScheduler, 
     let config = fields.finish(sampler)?;
     config.check()?;
     Ok(ReadScheduler { config, notes })
+}
+
+/// The configuration without the fields whose values are the defaults of the class that wrote it (`_use_default_values`): diffusers
+/// takes those of the class that reads.
+fn without_defaults(config: &Map<String, Value>) -> Value {
+    let defaults = config.get("_use_default_values").and_then(Value::as_array);
+    let is_default =
+        |name: &String| defaults.is_some_and(|names| names.iter().any(|other| other.as_str() == Some(name)));
+    config.iter().filter(|(name, _)| !is_default(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// Refuses a sampler on a network that was trained on noise levels of another kind.
@@ -150,7 +160,7 @@ fn find(name: Option<&str>) -> Result<&'static Row, SamplerError> {
 /// `clip_sample` and `clip_sample_range`: the clamp of the clean estimate.
 pub(super) fn read_clip(fields: &mut Fields<'_>, default: bool) -> Option<f64> {
     let range = fields.number("clip_sample_range", 1.0);
-    fields.get("clip_sample", default).then_some(range)
+    fields.flag("clip_sample", default).then_some(range)
 }
 
 /// Refuses thresholding of the clean estimate, which latents do not take.
@@ -168,7 +178,7 @@ pub(super) fn refuse_flow(fields: &mut Fields<'_>) {
 pub(super) fn read_curve(fields: &mut Fields<'_>) -> SigmaRange {
     let mut curve = Curve::Timesteps;
     for (name, other) in CURVES {
-        if fields.get(name, false) {
+        if fields.flag(name, false) {
             let first = curve == Curve::Timesteps;
             fields.check(first, name, || "only one kind of noise levels can be used".to_owned());
             curve = other;

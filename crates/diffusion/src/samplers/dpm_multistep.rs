@@ -54,15 +54,15 @@ impl Scheduler for DpmMultistep {
         refuse_unsupported(fields);
         let mut sigmas = SigmaRange { last: read_last(fields), ..read_curve(fields) };
         // Lu's levels come second to Karras'.
-        if fields.get("use_lu_lambdas", false) && sigmas.curve != Curve::Karras {
+        if fields.flag("use_lu_lambdas", false) && sigmas.curve != Curve::Karras {
             sigmas.curve = Curve::LogSnr;
         }
         Self {
             order: fields.whole("solver_order", 2, 1..=3),
             algorithm: fields.get("algorithm_type", DpmAlgorithm::default()),
             rule: fields.get("solver_type", DpmRule::default()),
-            lower_order_final: fields.get("lower_order_final", true),
-            euler_at_final: fields.get("euler_at_final", false),
+            lower_order_final: fields.flag("lower_order_final", true),
+            euler_at_final: fields.flag("euler_at_final", false),
             sigmas,
             lambda_min: read_lambda_min(fields),
         }

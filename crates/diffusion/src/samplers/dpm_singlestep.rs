@@ -54,7 +54,7 @@ impl Scheduler for DpmSinglestep {
             order: fields.whole("solver_order", 2, 1..=3),
             algorithm: fields.get("algorithm_type", DpmAlgorithm::default()),
             rule: fields.get("solver_type", DpmRule::default()),
-            lower_order_final: fields.get("lower_order_final", false),
+            lower_order_final: fields.flag("lower_order_final", false),
             sigmas: SigmaRange { last: read_last(fields), ..read_curve(fields) },
             lambda_min: read_lambda_min(fields),
         }

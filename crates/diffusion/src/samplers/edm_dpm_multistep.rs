@@ -50,8 +50,8 @@ impl Scheduler for EdmDpmMultistep {
             order: fields.whole("solver_order", 2, 1..=3),
             algorithm: fields.get("algorithm_type", DpmAlgorithm::default()),
             rule: fields.get("solver_type", DpmRule::default()),
-            lower_order_final: fields.get("lower_order_final", true),
-            euler_at_final: fields.get("euler_at_final", false),
+            lower_order_final: fields.flag("lower_order_final", true),
+            euler_at_final: fields.flag("euler_at_final", false),
             levels: EdmLevels::read(fields),
         }
     }

@@ -34,7 +34,7 @@ impl Scheduler for Pndm {
     const DEFAULTS: SchedulerDefaults = SchedulerDefaults::ddpm(Spacing::Leading);
 
     fn read(fields: &mut Fields<'_>) -> Self {
-        Self { skip_prk: fields.get("skip_prk_steps", false), alpha_to_one: fields.get("set_alpha_to_one", false) }
+        Self { skip_prk: fields.flag("skip_prk_steps", false), alpha_to_one: fields.flag("set_alpha_to_one", false) }
     }
 }
 

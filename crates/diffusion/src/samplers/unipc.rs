@@ -66,8 +66,8 @@ impl Scheduler for UniPc {
         Self {
             order: fields.whole("solver_order", 2, 1..=3),
             step: fields.get("solver_type", UniPcStep::default()),
-            predict_clean: fields.get("predict_x0", true),
-            lower_order_final: fields.get("lower_order_final", true),
+            predict_clean: fields.flag("predict_x0", true),
+            lower_order_final: fields.flag("lower_order_final", true),
             uncorrected: fields.get("disable_corrector", Vec::new()),
             sigmas: SigmaRange { last: read_last(fields), ..read_curve(fields) },
         }

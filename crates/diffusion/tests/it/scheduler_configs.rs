@@ -100,6 +100,37 @@ fn defaults_are_those_of_each_scheduler() {
     assert_eq!(config.schedule, ScheduleConfig::default());
 }
 
+/// diffusers keeps `None` where a file says null, and `None` is false where it is asked for.
+#[test]
+fn a_switch_that_is_null_is_off() {
+    let null = |class: &str, field: &str| read(&json!({ "_class_name": class, field: null })).kind;
+    let ddim = Ddim { eta: 0.0, alpha_to_one: true, clip: Some(1.0) };
+    assert_eq!(null("DDIMScheduler", "clip_sample"), SamplerKind::Ddim(Ddim { clip: None, ..ddim.clone() }));
+    assert_eq!(
+        null("DDIMScheduler", "set_alpha_to_one"),
+        SamplerKind::Ddim(Ddim { alpha_to_one: false, ..ddim.clone() })
+    );
+    assert_eq!(null("DDIMScheduler", "thresholding"), SamplerKind::Ddim(ddim));
+    assert_eq!(null("DDPMScheduler", "clip_sample"), SamplerKind::Ddpm(Ddpm { clip: None, ..Default::default() }));
+    let multistep = DpmMultistep { lower_order_final: false, ..Default::default() };
+    assert_eq!(null("DPMSolverMultistepScheduler", "lower_order_final"), SamplerKind::DpmMultistep(multistep));
+    let unipc =
+        json!({ "_class_name": "UniPCMultistepScheduler", "predict_x0": null, "final_sigmas_type": "sigma_min" });
+    let sigmas = SigmaRange { last: FinalSigma::SigmaMin, ..Default::default() };
+    assert_eq!(read(&unipc).kind, SamplerKind::UniPc(UniPc { predict_clean: false, sigmas, ..Default::default() }));
+}
+
+/// `DDIMScheduler` and `EulerDiscreteScheduler` of diffusers 0.42.1, whose defaults are leading and linspace.
+#[test]
+fn defaults_of_the_class_that_wrote_are_not_those_of_the_one_that_reads() {
+    let config = |defaults: Value| {
+        let more = json!({ "timestep_spacing": "leading", "_use_default_values": defaults });
+        read(&stable_diffusion("EulerDiscreteScheduler", more)).spacing
+    };
+    assert_eq!(config(json!(["timestep_spacing", "thresholding"])), Spacing::Linspace);
+    assert_eq!(config(json!([])), Spacing::Leading);
+}
+
 #[test]
 fn python_infinities_are_read() {
     let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity,

@@ -59,11 +59,18 @@ pub(super) fn open_clip(text: &str) -> String {
     words.join(" ").to_lowercase()
 }
 
-/// A stretch of a prompt as transformers' CLIP tokenizer cleans it: composed characters (NFC), lower case.
+/// A stretch of a prompt as transformers' CLIP tokenizer cleans it: composed characters (NFC), one blank for any run of white
+/// space (Unicode's, which is not that of Python's `str.split`), lower case.
 ///
 /// Characters become lower case one by one: a sigma at the end of a word is none of its own.
 pub(super) fn transformers(text: &str) -> String {
-    text.nfc().flat_map(char::to_lowercase).collect()
+    let mut after_space = false;
+    let single = |c: char| {
+        let (before, space) = (after_space, c.is_whitespace());
+        after_space = space;
+        (!(before && space)).then_some(if space { ' ' } else { c })
+    };
+    text.nfc().filter_map(single).flat_map(char::to_lowercase).collect()
 }
 
 /// White space as Python's `str.split` understands it.

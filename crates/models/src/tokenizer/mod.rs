@@ -57,7 +57,8 @@ pub enum Cleaning {
     /// open_clip's: repair of broken text (the library ftfy), HTML entities, white space, lower case. Of ftfy's repairs
     /// of wrongly decoded text, those of whole lines of UTF-8 read as Latin-1 or Windows-1252 are made.
     OpenClip,
-    /// transformers' (of its fast tokenizer, the only one since version 5): composed characters (NFC), lower case.
+    /// transformers' (of its fast tokenizer, the only one since version 5): composed characters (NFC), single blanks, lower
+    /// case.
     Transformers,
 }
 

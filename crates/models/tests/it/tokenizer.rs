@@ -124,6 +124,9 @@ fn added_tokens_are_found_as_transformers_finds_them() {
     }
     write("tokenizer_config.json", &serde_json::json!({ "added_tokens_decoder": listed }).to_string());
     check(&ClipTokenizer::from_folder(folder.path()).unwrap());
+    // White space is made single before added tokens are looked for.
+    let ids = |prompt: &str| ClipTokenizer::from_folder(&golden("added")).unwrap().encode(prompt).ids;
+    assert_eq!(ids("two words"), ids("two \t words"));
     // The oldest list says no more than texts and ids.
     std::fs::remove_file(folder.path().join("tokenizer_config.json")).unwrap();
     write("added_tokens.json", r#"{"<cat-toy>": 500, "the cat": 501}"#);

@@ -86,7 +86,7 @@ fn next_piece(rest: &str) -> (Piece<'_>, &str) {
 }
 
 /// The number of `:1.2)`, and the length of the whole, if the text begins so.
-fn weight_length(text: &str) -> Option<(&str, usize)> {
+pub(super) fn weight_length(text: &str) -> Option<(&str, usize)> {
     let inner = text.strip_prefix(':')?.trim_start();
     let signed = inner.strip_prefix(['+', '-']).unwrap_or(inner);
     let digits = signed.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(signed.len());

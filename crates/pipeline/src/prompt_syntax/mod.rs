@@ -8,6 +8,7 @@ pub mod a1111;
 pub mod compel;
 mod fragment;
 mod rows;
+pub mod unread;
 
 pub use fragment::{Fragment, SyntaxError};
 pub(crate) use rows::{Weighted, a1111_rows, compel_rows};

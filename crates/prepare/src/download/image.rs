@@ -175,7 +175,7 @@ pub fn open<'a>(bytes: &'a [u8], options: &ImageOptions) -> Result<Opened<'a>, F
     limits.max_alloc = Some(options.max_pixels.saturating_mul(16));
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|error| failure(&error, format, bytes))?;
-    let orientation = orientation(&mut decoder);
+    let orientation = orientation(&mut decoder, bytes);
     let (width, height) = decoder.dimensions();
     let (to_width, to_height, _) = target(width, height, options).unwrap_or_default();
     // A line of pixels, brought to size by its shorter side, is a bomb of another kind.
@@ -232,7 +232,8 @@ impl Opened<'_> {
             return Ok(Image { encoded: None, sizes: Some(sizes), changed: None });
         }
         let (size, tagged) = ((image.width(), image.height()), self.orientation != Orientation::NoTransforms);
-        let changed = Some(Decoded { size, tagged, transparent });
+        // Grey of 16 bits is scaled here.
+        let changed = Some(Decoded { size, tagged, transparent, clipped: false });
         Ok(Image { encoded: Some(encode(&image, options)?), sizes: Some(sizes), changed })
     }
 }

@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use calotype_data::Control;
 use calotype_data::files::{read_json, write_json};
+use calotype_data::source::CaptionChoice;
 use clap::builder::BoolishValueParser;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -47,8 +48,10 @@ pub use address::is_public;
 pub use failure::{Failure, FailureKind};
 pub use image::{EncodeFormat, Interpolation, ResizeMode};
 
+use crate::convert::Captions;
 use crate::pixels::PixelArgs;
 use crate::slices::{SliceArgs, run_slices};
+use crate::words::counted;
 use crate::{Account, Error, Result};
 use client::FetchOptions;
 use image::ImageOptions;
@@ -125,6 +128,20 @@ pub enum DownloadError {
         detail: String,
     },
 
+    /// Not one image came of the whole list.
+    #[error(
+        "{account}\nnot one of {} could be used: check the addresses and the network; the rows count as done, so remove {} to \
+         ask for them again",
+        counted(account.taken, "image"),
+        out.display()
+    )]
+    Nothing {
+        /// What was left out, by reason.
+        account: Box<Account>,
+        /// The output folder.
+        out: PathBuf,
+    },
+
     /// Part of the program ended too early.
     #[error("a part of the download stage stopped working: {detail}")]
     Stopped {
@@ -189,6 +206,13 @@ pub struct DownloadArgs {
     /// Column of the captions; without it, samples have no text.
     #[arg(long, alias = "caption_col", value_name = "COLUMN")]
     pub caption_col: Option<String>,
+    /// Choice among several captions of an image (lists in jsonl and parquet): first; or random, by --caption-seed and the
+    /// image's number. All of them stay in the samples' JSON and in the tables.
+    #[arg(long, value_enum, default_value = "first", value_name = "CHOICE")]
+    pub captions: Captions,
+    /// Seed of --captions random.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub caption_seed: u64,
     /// Other columns to keep in the samples' JSON and in the tables, with commas between them.
     #[arg(long, alias = "save_additional_columns", value_delimiter = ',', value_name = "COLUMNS")]
     pub save_additional_columns: Vec<String>,
@@ -340,6 +364,8 @@ struct Settings<'a> {
     list: &'a [list::ListFile],
     columns: &'a [Wanted],
     #[serde(skip_serializing_if = "is_usual")]
+    captions: CaptionChoice,
+    #[serde(skip_serializing_if = "is_usual")]
     reading: Reading,
     number_sample_per_shard: u32,
     oom_shard_count: u8,
@@ -353,8 +379,9 @@ struct Settings<'a> {
     allow_private: bool,
 }
 
-fn is_usual(reading: &Reading) -> bool {
-    *reading == Reading::default()
+/// Settings that came later are not recorded unless they are used, for the sake of older folders.
+fn is_usual<T: Default + PartialEq>(setting: &T) -> bool {
+    *setting == T::default()
 }
 
 /// The record of [`Settings`] in the output folder.
@@ -364,17 +391,19 @@ struct Recorded(serde_json::Map<String, Value>);
 /// Downloads.
 ///
 /// # Errors
-/// [`Error::Usage`] for settings that make no sense, [`Error::Download`], [`Error::Data`] (stopped on request), and
-/// [`Error::Io`] if the shards cannot be written.
+/// [`Error::Usage`] for settings that make no sense, [`Error::Download`] (among others because every image failed),
+/// [`Error::Data`] (stopped on request), and [`Error::Io`] if the shards cannot be written.
 pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Account> {
     let wanted = wanted_columns(args)?;
     let image = image_options(args)?;
     let fetch = fetch_options(args)?;
     let reading = Reading { skip_bad: args.skip_bad, no_quotes: args.no_quotes };
+    let captions = args.captions.choice(args.caption_seed);
     let list = ImageList::open(&args.list, args.input_format, &wanted, reading).map_err(download_error)?;
     let settings = Settings {
         list: list.files(),
         columns: &wanted,
+        captions,
         reading,
         number_sample_per_shard: args.number_sample_per_shard,
         oom_shard_count: args.oom_shard_count,
@@ -397,7 +426,7 @@ pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Account> {
         hash: args.compute_hash.column(),
         verifies: args.verify_hash.is_some(),
         exif: args.extract_exif,
-        captions: args.caption_col.is_some(),
+        captions: args.caption_col.as_ref().map(|_| captions),
     };
     let threads = args.decode_threads.map_or_else(processors, |threads| threads as usize);
     let job = work::Job { list: &list, layout, image: &image, fetch: &fetch, hash: args.compute_hash, threads };
@@ -407,9 +436,12 @@ pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Account> {
     })?;
     let bad = list.files().iter().map(|file| file.bad_rows).sum::<u64>();
     if bad > 0 {
-        account.notes.push(format!("{bad} rows of the list cannot be read and are left out"));
+        account.notes.push(format!("{} of the list cannot be read: left out", counted(bad, "row")));
     }
-    Ok(account)
+    match account.written == 0 && account.taken > 0 {
+        true => Err(DownloadError::Nothing { account: Box::new(account), out: args.out.clone() }.into()),
+        false => Ok(account),
+    }
 }
 
 fn download_error(error: ListError) -> Error {
@@ -544,11 +576,12 @@ fn claim_folder(out: &Path, settings: &Settings<'_>) -> Result<()> {
         return Ok(write_json(&path, &now)?);
     };
     let now = now.as_object().cloned().unwrap_or_default();
-    let differing = now.iter().find(|(name, value)| there.get(*name) != Some(value));
-    match differing {
+    // Usual settings are recorded in neither.
+    let mut names = now.keys().chain(there.keys());
+    match names.find(|name| now.get(*name) != there.get(*name)) {
         None => Ok(()),
-        Some((what, value)) => {
-            let (what, expected, found) = difference(what, Some(value), there.get(what));
+        Some(what) => {
+            let (what, expected, found) = difference(what, now.get(what), there.get(what));
             Err(DownloadError::OtherSettings { path: out.to_path_buf(), what, expected, found }.into())
         }
     }

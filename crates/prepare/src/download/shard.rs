@@ -12,6 +12,7 @@ use arrow_array::{ArrayRef, Int32Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};
 use calotype_data::Sample;
 use calotype_data::files::{partial_name, publish, read_json, write_json};
+use calotype_data::source::CaptionChoice;
 use calotype_data::webdataset::ShardFile;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
@@ -42,7 +43,8 @@ pub(super) struct Layout {
     /// True if the list has that column, too.
     pub verifies: bool,
     pub exif: bool,
-    pub captions: bool,
+    /// The caption among several, if there are captions.
+    pub captions: Option<CaptionChoice>,
 }
 
 impl Layout {
@@ -220,11 +222,16 @@ impl OpenShard {
     fn sample(&self, row: usize, outcome: &Outcome, image: Vec<u8>) -> Sample {
         let facts = json_part(&self.facts(row, outcome));
         let sample = Sample::new(self.layout.key(self.id, row)).with(self.layout.extension, image).with("json", facts);
-        if !self.layout.captions {
-            return sample;
-        }
+        let Some(choice) = self.layout.captions else { return sample };
         let caption = self.rows.column_by_name("caption").map(|column| json_value(column, row));
-        sample.with("txt", caption_text(caption.unwrap_or_default()))
+        let caption = match caption.unwrap_or_default() {
+            Value::Array(all) => {
+                let all = all.into_iter().filter(|caption| !caption.is_null()).map(caption_text).collect();
+                choice.of(all, (self.id * self.layout.samples + row) as u64)
+            }
+            single => caption_text(single),
+        };
+        sample.with("txt", caption)
     }
 
     /// A row's facts in img2dataset's order.
@@ -419,7 +426,7 @@ mod tests {
             hash: None,
             verifies: false,
             exif: false,
-            captions: false,
+            captions: None,
         };
         for (samples, digits, id, row, name, key) in [
             (10_000, 5, 0, 0, "00000", "000000000"),

@@ -101,7 +101,7 @@ fn samples_without_a_part_are_refused_or_counted() {
     source(&start);
     let error = run("convert {} {} --to mds", &[&start, &out]).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("cls (60), jpg (60), txt (48)"), "{error}");
-    fs::remove_dir_all(&out).unwrap();
+    assert!(!out.exists(), "nothing is in the way of another try");
     let account = run("convert {} {} --to mds --missing leave-out", &[&start, &out]).unwrap();
     assert_eq!((account.taken, account.written), (60, 48));
     assert_eq!(account.left_out, BTreeMap::from([("without part `txt`".to_owned(), 12)]));
@@ -210,7 +210,6 @@ fn damage_stops_the_stage_or_is_counted() {
     let lost = MdsDataset::open(&mds).unwrap().index().shards[1].samples as u64;
     let error = run("convert {} {}", &[&mds, &out]).unwrap_err().to_string();
     assert!(error.contains("shard.00001.mds: the table of samples is damaged"), "{error}");
-    fs::remove_dir_all(&out).unwrap();
     let account = run("convert {} {} --skip-bad", &[&mds, &out]).unwrap();
     assert_eq!((account.taken, account.written), (60, 60 - lost));
     assert_eq!(account.left_out, BTreeMap::from([("cannot be read".to_owned(), lost)]));
@@ -253,6 +252,98 @@ fn folders_of_images_and_quarantined_samples() {
     fs::write(keyed.join("quarantine.json"), quarantine.replace("cat/3_x", "cat/9_x")).unwrap();
     let error = run("convert {} {}", &[&keyed, &folders.at("none")]).unwrap_err().to_string();
     assert!(error.contains("2 samples are listed, the dataset has 1 of them"), "{error}");
+}
+
+/// A folder with so many small images, and files of other names with their contents.
+fn photos(dir: &Path, images: &[&str], files: &[(&str, &str)]) {
+    fs::create_dir_all(dir).unwrap();
+    for (i, name) in images.iter().enumerate() {
+        let image = RgbImage::filled(5 + i, 6, [i as u8, 0, 9]).unwrap().encode_png(PngEffort::Fast).unwrap();
+        fs::write(dir.join(name), image).unwrap();
+    }
+    files.iter().for_each(|(name, text)| fs::write(dir.join(name), text).unwrap());
+}
+
+#[test]
+fn what_a_folder_of_images_loses_is_told() {
+    let folders = Folders::new();
+    let start = folders.at("start");
+    photos(&start, &["a.png", "b c.d.png"], &[("a.tags", "a cat"), ("e.HEIC", ""), ("f.tiff", ""), ("g.md", "")]);
+    let account = run("convert {} {}", &[&start, &folders.at("plain")]).unwrap();
+    let told = account.to_string();
+    for part in [
+        "plain: 1 shard, all there",
+        "none of the 2 images has a caption",
+        "not taken from the input: 1 in a format that is not read (HEIC)",
+        "not taken from the input: 1 in a format that is not read (TIFF)",
+        "the key of `b c.d.png` is `b c_d`",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    // Extensions with and without their dot; the captions are a part of what is read.
+    for (number, words) in ["tags", ".tags", "txt,.tags"].into_iter().enumerate() {
+        let out = folders.at(&format!("out{number}"));
+        let account = run(&format!("convert {{}} {{}} --caption-extensions {words}"), &[&start, &out]).unwrap();
+        assert!(account.to_string().contains("1 of 2 images has no caption"), "{words}: {account}");
+        assert_eq!(samples_of(&out)[0].text("txt").unwrap(), "a cat");
+    }
+    let error = run("convert {} {} --caption-extensions tags", &[&start, &folders.at("plain")]).unwrap_err();
+    assert!(error.to_string().contains("already holds"), "other captions are another dataset: {error}");
+}
+
+#[test]
+fn a_stage_that_fails_leaves_nothing_in_the_way_of_another_input() {
+    let folders = Folders::new();
+    let (bad, good, out) = (folders.at("bad"), folders.at("good"), folders.at("out"));
+    photos(&bad, &["a.png"], &[("metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": {}}\n")]);
+    photos(&good, &["a.png"], &[]);
+    let error = run("convert {} {}", &[&bad, &out]).unwrap_err();
+    assert!(matches!(error, Error::OneSample { .. }), "{error}");
+    assert_eq!(run("convert {} {}", &[&good, &out]).unwrap().written, 1);
+    // So does a stage that sorts shards.
+    let (damaged, whole, sorted) = (folders.at("damaged"), folders.at("whole"), folders.at("sorted"));
+    source(&whole);
+    fs::create_dir_all(&damaged).unwrap();
+    fs::write(damaged.join("a.tar"), b"no tar").unwrap();
+    assert!(run("reorganize {} {}", &[&damaged, &sorted]).is_err());
+    assert_eq!(run("reorganize {} {}", &[&whole, &sorted]).unwrap().written, 60);
+    let other = run("reorganize {} {}", &[&out, &sorted]).unwrap_err();
+    assert!(other.is_usage() && other.to_string().contains("other inputs"), "{other}");
+}
+
+#[test]
+fn the_input_is_not_written_into() {
+    let folders = Folders::new();
+    let start = folders.at("start");
+    photos(&start, &["a.png"], &[("metadata.csv", "file_name;text\na.png;a cat, and more\n")]);
+    for (input, out) in [("start", "start"), ("start", "start/out"), ("start/metadata.csv", "start/deep/out")] {
+        let error = run("convert {} {}", &[&folders.at(input), &folders.at(out)]).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains("lies in the input"), "{input} {out}: {error}");
+    }
+    assert!(!start.join("deep").exists());
+    let out = folders.at("out");
+    run("convert {} {}", &[&start.join("metadata.csv"), &out]).unwrap();
+    assert_eq!(samples_of(&out)[0].text("txt").unwrap(), "a cat, and more");
+}
+
+#[test]
+fn progress_ends_with_all_samples() {
+    let folders = Folders::new();
+    let (start, out, sorted) = (folders.at("start"), folders.at("out"), folders.at("sorted"));
+    source(&start);
+    for (words, stage) in [
+        (vec!["convert", start.to_str().unwrap(), out.to_str().unwrap()], "convert"),
+        (vec!["reorganize", start.to_str().unwrap(), sorted.to_str().unwrap()], "reorganize"),
+        (vec!["check", start.to_str().unwrap()], "check"),
+    ] {
+        let cli = Cli::try_parse_from(["data"].iter().chain(&words)).unwrap();
+        let mut seen = Vec::new();
+        let result =
+            cli.stage.run(&mut Control::default().with_progress(|stage, done, all| seen.push((stage, done, all))));
+        // The images of this dataset are none: the check finds that out at the end.
+        assert_eq!(result.is_ok(), stage != "check");
+        assert_eq!(seen.last(), Some(&(stage, 60, 60)), "{seen:?}");
+    }
 }
 
 #[test]

@@ -6,9 +6,13 @@ use std::io::{Cursor, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use crate::support::{Reply, Request, Server};
+use arrow_array::builder::{ListBuilder, StringBuilder};
 use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
 use calotype_core::{Purpose, Stream};
 use calotype_data::image::{DecodeOptions, Filter, RgbImage, RgbaImage};
@@ -112,6 +116,20 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 
 fn left_out(account: &Account) -> BTreeMap<String, u64> {
     account.left_out.clone()
+}
+
+/// The account of a run that failed because not one image came, and the message.
+fn nothing(result: Result<Account, Error>) -> (Account, String) {
+    let error = result.unwrap_err();
+    let told = error.to_string();
+    assert!(!error.is_usage());
+    match error {
+        Error::Download(error) => match *error {
+            DownloadError::Nothing { account, .. } => (*account, told),
+            other => panic!("{other}"),
+        },
+        other => panic!("{other}"),
+    }
 }
 
 /// Answers of a faulty server. Paths may be behind a host's name, as a proxy is asked.
@@ -334,8 +352,12 @@ fn servers_that_do_not_answer_are_given_up() {
     let list = dir.path().join("list.txt");
     fs::write(&list, format!("{}\nhttp://{dripping_at}/\n", server.url("/slow.jpg"))).unwrap();
     let options = ["--allow-private", "--timeout=0.5", "--retries=1", "--backoff=0.01"];
-    let account = run(&list, &dir.path().join("out"), &options).unwrap();
+    let out = dir.path().join("out");
+    let (account, told) = nothing(run(&list, &out, &options));
     assert_eq!(left_out(&account), BTreeMap::from([("timed out".to_owned(), 2)]));
+    assert!(told.contains("2  timed out\n") && told.contains("not one of 2 images could be used"), "{told}");
+    // A second start finds the same, and asks nobody.
+    assert_eq!(left_out(&nothing(run(&list, &out, &options)).0), left_out(&account));
     // A shard without samples is one all the same.
     assert_eq!(members(&dir.path().join("out/00000.tar")), []);
     assert_eq!(table(&dir.path().join("out/00000.parquet")).num_rows(), 2);
@@ -381,7 +403,7 @@ fn private_addresses_are_refused_also_behind_names_and_redirects() {
     let private = ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "2130706433", "[::ffff:127.0.0.1]"];
     let lines: String = private.iter().map(|host| format!("http://{host}:{port}/fine.jpg\n")).collect();
     fs::write(&list, lines).unwrap();
-    let account = run(&list, &dir.path().join("direct"), &QUICK).unwrap();
+    let (account, _) = nothing(run(&list, &dir.path().join("direct"), &QUICK));
     assert_eq!(left_out(&account), BTreeMap::from([("private address".to_owned(), 6)]));
     assert_eq!(server.requests().len(), 0);
 
@@ -406,8 +428,15 @@ fn child(list: &Path, out: &Path, options: &[&str]) -> Child {
 #[test]
 fn killed_runs_continue_to_the_same_shards_whatever_the_slices() {
     let image = |index: usize| jpeg(&rgb(index % 40));
+    // Requests beyond the limit wait, so that a run is killed in its middle however fast the machine is.
+    let (asked, limit) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(usize::MAX)));
+    let (turns, gate) = (asked.clone(), limit.clone());
     let server = Server::start(move |request| {
         let number: usize = request.path[1..].parse().unwrap();
+        let turn = turns.fetch_add(1, SeqCst);
+        while turn >= gate.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let reply = match number % 11 {
             3 => Reply::new(404, "text/plain", ""),
             7 => image_reply(image(number)[..200].to_vec()),
@@ -437,16 +466,20 @@ fn killed_runs_continue_to_the_same_shards_whatever_the_slices() {
     let killed = dir.path().join("killed");
     let mut random = Stream::new(5, Purpose::DatasetOrder, 0);
     for _ in 0..5 {
-        let before = server.requests().len();
-        let moment = 5 + random.next_u32() as usize % 60;
+        // Five times 44 are fewer than 240: no run comes to the end.
+        let moment = 5 + random.next_u32() as usize % 40;
+        asked.store(0, SeqCst);
+        limit.store(moment, SeqCst);
         let mut run = child(&list, &killed, &options);
-        while run.try_wait().unwrap().is_none() && server.requests().len() < before + moment {
+        while asked.load(SeqCst) <= moment {
+            assert!(run.try_wait().unwrap().is_none(), "the run ended before it was killed");
             std::thread::sleep(Duration::from_millis(1));
         }
         run.kill().unwrap();
         run.wait().unwrap();
+        limit.store(usize::MAX, SeqCst);
     }
-    assert!(files(&killed) != expected, "every run was done before it was killed");
+    assert!(files(&killed) != expected, "the killed runs were complete");
     assert!(child(&list, &killed, &options).wait().unwrap().success());
     let found = files(&killed);
     let differing: Vec<_> =
@@ -651,7 +684,9 @@ fn limits_of_size_and_checksums_leave_images_out() {
         (&["--verify-hash", "sum", "sha256"], [("hash mismatch", 3)]),
     ] {
         let out = tempfile::tempdir().unwrap();
-        let account = run(&list, out.path(), &[&["--allow-private"], options].concat()).unwrap();
+        let result = run(&list, out.path(), &[&["--allow-private"], options].concat());
+        // What leaves all images out is an error.
+        let account = if expected[0].1 == 3 { nothing(result).0 } else { result.unwrap() };
         let expected: BTreeMap<String, u64> = expected
             .into_iter()
             .filter(|(_, count)| *count > 0)
@@ -818,10 +853,51 @@ fn parquet(columns: &[(&str, ArrayRef)]) -> Vec<u8> {
 }
 
 #[test]
+fn lists_of_captions_give_one_and_keep_all() {
+    let server = Server::start(|_| image_reply(jpeg(&rgb(3))));
+    let dir = tempfile::tempdir().unwrap();
+    let captions = [r#"["a","b","c"]"#, "[]", r#""d""#, "null", r#"[null,"e"]"#, "7"];
+    let lines = captions.iter().enumerate().map(|(i, caption)| {
+        let url = server.url(&format!("/{i}.jpg"));
+        format!(r#"{{"url":"{url}","caption":{caption},"far":1e400}}"#) + "\n"
+    });
+    let jsonl = dir.path().join("list.jsonl");
+    fs::write(&jsonl, lines.collect::<String>()).unwrap();
+    let common = ["--allow-private", "--caption-col=caption"];
+    let texts = |list: &Path, out: &str, more: &[&str]| {
+        let out = dir.path().join(out);
+        run(list, &out, &[&QUICK[..], &common, more].concat()).unwrap();
+        let parts = members(&out.join("00000.tar"));
+        let of = |ending: &str| -> Vec<String> {
+            let fitting = parts.iter().filter(|(name, _)| name.ends_with(ending));
+            fitting.map(|(_, bytes)| String::from_utf8(bytes.clone()).unwrap()).collect()
+        };
+        let facts = of(".json").iter().map(|text| json(text.as_bytes())["caption"].clone()).collect::<Vec<_>>();
+        (of(".txt"), facts)
+    };
+    let (first, facts) = texts(&jsonl, "first", &["--save-additional-columns=far"]);
+    assert_eq!(first, ["a", "", "d", "", "e", "7"]);
+    assert_eq!(Value::from(facts), serde_json::json!([["a", "b", "c"], [], ["d"], null, [null, "e"], ["7"]]));
+    let seeds: Vec<String> = (0..12).map(|seed| format!("--caption-seed={seed}")).collect();
+    let random: Vec<Vec<String>> =
+        seeds.iter().map(|seed| texts(&jsonl, seed, &["--captions=random", seed]).0).collect();
+    assert!(random.iter().any(|texts| texts[0] != "a") && random.iter().all(|texts| texts[1..] == first[1..]));
+    let refused = run(&jsonl, &dir.path().join(&seeds[0]), &[&QUICK[..], &common].concat()).unwrap_err().to_string();
+    assert!(refused.contains(r#"there, captions is {"random""#), "{refused}");
+    // Parquet has lists in its own form, which this stage's tables keep.
+    let of_stage = dir.path().join("first/00000.parquet");
+    assert_eq!(texts(&of_stage, "parquet", &[]).0, first);
+}
+
+#[test]
 fn lists_that_cannot_be_used_are_refused_by_name() {
     let text = || -> ArrayRef { std::sync::Arc::new(StringArray::from(vec!["http://127.0.0.1/"])) };
     let numbers: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![1]));
     let binary: ArrayRef = std::sync::Arc::new(BinaryArray::from_vec(vec![b"http://a/"]));
+    let mut lists = ListBuilder::new(StringBuilder::new());
+    lists.values().append_value("http://a/");
+    lists.append(true);
+    let lists: ArrayRef = Arc::new(lists.finish());
     let good = parquet(&[("url", text()), ("caption", text())]);
     let mut damaged = good.clone();
     damaged[4..40].fill(0xff);
@@ -833,7 +909,7 @@ fn lists_that_cannot_be_used_are_refused_by_name() {
     let caption = ["--caption-col=caption"];
     let extra = ["--save-additional-columns=x"];
     let open_quote = [&b"url\n\"http://a/"[..], &vec![b'x'; 5 << 20]].concat();
-    let cases: [(&str, &[u8], &[&str], &str); 35] = [
+    let cases: [(&str, &[u8], &[&str], &str); 38] = [
         ("a.csv", b"", &[], "has no column `url`; it has: none|holds no rows"),
         ("a.txt", b"", &[], "holds no rows"),
         ("a.txt", b"\n \n\r\n", &[], "holds no rows"),
@@ -855,6 +931,13 @@ fn lists_that_cannot_be_used_are_refused_by_name() {
         ("a.jsonl", b"{\"url\":\"a\"}\n{\"url\":\n", &[], "row 2: not a JSON object"),
         ("a.jsonl", b"[\"a\"]\n", &[], "row 1: a list where an object"),
         ("a.jsonl", b"{\"url\":1}\n", &[], "row 1: column `url` holds 1, not text"),
+        (
+            "a.jsonl",
+            b"{\"url\":\"a\",\"caption\":[[1]]}\n",
+            &caption,
+            "`caption` holds [[1]], not text or a list of texts",
+        ),
+        ("a.jsonl", b"{\"url\":\"a\",\"x\":1e400}\n{\"url\":\"b\",\"x\":-Infinity}\n", &extra, ""),
         ("a.jsonl", b"{\"url\":\"a\",\"x\":[1]}\n{\"url\":\"a\",\"x\":{}}\n", &extra, ""),
         ("a.jsonl", b"{\"url\":\"a\",\"x\":1}\n{\"x\":\"1\"}\n", &extra, ""),
         ("a.jsonl", b"{\"url\":\"\xff\"}\n", &[], "row 1: not UTF-8"),
@@ -866,8 +949,9 @@ fn lists_that_cannot_be_used_are_refused_by_name() {
         ("a.parquet", &good[..good.len() / 2], &[], "is no parquet file"),
         ("a.parquet", &damaged, &[], "is no parquet file"),
         ("a.parquet", &parquet(&[("link", text())]), &[], "has no column `url`; it has: `link`"),
-        ("a.parquet", &parquet(&[("url", numbers.clone())]), &[], "column `url` holds Int64, not text"),
-        ("a.parquet", &parquet(&[("url", binary)]), &[], "column `url` holds Binary, not text"),
+        ("a.parquet", &parquet(&[("url", numbers.clone())]), &[], "column `url` holds whole numbers, not text"),
+        ("a.parquet", &parquet(&[("url", binary)]), &[], "column `url` holds bytes, not text"),
+        ("a.parquet", &parquet(&[("url", lists)]), &[], "column `url` holds lists of text, not text"),
         ("a.xlsx", b"url\n", &[], "does not tell its format"),
     ];
     let dir = tempfile::tempdir().unwrap();
@@ -879,7 +963,7 @@ fn lists_that_cannot_be_used_are_refused_by_name() {
         let result = run(&list, &folder.join("out"), &[&["--retries=0"], *options].concat());
         if expected.is_empty() {
             // A quote that the end of the file closes; columns of several kinds; gzip by its name alone.
-            assert_eq!(result.unwrap().taken, 2, "case {case}");
+            assert_eq!(nothing(result).0.taken, 2, "case {case}");
             continue;
         }
         let error = result.unwrap_err();

@@ -31,7 +31,8 @@ struct Cli {
 /// Runs the stage with the arguments of a command line.
 fn filter(input: &Path, out: &Path, more: &[&str]) -> Result<Account, Error> {
     let paths = [Path::new("filter"), input, out].map(|path| path.to_str().unwrap());
-    run(&Cli::parse_from(paths.iter().chain(more)).args, &mut Control::default())
+    let line = Cli::try_parse_from(paths.iter().chain(more)).unwrap();
+    run(&line.args, &mut Control::default())
 }
 
 /// 24 well mixed bits of a row number; see `golden/make_filter.py`.
@@ -337,8 +338,6 @@ fn unusable_tables_and_settings_are_named() {
         ("short.parquet", &["--min-aesthetic", "5"], true, "--min-aesthetic 5 needs a column named AESTHETIC_SCORE"),
         ("good.parquet", &["--where", "WIDTH >"], true, "expected here, not the end"),
         ("good.parquet", &["--where", "TEXT > 1"], true, "these cannot be compared"),
-        ("good.parquet", &["--parts", "0"], true, "have to be at least 1"),
-        ("good.parquet", &["--min-similarity", "NaN"], true, "NaN is no limit"),
         ("missing.parquet", &[], false, "cannot find "),
         ("nothing", &[], true, "nothing holds no parquet file"),
         ("nothing/*.parquet", &[], true, "holds no parquet file"),
@@ -350,6 +349,16 @@ fn unusable_tables_and_settings_are_named() {
         assert!(error.to_string().contains(message), "{name} {flags:?}: {error}");
         assert_eq!(error.is_usage(), *usage, "{name} {flags:?}: {error}");
         assert!(contents(&out).is_empty(), "{name} leaves something behind");
+    }
+    // What the command line refuses itself.
+    for (flag, value, message) in [
+        ("--parts", "0", "a whole number of at least 1"),
+        ("--row-group-rows", "0", "a whole number of at least 1"),
+        ("--threads", "0", "a whole number of at least 1"),
+        ("--min-similarity", "NaN", "NaN"),
+    ] {
+        let refused = Cli::try_parse_from(["filter", "in", "out", flag, value]).err().map(|error| error.to_string());
+        assert!(refused.as_ref().is_some_and(|text| text.contains(message)), "{flag}: {refused:?}");
     }
     let onto = filter(&path("good.parquet"), folder.path(), &[]).unwrap_err();
     assert!(onto.is_usage() && onto.to_string().contains("input and output at once"), "{onto}");

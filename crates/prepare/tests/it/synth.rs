@@ -17,7 +17,8 @@ struct Cli {
 
 fn synth(out: &Path, words: &str) -> Result<Account, Error> {
     let words = ["data", "synth", out.to_str().unwrap()].into_iter().chain(words.split_whitespace());
-    Cli::try_parse_from(words).unwrap().stage.run(&mut Control::default())
+    let cli = Cli::try_parse_from(words).map_err(|error| Error::Usage(error.to_string()))?;
+    cli.stage.run(&mut Control::default())
 }
 
 #[test]
@@ -106,7 +107,7 @@ fn slips_are_usage_errors() {
         ("--part png", "write NAME=KIND"),
         ("--part png=png:big", "is no kind of part"),
         ("--part a=text --part a=text", "`a` is there twice"),
-        ("--samples 0", "at least 1 sample"),
+        ("--samples 0", "at least 1"),
         ("--shard-bytes 1mb", "--shard-samples alone"),
         ("--preset nemo-precached --resolution 4", "is no kind of part"),
     ];

@@ -773,6 +773,16 @@ pub(crate) fn require_space(folder: &Path, bytes: u64) -> Result<(), CheckpointE
     Ok(())
 }
 
+/// Checks, without writing, what the system says of writing to `folder`, which is, or will lie in, `place`.
+pub(crate) fn require_access(place: &Path, folder: &Path) -> Result<(), CheckpointError> {
+    use nix::unistd::{AccessFlags, access};
+    let allowed = match place.is_dir() {
+        true => access(place, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from),
+        false => Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a folder", place.display()))),
+    };
+    allowed.map_err(|source| CheckpointError::NotWritable { folder: folder.to_owned(), source })
+}
+
 /// Creates the folder and proves with a real file that it can be written to: permission bits do not tell about
 /// read-only mounts, quotas and network file systems.
 fn probe(folder: &Path) -> Result<(), CheckpointError> {

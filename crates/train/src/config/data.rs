@@ -3,6 +3,7 @@
 use super::{SettingError, check, is_no, is_usual};
 use crate::captions::CaptionSettings;
 use calotype_data::image::{Background, DecodeOptions, Filter};
+use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::transform::Place;
 use calotype_data::{OnError, OrderConfig, Shuffle, SourceOptions};
 use serde::{Deserialize, Serialize};
@@ -139,7 +140,7 @@ impl Default for Augment {
 
 /// Extensions of images, in the order in which they are looked for.
 pub(crate) fn image_parts() -> Vec<String> {
-    ["png", "jpg", "jpeg", "webp"].map(str::to_owned).to_vec()
+    IMAGE_EXTENSIONS.map(str::to_owned).to_vec()
 }
 
 pub(crate) fn caption_part() -> String {

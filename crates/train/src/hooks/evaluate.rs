@@ -62,7 +62,7 @@ impl<T: Task> Hook<T> for Evaluate {
         };
         let step = StepContext { collective, record: None };
         let mut sums = [0f32; 2];
-        for batch in Loader::new(dataset, order, config, context.task.decoder())? {
+        for batch in Loader::new(dataset, order, config, context.task.decoder(0..0))? {
             let loss = context.task.loss(context.model(), batch?, &step)?;
             sums[0] += loss.value.into_scalar::<f32>();
             sums[1] += 1.0;

@@ -17,6 +17,7 @@ use calotype_models::{Autoencoder, AutoencoderConfig, ConfigError, Init};
 use calotype_ops::mean_squared_error;
 use calotype_pipeline::batches::stack;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::Path;
 
 /// Distance of image and reconstruction.
@@ -157,14 +158,14 @@ impl Task for AutoencoderTask {
         Component::Vae
     }
 
-    fn decoder(&self) -> Decoder<NoisedImage> {
+    fn decoder(&self, counted: Range<u64>) -> Decoder<NoisedImage> {
         let seed = self.recipe.run.seed;
         let latent = self.latent().iter().product();
         let images = self.images.clone();
         Box::new(move |position, sample| -> Result<NoisedImage, BoxError> {
             let mut noise = vec![0f32; latent];
             Stream::new(seed, Purpose::LatentPosterior, position).fill_normal(&mut noise);
-            Ok(NoisedImage { pixels: images.read(position, sample)?, noise })
+            Ok(NoisedImage { pixels: images.read_counting(counted.contains(&position), position, sample)?, noise })
         })
     }
 
@@ -207,6 +208,8 @@ impl Task for AutoencoderTask {
         notes.extend(export.write(folder, Placement::New)?.notes);
         Ok(notes)
     }
+
+    const PREVIEWS: bool = true;
 
     /// The first images of the dataset, each above its reconstruction.
     fn preview(&self, model: &Autoencoder) -> Result<Vec<(String, RgbImage)>, BoxError> {

@@ -2,10 +2,10 @@
 
 use crate::config::{SettingError, check};
 use crate::task::{Loss, StepContext};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_core::{Purpose, Stream};
 use calotype_diffusion::objective::add_noise;
-use calotype_diffusion::{NoiseSchedule, Prediction};
+use calotype_diffusion::{LossWeight, NoiseSchedule, Prediction};
 use calotype_models::UNet;
 use calotype_models::unet::Keep;
 use calotype_ops::mean_squared_error;
@@ -23,6 +23,47 @@ pub struct DenoiseObjective {
     /// What latents are multiplied by; by default what the dataset's encoder says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_factor: Option<f64>,
+    /// What the errors of each timestep count for.
+    #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+    pub loss_weight: LossWeight,
+    /// How timesteps are drawn.
+    #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+    pub timesteps: TimestepDraw,
+}
+
+calotype_core::names! {
+    /// How the timesteps of a run are drawn; each is a function of the seed and the sample's position.
+    TimestepDraw, "way to draw timesteps" {
+        /// Each by itself, uniformly (Ho et al. 2020, algorithm 1).
+        Independent = "independent",
+        /// Those of neighbouring positions evenly apart, which makes gradients less noisy (Kingma et al. 2021, appendix
+        /// I.1); here as a golden-ratio sequence, so that it holds for any batch size.
+        LowDiscrepancy = "low_discrepancy",
+    }
+}
+
+#[allow(clippy::derivable_impls, reason = "the table of names declares the type")]
+impl Default for TimestepDraw {
+    fn default() -> Self {
+        Self::Independent
+    }
+}
+
+/// 2^64 divided by the golden ratio.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+impl TimestepDraw {
+    /// The timestep of a position, below `count`.
+    fn draw(self, seed: u64, position: u64, count: usize) -> usize {
+        let stream = |index| Stream::new(seed, Purpose::Timestep, index);
+        match self {
+            Self::Independent => stream(position).below(count as u64) as usize,
+            Self::LowDiscrepancy => {
+                let share = stream(0).next_u64().wrapping_add(position.wrapping_mul(GOLDEN));
+                ((u128::from(share) * count as u128) >> 64) as usize
+            }
+        }
+    }
 }
 
 impl DenoiseObjective {
@@ -36,7 +77,8 @@ impl DenoiseObjective {
         let scale = self.scale_factor;
         check(scale.is_none_or(|scale| scale > 0.0 && scale.is_finite()), "objective.scale_factor", || {
             "must be a positive number".to_owned()
-        })
+        })?;
+        self.loss_weight.validate().map_err(|problem| SettingError { key: "objective.loss_weight", problem })
     }
 }
 
@@ -59,6 +101,8 @@ pub struct LatentDrawer {
     pub scale: f32,
     /// Number of training timesteps.
     pub timesteps: usize,
+    /// How they are drawn.
+    pub draw: TimestepDraw,
 }
 
 impl LatentDrawer {
@@ -74,7 +118,7 @@ impl LatentDrawer {
         NoisyLatent {
             clean: draw_latent(moments, self.shape, self.scale, &normal(Purpose::LatentPosterior)),
             noise: normal(Purpose::Noise),
-            timestep: stream(Purpose::Timestep).below(self.timesteps as u64) as usize,
+            timestep: self.draw.draw(self.seed, position, self.timesteps),
         }
     }
 }
@@ -103,6 +147,8 @@ pub struct NoisyBatch {
     pub timesteps: Vec<usize>,
     /// What the prediction is compared with, of the same shape.
     pub target: Tensor<4>,
+    /// What the errors of each count for; none where all count the same.
+    weights: Option<Vec<f32>>,
 }
 
 impl NoisyBatch {
@@ -111,7 +157,7 @@ impl NoisyBatch {
         latents: impl ExactSizeIterator<Item = &'a NoisyLatent> + Clone,
         shape: [usize; 3],
         schedule: &NoiseSchedule,
-        prediction: Prediction,
+        objective: &DenoiseObjective,
         device: &Device,
         step: &StepContext<'_>,
     ) -> Self {
@@ -119,11 +165,16 @@ impl NoisyBatch {
         let noise: Tensor<4> = stack(latents.clone().map(|l| l.noise.as_slice()), &shape, DType::F32, device);
         let timesteps: Vec<usize> = latents.map(|l| l.timestep).collect();
         let sample = add_noise(schedule, clean.clone(), noise.clone(), &timesteps);
-        let target = prediction.target(schedule, clean, noise, &timesteps);
+        let target = objective.prediction.target(schedule, clean, noise, &timesteps);
         step.record_images("sample", &sample);
         step.record_integers("timestep", &[timesteps.len()], timesteps.iter().map(|&t| t as i64));
         step.record_images("target", &target);
-        Self { sample, timesteps, target }
+        let weights = objective.loss_weight.of(objective.prediction, schedule, &timesteps);
+        if let Some(weights) = &weights {
+            let tensor = Tensor::from_data(TensorData::new(weights.clone(), [weights.len()]), device);
+            step.record::<1>("loss_weight", &tensor);
+        }
+        Self { sample, timesteps, target, weights }
     }
 
     /// Mean squared error of a UNet's prediction (Ho et al. 2020, eq. 14), with activations of type `dtype`. `states`
@@ -131,13 +182,28 @@ impl NoisyBatch {
     pub fn loss(self, unet: &UNet, states: Tensor<3>, dtype: DType, keep: Keep) -> Loss {
         let t: Vec<f32> = self.timesteps.iter().map(|&t| t as f32).collect();
         let output = unet.forward_keeping(keep, self.sample.cast(dtype), &t, states, None);
-        Loss::of(mean_squared_error(output.cast(DType::F32), self.target))
+        let (output, target) = (output.cast(DType::F32), self.target);
+        let Some(weights) = self.weights else { return Loss::of(mean_squared_error(output, target)) };
+        // The square of weighted roots is the weighted square.
+        let count = weights.len();
+        let roots: Vec<f32> = weights.into_iter().map(f32::sqrt).collect();
+        let roots: Tensor<4> = Tensor::from_data(TensorData::new(roots, [count, 1, 1, 1]), &output.device());
+        Loss::of(mean_squared_error(output * roots.clone(), target * roots))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timesteps_of_neighbours_are_evenly_apart() {
+        for first in [0u64, 1, 77, 1 << 40] {
+            let mut counts = [0; 8];
+            (first..first + 64).for_each(|at| counts[TimestepDraw::LowDiscrepancy.draw(3, at, 1000) / 125] += 1);
+            assert!(counts.iter().all(|&count| (7..=9).contains(&count)), "{counts:?}");
+        }
+    }
 
     #[test]
     fn latents_are_channels_last_and_scaled() {

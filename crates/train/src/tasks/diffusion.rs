@@ -1,6 +1,7 @@
 //! Training of the UNet on precached latents, with precached hidden states of captions or a frozen text encoder.
 
 use super::denoise::{DenoiseObjective, LatentDrawer, NoisyBatch, NoisyLatent};
+use crate::captions::cut_captions;
 use crate::config::{MemorySettings, SettingError, check, training_recipe};
 use crate::export::{DiffusionExport, DiffusionParts};
 use crate::inputs::{Condition, DiffusionInputs, InputSettings, SampleReader};
@@ -17,6 +18,7 @@ use calotype_models::{ConfigError, Init, UNet, UNetConfig};
 use calotype_pipeline::batches::stack;
 use calotype_pipeline::encoders::{TextEncoder, TextSettings};
 use std::cell::RefCell;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -142,7 +144,7 @@ impl Task for DiffusionTask {
         Component::Unet
     }
 
-    fn decoder(&self) -> Decoder<NoisySample> {
+    fn decoder(&self, counted: Range<u64>) -> Decoder<NoisySample> {
         let seed = self.recipe.run.seed;
         let dropout = self.recipe.objective.caption_dropout;
         let (reader, truncated) = (self.reader.clone(), Arc::clone(&self.truncated));
@@ -151,11 +153,14 @@ impl Task for DiffusionTask {
             shape: reader.shape().latent,
             scale: self.scale_factor as f32,
             timesteps: self.schedule.timesteps(),
+            draw: self.recipe.objective.timesteps,
         };
         Box::new(move |position, sample: &SampleRef<'_>| -> Result<NoisySample, BoxError> {
             let drop = Stream::new(seed, Purpose::CaptionDropout, position).uniform_f64() < dropout;
             let (moments, condition) = reader.read(position, sample, drop)?;
-            if let Condition::Tokens(tokens) = &condition {
+            if let Condition::Tokens(tokens) = &condition
+                && counted.contains(&position)
+            {
                 truncated.fetch_add(u64::from(tokens.truncated > 0), Ordering::Relaxed);
             }
             Ok(NoisySample { latent: drawer.draw(position, &moments), condition })
@@ -164,8 +169,8 @@ impl Task for DiffusionTask {
 
     fn loss(&self, model: &UNet, batch: Batch<NoisySample>, step: &StepContext<'_>) -> Result<Loss, BoxError> {
         let latents = batch.items.iter().map(|sample| &sample.latent);
-        let (shape, prediction) = (self.reader.shape().latent, self.recipe.objective.prediction);
-        let noisy = NoisyBatch::of(latents, shape, &self.schedule, prediction, &self.device, step);
+        let (shape, objective) = (self.reader.shape().latent, &self.recipe.objective);
+        let noisy = NoisyBatch::of(latents, shape, &self.schedule, objective, &self.device, step);
         let states = self.states(&batch.items)?;
         step.record("encoder_hidden_states", &states);
         let keep = if self.recipe.memory.recompute_blocks { Keep::Inputs } else { Keep::Activations };
@@ -185,15 +190,8 @@ impl Task for DiffusionTask {
         Some(format!("{} {}", settings.component, tower.borrow().weights()))
     }
 
-    fn forget_counts(&self) {
-        self.truncated.store(0, Ordering::Relaxed);
-    }
-
     fn notices(&self) -> Vec<String> {
-        match self.truncated.load(Ordering::Relaxed) {
-            0 => Vec::new(),
-            n => vec![format!("{n} captions were longer than {} tokens and were cut", self.reader.shape().states[0])],
-        }
+        cut_captions(self.truncated.load(Ordering::Relaxed), self.reader.shape().states[0]).into_iter().collect()
     }
 }
 

@@ -9,7 +9,9 @@ pub mod vit;
 use crate::recipe::{RecipeError, RecipeLoader, Resolved};
 use crate::stages::{self, Readiness, StageContext, StageEnd, StageError};
 use crate::task::Task;
+use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 /// A row of [`TASKS`].
 #[derive(Clone, Copy)]
@@ -50,13 +52,26 @@ tasks! {
 type Train = Box<dyn Fn(&StageContext<'_>) -> Result<StageEnd, StageError>>;
 /// Finds out what a start would.
 type Check = Box<dyn Fn(&StageContext<'_>) -> Result<Readiness, StageError>>;
+/// Checks what a recipe says by itself.
+type CheckRecipe = Box<dyn Fn() -> Result<(), StageError>>;
 
 /// A training recipe of any task, ready to run.
 pub struct TrainingRun {
     kind: &'static str,
     text: String,
+    recipe: Arc<dyn Any>,
     train: Train,
     check: Check,
+    check_recipe: CheckRecipe,
+}
+
+/// A training recipe of a task that is known, ready to run.
+#[derive(Debug)]
+pub struct TypedRun<R> {
+    /// The recipe.
+    pub value: R,
+    /// What runs it.
+    pub run: TrainingRun,
 }
 
 impl fmt::Debug for TrainingRun {
@@ -74,6 +89,14 @@ impl TrainingRun {
     /// The resolved recipe as TOML.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Checks everything that the recipe says by itself; see [`stages::check_recipe`].
+    ///
+    /// # Errors
+    /// [`StageError::Setting`] naming the first key at fault.
+    pub fn check_recipe(&self) -> Result<(), StageError> {
+        (self.check_recipe)()
     }
 
     /// Trains to the end of the recipe, or resumes; see [`stages::train`].
@@ -113,6 +136,16 @@ pub enum TaskError {
         /// What it asks for.
         kind: String,
     },
+    /// Its `kind` is not the one that is wanted.
+    #[error("{name} is a recipe of kind `{kind}`, and here it has to be `{wanted}`")]
+    OtherKind {
+        /// The recipe.
+        name: String,
+        /// Its kind.
+        kind: &'static str,
+        /// The kind that is wanted.
+        wanted: &'static str,
+    },
 }
 
 impl TaskError {
@@ -120,7 +153,7 @@ impl TaskError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Recipe(error) => error.is_usage(),
-            Self::NoKind { .. } | Self::UnknownKind { .. } => true,
+            Self::NoKind { .. } | Self::UnknownKind { .. } | Self::OtherKind { .. } => true,
         }
     }
 }
@@ -154,13 +187,38 @@ pub fn load(loader: &RecipeLoader, name: &str, overrides: &[String]) -> Result<T
     }
 }
 
+/// Loads the training recipe of a task that is known. What trains is compiled in this crate alone, and not again for the caller.
+///
+/// # Errors
+/// As [`load`], and [`TaskError::OtherKind`] if it is a recipe of another task.
+pub fn load_as<T: Task>(
+    loader: &RecipeLoader,
+    name: &str,
+    overrides: &[String],
+) -> Result<TypedRun<T::Recipe>, TaskError> {
+    let run = load(loader, name, overrides)?;
+    match run.recipe.downcast_ref::<Resolved<T::Recipe>>() {
+        Some(resolved) => Ok(TypedRun { value: resolved.value.clone(), run }),
+        None => Err(TaskError::OtherKind { name: name.to_owned(), kind: run.kind, wanted: T::KIND }),
+    }
+}
+
 fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) -> Result<TrainingRun, RecipeError> {
-    let resolved: Resolved<T::Recipe> = loader.load(name, overrides)?;
-    let text = resolved.text.clone();
-    let recipe = resolved.value.clone();
-    let check = move |context: &StageContext<'_>| stages::check_start::<T>(&recipe, context);
-    let train = move |context: &StageContext<'_>| stages::train::<T>(resolved.as_recipe(), context);
-    Ok(TrainingRun { kind: T::KIND, text, train: Box::new(train), check: Box::new(check) })
+    let resolved: Arc<Resolved<T::Recipe>> = Arc::new(loader.load(name, overrides)?);
+    let recipe = Arc::clone(&resolved);
+    let check = move |context: &StageContext<'_>| stages::check_start::<T>(&recipe.value, context);
+    let recipe = Arc::clone(&resolved);
+    let check_recipe = move || stages::check_recipe::<T>(&recipe.value);
+    let recipe = Arc::clone(&resolved);
+    let train = move |context: &StageContext<'_>| stages::train::<T>(recipe.as_recipe(), context);
+    Ok(TrainingRun {
+        kind: T::KIND,
+        text: resolved.text.clone(),
+        recipe: resolved,
+        train: Box::new(train),
+        check: Box::new(check),
+        check_recipe: Box::new(check_recipe),
+    })
 }
 
 #[cfg(test)]
@@ -186,6 +244,8 @@ mod tests {
         assert!(text.contains("`autoencodr` is no task") && text.ends_with("did you mean `autoencoder`?"), "{text}");
         assert!(error("far").to_string().ends_with(&kinds()));
         assert!(error("short").to_string().contains("is missing"));
+        let other = load_as::<clip::ClipTask>(&RecipeLoader::new().embedded(RECIPES), "far", &[]).unwrap_err();
+        assert!(matches!(other, TaskError::UnknownKind { .. }));
         assert!(["none", "typo", "far", "short", "absent"].iter().all(|name| error(name).is_usage()));
     }
 

@@ -15,6 +15,7 @@ use calotype_models::vit::Dropout;
 use calotype_models::{ConfigError, Init, Vit, VitConfig};
 use calotype_pipeline::batches::stack;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// The classifier's loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,12 +101,12 @@ impl Task for VitTask {
         Component::Classifier
     }
 
-    fn decoder(&self) -> Decoder<Labelled> {
+    fn decoder(&self, counted: Range<u64>) -> Decoder<Labelled> {
         let (images, part, labels) =
             (self.images.clone(), self.recipe.objective.class.clone(), self.recipe.model.labels);
         Box::new(move |position, sample| -> Result<Labelled, BoxError> {
             let class = class_of(sample, &part, labels)?;
-            Ok(Labelled { pixels: images.read(position, sample)?, class })
+            Ok(Labelled { pixels: images.read_counting(counted.contains(&position), position, sample)?, class })
         })
     }
 

@@ -9,6 +9,7 @@
 
 mod error;
 mod gradients;
+mod places;
 mod report;
 mod resume;
 #[cfg(test)]
@@ -29,13 +30,15 @@ use crate::task::{BoxError, Loss, StepContext, Task};
 use crate::trackers::{Event, RunOutcome};
 use crate::trainable::{Trainable, WholeModel};
 use burn::module::Module;
-use calotype_core::progress::Progress;
+use calotype_core::progress::{Progress, format_number};
+use calotype_core::system::format_count;
 use calotype_data::{Batch, Loader, LoaderConfig, Source};
 use calotype_models::state;
 use calotype_ops::in_backward::{Uses, count_uses};
 use report::Reporter;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -47,9 +50,9 @@ pub struct TrainingSummary {
     pub samples_seen: u64,
     /// Optimizer steps.
     pub steps: u64,
-    /// Mean loss of the first entry in the logs.
+    /// Mean loss of the first entry in the logs; of the first step, if the logs have one entry.
     pub loss_first: f64,
-    /// Mean loss of the last entry in the logs.
+    /// Mean loss of the last entry in the logs; of the last step, if the logs have one entry.
     pub loss_last: f64,
     /// Wall-clock seconds over all restarts.
     pub seconds: f64,
@@ -84,6 +87,11 @@ struct RunState {
     loss_count: u64,
     loss_first: Option<f64>,
     loss_last: f64,
+    /// Losses of the run's first step and of its last one; absent in runs of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    steps_first: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    steps_last: Option<f64>,
     seconds: f64,
     skipped: u64,
     /// The target that was reached.
@@ -162,6 +170,9 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     for (reason, samples) in dataset.left_out() {
         run.progress.message(&format!("{}: {samples} samples are left out: {reason}", T::KIND));
     }
+    for remark in remarks(&run.config, dataset.len()) {
+        run.progress.message(&format!("{}: {remark}", T::KIND));
+    }
     let mut hooks = hooks::open_all::<T>(recipe.value)?;
     let mut loader = run.loader(dataset)?;
     while run.state.target.is_none() {
@@ -203,6 +214,12 @@ struct Run<'a, T: Task, A: Trainable<T::Model>> {
     skipped_before: u64,
     skipped_here: u64,
     samples: u64,
+    /// Positions whose samples are counted for the task's notices.
+    counted: Range<u64>,
+    /// Whether the run has seen others: before it was stopped, and too many to see all of them again.
+    counts_part: bool,
+    /// Whether it was said that the loss has risen.
+    rise_said: bool,
     started: Instant,
     /// Seconds of earlier processes.
     seconds_before: f64,
@@ -268,8 +285,9 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         if let Some(before) = before {
             progress.message(&format!("{}: {}", T::KIND, extension(&config, before, samples)));
         }
-        if config.optimizer.learning_rate == 0.0 {
-            progress.message(&format!("{}: optimizer.learning_rate is 0: the weights stay as they are", T::KIND));
+        if recipe.value.hooks().preview.is_some() {
+            let folder = context.folder.display();
+            progress.message(&format!("{}: previews are shown by TensorBoard: tensorboard --logdir {folder}", T::KIND));
         }
         let now = Instant::now();
         reporter.begin(samples, kept, recipe.text)?;
@@ -277,6 +295,9 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             reporter,
             skipped_before: state.skipped,
             skipped_here: 0,
+            counted: samples..total,
+            counts_part: false,
+            rise_said: false,
             seconds_before: state.seconds,
             started: now,
             entry: (now, samples),
@@ -300,8 +321,11 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         self.config.run.batch_size as u64
     }
 
-    fn loader(&self, dataset: Arc<dyn Source>) -> Result<Loader<T::Item>, TrainError> {
+    fn loader(&mut self, dataset: Arc<dyn Source>) -> Result<Loader<T::Item>, TrainError> {
         let data = self.recipe.value.data();
+        let epoch = dataset.len() as u64;
+        self.counted = counted_once(self.samples, end_of(&self.config), epoch);
+        self.counts_part = self.samples > 0 && self.counted.end - self.counted.start < epoch;
         let order = Arc::new(dataset.order(&data.order(self.config.run.seed))?);
         let config = LoaderConfig {
             rank: self.context.collective.rank(),
@@ -312,7 +336,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             on_error: data.on_error.into(),
             ..LoaderConfig::new(self.config.micro_batch())
         };
-        Ok(Loader::new(dataset, order, config, self.task.decoder())?)
+        Ok(Loader::new(dataset, order, config, self.task.decoder(self.counted.clone()))?)
     }
 
     /// Whether any of the processes was asked to stop: all must stop at the same step.
@@ -340,6 +364,10 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let value = loss.value();
         self.state.loss_sum += value;
         self.state.loss_count += 1;
+        self.state.steps_last = Some(value);
+        if self.samples == self.batch_size() {
+            self.state.steps_first = Some(value);
+        }
         self.progress.set(self.samples, &[("loss", value)]);
         if self.crossed(self.config.run.log_every) {
             self.log(Some(norm), &loss.parts())?;
@@ -455,10 +483,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             Some((samples, path)) => format!("the checkpoint of {samples} samples is kept in {}", path.display()),
             None => "there was no checkpoint yet".to_owned(),
         };
-        let advice = format!(
-            "{kept}; a lower optimizer.learning_rate, longer optimizer.warmup_samples or \
-             optimizer.gradient_clip = 1.0 usually helps"
-        );
+        let advice = format!("{kept}; {REMEDIES}");
         TrainError::NotFinite { stage: T::KIND.to_owned(), what, samples: self.samples, advice }
     }
 
@@ -466,8 +491,11 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let state = &mut self.state;
         let loss = state.loss_sum / state.loss_count as f64;
         (state.loss_sum, state.loss_count) = (0.0, 0);
-        state.loss_first.get_or_insert(loss);
+        let first = *state.loss_first.get_or_insert(loss);
         state.loss_last = loss;
+        if has_risen(first, loss) && !std::mem::replace(&mut self.rise_said, true) {
+            self.warn_of_rise(first, loss);
+        }
         let (since, samples) = self.entry;
         let rate = (self.samples - samples) as f64 / since.elapsed().as_secs_f64().max(1e-9);
         self.entry = (Instant::now(), self.samples);
@@ -476,6 +504,17 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         values.extend_from_slice(parts);
         values.push(("images_per_second", rate));
         self.note(&values)
+    }
+
+    /// Says that the run does not learn, which the logs show and nobody may look at.
+    fn warn_of_rise(&mut self, first: f64, loss: f64) {
+        self.progress.message(&format!(
+            "{}: after {} samples the loss is {}, and it was {} at first: the run diverges; {REMEDIES}",
+            T::KIND,
+            self.samples,
+            format_number(loss),
+            format_number(first)
+        ));
     }
 
     /// Records numbers, and keeps them for hooks.
@@ -575,8 +614,16 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         self.save()?;
         self.reporter.end(self.samples, RunOutcome::Finished)?;
         self.progress.finish();
+        let part = match self.counts_part {
+            true => format!(" (of {} samples seen since the run went on)", self.counted.end - self.counted.start),
+            false => String::new(),
+        };
         for notice in self.task.notices() {
-            self.progress.message(&format!("{}: {notice}", T::KIND));
+            self.progress.message(&format!("{}: {notice}{part}", T::KIND));
+        }
+        let (loss_first, loss_last) = self.state.losses();
+        if has_risen(loss_first, loss_last) {
+            self.warn_of_rise(loss_first, loss_last);
         }
         if self.state.skipped > 0 {
             let skipped = self.state.skipped;
@@ -585,8 +632,8 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let summary = TrainingSummary {
             samples_seen: self.samples,
             steps: self.optimizer.steps(),
-            loss_first: self.state.loss_first.unwrap_or(f64::NAN),
-            loss_last: self.state.loss_last,
+            loss_first,
+            loss_last,
             seconds: self.seconds(),
             samples_skipped: self.state.skipped,
             target: self.state.target.clone(),
@@ -596,12 +643,60 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     }
 }
 
+impl RunState {
+    /// The losses at the run's beginning and end: of its first and last entry in the logs, or, of a run so short that these are the
+    /// same, of its first and last step.
+    fn losses(&self) -> (f64, f64) {
+        let (first, last) = (self.loss_first.unwrap_or(f64::NAN), self.loss_last);
+        match (self.steps_first, self.steps_last) {
+            (Some(step_first), Some(step_last)) if first == last => (step_first, step_last),
+            _ => (first, last),
+        }
+    }
+}
+
+/// What usually helps a run that diverges.
+const REMEDIES: &str = "a lower optimizer.learning_rate, a longer optimizer.schedule.warmup or optimizer.gradient_clip = 1.0 \
+                        usually helps";
+
+/// Whether a loss is so far above the first one that no noise explains it.
+fn has_risen(first: f64, loss: f64) -> bool {
+    const FACTOR: f64 = 4.0;
+    first > 0.0 && loss > FACTOR * first
+}
+
+/// Positions of what is left of a run that hold each sample at most once, and as many samples as can be: the first whole epoch, or
+/// the larger part of one.
+fn counted_once(start: u64, end: u64, epoch: u64) -> Range<u64> {
+    let first = start.next_multiple_of(epoch.max(1)).min(end);
+    let last = (first + epoch).min(end);
+    if last - first >= first - start { first..last } else { start..first }
+}
+
 /// Loss and norm of the gradient.
 type Figures = (MeanLoss, f64);
 
 /// Samples of the whole run; the last batch is not shortened.
 fn end_of(config: &TrainConfig<'_>) -> u64 {
     config.run.steps() * config.run.batch_size as u64
+}
+
+/// What is to be said, before it begins, of a run over `dataset` samples: settings that are possible, but seldom meant.
+pub(crate) fn remarks(config: &TrainConfig<'_>, dataset: usize) -> Vec<String> {
+    let (total, batch) = (end_of(config), config.run.batch_size);
+    let mut remarks = Vec::new();
+    if total != config.run.samples {
+        let [asked, total, batch] = [config.run.samples, total, batch as u64].map(format_count);
+        remarks.push(format!("run.samples = {asked} becomes {total}, whole batches of {batch}"));
+    }
+    if batch > dataset {
+        let [batch, dataset] = [batch as u64, dataset as u64].map(format_count);
+        remarks.push(format!("run.batch_size is {batch}: every batch repeats samples, for the dataset has {dataset}"));
+    }
+    if config.optimizer.learning_rate == 0.0 {
+        remarks.push("optimizer.learning_rate is 0: the weights stay as they are".to_owned());
+    }
+    remarks
 }
 
 /// What is to be said of a run that goes on behind the end that it was begun with.

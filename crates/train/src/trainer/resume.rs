@@ -1,5 +1,6 @@
 //! A run is resumed with the recipe and the encoders that it was begun with.
 
+use super::places::{respelled, same_place};
 use super::{CHECKPOINTS, ENCODERS, RECIPE, TrainError, end_of};
 use crate::checkpoint::{Checkpoint, saved_in, training_folder};
 use crate::config::{TrainConfig, TrainingRecipe};
@@ -19,6 +20,8 @@ pub(crate) enum Claim {
     New,
     /// A run with an equal recipe.
     Same,
+    /// A run with a recipe that is equal but for the spelling of its paths, or but for paths that have moved with the folder.
+    Respelled,
     /// A run with a recipe that is the same but for a larger `run.samples`; the former one.
     Longer(u64),
     /// A run with another recipe: the first key that differs, with both values.
@@ -26,7 +29,7 @@ pub(crate) enum Claim {
 }
 
 /// Compares the recipe of a folder's run with another one. Parsed values are compared, not texts: a key that is new since
-/// the run was begun has its default in both.
+/// the run was begun has its default in both. Paths are compared as what they name.
 ///
 /// # Errors
 /// [`TrainError::Io`] if the run's recipe cannot be read.
@@ -43,15 +46,19 @@ pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Clai
         return Ok(Claim::Same);
     }
     let now = table_of(recipe);
-    if let Some(samples) = begun.as_ref().and_then(|begun| shorter(&table_of(begun), &now)) {
+    let begun = begun.map(|begun| respelled(&table_of(&begun), &now, folder));
+    if begun.as_ref() == Some(&now) {
+        return Ok(Claim::Respelled);
+    }
+    if let Some(samples) = begun.as_ref().and_then(|begun| shorter(begun, &now)) {
         return Ok(Claim::Longer(samples));
     }
     let difference = match &begun {
-        Some(begun) => difference_below("", &table_of(begun), &now),
+        Some(begun) => difference_below("", begun, &now),
         // A recipe of another task, or of a version that had other keys: what it says is compared, and not what it leaves out.
         None => {
             let begun: Table = toml::from_str(&text).unwrap_or_default();
-            difference_below("", &begun, &said_by(&begun, &now))
+            difference_below("", &respelled(&begun, &now, folder), &said_by(&begun, &now))
         }
     };
     Ok(Claim::Other(difference.unwrap_or_else(|| format!("{} is no training recipe", path.display()))))
@@ -66,10 +73,11 @@ fn shorter(begun: &Table, now: &Table) -> Option<u64> {
     (after > before && same == *now).then(|| u64::try_from(before).ok())?
 }
 
-/// The first key whose values differ in two recipes, with both values; texts that are no TOML hold nothing.
-pub fn first_difference(begun: &str, now: &str) -> Option<String> {
+/// The first key whose values differ in two recipes, with both values; texts that are no TOML hold nothing. Paths that name the same
+/// place are the same, also those that have moved with `folder`, in which the first recipe was used.
+pub fn first_difference(begun: &str, now: &str, folder: &Path) -> Option<String> {
     let [begun, now] = [begun, now].map(|text| toml::from_str::<Table>(text).unwrap_or_default());
-    difference_below("", &begun, &now)
+    difference_below("", &respelled(&begun, &now, folder), &now)
 }
 
 /// Writes the recipe beside a new run, or checks that the folder's run has the same one. A run of fewer samples is extended if
@@ -86,7 +94,8 @@ pub(super) fn claim_folder<R: TrainingRecipe>(
     };
     match claim(folder, recipe.value)? {
         Claim::Same => Ok(None),
-        Claim::New => write().map(|()| None),
+        // The former paths may lead to something else one day.
+        Claim::New | Claim::Respelled => write().map(|()| None),
         Claim::Longer(samples) if extend => {
             let result = folder.join(RESULT);
             match std::fs::remove_file(&result) {
@@ -162,7 +171,7 @@ pub(crate) fn check_from(folder: &Path, from: &Path, config: &TrainConfig<'_>) -
         Err(problem) => return wrong(problem),
     };
     match begun {
-        Some(begun) if begun.checkpoint != place => {
+        Some(begun) if !same_place(&begun.checkpoint.to_string_lossy(), &place.to_string_lossy(), folder) => {
             return wrong(format!("{} was begun with another checkpoint; use another folder", folder.display()));
         }
         None if own.is_dir() && !saved_in(&own)?.is_empty() => {
@@ -198,10 +207,11 @@ pub(super) fn beginning(
         return Ok(newest);
     }
     let place = match (begun(folder)?, from) {
-        (Some(begun), _) => begun.checkpoint,
-        (None, Some(from)) => {
+        // The same one as when the run was begun, which was found out before, though it may have moved.
+        (_, Some(from)) => {
             checkpoint_of(from).map_err(|problem| TrainError::From { checkpoint: from.to_owned(), problem })?
         }
+        (Some(begun), None) => begun.checkpoint,
         (None, None) => return Ok(None),
     };
     let checkpoint = Checkpoint::load(&place)
@@ -293,6 +303,18 @@ mod tests {
         assert_eq!(claimed(&TEXT.replace("seed = 1\n", "seed = 1\nkeep_checkpoints = 2\n")), Claim::Same, "a default");
         let now: AutoencoderRecipe = toml::from_str(TEXT).unwrap();
         assert_eq!(claim(&tempfile::tempdir().unwrap().path().join("none"), &now).unwrap(), Claim::New);
+    }
+
+    #[test]
+    fn paths_are_compared_as_what_they_name() {
+        assert_eq!(claimed(&TEXT.replace("\"x\"", "\"./x\"")), Claim::Respelled);
+        let whole = std::env::current_dir().unwrap().join("x");
+        assert_eq!(claimed(&TEXT.replace("\"x\"", &format!("{whole:?}"))), Claim::Respelled);
+        let longer = TEXT.replace("\"x\"", "\"./x\"").replace("samples = 16", "samples = 8");
+        assert_eq!(claimed(&longer), Claim::Longer(8));
+        assert!(matches!(claimed(&TEXT.replace("\"x\"", "\"y\"")), Claim::Other(key) if key.contains("`data.path`")));
+        let [one, two] = ["source = \"a\"\nbatch_size = 1", "source = \"./a\"\nbatch_size = 1"];
+        assert_eq!(first_difference(one, two, Path::new("run")), None);
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Task for LineTask {
         Component::Unet
     }
 
-    fn decoder(&self) -> Decoder<Vec<f32>> {
+    fn decoder(&self, _: std::ops::Range<u64>) -> Decoder<Vec<f32>> {
         Box::new(|_, sample| Ok(sample.array("npy")?.to_f32()?))
     }
 
@@ -676,6 +676,70 @@ fn a_batch_may_be_larger_than_the_dataset() {
     let error = none.outcome.unwrap_err().to_string();
     assert!(matches!(none.told.last().map(String::as_str), Some("end 0 Failed")), "{:?}", none.told);
     assert!(error.contains("sample"), "a dataset without a good sample ends the run: {error}");
+}
+
+#[test]
+fn settings_that_are_seldom_meant_are_remarked() {
+    let world = World::with(3, &[]);
+    let said = |overrides: &[&str]| remarks(&world.recipe(overrides).value.config(), 1150);
+    assert!(said(&["run.batch_size=4", "run.samples=8"]).is_empty());
+    let odd = said(&["run.batch_size=2000", "run.samples=3000", "optimizer.learning_rate=0"]);
+    assert!(odd[0].contains("3,000 becomes 4,000") && odd[1].contains("2,000: every batch repeats samples"), "{odd:?}");
+    assert!(odd[1].contains("1,150") && odd[2].contains("learning_rate is 0") && odd.len() == 3, "{odd:?}");
+}
+
+/// The losses of a run's first and last step, where its logs have one entry.
+#[test]
+fn a_short_run_has_a_loss_at_first_and_one_at_last() {
+    let world = World::new();
+    let long = world.train("long", &LineTask::default(), &["run.log_every=4"]).summary();
+    for log_every in ["run.log_every=48", "run.log_every=1000"] {
+        let short = world.train(log_every, &LineTask::default(), &[log_every]).summary();
+        assert_eq!(world.metrics(log_every).len(), 1);
+        assert_eq!((short.loss_first, short.loss_last), (long.loss_first, long.loss_last), "{log_every}");
+        let again = world.train(log_every, &LineTask::default(), &[log_every]).summary();
+        assert_eq!((short.loss_first, short.loss_last), (again.loss_first, again.loss_last));
+    }
+}
+
+#[test]
+fn a_loss_that_rises_is_told_from_noise() {
+    assert!(has_risen(5.2, 1.4e13) && has_risen(0.5, 2.1));
+    assert!(!has_risen(0.5, 0.9) && !has_risen(f64::NAN, 1.0) && !has_risen(1.0, 0.1));
+}
+
+#[test]
+fn samples_are_counted_once() {
+    for (start, end, counted) in [
+        (0, 100, 0..10),
+        (0, 7, 0..7),
+        (35, 100, 40..50),
+        (40, 100, 40..50),
+        (35, 44, 35..40),
+        (39, 44, 40..44),
+        (100, 100, 100..100),
+    ] {
+        assert_eq!(counted_once(start, end, 10), counted, "{start} to {end}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_in_a_folder_that_was_moved_with_its_data() {
+    let world = World::new();
+    std::fs::create_dir(world.path("old")).unwrap();
+    std::fs::rename(world.path("data"), world.path("old/data")).unwrap();
+    let start = |place: &str, stop: Option<StopFlag>| {
+        let recipe = world.recipe(&[&format!("data.path={:?}", world.path(place).join("data"))]);
+        let (folder, device) = (world.path(place).join("run"), Device::flex());
+        let task = LineTask::with(stop.clone().map_or(Incident::None, |stop| Incident::Stop(21, stop)));
+        let stop = stop.unwrap_or_default();
+        train(&task, Line::new(), recipe.as_recipe(), &StageContext::new(&folder, &device, &stop)).unwrap()
+    };
+    assert!(matches!(start("old", Some(StopFlag::new_unhooked())), Outcome::Interrupted { samples: 24, .. }));
+    std::fs::rename(world.path("old"), world.path("new")).unwrap();
+    assert!(matches!(start("new", None), Outcome::Finished(..)));
+    let begun = std::fs::read_to_string(world.path("new/run").join(RECIPE)).unwrap();
+    assert!(begun.contains("new/data") && !begun.contains("old/data"), "{begun}");
 }
 
 const CHILD: &str = "CALOTYPE_TRAINER_TEST_CHILD";

@@ -289,6 +289,36 @@ fn what_could_not_be_written_is_refused_before_training() {
     }
 }
 
+#[test]
+fn hooks_that_would_show_nothing_are_refused() {
+    let world = World::new();
+    for kind in ["diffusion", "clip", "vit"] {
+        let error = world.train(kind, "refused", &["hooks.preview={ every = 16 }"], None).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains("`hooks.preview`"), "{kind}: {error}");
+    }
+}
+
+#[test]
+fn a_fault_of_the_model_is_said_once() {
+    let error = World::new().train("clip", "refused", &["model.vision.patch_size=5"], None).unwrap_err();
+    assert_eq!(error.to_string().matches("does not divide").count(), 1, "{error}");
+    assert!(std::error::Error::source(&error).is_none(), "the command line would say it once more");
+}
+
+/// Root may write to any folder, so that a file in its place has to do.
+#[test]
+fn a_folder_that_cannot_be_written_to_is_not_free() {
+    let world = World::new();
+    fs::write(world.path("file"), "").unwrap();
+    let loader = RecipeLoader::new().folder(here().join("recipes"));
+    let run = tasks::load(&loader, "vit", &[format!("data.path={:?}", world.path("images"))]).unwrap();
+    let (device, stop) = (Device::flex(), StopFlag::new_unhooked());
+    let check = |out: &str| run.check(&StageContext::new(&world.path(out), &device, &stop));
+    assert!(check("free").unwrap().folder.contains("is free"));
+    let error = check("file/run").unwrap_err().to_string();
+    assert!(error.contains("file/run") && error.contains("not a folder"), "{error}");
+}
+
 /// MLPerf's variant has other groups in its transformers' norms, for which diffusers has no field.
 #[test]
 fn a_unet_that_diffusers_cannot_describe_is_written_in_our_own_layout() {

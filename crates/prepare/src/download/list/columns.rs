@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, NullArray, RecordBatch, StringArray};
+use arrow_array::builder::{ListBuilder, StringBuilder};
+use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, NullArray, RecordBatch, StringArray};
 use arrow_schema::{Field, Schema};
 use serde::Serialize;
 use serde_json::Value;
@@ -27,6 +28,8 @@ pub(super) enum Kind {
     Int,
     Float,
     Text,
+    /// Lists of texts; a single value among them is a list of one.
+    Texts,
 }
 
 impl Kind {
@@ -35,6 +38,7 @@ impl Kind {
         match (self, other) {
             (a, b) if a == b => Some(a),
             (Kind::Null, kind) | (kind, Kind::Null) => Some(kind),
+            (Kind::Texts, _) | (_, Kind::Texts) => Some(Kind::Texts),
             (Kind::Int, Kind::Float) | (Kind::Float, Kind::Int) => Some(Kind::Float),
             _ => None,
         }
@@ -49,6 +53,7 @@ pub(super) fn survey(rows: &mut TextRows, wanted: &[Wanted], format: ListFormat)
         count += 1;
         for ((kind, cell), wanted) in kinds.iter_mut().zip(&cells).zip(wanted) {
             let found = match format {
+                ListFormat::Jsonl if wanted.holds == Holds::Caption && cell.is_array() => Kind::Texts,
                 ListFormat::Jsonl => json_kind(cell),
                 // What is not sure to be a number stays text. The first cell of a text column settles it.
                 _ if wanted.holds != Holds::Anything || *kind == Kind::Text => Kind::Text,
@@ -83,7 +88,7 @@ fn csv_bool(cell: &str) -> Option<bool> {
     }
 }
 
-/// Lists and objects, which only parquet columns hold, are kept as JSON text.
+/// Lists and objects are kept as JSON text, unless they are captions.
 fn json_kind(cell: &Value) -> Kind {
     match cell {
         Value::Null => Kind::Null,
@@ -128,7 +133,25 @@ fn array(cells: Vec<Value>, kind: Kind) -> ArrayRef {
         Kind::Int => Arc::new(cells.iter().map(int).collect::<Int64Array>()),
         Kind::Float => Arc::new(cells.iter().map(float).collect::<Float64Array>()),
         Kind::Text => Arc::new(cells.iter().map(text).collect::<StringArray>()),
+        Kind::Texts => Arc::new(texts(&cells)),
     }
+}
+
+fn texts(cells: &[Value]) -> ListArray {
+    let mut lists = ListBuilder::new(StringBuilder::new());
+    for cell in cells {
+        let items = match cell {
+            Value::Null => {
+                lists.append(false);
+                continue;
+            }
+            Value::Array(items) => items,
+            single => std::slice::from_ref(single),
+        };
+        items.iter().for_each(|item| lists.values().append_option(text(item)));
+        lists.append(true);
+    }
+    lists.finish()
 }
 
 fn text(cell: &Value) -> Option<Cow<'_, str>> {

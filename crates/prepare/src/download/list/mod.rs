@@ -196,7 +196,7 @@ pub struct Wanted {
 pub enum Holds {
     /// Text; whatever looks like a number in a csv stays as it is written.
     Text,
-    /// Captions: text, or other single values.
+    /// Captions: text, or other single values, or lists of such.
     Caption,
     /// Any value that JSON has.
     Anything,

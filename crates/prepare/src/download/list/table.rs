@@ -10,7 +10,7 @@ use arrow_select::concat::concat_batches;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use calotype_data::source::cells::{has_json, is_text};
+use calotype_data::source::cells::{has_json, in_words, is_text};
 
 use super::text::find_column;
 use super::{Holds, ListError, Result, Wanted};
@@ -73,10 +73,21 @@ fn is_single(kind: &DataType) -> bool {
     has_json(kind) && !kind.is_nested()
 }
 
+/// True for what captions may be: single values, or lists of them.
+fn holds_captions(kind: &DataType) -> bool {
+    use DataType::{FixedSizeList, LargeList, LargeListView, List, ListView};
+    match kind {
+        List(item) | LargeList(item) | FixedSizeList(item, _) | ListView(item) | LargeListView(item) => {
+            is_single(item.data_type())
+        }
+        kind => is_single(kind),
+    }
+}
+
 fn check_type(path: &Path, kind: &DataType, wanted: &Wanted) -> Result<()> {
     let (serves, needed) = match wanted.holds {
         Holds::Text => (is_text(kind), "text"),
-        Holds::Caption => (is_single(kind), "text or numbers"),
+        Holds::Caption => (holds_captions(kind), "text, numbers or lists of such"),
         Holds::Anything => (has_json(kind), "what JSON can carry"),
     };
     match serves {
@@ -84,7 +95,7 @@ fn check_type(path: &Path, kind: &DataType, wanted: &Wanted) -> Result<()> {
         false => Err(ListError::WrongType {
             path: path.to_path_buf(),
             column: wanted.column.clone(),
-            found: kind.to_string(),
+            found: in_words(kind),
             needed,
         }),
     }

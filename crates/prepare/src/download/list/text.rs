@@ -21,7 +21,7 @@ const OPEN_QUOTE: &str = "is a quote left open? --no-quotes takes quotes for let
 
 type Input = BufReader<Metered<Box<dyn Read>>>;
 
-/// The wanted cells of each row: text from txt, csv and tsv; single values from jsonl.
+/// The wanted cells of each row: text from txt, csv and tsv; values from jsonl.
 pub(super) struct TextRows {
     path: PathBuf,
     left: Rc<Shared<u64>>,
@@ -142,6 +142,14 @@ fn table(path: &Path, input: Input, delimiter: u8, wanted: &[Wanted], reading: R
     Ok(Source::Table { reader: Box::new(reader), record: csv::StringRecord::new(), columns })
 }
 
+/// A hint for a header that other letters separate.
+fn other_separator<'a>(mut names: impl Iterator<Item = &'a str>) -> &'static str {
+    match names.any(|name| name.contains([';', '\t'])) {
+        true => "; columns are separated by commas (tsv: by tabs), and these are not",
+        false => "",
+    }
+}
+
 /// Number of a column.
 pub(super) fn find_column<'a>(
     path: &Path,
@@ -155,7 +163,7 @@ pub(super) fn find_column<'a>(
         (None, _) => Err(ListError::MissingColumn {
             path: path.to_path_buf(),
             column: column.to_owned(),
-            present: enumerate(names),
+            present: format!("{}{}", enumerate(names.clone()), other_separator(names)),
         }),
     }
 }
@@ -194,15 +202,26 @@ fn object(line: &str, wanted: &[Wanted]) -> std::result::Result<Vec<Value>, Stri
         };
         let fits = match holds {
             Holds::Text => matches!(cell, Value::Null | Value::String(_)),
-            Holds::Caption => !matches!(cell, Value::Array(_) | Value::Object(_)),
+            Holds::Caption => match &cell {
+                Value::Array(captions) => captions.iter().all(is_single),
+                single => is_single(single),
+            },
             Holds::Anything => true,
         };
         match fits {
             true => Ok(cell),
-            false => Err(format!("column `{column}` holds {}, not text", short(&cell))),
+            false => {
+                let needed = if *holds == Holds::Caption { "text or a list of texts" } else { "text" };
+                Err(format!("column `{column}` holds {}, not {needed}", short(&cell)))
+            }
         }
     };
     wanted.iter().enumerate().map(take).collect()
+}
+
+/// True for what is no list and no object.
+fn is_single(value: &Value) -> bool {
+    !matches!(value, Value::Array(_) | Value::Object(_))
 }
 
 /// A value for a message.

@@ -121,7 +121,7 @@ fn every_kind_of_problem_is_found_by_its_name() {
         (some("pickle", &cut(pickled(1.0), 3)), "bad-array", "truncated"),
         (some("pickle", b"\x80\x04}."), "missing-part", "no `autoencoderkl_image`"),
         (vec![("txt", None)], "missing-part", "no `txt`, which most samples have"),
-        (vec![("jpg", None)], "missing-part", "no `jpg`, which most samples have"),
+        (vec![("jpg", None)], "missing-part", "no image, which most samples have"),
     ];
     for (parts, problem, detail) in rows {
         let dir = tempfile::tempdir().unwrap();
@@ -131,6 +131,90 @@ fn every_kind_of_problem_is_found_by_its_name() {
         assert!(named.is_some_and(|(_, _, found)| found.contains(detail)), "{problem} {detail}: {found:?}");
         assert!(found.iter().all(|(_, key, _)| key == "bad"), "{problem}: {found:?}");
         assert!(!findings(dir.path(), &["--ignore", problem]).iter().any(|(kind, ..)| kind == problem), "{problem}");
+    }
+}
+
+/// Samples of which every one has a part of those that `parts` gives for its number.
+fn captioned(count: usize, parts: impl Fn(usize) -> Vec<&'static str>) -> Members {
+    let bytes = |i: usize, part: &str| match part {
+        "txt" => format!("caption {i}").into_bytes(),
+        part if part.ends_with("jpg") => jpeg(),
+        _ => png(24, 24),
+    };
+    let sample = |i: usize| {
+        let parts = parts(i).into_iter();
+        parts.map(move |part| (format!("{i:04}.{part}"), bytes(i, part))).collect::<Vec<_>>()
+    };
+    (0..count).flat_map(sample).collect()
+}
+
+#[test]
+fn types_of_images_are_one_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let mixed = |i: usize| if i % 10 == 3 { vec!["jpg", "mask.jpg", "txt"] } else { vec!["mask.png", "png", "txt"] };
+    write_tar(&dir.path().join("a.tar"), &captioned(40, mixed));
+    let account = check(dir.path(), &["--quarantine"]).unwrap();
+    assert_eq!((account.taken, account.written), (40, 40), "{account}");
+    assert!(Quarantine::read(dir.path()).unwrap().is_empty());
+    // Two images of a sample are no image of another.
+    let without = |i: usize| if i == 3 { vec!["mask.jpg", "txt"] } else { vec!["jpg", "mask.png", "png", "txt"] };
+    write_tar(&dir.path().join("a.tar"), &captioned(40, without));
+    let found = findings(dir.path(), &[]);
+    let named = |(problem, key, detail): &(String, String, String)| format!("{problem} {key} {detail}");
+    assert_eq!(
+        found.iter().map(named).collect::<Vec<_>>(),
+        ["missing-part 0003 no image, which most samples have"],
+        "no sample needs a second type"
+    );
+    let mask = |i: usize| if i == 5 { vec!["png"] } else { vec!["png", "mask.png"] };
+    write_tar(&dir.path().join("a.tar"), &captioned(40, mask));
+    assert_eq!(findings(dir.path(), &[])[0].2, "no image `mask`, which most samples have");
+}
+
+#[test]
+fn missing_captions_are_counted_and_quarantined_where_most_images_have_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let with = |captions: usize| {
+        let parts = move |i: usize| if i < captions { vec!["png", "txt"] } else { vec!["png"] };
+        write_tar(&folder.join("a.tar"), &captioned(40, parts));
+        check(folder, &[]).unwrap()
+    };
+    let account = with(30);
+    assert_eq!((account.taken, account.written), (40, 30), "{account}");
+    let text = account.to_string();
+    assert!(text.starts_with("check: 40 read, 30 good, "), "{text}");
+    assert!(text.contains("faulty:       10  missing part") && !text.contains("left out:"), "{text}");
+    assert!(text.contains("10 of 40 images have no caption"), "{text}");
+    assert!(text.contains("training meets these samples all the same; --quarantine"), "{text}");
+    let account = check(folder, &["--quarantine"]).unwrap();
+    assert!(!account.to_string().contains("all the same"), "{account}");
+    assert_eq!((Quarantine::read(folder).unwrap().len(), Dataset::open(folder).unwrap().len()), (10, 40));
+    assert!(!check(folder, &[]).unwrap().to_string().contains("all the same"), "they are listed");
+    assert_eq!(check(folder, &["--ignore", "missing-part"]).unwrap().written, 40);
+    // A few captions make no rule, but are told; so is a single image without.
+    let account = with(10);
+    assert_eq!(account.written, 40, "{account}");
+    assert!(account.to_string().contains("30 of 40 images have no caption"), "{account}");
+    assert!(with(39).to_string().contains("1 of 40 images has no caption"));
+}
+
+#[test]
+fn datasets_of_other_kinds_are_told_the_way_to_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let (photos, tars, mds) = (dir.path().join("photos"), dir.path().join("tars"), dir.path().join("mds"));
+    fs::create_dir_all(&photos).unwrap();
+    fs::write(photos.join("a.png"), png(9, 9)).unwrap();
+    shards(&tars, &[3]);
+    data(&["convert", text(&tars), text(&mds), "--to", "mds"]).unwrap();
+    for (path, holds) in [(&photos, "holds images"), (&mds, "holds MDS shards")] {
+        let out = dir.path().join("out");
+        for words in [vec!["check", text(path)], vec!["index", text(path)], vec!["reorganize", text(path), text(&out)]]
+        {
+            let error = data(&words).unwrap_err();
+            let told = error.to_string();
+            assert!(error.is_usage() && told.contains(holds) && told.contains("calotype data convert"), "{told}");
+        }
     }
 }
 

@@ -25,7 +25,7 @@ struct Cli {
 
 /// Runs a stage; `args` as on the command line.
 fn data(args: &[&str]) -> Result<Account, Error> {
-    let cli = Cli::try_parse_from([&["data"], args].concat()).unwrap();
+    let cli = Cli::try_parse_from([&["data"], args].concat()).map_err(|error| Error::Usage(error.to_string()))?;
     cli.stage.run(&mut Control::default())
 }
 

@@ -1,0 +1,203 @@
+//! `generate` as a newcomer meets it: sizes that are too large, stops, notes on prompts, paths that are no models.
+
+use crate::common::{calotype, copy_tree, fail, finished, quickstart, run, start, succeed, text};
+use calotype_data::image::{PngEffort, RgbImage};
+use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+/// A small Stable Diffusion of random weights, which all tests read.
+static MODEL: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    RandomCheckpoint::new(RandomFamily::Tiny).write(folder.path()).unwrap();
+    folder
+});
+
+/// One step of the shared model, with images below `out`.
+fn generate(out: &Path, more: &[&str]) -> Command {
+    let mut command = calotype(&["generate", "--steps", "1", "--precision", "f32", "--model"]);
+    command.arg(MODEL.path()).arg("--out").arg(out.join("drawn")).args(more);
+    command
+}
+
+#[test]
+fn an_image_that_memory_cannot_hold_is_refused_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = ["a cat", "--width", "100000", "--height", "100000"];
+    let parts = ["100000x100000 pixels need about ", " GiB of memory", "--tiled", "--ignore-memory"];
+    fail(&mut generate(folder.path(), &large), 2, &parts);
+    let sides = ["a cat", "--width", "9223372036854775800", "--height", "9223372036854775800"];
+    fail(&mut generate(folder.path(), &sides), 2, &["GiB"]);
+    // Nor is an image to begin with enlarged.
+    let picture = folder.path().join("picture.png");
+    fs::write(&picture, RgbImage::filled(8, 8, [1; 3]).unwrap().encode_png(PngEffort::Fast).unwrap()).unwrap();
+    fail(&mut generate(folder.path(), &[&large[..], &["--image", text(&picture)]].concat()), 2, &parts);
+    assert!(!folder.path().join("drawn").exists());
+    let told = succeed(&mut generate(folder.path(), &["a cat", "--ignore-memory"])).stderr;
+    assert!(
+        told.contains("generate  1 image of 64x64 pixels, 1 step each, about ") && !told.contains("times the"),
+        "{told}"
+    );
+    let told = succeed(&mut generate(folder.path(), &["a cat", "--width", "128", "--height", "128"])).stderr;
+    assert!(!told.contains("times the"), "{told}",);
+    let told = succeed(&mut generate(folder.path(), &["a cat", "--width", "192", "--height", "128"])).stderr;
+    assert!(told.contains("note: 192x128 is 6 times the 64x64 pixels"), "{told}");
+}
+
+/// A step of this size takes minutes; nothing of it could be kept.
+#[test]
+fn a_signal_ends_a_long_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = ["a cat", "--width", "3072", "--height", "3072", "--ignore-memory"];
+    let mut child = start(&mut generate(folder.path(), &large));
+    let mut told = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("generate  1 image") {
+        line.clear();
+        assert!(told.read_line(&mut line).unwrap() > 0, "it ended before the first step");
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let mut rest = String::new();
+    told.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(rest.contains("stopped after 0 of 1 images") && !rest.contains("error"), "{rest}");
+    assert_eq!(fs::read_dir(folder.path().join("drawn")).unwrap().count(), 0);
+}
+
+#[test]
+fn json_is_one_object_that_names_the_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = succeed(&mut generate(folder.path(), &["a cat", "two boats", "--json"])).stdout;
+    let object: Value = serde_json::from_str(&told).unwrap();
+    let images: Vec<PathBuf> = serde_json::from_value(object["images"].clone()).unwrap();
+    assert!(images.len() == 2 && images.iter().all(|path| path.is_file()), "{told}");
+    assert!(object["sample"].is_number(), "{told}");
+}
+
+#[test]
+fn prompts_that_may_be_meant_otherwise_are_noted() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompts.txt");
+    fs::write(&file, "# comment\na cat (y:1.4)\n").unwrap();
+    for (arguments, note) in [
+        (
+            &["a", "red", "circle"][..],
+            "3 prompts of one word each; one prompt of several words is quoted: \"a red circle\"",
+        ),
+        (&["--prompts", text(&file)], "those that begin with # are drawn too (1 of them)"),
+        (&["--prompts", text(&file)], "`(y:1.4)` is drawn as text; --prompt-syntax a1111"),
+        (&["x <lora:foo:0.8>", "--prompt-syntax", "a1111"], "`<lora:foo:0.8>` is drawn as text; adapters"),
+        (&["x", "--negative", "{a|b}"], "`{a|b}` is drawn as text"),
+    ] {
+        let told = succeed(&mut generate(folder.path(), arguments)).stderr;
+        assert!(told.contains(note), "{note}: {told}");
+    }
+    let told = succeed(&mut generate(folder.path(), &["a red circle", "cat", "--count", "2"])).stderr;
+    assert!(!told.contains("as text") && !told.contains("one word each"), "{told}");
+}
+
+#[test]
+fn what_cannot_draw_is_called_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let refused = |code: i32, model: &Path, parts: &[&str]| {
+        let mut command = calotype(&["generate", "x", "--out", text(&at("drawn")), "--model"]);
+        let message = fail(command.arg(model), code, parts);
+        assert!(!message.contains("--prediction"), "{message}");
+    };
+    refused(2, &MODEL.path().join("vae"), &["this is an autoencoder", "a checkpoint with a UNet"]);
+    refused(2, &finished().out().join("clip"), &["this is a CLIP model", "a checkpoint with a UNet"]);
+    copy_tree(MODEL.path(), &at("without"));
+    fs::rename(at("without/unet"), at("unet")).unwrap();
+    refused(2, &at("without"), &["there is no UNet", "vae", "put its folder `unet` beside them"]);
+    fs::create_dir_all(at("run/checkpoints/checkpoint-000000000176")).unwrap();
+    fs::write(at("run/recipe.toml"), "kind = \"diffusion\"\n").unwrap();
+    refused(1, &at("run"), &["a training run that is not finished, with 176 samples saved", "the same command"]);
+    fs::write(at("run/checkpoints/checkpoint-000000000176/state.json"), "{}").unwrap();
+    fs::write(at("run/checkpoints/checkpoint-000000000176/tensors.safetensors"), "").unwrap();
+    refused(1, &at("run/checkpoints/checkpoint-000000000176"), &["a training checkpoint", "init_from="]);
+    fs::create_dir(at("begun")).unwrap();
+    fs::write(at("begun/quickstart.json"), "{}").unwrap();
+    refused(1, &at("begun"), &["a quickstart that is not finished"]);
+    refused(2, Path::new("org/model-v1.5"), &["there is no such file", "calotype data fetch models/org/model-v1.5"]);
+    fail(&mut calotype(&["inspect", "org/model-v1.5"]), 2, &["calotype data fetch models/org/model-v1.5"]);
+    fail(&mut calotype(&["convert", "org/model-v1.5", "o", "--to", "diffusers"]), 2, &["models/org/model-v1.5"]);
+    refused(1, Path::new("org/model.safetensors"), &["org/model.safetensors"]);
+    // An autoencoder is missed where another one's can be taken, and where none can.
+    fs::rename(at("unet"), at("without/unet")).unwrap();
+    fs::remove_dir_all(at("without/vae")).unwrap();
+    refused(2, &at("without"), &["the checkpoint holds no vae", "--vae PATH"]);
+    let mut precache = calotype(&["data", "precache", "data/precache/quickstart"]);
+    for (key, path) in [
+        ("source", finished().pictures()),
+        ("out", at("encoded")),
+        ("encoders.moments.model", at("without")),
+        ("encoders.states.model", finished().out().join("clip")),
+    ] {
+        precache.arg(format!("{key}={:?}", text(&path)));
+    }
+    let message = run(&mut precache).stderr;
+    assert!(message.contains("the checkpoint holds no vae"), "{message}");
+    assert!(!message.contains("--vae"), "{message}");
+}
+
+#[test]
+fn flags_that_cannot_be_meant_so_are_told_before_loading() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("picture.png");
+    let png = RgbImage::filled(8, 8, [1; 3]).unwrap().encode_png(PngEffort::Fast).unwrap();
+    fs::write(&file, &png).unwrap();
+    for out in [file.clone(), file.join("below")] {
+        let mut command = calotype(&["generate", "x", "--model", "/nowhere", "--out"]);
+        fail(command.arg(&out), 2, &["picture.png is a file", "name a folder"]);
+    }
+    fail(&mut generate(folder.path(), &["x", "--lora", "f.safetensors:0.5"]), 2, &["--lora f.safetensors=0.5"]);
+    let convert = |output: &str, to: &str, parts: &[&str]| {
+        let mut command = calotype(&["convert", text(MODEL.path())]);
+        fail(command.arg(folder.path().join(output)).args(["--to", to]), 2, parts);
+        assert!(!folder.path().join(output).exists());
+    };
+    convert("x.ckpt", "single-file", &["x.ckpt", "written as safetensors", "x.safetensors"]);
+    convert("x.safetensors", "diffusers", &["--to diffusers writes a folder", "leave out its ending"]);
+}
+
+#[test]
+fn inspect_tells_the_settings_of_images_and_folders_of_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let drawn = succeed(&mut generate(folder.path(), &["a fox", "--seed", "41", "--negative", "blurry"])).stdout;
+    let told = succeed(&mut calotype(&["inspect", drawn.trim()])).stdout;
+    for part in ["drawn by calotype", "generate --from", "a fox", "blurry", "41", text(MODEL.path())] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let json = succeed(&mut calotype(&["inspect", "--json", drawn.trim()])).stdout;
+    let record: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(record["record"]["request"]["prompt"], "a fox");
+    let plain = folder.path().join("plain.png");
+    fs::write(&plain, RgbImage::filled(8, 8, [1; 3]).unwrap().encode_png(PngEffort::Fast).unwrap()).unwrap();
+    fail(calotype(&["inspect"]).arg(&plain), 1, &["plain.png: it holds no settings"]);
+    let runs = finished().out();
+    let told = succeed(calotype(&["inspect"]).arg(runs.parent().unwrap())).stdout;
+    assert!(told.contains("a folder of runs") && told.contains("a quickstart, finished"), "{told}");
+}
+
+#[test]
+fn a_quickstart_takes_no_folder_of_something_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("my-images");
+    fs::create_dir(&out).unwrap();
+    for name in ["d.jpg", "a.jpg", "c.jpg", "b.jpg"] {
+        fs::write(out.join(name), "").unwrap();
+    }
+    let refused = |part: &str| fail(&mut quickstart(&out, &[]), 2, &[part, "no quickstart", "--out"]);
+    refused("my-images holds something else (a.jpg, b.jpg, c.jpg, …)");
+    fs::write(out.join("recipe.toml"), "").unwrap();
+    refused("my-images holds a training run (");
+    let entries = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name());
+    let shown = entries.filter(|name| !name.to_string_lossy().starts_with('.'));
+    assert_eq!(shown.count(), 5, "nothing is left there");
+}
