@@ -25,7 +25,9 @@ case "${1:-}" in
         python="$(scripts/peer-python.sh)"
         folder="$(mktemp -d)"
         trap 'rm -rf "$folder"' EXIT
-        cargo run --release -p calotype-checkpoints --example export -- "$folder" >&2
+        # The whole workspace's features, so that nothing is compiled anew for one crate.
+        cargo build --release --workspace --example export >&2
+        "${CARGO_TARGET_DIR:-target}/release/examples/export" "$folder" >&2
         HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 "$python" scripts/parity_exports.py "$folder"
         exit
         ;;
