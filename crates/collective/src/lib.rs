@@ -2,7 +2,7 @@
 //!
 //! A run of `world` processes splits every batch into equal parts ([`Collective::rank`] says which part is ours). All
 //! processes call the same methods in the same order; a call returns when all have made it. Results do not depend on
-//! timing: sums are made in the order of the ranks.
+//! timing: sums are made in an order that the number of processes and the sizes fix.
 //!
 //! ```
 //! use calotype_collective::{Collective, Local};
@@ -12,8 +12,48 @@
 //! assert_eq!(gradient, [1.0, 2.0], "alone, the sum is one's own");
 //! # Ok::<(), calotype_collective::CollectiveError>(())
 //! ```
+//!
+//! [`Launch`] reads what the launcher says, [`open`] connects the processes, over TCP or MPI; [`Group`] has the operations
+//! over any [`Transport`]. [`Reduction`] sums gradients during the backward pass.
+//!
+//! When a process dies, falls silent or calls [`Collective::abort`], every call of every other fails within ten seconds,
+//! with one [`Failure`] that names it. A process that computes meanwhile hears of it by [`Collective::on_failure`].
+
+mod algorithms;
+mod buckets;
+mod consistency;
+mod counters;
+mod failure;
+mod group;
+mod launch;
+mod memory;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod net;
+mod open;
+mod partition;
+mod transport;
+mod tree;
 
 use std::fmt::Debug;
+use std::sync::Arc;
+
+pub use algorithms::Payload;
+pub use buckets::{BUCKET_BYTES, BucketPlan, Order, Reduced, Reduction};
+pub use consistency::{ConsistencyError, Fingerprint};
+pub use counters::Counters;
+pub use failure::{Cause, Failure, Health, Hook, Reporter};
+pub use group::Group;
+pub use launch::{Launch, LaunchError, Rendezvous, Starter};
+pub use memory::Memory;
+#[cfg(feature = "mpi")]
+pub use mpi::{Mpi, MpiError, MpiFault};
+pub use net::meeting::MeetingError;
+pub use net::tcp::Tcp;
+pub use open::{OpenError, Options, TransportKind, open};
+pub use partition::Partition;
+pub use transport::{Channel, Patience, Transport};
+pub use tree::SlotTree;
 
 /// A process that does not answer, or answers something else.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +83,7 @@ pub trait Collective: Debug + Send + Sync {
     /// [`CollectiveError`] if a process is gone.
     fn all_gather(&self, values: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError>;
 
-    /// Replaces the values by the sums over all processes, added up in the order of the ranks.
+    /// Replaces the values by the sums over all processes, added up in a binary tree over the ranks ([`SlotTree`]).
     ///
     /// # Errors
     /// [`CollectiveError`] if a process is gone or its values are of another number.
@@ -61,6 +101,48 @@ pub trait Collective: Debug + Send + Sync {
     /// [`CollectiveError`] if a process is gone.
     fn barrier(&self) -> Result<(), CollectiveError>;
 
+    /// Everybody's bytes, in the order of the ranks, at the process `root`; nothing at the others.
+    ///
+    /// # Errors
+    /// [`CollectiveError`] if a process is gone or there is no such rank.
+    fn gather_bytes(&self, root: usize, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        let mut all = Vec::new();
+        for rank in 0..self.world() {
+            let mut one = bytes.to_vec();
+            self.broadcast(rank, &mut one)?;
+            all.push(one);
+        }
+        let mine = self.rank() == root;
+        Ok(if mine { all } else { Vec::new() })
+    }
+
+    /// Starts to sum gradients in the background. There is one such sum at a time; other calls may be made meanwhile.
+    ///
+    /// # Errors
+    /// [`CollectiveError`] if there is one already, the order asks for what cannot be, or these processes cannot do it.
+    fn start_reduction(&self, _: &Arc<BucketPlan>, _: Order) -> Result<Reduction, CollectiveError> {
+        let problem = "these processes sum nothing in the background".to_owned();
+        Err(CollectiveError { rank: self.rank(), world: self.world(), operation: "reduction", problem })
+    }
+
+    /// What communication has cost this process since its start.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+
+    /// What ended the run, if something did.
+    fn failure(&self) -> Option<Failure> {
+        None
+    }
+
+    /// Calls the hook when any process ends the run, and says whether this process tells the user why. One does: rank 0,
+    /// or if that is gone the first of each host. The hook is called within ten seconds, on a thread of the collective, while
+    /// the caller may be computing, and before any call fails; at once if the run has ended already.
+    fn on_failure(&self, _: Hook) {}
+
+    /// Ends the run of all processes: their calls fail with this message and our rank and host.
+    fn abort(&self, _message: &str) {}
+
     /// Whether this process writes what a run writes once: logs, checkpoints, models.
     fn is_first(&self) -> bool {
         self.rank() == 0
@@ -70,6 +152,16 @@ pub trait Collective: Debug + Send + Sync {
 /// The only process of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Local;
+
+impl Local {
+    fn check_root(operation: &'static str, root: usize) -> Result<(), CollectiveError> {
+        if root == 0 {
+            return Ok(());
+        }
+        let problem = format!("there is no rank {root}; the run has one process");
+        Err(CollectiveError { rank: 0, world: 1, operation, problem })
+    }
+}
 
 impl Collective for Local {
     fn rank(&self) -> usize {
@@ -89,15 +181,20 @@ impl Collective for Local {
     }
 
     fn broadcast(&self, root: usize, _: &mut Vec<u8>) -> Result<(), CollectiveError> {
-        if root == 0 {
-            return Ok(());
-        }
-        let problem = format!("there is no rank {root}; the run has one process");
-        Err(CollectiveError { rank: 0, world: 1, operation: "broadcast", problem })
+        Self::check_root("broadcast", root)
     }
 
     fn barrier(&self) -> Result<(), CollectiveError> {
         Ok(())
+    }
+
+    fn gather_bytes(&self, root: usize, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        Self::check_root("gather_bytes", root)?;
+        Ok(vec![bytes.to_vec()])
+    }
+
+    fn start_reduction(&self, plan: &Arc<BucketPlan>, order: Order) -> Result<Reduction, CollectiveError> {
+        Reduction::alone(self, plan, order)
     }
 }
 
@@ -114,5 +211,7 @@ mod tests {
         let error = Local.broadcast(3, &mut bytes).unwrap_err().to_string();
         assert_eq!(error, "rank 0 of 1: broadcast failed: there is no rank 3; the run has one process");
         assert!(Local.is_first() && Local.barrier().is_ok());
+        assert_eq!(Local.gather_bytes(0, &bytes).unwrap(), [[7]]);
+        assert!(Local.failure().is_none());
     }
 }

@@ -1,0 +1,6 @@
+//! Connections between processes: how they meet, how they watch each other, and messages over TCP.
+
+pub(crate) mod control;
+pub(crate) mod frame;
+pub(crate) mod meeting;
+pub(crate) mod tcp;

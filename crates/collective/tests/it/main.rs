@@ -1,0 +1,8 @@
+//! Groups of threads and of processes, against sums made in one place.
+
+mod failures;
+mod launch;
+mod processes;
+mod reductions;
+mod sums;
+mod support;

@@ -1,0 +1,110 @@
+//! Where a run goes on in its log.
+
+use crate::keys;
+use crate::log::{Entry, Line};
+use crate::writer::{LogError, io_error};
+use calotype_core::durable;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// How far the lines of a log go.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub cache_clear: bool,
+    pub init_start: bool,
+    pub init_stop: bool,
+    pub run_start: bool,
+    pub run_stop: bool,
+    pub block: bool,
+    pub epoch: bool,
+    pub evaluation: Option<u64>,
+    pub evaluated: BTreeSet<u64>,
+}
+
+impl Progress {
+    pub(crate) fn note(&mut self, key: &str, samples: Option<u64>) {
+        match key {
+            keys::CACHE_CLEAR => self.cache_clear = true,
+            keys::INIT_START => self.init_start = true,
+            keys::INIT_STOP => self.init_stop = true,
+            keys::RUN_START => self.run_start = true,
+            keys::RUN_STOP => self.run_stop = true,
+            keys::BLOCK_START => self.block = true,
+            keys::BLOCK_STOP => self.block = false,
+            keys::EPOCH_START => self.epoch = true,
+            keys::EPOCH_STOP => self.epoch = false,
+            keys::EVAL_START => self.evaluation = samples,
+            keys::EVAL_STOP => {
+                self.evaluated.extend(self.evaluation.take());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Drops what a run that goes on from `samples` samples writes again, and a last line that was cut. Returns how far the rest goes,
+/// also in bytes.
+pub(crate) fn rewind(path: &Path, samples: u64) -> Result<(Progress, u64), LogError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(source) => return Err(io_error(path, "read it", source)),
+    };
+    let lines = whole_lines(path, &bytes)?;
+    let end = lines.iter().position(|line| line.ends_what_stays(samples)).unwrap_or(lines.len());
+    let end = without_open_evaluation(&lines[..end]);
+    let mut progress = Progress::default();
+    for (line, samples) in lines[..end].iter().filter_map(|line| line.said.as_ref().map(|said| (said, said.samples())))
+    {
+        progress.note(&line.key, samples);
+    }
+    if samples > 0 && !progress.run_start {
+        return Err(LogError::NoStart { file: path.to_owned(), samples });
+    }
+    let kept: usize = lines[..end].iter().map(|line| line.length).sum();
+    if kept < bytes.len() {
+        durable::write_bytes(path, &bytes[..kept]).map_err(|source| io_error(path, "shorten it", source))?;
+    }
+    Ok((progress, kept as u64))
+}
+
+/// A line of the file, and what it says if it is a line of the log.
+struct Kept {
+    length: usize,
+    said: Option<Line>,
+}
+
+impl Kept {
+    fn ends_what_stays(&self, samples: u64) -> bool {
+        let Some(line) = &self.said else { return false };
+        line.key == keys::RUN_STOP
+            || line.samples().is_some_and(|later| later > samples)
+            || (samples == 0 && (line.key == keys::INIT_START || line.key.contains(keys::SUBMISSION)))
+    }
+}
+
+/// All lines but a last one that was cut.
+fn whole_lines(path: &Path, bytes: &[u8]) -> Result<Vec<Kept>, LogError> {
+    let mut lines = Vec::new();
+    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        if !line.ends_with(b"\n") {
+            break;
+        }
+        let said = Entry::parse(index + 1, &String::from_utf8_lossy(line)).map(|entry| entry.line).transpose();
+        let said =
+            said.map_err(|fault| LogError::Damaged { file: path.to_owned(), line: index + 1, problem: fault.problem })?;
+        lines.push(Kept { length: line.len(), said });
+    }
+    Ok(lines)
+}
+
+/// Up to where lines stay if the last evaluation was not completed.
+fn without_open_evaluation(lines: &[Kept]) -> usize {
+    let last = |key: &str| lines.iter().rposition(|line| line.said.as_ref().is_some_and(|said| said.key == key));
+    match (last(keys::EVAL_START), last(keys::EVAL_STOP)) {
+        (Some(start), stop) if stop.is_none_or(|stop| stop < start) => start,
+        _ => lines.len(),
+    }
+}
