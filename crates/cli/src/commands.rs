@@ -7,10 +7,11 @@ pub(crate) mod probe;
 pub(crate) mod recipes;
 pub(crate) mod shell;
 
-use crate::{QuickstartArgs, TrainArgs};
+use crate::{QuickstartArgs, TrainArgs, ranks};
 use anyhow::{Context, Result};
 use calotype_bench::BenchError;
 use calotype_checkpoints::LayoutError;
+use calotype_collective::Collective;
 use calotype_core::words::plain;
 use calotype_pipeline::PipelineError;
 use calotype_quickstart::{Options, QuickstartError, run};
@@ -31,6 +32,11 @@ include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 pub(crate) struct Stopped {
     pub(crate) samples: u64,
 }
+
+/// An error that the user has read already, with its exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("the run of several processes has ended")]
+pub(crate) struct Told(pub(crate) u8);
 
 /// A command line that cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +71,9 @@ pub(crate) fn harmless(text: &str) -> String {
 
 /// 2 for bad usage or configuration, 130 for a stop on request, 1 for failed work.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(Told(code)) = error.downcast_ref() {
+        return *code;
+    }
     let interrupted = error.is::<Stopped>()
         || error.downcast_ref().is_some_and(PipelineError::is_stopped)
         || matches!(error.downcast_ref(), Some(QuickstartError::Interrupted { .. }))
@@ -141,21 +150,37 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
     ))
 }
 
-pub(crate) fn train(args: &TrainArgs) -> Result<()> {
+/// Trains, with the other processes that a launcher started.
+pub(crate) fn train(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
+    let collective = ranks::connect(threads)?;
+    let outcome = train_together(args, &*collective);
+    ranks::end(&*collective, outcome)
+}
+
+fn train_together(args: &TrainArgs, collective: &dyn Collective) -> Result<()> {
+    let print = |text: &str| if collective.is_first() { print(text) } else { Ok(()) };
+    if args.record.is_some() && collective.world() > 1 {
+        return Err(Usage("--record is of one process; start without a launcher".to_owned()).into());
+    }
     let run = tasks::load(&recipe_loader(), &args.recipe, &args.overrides)?;
     if args.dry_run {
         print(run.text().trim_end())?;
     }
     let device = args.device.open()?;
-    let stop = StopFlag::install().context("cannot listen for signals")?;
+    let stop = if collective.is_first() { StopFlag::install() } else { StopFlag::install_mute() };
+    let stop = stop.context("cannot listen for signals")?;
     let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
     let record = args.record.as_ref().map(|path| RecordOptions { path: path.clone(), steps: args.record_steps });
     // A longer run than before has to be meant: files change by accident, command lines do not.
     let extend = args.overrides.iter().any(|text| text.split('=').next().map(str::trim) == Some("run.samples"));
     let from = args.from.as_deref();
-    let context = StageContext { record: record.as_ref(), extend, from, ..StageContext::new(&folder, &device, &stop) };
+    let common = StageContext::new(&folder, &device, &stop);
+    let context = StageContext { record: record.as_ref(), extend, from, collective, ..common };
     if args.dry_run {
-        eprintln!("{}", run.check(&context)?);
+        let found = run.check(&context)?;
+        if collective.is_first() {
+            eprintln!("{found}");
+        }
         return Ok(());
     }
     match run.train(&context)? {

@@ -1,6 +1,7 @@
 //! The variables of the environment that the program reads: a wrong one is an error, not a default.
 
 use crate::commands::Usage;
+use crate::ranks;
 use anyhow::Result;
 use calotype_core::numbers::count;
 use tracing_subscriber::EnvFilter;
@@ -10,6 +11,7 @@ enum Takes {
     OneOf(&'static [&'static str]),
     Count,
     Number,
+    Rank,
     Filter,
     Anything,
 }
@@ -21,6 +23,15 @@ const VARIABLES: &[(&str, Takes)] = &[
     ("CALOTYPE_THREADS", Takes::Count),
     ("CALOTYPE_LOG", Takes::Filter),
     ("CALOTYPE_CACHE", Takes::Anything),
+    // How the processes of a run find each other; launchers have variables of their own.
+    ("CALOTYPE_RANK", Takes::Rank),
+    ("CALOTYPE_WORLD_SIZE", Takes::Count),
+    ("CALOTYPE_LOCAL_RANK", Takes::Rank),
+    ("CALOTYPE_LOCAL_SIZE", Takes::Count),
+    ("CALOTYPE_RENDEZVOUS", Takes::Anything),
+    ("CALOTYPE_HOST", Takes::Anything),
+    ("CALOTYPE_JOB", Takes::Anything),
+    (ranks::TRANSPORT, Takes::OneOf(&["tcp", "mpi"])),
     ("MIMALLOC_PURGE_DELAY", Takes::Number),
 ];
 
@@ -39,6 +50,9 @@ pub(crate) fn check() -> Result<()> {
             return Err(Usage(format!("the variable {name} is `{value}`; {problem}, or unset it")).into());
         }
     }
+    if ranks::is_mute() {
+        return Ok(());
+    }
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
         if let Some(known) = probably_meant(&name) {
@@ -53,6 +67,7 @@ fn problem(takes: &Takes, value: &str) -> Option<String> {
         Takes::OneOf(names) => (!names.contains(&value)).then(|| format!("it takes {}", names.join(", "))),
         Takes::Count => count::<usize>(value).err(),
         Takes::Number => value.parse::<i64>().is_err().then(|| "it takes a whole number of milliseconds".to_owned()),
+        Takes::Rank => value.parse::<usize>().is_err().then(|| "it takes a whole number from 0".to_owned()),
         Takes::Filter => {
             let error = EnvFilter::builder().parse(value).err()?;
             Some(format!("it takes filters of tracing, such as calotype=debug ({error})"))

@@ -7,6 +7,7 @@ mod data;
 mod environment;
 mod help;
 mod mistakes;
+mod ranks;
 mod reports;
 
 use args::{DeviceArgs, heading};
@@ -142,8 +143,9 @@ fn parse() -> Cli {
 fn log() {
     let filter = std::env::var("CALOTYPE_LOG").ok().filter(|filter| !filter.trim().is_empty());
     let filter = filter.and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok());
+    let usual = if ranks::is_mute() { "error" } else { "warn,calotype=info" };
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn,calotype=info")))
+        .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new(usual)))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
@@ -157,7 +159,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     match cli.command {
         Command::Quickstart(args) => commands::quickstart(&args),
-        Command::Train(args) => commands::train(&args),
+        Command::Train(args) => commands::train(&args, cli.threads),
         Command::Generate(args) => commands::generate::generate_command(&args),
         Command::Data(args) => data::data(&args),
         Command::Probe(args) => commands::probe::probe_command(&args),
@@ -179,6 +181,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = commands::exit_code(&error);
+            if error.is::<commands::Told>() {
+                return ExitCode::from(code);
+            }
             // What was asked for is no error.
             let beginning = if code == commands::STOPPED { "" } else { "error: " };
             eprintln!("{beginning}{}", commands::message(&error));

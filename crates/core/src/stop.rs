@@ -26,6 +26,18 @@ impl StopFlag {
     /// # Errors
     /// The system refuses the signal handlers or the thread that waits for them.
     pub fn install() -> io::Result<Self> {
+        Self::install_with(true)
+    }
+
+    /// [`StopFlag::install`] for a process that another one speaks for: no line answers the first signal.
+    ///
+    /// # Errors
+    /// As [`StopFlag::install`].
+    pub fn install_mute() -> io::Result<Self> {
+        Self::install_with(false)
+    }
+
+    fn install_with(answers: bool) -> io::Result<Self> {
         static INSTALLED: Mutex<Option<StopFlag>> = Mutex::new(None);
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flag) = installed.as_ref() {
@@ -37,8 +49,10 @@ impl StopFlag {
             signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&flag.signalled))?;
             signal_hook::flag::register(signal, Arc::clone(&flag.signalled))?;
         }
-        let mut signals = Signals::new([SIGINT, SIGTERM])?;
-        std::thread::Builder::new().name("stop".to_owned()).spawn(move || answer(&mut signals))?;
+        if answers {
+            let mut signals = Signals::new([SIGINT, SIGTERM])?;
+            std::thread::Builder::new().name("stop".to_owned()).spawn(move || answer(&mut signals))?;
+        }
         *installed = Some(flag.clone());
         Ok(flag)
     }

@@ -123,6 +123,21 @@ pub struct Batch<T> {
     pub items: Vec<T>,
 }
 
+impl<T> Batch<T> {
+    /// Its items in batches of `size`, in order; the last one may be short.
+    pub fn split(self, size: usize) -> Vec<Self> {
+        let (mut first_position, mut items) = (self.first_position, self.items.into_iter());
+        let mut parts = Vec::new();
+        while items.len() > 0 {
+            let part: Vec<T> = items.by_ref().take(size.max(1)).collect();
+            let behind = first_position + part.len() as u64;
+            parts.push(Self { first_position, items: part });
+            first_position = behind;
+        }
+        parts
+    }
+}
+
 /// A sample that was replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {

@@ -1,5 +1,5 @@
-//! Optimizer steps during the backward pass: a parameter's gradient is used up as soon as it is complete, so that no two
-//! large gradients need be in memory at once.
+//! Gradients that are used during the backward pass, as soon as each is complete: for optimizer steps, so that no two large
+//! gradients need be in memory at once, or to be sent to other processes while the pass goes on.
 //!
 //! A gradient is complete when every recorded operation that used the parameter has given its share. [`count_uses`]
 //! counts those operations during the forward pass; [`backward_stepping`] owns the parameters during the backward pass,
@@ -78,9 +78,14 @@ impl Drop for Clear {
 /// Runs a forward pass and counts the uses of tensors by the operations that it records on this thread. Weights that are trained are
 /// not packed, to save memory.
 pub fn count_uses<R>(forward: impl FnOnce() -> R) -> (R, Uses) {
+    count_uses_packed(|| lean(forward))
+}
+
+/// [`count_uses`] with packed weights, for [`backward_handing`].
+pub fn count_uses_packed<R>(forward: impl FnOnce() -> R) -> (R, Uses) {
     let _clear = Clear(|| USES.set(None));
     USES.set(Some(HashMap::new()));
-    let result = lean(forward);
+    let result = forward();
     (result, Uses(USES.take().unwrap_or_default()))
 }
 
@@ -107,11 +112,25 @@ pub fn backward_stepping<S: StepParameter>(
     uses: Uses,
     stepper: S,
 ) -> (Vec<AfterBackward>, S) {
+    lean(|| backward_handing(loss, parameters, uses, stepper))
+}
+
+/// [`backward_stepping`] with packed weights: for gradients that are handed to something else than a step. The stepper is
+/// to give back the parameters as they are.
+///
+/// # Panics
+/// As [`backward_stepping`].
+pub fn backward_handing<S: StepParameter>(
+    loss: Tensor<1>,
+    parameters: Vec<Leaf>,
+    uses: Uses,
+    stepper: S,
+) -> (Vec<AfterBackward>, S) {
     let _clear = Clear(|| SESSION.set(None));
     let count = parameters.len();
     let waiting = parameters.into_iter().enumerate().map(|(i, Leaf(leaf))| (leaf.id(), (i, leaf))).collect();
     SESSION.set(Some(Session { waiting, uses: uses.0, stepper: Box::new(stepper), stepped: HashMap::new() }));
-    let mut gradients = lean(|| loss.backward());
+    let mut gradients = loss.backward();
     drop(loss);
     let Session { waiting, stepper, mut stepped, .. } = SESSION.take().expect("set above, on this thread");
     let mut left: HashMap<usize, Tracked> = waiting.into_values().collect();

@@ -211,7 +211,7 @@ impl StageError {
 /// [`StageError`]: the recipe, its dataset or its initial weights cannot be, or the training fails.
 pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
     check_recipe::<T>(recipe.value)?;
-    if let Some(summary) = done_earlier(context, recipe.value)? {
+    if let Some(summary) = done_for_all(context, recipe.value)? {
         return Ok(StageEnd::Done(summary));
     }
     let (task, _) = open_checked::<T>(recipe.value, context)?;
@@ -368,6 +368,8 @@ pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> R
         Claim::Same | Claim::Respelled => format!("{folder} holds this run: a start would go on with it"),
         Claim::New => format!("{folder} is free: a start would begin a new run"),
     };
+    let world = context.collective.world();
+    recipe.distributed().check_world(&recipe.config(), world)?;
     let (task, dataset) = open_checked::<T>(recipe, context)?;
     let placeholder = task.model(&mut Init::placeholders(context.device))?;
     if let Some(from) = recipe.init_from() {
@@ -421,6 +423,22 @@ fn export<T: Task>(task: &T, model: &T::Model, context: &StageContext<'_>) -> Re
     std::fs::rename(&aside, &folder).map_err(StageError::io(&folder))?;
     notes.iter().for_each(|note| tracing::warn!("{}: {note}", T::KIND));
     Ok(())
+}
+
+/// [`done_earlier`], as the first of several processes sees it: a folder changes while others look.
+fn done_for_all<R: TrainingRecipe>(
+    context: &StageContext<'_>,
+    recipe: &R,
+) -> Result<Option<TrainingSummary>, StageError> {
+    let collective = context.collective;
+    let done = if collective.is_first() { done_earlier(context, recipe)? } else { None };
+    let told = |source| StageError::Io { path: context.folder.join(RESULT), source };
+    let mut bytes = serde_json::to_vec(&done).map_err(|error| told(error.into()))?;
+    collective.broadcast(0, &mut bytes).map_err(TrainError::from)?;
+    if collective.is_first() {
+        return Ok(done);
+    }
+    serde_json::from_slice(&bytes).map_err(|error| told(error.into()))
 }
 
 /// The result of a stage that was finished earlier with the same recipe.

@@ -98,7 +98,8 @@ impl Dtype {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2)
     }
 
-    fn from_name(name: &str) -> Option<Dtype> {
+    /// The type of that name in a safetensors header.
+    pub fn from_name(name: &str) -> Option<Dtype> {
         DTYPES.iter().find(|row| row.1 == name).map(|row| row.0)
     }
 

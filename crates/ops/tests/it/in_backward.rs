@@ -4,7 +4,9 @@ use crate::common::{Body, equal_bits, from_vec, subject, to_vec};
 use burn::backend::flex::Flex;
 use burn::tensor::{DType, Tensor};
 use calotype_core::{Purpose, Stream};
-use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, backward_stepping, count_uses};
+use calotype_ops::in_backward::{
+    AfterBackward, Leaf, StepParameter, backward_handing, backward_stepping, count_uses, count_uses_packed,
+};
 use calotype_ops::linear;
 
 const SIZE: usize = 6;
@@ -62,6 +64,45 @@ fn check(network: Network) -> Vec<AfterBackward> {
         equal_bits(&new, &expected).expect("one step");
     }
     after
+}
+
+/// Gives parameters back as they are.
+#[derive(Default)]
+struct Keep(Vec<(usize, Vec<f32>)>);
+
+impl StepParameter for Keep {
+    fn step(&mut self, index: usize, parameter: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
+        self.0.push((index, to_vec(gradient)));
+        parameter
+    }
+}
+
+#[test]
+fn gradients_are_handed_out_in_the_order_of_the_pass_and_parameters_stay() {
+    if subject() != Body::Kernels {
+        return crate::common::not_run("gradients in the backward pass: the CPU alone has them");
+    }
+    let (w, b, x) = tensors();
+    let (v, ..) = tensors();
+    let network = |w: Tensor<2>, v: Tensor<2>, b: Tensor<1>| {
+        let inner = linear(x.clone(), w, None, None);
+        linear(inner, v, Some(b), None).powi_scalar(2).sum()
+    };
+    let found = network(w.clone(), v.clone(), b.clone()).backward();
+    let want = [w.grad(&found).map(to_vec), v.grad(&found).map(to_vec), b.grad(&found).map(to_vec)];
+    let before = [to_vec(w.clone()), to_vec(v.clone()), to_vec(b.clone())];
+    let (loss, uses) = count_uses_packed(|| network(w.clone(), v.clone(), b.clone()));
+    drop(found);
+    let leaves = [Leaf::new(w), Leaf::new(v), Leaf::new(b)].map(|leaf| leaf.expect("on the CPU"));
+    let (after, kept) = backward_handing(loss, leaves.into(), uses, Keep::default());
+    assert_eq!(kept.0.last().map(|(index, _)| *index), Some(0), "the layer nearest to the input is the last");
+    for (index, gradient) in &kept.0 {
+        equal_bits(gradient, want[*index].as_ref().expect("a gradient")).expect("the ordinary gradient");
+    }
+    assert_eq!((stepped(&after), kept.0.len()), (vec![true; 3], 3));
+    for (after, before) in after.iter().zip(&before) {
+        equal_bits(&to_vec(after.parameter.clone()), before).expect("unchanged");
+    }
 }
 
 fn stepped(after: &[AfterBackward]) -> Vec<bool> {

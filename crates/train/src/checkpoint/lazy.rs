@@ -69,6 +69,25 @@ impl<'a> LazyTensor<'a> {
         &self.info.name
     }
 
+    /// The same, beside others that do not live as long.
+    pub fn within<'s>(self) -> LazyTensor<'s>
+    where
+        'a: 's,
+    {
+        let make = self.make;
+        LazyTensor { info: self.info, make: Box::new(move || Data(make().0)) }
+    }
+
+    /// What the file's header says of it.
+    pub fn info(&self) -> &TensorInfo {
+        &self.info
+    }
+
+    /// Its data: row-major elements, little-endian.
+    pub fn into_bytes(self) -> Vec<u8> {
+        (self.make)().as_ref().to_vec()
+    }
+
     /// What the file's header says of it, and what makes the data.
     pub(super) fn into_parts(self) -> (TensorInfo, Make<'a>) {
         (self.info, self.make)

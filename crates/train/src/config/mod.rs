@@ -1,12 +1,14 @@
 //! The tables that all training recipes share. A task's own tables stand in its file (`tasks/`).
 
 mod data;
+mod distributed;
 mod init;
 mod run;
 
 pub use crate::optim::{EmaSettings, OptimizerSettings, TrainConfig};
 pub use data::{Augment, CorruptSample, DataSettings, WeightedSource};
 pub(crate) use data::{caption_part, image_parts, yes};
+pub use distributed::{DistributedSettings, Reproducible};
 pub use init::{InitFrom, InitSettings};
 pub use run::{MemorySettings, RunSettings};
 
@@ -58,6 +60,9 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     /// The table `[hooks]`.
     fn hooks(&self) -> &HookSettings;
 
+    /// The table `[distributed]`.
+    fn distributed(&self) -> &DistributedSettings;
+
     /// Checks the shared tables.
     ///
     /// # Errors
@@ -71,7 +76,7 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
 
 /// Declares a task's recipe: the tables that all training recipes have, and the task's own, which are named here.
 ///
-/// The shared keys are `kind`, `data`, `init_from`, `optimizer`, `ema`, `hooks` and `run`.
+/// The shared keys are `kind`, `data`, `init_from`, `optimizer`, `ema`, `hooks`, `distributed` and `run`.
 macro_rules! training_recipe {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -94,6 +99,9 @@ macro_rules! training_recipe {
             /// What is done between steps.
             #[serde(default, skip_serializing_if = "crate::config::is_usual")]
             pub hooks: crate::hooks::HookSettings,
+            /// How several processes share the run.
+            #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+            pub distributed: crate::config::DistributedSettings,
             /// Length and book-keeping.
             pub run: crate::config::RunSettings,
         }
@@ -113,6 +121,9 @@ macro_rules! training_recipe {
             }
             fn hooks(&self) -> &crate::hooks::HookSettings {
                 &self.hooks
+            }
+            fn distributed(&self) -> &crate::config::DistributedSettings {
+                &self.distributed
             }
         }
     };

@@ -4,6 +4,7 @@ use super::{Hook, HookContext, crossed};
 use crate::config::{DataSettings, SettingError, TrainingRecipe, check};
 use crate::task::{BoxError, StepContext, Task};
 use crate::trainer::TrainError;
+use calotype_collective::Local;
 use calotype_data::{Loader, LoaderConfig, OrderConfig, Shuffle, Source, source};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -60,6 +61,12 @@ impl<T: Task> Hook<T> for Evaluate {
             on_error: data.on_error.into(),
             ..LoaderConfig::new(batch)
         };
+        if context.recipe.distributed().same_for_all_worlds() {
+            let losses = losses_of_parts(context, Loader::new(dataset, order, config, context.task.decoder(0..0))?)?;
+            let mean = mean_in_order(&collective.all_gather(&losses)?, parts_of(context));
+            context.log("validation", vec![("loss", mean)]);
+            return Ok(());
+        }
         let step = StepContext { collective, record: None };
         let mut sums = [0f32; 2];
         for batch in Loader::new(dataset, order, config, context.task.decoder(0..0))? {
@@ -70,5 +77,49 @@ impl<T: Task> Hook<T> for Evaluate {
         collective.all_reduce_sum(&mut sums)?;
         context.log("validation", vec![("loss", f64::from(sums[0]) / f64::from(sums[1].max(1.0)))]);
         Ok(())
+    }
+}
+
+/// Parts of a batch that this process computes.
+fn parts_of<T: Task>(context: &HookContext<'_, T>) -> usize {
+    context.recipe.config().optimizer.accumulate / context.stage.collective.world()
+}
+
+/// The losses of this process's parts of all batches, each computed as one process alone would.
+fn losses_of_parts<T: Task>(context: &HookContext<'_, T>, loader: Loader<T::Item>) -> Result<Vec<f32>, BoxError> {
+    let step = StepContext { collective: &Local, record: None };
+    let size = context.recipe.config().micro_batch();
+    let mut losses = Vec::new();
+    for batch in loader {
+        for part in batch?.split(size) {
+            losses.push(context.task.loss(context.model(), part, &step)?.value.into_scalar::<f32>());
+        }
+    }
+    Ok(losses)
+}
+
+/// The mean of the losses of all processes, added up in the order of the samples: batch by batch, each rank's `parts` of it.
+fn mean_in_order(all: &[Vec<f32>], parts: usize) -> f64 {
+    let batches = all.first().map_or(0, |losses| losses.len() / parts.max(1));
+    let of_batch = |batch: usize| all.iter().flat_map(move |losses| losses.iter().skip(batch * parts).take(parts));
+    let (mut sum, mut count) = (0.0, 0.0f64);
+    for loss in (0..batches).flat_map(of_batch) {
+        sum += f64::from(*loss);
+        count += 1.0;
+    }
+    sum / count.max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_added_in_the_order_of_samples_whoever_has_them() {
+        let all: Vec<f32> = (0..8).map(|i| 10f32.powi(i - 4)).collect();
+        let one = mean_in_order(std::slice::from_ref(&all), 4);
+        let two = mean_in_order(&[[&all[..2], &all[4..6]].concat(), [&all[2..4], &all[6..]].concat()], 2);
+        assert_eq!(one.to_bits(), two.to_bits());
+        assert_eq!(mean_in_order(&[vec![], vec![]], 1), 0.0);
     }
 }

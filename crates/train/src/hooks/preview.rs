@@ -36,6 +36,10 @@ impl<T: Task> Hook<T> for Preview {
     }
 
     fn run(&mut self, context: &mut HookContext<'_, T>) -> Result<(), BoxError> {
+        // One process shows them.
+        if !context.stage.collective.is_first() {
+            return Ok(());
+        }
         for (name, image) in context.task.preview(context.model())? {
             context.show(&name, image);
         }

@@ -21,6 +21,16 @@ impl StepGradients {
         Self { values, unit: weight, total: weight }
     }
 
+    /// Sums over `parts` parts of equal weight, in the optimizer's order.
+    pub fn of_sums(values: Vec<Option<Tensor<1>>>, parts: usize) -> Self {
+        Self { values, unit: 1.0, total: parts as f64 }
+    }
+
+    /// The sums, taken apart.
+    pub fn into_values(self) -> Vec<Option<Tensor<1>>> {
+        self.values
+    }
+
     /// Adds the gradient of another part of the batch.
     pub fn add(&mut self, part: Self) {
         // Parts of equal weight, the usual case, are added as they are.

@@ -8,7 +8,7 @@ use crate::checkpoint::LazyTensor;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use calotype_models::state::{Path, checkpoint_shape, from_checkpoint, values_of};
-use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, Uses, backward_stepping};
+use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, Uses, backward_handing, backward_stepping};
 use calotype_ops::{ParameterState, StepParams, optimizer_step, optimizer_steps, sum_of_squares, sums_of_squares};
 
 /// Names of averages in a checkpoint, in front of the parameter's name. Those of the moments are the rule's.
@@ -24,6 +24,8 @@ struct Kept {
     group: usize,
     /// Whether it is frozen.
     frozen: bool,
+    /// Whether another process of the run keeps the rest of this, and steps it.
+    elsewhere: bool,
     moments: Vec<Tensor<1>>,
     average: Option<Tensor<1>>,
 }
@@ -49,6 +51,8 @@ pub struct Optimizer {
     rule: UpdateRule,
     groups: Vec<Group>,
     kept: Vec<Kept>,
+    /// Whether there are averages.
+    averages: bool,
     steps: u64,
 }
 
@@ -89,7 +93,7 @@ impl Optimizer {
             let names: Vec<&str> = kept.iter().map(|kept| kept.name.as_str()).collect();
             return Err(GroupError::new(&rules[unmatched], &names));
         }
-        Ok(Self { rule, groups, kept, steps: 0 })
+        Ok(Self { rule, groups, kept, averages: config.ema.is_some(), steps: 0 })
     }
 
     /// The module with its frozen parameters as new leaves that require no gradient, so that no operation computes one.
@@ -218,6 +222,51 @@ impl Optimizer {
         (module, norm)
     }
 
+    /// The backward pass alone: `handler` gets each gradient as soon as it is complete, by the place of its parameter in
+    /// traversal order, and gives the parameter back as it is. On the CPU only; `uses` are those of
+    /// [`count_uses_packed`](calotype_ops::in_backward::count_uses_packed) around the loss.
+    pub fn hand_in_backward<M: Module, S: StepParameter>(
+        &self,
+        module: M,
+        (loss, uses): (Tensor<1>, Uses),
+        handler: S,
+    ) -> (M, S) {
+        let mut take = Take::default();
+        let module = module.map(&mut take);
+        let (parameters, mut handler) = backward_handing(loss, take.leaves, uses, handler);
+        let hand = |(index, (after, trainable)): (usize, (AfterBackward, bool))| {
+            let parameter = match after.gradient {
+                Some(gradient) => handler.step(index, after.parameter, gradient),
+                None => after.parameter,
+            };
+            Some((parameter, trainable))
+        };
+        let values: Vec<_> = parameters.into_iter().zip(take.trainable).enumerate().map(hand).collect();
+        (module.map(&mut PutBack { kept: self.kept.iter(), values: values.into_iter() }), handler)
+    }
+
+    /// The number of values of each parameter in traversal order; none of a frozen one.
+    pub fn trained_sizes(&self) -> Vec<Option<usize>> {
+        self.kept.iter().map(|kept| (!kept.frozen).then(|| kept.shape.iter().product())).collect()
+    }
+
+    /// Leaves moments, average and steps of all parameters but `own` ones (places in traversal order) to other processes.
+    pub fn leave_to_others(&mut self, own: impl Fn(usize) -> bool) {
+        for (_, kept) in self.kept.iter_mut().enumerate().filter(|(place, _)| !own(*place)) {
+            (kept.elsewhere, kept.moments, kept.average) = (true, Vec::new(), None);
+        }
+    }
+
+    /// The average of each parameter in traversal order, where this process keeps one; flat.
+    pub fn averages(&self) -> Vec<Option<Tensor<1>>> {
+        self.kept.iter().map(|kept| kept.average.clone()).collect()
+    }
+
+    /// Whether there are averages of what is trained, here or in other processes.
+    pub fn has_averages(&self) -> bool {
+        self.averages
+    }
+
     /// Counts a step and gives the update of each group.
     fn next_params(&mut self, config: &TrainConfig<'_>, samples: u64, gradient_scale: f32) -> Vec<StepParams> {
         self.steps += 1;
@@ -238,7 +287,8 @@ impl Optimizer {
         self.steps
     }
 
-    /// The state as tensors of a checkpoint, whose values are made one by one when they are written.
+    /// The state as tensors of a checkpoint, whose values are made one by one when they are written; without what is left to
+    /// other processes.
     pub fn state(&self) -> impl Iterator<Item = LazyTensor<'static>> + '_ {
         self.kept.iter().flat_map(|kept| {
             let moments = self.rule.get().moments().iter().copied().zip(&kept.moments);
@@ -280,10 +330,15 @@ impl Optimizer {
 
     /// The module with the averaged weights in place of its own, where there is an average.
     pub fn averaged<M: Module>(&self, module: &M) -> M {
-        struct Replace<'a>(std::slice::Iter<'a, Kept>);
-        impl ModuleMapper for Replace<'_> {
+        Self::with_values(module.clone(), self.averages())
+    }
+
+    /// The module with other values of its parameters, in traversal order, where there are some; flat and without autodiff.
+    pub fn with_values<M: Module>(module: M, values: Vec<Option<Tensor<1>>>) -> M {
+        struct Replace(std::vec::IntoIter<Option<Tensor<1>>>);
+        impl ModuleMapper for Replace {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let average = self.0.next().and_then(|kept| kept.average.clone());
+                let average = self.0.next().flatten();
                 let (id, tensor, mapper) = param.consume();
                 let tensor = match average {
                     Some(average) => {
@@ -298,7 +353,7 @@ impl Optimizer {
                 Param::from_mapped_value(id, tensor, mapper)
             }
         }
-        module.clone().map(&mut Replace(self.kept.iter()))
+        module.map(&mut Replace(values.into_iter()))
     }
 }
 
@@ -351,6 +406,7 @@ impl ModuleVisitor for Start<'_> {
             shape,
             group,
             frozen,
+            elsewhere: false,
             moments: (0..moments).map(|_| Tensor::zeros([size], &device)).collect(),
             average: (trained && self.average).then(|| owned_copy(tensor)),
         });
@@ -386,7 +442,7 @@ struct Lend<'a> {
 impl ModuleMapper for Lend<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (Some(kept), Some(gradient)) = (self.kept.next(), self.gradients.next()) else { return param };
-        let gradient = gradient.filter(|_| !kept.frozen);
+        let gradient = gradient.filter(|_| !kept.frozen && !kept.elsewhere);
         self.stepped.push(gradient.is_some());
         let Some(gradient) = gradient else { return param };
         let (id, tensor, mapper) = param.consume();

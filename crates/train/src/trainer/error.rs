@@ -1,8 +1,9 @@
 use crate::checkpoint::CheckpointError;
+use crate::config::SettingError;
 use crate::optim::GroupError;
 use crate::task::BoxError;
 use crate::trackers::TrackerError;
-use calotype_collective::CollectiveError;
+use calotype_collective::{CollectiveError, ConsistencyError};
 use calotype_core::LockError;
 use calotype_weights::TensorFileError;
 use std::path::PathBuf;
@@ -122,6 +123,20 @@ pub enum TrainError {
         /// The cause.
         source: BoxError,
     },
+    /// The processes of the run have different weights.
+    #[error(transparent)]
+    Consistency(#[from] ConsistencyError),
+    /// This process was started with something else than the first.
+    #[error("rank {rank} does not begin as rank 0: {difference}")]
+    OtherRank {
+        /// Our rank.
+        rank: usize,
+        /// What differs.
+        difference: String,
+    },
+    /// The recipe does not suit the number of processes.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// Another process of the run is gone.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
@@ -149,6 +164,8 @@ impl TrainError {
                 | Self::OtherEncoder { .. }
                 | Self::RecordBegun { .. }
                 | Self::Group(_)
+                | Self::Setting(_)
+                | Self::OtherRank { .. }
         )
     }
 }

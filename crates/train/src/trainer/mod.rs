@@ -4,14 +4,16 @@
 //! functions of the samples seen, and a checkpoint holds weights, average, moments and the running sums of the logs; so
 //! a run that was killed and resumed ends in the same bits as one that was not.
 //!
-//! Of several processes ([`calotype_collective`]) each computes its part of every batch, all take the same steps with the
-//! mean gradient, and the first one writes.
+//! Of several processes ([`calotype_collective`]) each computes its part of every batch, gradients are summed while the
+//! backward pass goes on, all take the same steps with the mean, and the first one writes.
 
 mod error;
 mod gradients;
 mod places;
+mod ranks;
 mod report;
 mod resume;
+mod sharding;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +21,7 @@ pub use error::TrainError;
 pub use resume::first_difference;
 pub(crate) use resume::{Claim, check_from, claim};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, module_tensors};
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, LazyTensor, module_tensors};
 use crate::config::{TrainConfig, TrainingRecipe};
 use crate::hooks::{self, Found, Hook, HookContext, HookRun, LazyModel};
 use crate::optim::{NotFinite, Optimizer, Position, StepGradients};
@@ -30,18 +32,21 @@ use crate::task::{BoxError, Loss, StepContext, Task};
 use crate::trackers::{Event, RunOutcome};
 use crate::trainable::{Trainable, WholeModel};
 use burn::module::Module;
+use calotype_collective::{Collective, Counters, Local};
 use calotype_core::progress::{Progress, format_number};
 use calotype_core::system::format_count;
 use calotype_data::{Batch, Loader, LoaderConfig, Source};
 use calotype_models::state;
-use calotype_ops::in_backward::{Uses, count_uses};
+use calotype_ops::in_backward::{Uses, count_uses, count_uses_packed};
+use gradients::{Exchange, Losses};
 use report::Reporter;
 use serde::{Deserialize, Serialize};
+use sharding::Shards;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Figures of a finished training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,8 +170,14 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
 ) -> Result<Outcome<T::Model>, TrainError> {
     // Shards were compared with their checksums when the stage began.
     let dataset = open_source(recipe.value.data(), None)?;
-    let mut run = Run::open(task, trainable, parameters, recipe, reporter, context)?;
-    resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders(), context.from)?;
+    let collective = context.collective;
+    recipe.value.distributed().check_world(&recipe.value.config(), collective.world())?;
+    let mut run = ranks::first_then_others(collective, || {
+        let run = Run::open(task, trainable, parameters, recipe, reporter, context)?;
+        resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders(), context.from)?;
+        Ok(run)
+    })?;
+    ranks::check_alike(collective, context.folder, recipe.text, dataset.len(), run.samples)?;
     for (reason, samples) in dataset.left_out() {
         run.progress.message(&format!("{}: {samples} samples are left out: {reason}", T::KIND));
     }
@@ -176,7 +187,7 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     let mut hooks = hooks::open_all::<T>(recipe.value)?;
     let mut loader = run.loader(dataset)?;
     while run.state.target.is_none() {
-        let parts = loader.by_ref().take(run.config.optimizer.accumulate).collect::<Result<Vec<_>, _>>()?;
+        let parts = run.next_parts(&mut loader)?;
         if parts.is_empty() {
             break;
         }
@@ -202,6 +213,10 @@ struct Run<'a, T: Task, A: Trainable<T::Model>> {
     trainable: &'a A,
     parameters: A::Parameters,
     optimizer: Optimizer,
+    /// Sums gradients over processes, or over parts as processes would.
+    exchange: Option<Exchange<'a>>,
+    /// Who keeps which part of the optimizer's state, if it is shared out.
+    shards: Option<Shards<'a>>,
     recipe: Recipe<'a, T::Recipe>,
     config: TrainConfig<'a>,
     context: &'a StageContext<'a>,
@@ -225,6 +240,8 @@ struct Run<'a, T: Task, A: Trainable<T::Model>> {
     seconds_before: f64,
     /// Where the current entry of the logs began, for its images per second.
     entry: (Instant, u64),
+    /// What communication had cost then.
+    communicated: Counters,
     /// The newest number of each name, for hooks.
     metrics: BTreeMap<String, f64>,
 }
@@ -250,6 +267,11 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let before = resume::claim_folder(context.folder, recipe, context.extend)?;
         let mut optimizer = Optimizer::new(&parameters, &config)?;
         let parameters = optimizer.freeze(parameters);
+        let (collective, distributed) = (context.collective, recipe.value.distributed());
+        let sizes = optimizer.trained_sizes();
+        let exchange = Exchange::new(collective, distributed, config.optimizer.accumulate, sizes);
+        let shards = (distributed.shard_optimizer && collective.world() > 1)
+            .then(|| Shards::of(collective, context.device, &mut optimizer));
         let newest = store.newest()?;
         if newest.is_none() {
             store.preflight(checkpoint_bytes(parameters.num_params(), &config))?;
@@ -278,7 +300,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             }
             None => None,
         };
-        let mut progress = Progress::new(T::KIND, total).starting_at(samples);
+        let mut progress = progress_of(T::KIND, total, collective).starting_at(samples);
         if samples > 0 {
             progress.message(&format!("{}: resumed at {samples} of {total} samples", T::KIND));
         }
@@ -301,11 +323,14 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             seconds_before: state.seconds,
             started: now,
             entry: (now, samples),
+            communicated: collective.counters(),
             metrics: BTreeMap::new(),
             task,
             trainable,
             parameters,
             optimizer,
+            exchange,
+            shards,
             recipe,
             config,
             context,
@@ -334,9 +359,27 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             end: Some(end_of(&self.config)),
             threads: data.threads,
             on_error: data.on_error.into(),
-            ..LoaderConfig::new(self.config.micro_batch())
+            ..LoaderConfig::new(if self.takes_whole_parts() {
+                self.config.run.batch_size
+            } else {
+                self.config.micro_batch()
+            })
         };
         Ok(Loader::new(dataset, order, config, self.task.decoder(self.counted.clone()))?)
+    }
+
+    /// Whether each process takes whole parts of a batch, and not its share of each.
+    fn takes_whole_parts(&self) -> bool {
+        self.recipe.value.distributed().same_for_all_worlds()
+    }
+
+    /// This process's parts of the next batch; none at the end of the run.
+    fn next_parts(&self, loader: &mut Loader<T::Item>) -> Result<Vec<Batch<T::Item>>, TrainError> {
+        if self.takes_whole_parts() {
+            let batch = loader.next().transpose()?;
+            return Ok(batch.map_or_else(Vec::new, |batch| batch.split(self.config.micro_batch())));
+        }
+        Ok(loader.by_ref().take(self.config.optimizer.accumulate).collect::<Result<_, _>>()?)
     }
 
     /// Whether any of the processes was asked to stop: all must stop at the same step.
@@ -378,34 +421,30 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     fn in_backward(&self) -> bool {
         self.config.optimizer.in_backward
             && self.recording.is_none()
-            && self.context.collective.world() == 1
+            && self.exchange.is_none()
             && calotype_ops::uses_kernels(self.context.device)
     }
 
     /// The loss of a part of a batch.
     fn loss(&self, batch: Batch<T::Item>, record: Option<&StepRecord>) -> Result<Loss, TrainError> {
-        let step = StepContext { collective: self.context.collective, record };
+        // A whole part is computed as one process alone would.
+        let collective = if self.takes_whole_parts() { &Local } else { self.context.collective };
+        let step = StepContext { collective, record };
         let computed = self.trainable.with_model(&self.parameters, |model| self.task.loss(model, batch, &step));
         computed.map_err(|source| TrainError::Loss { samples: self.samples, source })
     }
 
-    /// Forward and backward passes of all parts of a batch; loss and gradient are means over the parts and all processes.
+    /// Forward and backward passes of all parts of a batch; loss and gradient are means over the parts.
     fn passes(&self, batch: Vec<Batch<T::Item>>) -> Result<Passes, TrainError> {
-        let collective = self.context.collective;
         let mut sum: Option<StepGradients> = None;
         let (mut mean, mut records) = (MeanLoss::default(), Vec::new());
         for part in batch {
             let record = self.recording.is_some().then(StepRecord::default);
             let weight = part.items.len() as f64;
-            let Loss { value, mut parts } = self.loss(part, record.as_ref())?;
-            let mut number = f64::from(value.clone().inner().into_scalar::<f32>());
+            let Loss { value, parts } = self.loss(part, record.as_ref())?;
+            let number = f64::from(value.clone().inner().into_scalar::<f32>());
             let mut gradients = value.backward();
             drop(value);
-            if collective.world() > 1 {
-                let own = std::iter::once(&mut number).chain(parts.iter_mut().map(|(_, part)| part));
-                gradients::average_numbers(own, collective)?;
-                gradients::average(&self.parameters, &mut gradients, collective)?;
-            }
             mean.add(number, parts, weight);
             let gradients = self.optimizer.gradients(&self.parameters, &mut gradients, weight);
             match &mut sum {
@@ -418,15 +457,68 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         Ok(Passes { gradients: sum.ok_or_else(empty)?, loss: mean, records })
     }
 
+    /// The passes of this process's parts of a batch, whose gradients are summed over all processes meanwhile; loss and gradient
+    /// are means over all of them.
+    fn passes_together(
+        mut self,
+        mut exchange: Exchange<'a>,
+        batch: Vec<Batch<T::Item>>,
+    ) -> Result<(Self, Passes), TrainError> {
+        let samples = batch.first().map_or(0, |part| part.items.len()) as f64;
+        let mut handing = exchange.start()?;
+        let (mut losses, mut records) = (Losses::default(), Vec::new());
+        for part in batch {
+            let record = self.recording.is_some().then(StepRecord::default);
+            let (computed, uses) = count_uses_packed(|| self.loss(part, record.as_ref()));
+            let Loss { value, parts } = computed?;
+            losses.push(f64::from(value.clone().inner().into_scalar::<f32>()), parts);
+            if calotype_ops::uses_kernels(self.context.device) {
+                (self.parameters, handing) = self.optimizer.hand_in_backward(self.parameters, (value, uses), handing);
+            } else {
+                let mut gradients = value.backward();
+                let gradients = self.optimizer.gradients(&self.parameters, &mut gradients, samples).into_values();
+                for (parameter, gradient) in gradients.into_iter().enumerate().rev() {
+                    gradient.into_iter().for_each(|gradient| handing.hand(parameter, gradient));
+                }
+            }
+            handing.end_part()?;
+            records.extend(record);
+        }
+        let device = self.context.device;
+        let (gradients, loss) =
+            exchange.finish(handing, &losses, samples, device).map_err(|source| self.of_processes(source))?;
+        self.exchange = Some(exchange);
+        Ok((self, Passes { gradients, loss, records }))
+    }
+
+    /// What went wrong between processes.
+    fn of_processes(&self, source: BoxError) -> TrainError {
+        match source.downcast() {
+            Ok(error) => TrainError::Collective(*error),
+            Err(source) => TrainError::Loss { samples: self.samples, source },
+        }
+    }
+
     /// The passes, then the optimizer step; gives loss and norm of the gradient.
     fn step_after_backward(mut self, batch: Vec<Batch<T::Item>>) -> Result<(Self, Figures), TrainError> {
-        let Passes { gradients, loss, records } = self.passes(batch)?;
+        let passes;
+        (self, passes) = match self.exchange.take() {
+            Some(exchange) => self.passes_together(exchange, batch)?,
+            None => {
+                let passes = self.passes(batch)?;
+                (self, passes)
+            }
+        };
+        let Passes { gradients, loss, records } = passes;
         let norm = match self.optimizer.gradient_norm(&gradients) {
             Ok(norm) if loss.value().is_finite() => norm,
             norm => return Err(self.not_finite(loss.value(), norm.err())),
         };
         self.samples += self.batch_size();
         self.parameters = self.optimizer.step(self.parameters, gradients, &self.config, self.samples, norm);
+        if let Some(shards) = &self.shards {
+            self.parameters = shards.shared(self.parameters)?;
+        }
         if let Some(recording) = &mut self.recording {
             let learning_rate = learning_rate(&self.config, self.samples);
             recording.step(records, StepFigures { loss: loss.value(), learning_rate, gradient_norm: norm });
@@ -503,6 +595,12 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         values.extend(gradient_norm.map(|norm| ("gradient_norm", norm)));
         values.extend_from_slice(parts);
         values.push(("images_per_second", rate));
+        if self.context.collective.world() > 1 {
+            let counters = self.context.collective.counters();
+            let cost = counters.since(&std::mem::replace(&mut self.communicated, counters));
+            values.push(("communication_seconds", cost.communicating.as_secs_f64()));
+            values.push(("communication_waiting_seconds", cost.waiting.as_secs_f64()));
+        }
         self.note(&values)
     }
 
@@ -535,7 +633,15 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     }
 
     fn run_hook(&self, hook: &mut dyn Hook<T>) -> Result<Found, BoxError> {
-        let averaged = || self.trainable.model_of(self.optimizer.averaged(&self.parameters)).valid();
+        // Processes that have parts of the average make the whole together, whether this one's hook looks at it or not.
+        let together = match &self.shards {
+            Some(shards) => Some(shards.averaged(&self.parameters, &self.optimizer)?),
+            None => None,
+        };
+        let averaged = || {
+            let parameters = together.clone().unwrap_or_else(|| self.optimizer.averaged(&self.parameters));
+            self.trainable.model_of(parameters).valid()
+        };
         let model = LazyModel::new(&averaged);
         let (recipe, stage) = (self.recipe.value, self.context);
         let mut context = HookContext::new(self.task, recipe, stage, &model, self.samples, &self.metrics);
@@ -568,16 +674,42 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         self.state.seconds = self.seconds();
         self.state.steps = self.optimizer.steps();
         self.state.skipped = self.skipped_before + self.skipped_everywhere()?;
+        ranks::check_same_weights(self.context.collective, &self.parameters)?;
         // Whether there is a checkpoint is for one process to say: the others may look before or after it is there.
         let path = match self.context.collective.is_first() {
-            true => match self.store.list()?.into_iter().find(|(samples, _)| *samples == self.samples) {
-                Some((_, path)) => path,
-                None => self.write_checkpoint()?,
-            },
-            false => self.store.folder().to_owned(),
+            true => self.save_first()?,
+            false => {
+                if let Some(shards) = &self.shards {
+                    shards.whole_state(&self.optimizer)?;
+                }
+                self.store.folder().to_owned()
+            }
         };
         self.context.collective.barrier()?;
         Ok(path)
+    }
+
+    /// Writes the checkpoint of the present state, unless it is there.
+    fn save_first(&mut self) -> Result<PathBuf, TrainError> {
+        let there = self.store.list()?.into_iter().find(|(samples, _)| *samples == self.samples);
+        let state = serde_json::to_value(&self.state).map_err(|error| TrainError::State {
+            checkpoint: self.store.folder().to_owned(),
+            problem: error.to_string(),
+        })?;
+        let Some(shards) = &self.shards else {
+            return match there {
+                Some((_, path)) => Ok(path),
+                None => self.write_checkpoint(self.optimizer.state().collect(), &state),
+            };
+        };
+        let tensors = shards.whole_state(&self.optimizer)?;
+        let path = match there {
+            Some((_, path)) => Ok(path),
+            None => self.write_checkpoint(tensors, &state),
+        };
+        // What kept a tensor from coming is the cause of what could not be written.
+        shards.end_sending()?;
+        path
     }
 
     /// Corrupt samples that all processes of this start have replaced.
@@ -587,14 +719,15 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         Ok(skipped[0] as u64)
     }
 
-    fn write_checkpoint(&mut self) -> Result<PathBuf, TrainError> {
-        let state = serde_json::to_value(&self.state).map_err(|error| TrainError::State {
-            checkpoint: self.store.folder().to_owned(),
-            problem: error.to_string(),
-        })?;
+    /// Writes a checkpoint of the parameters and the optimizer's tensors.
+    fn write_checkpoint(
+        &self,
+        optimizer: Vec<LazyTensor<'_>>,
+        state: &serde_json::Value,
+    ) -> Result<PathBuf, TrainError> {
         self.reporter.sync()?;
-        let tensors = module_tensors(MODEL, &self.parameters).into_iter().chain(self.optimizer.state());
-        let path = self.store.save(self.samples, tensors, &state).map_err(|error| match error {
+        let tensors = module_tensors(MODEL, &self.parameters).into_iter().map(LazyTensor::within).chain(optimizer);
+        let path = self.store.save(self.samples, tensors, state).map_err(|error| match error {
             // A run cannot go on from such a checkpoint, and keeping it would push out one from which it can.
             CheckpointError::NotFinite { tensor } => self.diverged(format!("tensor `{tensor}`")),
             other => other.into(),
@@ -618,7 +751,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             true => format!(" (of {} samples seen since the run went on)", self.counted.end - self.counted.start),
             false => String::new(),
         };
-        for notice in self.task.notices() {
+        for notice in ranks::notices(self.context.collective, self.task.notices())? {
             self.progress.message(&format!("{}: {notice}{part}", T::KIND));
         }
         let (loss_first, loss_last) = self.state.losses();
@@ -629,6 +762,9 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             let skipped = self.state.skipped;
             self.progress.message(&format!("{}: {skipped} corrupt samples were replaced", T::KIND));
         }
+        if let Some(account) = ranks::account(&self.context.collective.counters()) {
+            self.progress.message(&format!("{}: {account}", T::KIND));
+        }
         let summary = TrainingSummary {
             samples_seen: self.samples,
             steps: self.optimizer.steps(),
@@ -638,8 +774,11 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             samples_skipped: self.state.skipped,
             target: self.state.target.clone(),
         };
-        let model = self.trainable.model_of(self.optimizer.averaged(&self.parameters));
-        Ok(Outcome::Finished(model, summary))
+        let parameters = match &self.shards {
+            Some(shards) => shards.averaged(&self.parameters, &self.optimizer)?,
+            None => self.optimizer.averaged(&self.parameters),
+        };
+        Ok(Outcome::Finished(self.trainable.model_of(parameters), summary))
     }
 }
 
@@ -652,6 +791,14 @@ impl RunState {
             (Some(step_first), Some(step_last)) if first == last => (step_first, step_last),
             _ => (first, last),
         }
+    }
+}
+
+/// Progress that one of the processes shows.
+fn progress_of(kind: &str, total: u64, collective: &dyn Collective) -> Progress {
+    match collective.is_first() {
+        true => Progress::new(kind, total),
+        false => Progress::with_lines(kind, total, Duration::MAX, Box::new(std::io::sink())),
     }
 }
 

@@ -216,9 +216,13 @@ pub(super) fn beginning(
     };
     let checkpoint = Checkpoint::load(&place)
         .map_err(|error| TrainError::From { checkpoint: place.clone(), problem: error.to_string() })?;
-    let path = folder.join(FROM);
+    let known = begun(folder)?;
     let begun = Begun { checkpoint: place, samples: checkpoint.samples };
-    durable::write_json(&path, &begun).map_err(|source| TrainError::Io { path, source })?;
+    // Of several processes the first one has written it.
+    if known.as_ref() != Some(&begun) {
+        let path = folder.join(FROM);
+        durable::write_json(&path, &begun).map_err(|source| TrainError::Io { path, source })?;
+    }
     Ok(Some(checkpoint))
 }
 

@@ -1,0 +1,113 @@
+//! The processes of a run, as a launcher started them: this one finds its place, and one of them tells the user how it ended.
+
+use crate::commands::{STOPPED, Told, Usage, exit_code, message};
+use anyhow::{Context, Result};
+use calotype_collective::{
+    Cause, Collective, Failure, Launch, LaunchError, OpenError, Options, Reporter, TransportKind, open,
+};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// The variable that chooses what carries messages.
+pub(crate) const TRANSPORT: &str = "CALOTYPE_TRANSPORT";
+
+/// Time to end by itself after another process has failed: a process that computes hears of it, but does not stop.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Time for the first process to tell an error that all have.
+const FIRST_SPEAKS: Duration = Duration::from_secs(1);
+
+/// Whether variables say that this is a process of a run that another one speaks for.
+pub(crate) fn is_mute() -> bool {
+    Launch::from_environment().is_ok_and(|launch| launch.world > 1 && launch.rank > 0)
+}
+
+/// Connects this process with those that a launcher started beside it, and shares the cores with them unless `threads` says how many
+/// threads it has.
+///
+/// # Errors
+/// [`Usage`] where variables contradict each other or do not suffice; the others do not come.
+pub(crate) fn connect(threads: Option<usize>) -> Result<Box<dyn Collective>> {
+    let launch = Launch::from_environment().map_err(|error: LaunchError| Usage(error.to_string()))?;
+    if let Some(remark) = launch.remark.as_ref().filter(|_| launch.rank == 0) {
+        eprintln!("warning: {remark}");
+    }
+    let transport = match std::env::var(TRANSPORT).unwrap_or_default().trim() {
+        "tcp" => Some(TransportKind::Tcp),
+        "mpi" => Some(TransportKind::Mpi),
+        _ => None,
+    };
+    let collective = open(&launch, &Options { transport, ..Options::default() }).map_err(|error| match error {
+        OpenError::NoRendezvous { .. } | OpenError::NoMpi => anyhow::Error::from(Usage(error.to_string())),
+        other => other.into(),
+    })?;
+    let own_rank = launch.rank;
+    collective.on_failure(Box::new(move |failure, reporter| {
+        if reporter == Reporter::Here {
+            tell(&words(failure, own_rank));
+        }
+        std::thread::spawn(|| {
+            std::thread::sleep(GRACE);
+            std::process::exit(1);
+        });
+    }));
+    if threads.is_none() {
+        share_cores(&*collective, &launch.host)?;
+    }
+    Ok(collective)
+}
+
+/// What the user reads of a process that failed. What was wrong here needs no rank.
+fn words(failure: &Failure, own_rank: usize) -> String {
+    if failure.cause == Cause::Aborted && failure.rank == own_rank {
+        return format!("error: {}\n", failure.detail);
+    }
+    format!(
+        "error: {failure}; the run has ended. Start it again, with as many processes or others, and it goes on from its last \
+         checkpoint\n"
+    )
+}
+
+/// In one piece, so that nothing of other processes comes between.
+fn tell(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Shares the cores that this process may use with those of its run that may use the same ones.
+///
+/// # Errors
+/// A process is gone.
+fn share_cores(collective: &dyn Collective, host: &str) -> Result<()> {
+    if collective.world() == 1 || std::env::var_os("CALOTYPE_THREADS").is_some_and(|threads| !threads.is_empty()) {
+        return Ok(());
+    }
+    // Launchers bind processes to cores, or leave all of them the same ones.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let cores = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap_or_default();
+    let own: Vec<f32> = format!("{host} {cores}").bytes().map(f32::from).collect();
+    let all = collective.all_gather(&own).context("sharing out the cores")?;
+    let sharing = all.iter().filter(|other| **other == own).count();
+    let available = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    calotype_kernels::set_threads((available / sharing.max(1)).max(1));
+    Ok(())
+}
+
+/// Ends this process's part: an error ends the run of all, and one process has told it.
+pub(crate) fn end(collective: &dyn Collective, outcome: Result<()>) -> Result<()> {
+    let Err(error) = outcome else { return Ok(()) };
+    if collective.world() == 1 {
+        return Err(error);
+    }
+    let code = exit_code(&error);
+    if code == STOPPED {
+        return Err(if collective.is_first() { error } else { Told(code).into() });
+    }
+    let asked = Instant::now();
+    while !collective.is_first() && collective.failure().is_none() && asked.elapsed() < FIRST_SPEAKS {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    if collective.failure().is_none() {
+        collective.abort(&message(&error));
+    }
+    Err(Told(code).into())
+}
