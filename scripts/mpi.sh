@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Runs processes under Open MPI's mpirun: sums that must have the same bits for 1, 2 and 4 of them, over MPI and over TCP, and runs of
-# which one process dies, falls silent or gives up.
+# which one process dies, falls silent or gives up. Then `calotype train` with 1, 2 and 4 processes, which must end with the same
+# bits, also where their number changes on the way or one is killed.
 #
 #   scripts/mpi.sh [--bench] [--profile NAME]
 #
-# Installs Open MPI and libclang from Debian where they are missing, and builds only the program `ranks` of crates/collective, in
-# the release profile unless another is named. --bench measures the rates of sums with 2 processes, too. Ends with 1 if anything is not as it
-# should be.
+# Installs Open MPI and libclang from Debian where they are missing, and builds the program `ranks` of crates/collective and
+# `calotype` with the feature mpi, in the release profile unless another is named. --bench measures instead: the rates of sums with 2
+# processes, and training with two processes of one thread in turn with one of two threads. Ends with 1 if anything is not as it should be.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,10 +36,12 @@ if [ "${#missing[@]}" -gt 0 ]; then
     }
 fi
 
-cargo build --profile "$profile" -p calotype-collective --features mpi --example ranks || exit 2
+# The whole workspace's features, so that no dependency is compiled again.
+cargo build --profile "$profile" --workspace --features calotype/mpi --bins --example ranks || exit 2
 folder="$profile"
 if [ "$profile" = dev ]; then folder=debug; fi
-ranks="${CARGO_TARGET_DIR:-target}/$folder/examples/ranks"
+target="$(realpath "${CARGO_TARGET_DIR:-target}")/$folder"
+ranks="$target/examples/ranks" calotype="$target/calotype"
 
 run=(mpirun --oversubscribe)
 if [ "$(id -u)" -eq 0 ]; then run+=(--allow-run-as-root); fi
@@ -97,6 +100,148 @@ refused() {
     fi
 }
 
+# The small UNet that is trained, and its data: a quickstart of a few seconds.
+unet=(model.block_out_channels="[16, 32]" model.in_channels=4 model.out_channels=4 model.head_channels="[8, 8]"
+    model.context_channels=32 model.norm_groups=4 model.transformer_norm_groups=4)
+prepare() {
+    local resolution="$1" clip autoencoder
+    clip=(projection=16 text.channels=32 text.layers=1 text.heads=2 vision.image_size=32 vision.channels=32 vision.layers=1 vision.heads=2)
+    autoencoder=(block_out_channels="[8, 8, 16, 16]" norm_groups=4 latent_channels=4)
+    "$calotype" quickstart --preset smoke --out "$work/quickstart" dataset.drawings=40 dataset.resolution="$resolution" \
+        "${clip[@]/#/clip.model.}" clip.run.samples=64 clip.run.batch_size=16 clip.run.log_every=16 clip.run.checkpoint_every=32 \
+        "${autoencoder[@]/#/autoencoder.model.}" autoencoder.objective.resolution=32 autoencoder.run.samples=32 \
+        autoencoder.run.batch_size=8 autoencoder.run.log_every=16 autoencoder.run.checkpoint_every=32 \
+        precache.resolution="$resolution" precache.batch_size=8 "${unet[@]/#/diffusion.}" diffusion.run.samples=8 \
+        diffusion.run.batch_size=8 diffusion.run.log_every=8 diffusion.run.checkpoint_every=8 evaluation.images=4 evaluation.grid=4 \
+        evaluation.sampler.steps=2 'evaluation.prompts=["a cat on a red background"]' >"$work/out" 2>&1 || {
+        wrong "the quickstart that makes the data"
+        exit 1
+    }
+}
+
+# train TRANSPORT PROCESSES OUT KEY=VALUE...: a run whose bits do not depend on the processes, one thread each.
+train() {
+    local transport="$1" processes="$2" out="$3"
+    shift 3
+    CALOTYPE_TRANSPORT="$transport" timeout 300 "${run[@]}" -x CALOTYPE_TRANSPORT -np "$processes" "$calotype" train \
+        training/stable_diffusion/quickstart_smoke --threads 1 "${unet[@]}" data.path="$work/quickstart/precache" data.threads=1 \
+        run.batch_size=8 run.log_every=16 run.checkpoint_every=16 'distributed.reproducible="ranks"' optimizer.accumulate=4 "$@" \
+        --out "$work/$out" >"$work/out" 2>&1
+}
+
+# equal OUT WHAT: the run has ended with the weights, moments and average of the first one.
+equal() {
+    local model=model/unet/diffusion_pytorch_model.safetensors last
+    last="$(cd "$work/$1/checkpoints" && printf '%s\n' checkpoint-* | tail -n 1)/tensors.safetensors"
+    if cmp "$work/$1/$model" "$work/first/$model" && cmp "$work/$1/checkpoints/$last" "$work/first/checkpoints/$last"; then
+        echo "good: $2"
+    else
+        wrong "$2: other bits than one process"
+    fi
+}
+
+trained() {
+    local transport processes sharded
+    train tcp 1 first run.samples=128 || wrong "training with one process"
+    for transport in mpi tcp; do
+        for processes in 2 4; do
+            for sharded in false true; do
+                local out="$transport-$processes-$sharded"
+                train "$transport" "$processes" "$out" run.samples=128 distributed.shard_optimizer="$sharded" || wrong "training, $out"
+                equal "$out" "training with $processes processes over $transport, sharded optimizer: $sharded"
+            done
+        done
+    done
+    # A longer run is the same run, as the learning rate is constant here.
+    for processes in 4 2 1 4; do
+        samples=$((${samples:-0} + 32))
+        train mpi "$processes" elastic run.samples="$samples" optimizer.decay=constant || wrong "training with $processes processes"
+    done
+    train tcp 1 first-constant run.samples=128 optimizer.decay=constant || wrong "training with one process"
+    if cmp "$work/elastic/checkpoints/checkpoint-"*128/tensors.safetensors "$work/first-constant/checkpoints/checkpoint-"*128/tensors.safetensors; then
+        echo "good: training with 4, 2, 1 and 4 processes in turn"
+    else
+        wrong "training with 4, 2, 1 and 4 processes in turn: other bits than one process"
+    fi
+}
+
+# killed TRANSPORT: one process is killed behind a checkpoint; the run ends soon, says which, and goes on.
+killed() {
+    local started victim
+    train "$1" 2 "killed-$1" run.samples=4096 run.checkpoint_every=64 &
+    local job=$!
+    until compgen -G "$work/killed-$1/checkpoints/checkpoint-*" >/dev/null; do
+        kill -0 "$job" 2>/dev/null || break
+        sleep 0.05
+    done
+    # The second process of this run, by its own variables.
+    for victim in $(pgrep -f "killed-$1"); do
+        if tr '\0' '\n' <"/proc/$victim/environ" 2>/dev/null | grep -qx 'OMPI_COMM_WORLD_RANK=1'; then break; fi
+    done
+    started=$SECONDS
+    kill -9 "$victim"
+    wait "$job" && wrong "a run of which one process was killed ended well"
+    if [ $((SECONDS - started)) -gt 11 ] || [ "$(grep -c '^error: rank 1 on' "$work/out")" -ne 1 ]; then
+        wrong "one of two processes killed over $1: $((SECONDS - started)) s"
+        return
+    fi
+    echo "good: killed over $1, ended after $((SECONDS - started)) s: $(grep '^error: rank 1 on' "$work/out")"
+    train "$1" 1 "killed-$1" run.samples=4096 run.checkpoint_every=64 || wrong "going on after a process was killed over $1"
+    train "$1" 1 "whole-$1" run.samples=4096 run.checkpoint_every=64 || wrong "training with one process"
+    if cmp "$work/"{killed,whole}"-$1/checkpoints/checkpoint-"*4096/tensors.safetensors; then
+        echo "good: what was killed has the bits of what was not"
+    else
+        wrong "what was killed over $1 has other bits than what was not"
+    fi
+}
+
+# A UNet of half Stable Diffusion 2's width (text states of 32 channels, as the quickstart has them), 256x256, batch 4.
+half=(model.block_out_channels="[160, 320, 640, 640]" model.layers_per_block=2 model.attention_levels="[true, true, true, false]"
+    model.in_channels=4 model.out_channels=4 model.head_channels="[32, 32, 32, 32]" model.context_channels=32 model.norm_groups=32
+    model.transformer_norm_groups=32)
+
+# rate OUT: images per second of the last two thirds of a run's entries, and communication: seconds a step, and hidden behind the passes.
+rate() {
+    awk -v name="$1" '
+        function field(name,   found) {
+            if (!match($0, "\"" name "\":[-+.eE0-9]+")) return 0
+            found = substr($0, RSTART, RLENGTH); sub(/.*:/, "", found); return found + 0
+        }
+        NR > 2 { n++; seconds += 1 / field("images_per_second"); all += field("communication_seconds"); wait += field("communication_waiting_seconds") }
+        END {
+            printf "%s: %.3f img/s", name, n / seconds
+            if (all > 0) printf ", communication %.3f s a step, %.0f %% of it hidden", all / n, 100 * (1 - wait / all)
+            print ""
+        }' "$work/$1/metrics.jsonl"
+}
+
+bench_training() {
+    local round common
+    prepare 256
+    common=("${half[@]}" data.path="$work/quickstart/precache" data.threads=1 run.batch_size=4 run.samples=24 run.log_every=4
+        run.checkpoint_every=1000)
+    for round in 1 2; do
+        for transport in mpi tcp; do
+            CALOTYPE_TRANSPORT="$transport" "${run[@]}" -x CALOTYPE_TRANSPORT -np 2 "$calotype" train \
+                training/stable_diffusion/quickstart_smoke --threads 1 "${common[@]}" --out "$work/two-$transport-$round" >"$work/out" 2>&1 ||
+                wrong "two processes"
+            rate "two-$transport-$round"
+        done
+        "$calotype" train training/stable_diffusion/quickstart_smoke --threads 2 "${common[@]}" --out "$work/one-$round" >"$work/out" 2>&1 ||
+            wrong "one process"
+        rate "one-$round"
+        rm -rf "$work/"{one,two}*
+    done
+}
+
+if [ "$bench" = yes ]; then
+    for transport in mpi tcp; do
+        RANKS_TRANSPORT="$transport" "${run[@]}" -x RANKS_TRANSPORT -np 2 "$ranks" bench || failures=$((failures + 1))
+    done
+    bench_training
+    exit "$((failures > 0))"
+fi
+
 host="$(hostname)"
 for transport in mpi tcp; do
     for processes in 1 2 4; do
@@ -111,9 +256,8 @@ ends 1 abort "rank 1 on $host gave up: the loss is not finite"
 own=(CALOTYPE_RANK=1 CALOTYPE_WORLD_SIZE=2 CALOTYPE_LOCAL_RANK=1 CALOTYPE_LOCAL_SIZE=2)
 refused "Calotype says rank 1 of 2, but MPI says rank 0 of 1" env "${own[@]}" RANKS_TRANSPORT=mpi "$ranks" check
 refused "Calotype and Open MPI disagree" "${run[@]}" -np 2 env "${own[@]}" "$ranks" check
-if [ "$bench" = yes ]; then
-    for transport in mpi tcp; do
-        RANKS_TRANSPORT="$transport" "${run[@]}" -x RANKS_TRANSPORT -np 2 "$ranks" bench || failures=$((failures + 1))
-    done
-fi
+prepare 32
+trained
+killed mpi
+killed tcp
 [ "$failures" -eq 0 ]

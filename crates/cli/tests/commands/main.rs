@@ -9,5 +9,6 @@ mod determinism;
 mod errors;
 mod generate;
 mod precache;
+mod ranks;
 mod resume;
 mod runs;

@@ -1,5 +1,5 @@
 //! Variables of launchers. Those of `mpirun` and `torchrun` were taken from processes of Open MPI 4.1.4 and PyTorch
-//! 2.15.0, those of `srun` from Slurm 22.05.8.
+//! 2.15.0; those of `srun` are made up, with the names that Slurm 22.05.8 sets.
 
 use calotype_collective::{Launch, LaunchError, Rendezvous, Starter};
 use proptest::prelude::*;

@@ -524,7 +524,7 @@ mod tests {
     use calotype_core::{Purpose, Stream};
     use calotype_models::unet::Keep;
     use calotype_models::{Init, UNet, UNetConfig, state};
-    use calotype_ops::in_backward::count_uses;
+    use calotype_ops::in_backward::{count_uses, count_uses_packed};
     use calotype_ops::mean_squared_error;
 
     fn noise<const D: usize>(shape: [usize; D], index: u64, device: &Device) -> Tensor<D> {
@@ -640,6 +640,50 @@ mod tests {
         {
             let (got, got_norms) = train(when, keep);
             assert!(got == want && got_norms == norms, "in backward: {}, {keep:?}", when == When::InBackward);
+        }
+    }
+
+    /// Notes the gradients, in the order in which they come.
+    #[derive(Default)]
+    struct Note(Vec<(usize, Vec<u32>)>);
+
+    impl StepParameter for Note {
+        fn step(&mut self, index: usize, parameter: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
+            self.0.push((index, values_of(gradient).into_iter().map(f32::to_bits).collect()));
+            parameter
+        }
+    }
+
+    #[test]
+    fn gradients_are_handed_out_while_the_backward_pass_goes_on() {
+        let (run, settings) = (run(), OptimizerSettings::default());
+        let config = TrainConfig::new(&run, &settings, None);
+        let unet = network(&Device::flex().autodiff());
+        let optimizer = Optimizer::new(&unet, &config).expect("no groups");
+        let weights = all_bits(&unet, &optimizer);
+        let mut gradients = loss(&unet, Keep::Activations, 0).backward();
+        let want = optimizer.gradients(&unet, &mut gradients, 2.0).into_values();
+        let want: Vec<Option<Vec<u32>>> = want
+            .into_iter()
+            .map(|gradient| gradient.map(|g| values_of(g).into_iter().map(f32::to_bits).collect()))
+            .collect();
+        drop(gradients);
+        for keep in [Keep::Activations, Keep::Inputs] {
+            // Nothing else may own the parameters, or their gradients come after the pass.
+            let unet = network(&Device::flex().autodiff());
+            let counted = count_uses_packed(|| loss(&unet, keep, 0));
+            let (unet, Note(found)) = optimizer.hand_in_backward(unet, counted, Note::default());
+            let mut got = vec![None; want.len()];
+            found.iter().for_each(|(index, bits)| {
+                assert!(got[*index].replace(bits.clone()).is_none(), "{index} came twice");
+            });
+            assert!(got == want && all_bits(&unet, &optimizer) == weights);
+            let place = |name: &str| {
+                let parameter = optimizer.kept.iter().position(|kept| kept.name == name).expect("a parameter");
+                found.iter().position(|(index, _)| *index == parameter).expect("it came")
+            };
+            assert!(place("conv_out.weight") < place("mid_block.resnets.0.conv1.weight"));
+            assert!(place("mid_block.resnets.0.conv1.weight") < place("conv_in.weight"));
         }
     }
 

@@ -1,5 +1,7 @@
 //! The loop with a model of a few numbers: how runs end, go on, and are shared between processes.
 
+mod ranks;
+
 use super::*;
 use crate::config::{SettingError, training_recipe};
 use crate::optim::Optimizer;
@@ -10,7 +12,7 @@ use crate::trackers::{Tracker, TrackerError};
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_checkpoints::{Component, Export};
-use calotype_collective::{Collective, CollectiveError, Local};
+use calotype_collective::{Collective, Group, Local, Memory, Payload};
 use calotype_core::stop::StopFlag;
 use calotype_data::npy::NpyArray;
 use calotype_data::{Quarantine, Sample, ShardLimits, ShardWriter};
@@ -18,7 +20,7 @@ use calotype_models::{ConfigError, Init};
 use std::cell::RefCell;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Condvar, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 training_recipe! {
@@ -242,6 +244,7 @@ impl World {
     }
 }
 
+#[derive(Debug)]
 struct Ended {
     outcome: Result<Outcome<Line>, TrainError>,
     told: Vec<String>,
@@ -451,123 +454,24 @@ fn an_adapter_is_trained_saved_and_resumed_in_place_of_the_model() {
     assert!(world.tensors("parts") == tensors);
 }
 
-/// Processes of a run, each a thread of this one.
-#[derive(Debug)]
-struct Threads {
-    world: usize,
-    state: Mutex<Exchange>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Exchange {
-    given: Vec<Option<Vec<f32>>>,
-    /// What all gave, until all have taken it.
-    full: Option<(Vec<Vec<f32>>, usize)>,
-    gone: bool,
-}
-
-#[derive(Debug)]
-struct Member<'a> {
-    rank: usize,
-    threads: &'a Threads,
-}
-
-impl Threads {
-    fn new(world: usize) -> Self {
-        let state = Exchange { given: vec![None; world], ..Exchange::default() };
-        Self { world, state: Mutex::new(state), changed: Condvar::new() }
-    }
-}
-
-impl Drop for Member<'_> {
-    fn drop(&mut self) {
-        self.threads.state.lock().unwrap().gone = true;
-        self.threads.changed.notify_all();
-    }
-}
-
-impl Collective for Member<'_> {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn world(&self) -> usize {
-        self.threads.world
-    }
-
-    fn all_gather(&self, values: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        let Threads { world, state, changed } = self.threads;
-        let error = |problem: &str| CollectiveError {
-            rank: self.rank,
-            world: *world,
-            operation: "all_gather",
-            problem: problem.to_owned(),
-        };
-        let mut state = state.lock().unwrap();
-        let mut given = false;
-        loop {
-            if !given && state.full.is_none() {
-                state.given[self.rank] = Some(values.to_vec());
-                given = true;
-                if state.given.iter().all(Option::is_some) {
-                    let all = state.given.iter_mut().map(|values| values.take().unwrap()).collect();
-                    state.full = Some((all, 0));
-                }
-                changed.notify_all();
-            }
-            if given && let Some((all, taken)) = &mut state.full {
-                let all = all.clone();
-                *taken += 1;
-                if *taken == *world {
-                    state.full = None;
-                }
-                changed.notify_all();
-                return Ok(all);
-            }
-            if state.gone {
-                return Err(error("another process is gone"));
-            }
-            let (next, timeout) = changed.wait_timeout(state, Duration::from_secs(60)).unwrap();
-            state = next;
-            if timeout.timed_out() {
-                return Err(error("the others make other calls"));
-            }
-        }
-    }
-
-    fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CollectiveError> {
-        let all = self.all_gather(values)?;
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = all.iter().map(|part| part[i]).sum();
-        }
-        Ok(())
-    }
-
-    fn broadcast(&self, root: usize, bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
-        let all = self.all_gather(&bytes.iter().map(|&byte| f32::from(byte)).collect::<Vec<_>>())?;
-        *bytes = all[root].iter().map(|&byte| byte as u8).collect();
-        Ok(())
-    }
-
-    fn barrier(&self) -> Result<(), CollectiveError> {
-        self.all_gather(&[]).map(drop)
-    }
-}
-
-/// How each of two processes ends, with what its tracker was told.
-fn both(world: &World, run: &str, overrides: &[&str], incidents: [Incident; 2], stops: [&StopFlag; 2]) -> [Ended; 2] {
-    let threads = Threads::new(2);
+/// How each process of a run ends, with what its tracker was told: a thread for each task, in the order of their ranks.
+fn all_of(world: &World, run: &str, overrides: &[&str], tasks: &[(&LineTask, &StopFlag)]) -> Vec<Ended> {
+    let members = Memory::members(tasks.len(), Duration::from_secs(60));
+    let groups = members.into_iter().map(|member| Group::new(member, Payload::F32));
     std::thread::scope(|scope| {
-        let mut rank = 0;
-        let handles = incidents.map(|incident| {
-            let (threads, stop) = (&threads, stops[rank]);
-            let member = Member { rank, threads };
-            rank += 1;
-            scope.spawn(move || world.train_as(run, &LineTask::with(incident), overrides, &member, stop))
-        });
-        handles.map(|handle| handle.join().unwrap())
+        let mut handles = Vec::new();
+        for (group, (task, stop)) in groups.zip(tasks.iter().copied()) {
+            handles.push(scope.spawn(move || world.train_as(run, task, overrides, &group, stop)));
+        }
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
     })
+}
+
+/// How each of two processes ends.
+fn both(world: &World, run: &str, overrides: &[&str], incidents: [Incident; 2], stops: [&StopFlag; 2]) -> [Ended; 2] {
+    let tasks = incidents.map(LineTask::with);
+    let ended = all_of(world, run, overrides, &[(&tasks[0], stops[0]), (&tasks[1], stops[1])]);
+    ended.try_into().unwrap()
 }
 
 #[test]
