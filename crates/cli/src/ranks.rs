@@ -6,6 +6,7 @@ use calotype_collective::{
     Cause, Collective, Failure, Launch, LaunchError, OpenError, Options, Reporter, TransportKind, open,
 };
 use std::io::Write;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// The variable that chooses what carries messages.
@@ -13,6 +14,9 @@ pub(crate) const TRANSPORT: &str = "CALOTYPE_TRANSPORT";
 
 /// Time to end by itself after another process has failed: a process that computes hears of it, but does not stop.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// The exit code of a process that does not end by itself in that time.
+static CODE: AtomicU8 = AtomicU8::new(1);
 
 /// Time for the first process to tell an error that all have.
 const FIRST_SPEAKS: Duration = Duration::from_secs(1);
@@ -48,7 +52,7 @@ pub(crate) fn connect(threads: Option<usize>) -> Result<Box<dyn Collective>> {
         }
         std::thread::spawn(|| {
             std::thread::sleep(GRACE);
-            std::process::exit(1);
+            std::process::exit(CODE.load(Ordering::SeqCst).into());
         });
     }));
     if threads.is_none() {
@@ -102,6 +106,7 @@ pub(crate) fn end(collective: &dyn Collective, outcome: Result<()>) -> Result<()
     if code == STOPPED {
         return Err(if collective.is_first() { error } else { Told(code).into() });
     }
+    CODE.store(code, Ordering::SeqCst);
     let asked = Instant::now();
     while !collective.is_first() && collective.failure().is_none() && asked.elapsed() < FIRST_SPEAKS {
         std::thread::sleep(Duration::from_millis(10));
