@@ -11,7 +11,6 @@ use crate::{QuickstartArgs, TrainArgs, ranks};
 use anyhow::{Context, Result};
 use calotype_bench::BenchError;
 use calotype_checkpoints::LayoutError;
-use calotype_collective::Collective;
 use calotype_core::words::plain;
 use calotype_pipeline::PipelineError;
 use calotype_quickstart::{Options, QuickstartError, run};
@@ -152,12 +151,13 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
 
 /// Trains, with the other processes that a launcher started.
 pub(crate) fn train(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
-    let collective = ranks::connect(threads)?;
-    let outcome = train_together(args, &*collective);
-    ranks::end(&*collective, outcome)
+    let place = ranks::connect(threads)?;
+    let outcome = train_together(args, &place);
+    ranks::end(&*place.collective, outcome)
 }
 
-fn train_together(args: &TrainArgs, collective: &dyn Collective) -> Result<()> {
+fn train_together(args: &TrainArgs, place: &ranks::Place) -> Result<()> {
+    let collective = &*place.collective;
     let print = |text: &str| if collective.is_first() { print(text) } else { Ok(()) };
     if args.record.is_some() && collective.world() > 1 {
         return Err(Usage("--record is of one process; start without a launcher".to_owned()).into());
@@ -166,7 +166,7 @@ fn train_together(args: &TrainArgs, collective: &dyn Collective) -> Result<()> {
     if args.dry_run {
         print(run.text().trim_end())?;
     }
-    let device = args.device.open()?;
+    let device = args.device.numbered(place.device)?;
     let stop = if collective.is_first() { StopFlag::install() } else { StopFlag::install_mute() };
     let stop = stop.context("cannot listen for signals")?;
     let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));

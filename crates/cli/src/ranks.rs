@@ -26,12 +26,19 @@ pub(crate) fn is_mute() -> bool {
     Launch::from_environment().is_ok_and(|launch| launch.world > 1 && launch.rank > 0)
 }
 
+/// This process among those of its run.
+pub(crate) struct Place {
+    pub(crate) collective: Box<dyn Collective>,
+    /// Which of its host's devices it computes on, where there are several processes.
+    pub(crate) device: Option<usize>,
+}
+
 /// Connects this process with those that a launcher started beside it, and shares the cores with them unless `threads` says how many
 /// threads it has.
 ///
 /// # Errors
 /// [`Usage`] where variables contradict each other or do not suffice; the others do not come.
-pub(crate) fn connect(threads: Option<usize>) -> Result<Box<dyn Collective>> {
+pub(crate) fn connect(threads: Option<usize>) -> Result<Place> {
     let launch = Launch::from_environment().map_err(|error: LaunchError| Usage(error.to_string()))?;
     if let Some(remark) = launch.remark.as_ref().filter(|_| launch.rank == 0) {
         eprintln!("warning: {remark}");
@@ -58,7 +65,15 @@ pub(crate) fn connect(threads: Option<usize>) -> Result<Box<dyn Collective>> {
     if threads.is_none() {
         share_cores(&*collective, &launch.host)?;
     }
-    Ok(collective)
+    let device = (launch.world > 1).then(|| launch.local_rank % visible_devices().unwrap_or(usize::MAX));
+    Ok(Place { collective, device })
+}
+
+/// The number of devices that variables leave to this process; none if they say nothing.
+fn visible_devices() -> Option<usize> {
+    let listed = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"].into_iter();
+    let lists = listed.filter_map(|name| std::env::var(name).ok());
+    lists.map(|list| list.split(',').filter(|device| !device.trim().is_empty()).count()).find(|count| *count > 0)
 }
 
 /// What the user reads of a process that failed. What was wrong here needs no rank.

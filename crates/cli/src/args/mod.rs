@@ -40,7 +40,12 @@ pub(crate) struct DeviceArgs {
 impl DeviceArgs {
     /// The device.
     pub(crate) fn open(&self) -> Result<Device> {
-        Ok(device::device(&self.name)?)
+        self.numbered(None)
+    }
+
+    /// Of several, the device of a number.
+    pub(crate) fn numbered(&self, number: Option<usize>) -> Result<Device> {
+        Ok(device::numbered(&self.name, number)?)
     }
 }
 
