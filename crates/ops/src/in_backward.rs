@@ -5,7 +5,6 @@
 //! counts those operations during the forward pass; [`backward_stepping`] owns the parameters during the backward pass,
 //! so that the step can change them in place: an operation lets go of what it saved before its gradients are delivered.
 
-use crate::packed::lean;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::grads::Gradients;
@@ -75,12 +74,11 @@ impl Drop for Clear {
     }
 }
 
-/// Runs a forward pass and counts the uses of tensors by the operations that it records on this thread. Weights that are trained are
-/// not packed, to save memory.
+/// Runs a forward pass and counts the uses of tensors by the operations that it records on this thread.
 pub fn count_uses<R>(forward: impl FnOnce() -> R) -> (R, Uses) {
     let _clear = Clear(|| USES.set(None));
     USES.set(Some(HashMap::new()));
-    let result = lean(forward);
+    let result = forward();
     (result, Uses(USES.take().unwrap_or_default()))
 }
 
@@ -111,7 +109,7 @@ pub fn backward_stepping<S: StepParameter>(
     let count = parameters.len();
     let waiting = parameters.into_iter().enumerate().map(|(i, Leaf(leaf))| (leaf.id(), (i, leaf))).collect();
     SESSION.set(Some(Session { waiting, uses: uses.0, stepper: Box::new(stepper), stepped: HashMap::new() }));
-    let mut gradients = lean(|| loss.backward());
+    let mut gradients = loss.backward();
     drop(loss);
     let Session { waiting, stepper, mut stepped, .. } = SESSION.take().expect("set above, on this thread");
     let mut left: HashMap<usize, Tracked> = waiting.into_values().collect();

@@ -83,7 +83,7 @@ pub(crate) struct BenchUnetArgs {
     /// Train with less memory: keep the inputs of the blocks only and compute them a second time.
     #[arg(long, visible_alias = "checkpoint-blocks")]
     recompute_blocks: bool,
-    /// Train with less memory: step each parameter as soon as its gradient is complete.
+    /// Train with the least memory: step each parameter as soon as its gradient is complete, and pack no weights.
     #[arg(long)]
     optimizer_in_backward: bool,
     /// Print how much of the time each operation took, by pass and shape.

@@ -21,7 +21,7 @@ pub use lr::LrSchedule;
 pub use optimizer::{AVERAGE, NotFinite, Optimizer};
 pub use position::{Position, Span};
 pub use rule::{Rule, UpdateRule};
-pub use settings::{OptimizerSettings, TrainConfig};
+pub use settings::{OptimizerSettings, Stepping, TrainConfig};
 pub use sgd::Sgd;
 
 fn check(ok: bool, problem: impl FnOnce() -> String) -> Result<(), String> {

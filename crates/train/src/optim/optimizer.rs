@@ -462,7 +462,7 @@ mod tests {
     use super::*;
     use crate::config::RunSettings;
     use crate::optim::ema::{EmaForm, EmaSettings, HalfLife};
-    use crate::optim::{OptimizerSettings, ParameterKind, Sgd};
+    use crate::optim::{OptimizerSettings, ParameterKind, Sgd, Stepping};
     use burn::backend::flex::Flex;
     use burn::tensor::DType;
     use calotype_core::{Purpose, Stream};
@@ -518,10 +518,12 @@ mod tests {
     }
 
     /// How a run steps.
-    #[derive(Clone, Copy, PartialEq)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
     enum When {
         After,
         InBackward,
+        /// In the backward pass, without packed weights.
+        Lean,
     }
 
     /// Bits of weights and optimizer state after some steps, and the norms on the way. Checks that after the first step,
@@ -544,9 +546,10 @@ mod tests {
                 unet = optimizer.step(unet, gradients, &config, samples, norm);
                 norms.push(norm);
             } else {
-                let counted = count_uses(|| loss(&unet, keep, step));
+                let stepping = Stepping::InBackward { lean: when == When::Lean };
+                let counted = stepping.pass(|| count_uses(|| loss(&unet, keep, step)));
                 let norm;
-                (unet, norm) = optimizer.step_in_backward(unet, counted, &config, samples, true);
+                (unet, norm) = stepping.pass(|| optimizer.step_in_backward(unet, counted, &config, samples, true));
                 norms.push(norm.expect("finite").expect("measured"));
             }
             places.push(addresses(&unet, &optimizer));
@@ -579,11 +582,15 @@ mod tests {
     #[test]
     fn steps_are_in_place_and_the_same_in_every_mode() {
         let (want, norms) = train(When::After, Keep::Activations);
-        for (when, keep) in
-            [(When::After, Keep::Inputs), (When::InBackward, Keep::Activations), (When::InBackward, Keep::Inputs)]
-        {
+        for (when, keep) in [
+            (When::After, Keep::Inputs),
+            (When::InBackward, Keep::Activations),
+            (When::InBackward, Keep::Inputs),
+            (When::Lean, Keep::Activations),
+            (When::Lean, Keep::Inputs),
+        ] {
             let (got, got_norms) = train(when, keep);
-            assert!(got == want && got_norms == norms, "in backward: {}, {keep:?}", when == When::InBackward);
+            assert!(got == want && got_norms == norms, "{when:?}, {keep:?}");
         }
     }
 

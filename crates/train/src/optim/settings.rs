@@ -7,6 +7,7 @@ use super::position::{Position, Span};
 use super::rule::UpdateRule;
 use super::table::read;
 use crate::config::{RunSettings, SettingError};
+use calotype_ops::packed::lean;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -43,11 +44,13 @@ pub struct OptimizerSettings {
     #[serde(skip_serializing_if = "is_one")]
     pub accumulate: usize,
     /// Whether each parameter is stepped during the backward pass, as soon as its gradient is complete: the gradients of
-    /// a whole model are then never in memory at once, nor are its weights packed in `bf16`. The results are the same
+    /// a whole model are then never in memory at once. Without this setting, that is done for large models, where it can be;
+    /// with `true`, weights are not packed in `bf16` either, which takes less memory and more time. The results are the same
     /// bits. Not with `gradient_clip`, which needs the norm of all gradients first, nor with `accumulate`, which needs all
     /// gradients of all parts. Devices other than the CPU step after the backward pass all the same.
-    #[serde(skip_serializing_if = "is_no")]
-    pub in_backward: bool,
+    // Runs of earlier versions, whose recipes leave out `false`, go on with one that says it.
+    #[serde(skip_serializing_if = "is_not_asked")]
+    pub in_backward: Option<bool>,
     /// The learning rate as a function of the samples seen.
     pub schedule: LrSchedule,
     /// Parameters that are trained differently.
@@ -59,8 +62,27 @@ fn is_one(value: &usize) -> bool {
     *value == 1
 }
 
-fn is_no(value: &bool) -> bool {
-    !*value
+fn is_not_asked(value: &Option<bool>) -> bool {
+    *value != Some(true)
+}
+
+/// When parameters are stepped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stepping {
+    /// All at once, behind the backward pass.
+    AfterBackward,
+    /// Each in the backward pass, as soon as its gradient is complete.
+    InBackward {
+        /// Whether weights are not packed, for the least memory.
+        lean: bool,
+    },
+}
+
+impl Stepping {
+    /// Runs a forward or backward pass.
+    pub fn pass<R>(self, pass: impl FnOnce() -> R) -> R {
+        if self == (Self::InBackward { lean: true }) { lean(pass) } else { pass() }
+    }
 }
 
 impl Default for OptimizerSettings {
@@ -70,7 +92,7 @@ impl Default for OptimizerSettings {
             learning_rate: 1e-4,
             gradient_clip: 0.0,
             accumulate: 1,
-            in_backward: false,
+            in_backward: None,
             schedule: LrSchedule::default(),
             groups: Vec::new(),
         }
@@ -129,7 +151,7 @@ impl<'de> Deserialize<'de> for OptimizerSettings {
             learning_rate: raw.learning_rate.unwrap_or(usual.learning_rate),
             gradient_clip: raw.gradient_clip.unwrap_or(usual.gradient_clip),
             accumulate: raw.accumulate.unwrap_or(usual.accumulate),
-            in_backward: raw.in_backward.unwrap_or(usual.in_backward),
+            in_backward: raw.in_backward,
             schedule,
             groups: raw.groups,
         })
@@ -140,6 +162,18 @@ impl OptimizerSettings {
     /// The learning rate of the step that ends at a position: a pure function of progress.
     pub fn learning_rate_at(&self, at: &Position) -> f64 {
         self.schedule.get().rate(self.learning_rate, at)
+    }
+
+    /// When the parameters of a model of so many are stepped, on the CPU and in one process.
+    pub fn stepping(&self, parameters: usize) -> Stepping {
+        // 256 MiB of gradients: below, there is little to save, and one pass over all parameters is faster.
+        const LARGE: usize = 64 << 20;
+        let possible = self.gradient_clip == 0.0 && self.accumulate == 1;
+        match self.in_backward {
+            Some(true) => Stepping::InBackward { lean: true },
+            None if possible && parameters >= LARGE => Stepping::InBackward { lean: false },
+            _ => Stepping::AfterBackward,
+        }
     }
 
     /// Checks what the types cannot.
@@ -162,12 +196,12 @@ impl OptimizerSettings {
         }
         check(self.gradient_clip >= 0.0, "optimizer.gradient_clip", &|| "is negative; 0 does not clip".to_owned())?;
         check(self.accumulate > 0, "optimizer.accumulate", &|| "must be at least 1".to_owned())?;
-        check(!self.in_backward || self.gradient_clip == 0.0, "optimizer.in_backward", &|| {
+        check(self.in_backward != Some(true) || self.gradient_clip == 0.0, "optimizer.in_backward", &|| {
             "cannot go with optimizer.gradient_clip: the norm of the whole gradient is known only after the backward \
              pass; set gradient_clip = 0 or in_backward = false"
                 .to_owned()
         })?;
-        check(!self.in_backward || self.accumulate == 1, "optimizer.in_backward", &|| {
+        check(self.in_backward != Some(true) || self.accumulate == 1, "optimizer.in_backward", &|| {
             "cannot go with optimizer.accumulate: a parameter is stepped with the gradient of the whole batch, which is \
              known only after the last part's backward pass; set accumulate = 1 or in_backward = false"
                 .to_owned()
@@ -276,13 +310,32 @@ mod tests {
 
     #[test]
     fn steps_in_the_backward_pass_cannot_be_clipped_nor_accumulated() {
-        let settings = OptimizerSettings { in_backward: true, ..OptimizerSettings::default() };
+        let settings = OptimizerSettings { in_backward: Some(true), ..OptimizerSettings::default() };
         assert_eq!(settings.validate(), Ok(()));
         for settings in [
             OptimizerSettings { gradient_clip: 1.0, ..settings.clone() },
             OptimizerSettings { accumulate: 2, ..settings },
         ] {
             assert_eq!(settings.validate().unwrap_err().key, "optimizer.in_backward");
+        }
+    }
+
+    #[test]
+    fn large_models_are_stepped_in_the_backward_pass_where_that_can_be() {
+        const LARGE: usize = 100 << 20;
+        let usual = OptimizerSettings::default();
+        let clipped = OptimizerSettings { gradient_clip: 1.0, ..usual.clone() };
+        let parts = OptimizerSettings { accumulate: 2, ..usual.clone() };
+        let asked = |in_backward| OptimizerSettings { in_backward: Some(in_backward), ..usual.clone() };
+        for (settings, parameters, stepping) in [
+            (&usual, LARGE, Stepping::InBackward { lean: false }),
+            (&usual, 1000, Stepping::AfterBackward),
+            (&clipped, LARGE, Stepping::AfterBackward),
+            (&parts, LARGE, Stepping::AfterBackward),
+            (&asked(true), 1000, Stepping::InBackward { lean: true }),
+            (&asked(false), LARGE, Stepping::AfterBackward),
+        ] {
+            assert_eq!(settings.stepping(parameters), stepping, "{settings:?}, {parameters}");
         }
     }
 

@@ -22,7 +22,7 @@ pub(crate) use resume::{Claim, check_from, claim};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, module_tensors};
 use crate::config::{TrainConfig, TrainingRecipe};
 use crate::hooks::{self, Found, Hook, HookContext, HookRun, LazyModel};
-use crate::optim::{NotFinite, Optimizer, Position, StepGradients};
+use crate::optim::{NotFinite, Optimizer, Position, StepGradients, Stepping};
 use crate::record::{Recording, StepFigures, StepRecord};
 use crate::sources::open_source;
 use crate::stages::{Recipe, StageContext};
@@ -359,8 +359,10 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     /// A step on the parts of a batch.
     fn step(mut self, parts: Vec<Batch<T::Item>>) -> Result<Self, TrainError> {
         let (loss, norm);
-        (self, (loss, norm)) =
-            if self.in_backward() { self.step_in_backward(parts)? } else { self.step_after_backward(parts)? };
+        (self, (loss, norm)) = match self.stepping() {
+            Stepping::AfterBackward => self.step_after_backward(parts)?,
+            stepping => self.step_in_backward(parts, stepping)?,
+        };
         let value = loss.value();
         self.state.loss_sum += value;
         self.state.loss_count += 1;
@@ -375,11 +377,12 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         Ok(self)
     }
 
-    fn in_backward(&self) -> bool {
-        self.config.optimizer.in_backward
-            && self.recording.is_none()
-            && self.context.collective.world() == 1
-            && calotype_ops::uses_kernels(self.context.device)
+    fn stepping(&self) -> Stepping {
+        let alone = self.recording.is_none() && self.context.collective.world() == 1;
+        match alone && calotype_ops::uses_kernels(self.context.device) {
+            true => self.config.optimizer.stepping(self.parameters.num_params()),
+            false => Stepping::AfterBackward,
+        }
     }
 
     /// The loss of a part of a batch.
@@ -437,24 +440,30 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         Ok((self, (loss, norm)))
     }
 
-    /// The backward pass with the optimizer step in it, for batches of one part. The norm is measured, and gradients are
-    /// checked, where the logs want it; in between, a gradient that is not finite shows in the next loss.
-    fn step_in_backward(mut self, batch: Vec<Batch<T::Item>>) -> Result<(Self, Figures), TrainError> {
+    /// The backward pass with the optimizer step in it, for batches of one part. In the least memory, the norm is measured, and
+    /// gradients are checked, where the logs want it; in between, a gradient that is not finite shows in the next loss.
+    fn step_in_backward(
+        mut self,
+        batch: Vec<Batch<T::Item>>,
+        stepping: Stepping,
+    ) -> Result<(Self, Figures), TrainError> {
         let mut mean = MeanLoss::default();
         let mut norm = 0.0;
         for part in batch {
             let weight = part.items.len() as f64;
-            let (computed, uses): (_, Uses) = count_uses(|| self.loss(part, None));
+            let (computed, uses): (_, Uses) = stepping.pass(|| count_uses(|| self.loss(part, None)));
             let Loss { value, parts } = computed?;
             mean.add(f64::from(value.clone().inner().into_scalar::<f32>()), parts, weight);
             if !mean.value().is_finite() {
                 return Err(self.not_finite(mean.value(), None));
             }
             self.samples += self.batch_size();
-            let measure = self.crossed(self.config.run.log_every);
+            let lean = stepping == (Stepping::InBackward { lean: true });
+            let measure = !lean || self.crossed(self.config.run.log_every);
             let measured;
-            (self.parameters, measured) =
-                self.optimizer.step_in_backward(self.parameters, (value, uses), &self.config, self.samples, measure);
+            (self.parameters, measured) = stepping.pass(|| {
+                self.optimizer.step_in_backward(self.parameters, (value, uses), &self.config, self.samples, measure)
+            });
             norm = measured.map_err(|bad| self.diverged(bad.what))?.unwrap_or(0.0);
         }
         Ok((self, (mean, norm)))
