@@ -70,10 +70,10 @@ const fn row(
     Published { name, batch, base_rate, times: times as u64, warmup, steps, checkpoint }
 }
 
-/// mlcommons/training (aa344c7), stable_diffusion/configs; NVIDIA's config_*.sh of training_results_v4.0 (6fe9543) and v3.1 (d06288b);
-/// rcps_stable_diffusion.json of mlcommons/logging (7bbf792) for 4.1's batch 256; mosaicml/diffusion-benchmark (c7f3cff) and
+/// mlcommons/training (aa344c7), stable_diffusion/configs; NVIDIA's config_*.sh of training_results_v4.1 (8821c70), v4.0
+/// (6fe9543) and v3.1 (d06288b); mosaicml/diffusion-benchmark (c7f3cff) and
 /// mosaicml/diffusion (49282fd); NeMo-Megatron-Launcher 24.05 (599ecfc), training/stable_diffusion.
-const PUBLISHED: [Published; 23] = [
+const PUBLISHED: [Published; 24] = [
     row("mlperf_01x08x08", 64, [1.25e-7, 64.0], 1000, None, Some(1000)),
     row("mlperf_32x08x02", 512, [1.25e-7, 512.0], 1000, None, Some(1000)),
     row("mlperf_32x08x02_raw_images", 512, [1.25e-7, 512.0], 1000, None, Some(1000)),
@@ -87,7 +87,8 @@ const PUBLISHED: [Published; 23] = [
     row("nvidia_v3_1_08x08x32", 2048, [1e-7, 2048.0], 1000, Some(2250), Some(250)),
     row("nvidia_v3_1_64x08x04", 2048, [1e-7, 2048.0], 1000, Some(2250), Some(250)),
     row("nvidia_v3_1_128x08x02", 2048, [1e-7, 2048.0], 1000, Some(2250), Some(250)),
-    row("nvidia_v4_1_01x08x32", 256, [1.8e-7, 256.0], 1000, None, Some(2000)),
+    row("nvidia_v4_1_01x08x32", 256, [1.8e-7, 256.0], 1000, Some(10_000), Some(2000)),
+    row("nvidia_v4_1_64x08x04", 2048, [1e-7, 2048.0], 750, Some(2250), Some(250)),
     row("mosaic_benchmark", 2048, [1e-4, 1.0], 0, None, None),
     row("mosaic_sd2_base_256", 2048, [1e-4, 1.0], 10_000, Some(550_000), Some(10_000)),
     row("mosaic_sd2_base_512", 2048, [1e-4, 1.0], 10_000, Some(850_000), Some(10_000)),
@@ -246,7 +247,8 @@ fn a_mini_recipe_makes_what_it_needs_and_trains() {
     let done = succeed(&mut train(&[]));
     assert!(done.stdout.starts_with("16 samples in "), "{done}");
     assert!(out.join("result.json").is_file() && out.join("model/unet/config.json").is_file(), "{done}");
-    let index: serde_json::Value = serde_json::from_slice(&fs::read(prepared.join("precache/index.json")).unwrap()).unwrap();
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(prepared.join("precache/index.json")).unwrap()).unwrap();
     assert_eq!(index["samples"].as_u64(), Some(348));
 
     // A second start makes nothing again, and a longer run is trained on what is there.
