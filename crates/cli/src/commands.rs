@@ -15,9 +15,10 @@ use calotype_core::words::plain;
 use calotype_pipeline::PipelineError;
 use calotype_quickstart::{Options, QuickstartError, run};
 use calotype_train::device::DeviceError;
+use calotype_train::prepare::{Preparation, PrepareError};
 use calotype_train::record::RecordOptions;
 use calotype_train::stages::{MODEL, StageContext, StageEnd, StageError};
-use calotype_train::tasks::{self, TaskError};
+use calotype_train::tasks::{self, TaskError, TrainingRun};
 use calotype_train::trainer::TrainingSummary;
 use calotype_train::{RecipeError, RecipeLoader, StopFlag};
 use std::io::Write;
@@ -73,6 +74,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
         || error.downcast_ref::<QuickstartError>().is_some_and(QuickstartError::is_usage)
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
+        || error.downcast_ref::<PrepareError>().is_some_and(PrepareError::is_usage)
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.is::<DeviceError>()
@@ -142,21 +144,26 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
 }
 
 pub(crate) fn train(args: &TrainArgs) -> Result<()> {
-    let run = tasks::load(&recipe_loader(), &args.recipe, &args.overrides)?;
+    let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
+    let recipes = recipe_loader().out(&folder);
+    let run = tasks::load(&recipes, &args.recipe, &args.overrides)?;
+    let preparation = Preparation::of(&recipes, &run, &folder)?;
     if args.dry_run {
         print(run.text().trim_end())?;
     }
     let device = args.device.open()?;
     let stop = StopFlag::install().context("cannot listen for signals")?;
-    let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
     let record = args.record.as_ref().map(|path| RecordOptions { path: path.clone(), steps: args.record_steps });
     // A longer run than before has to be meant: files change by accident, command lines do not.
     let extend = args.overrides.iter().any(|text| text.split('=').next().map(str::trim) == Some("run.samples"));
     let from = args.from.as_deref();
     let context = StageContext { record: record.as_ref(), extend, from, ..StageContext::new(&folder, &device, &stop) };
+    run.check_recipe()?;
     if args.dry_run {
-        eprintln!("{}", run.check(&context)?);
-        return Ok(());
+        return dry_run(&run, &preparation, &context);
+    }
+    if let StageEnd::Interrupted { samples } = preparation.make(&context)? {
+        return Err(Stopped { samples }.into());
     }
     match run.train(&context)? {
         StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
@@ -165,6 +172,18 @@ pub(crate) fn train(args: &TrainArgs) -> Result<()> {
             folder.join(MODEL).display()
         )),
     }
+}
+
+/// Tells what a start would find, or what it would make first.
+fn dry_run(run: &TrainingRun, preparation: &Preparation, context: &StageContext<'_>) -> Result<()> {
+    let pending = preparation.pending()?;
+    if pending.is_empty() {
+        eprintln!("{}", run.check(context)?);
+        return Ok(());
+    }
+    pending.iter().for_each(|line| eprintln!("prepare      {line}"));
+    eprintln!("note         the rest is found out once these are there: a start would make them first");
+    Ok(())
 }
 
 /// `runs/<recipe's name without folders and ending>`.

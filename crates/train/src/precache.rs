@@ -5,6 +5,7 @@ use crate::config::{SettingError, caption_part, image_parts, is_usual, yes};
 use crate::encoders::{DatasetEncoders, EncoderEntry};
 use crate::images::image_bytes;
 use crate::inputs::EmptyCaption;
+use crate::recipe::OUT;
 use crate::stages::StageError;
 use crate::task::BoxError;
 use burn::tensor::Device;
@@ -267,6 +268,16 @@ impl PrecacheRecipe {
     /// [`SettingError`] naming the key.
     pub fn validate(&self) -> Result<(), SettingError> {
         let bad = |key: &'static str, problem: String| Err(SettingError { key, problem });
+        for (key, path) in [("source", &self.source), ("out", &self.out)] {
+            if path.starts_with(OUT) {
+                return bad(
+                    key,
+                    format!(
+                        "is `{path}`, in the folder of a run whose [prepare] takes this recipe; by itself it needs {key}=FOLDER"
+                    ),
+                );
+            }
+        }
         for (key, value) in [("batch_size", self.batch_size), ("shard_samples", self.shard_samples)] {
             if value == 0 {
                 return bad(key, "must be at least 1".to_owned());

@@ -9,5 +9,6 @@ mod determinism;
 mod errors;
 mod generate;
 mod precache;
+mod recipes;
 mod resume;
 mod runs;

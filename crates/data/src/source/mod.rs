@@ -16,6 +16,7 @@ pub mod braces;
 mod captions;
 #[cfg(feature = "parquet")]
 pub mod cells;
+mod filter;
 pub mod folder;
 pub mod metadata;
 mod mixture;
@@ -47,6 +48,7 @@ use crate::{Dataset, Error, GlobalOrder, Result};
 #[cfg(feature = "parquet")]
 pub use self::parquet::ParquetSource;
 pub use captions::CaptionChoice;
+pub use filter::{Filtered, SampleFilter};
 pub use folder::FolderSource;
 pub use mixture::Mixture;
 pub use remote::RemoteOptions;

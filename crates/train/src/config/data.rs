@@ -3,6 +3,7 @@
 use super::{SettingError, check, is_no, is_usual};
 use crate::captions::CaptionSettings;
 use calotype_data::image::{Background, DecodeOptions, Filter};
+use calotype_data::source::SampleFilter;
 use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::transform::Place;
 use calotype_data::{OnError, OrderConfig, Shuffle, SourceOptions};
@@ -38,6 +39,9 @@ pub struct DataSettings {
     /// left out.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub source: SourceOptions,
+    /// Which samples are taken, by the size of their images and by figures of their metadata.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub filter: SampleFilter,
     /// How samples are mixed: `full`, `sequential`, or `shards = { buffer = N }`, which reads shards one after the other.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub shuffle: Shuffle,
@@ -110,6 +114,10 @@ impl DataSettings {
         check(bad.is_none(), "data.sources", || {
             let [path, weight] = bad.map_or_else(Default::default, |s| [s.path.clone(), s.weight.to_string()]);
             format!("the weight of `{path}` is {weight}; it takes a number above 0, such as 0.5")
+        })?;
+        self.filter.validate().map_err(|(key, problem)| SettingError {
+            key: if key == "at_least" { "data.filter.at_least" } else { "data.filter.at_most" },
+            problem,
         })?;
         check(self.threads > 0, "data.threads", || "must be at least 1".to_owned())?;
         self.captions.validate()?;

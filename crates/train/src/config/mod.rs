@@ -11,6 +11,7 @@ pub use init::{InitFrom, InitSettings};
 pub use run::{MemorySettings, RunSettings};
 
 use crate::hooks::HookSettings;
+use crate::prepare::PrepareSettings;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -58,6 +59,9 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     /// The table `[hooks]`.
     fn hooks(&self) -> &HookSettings;
 
+    /// The table `[prepare]`.
+    fn prepare(&self) -> Option<&PrepareSettings>;
+
     /// Checks the shared tables.
     ///
     /// # Errors
@@ -71,7 +75,7 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
 
 /// Declares a task's recipe: the tables that all training recipes have, and the task's own, which are named here.
 ///
-/// The shared keys are `kind`, `data`, `init_from`, `optimizer`, `ema`, `hooks` and `run`.
+/// The shared keys are `kind`, `init_from`, `prepare`, `data`, `optimizer`, `ema`, `hooks` and `run`.
 macro_rules! training_recipe {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -83,6 +87,9 @@ macro_rules! training_recipe {
             /// Initial weights; random ones of the run's seed if absent.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub init_from: Option<crate::config::InitFrom>,
+            /// What is made under the run's folder first.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub prepare: Option<crate::prepare::PrepareSettings>,
             /// The samples.
             pub data: crate::config::DataSettings,
             $($(#[$field_meta])* pub $field: $type,)*
@@ -113,6 +120,9 @@ macro_rules! training_recipe {
             }
             fn hooks(&self) -> &crate::hooks::HookSettings {
                 &self.hooks
+            }
+            fn prepare(&self) -> Option<&crate::prepare::PrepareSettings> {
+                self.prepare.as_ref()
             }
         }
     };

@@ -6,6 +6,8 @@ pub mod denoise;
 pub mod diffusion;
 pub mod vit;
 
+use crate::config::TrainingRecipe;
+use crate::prepare::PrepareSettings;
 use crate::recipe::{RecipeError, RecipeLoader, Resolved};
 use crate::stages::{self, Readiness, StageContext, StageEnd, StageError};
 use crate::task::Task;
@@ -60,6 +62,7 @@ pub struct TrainingRun {
     kind: &'static str,
     text: String,
     recipe: Arc<dyn Any>,
+    prepare: Option<PrepareSettings>,
     train: Train,
     check: Check,
     check_recipe: CheckRecipe,
@@ -89,6 +92,11 @@ impl TrainingRun {
     /// The resolved recipe as TOML.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The recipe's table `[prepare]`.
+    pub fn prepare(&self) -> Option<&PrepareSettings> {
+        self.prepare.as_ref()
     }
 
     /// Checks everything that the recipe says by itself; see [`stages::check_recipe`].
@@ -214,6 +222,7 @@ fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) ->
     Ok(TrainingRun {
         kind: T::KIND,
         text: resolved.text.clone(),
+        prepare: resolved.value.prepare().cloned(),
         recipe: resolved,
         train: Box::new(train),
         check: Box::new(check),
