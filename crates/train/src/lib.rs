@@ -14,6 +14,7 @@ pub mod images;
 pub mod inputs;
 pub mod optim;
 pub mod precache;
+mod preview;
 pub mod recipe;
 pub mod record;
 pub mod runs;
