@@ -53,7 +53,7 @@ def by_samples(lines):
 def check_csv(run, lines):
     import pandas
 
-    table = pandas.read_csv(run / "metrics.csv", float_precision="round_trip")
+    table = pandas.read_csv(run / "metrics.csv")
     if len(table) != len(lines):
         fail(f"metrics.csv has {len(table)} rows, and metrics.jsonl {len(lines)} lines")
     names = list(dict.fromkeys(name for line in lines for name in line))
