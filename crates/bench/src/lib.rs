@@ -8,14 +8,13 @@
 mod cases;
 mod generate;
 mod kernels;
-mod peaks;
 mod profile;
 mod setting;
 mod unet;
 
+pub use calotype_ops::Peaks;
 pub use generate::{GenerateBench, GenerateReport, StageReport, run_generate};
 pub use kernels::{KernelRow, run_kernels};
-pub use peaks::Peaks;
 pub use profile::{Profile, ProfileRow};
 pub use setting::{Family, Mode};
 pub use unet::{UNetBench, UNetReport, run_unet};

@@ -352,6 +352,7 @@ impl Training {
             log_every: samples,
             checkpoint_every: samples,
             keep_checkpoints: 1,
+            keep_every: None,
         };
         let settings = OptimizerSettings {
             learning_rate: 1e-6,

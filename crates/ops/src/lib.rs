@@ -20,6 +20,7 @@ mod functions;
 pub mod in_backward;
 mod optimizer;
 pub mod packed;
+mod peaks;
 pub mod portable;
 mod precision;
 pub mod profile;
@@ -33,6 +34,7 @@ pub use optimizer::{
     ParameterState, StepParams, Update, adamw_step, ema_step, optimizer_step, optimizer_steps, sum_of_squares,
     sums_of_squares,
 };
+pub use peaks::Peaks;
 pub use precision::Precision;
 pub use recompute::{Inputs, MapInput, joined, recomputed};
 pub use weight::{PackedWeight, Weight, WeightUse};

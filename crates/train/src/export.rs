@@ -101,14 +101,14 @@ fn unsaid(component: Component, error: &dyn std::error::Error) -> StageError {
 /// The frozen networks that a diffusion run belongs with.
 #[derive(Debug)]
 pub struct DiffusionParts {
-    text: Option<TextPart>,
+    pub(crate) text: Option<TextPart>,
     autoencoder: Option<AutoencoderPart>,
-    notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 #[derive(Debug)]
-struct TextPart {
-    settings: TextSettings,
+pub(crate) struct TextPart {
+    pub(crate) settings: TextSettings,
     /// Hash of its weights, where it was recorded.
     weights: Option<String>,
 }
@@ -185,7 +185,7 @@ impl DiffusionParts {
     }
 
     /// The text encoder's checkpoint, if it is there and is still the one that made the dataset.
-    fn open_text(&self, device: &Device, notes: &mut Vec<String>) -> Option<Checkpoint> {
+    pub(crate) fn open_text(&self, device: &Device, notes: &mut Vec<String>) -> Option<Checkpoint> {
         let part = self.text.as_ref()?;
         let tower = match TextEncoder::open(&part.settings, device) {
             Ok(tower) => tower,
@@ -201,7 +201,7 @@ impl DiffusionParts {
     }
 
     /// The autoencoder's checkpoint, if it is there and is still the one that made the dataset.
-    fn open_autoencoder(&self, device: &Device, side: usize, notes: &mut Vec<String>) -> Option<Checkpoint> {
+    pub(crate) fn open_autoencoder(&self, device: &Device, side: usize, notes: &mut Vec<String>) -> Option<Checkpoint> {
         let part = self.autoencoder.as_ref()?;
         let (kind, output) = (ImageEncoderKind::Autoencoder, ImageOutput::Auto);
         let input = ImageInput::in_range(part.resolution.max(side), -1.0, 1.0);

@@ -15,6 +15,7 @@ pub mod inputs;
 pub mod optim;
 pub mod precache;
 pub mod prepare;
+mod preview;
 pub mod recipe;
 pub mod record;
 pub mod runs;

@@ -270,6 +270,7 @@ pub fn lock(folder: &Path) -> Result<FolderLock, StageError> {
 /// samples for evaluation that are not there.
 fn open_checked<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<(T, Arc<dyn Source>), StageError> {
     let task = T::open(recipe, context)?;
+    recipe.hooks().evaluate.as_ref().map_or(Ok(()), |evaluate| evaluate.check_ranges(task.timesteps()))?;
     check_writable(&task, context)?;
     let dataset = open_source(recipe.data(), Some(context.stop))?;
     check_samples(&task, recipe, dataset.as_ref())?;

@@ -12,6 +12,8 @@ pub use run::{MemorySettings, RunSettings};
 
 use crate::hooks::HookSettings;
 use crate::prepare::PrepareSettings;
+use crate::trackers::TrackerSettings;
+use crate::trainer::WatchSettings;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -62,6 +64,12 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     /// The table `[prepare]`.
     fn prepare(&self) -> Option<&PrepareSettings>;
 
+    /// The table `[trackers]`.
+    fn trackers(&self) -> &TrackerSettings;
+
+    /// The table `[watch]`.
+    fn watch(&self) -> Option<&WatchSettings>;
+
     /// Checks the shared tables.
     ///
     /// # Errors
@@ -69,13 +77,15 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     fn check_shared(&self) -> Result<(), SettingError> {
         self.data().validate()?;
         self.config().validate()?;
-        self.hooks().validate()
+        self.hooks().validate()?;
+        self.trackers().validate()?;
+        self.watch().map_or(Ok(()), |watch| watch.validate(self.config().optimizer))
     }
 }
 
 /// Declares a task's recipe: the tables that all training recipes have, and the task's own, which are named here.
 ///
-/// The shared keys are `kind`, `init_from`, `prepare`, `data`, `optimizer`, `ema`, `hooks` and `run`.
+/// The shared keys are `kind`, `init_from`, `prepare`, `data`, `optimizer`, `ema`, `hooks`, `trackers`, `watch` and `run`.
 macro_rules! training_recipe {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -101,6 +111,12 @@ macro_rules! training_recipe {
             /// What is done between steps.
             #[serde(default, skip_serializing_if = "crate::config::is_usual")]
             pub hooks: crate::hooks::HookSettings,
+            /// Where the run reports.
+            #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+            pub trackers: crate::trackers::TrackerSettings,
+            /// What is looked at while it trains.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub watch: Option<crate::trainer::WatchSettings>,
             /// Length and book-keeping.
             pub run: crate::config::RunSettings,
         }
@@ -123,6 +139,12 @@ macro_rules! training_recipe {
             }
             fn prepare(&self) -> Option<&crate::prepare::PrepareSettings> {
                 self.prepare.as_ref()
+            }
+            fn trackers(&self) -> &crate::trackers::TrackerSettings {
+                &self.trackers
+            }
+            fn watch(&self) -> Option<&crate::trainer::WatchSettings> {
+                self.watch.as_ref()
             }
         }
     };

@@ -62,7 +62,7 @@ impl<'a, M> LazyModel<'a, M> {
 /// What a hook found.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    pub(crate) evaluations: Vec<(&'static str, Vec<(&'static str, f64)>)>,
+    pub(crate) evaluations: Vec<(&'static str, Vec<(String, f64)>)>,
     pub(crate) images: Vec<(String, RgbImage)>,
     pub(crate) target: Option<String>,
 }
@@ -90,7 +90,8 @@ impl<'a, T: Task> HookContext<'a, T> {
     }
 
     /// Logs named results of an evaluation, whose number [`HookContext::metric`] calls `name/result`.
-    pub fn log(&mut self, name: &'static str, results: Vec<(&'static str, f64)>) {
+    pub fn log(&mut self, name: &'static str, results: Vec<(impl Into<String>, f64)>) {
+        let results = results.into_iter().map(|(result, value)| (result.into(), value)).collect();
         self.found.evaluations.push((name, results));
     }
 

@@ -507,6 +507,7 @@ mod tests {
             log_every: 1,
             checkpoint_every: 1,
             keep_checkpoints: 1,
+            keep_every: None,
         }
     }
 

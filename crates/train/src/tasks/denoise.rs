@@ -11,6 +11,7 @@ use calotype_models::unet::Keep;
 use calotype_ops::mean_squared_error;
 use calotype_pipeline::batches::stack;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// The denoising loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,12 +59,21 @@ impl TimestepDraw {
         let stream = |index| Stream::new(seed, Purpose::Timestep, index);
         match self {
             Self::Independent => stream(position).below(count as u64) as usize,
-            Self::LowDiscrepancy => {
-                let share = stream(0).next_u64().wrapping_add(position.wrapping_mul(GOLDEN));
-                ((u128::from(share) * count as u128) >> 64) as usize
-            }
+            Self::LowDiscrepancy => evenly(stream(0).next_u64(), position, count),
         }
     }
+}
+
+/// The place of a position among `count`, those of neighbours evenly apart; `first` is that of position 0, as a share of 2^64.
+fn evenly(first: u64, position: u64, count: usize) -> usize {
+    let share = first.wrapping_add(position.wrapping_mul(GOLDEN));
+    ((u128::from(share) * count as u128) >> 64) as usize
+}
+
+/// The timestep of a range at which evaluations look at a position: a function of both alone. Those of neighbouring positions
+/// are evenly apart, and the first one's is in the middle.
+pub fn fixed_timestep(position: u64, range: Range<usize>) -> usize {
+    range.start + evenly(1 << 63, position, range.len())
 }
 
 impl DenoiseObjective {
@@ -88,6 +98,13 @@ pub struct NoisyLatent {
     clean: Vec<f32>,
     noise: Vec<f32>,
     timestep: usize,
+}
+
+impl NoisyLatent {
+    /// The same latent with the same noise at another timestep.
+    pub fn at(&self, timestep: usize) -> Self {
+        Self { timestep, ..self.clone() }
+    }
 }
 
 /// Draws latents, noise and timesteps: pure functions of a run's seed and a sample's position.
@@ -203,6 +220,15 @@ mod tests {
             (first..first + 64).for_each(|at| counts[TimestepDraw::LowDiscrepancy.draw(3, at, 1000) / 125] += 1);
             assert!(counts.iter().all(|&count| (7..=9).contains(&count)), "{counts:?}");
         }
+    }
+
+    #[test]
+    fn fixed_timesteps_cover_their_range() {
+        assert_eq!((fixed_timestep(0, 0..1000), fixed_timestep(0, 250..500)), (500, 375));
+        let mut counts = [0; 5];
+        (0..50).for_each(|position| counts[(fixed_timestep(position, 250..500) - 250) / 50] += 1);
+        assert!(counts.iter().all(|&count| (8..=12).contains(&count)), "{counts:?}");
+        assert_eq!(fixed_timestep(7, 3..4), 3);
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Training of the UNet on precached latents, with precached hidden states of captions or a frozen text encoder.
 
-use super::denoise::{DenoiseObjective, LatentDrawer, NoisyBatch, NoisyLatent};
+use super::denoise::{DenoiseObjective, LatentDrawer, NoisyBatch, NoisyLatent, fixed_timestep};
 use crate::captions::cut_captions;
 use crate::config::{MemorySettings, SettingError, check, training_recipe};
 use crate::export::{DiffusionExport, DiffusionParts};
+use crate::hooks::PreviewSettings;
 use crate::inputs::{Condition, DiffusionInputs, InputSettings, SampleReader};
+use crate::preview;
 use crate::sources::open_source;
 use crate::stages::{StageContext, StageError};
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
 use burn::tensor::{DType, Device, Tensor};
 use calotype_checkpoints::{Component, Export};
 use calotype_core::{Purpose, Stream};
+use calotype_data::image::RgbImage;
 use calotype_data::{Batch, SampleRef};
 use calotype_diffusion::{NoiseSchedule, ScheduleConfig};
 use calotype_models::unet::Keep;
@@ -49,7 +52,7 @@ training_recipe! {
 }
 
 /// One sample with all the randomness of its training step.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NoisySample {
     latent: NoisyLatent,
     condition: Condition,
@@ -113,6 +116,7 @@ impl Task for DiffusionTask {
             "asks for pooled texts and sizes (Stable Diffusion XL), which training does not give: leave this table out"
                 .to_owned()
         })?;
+        recipe.hooks.preview.as_ref().map_or(Ok(()), preview::check_settings)?;
         recipe.objective.validate()
     }
 
@@ -123,7 +127,11 @@ impl Task for DiffusionTask {
         check_fit(&recipe.model, &inputs)?;
         let parts = DiffusionParts::of(recipe)?;
         parts.check_init(recipe.init_from.as_ref())?;
-        parts.check(context.device, inputs.reader.shape().latent[0] * 8)?;
+        let side = inputs.reader.shape().latent[0] * 8;
+        parts.check(context.device, side)?;
+        if recipe.hooks.preview.is_some() {
+            preview::check_parts(&parts, context.device, side)?;
+        }
         Ok(Self {
             parts,
             recipe: recipe.clone(),
@@ -188,6 +196,33 @@ impl Task for DiffusionTask {
     fn encoders(&self) -> Option<String> {
         let (settings, tower) = (self.recipe.text.as_ref()?, self.text.as_ref()?);
         Some(format!("{} {}", settings.component, tower.borrow().weights()))
+    }
+
+    const PREVIEWS: bool = true;
+
+    fn preview(&self, model: &UNet, settings: &PreviewSettings) -> Result<Vec<(String, RgbImage)>, BoxError> {
+        preview::draw(&self.export_of(model), settings, self.recipe.run.precision, &self.device)
+    }
+
+    /// The UNet's alone, three times its forward pass; not the text encoder's, where captions are encoded in training.
+    fn training_flops(&self) -> Option<f64> {
+        let shape = self.reader.shape();
+        let ([height, width, _], tokens) = (shape.latent, shape.states[0]);
+        Some(3.0 * self.recipe.model.forward_flops(1, [height, width], tokens) as f64)
+    }
+
+    fn timesteps(&self) -> Option<usize> {
+        Some(self.schedule.timesteps())
+    }
+
+    fn at_timesteps(&self, batch: &Batch<NoisySample>, range: Range<usize>) -> Option<Batch<NoisySample>> {
+        let positions = batch.first_position..;
+        let at = |(position, sample): (u64, &NoisySample)| {
+            let latent = sample.latent.at(fixed_timestep(position, range.clone()));
+            NoisySample { latent, condition: sample.condition.clone() }
+        };
+        let items = positions.zip(&batch.items).map(at).collect();
+        Some(Batch { first_position: batch.first_position, items })
     }
 
     fn notices(&self) -> Vec<String> {

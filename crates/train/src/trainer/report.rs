@@ -1,7 +1,7 @@
 //! Events of a run for its trackers: the beginning, what happens, and the end, also of a run that fails.
 
 use crate::stages::StageContext;
-use crate::trackers::{Event, RunOutcome, Tracker, TrackerError, TrackerKind, Trackers};
+use crate::trackers::{Event, RunOutcome, Tracker, TrackerError, TrackerSettings, Trackers};
 use std::cell::{Cell, RefCell};
 
 /// The trackers of a run. They are kept outside of the run's own state, which a step that fails takes with it.
@@ -22,9 +22,15 @@ impl<'a> Reporter<'a> {
 
     /// Opens the trackers of a run that has seen some samples, and tells that it goes on. Entries of more than `kept` samples
     /// are dropped.
-    pub(super) fn begin(&self, samples: u64, kept: u64, config: &str) -> Result<(), TrackerError> {
+    pub(super) fn begin(
+        &self,
+        settings: &TrackerSettings,
+        samples: u64,
+        kept: u64,
+        config: &str,
+    ) -> Result<(), TrackerError> {
         if self.context.collective.is_first() {
-            *self.own.borrow_mut() = Some(Trackers::open(self.context.folder, kept, TrackerKind::ALL)?);
+            *self.own.borrow_mut() = Some(Trackers::open(self.context.folder, kept, settings)?);
         }
         self.samples.set(samples);
         self.running.set(true);
