@@ -11,6 +11,7 @@ pub use init::{InitFrom, InitSettings};
 pub use run::{MemorySettings, RunSettings};
 
 use crate::hooks::HookSettings;
+use crate::mlperf::{self, MlperfSettings};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -58,6 +59,9 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     /// The table `[hooks]`.
     fn hooks(&self) -> &HookSettings;
 
+    /// The table `[mlperf]`.
+    fn mlperf(&self) -> Option<&MlperfSettings>;
+
     /// Checks the shared tables.
     ///
     /// # Errors
@@ -65,13 +69,14 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     fn check_shared(&self) -> Result<(), SettingError> {
         self.data().validate()?;
         self.config().validate()?;
-        self.hooks().validate()
+        self.hooks().validate()?;
+        mlperf::check_tables(self.mlperf(), &self.config(), self.hooks())
     }
 }
 
 /// Declares a task's recipe: the tables that all training recipes have, and the task's own, which are named here.
 ///
-/// The shared keys are `kind`, `data`, `init_from`, `optimizer`, `ema`, `hooks` and `run`.
+/// The shared keys are `kind`, `data`, `init_from`, `optimizer`, `ema`, `hooks`, `mlperf` and `run`.
 macro_rules! training_recipe {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -94,6 +99,9 @@ macro_rules! training_recipe {
             /// What is done between steps.
             #[serde(default, skip_serializing_if = "crate::config::is_usual")]
             pub hooks: crate::hooks::HookSettings,
+            /// The run as one of an MLPerf benchmark, whose log it writes.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub mlperf: Option<crate::mlperf::MlperfSettings>,
             /// Length and book-keeping.
             pub run: crate::config::RunSettings,
         }
@@ -113,6 +121,9 @@ macro_rules! training_recipe {
             }
             fn hooks(&self) -> &crate::hooks::HookSettings {
                 &self.hooks
+            }
+            fn mlperf(&self) -> Option<&crate::mlperf::MlperfSettings> {
+                self.mlperf.as_ref()
             }
         }
     };

@@ -1,14 +1,17 @@
 //! What a run tells of itself while it goes: trackers, one file each.
 //!
 //! All count progress in samples. [`Trackers`] hands every [`Event`] to each of them. A new tracker is a file and a row of
-//! [`TrackerKind`]'s table.
+//! [`TrackerKind`]'s table; the log of an MLPerf benchmark ([`Mllog`]), which only some recipes ask for, is added to them.
 
 mod json_lines;
+mod mllog;
 mod tensorboard;
 
 pub use json_lines::JsonLines;
+pub use mllog::{Mllog, MllogPlan};
 pub use tensorboard::TensorBoard;
 
+use calotype_mlperf::LogError;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,6 +40,9 @@ pub enum TrackerError {
         /// What is wrong.
         reason: String,
     },
+    /// The log of an MLPerf benchmark.
+    #[error(transparent)]
+    Mlperf(#[from] LogError),
     /// A metric's name that stands for something else, or comes twice in a line.
     #[error("metric name `{name}` is reserved or repeated; give every metric of a line its own name")]
     BadName {
