@@ -177,6 +177,15 @@ impl Benchmark {
 }
 
 impl Metric {
+    /// The name in settings and in files of figures.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Fid => "fid",
+            Self::Clip => "clip",
+            Self::ValidationLoss => "validation_loss",
+        }
+    }
+
     /// Whether a result meets the closed division's target; see [`Benchmark::reached`].
     pub fn reached(self, value: f64) -> bool {
         match self {

@@ -5,11 +5,11 @@ use crate::args::{heading, named};
 use anyhow::{Context, Result, bail};
 use calotype_core::words::plain;
 use calotype_mlperf::{
-    Benchmark, Bypass, Division, Log, Metric, NewPackage, PackageReport, RcpSet, Report, Ruleset, Severity,
-    SubmissionStatus, SystemDescription, Verdict, check_log, check_package, check_rcp, check_repository,
+    Benchmark, Bypass, Division, Figures, Log, Metric, NewPackage, PackageReport, PerMetric, RcpSet, Report, Ruleset,
+    Severity, SubmissionStatus, SystemDescription, Verdict, check_log, check_package, check_rcp, check_repository,
     finish_offline, write_package,
 };
-use calotype_train::mlperf::{Figures, LOG, PerMetric};
+use calotype_train::mlperf::LOG;
 use calotype_train::trainer::RECIPE;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
@@ -89,16 +89,14 @@ pub(crate) struct PackageArgs {
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     source: Vec<PathBuf>,
     /// The system's description, a TOML or JSON file. If absent, this machine is described, under the names that the first log gives.
-    #[arg(long, value_name = "FILE", help_heading = SYSTEM)]
+    #[arg(long, value_name = "FILE", help_heading = heading::SYSTEM)]
     system: Option<PathBuf>,
     /// A field of the description, such as cooling=air.
-    #[arg(long, value_name = "NAME=VALUE", help_heading = SYSTEM)]
+    #[arg(long, value_name = "NAME=VALUE", help_heading = heading::SYSTEM)]
     field: Vec<String>,
     #[command(flatten)]
     rules: RulesArgs,
 }
-
-const SYSTEM: &str = "System";
 
 pub(crate) fn mlperf(command: &MlperfCommand) -> Result<()> {
     match command {

@@ -2,10 +2,9 @@
 
 use super::{Hook, HookContext, crossed};
 use crate::config::{DataSettings, SettingError, TrainingRecipe, check, is_usual};
-use crate::mlperf::{Figures, PerMetric, key};
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
-use calotype_mlperf::{Benchmark, Metric};
+use calotype_mlperf::{Benchmark, Figures, Metric, PerMetric};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -46,7 +45,7 @@ impl BenchmarkSettings {
     pub(crate) fn check_results(&self, benchmark: Benchmark) -> Result<(), SettingError> {
         let wrong = |key, problem| Err(SettingError { key, problem });
         if let Some(metric) = self.metrics.as_ref().and_then(|names| names.lacks(benchmark)) {
-            let problem = format!("has no `{}`, which {benchmark} measures", key(metric));
+            let problem = format!("has no `{}`, which {benchmark} measures", metric.key());
             return wrong("hooks.benchmark.metrics", problem);
         }
         match self.figures.is_empty() {
@@ -114,7 +113,7 @@ impl<T: Task> Hook<T> for BenchmarkRun {
             return Ok(());
         }
         let results = self.results(context, benchmark)?;
-        context.log(EVALUATION, results.iter().map(|(metric, value)| (key(*metric), *value)).collect());
+        context.log(EVALUATION, results.iter().map(|(metric, value)| (metric.key(), *value)).collect());
         if mlperf.reached(&results) {
             let told: Vec<_> = results.iter().map(|(metric, value)| format!("{metric} = {value}")).collect();
             context.end(format!("{} reached the targets of {benchmark} ({})", told.join(" and "), self.0.origin()));

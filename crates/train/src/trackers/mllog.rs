@@ -8,7 +8,7 @@
 use super::{Event, RunOutcome, Tracker, TrackerError};
 use crate::config::TrainingRecipe;
 use crate::hooks::{EVALUATION, crossed};
-use crate::mlperf::{LOG, MlperfSettings, key};
+use crate::mlperf::{LOG, MlperfSettings};
 use crate::stages::StageContext;
 use calotype_mlperf::{Log, LogError, LogWriter, Metric, RunStatus, Settings, Value};
 use std::path::Path;
@@ -104,7 +104,7 @@ impl Mllog {
             self.log.other(ORIGIN, Value::from(origin), samples)?;
         }
         for (name, value) in values {
-            if let Some(metric) = Metric::ALL.iter().find(|metric| key(**metric) == *name) {
+            if let Some(metric) = Metric::ALL.iter().find(|metric| metric.key() == *name) {
                 self.log.eval_accuracy(*metric, *value)?;
             }
         }

@@ -1,10 +1,10 @@
 use crate::checkpoint::CheckpointError;
-use crate::mlperf::FiguresError;
 use crate::optim::GroupError;
 use crate::task::BoxError;
 use crate::trackers::TrackerError;
 use calotype_collective::CollectiveError;
 use calotype_core::LockError;
+use calotype_mlperf::FiguresError;
 use calotype_weights::TensorFileError;
 use std::path::PathBuf;
 

@@ -1,18 +1,13 @@
-//! Training as a run of an MLPerf benchmark: the table `[mlperf]`, what the run's log says of its settings, and results of
-//! evaluations that were measured elsewhere (`figures.rs`).
+//! Training as a run of an MLPerf benchmark: the table `[mlperf]`, and what the run's log says of its settings.
 //!
 //! The log is written by a tracker ([`crate::trackers`]), evaluations come from the hook `[hooks.benchmark]` ([`crate::hooks`]);
 //! what logs and rules are, `calotype_mlperf` knows.
-
-mod figures;
-
-pub use figures::{Figure, Figures, FiguresError};
 
 use crate::config::{SettingError, check, is_no, is_usual};
 use crate::hooks::HookSettings;
 use crate::optim::{LrSchedule, Span, TrainConfig, UpdateRule};
 use crate::trainer::RECIPE;
-use calotype_mlperf::{AdamW, Benchmark, Disclosure, Metric, Settings, Submission};
+use calotype_mlperf::{AdamW, Benchmark, Disclosure, Metric, PerMetric, Settings, Submission};
 use calotype_ops::Precision;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -200,61 +195,6 @@ pub(crate) fn check_tables(
         return Err(SettingError { key: "hooks.benchmark", problem: problem.to_owned() });
     };
     hook.check_results(mlperf.submission.benchmark)
-}
-
-/// A value for each of the results that benchmarks measure.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PerMetric<T> {
-    /// Of the Fréchet inception distance.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fid: Option<T>,
-    /// Of the CLIP score, a mean cosine.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub clip: Option<T>,
-    /// Of the validation loss.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub validation_loss: Option<T>,
-}
-
-impl<T> PerMetric<T> {
-    /// The value of a metric.
-    pub fn of(&self, metric: Metric) -> Option<&T> {
-        match metric {
-            Metric::Fid => self.fid.as_ref(),
-            Metric::Clip => self.clip.as_ref(),
-            Metric::ValidationLoss => self.validation_loss.as_ref(),
-        }
-    }
-
-    /// The first metric of a benchmark that has no value.
-    pub(crate) fn lacks(&self, benchmark: Benchmark) -> Option<Metric> {
-        benchmark.metrics().iter().copied().find(|metric| self.of(*metric).is_none())
-    }
-}
-
-impl PerMetric<f64> {
-    /// Whether results reach these targets, and the rules' where there is none: CLIP scores from the target on, everything else up
-    /// to it. A result that is missing or NaN does not.
-    pub fn reached(&self, benchmark: Benchmark, results: &[(Metric, f64)]) -> bool {
-        benchmark.metrics().iter().all(|metric| {
-            let result = results.iter().rev().find(|(found, _)| found == metric).map(|(_, value)| *value);
-            result.is_some_and(|value| match (self.of(*metric), metric) {
-                (None, _) => metric.reached(value),
-                (Some(target), Metric::Clip) => value >= *target,
-                (Some(target), _) => value <= *target,
-            })
-        })
-    }
-}
-
-/// The name of a metric in recipes, in files of figures and in a run's logs.
-pub fn key(metric: Metric) -> &'static str {
-    match metric {
-        Metric::Fid => "fid",
-        Metric::Clip => "clip",
-        Metric::ValidationLoss => "validation_loss",
-    }
 }
 
 #[cfg(test)]

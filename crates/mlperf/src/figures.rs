@@ -1,10 +1,56 @@
-//! Results of evaluations by samples seen, as a recipe or a file holds them.
+//! Results of evaluations by samples seen, as files and settings of programs hold them, and targets in place of the rules'.
 
-use super::{PerMetric, key};
+use crate::offline::Scores;
+use crate::ruleset::{Benchmark, Metric};
 use calotype_core::words::plain;
-use calotype_mlperf::{Benchmark, Metric, Scores};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// A value for each of the results that benchmarks measure.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PerMetric<T> {
+    /// Of the Fréchet inception distance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fid: Option<T>,
+    /// Of the CLIP score, a mean cosine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<T>,
+    /// Of the validation loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<T>,
+}
+
+impl<T> PerMetric<T> {
+    /// The value of a metric.
+    pub fn of(&self, metric: Metric) -> Option<&T> {
+        match metric {
+            Metric::Fid => self.fid.as_ref(),
+            Metric::Clip => self.clip.as_ref(),
+            Metric::ValidationLoss => self.validation_loss.as_ref(),
+        }
+    }
+
+    /// The first metric of a benchmark that has no value.
+    pub fn lacks(&self, benchmark: Benchmark) -> Option<Metric> {
+        benchmark.metrics().iter().copied().find(|metric| self.of(*metric).is_none())
+    }
+}
+
+impl PerMetric<f64> {
+    /// Whether results reach these targets, and the rules' where there is none: CLIP scores from the target on, everything else up
+    /// to it. A result that is missing or NaN does not.
+    pub fn reached(&self, benchmark: Benchmark, results: &[(Metric, f64)]) -> bool {
+        benchmark.metrics().iter().all(|metric| {
+            let result = results.iter().rev().find(|(found, _)| found == metric).map(|(_, value)| *value);
+            result.is_some_and(|value| match (self.of(*metric), metric) {
+                (None, _) => metric.reached(value),
+                (Some(target), Metric::Clip) => value >= *target,
+                (Some(target), _) => value <= *target,
+            })
+        })
+    }
+}
 
 /// Results of one evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,7 +85,7 @@ impl Figure {
 /// `{"samples": 512000, "fid": 240.31, "clip": 0.0704}`.
 ///
 /// ```
-/// use calotype_train::mlperf::Figures;
+/// use calotype_mlperf::Figures;
 /// let figures = Figures::parse("{\"samples\": 8, \"fid\": 3.5, \"clip\": 0.2}\n\n{\"samples\": 16, \"fid\": 2, \"clip\": 0.3}").unwrap();
 /// assert_eq!(figures.at(15).map(|figure| figure.samples), Some(8));
 /// assert!(Figures::parse("{\"samples\": 8, \"FID\": 3.5}").unwrap_err().contains("line 1"));
@@ -127,7 +173,7 @@ impl Figures {
         if let Some((samples, metric)) = lacking {
             return Err(format!(
                 "the figure at {samples} samples has no `{}`, which {benchmark} measures",
-                key(metric)
+                metric.key()
             ));
         }
         match self.0.windows(2).find(|pair| pair[0].samples >= pair[1].samples) {
