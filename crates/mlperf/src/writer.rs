@@ -162,7 +162,7 @@ impl LogWriter {
         self.progress.block
     }
 
-    /// Samples of the last line that has some; 0 before the first.
+    /// Most samples that a line has; 0 before the first.
     pub fn last_samples(&self) -> u64 {
         self.progress.last
     }
