@@ -3,6 +3,7 @@ pub(crate) mod doctor;
 mod drawing;
 pub(crate) mod fid_stats;
 pub(crate) mod generate;
+pub(crate) mod mlperf;
 pub(crate) mod probe;
 pub(crate) mod recipes;
 pub(crate) mod shell;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 use calotype_bench::BenchError;
 use calotype_checkpoints::LayoutError;
 use calotype_core::words::plain;
+use calotype_mlperf::FiguresError;
 use calotype_pipeline::PipelineError;
 use calotype_quickstart::{Options, QuickstartError, run};
 use calotype_train::device::DeviceError;
@@ -78,6 +80,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.is::<DeviceError>()
+        || error.is::<FiguresError>()
         || error.is::<Usage>()
         || error.downcast_ref::<PipelineError>().is_some_and(PipelineError::is_usage)
         || error.downcast_ref::<TaskError>().is_some_and(TaskError::is_usage)

@@ -65,6 +65,26 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("bench data", &["calotype bench data"]),
     ("bench download", &["calotype bench download --images 2000 -- --resize-mode=center_crop --image-size=256"]),
+    (
+        "mlperf",
+        &[
+            "calotype mlperf check runs/sd2 --ruleset 5.0.0",
+            "calotype mlperf package runs/seed-0 runs/seed-1 --out submission --ruleset 5.0.0",
+        ],
+    ),
+    (
+        "mlperf check",
+        &[
+            "calotype mlperf check runs/sd2 --ruleset 5.0.0",
+            "calotype mlperf check submission/results/box/stable_diffusion --ruleset 4.1.0 --full-rcps",
+            "calotype mlperf check submission --ruleset 5.0.0 --bypass-rcp",
+        ],
+    ),
+    ("mlperf finish", &["calotype mlperf finish runs/sd2 --scores scores.jsonl"]),
+    (
+        "mlperf package",
+        &["calotype mlperf package runs/seed-0 runs/seed-1 --out submission --ruleset 5.0.0 --field cooling=air"],
+    ),
     ("recipes", &["calotype recipes", "calotype recipes training/clip/quickstart"]),
     ("doctor", &["calotype doctor"]),
     (

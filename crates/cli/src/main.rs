@@ -52,6 +52,9 @@ enum Command {
     /// Measure speed and memory, as shares of the processor's peak in the same process.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
+    /// End, judge and package the logs of MLPerf training runs.
+    #[command(subcommand)]
+    Mlperf(commands::mlperf::MlperfCommand),
     /// List the built-in recipes with purpose, size, memory and time, or show one with everything it inherits.
     Recipes(commands::recipes::RecipesArgs),
     /// Show what this machine and this build offer, with advice.
@@ -164,6 +167,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => checkpoint::inspect_command(&args),
         Command::Convert(args) => checkpoint::convert_command(&args),
         Command::Bench(command) => commands::bench::bench(&command),
+        Command::Mlperf(command) => commands::mlperf::mlperf(&command),
         Command::Recipes(args) => commands::recipes::recipes(&args),
         Command::Doctor => commands::doctor::doctor(),
         Command::Completions(args) => commands::shell::completions(&args),

@@ -12,6 +12,7 @@ pub mod export;
 pub mod hooks;
 pub mod images;
 pub mod inputs;
+pub mod mlperf;
 pub mod optim;
 pub mod precache;
 pub mod prepare;

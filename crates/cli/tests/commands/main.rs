@@ -8,6 +8,7 @@ mod common;
 mod determinism;
 mod errors;
 mod generate;
+mod mlperf;
 mod precache;
 mod recipes;
 mod resume;

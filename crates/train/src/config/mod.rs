@@ -11,6 +11,7 @@ pub use init::{InitFrom, InitSettings};
 pub use run::{MemorySettings, RunSettings};
 
 use crate::hooks::HookSettings;
+use crate::mlperf::{self, MlperfSettings};
 use crate::prepare::PrepareSettings;
 use crate::trackers::TrackerSettings;
 use crate::trainer::WatchSettings;
@@ -70,6 +71,9 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     /// The table `[watch]`.
     fn watch(&self) -> Option<&WatchSettings>;
 
+    /// The table `[mlperf]`.
+    fn mlperf(&self) -> Option<&MlperfSettings>;
+
     /// Checks the shared tables.
     ///
     /// # Errors
@@ -79,13 +83,14 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
         self.config().validate()?;
         self.hooks().validate()?;
         self.trackers().validate()?;
-        self.watch().map_or(Ok(()), |watch| watch.validate(self.config().optimizer))
+        self.watch().map_or(Ok(()), |watch| watch.validate(self.config().optimizer))?;
+        mlperf::check_tables(self.mlperf(), &self.config(), self.hooks())
     }
 }
 
 /// Declares a task's recipe: the tables that all training recipes have, and the task's own, which are named here.
 ///
-/// The shared keys are `kind`, `init_from`, `prepare`, `data`, `optimizer`, `ema`, `hooks`, `trackers`, `watch` and `run`.
+/// The shared keys are `kind`, `init_from`, `prepare`, `data`, `optimizer`, `ema`, `hooks`, `trackers`, `watch`, `mlperf` and `run`.
 macro_rules! training_recipe {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -117,6 +122,9 @@ macro_rules! training_recipe {
             /// What is looked at while it trains.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub watch: Option<crate::trainer::WatchSettings>,
+            /// The run as one of an MLPerf benchmark, whose log it writes.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub mlperf: Option<crate::mlperf::MlperfSettings>,
             /// Length and book-keeping.
             pub run: crate::config::RunSettings,
         }
@@ -145,6 +153,9 @@ macro_rules! training_recipe {
             }
             fn watch(&self) -> Option<&crate::trainer::WatchSettings> {
                 self.watch.as_ref()
+            }
+            fn mlperf(&self) -> Option<&crate::mlperf::MlperfSettings> {
+                self.mlperf.as_ref()
             }
         }
     };

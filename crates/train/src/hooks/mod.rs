@@ -3,10 +3,13 @@
 //! A hook is due by the samples seen, so that restarts and batch sizes do not change when it runs. It runs behind the
 //! step's entry in the logs and in front of the step's checkpoint; what it finds is logged under the step's samples.
 
+mod benchmark;
 mod evaluate;
 mod preview;
 mod target;
 
+pub use benchmark::BenchmarkSettings;
+pub(crate) use benchmark::EVALUATION;
 pub use evaluate::EvaluateSettings;
 pub use preview::PreviewSettings;
 pub use target::TargetSettings;
@@ -159,6 +162,8 @@ hooks! {
     evaluate: EvaluateSettings, evaluate::Evaluate::open;
     /// Shows in TensorBoard what the model can do.
     preview: PreviewSettings, preview::Preview::open;
+    /// Evaluates as an MLPerf benchmark has it, and ends the run at its targets.
+    benchmark: BenchmarkSettings, benchmark::BenchmarkRun::open;
     /// Ends the run when a number of the logs is good enough.
     target: TargetSettings, target::Target::open;
 }

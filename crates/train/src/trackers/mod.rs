@@ -1,19 +1,22 @@
 //! What a run tells of itself while it goes: trackers, one file each.
 //!
 //! All count progress in samples. [`Trackers`] hands every [`Event`] to each of them. A new tracker is a file and a row of
-//! the table of [`TrackerSettings`].
+//! the table of [`TrackerSettings`]; the log of an MLPerf benchmark ([`Mllog`]), which only some recipes ask for, is added to them.
 
 mod csv;
 mod json_lines;
+mod mllog;
 mod tensorboard;
 pub mod wandb;
 
 pub use self::csv::Csv;
 pub use json_lines::JsonLines;
+pub use mllog::{Mllog, MllogPlan};
 pub use tensorboard::TensorBoard;
 pub use wandb::{Wandb, WandbSettings};
 
 use crate::config::SettingError;
+use calotype_mlperf::LogError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
@@ -51,6 +54,9 @@ pub enum TrackerError {
         /// What is wrong, and where.
         reason: String,
     },
+    /// The log of an MLPerf benchmark.
+    #[error(transparent)]
+    Mlperf(#[from] LogError),
     /// A metric's name that stands for something else, or comes twice in a line.
     #[error("metric name `{name}` is reserved or repeated; give every metric of a line its own name")]
     BadName {

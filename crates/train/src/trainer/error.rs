@@ -4,6 +4,7 @@ use crate::task::BoxError;
 use crate::trackers::TrackerError;
 use calotype_collective::CollectiveError;
 use calotype_core::LockError;
+use calotype_mlperf::FiguresError;
 use calotype_weights::TensorFileError;
 use std::path::PathBuf;
 
@@ -122,6 +123,9 @@ pub enum TrainError {
         /// The cause.
         source: BoxError,
     },
+    /// A file of results that cannot be used.
+    #[error(transparent)]
+    Figures(#[from] FiguresError),
     /// Another process of the run is gone.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
@@ -149,6 +153,7 @@ impl TrainError {
                 | Self::OtherEncoder { .. }
                 | Self::RecordBegun { .. }
                 | Self::Group(_)
+                | Self::Figures(_)
         )
     }
 }

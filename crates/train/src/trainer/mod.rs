@@ -29,7 +29,7 @@ use crate::record::{Recording, StepFigures, StepRecord};
 use crate::sources::open_source;
 use crate::stages::{Recipe, StageContext};
 use crate::task::{BoxError, Loss, StepContext, Task};
-use crate::trackers::{Event, RunOutcome};
+use crate::trackers::{Event, MllogPlan, RunOutcome};
 use crate::trainable::{Trainable, WholeModel};
 use burn::module::Module;
 use calotype_core::progress::{Progress, format_number};
@@ -155,8 +155,10 @@ pub fn train_with<T: Task, A: Trainable<T::Model>>(
     recipe: Recipe<'_, T::Recipe>,
     context: &StageContext<'_>,
 ) -> Result<Outcome<T::Model>, TrainError> {
-    let reporter = Reporter::new(context);
-    let outcome = run_to_an_end(task, trainable, parameters, recipe, &reporter, context);
+    // Shards were compared with their checksums when the stage began.
+    let dataset = open_source(recipe.value.data(), None)?;
+    let reporter = Reporter::new(context, MllogPlan::of(recipe.value, dataset.len(), context));
+    let outcome = run_to_an_end(task, trainable, parameters, recipe, dataset, &reporter, context);
     if outcome.is_err() {
         reporter.fail();
     }
@@ -169,11 +171,10 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     trainable: &A,
     parameters: A::Parameters,
     recipe: Recipe<'_, T::Recipe>,
+    dataset: Arc<dyn Source>,
     reporter: &Reporter<'_>,
     context: &StageContext<'_>,
 ) -> Result<Outcome<T::Model>, TrainError> {
-    // Shards were compared with their checksums when the stage began.
-    let dataset = open_source(recipe.value.data(), None)?;
     let mut run = Run::open(task, trainable, parameters, recipe, reporter, context)?;
     resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders(), context.from)?;
     for (reason, samples) in dataset.left_out() {

@@ -1,5 +1,7 @@
 //! The loop with a model of a few numbers: how runs end, go on, and are shared between processes.
 
+mod mllog;
+
 use super::*;
 use crate::config::{SettingError, training_recipe};
 use crate::optim::Optimizer;
