@@ -3,15 +3,14 @@
 
 use crate::config::{Augment, InitFrom};
 use crate::encoders::{DatasetEncoders, EncoderEntry};
-use crate::precache::EncoderKind;
+use crate::precache::{EncoderKind, ResizeFilter};
 use crate::stages::StageError;
 use crate::tasks::diffusion::DiffusionRecipe;
 use burn::tensor::{DType, Device};
 use calotype_checkpoints::{
-    Checkpoint, Component, ComponentSource, Export, Filter as ResizeFilter, ImageProcessor, LayoutError, Part,
-    Placement, SCALE_UNKNOWN, TextFiles,
+    Checkpoint, Component, ComponentSource, Export, Filter, ImageProcessor, LayoutError, Part, Placement,
+    SCALE_UNKNOWN, TextFiles,
 };
-use calotype_data::image::Filter;
 use calotype_diffusion::{NoiseSchedule, Prediction, ScheduleConfig, ScheduleKind};
 use calotype_models::tokenizer::{TokenizerOptions, clip_files};
 use calotype_models::{
@@ -33,11 +32,12 @@ pub(crate) fn clip_tokenizer(length: usize) -> ClipTokenizer {
 /// How images are prepared for a model that was trained on -1 to 1, with the recipe's filter.
 fn image_processor(size: usize, augment: &Augment) -> ImageProcessor {
     let filter = match augment.filter {
-        Filter::Nearest => ResizeFilter::Nearest,
-        Filter::Box => ResizeFilter::Box,
-        Filter::Bilinear => ResizeFilter::Bilinear,
-        Filter::Lanczos3 => ResizeFilter::Lanczos,
-        Filter::Bicubic => ResizeFilter::Bicubic,
+        ResizeFilter::Nearest => Filter::Nearest,
+        ResizeFilter::Box => Filter::Box,
+        ResizeFilter::Bilinear => Filter::Bilinear,
+        ResizeFilter::Lanczos => Filter::Lanczos,
+        // Processors of images resize levels.
+        ResizeFilter::Bicubic | ResizeFilter::TorchBicubic => Filter::Bicubic,
     };
     ImageProcessor { mean: [0.5; 3], std: [0.5; 3], filter, ..ImageProcessor::clip(size) }
 }

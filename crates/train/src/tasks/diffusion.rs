@@ -1,14 +1,16 @@
-//! Training of the UNet on precached latents, with precached hidden states of captions or a frozen text encoder.
+//! Training of the UNet on precached latents or on images with a frozen autoencoder, and on precached hidden states of
+//! captions or with a frozen text encoder.
 
 use super::denoise::{DenoiseObjective, LatentDrawer, NoisyBatch, NoisyLatent};
 use crate::captions::cut_captions;
 use crate::config::{MemorySettings, SettingError, check, training_recipe};
 use crate::export::{DiffusionExport, DiffusionParts};
-use crate::inputs::{Condition, DiffusionInputs, InputSettings, SampleReader};
+use crate::frozen::FrozenAutoencoder;
+use crate::inputs::{Condition, DiffusionInputs, InputSettings, LatentInput, Reading, SampleReader};
 use crate::sources::open_source;
 use crate::stages::{StageContext, StageError};
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_checkpoints::{Component, Export};
 use calotype_core::{Purpose, Stream};
 use calotype_data::{Batch, SampleRef};
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 training_recipe! {
-    /// Training of the UNet on precached latents and hidden states of captions.
+    /// Training of the UNet.
     DiffusionRecipe {
         /// Where the arrays are in a sample.
         #[serde(default, skip_serializing_if = "crate::config::is_usual")]
@@ -33,7 +35,7 @@ training_recipe! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         text: Option<TextSettings>,
         /// Checkpoint whose autoencoder made the latents, for the pipeline that the run ends with; by default the one that
-        /// the dataset's `encoders.json` names.
+        /// the dataset's `encoders.json` names. With `inputs.resolution`, it encodes the images during training.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         autoencoder: Option<String>,
         /// The UNet.
@@ -51,8 +53,16 @@ training_recipe! {
 /// One sample with all the randomness of its training step.
 #[derive(Debug)]
 pub struct NoisySample {
-    latent: NoisyLatent,
+    latent: SampleLatent,
     condition: Condition,
+}
+
+#[derive(Debug)]
+enum SampleLatent {
+    /// Noised already.
+    Noisy(NoisyLatent),
+    /// An image that is to be encoded first, with its position in the run.
+    Pixels(u64, Vec<f32>),
 }
 
 /// Mean squared error of the prediction at uniformly drawn timesteps (Ho et al. 2020, eq. 14).
@@ -65,24 +75,64 @@ pub struct DiffusionTask {
     parts: DiffusionParts,
     /// Encodes captions, where they are not precached; in a cell, as its weights are read at the first use.
     text: Option<RefCell<TextEncoder>>,
+    /// Encodes images, where their moments are not precached.
+    autoencoder: Option<FrozenAutoencoder>,
     truncated: Arc<AtomicU64>,
     device: Device,
 }
 
 impl DiffusionTask {
-    /// Hidden states of a batch's captions, `[batch, tokens, channels]`.
-    fn states(&self, items: &[NoisySample]) -> Result<Tensor<3>, BoxError> {
-        let (mut states, mut tokens) = (Vec::new(), Vec::new());
+    fn drawer(&self) -> LatentDrawer {
+        let objective = &self.recipe.objective;
+        LatentDrawer {
+            seed: self.recipe.run.seed,
+            shape: self.reader.shape().latent,
+            scale: self.scale_factor as f32,
+            timesteps: self.schedule.timesteps(),
+            draw: objective.timesteps,
+            first: objective.first_timestep,
+            offset: objective.offset_noise as f32,
+        }
+    }
+
+    /// The batch's latents, those of images encoded now.
+    fn latents(&self, items: &mut [NoisySample]) -> Result<Vec<NoisyLatent>, BoxError> {
+        let (mut positions, mut images, mut latents) = (Vec::new(), Vec::new(), Vec::new());
         for item in items {
-            match &item.condition {
-                Condition::States(values) => states.push(values.as_slice()),
-                Condition::Tokens(row) => tokens.push(row.clone()),
+            match std::mem::replace(&mut item.latent, SampleLatent::Pixels(0, Vec::new())) {
+                SampleLatent::Noisy(latent) => latents.push(latent),
+                SampleLatent::Pixels(position, pixels) => {
+                    positions.push(position);
+                    images.push(pixels);
+                }
             }
         }
-        match &self.text {
-            Some(text) => Ok(text.borrow_mut().encode(&tokens, false)?.states),
-            None => Ok(stack(states.into_iter(), &self.reader.shape().states, DType::F32, &self.device)),
+        if let Some(autoencoder) = &self.autoencoder {
+            let (drawer, moments) = (self.drawer(), autoencoder.moments(&images)?);
+            latents.extend(positions.iter().zip(&moments).map(|(position, moments)| drawer.draw(*position, moments)));
         }
+        Ok(latents)
+    }
+
+    /// Hidden states of a batch's captions, `[batch, tokens, channels]`.
+    fn states(&self, items: &[NoisySample]) -> Result<Tensor<3>, BoxError> {
+        let (mut states, mut tokens, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        for item in items {
+            kept.push(if matches!(item.condition, Condition::Zeros(_)) { 0f32 } else { 1.0 });
+            match &item.condition {
+                Condition::States(values) => states.push(values.as_slice()),
+                Condition::Tokens(row) | Condition::Zeros(row) => tokens.push(row.clone()),
+            }
+        }
+        let Some(text) = &self.text else {
+            return Ok(stack(states.into_iter(), &self.reader.shape().states, DType::F32, &self.device));
+        };
+        let encoded = text.borrow_mut().encode(&tokens, false)?.states;
+        if kept.iter().all(|&kept| kept == 1.0) {
+            return Ok(encoded);
+        }
+        let kept = Tensor::<3>::from_data(TensorData::new(kept, [items.len(), 1, 1]), &encoded.device());
+        Ok(encoded.clone() * kept.cast(encoded.dtype()))
     }
 }
 
@@ -102,7 +152,7 @@ impl DiffusionTask {
 
 impl Task for DiffusionTask {
     const KIND: &'static str = "diffusion";
-    const ABOUT: &'static str = "a UNet on precached latents and captions";
+    const ABOUT: &'static str = "a UNet on latents or images, and captions";
 
     type Recipe = DiffusionRecipe;
     type Model = UNet;
@@ -112,6 +162,10 @@ impl Task for DiffusionTask {
         check(recipe.model.added.is_none(), "model.added", || {
             "asks for pooled texts and sizes (Stable Diffusion XL), which training does not give: leave this table out"
                 .to_owned()
+        })?;
+        let (first, timesteps) = (recipe.objective.first_timestep, recipe.schedule.timesteps);
+        check(first < timesteps, "objective.first_timestep", || {
+            format!("{first} leaves none of the schedule's {timesteps} timesteps")
         })?;
         recipe.objective.validate()
     }
@@ -131,6 +185,7 @@ impl Task for DiffusionTask {
             reader: inputs.reader,
             scale_factor: inputs.scale_factor,
             text: inputs.text.map(RefCell::new),
+            autoencoder: inputs.autoencoder,
             truncated: Arc::default(),
             device: context.device.clone(),
         })
@@ -148,29 +203,26 @@ impl Task for DiffusionTask {
         let seed = self.recipe.run.seed;
         let dropout = self.recipe.objective.caption_dropout;
         let (reader, truncated) = (self.reader.clone(), Arc::clone(&self.truncated));
-        let drawer = LatentDrawer {
-            seed,
-            shape: reader.shape().latent,
-            scale: self.scale_factor as f32,
-            timesteps: self.schedule.timesteps(),
-            draw: self.recipe.objective.timesteps,
-        };
+        let drawer = self.drawer();
         Box::new(move |position, sample: &SampleRef<'_>| -> Result<NoisySample, BoxError> {
             let drop = Stream::new(seed, Purpose::CaptionDropout, position).uniform_f64() < dropout;
-            let (moments, condition) = reader.read(position, sample, drop)?;
-            if let Condition::Tokens(tokens) = &condition
-                && counted.contains(&position)
-            {
+            let counted = counted.contains(&position);
+            let (latent, condition) = reader.read(Reading { position, drop, counted }, sample)?;
+            if let (Condition::Tokens(tokens), true) = (&condition, counted) {
                 truncated.fetch_add(u64::from(tokens.truncated > 0), Ordering::Relaxed);
             }
-            Ok(NoisySample { latent: drawer.draw(position, &moments), condition })
+            let latent = match latent {
+                LatentInput::Moments(moments) => SampleLatent::Noisy(drawer.draw(position, &moments)),
+                LatentInput::Pixels(pixels) => SampleLatent::Pixels(position, pixels),
+            };
+            Ok(NoisySample { latent, condition })
         })
     }
 
-    fn loss(&self, model: &UNet, batch: Batch<NoisySample>, step: &StepContext<'_>) -> Result<Loss, BoxError> {
-        let latents = batch.items.iter().map(|sample| &sample.latent);
+    fn loss(&self, model: &UNet, mut batch: Batch<NoisySample>, step: &StepContext<'_>) -> Result<Loss, BoxError> {
+        let latents = self.latents(&mut batch.items)?;
         let (shape, objective) = (self.reader.shape().latent, &self.recipe.objective);
-        let noisy = NoisyBatch::of(latents, shape, &self.schedule, objective, &self.device, step);
+        let noisy = NoisyBatch::of(latents.iter(), shape, &self.schedule, objective, &self.device, step);
         let states = self.states(&batch.items)?;
         step.record("encoder_hidden_states", &states);
         let keep = if self.recipe.memory.recompute_blocks { Keep::Inputs } else { Keep::Activations };
@@ -186,12 +238,16 @@ impl Task for DiffusionTask {
     }
 
     fn encoders(&self) -> Option<String> {
-        let (settings, tower) = (self.recipe.text.as_ref()?, self.text.as_ref()?);
-        Some(format!("{} {}", settings.component, tower.borrow().weights()))
+        let text = self.recipe.text.as_ref().zip(self.text.as_ref());
+        let text = text.map(|(settings, tower)| format!("{} {}", settings.component, tower.borrow().weights()));
+        let images = self.autoencoder.as_ref().map(|encoder| format!("{} {}", Component::Vae, encoder.weights()));
+        let all: Vec<String> = text.into_iter().chain(images).collect();
+        (!all.is_empty()).then(|| all.join(", "))
     }
 
     fn notices(&self) -> Vec<String> {
-        cut_captions(self.truncated.load(Ordering::Relaxed), self.reader.shape().states[0]).into_iter().collect()
+        let cut = cut_captions(self.truncated.load(Ordering::Relaxed), self.reader.shape().states[0]);
+        cut.into_iter().chain(self.reader.notices()).collect()
     }
 }
 
