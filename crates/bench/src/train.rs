@@ -31,8 +31,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Name of the recipe; no file is called so.
+const RECIPE: &str = "calotype-bench/mosaic-step";
 /// The step, as a recipe.
-const RECIPES: &[(&str, &str)] = &[("mosaic", include_str!("mosaic.toml"))];
+const RECIPES: &[(&str, &str)] = &[(RECIPE, include_str!("mosaic.toml"))];
 /// Samples of the synthetic data.
 const SYNTHETIC_SAMPLES: usize = 100_000;
 /// Words of a synthetic caption.
@@ -231,7 +233,7 @@ impl TrainBench {
             overrides.push(format!("ema={{ name = \"constant\", decay = {EMA_DECAY} }}"));
         }
         let loader = RecipeLoader::new().embedded(RECIPES);
-        let TypedRun { value: mut recipe, .. } = load_as::<DiffusionTask>(&loader, "mosaic", &overrides)?;
+        let TypedRun { value: mut recipe, .. } = load_as::<DiffusionTask>(&loader, RECIPE, &overrides)?;
         recipe.model = self.family.conditioned();
         stages::check_recipe::<DiffusionTask>(&recipe)?;
         let source = open_source(&recipe.data, None)?;
@@ -266,14 +268,17 @@ impl TrainBench {
 /// [`BenchError::NotFinite`] if the last loss is no number.
 pub fn run_train(bench: &TrainBench) -> Result<TrainReport, BenchError> {
     bench.validate()?;
-    let budget = bench.budget()?;
+    let search = match bench.microbatch {
+        Microbatch::Auto => Search::Within(bench.budget()?),
+        Microbatch::Size(size) => Search::Given(size),
+    };
     let failed = |source| BenchError::Folder { path: std::env::temp_dir(), source };
     let folder = tempfile::tempdir().map_err(failed)?;
     RandomCheckpoint { dtype: Dtype::F16, ..RandomCheckpoint::new(bench.family.encoders()) }.write(folder.path())?;
     let mut work = Work::new(bench.recipe(folder.path())?, folder.path())?;
-    let (microbatch, probes) = match bench.microbatch {
-        Microbatch::Size(size) => (size, Vec::new()),
-        Microbatch::Auto => {
+    let (microbatch, probes) = match search {
+        Search::Given(size) => (size, Vec::new()),
+        Search::Within(budget) => {
             let fixed = work.fixed_gib();
             largest(bench.batch_size, budget, fixed, |size| work.probe(size))?
         }
@@ -290,7 +295,7 @@ pub fn run_train(bench: &TrainBench) -> Result<TrainReport, BenchError> {
         image_size: bench.image_size,
         batch_size: bench.batch_size,
         device_train_microbatch_size: microbatch,
-        memory_budget_gib: (bench.microbatch == Microbatch::Auto).then_some(budget),
+        memory_budget_gib: search.budget(),
         probes,
         use_ema: bench.use_ema,
         data: bench.source(),
@@ -306,6 +311,23 @@ pub fn run_train(bench: &TrainBench) -> Result<TrainReport, BenchError> {
         peak_rss_gib: peak_rss_gib(),
         schedule: ScheduleCost::of(1, images_per_second, bench.price),
     })
+}
+
+/// How the micro-batch is found.
+#[derive(Clone, Copy)]
+enum Search {
+    Given(usize),
+    /// A budget of memory in GiB.
+    Within(f64),
+}
+
+impl Search {
+    fn budget(self) -> Option<f64> {
+        match self {
+            Self::Given(_) => None,
+            Self::Within(budget) => Some(budget),
+        }
+    }
 }
 
 /// What is trained, and by what.

@@ -96,10 +96,10 @@ impl DiffusionTask {
     }
 
     /// The batch's latents, those of images encoded now.
-    fn latents(&self, items: &mut [NoisySample]) -> Result<Vec<NoisyLatent>, BoxError> {
+    fn latents(&self, samples: Vec<SampleLatent>) -> Result<Vec<NoisyLatent>, BoxError> {
         let (mut positions, mut images, mut latents) = (Vec::new(), Vec::new(), Vec::new());
-        for item in items {
-            match std::mem::replace(&mut item.latent, SampleLatent::Pixels(0, Vec::new())) {
+        for sample in samples {
+            match sample {
                 SampleLatent::Noisy(latent) => latents.push(latent),
                 SampleLatent::Pixels(position, pixels) => {
                     positions.push(position);
@@ -115,36 +115,44 @@ impl DiffusionTask {
     }
 
     /// Hidden states of a batch's captions, `[batch, tokens, channels]`.
-    fn states(&self, items: &[NoisySample]) -> Result<Tensor<3>, BoxError> {
-        let (mut states, mut tokens, mut kept) = (Vec::new(), Vec::new(), Vec::new());
-        for item in items {
-            kept.push(if matches!(item.condition, Condition::Zeros(_)) { 0f32 } else { 1.0 });
-            match &item.condition {
+    fn states(&self, conditions: &[Condition]) -> Result<Tensor<3>, BoxError> {
+        let (mut states, mut tokens) = (Vec::new(), Vec::new());
+        for condition in conditions {
+            match condition {
                 Condition::States(values) => states.push(values.as_slice()),
                 Condition::Tokens(row) | Condition::Zeros(row) => tokens.push(row.clone()),
             }
         }
-        let Some(text) = &self.text else {
-            return Ok(stack(states.into_iter(), &self.reader.shape().states, DType::F32, &self.device));
-        };
-        let encoded = text.borrow_mut().encode(&tokens, false)?.states;
-        if kept.iter().all(|&kept| kept == 1.0) {
-            return Ok(encoded);
+        match &self.text {
+            Some(text) => Ok(without_dropped(text.borrow_mut().encode(&tokens, false)?.states, conditions)),
+            None => Ok(stack(states.into_iter(), &self.reader.shape().states, DType::F32, &self.device)),
         }
-        let kept = Tensor::<3>::from_data(TensorData::new(kept, [items.len(), 1, 1]), &encoded.device());
-        Ok(encoded.clone() * kept.cast(encoded.dtype()))
     }
+}
+
+/// Zeros in the place of the states of dropped captions.
+fn without_dropped(states: Tensor<3>, conditions: &[Condition]) -> Tensor<3> {
+    let dropped = |condition: &Condition| matches!(condition, Condition::Zeros(_));
+    if !conditions.iter().any(dropped) {
+        return states;
+    }
+    let kept: Vec<f32> = conditions.iter().map(|condition| if dropped(condition) { 0.0 } else { 1.0 }).collect();
+    let kept = Tensor::<3>::from_data(TensorData::new(kept, [conditions.len(), 1, 1]), &states.device());
+    let kept = kept.cast(states.dtype());
+    states * kept
 }
 
 impl DiffusionTask {
     fn export_of<'a>(&'a self, model: &'a UNet) -> DiffusionExport<'a> {
+        let objective = &self.recipe.objective;
         DiffusionExport {
             model,
             config: &self.recipe.model,
             schedule: &self.recipe.schedule,
-            prediction: self.recipe.objective.prediction,
+            prediction: objective.prediction,
             latent: self.reader.shape().latent,
             scale_factor: self.scale_factor,
+            dropped: (objective.caption_dropout > 0.0).then_some(objective.dropped_caption),
             parts: &self.parts,
         }
     }
@@ -219,11 +227,13 @@ impl Task for DiffusionTask {
         })
     }
 
-    fn loss(&self, model: &UNet, mut batch: Batch<NoisySample>, step: &StepContext<'_>) -> Result<Loss, BoxError> {
-        let latents = self.latents(&mut batch.items)?;
+    fn loss(&self, model: &UNet, batch: Batch<NoisySample>, step: &StepContext<'_>) -> Result<Loss, BoxError> {
+        let parts = batch.items.into_iter().map(|sample| (sample.latent, sample.condition));
+        let (latents, conditions): (Vec<_>, Vec<_>) = parts.unzip();
+        let latents = self.latents(latents)?;
         let (shape, objective) = (self.reader.shape().latent, &self.recipe.objective);
         let noisy = NoisyBatch::of(latents.iter(), shape, &self.schedule, objective, &self.device, step);
-        let states = self.states(&batch.items)?;
+        let states = self.states(&conditions)?;
         step.record("encoder_hidden_states", &states);
         let keep = if self.recipe.memory.recompute_blocks { Keep::Inputs } else { Keep::Activations };
         Ok(noisy.loss(model, states, self.recipe.run.precision.dtype(&self.device), keep))

@@ -69,6 +69,10 @@ fn dropped_captions_may_be_zeros_wherever_captions_are_encoded() {
         assert!(near(precached, encoded), "{name}: {precached:?} and {encoded:?}");
         assert!(precached != of(&format!("{name}-empty"), "", DroppedCaption::Empty, share), "{name}");
     }
+    // Whoever draws is told.
+    let index = |run: &str| std::fs::read_to_string(world.path(run).join("model/model_index.json")).unwrap();
+    assert!(index("some-precached").contains("\"force_zeros_for_empty_prompt\": true"));
+    assert!(!index("some-empty").contains("force_zeros_for_empty_prompt"));
     // Nothing has to be known of the empty caption.
     std::fs::remove_file(world.path("both").join("conditioning.safetensors")).unwrap();
     of("unknown", "", DroppedCaption::Zeros, 0.5);

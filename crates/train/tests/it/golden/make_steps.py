@@ -5,7 +5,8 @@
 writes `steps.json` next to itself. Weights, latents, noise and states of captions are not stored: both sides compute them from their
 names (`uniform`). Each case is a text of TOML that the test reads as the recipe's tables, and this script by itself. With
 --check, everything is computed in float64 too, and cases whose float32 is further from it than a fifth of the
-test's bounds are refused: they would compare rounding. Made with torch 2.15, diffusers 0.42.1.
+test's bounds are refused: they would compare rounding. Made with torch 2.15, diffusers 0.42.1,
+transformers 5.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
+from transformers import get_inverse_sqrt_schedule
 
 torch.set_num_threads(1)
 
@@ -121,6 +123,16 @@ def loss_of(scheduler, objective, output, clean, noise, timesteps):
     return errors.mean()
 
 
+def stepped(scheduler, step):
+    """The factor of one of PyTorch's schedulers after so many steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    made = scheduler(optimizer)
+    for _ in range(step):
+        optimizer.step()
+        made.step()
+    return optimizer.param_groups[0]["lr"]
+
+
 def learning_rate(table, optimizer, step):
     """Of the step of this number, counted from 1: the rate at its end; of LambdaLinearScheduler, at its beginning."""
     peak, schedule = table["learning_rate"], table.get("schedule", {"name": "constant"})
@@ -139,6 +151,14 @@ def learning_rate(table, optimizer, step):
             return peak * step / warmup
         done = (step - warmup) / (STEPS - warmup)
         return peak * (schedule["final"] + (1 - schedule["final"]) * 0.5 * (1 + math.cos(math.pi * done)))
+    if name == "step":
+        every = schedule["every"]["steps"]
+        return peak * stepped(lambda o: torch.optim.lr_scheduler.StepLR(o, every, schedule["gamma"]), step)
+    if name == "multi_step":
+        points = [point["steps"] for point in schedule["milestones"]]
+        return peak * stepped(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, points, schedule["gamma"]), step)
+    if name == "inverse_sqrt":
+        return peak * get_inverse_sqrt_schedule(optimizer, warmup).lr_lambdas[0](step)
     named = {"constant": "constant_with_warmup"}.get(name, name)
     power = {"power": schedule["power"]} if "power" in schedule else {}
     made = get_scheduler(named, optimizer, num_warmup_steps=warmup, num_training_steps=STEPS, **power)
@@ -252,6 +272,10 @@ CASES = {
     "polynomial": case("tiny", EPSILON, rate('name = "polynomial", warmup = { steps = 5 }, power = 2.0, final = 1e-7')),
     "lambda linear": case("tiny", EPSILON, rate(
         'name = "lambda_linear", warmup = { steps = 5 }, f_start = 0.01, f_min = 0.1, cycle = { steps = 20 }')),
+    "inverse root": case("tiny", EPSILON, rate('name = "inverse_sqrt", warmup = { steps = 5 }')),
+    "steps": case("tiny", EPSILON, rate('name = "step", every = { steps = 7 }, gamma = 0.5')),
+    "milestones": case("tiny", EPSILON, rate(
+        'name = "multi_step", milestones = [{ steps = 4 }, { steps = 12 }], gamma = 0.3')),
     "diffusers average": case("tiny", V, ema='name = "diffusers"\ndecay = 0.9999\nwarmup = true'),
     "constant average": case("tiny", V, ema='name = "constant"\ndecay = 0.9'),
 }
