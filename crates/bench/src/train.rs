@@ -274,8 +274,10 @@ pub fn run_train(bench: &TrainBench) -> Result<TrainReport, BenchError> {
     };
     let failed = |source| BenchError::Folder { path: std::env::temp_dir(), source };
     let folder = tempfile::tempdir().map_err(failed)?;
+    // Samples that cannot be read are found out before gigabytes of weights are written.
+    let recipe = bench.recipe(folder.path())?;
     RandomCheckpoint { dtype: Dtype::F16, ..RandomCheckpoint::new(bench.family.encoders()) }.write(folder.path())?;
-    let mut work = Work::new(bench.recipe(folder.path())?, folder.path())?;
+    let mut work = Work::new(recipe, folder.path())?;
     let (microbatch, probes) = match search {
         Search::Given(size) => (size, Vec::new()),
         Search::Within(budget) => {

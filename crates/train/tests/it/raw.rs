@@ -3,6 +3,8 @@
 use crate::precache::{MOMENTS, STATES, World, diffusion, train};
 use calotype_train::inputs::DroppedCaption;
 use calotype_train::tasks::diffusion::DiffusionRecipe;
+use calotype_train::trainer::CHECKPOINTS;
+use std::fs;
 use std::path::Path;
 
 /// A diffusion recipe in `f32` on a dataset, with more tables.
@@ -52,6 +54,38 @@ fn images_encoded_in_training_give_the_bits_of_precached_moments() {
     assert!(seen[0] != seen[1] && seen[1] != seen[2], "range and filter matter: {seen:?}");
 }
 
+/// A run's folder as it was when its process was killed behind its first checkpoint.
+fn killed(world: &World, run: &str, copy: &str) {
+    let (from, to) = (world.path(run), world.path(copy));
+    let mut checkpoints: Vec<_> =
+        fs::read_dir(from.join(CHECKPOINTS)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    checkpoints.sort();
+    let place = to.join(CHECKPOINTS).join(checkpoints[0].file_name().unwrap());
+    fs::create_dir_all(&place).unwrap();
+    for entry in fs::read_dir(&checkpoints[0]).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, place.join(path.file_name().unwrap())).unwrap();
+    }
+    for file in ["recipe.toml", "encoders.json", "metrics.jsonl"] {
+        fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+}
+
+#[test]
+fn runs_on_images_resume_to_the_same_bits_and_know_their_encoders() {
+    let world = World::new();
+    let tables = format!("[inputs]\nresolution = 32\n[text]\nmodel = {:?}\nprecision = \"f32\"\n", world.path("clip"));
+    let mut raw = recipe(&world.path("images"), &tables);
+    raw.autoencoder = Some(world.path("autoencoder").display().to_string());
+    let expected = losses(&world, "whole", raw.clone());
+    killed(&world, "whole", "resumed");
+    assert_eq!(losses(&world, "resumed", raw), expected);
+    let unet = |run: &str| fs::read(world.path(run).join("model/unet/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(unet("whole") == unet("resumed"));
+    let encoders = fs::read_to_string(world.path("whole").join("encoders.json")).unwrap();
+    assert!(encoders.contains("text_encoder ") && encoders.contains(", vae "), "{encoders}");
+}
+
 #[test]
 fn dropped_captions_may_be_zeros_wherever_captions_are_encoded() {
     let world = World::new();
@@ -70,11 +104,11 @@ fn dropped_captions_may_be_zeros_wherever_captions_are_encoded() {
         assert!(precached != of(&format!("{name}-empty"), "", DroppedCaption::Empty, share), "{name}");
     }
     // Whoever draws is told.
-    let index = |run: &str| std::fs::read_to_string(world.path(run).join("model/model_index.json")).unwrap();
+    let index = |run: &str| fs::read_to_string(world.path(run).join("model/model_index.json")).unwrap();
     assert!(index("some-precached").contains("\"force_zeros_for_empty_prompt\": true"));
     assert!(!index("some-empty").contains("force_zeros_for_empty_prompt"));
     // Nothing has to be known of the empty caption.
-    std::fs::remove_file(world.path("both").join("conditioning.safetensors")).unwrap();
+    fs::remove_file(world.path("both").join("conditioning.safetensors")).unwrap();
     of("unknown", "", DroppedCaption::Zeros, 0.5);
 }
 
