@@ -60,6 +60,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("bench kernels", &["calotype bench kernels --filter attention --precision bf16"]),
     ("bench unet", &["calotype bench unet --family sd2 --resolution 512 --mode train --profile"]),
     (
+        "bench train",
+        &[
+            "calotype bench train --use-synth-data --use-ema --batch-size 4 --window 3",
+            "calotype bench train --family tiny --remote mds-folder --image-size 64 --batch-size 64 --price 0.05",
+        ],
+    ),
+    (
         "bench generate",
         &["calotype bench generate --family sd2", "calotype bench generate --model sdxl-folder --steps 8"],
     ),

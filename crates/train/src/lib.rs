@@ -9,6 +9,7 @@ pub mod config;
 pub mod device;
 pub mod encoders;
 pub mod export;
+pub mod frozen;
 pub mod hooks;
 pub mod images;
 pub mod inputs;

@@ -47,11 +47,17 @@ pub enum InputRange {
 }
 
 impl InputRange {
-    fn of(self, side: usize) -> ImageInput {
+    /// The numbers of level 0 and of level 255.
+    pub fn ends(self) -> (f32, f32) {
         match self {
-            Self::MinusOneOne => ImageInput::in_range(side, -1.0, 1.0),
-            Self::MlperfZeroOne => ImageInput::in_range(side, 0.0, 1.0),
+            Self::MinusOneOne => (-1.0, 1.0),
+            Self::MlperfZeroOne => (0.0, 1.0),
         }
+    }
+
+    pub(crate) fn of(self, side: usize) -> ImageInput {
+        let (low, high) = self.ends();
+        ImageInput::in_range(side, low, high)
     }
 }
 
@@ -68,18 +74,21 @@ pub enum ResizeFilter {
     Lanczos,
     /// Pillow's box.
     Box,
+    /// Pillow's nearest.
+    Nearest,
     /// Bicubic in floats, never rounded to levels: torchvision's `Resize` of tensors, behind `ToTensor`.
     TorchBicubic,
 }
 
 impl ResizeFilter {
     /// Pillow's filter; none if levels are not rounded.
-    fn of_levels(self) -> Option<Filter> {
+    pub(crate) fn of_levels(self) -> Option<Filter> {
         match self {
             ResizeFilter::Bicubic => Some(Filter::Bicubic),
             ResizeFilter::Bilinear => Some(Filter::Bilinear),
             ResizeFilter::Lanczos => Some(Filter::Lanczos3),
             ResizeFilter::Box => Some(Filter::Box),
+            ResizeFilter::Nearest => Some(Filter::Nearest),
             ResizeFilter::TorchBicubic => None,
         }
     }

@@ -2,7 +2,8 @@
 
 use super::{SettingError, check, is_no, is_usual};
 use crate::captions::CaptionSettings;
-use calotype_data::image::{Background, DecodeOptions, Filter};
+use crate::precache::ResizeFilter;
+use calotype_data::image::{Background, DecodeOptions};
 use calotype_data::source::SampleFilter;
 use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::transform::Place;
@@ -121,8 +122,14 @@ impl DataSettings {
         })?;
         check(self.threads > 0, "data.threads", || "must be at least 1".to_owned())?;
         self.captions.validate()?;
-        check((0.0..=1.0).contains(&self.augment.flip), "data.augment.flip", || {
-            format!("{} is no probability; use 0 to 1", self.augment.flip)
+        let augment = &self.augment;
+        check((0.0..=1.0).contains(&augment.flip), "data.augment.flip", || {
+            format!("{} is no probability; use 0 to 1", augment.flip)
+        })?;
+        let plain = augment.crop == Place::Center && augment.flip == 0.0;
+        check(augment.filter != ResizeFilter::TorchBicubic || plain, "data.augment.filter", || {
+            "torch_bicubic cuts out the middle and mirrors nothing: use crop = \"center\" and flip = 0, or filter = \"bicubic\""
+                .to_owned()
         })
     }
 }
@@ -136,13 +143,14 @@ pub struct Augment {
     pub crop: Place,
     /// Probability of mirroring left and right.
     pub flip: f32,
-    /// Filter of resizing: `nearest`, `box`, `bilinear`, `bicubic` or `lanczos`, each as Pillow's.
-    pub filter: Filter,
+    /// Filter of resizing: `nearest`, `box`, `bilinear`, `bicubic` or `lanczos`, each as Pillow's; or `torch_bicubic`, in
+    /// floats as torchvision resizes tensors, which takes the middle and mirrors nothing.
+    pub filter: ResizeFilter,
 }
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { crop: Place::Center, flip: 0.0, filter: Filter::Bicubic }
+        Self { crop: Place::Center, flip: 0.0, filter: ResizeFilter::Bicubic }
     }
 }
 
