@@ -277,9 +277,10 @@ mod tests {
             assert!(error.to_string().contains(part) && error.is_usage(), "{error}");
         }
         let store = CheckpointStore::open(folder.path().join(AVERAGES), PREFIX).unwrap();
-        store.save(900, Vec::new(), &serde_json::json!({ "sigma_rel": [2.0] })).unwrap();
+        let tensors = || [LazyTensor::f32("average0.trained", [2], || vec![0.0; 2])];
+        store.save(900, tensors(), &serde_json::json!({ "sigma_rel": [2.0] })).unwrap();
         assert!(error(wanted(0.1, None)).to_string().contains("sigma_rel = 2"));
-        store.save(900, Vec::new(), &serde_json::json!({})).unwrap();
+        store.save(900, tensors(), &serde_json::json!({})).unwrap();
         assert!(error(wanted(0.1, None)).to_string().contains("remove its folder"));
         assert!(!error(wanted(0.1, None)).is_usage());
         // Of another model.

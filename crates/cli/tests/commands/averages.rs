@@ -10,7 +10,7 @@ const POST_HOC: [&str; 5] = [
     "run.samples=384",
     "ema.name=post_hoc",
     "ema.snapshot_every=64",
-    "optimizer.state=8bit",
+    "optimizer.state=\"8bit\"",
     "optimizer.schedule.name=constant",
 ];
 
@@ -31,11 +31,9 @@ fn unet_of(model: &Path) -> Vec<u8> {
 /// The tensors of all snapshots of a run, by folder.
 fn snapshots(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(run.join("averages")).unwrap().map(|entry| entry.unwrap());
-    let named = entries.map(|entry| {
-        let tensors = fs::read(entry.path().join("tensors.safetensors")).unwrap();
-        (entry.file_name().into_string().unwrap(), tensors)
-    });
-    named.filter(|(name, _)| name.starts_with("average-")).collect()
+    let named = entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.path()));
+    let complete = named.filter(|(name, _)| name.starts_with("average-"));
+    complete.map(|(name, path)| (name, fs::read(path.join("tensors.safetensors")).unwrap())).collect()
 }
 
 #[test]

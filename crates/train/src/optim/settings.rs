@@ -8,7 +8,6 @@ use super::rule::UpdateRule;
 use super::state::StateForm;
 use super::table::read;
 use crate::config::{RunSettings, SettingError};
-use calotype_core::progress::format_number;
 use calotype_core::system::format_count;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -276,10 +275,10 @@ impl<'a> TrainConfig<'a> {
         let batch = self.run.batch_size as u64;
         let mut found = Vec::new();
         if let Some(base) = self.optimizer.base_learning_rate {
-            let peak = format_number(self.optimizer.peak(batch));
+            // Of a product, an f32 shows what was meant: 6.4e-5, and not 6.400000000000001e-5.
+            let peak = self.optimizer.peak(batch) as f32;
             found.push(format!(
-                "optimizer.base_learning_rate {} × {} samples of a batch = a learning rate of {peak}",
-                format_number(base),
+                "optimizer.base_learning_rate {base:e} × {} samples of a batch = a learning rate of {peak:e}",
                 format_count(batch)
             ));
         }
@@ -375,6 +374,33 @@ mod tests {
         assert_eq!(read_settings(&written), settings);
         let both = error("learning_rate = 1e-4\nbase_learning_rate = 1e-7");
         assert!(both.contains("remove one"), "{both}");
+    }
+
+    #[test]
+    fn published_units_are_told_as_samples_and_rates() {
+        let run = RunSettings {
+            seed: 0,
+            samples: 1 << 20,
+            batch_size: 512,
+            precision: Default::default(),
+            log_every: 1,
+            checkpoint_every: 1,
+            keep_checkpoints: 1,
+        };
+        let text = "base_learning_rate = 1.25e-7\nschedule = { name = 'lambda_linear', warmup = { steps = 1000 } }";
+        let optimizer = read_settings(text);
+        let ema: EmaSettings = toml::from_str("name = 'lit_ema'\nstart = { steps = 10 }\ninterval = 512").unwrap();
+        let told = TrainConfig::new(&run, &optimizer, Some(&ema)).conversions();
+        assert_eq!(
+            told,
+            [
+                "optimizer.base_learning_rate 1.25e-7 × 512 samples of a batch = a learning rate of 6.4e-5",
+                "optimizer.schedule.warmup 1,000 steps × 512 = 512,000 samples",
+                "ema.start 10 steps × 512 = 5,120 samples",
+            ]
+        );
+        let plain = read_settings("learning_rate = 1e-4\nschedule = { name = 'cosine', warmup = 2000 }");
+        assert!(TrainConfig::new(&run, &plain, None).conversions().is_empty());
     }
 
     #[test]
