@@ -32,6 +32,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "ema",
+        &[
+            "calotype ema runs/unet --sigma-rel 0.12 --out averaged",
+            "calotype ema runs/unet --sigma-rel 0.05 --at 100000 --out early",
+        ],
+    ),
+    (
         "generate",
         &[
             "calotype generate \"a red fox in the snow\" --model v1-5-pruned.safetensors --negative \"blurry\" --seed 7",

@@ -38,6 +38,8 @@ enum Command {
     /// Train one model by a recipe; an earlier run in the same folder is continued.
     #[command(after_help = train_help())]
     Train(TrainArgs),
+    /// Write the model of a training run with an average of its weights that is made afterwards, of any width.
+    Ema(commands::ema::EmaArgs),
     /// Draw images with a checkpoint of Stable Diffusion, or with what a quickstart or a training run made.
     Generate(Box<commands::generate::GenerateArgs>),
     /// Run one network of a checkpoint on given tensors, with gradients if wanted.
@@ -161,6 +163,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Quickstart(args) => commands::quickstart(&args),
         Command::Train(args) => commands::train(&args),
+        Command::Ema(args) => commands::ema::ema_command(&args),
         Command::Generate(args) => commands::generate::generate_command(&args),
         Command::Data(args) => data::data(&args),
         Command::Probe(args) => commands::probe::probe_command(&args),

@@ -27,12 +27,12 @@ pub mod profile;
 mod recompute;
 mod weight;
 
-pub use calotype_kernels::{Activation, AdamW, Pooling, Sgd, StoredType};
+pub use calotype_kernels::{Activation, AdamW, MOMENT_BLOCK, MomentKind, Pooling, Sgd, StoredType};
 pub use flex::DiffusionOps;
 pub use functions::*;
 pub use optimizer::{
-    ParameterState, StepParams, Update, adamw_step, ema_step, optimizer_step, optimizer_steps, sum_of_squares,
-    sums_of_squares,
+    EightBitMoment, EightBitState, ParameterState, StepParams, Update, adamw_step, adamw_steps_in_eight_bits, ema_step,
+    optimizer_step, optimizer_steps, sum_of_squares, sums_of_squares,
 };
 pub use peaks::Peaks;
 pub use precision::Precision;

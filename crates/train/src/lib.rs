@@ -3,6 +3,7 @@
 //! [`task::Task`] is what one kind of training is; [`tasks`] holds them, one a file. [`stages::train`] runs one from its
 //! recipe to the exported model.
 
+pub mod averages;
 pub mod captions;
 pub mod checkpoint;
 pub mod config;

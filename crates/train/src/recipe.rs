@@ -563,10 +563,12 @@ fn join(prefix: &str, key: &str) -> String {
 }
 
 /// Keys that say the same in other ways: a place that sets the first takes back the others that an earlier place set.
-const REPLACED: [(&str, &[&str]); 3] = [
+const REPLACED: [(&str, &[&str]); 5] = [
     ("data.sources", &["data.path"]),
     ("data.path", &["data.sources"]),
     ("optimizer.schedule.name", &["optimizer.decay", "optimizer.warmup_samples"]),
+    ("optimizer.learning_rate", &["optimizer.base_learning_rate"]),
+    ("optimizer.base_learning_rate", &["optimizer.learning_rate"]),
 ];
 
 /// Tables whose `name` decides which other keys they have: table, its usual name, keys that all names have. A place that sets
@@ -578,6 +580,8 @@ const NAMED: [(&str, &str, &[&str]); 3] = [
         "adamw",
         &[
             "learning_rate",
+            "base_learning_rate",
+            "state",
             "weight_decay",
             "gradient_clip",
             "accumulate",

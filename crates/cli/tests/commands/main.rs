@@ -1,5 +1,6 @@
 //! The program from the outside: its commands, its errors, and what it promises about stops and repetitions.
 
+mod averages;
 mod basics;
 mod bench;
 mod checkpoints;

@@ -222,9 +222,13 @@ impl Checkpoint {
     /// that reading a whole checkpoint takes no more than what is made of it.
     ///
     /// # Errors
-    /// [`TensorFileError`] for a tensor that is not there, has another shape or is not of floats.
+    /// [`TensorFileError`] for a tensor that is not there, has another shape, or is neither of floats nor of bytes (`U8`).
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TensorFileError> {
-        let values = self.tensors.get_shaped(name, shape)?.to_f32_vec();
+        let view = self.tensors.get_shaped(name, shape)?;
+        let values = match view.dtype() {
+            Dtype::U8 => Ok(view.data().iter().map(|&byte| f32::from(byte)).collect()),
+            _ => view.to_f32_vec(),
+        };
         self.tensors.release(name);
         values
     }

@@ -7,6 +7,7 @@
 //! Of several processes ([`calotype_collective`]) each computes its part of every batch, all take the same steps with the
 //! mean gradient, and the first one writes.
 
+mod averages;
 mod error;
 mod gradients;
 mod places;
@@ -22,7 +23,7 @@ pub(crate) use resume::{Claim, check_from, claim};
 pub use watch::{OnNonFinite, WatchSettings};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, module_tensors};
-use crate::config::{TrainConfig, TrainingRecipe};
+use crate::config::{EmaSettings, TrainConfig, TrainingRecipe};
 use crate::hooks::{self, Found, Hook, HookContext, HookRun, LazyModel};
 use crate::optim::{NotFinite, Optimizer, Position, StepGradients, Stepping};
 use crate::record::{Recording, StepFigures, StepRecord};
@@ -201,6 +202,7 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
         reporter.seen(run.samples);
         run.skipped_here = loader.skipped();
         run.call_hooks(&mut hooks)?;
+        run.keep_averages()?;
         // The last checkpoint is saved behind the last entry of the logs.
         if run.wants_checkpoint() && !run.is_complete() {
             run.save()?;
@@ -816,7 +818,7 @@ pub(crate) fn remarks(config: &TrainConfig<'_>, dataset: usize) -> Vec<String> {
         let [batch, dataset] = [batch as u64, dataset as u64].map(format_count);
         remarks.push(format!("run.batch_size is {batch}: every batch repeats samples, for the dataset has {dataset}"));
     }
-    if config.optimizer.learning_rate == 0.0 {
+    if config.optimizer.peak(batch as u64) == 0.0 {
         remarks.push("optimizer.learning_rate is 0: the weights stay as they are".to_owned());
     }
     remarks
@@ -891,12 +893,16 @@ fn weighted_mean(values: &[(f64, f64)]) -> f64 {
     }
 }
 
-/// Largest size on disk of a run's checkpoints, one in the making included.
+/// Largest size on disk of a run's checkpoints, one in the making included, and of its snapshots of averages.
 pub fn checkpoint_bytes(parameters: usize, config: &TrainConfig<'_>) -> u64 {
-    // Weights, moments and the average where there is one, in f32.
-    let copies = 1 + config.optimizer.rule.get().moments().len() + usize::from(config.ema.is_some());
-    let kept = config.run.keep_every.map_or(0, |every| end_of(config) / every);
-    (parameters * copies * 4) as u64 * (config.run.keep_checkpoints as u64 + 1 + kept)
+    // Weights and the averages that there are, in f32; moments.
+    let averages = config.ema.map_or(0, |ema| 1 + ema.form.get().beside().len());
+    let moments = config.optimizer.rule.get().moments().len() * config.optimizer.state.bytes();
+    let checkpoints =
+        config.run.keep_checkpoints as u64 + 1 + config.run.keep_every.map_or(0, |every| end_of(config) / every);
+    let snapshots = config.ema.and_then(EmaSettings::snapshot_every).map_or(0, |every| end_of(config) / every + 1);
+    let checkpoint = ((1 + averages) * 4 + moments) as u64;
+    parameters as u64 * (checkpoints * checkpoint + snapshots * 4 * averages as u64)
 }
 
 fn restore<M: Module>(
