@@ -73,8 +73,13 @@ trap 'rm -rf "$work"' EXIT
 if [ "${1:-}" = "--write" ]; then
     cp "$work/verdicts.json" "$golden"
 fi
-if ! diff "$golden" "$work/verdicts.json"; then
+diff "$golden" "$work/verdicts.json" >"$work/difference" && result=ok || result=FAILED
+cat "$work/difference"
+# Of cases that differ, both sides name the case.
+failed="$(sed -n 's/^[<>] *\("[^"]*"\): .*/\1/p' "$work/difference" | sort -u | wc -l)"
+passed=$(($(grep -c '"verdict"' "$golden") - failed))
+echo "test result: $result. $passed passed; $failed failed"
+if [ "$result" != ok ]; then
     echo "the official checkers' verdicts are not those of $golden"
     exit 1
 fi
-echo "$(grep -c '"verdict"' "$golden") verdicts of mlperf-logging are the golden ones"

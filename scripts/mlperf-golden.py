@@ -2,7 +2,8 @@
 
     mlperf-golden.py FOLDER                 reads FOLDER/cases.json, prints {name: {"verdict", ...}} as JSON
     mlperf-golden.py --log FILE RULESET     the verdict on one log
-    mlperf-golden.py --tree FOLDER RULESET  the verdict on a submission's tree
+    mlperf-golden.py --tree FOLDER RULESET [--bypass-rcp]
+                                            the verdict on a submission's tree
 
 A verdict is "pass", "fail", or "stop" where a checker breaks off with an exception. Further fields are figures and names: "keys" of the
 log that the compliance checker complains about, the "basis" among the reference points, the "scaling" factor, the "minutes" of the score.
@@ -80,7 +81,8 @@ def score(folder, ruleset):
         with open(f"{folder}/scaling.json") as file:
             factor = json.load(file)["scaling_factor"]
         os.remove(f"{folder}/scaling.json")
-    figures = result_summarizer._compute_strong_score_standalone(os.path.basename(folder), "box", False, folder, "training", ruleset)
+    benchmark, system = os.path.basename(folder), os.path.basename(os.path.dirname(folder))
+    figures = result_summarizer._compute_strong_score_standalone(benchmark, system, False, folder, "training", ruleset)
     return {"scaling": factor} | ({"minutes": figures[0] * factor} if all_succeeded(folder) else {})
 
 
@@ -116,7 +118,8 @@ def main(arguments):
     if arguments[0] == "--log":
         print(judged(lambda: check_log(arguments[1], arguments[2], False))["verdict"])
     elif arguments[0] == "--tree":
-        print(judged(lambda: check_tree(arguments[1].rstrip("/"), arguments[2]))["verdict"])
+        bypass = "--bypass-rcp" in arguments[3:]
+        print(judged(lambda: check_tree(arguments[1].rstrip("/"), arguments[2], rcp_bypass=bypass))["verdict"])
     else:
         with open(f"{arguments[0]}/cases.json") as file:
             cases = json.load(file)

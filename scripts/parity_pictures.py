@@ -138,7 +138,7 @@ def refiner_cases(args, pipeline, size, folder, start, rows):
     second.save_pretrained(folder / "refiner")
     out, model = folder / "out", folder / "refiner"
     given = ["--image", folder / "start.png", "--strength", 0.6]
-    theirs = diffusers_pictures(second, size, 6, image=start, strength=0.6)
+    theirs = diffusers_images(second, size, 6, image=start, strength=0.6)
     compare(args, "SDXL refiner alone", calotype(args, model, out, size, 6, *given), theirs, rows)
     for share in [0.8, 0.5]:
         theirs = refined_pictures(pipeline, second, size, 10, share)

@@ -84,7 +84,14 @@ def diffusion(folder, recipe):
 
     def loss(inputs):
         target, weight = inputs.pop("target"), inputs.pop("loss_weight", None)
-        errors = F.mse_loss(model(**inputs).sample, target, reduction="none").mean((1, 2, 3))
+        threshold, factor = (inputs.pop(name, None) for name in ("huber_threshold", "huber_factor"))
+        output = model(**inputs).sample
+        if threshold is None:
+            errors = F.mse_loss(output, target, reduction="none")
+        else:
+            threshold, factor = (values.view(-1, 1, 1, 1) for values in (threshold, factor))
+            errors = factor * (torch.sqrt((output - target) ** 2 + threshold**2) - threshold)
+        errors = errors.mean((1, 2, 3))
         return (errors if weight is None else errors * weight).mean()
 
     return model, loss

@@ -1,7 +1,7 @@
 //! The kernels one by one.
 
+use crate::Peaks;
 use crate::cases::{Case, Limit, Work, cases};
-use crate::peaks::Peaks;
 use crate::{BenchError, json_line, median};
 use burn::tensor::Device;
 use calotype_kernels::{MemoryBandwidth, isa_name, memory_bandwidth, threads};

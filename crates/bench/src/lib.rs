@@ -1,6 +1,6 @@
 //! Benchmarks: every kernel by itself ([`run_kernels`]) and a UNet's forward pass or training step ([`run_unet`]), both
 //! against what the processor is measured to do at most in the same process; and the stages of drawing images from a
-//! checkpoint ([`run_generate`]).
+//! checkpoint ([`run_generate`]); and whole training steps as MosaicML's diffusion-benchmark times them ([`run_train`]).
 //!
 //! Nothing here prints: rows and reports write themselves as lines for people (`Display`) or as JSON objects of one
 //! line (`json`). All rates count nominal work: the multiply-adds of the definition, and each byte of the operands once.
@@ -8,21 +8,29 @@
 mod cases;
 mod generate;
 mod kernels;
-mod peaks;
+mod microbatch;
+mod mosaic;
 mod profile;
 mod setting;
+mod train;
 mod unet;
 
+pub use calotype_ops::Peaks;
 pub use generate::{GenerateBench, GenerateReport, StageReport, run_generate};
 pub use kernels::{KernelRow, run_kernels};
-pub use peaks::Peaks;
+pub use microbatch::MicrobatchProbe;
+pub use mosaic::{PUBLISHED, SCHEDULE_IMAGES, ScheduleCost, WINDOW};
 pub use profile::{Profile, ProfileRow};
 pub use setting::{Family, Mode};
+pub use train::{Microbatch, TrainBench, TrainReport, run_train};
 pub use unet::{UNetBench, UNetReport, run_unet};
 
 use calotype_checkpoints::LayoutError;
 use calotype_models::ConfigError;
 use calotype_pipeline::PipelineError;
+use calotype_train::stages::StageError;
+use calotype_train::task::BoxError;
+use calotype_train::tasks::TaskError;
 use std::path::PathBuf;
 
 /// Why a benchmark could not be run.
@@ -59,6 +67,18 @@ pub enum BenchError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The training task cannot be set up.
+    #[error(transparent)]
+    Stage(Box<StageError>),
+    /// Its recipe cannot be read.
+    #[error(transparent)]
+    Task(Box<TaskError>),
+    /// The samples cannot be read.
+    #[error(transparent)]
+    Data(#[from] calotype_data::Error),
+    /// A training step failed.
+    #[error("a training step failed: {0}")]
+    Step(BoxError),
     /// The network's output is not a number, so its speed means nothing.
     #[error("{family} gave {value} instead of a finite number; its timing is void")]
     NotFinite {
@@ -75,6 +95,8 @@ impl BenchError {
         match self {
             BenchError::Setting { .. } | BenchError::NoMatch { .. } => true,
             BenchError::Pipeline(error) => error.is_usage(),
+            BenchError::Stage(error) => error.is_usage(),
+            BenchError::Task(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -83,6 +105,18 @@ impl BenchError {
 impl From<PipelineError> for BenchError {
     fn from(error: PipelineError) -> Self {
         Self::Pipeline(Box::new(error))
+    }
+}
+
+impl From<StageError> for BenchError {
+    fn from(error: StageError) -> Self {
+        Self::Stage(Box::new(error))
+    }
+}
+
+impl From<TaskError> for BenchError {
+    fn from(error: TaskError) -> Self {
+        Self::Task(Box::new(error))
     }
 }
 

@@ -3,17 +3,18 @@
 use crate::profile::Profile;
 use crate::setting::{Family, Mode};
 use crate::{BenchError, Peaks, json_line, median};
+use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_core::system::peak_rss_gib;
 use calotype_core::{Purpose, Stream};
 use calotype_kernels::{isa_name, threads};
 use calotype_models::unet::Keep;
 use calotype_models::{Init, UNet, state};
-use calotype_ops::in_backward::{Uses, count_uses};
+use calotype_ops::in_backward::count_uses;
 use calotype_ops::profile::{self, Pass};
 use calotype_ops::{Precision, mean_squared_error};
 use calotype_train::config::RunSettings;
-use calotype_train::optim::{Optimizer, OptimizerSettings, TrainConfig};
+use calotype_train::optim::{Optimizer, OptimizerSettings, Stepping, TrainConfig};
 use serde::Serialize;
 use std::fmt;
 use std::time::Instant;
@@ -42,7 +43,7 @@ pub struct UNetBench {
     pub iterations: usize,
     /// Training keeps the inputs of the blocks only and computes them a second time.
     pub recompute_blocks: bool,
-    /// Training steps each parameter as soon as its gradient is complete.
+    /// Training steps each parameter as soon as its gradient is complete, and packs no weights.
     pub optimizer_in_backward: bool,
     /// True to time every operation of the iterations that count.
     pub profile: bool,
@@ -351,10 +352,11 @@ impl Training {
             log_every: samples,
             checkpoint_every: samples,
             keep_checkpoints: 1,
+            keep_every: None,
         };
         let settings = OptimizerSettings {
             learning_rate: 1e-6,
-            in_backward: bench.optimizer_in_backward,
+            in_backward: bench.optimizer_in_backward.then_some(true),
             ..OptimizerSettings::default()
         };
         let optimizer = Optimizer::new(&unet, &TrainConfig::new(&run, &settings, None))?;
@@ -380,15 +382,16 @@ impl Iteration for Training {
             let output = self.inputs.through(&unet, self.keep);
             mean_squared_error(output.cast(DType::F32), self.target.clone())
         };
-        let in_backward = self.settings.in_backward;
-        let (loss, uses) = if in_backward { count_uses(pass) } else { (pass(), Uses::default()) };
+        let stepping = self.settings.stepping(unet.num_params());
+        let (loss, uses) = stepping.pass(|| count_uses(pass));
         self.loss = loss.clone().inner().into_scalar::<f32>();
         let forward = laps.lap(Pass::Forward);
         self.samples += self.run.batch_size as u64;
         // Peers do not clip, so the norm of the gradient is not computed here either.
         let config = TrainConfig::new(&self.run, &self.settings, None);
-        if in_backward {
-            let (unet, _) = self.optimizer.step_in_backward(unet, (loss, uses), &config, self.samples, false);
+        if stepping != Stepping::AfterBackward {
+            let step = || self.optimizer.step_in_backward(unet, (loss, uses), &config, self.samples, false);
+            let (unet, _) = stepping.pass(step);
             self.unet = Some(unet);
             return vec![forward, laps.lap(Pass::Backward)];
         }

@@ -1,8 +1,10 @@
 pub(crate) mod bench;
 pub(crate) mod doctor;
 mod drawing;
+pub(crate) mod ema;
 pub(crate) mod fid_stats;
 pub(crate) mod generate;
+pub(crate) mod mlperf;
 pub(crate) mod probe;
 pub(crate) mod recipes;
 pub(crate) mod shell;
@@ -12,12 +14,14 @@ use anyhow::{Context, Result};
 use calotype_bench::BenchError;
 use calotype_checkpoints::LayoutError;
 use calotype_core::words::plain;
+use calotype_mlperf::FiguresError;
 use calotype_pipeline::PipelineError;
 use calotype_quickstart::{Options, QuickstartError, run};
 use calotype_train::device::DeviceError;
+use calotype_train::prepare::{Preparation, PrepareError};
 use calotype_train::record::RecordOptions;
 use calotype_train::stages::{MODEL, StageContext, StageEnd, StageError};
-use calotype_train::tasks::{self, TaskError};
+use calotype_train::tasks::{self, TaskError, TrainingRun};
 use calotype_train::trainer::TrainingSummary;
 use calotype_train::{RecipeError, RecipeLoader, StopFlag};
 use std::io::Write;
@@ -81,9 +85,11 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
         || error.downcast_ref::<QuickstartError>().is_some_and(QuickstartError::is_usage)
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
+        || error.downcast_ref::<PrepareError>().is_some_and(PrepareError::is_usage)
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.is::<DeviceError>()
+        || error.is::<FiguresError>()
         || error.is::<Usage>()
         || error.downcast_ref::<PipelineError>().is_some_and(PipelineError::is_usage)
         || error.downcast_ref::<TaskError>().is_some_and(TaskError::is_usage)
@@ -162,26 +168,28 @@ fn train_together(args: &TrainArgs, place: &ranks::Place) -> Result<()> {
     if args.record.is_some() && collective.world() > 1 {
         return Err(Usage("--record is of one process; start without a launcher".to_owned()).into());
     }
-    let run = tasks::load(&recipe_loader(), &args.recipe, &args.overrides)?;
+    let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
+    let recipes = recipe_loader().out(&folder);
+    let run = tasks::load(&recipes, &args.recipe, &args.overrides)?;
+    let preparation = Preparation::of(&recipes, &run, &folder)?;
     if args.dry_run {
         print(run.text().trim_end())?;
     }
     let device = args.device.numbered(place.device)?;
     let stop = if collective.is_first() { StopFlag::install() } else { StopFlag::install_mute() };
     let stop = stop.context("cannot listen for signals")?;
-    let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
     let record = args.record.as_ref().map(|path| RecordOptions { path: path.clone(), steps: args.record_steps });
     // A longer run than before has to be meant: files change by accident, command lines do not.
     let extend = args.overrides.iter().any(|text| text.split('=').next().map(str::trim) == Some("run.samples"));
     let from = args.from.as_deref();
     let common = StageContext::new(&folder, &device, &stop);
     let context = StageContext { record: record.as_ref(), extend, from, collective, ..common };
+    run.check_recipe()?;
     if args.dry_run {
-        let found = run.check(&context)?;
-        if collective.is_first() {
-            eprintln!("{found}");
-        }
-        return Ok(());
+        return dry_run(&run, &preparation, &context);
+    }
+    if let StageEnd::Interrupted { samples } = preparation.make(&context)? {
+        return Err(Stopped { samples }.into());
     }
     match run.train(&context)? {
         StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
@@ -190,6 +198,23 @@ fn train_together(args: &TrainArgs, place: &ranks::Place) -> Result<()> {
             folder.join(MODEL).display()
         )),
     }
+}
+
+/// Tells what a start would find, or what it would make first.
+fn dry_run(run: &TrainingRun, preparation: &Preparation, context: &StageContext<'_>) -> Result<()> {
+    let tell = |line: String| {
+        if context.collective.is_first() {
+            eprintln!("{line}");
+        }
+    };
+    let pending = preparation.pending()?;
+    if pending.is_empty() {
+        tell(run.check(context)?.to_string());
+        return Ok(());
+    }
+    pending.iter().for_each(|line| tell(format!("prepare      {line}")));
+    tell("note         the rest is found out once these are there: a start would make them first".to_owned());
+    Ok(())
 }
 
 /// `runs/<recipe's name without folders and ending>`.

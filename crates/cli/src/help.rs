@@ -32,6 +32,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "ema",
+        &[
+            "calotype ema runs/unet --sigma-rel 0.12 --out averaged",
+            "calotype ema runs/unet --sigma-rel 0.05 --at 100000 --out early",
+        ],
+    ),
+    (
         "generate",
         &[
             "calotype generate \"a red fox in the snow\" --model v1-5-pruned.safetensors --negative \"blurry\" --seed 7",
@@ -60,11 +67,38 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("bench kernels", &["calotype bench kernels --filter attention --precision bf16"]),
     ("bench unet", &["calotype bench unet --family sd2 --resolution 512 --mode train --profile"]),
     (
+        "bench train",
+        &[
+            "calotype bench train --use-synth-data --use-ema --batch-size 4 --window 3",
+            "calotype bench train --family tiny --remote mds-folder --image-size 64 --batch-size 64 --price 0.05",
+        ],
+    ),
+    (
         "bench generate",
         &["calotype bench generate --family sd2", "calotype bench generate --model sdxl-folder --steps 8"],
     ),
     ("bench data", &["calotype bench data"]),
     ("bench download", &["calotype bench download --images 2000 -- --resize-mode=center_crop --image-size=256"]),
+    (
+        "mlperf",
+        &[
+            "calotype mlperf check runs/sd2 --ruleset 5.0.0",
+            "calotype mlperf package runs/seed-0 runs/seed-1 --out submission --ruleset 5.0.0",
+        ],
+    ),
+    (
+        "mlperf check",
+        &[
+            "calotype mlperf check runs/sd2 --ruleset 5.0.0",
+            "calotype mlperf check submission/results/box/stable_diffusion --ruleset 4.1.0 --full-rcps",
+            "calotype mlperf check submission --ruleset 5.0.0 --bypass-rcp",
+        ],
+    ),
+    ("mlperf finish", &["calotype mlperf finish runs/sd2 --scores scores.jsonl"]),
+    (
+        "mlperf package",
+        &["calotype mlperf package runs/seed-0 runs/seed-1 --out submission --ruleset 5.0.0 --field cooling=air"],
+    ),
     ("recipes", &["calotype recipes", "calotype recipes training/clip/quickstart"]),
     ("doctor", &["calotype doctor"]),
     (

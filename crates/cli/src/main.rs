@@ -39,6 +39,8 @@ enum Command {
     /// Train one model by a recipe; an earlier run in the same folder is continued.
     #[command(after_help = train_help())]
     Train(TrainArgs),
+    /// Write the model of a training run with an average of its weights that is made afterwards, of any width.
+    Ema(commands::ema::EmaArgs),
     /// Draw images with a checkpoint of Stable Diffusion, or with what a quickstart or a training run made.
     Generate(Box<commands::generate::GenerateArgs>),
     /// Run one network of a checkpoint on given tensors, with gradients if wanted.
@@ -53,6 +55,9 @@ enum Command {
     /// Measure speed and memory, as shares of the processor's peak in the same process.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
+    /// End, judge and package the logs of MLPerf training runs.
+    #[command(subcommand)]
+    Mlperf(commands::mlperf::MlperfCommand),
     /// List the built-in recipes with purpose, size, memory and time, or show one with everything it inherits.
     Recipes(commands::recipes::RecipesArgs),
     /// Show what this machine and this build offer, with advice.
@@ -160,12 +165,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Quickstart(args) => commands::quickstart(&args),
         Command::Train(args) => commands::train(&args, cli.threads),
+        Command::Ema(args) => commands::ema::ema_command(&args),
         Command::Generate(args) => commands::generate::generate_command(&args),
         Command::Data(args) => data::data(&args),
         Command::Probe(args) => commands::probe::probe_command(&args),
         Command::Inspect(args) => checkpoint::inspect_command(&args),
         Command::Convert(args) => checkpoint::convert_command(&args),
         Command::Bench(command) => commands::bench::bench(&command),
+        Command::Mlperf(command) => commands::mlperf::mlperf(&command),
         Command::Recipes(args) => commands::recipes::recipes(&args),
         Command::Doctor => commands::doctor::doctor(),
         Command::Completions(args) => commands::shell::completions(&args),

@@ -146,7 +146,12 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     (
         "train",
         &["validation-prompts", "validation-epochs", "sample-prompts"],
-        "[hooks.evaluate] in the recipe, and calotype generate once it has trained",
+        "hooks.preview={every=N,prompts=[\"VALUE\"]}, N counted in samples",
+    ),
+    (
+        "train",
+        &["report-to", "log-with", "wandb-project", "wandb-project-name"],
+        "trackers.wandb={project=\"NAME\"} or trackers.csv=true; JSON lines and TensorBoard are on",
     ),
     (
         "train",

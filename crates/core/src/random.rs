@@ -60,6 +60,10 @@ pub enum Purpose {
     CaptionChoice = 10,
     /// Order of a caption's tags, and which are left out.
     CaptionTags = 11,
+    /// The part of a training example's noise that is the same at all its pixels.
+    NoiseOffset = 12,
+    /// The content of samples that are made up.
+    Synthetic = 13,
 }
 
 /// An endless sequence of random numbers: Philox with the key `seed` and the counter (block, index low, index high,

@@ -9,6 +9,6 @@ pub mod samplers;
 pub mod schedule;
 
 pub use guidance::{Conditions, GuidedUNet, rescale_guidance};
-pub use objective::{Estimate, LossWeight, Prediction};
+pub use objective::{Estimate, Huber, HuberSchedule, LossShape, LossWeight, Prediction, PseudoHuber};
 pub use samplers::{Denoiser, Run, Sampler, SamplerConfig, SamplerError, SamplerKind, SamplerStep};
 pub use schedule::{NoiseSchedule, ScheduleConfig, ScheduleError, ScheduleKind, Spacing};

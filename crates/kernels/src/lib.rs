@@ -67,7 +67,10 @@ pub use element::Element;
 pub use gemm::{Layout, Matrix};
 pub use half::{bf16, f16};
 pub use interface::*;
-pub use optimizer::{AdamW, Sgd, Stepped, adamw_step, ema_step, sgd_step, sums_of_squares};
+pub use optimizer::{
+    AdamW, MOMENT_BLOCK, MomentKind, QuantisedMoment, Sgd, Stepped, SteppedInEightBits, adamw_step,
+    adamw_step_in_eight_bits, ema_step, quantise_moment, sgd_step, sums_of_squares, widen_moment,
+};
 pub use packed::{
     PackedWeights, conv2d_backward_input_packed, conv2d_forward_packed, linear_backward_input_packed,
     linear_forward_packed, linear_geglu_forward_packed,

@@ -1,5 +1,12 @@
 //! Optimizer steps on f32 master weights.
 
+mod eight_bit;
+
+pub use eight_bit::{
+    MOMENT_BLOCK, MomentKind, QuantisedMoment, SteppedInEightBits, adamw_step_in_eight_bits, quantise_moment,
+    widen_moment,
+};
+
 use crate::math::{load_up_to, store_up_to};
 use crate::packed::{PackedWeights, Renewal};
 use crate::simd::{Simd, dispatch};

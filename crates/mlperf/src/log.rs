@@ -4,6 +4,8 @@
 //! write around the log. The rest of the line is an object with `time_ms`, `key`, `value` and `metadata`.
 
 use crate::keys;
+use crate::offline::Scores;
+use crate::ruleset::{Benchmark, Metric};
 use crate::value::Value;
 use std::fs;
 use std::io;
@@ -101,6 +103,35 @@ impl Log {
         let ends = |line: &Line| [keys::BLOCK_STOP, keys::EPOCH_STOP].contains(&line.key.as_str());
         let found = self.lines().find(|(_, line)| ends(line) && line.samples() == Some(samples));
         found.map(|(_, line)| line.time_ms as i64)
+    }
+
+    /// The benchmark that the log names, if it is one of ours.
+    pub fn benchmark(&self) -> Option<Benchmark> {
+        self.said(keys::SUBMISSION_BENCHMARK)?.parse().ok()
+    }
+
+    /// The text of the first line of a key, such as `submission_org`.
+    pub fn said(&self, key: &str) -> Option<&str> {
+        self.lines().find(|(_, line)| line.key == key).and_then(|(_, line)| line.value.text())
+    }
+
+    /// Results of the evaluations, in the order of their first lines; what is no number is left out.
+    pub fn scores(&self) -> Vec<Scores> {
+        let mut all: Vec<Scores> = Vec::new();
+        for (_, line) in self.lines().filter(|(_, line)| line.key == keys::EVAL_ACCURACY) {
+            let metric = match line.metadata.get(keys::METRIC) {
+                None => Some(Metric::ValidationLoss),
+                Some(name) => name.text().and_then(|name| name.parse().ok()),
+            };
+            let (Some(metric), Some(samples), Some(value)) = (metric, line.samples(), line.value.number()) else {
+                continue;
+            };
+            match all.iter_mut().find(|scores| scores.samples == samples) {
+                Some(scores) => scores.results.push((metric, value)),
+                None => all.push(Scores { samples, results: vec![(metric, value)] }),
+            }
+        }
+        all
     }
 }
 

@@ -59,7 +59,7 @@ pub fn finish_offline(
     let mut scores: Vec<_> = scores.iter().collect();
     scores.sort_by_key(|scores| scores.samples);
     let finished = outcome(&log, &scores, reached)?;
-    let division = said(&log, keys::SUBMISSION_DIVISION).and_then(|name| name.parse().ok()).unwrap_or(Division::Closed);
+    let division = log.said(keys::SUBMISSION_DIVISION).and_then(|name| name.parse().ok()).unwrap_or(Division::Closed);
     for scores in scores {
         content.extend(evaluation(scores, division, now, place).into_bytes());
     }
@@ -94,9 +94,8 @@ fn open_run(log: &Log) -> Result<Benchmark, LogError> {
     if has(keys::RUN_STOP) {
         return Err(order(log, keys::EVAL_START, "after `run_stop`: the run has ended already"));
     }
-    let benchmark = said(log, keys::SUBMISSION_BENCHMARK).and_then(|name| name.parse().ok());
     let why = "before `submission_benchmark` and `run_start`: no run has begun";
-    benchmark.filter(|_| has(keys::RUN_START)).ok_or_else(|| order(log, keys::EVAL_START, why))
+    log.benchmark().filter(|_| has(keys::RUN_START)).ok_or_else(|| order(log, keys::EVAL_START, why))
 }
 
 fn check_scores(log: &Log, benchmark: Benchmark, scores: &[&Scores]) -> Result<(), LogError> {
@@ -116,11 +115,6 @@ fn check_scores(log: &Log, benchmark: Benchmark, scores: &[&Scores]) -> Result<(
 
 fn order(log: &Log, key: &'static str, why: impl Into<String>) -> LogError {
     LogError::Order { file: log.path.clone(), key, why: why.into() }
-}
-
-/// The text of the first line of a key.
-fn said<'a>(log: &'a Log, key: &str) -> Option<&'a str> {
-    log.lines().find(|(_, line)| line.key == key).and_then(|(_, line)| line.value.text())
 }
 
 fn evaluation(scores: &Scores, division: Division, now: i64, place: &Location<'_>) -> String {

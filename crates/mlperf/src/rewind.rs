@@ -17,22 +17,26 @@ pub(crate) struct Progress {
     pub init_stop: bool,
     pub run_start: bool,
     pub run_stop: bool,
-    pub block: bool,
+    /// Samples at which the open block began.
+    pub block: Option<u64>,
     pub epoch: bool,
     pub evaluation: Option<u64>,
     pub evaluated: BTreeSet<u64>,
+    /// Most samples of a line.
+    pub last: u64,
 }
 
 impl Progress {
     pub(crate) fn note(&mut self, key: &str, samples: Option<u64>) {
+        self.last = self.last.max(samples.unwrap_or(0));
         match key {
             keys::CACHE_CLEAR => self.cache_clear = true,
             keys::INIT_START => self.init_start = true,
             keys::INIT_STOP => self.init_stop = true,
             keys::RUN_START => self.run_start = true,
             keys::RUN_STOP => self.run_stop = true,
-            keys::BLOCK_START => self.block = true,
-            keys::BLOCK_STOP => self.block = false,
+            keys::BLOCK_START => self.block = Some(samples.unwrap_or(self.last)),
+            keys::BLOCK_STOP => self.block = None,
             keys::EPOCH_START => self.epoch = true,
             keys::EPOCH_STOP => self.epoch = false,
             keys::EVAL_START => self.evaluation = samples,

@@ -150,6 +150,14 @@ impl Benchmark {
         distance.next_multiple_of(global_batch.max(1))
     }
 
+    /// Samples of an evaluation: images of Stable Diffusion (30,000 captions of COCO 2014), validation samples of Flux.1.
+    pub fn evaluation_samples(self) -> u64 {
+        match self {
+            Self::StableDiffusion => 30_000,
+            Self::Flux1 => 29_696,
+        }
+    }
+
     /// What an evaluation measures.
     pub fn metrics(self) -> &'static [Metric] {
         match self {
@@ -169,7 +177,17 @@ impl Benchmark {
 }
 
 impl Metric {
-    pub(crate) fn reached(self, value: f64) -> bool {
+    /// The name in settings and in files of figures.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Fid => "fid",
+            Self::Clip => "clip",
+            Self::ValidationLoss => "validation_loss",
+        }
+    }
+
+    /// Whether a result meets the closed division's target; see [`Benchmark::reached`].
+    pub fn reached(self, value: f64) -> bool {
         match self {
             Self::Fid => (0.0..=FID).contains(&value),
             Self::Clip => (CLIP..=1.0).contains(&value),

@@ -43,7 +43,7 @@ impl Submission {
     }
 
     /// The field that is empty and must not be.
-    pub(crate) fn empty_field(&self) -> Option<&'static str> {
+    pub fn empty_field(&self) -> Option<&'static str> {
         let fields = [("org", &self.org), ("platform", &self.platform)];
         fields.into_iter().find(|(_, text)| text.is_empty()).map(|(name, _)| name)
     }

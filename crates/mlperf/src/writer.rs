@@ -99,8 +99,18 @@ pub struct LogWriter {
     length: u64,
     submission: Submission,
     progress: Progress,
+    /// A block that begins if training goes on.
+    follows: Option<Follows>,
     /// When it is, in milliseconds since 1970.
     clock: fn() -> i64,
+}
+
+/// The beginning of a block that is not written yet.
+#[derive(Clone, Copy, Debug)]
+struct Follows {
+    samples: u64,
+    time_ms: i64,
+    place: &'static Location<'static>,
 }
 
 impl LogWriter {
@@ -134,7 +144,7 @@ impl LogWriter {
         let opened = OpenOptions::new().append(true).create(true).open(path);
         let file = opened.map_err(|source| io_error(path, "open it", source))?;
         durable::sync_folder(folder).map_err(|source| io_error(folder, "synchronise it", source))?;
-        Ok(Self { file, path: path.to_owned(), length, submission: submission.clone(), progress, clock })
+        Ok(Self { file, path: path.to_owned(), length, submission: submission.clone(), progress, follows: None, clock })
     }
 
     /// The file.
@@ -145,6 +155,16 @@ impl LogWriter {
     /// Whether the log holds a complete evaluation at a sample count.
     pub fn evaluated(&self, samples: u64) -> bool {
         self.progress.evaluated.contains(&samples)
+    }
+
+    /// Samples at which the open block of training steps began; `None` outside of blocks.
+    pub fn block(&self) -> Option<u64> {
+        self.progress.block
+    }
+
+    /// Most samples that a line has; 0 before the first.
+    pub fn last_samples(&self) -> u64 {
+        self.progress.last
     }
 
     /// The process starts: `cache_clear` (whether the system's caches were cleared; left out if a launcher logged it), who submits
@@ -195,7 +215,7 @@ impl LogWriter {
         self.write(Event::Start, keys::RUN_START, Value::Null, &[])
     }
 
-    /// A block of training steps begins, if none has. Blocks are as long as the trainer likes; one has to end where a
+    /// A block of training steps begins, if none has; see [`LogWriter::block_follows`], too. Blocks are as long as the trainer likes; one has to end where a
     /// checkpoint is kept for evaluation.
     ///
     /// # Errors
@@ -203,10 +223,37 @@ impl LogWriter {
     #[track_caller]
     pub fn block_start(&mut self, samples: u64) -> Result<(), LogError> {
         self.within_run(keys::BLOCK_START)?;
-        if self.progress.block {
+        if self.progress.block.is_some() {
             return Ok(());
         }
         self.write(Event::Start, keys::BLOCK_START, Value::from("training_step"), &[samples_count(samples)])
+    }
+
+    /// A block of training steps begins now, if none has and training goes on: the line stands in front of the first one of more
+    /// samples, with the time of this call. So no empty block stands behind the last evaluation.
+    ///
+    /// # Errors
+    /// [`LogError::Order`] outside of the run.
+    #[track_caller]
+    pub fn block_follows(&mut self, samples: u64) -> Result<(), LogError> {
+        self.within_run(keys::BLOCK_START)?;
+        if self.progress.block.is_none() {
+            self.follows = Some(Follows { samples, time_ms: (self.clock)(), place: Location::caller() });
+        }
+        Ok(())
+    }
+
+    /// Writes the block's beginning that lies in front of a line of some samples.
+    fn begin_block(&mut self, samples: u64) -> Result<(), LogError> {
+        let Some(Follows { samples: start, time_ms, place }) = self.follows.filter(|follows| follows.samples < samples)
+        else {
+            return Ok(());
+        };
+        self.follows = None;
+        let (value, metadata) = (Value::from("training_step"), [samples_count(start)]);
+        self.put(log_line(time_ms, Event::Start, keys::BLOCK_START, &value, &metadata, place))?;
+        self.progress.note(keys::BLOCK_START, Some(start));
+        Ok(())
     }
 
     /// The block of training steps ends, if one has begun.
@@ -216,7 +263,8 @@ impl LogWriter {
     #[track_caller]
     pub fn block_stop(&mut self, samples: u64) -> Result<(), LogError> {
         self.within_run(keys::BLOCK_STOP)?;
-        if !self.progress.block {
+        self.begin_block(samples)?;
+        if self.progress.block.is_none() {
             return Ok(());
         }
         self.write(Event::End, keys::BLOCK_STOP, Value::from("training_step"), &[samples_count(samples)])
@@ -309,6 +357,7 @@ impl LogWriter {
             return Err(self.order(keys::RUN_STOP, format!("within the evaluation at {open} samples")));
         }
         self.block_stop(samples)?;
+        self.follows = None;
         let metadata = [(keys::STATUS, Value::from(status.name())), samples_count(samples)];
         self.write(Event::End, keys::RUN_STOP, Value::Null, &metadata)?;
         self.sync()
@@ -339,19 +388,25 @@ impl LogWriter {
         Ok(())
     }
 
-    /// One write call for the whole line: a kill leaves it complete or recognisably cut. What a full disk left of it goes, for the
-    /// next line would stand behind.
     #[track_caller]
     fn write(&mut self, event: Event, key: &str, value: Value, metadata: &[(&str, Value)]) -> Result<(), LogError> {
-        let line = log_line((self.clock)(), event, key, &value, metadata, Location::caller());
+        let samples = metadata.iter().find(|(name, _)| *name == keys::SAMPLES_COUNT);
+        let samples = samples.and_then(|(_, value)| value.count());
+        self.begin_block(samples.unwrap_or(0))?;
+        self.put(log_line((self.clock)(), event, key, &value, metadata, Location::caller()))?;
+        self.progress.note(key, samples);
+        Ok(())
+    }
+
+    /// One write call for the whole line: a kill leaves it complete or recognisably cut. What a full disk left of it goes, for the
+    /// next line would stand behind.
+    fn put(&mut self, line: String) -> Result<(), LogError> {
         if let Err(source) = self.file.write_all(line.as_bytes()) {
             // The first error is the one to report.
             let _ = self.file.set_len(self.length);
             return Err(io_error(&self.path, "write it", source));
         }
         self.length += line.len() as u64;
-        let samples = metadata.iter().find(|(name, _)| *name == keys::SAMPLES_COUNT);
-        self.progress.note(key, samples.and_then(|(_, value)| value.count()));
         Ok(())
     }
 

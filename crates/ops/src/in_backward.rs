@@ -5,7 +5,6 @@
 //! counts those operations during the forward pass; [`backward_stepping`] owns the parameters during the backward pass,
 //! so that the step can change them in place: an operation lets go of what it saved before its gradients are delivered.
 
-use crate::packed::lean;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::grads::Gradients;
@@ -75,14 +74,8 @@ impl Drop for Clear {
     }
 }
 
-/// Runs a forward pass and counts the uses of tensors by the operations that it records on this thread. Weights that are trained are
-/// not packed, to save memory.
+/// Runs a forward pass and counts the uses of tensors by the operations that it records on this thread.
 pub fn count_uses<R>(forward: impl FnOnce() -> R) -> (R, Uses) {
-    count_uses_packed(|| lean(forward))
-}
-
-/// [`count_uses`] with packed weights, for [`backward_handing`].
-pub fn count_uses_packed<R>(forward: impl FnOnce() -> R) -> (R, Uses) {
     let _clear = Clear(|| USES.set(None));
     USES.set(Some(HashMap::new()));
     let result = forward();
@@ -107,20 +100,6 @@ pub(crate) fn count(ids: impl IntoIterator<Item = NodeId>) {
 /// If a parameter is used by recorded operations and, nearer to the model's input, by an operation of Burn: then its
 /// gradient was not complete when it was used.
 pub fn backward_stepping<S: StepParameter>(
-    loss: Tensor<1>,
-    parameters: Vec<Leaf>,
-    uses: Uses,
-    stepper: S,
-) -> (Vec<AfterBackward>, S) {
-    lean(|| backward_handing(loss, parameters, uses, stepper))
-}
-
-/// [`backward_stepping`] with packed weights: for gradients that are handed to something else than a step. The stepper is
-/// to give back the parameters as they are.
-///
-/// # Panics
-/// As [`backward_stepping`].
-pub fn backward_handing<S: StepParameter>(
     loss: Tensor<1>,
     parameters: Vec<Leaf>,
     uses: Uses,

@@ -20,19 +20,21 @@ mod functions;
 pub mod in_backward;
 mod optimizer;
 pub mod packed;
+mod peaks;
 pub mod portable;
 mod precision;
 pub mod profile;
 mod recompute;
 mod weight;
 
-pub use calotype_kernels::{Activation, AdamW, Pooling, Sgd, StoredType};
+pub use calotype_kernels::{Activation, AdamW, MOMENT_BLOCK, MomentKind, Pooling, Sgd, StoredType};
 pub use flex::DiffusionOps;
 pub use functions::*;
 pub use optimizer::{
-    ParameterState, StepParams, Update, adamw_step, ema_step, optimizer_step, optimizer_steps, sum_of_squares,
-    sums_of_squares,
+    EightBitMoment, EightBitState, ParameterState, StepParams, Update, adamw_step, adamw_steps_in_eight_bits, ema_step,
+    optimizer_step, optimizer_steps, sum_of_squares, sums_of_squares,
 };
+pub use peaks::Peaks;
 pub use precision::Precision;
 pub use recompute::{Inputs, MapInput, joined, recomputed};
 pub use weight::{PackedWeight, Weight, WeightUse};

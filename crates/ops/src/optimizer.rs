@@ -1,5 +1,9 @@
 //! Optimizer steps on parameter tensors, in place where the storage is not shared.
 
+mod eight_bit;
+
+pub use eight_bit::{EightBitMoment, EightBitState, adamw_steps_in_eight_bits};
+
 use crate::element::{Dense, tensor};
 use crate::flex::{Form, PACKED};
 use crate::profile::{Pass, Work, span};

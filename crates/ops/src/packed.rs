@@ -137,7 +137,7 @@ pub fn bypassed<R>(body: impl FnOnce() -> R) -> R {
     with(&BYPASSED, body)
 }
 
-/// Runs `body`, a forward or backward pass, without packing the weights that are trained: for training in little memory.
+/// Runs `body`, a forward or backward pass, without packing the weights that are trained: for training in the least memory.
 pub fn lean<R>(body: impl FnOnce() -> R) -> R {
     with(&LEAN, body)
 }

@@ -23,6 +23,9 @@ names! {
         Sdxl = "sdxl",
         /// The form of Stable Diffusion 1 with images of 64x64 pixels and 1.9 million parameters.
         Tiny = "tiny",
+        /// The form of Stable Diffusion 2 with all four levels and 3 million parameters, and with the text tower's last layer, which
+        /// its published folder leaves out.
+        TinySd2 = "tiny-sd2",
         /// The form of Stable Diffusion XL base, as small.
         TinySdxl = "tiny-sdxl",
         /// The form of Stable Diffusion XL's refiner, as small.
@@ -81,7 +84,7 @@ impl RandomCheckpoint {
     pub fn published(&self) -> Family {
         match self.family {
             RandomFamily::Sd1 | RandomFamily::Tiny => Family::Sd1,
-            RandomFamily::Sd2 => Family::Sd2Base,
+            RandomFamily::Sd2 | RandomFamily::TinySd2 => Family::Sd2Base,
             RandomFamily::Sdxl | RandomFamily::TinySdxl => Family::SdxlBase,
             RandomFamily::TinyRefiner => Family::SdxlRefiner,
         }
@@ -96,12 +99,25 @@ impl RandomCheckpoint {
                 "eos_token_id": 49407,
             })
         };
+        const CROSS_DOWN: &str = "CrossAttnDownBlock2D";
+        const CROSS_UP: &str = "CrossAttnUpBlock2D";
         const PLAIN: &str = "CLIPTextModel";
         const PROJECTED: &str = "CLIPTextModelWithProjection";
         let clip_l = || text(768, 12, 12, "quick_gelu", PLAIN);
         let vae = AutoencoderConfig::stable_diffusion().to_diffusers();
         Ok(match self.family {
             RandomFamily::Tiny => tiny(self.in_channels, text(32, 2, 2, "quick_gelu", PLAIN)),
+            RandomFamily::TinySd2 => {
+                let mut parts = tiny(self.in_channels, text(32, 3, 2, "gelu", PLAIN));
+                parts[0].1 = json!({
+                    "_class_name": "UNet2DConditionModel", "in_channels": self.in_channels, "out_channels": 4, "sample_size": 8,
+                    "block_out_channels": [32, 64, 64, 64], "layers_per_block": 2, "attention_head_dim": [4, 8, 8, 8],
+                    "cross_attention_dim": 32, "norm_num_groups": 32, "use_linear_projection": true,
+                    "down_block_types": [CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, "DownBlock2D"],
+                    "up_block_types": ["UpBlock2D", CROSS_UP, CROSS_UP, CROSS_UP],
+                });
+                parts
+            }
             RandomFamily::TinySdxl => {
                 let mut parts = tiny(self.in_channels, text(32, 3, 2, "quick_gelu", PLAIN));
                 parts.push((Component::TextEncoder2, text(32, 3, 2, "gelu", PROJECTED)));

@@ -13,5 +13,5 @@ mod runner;
 
 pub use error::QuickstartError;
 pub use judge::{Figures, Judgement};
-pub use recipe::{EmojiRecipe, EvaluationRecipe, QuickstartRecipe, SamplingSettings};
+pub use recipe::{EvaluationRecipe, QuickstartRecipe, SamplingSettings};
 pub use runner::{Options, Stages, Summary, run};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuickstartRecipe {
-    /// An [`EmojiRecipe`].
+    /// An [`EmojiRecipe`](calotype_train::prepare::EmojiRecipe).
     pub dataset: String,
     /// A CLIP training recipe.
     pub clip: String,
@@ -19,19 +19,6 @@ pub struct QuickstartRecipe {
     pub diffusion: String,
     /// An [`EvaluationRecipe`].
     pub evaluation: String,
-}
-
-/// The embedded images on coloured backgrounds, as a dataset.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EmojiRecipe {
-    /// Side of the images in pixels.
-    pub resolution: usize,
-    /// Samples of one shard.
-    pub shard_samples: usize,
-    /// Drawings to use, evenly chosen; all if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drawings: Option<usize>,
 }
 
 /// What is drawn and how it is judged.

@@ -1,7 +1,7 @@
 use crate::claim::{claim, short_name};
 use crate::draw;
 use crate::judge::{ClipEncoders, Combination, Judge, Judgement, choose, held_out, read_images};
-use crate::recipe::{EmojiRecipe, EvaluationRecipe, QuickstartRecipe};
+use crate::recipe::{EvaluationRecipe, QuickstartRecipe};
 use crate::{QuickstartError, report};
 use burn::module::Module;
 use burn::tensor::Device;
@@ -10,13 +10,14 @@ use calotype_core::durable::{self, read_json, write_json};
 use calotype_core::system::peak_rss_gib;
 use calotype_data::emoji::{self, Split};
 use calotype_data::image::{Filter, RgbImage};
-use calotype_data::{Control, Dataset, ShardLimits, Slice};
+use calotype_data::{Dataset, Slice};
 use calotype_metrics::{GridOptions, image_grid};
 use calotype_models::Init;
 use calotype_pipeline::Pipeline;
 use calotype_train::checkpoint::prepare_folder;
 use calotype_train::config::TrainingRecipe;
 use calotype_train::precache::PrecacheRecipe;
+use calotype_train::prepare::EmojiRecipe;
 use calotype_train::stages::{self, MODEL, RESULT, StageContext, StageEnd, StageError};
 use calotype_train::task::Task;
 use calotype_train::tasks::autoencoder::{AutoencoderRecipe, AutoencoderTask};
@@ -24,7 +25,7 @@ use calotype_train::tasks::clip::{ClipRecipe, ClipTask};
 use calotype_train::tasks::diffusion::{DiffusionRecipe, DiffusionTask};
 use calotype_train::tasks::{self, TrainingRun, TypedRun};
 use calotype_train::trainer::{CHECKPOINTS, TrainingSummary, checkpoint_bytes};
-use calotype_train::{Progress, RecipeLoader, Resolved, StopFlag};
+use calotype_train::{RecipeLoader, Resolved, StopFlag};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -351,28 +352,9 @@ impl Runner<'_> {
         let recipe = &self.stages.dataset.value;
         for (split, name) in [(Split::Train, "train"), (Split::HeldOut, "held_out")] {
             let folder = self.out("dataset").join(name);
-            if let Ok(dataset) = Dataset::open(&folder)
-                && dataset.meta().get("resolution").and_then(serde_json::Value::as_u64)
-                    == Some(recipe.resolution as u64)
-                && dataset.len() == emoji::combinations(split, recipe.drawings)?.len()
-            {
-                continue;
-            }
-            let total = emoji::combinations(split, recipe.drawings)?.len();
-            let mut progress = Progress::new(&format!("dataset {name}"), total as u64);
-            let limits = ShardLimits { samples: recipe.shard_samples, ..ShardLimits::default() };
-            let mut control = Control::default()
-                .with_progress(|_, done, _| progress.set(done as u64, &[]))
-                .with_stop(|| self.stop.is_set());
-            let written =
-                emoji::write_dataset(&folder, recipe.resolution, limits, split, recipe.drawings, &mut control);
-            drop(control);
-            match written {
-                Ok(_) => progress.finish(),
-                Err(calotype_data::Error::Interrupted { done, .. }) => {
-                    return Err(QuickstartError::Interrupted { stage: "dataset", samples: done as u64 });
-                }
-                Err(error) => return Err(error.into()),
+            let end = recipe.write(&folder, split, &format!("dataset {name}"), self.stop)?;
+            if let StageEnd::Interrupted { samples } = end {
+                return Err(QuickstartError::Interrupted { stage: "dataset", samples });
             }
         }
         Ok(())

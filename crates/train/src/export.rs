@@ -3,15 +3,16 @@
 
 use crate::config::{Augment, InitFrom};
 use crate::encoders::{DatasetEncoders, EncoderEntry};
-use crate::precache::EncoderKind;
+use crate::inputs::DroppedCaption;
+use crate::precache::{EncoderKind, ResizeFilter};
 use crate::stages::StageError;
 use crate::tasks::diffusion::DiffusionRecipe;
 use burn::tensor::{DType, Device};
 use calotype_checkpoints::{
-    Checkpoint, Component, ComponentSource, Export, Filter as ResizeFilter, ImageProcessor, LayoutError, Part,
-    Placement, SCALE_UNKNOWN, TextFiles,
+    Checkpoint, Component, ComponentSource, Export, Filter, ImageProcessor, LayoutError, Part, Placement,
+    SCALE_UNKNOWN, TextFiles,
 };
-use calotype_data::image::Filter;
+use calotype_core::durable;
 use calotype_diffusion::{NoiseSchedule, Prediction, ScheduleConfig, ScheduleKind};
 use calotype_models::tokenizer::{TokenizerOptions, clip_files};
 use calotype_models::{
@@ -33,11 +34,12 @@ pub(crate) fn clip_tokenizer(length: usize) -> ClipTokenizer {
 /// How images are prepared for a model that was trained on -1 to 1, with the recipe's filter.
 fn image_processor(size: usize, augment: &Augment) -> ImageProcessor {
     let filter = match augment.filter {
-        Filter::Nearest => ResizeFilter::Nearest,
-        Filter::Box => ResizeFilter::Box,
-        Filter::Bilinear => ResizeFilter::Bilinear,
-        Filter::Lanczos3 => ResizeFilter::Lanczos,
-        Filter::Bicubic => ResizeFilter::Bicubic,
+        ResizeFilter::Nearest => Filter::Nearest,
+        ResizeFilter::Box => Filter::Box,
+        ResizeFilter::Bilinear => Filter::Bilinear,
+        ResizeFilter::Lanczos => Filter::Lanczos,
+        // Processors of images resize levels.
+        ResizeFilter::Bicubic | ResizeFilter::TorchBicubic => Filter::Bicubic,
     };
     ImageProcessor { mean: [0.5; 3], std: [0.5; 3], filter, ..ImageProcessor::clip(size) }
 }
@@ -101,14 +103,14 @@ fn unsaid(component: Component, error: &dyn std::error::Error) -> StageError {
 /// The frozen networks that a diffusion run belongs with.
 #[derive(Debug)]
 pub struct DiffusionParts {
-    text: Option<TextPart>,
+    pub(crate) text: Option<TextPart>,
     autoencoder: Option<AutoencoderPart>,
-    notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 #[derive(Debug)]
-struct TextPart {
-    settings: TextSettings,
+pub(crate) struct TextPart {
+    pub(crate) settings: TextSettings,
     /// Hash of its weights, where it was recorded.
     weights: Option<String>,
 }
@@ -185,7 +187,7 @@ impl DiffusionParts {
     }
 
     /// The text encoder's checkpoint, if it is there and is still the one that made the dataset.
-    fn open_text(&self, device: &Device, notes: &mut Vec<String>) -> Option<Checkpoint> {
+    pub(crate) fn open_text(&self, device: &Device, notes: &mut Vec<String>) -> Option<Checkpoint> {
         let part = self.text.as_ref()?;
         let tower = match TextEncoder::open(&part.settings, device) {
             Ok(tower) => tower,
@@ -201,7 +203,7 @@ impl DiffusionParts {
     }
 
     /// The autoencoder's checkpoint, if it is there and is still the one that made the dataset.
-    fn open_autoencoder(&self, device: &Device, side: usize, notes: &mut Vec<String>) -> Option<Checkpoint> {
+    pub(crate) fn open_autoencoder(&self, device: &Device, side: usize, notes: &mut Vec<String>) -> Option<Checkpoint> {
         let part = self.autoencoder.as_ref()?;
         let (kind, output) = (ImageEncoderKind::Autoencoder, ImageOutput::Auto);
         let input = ImageInput::in_range(part.resolution.max(side), -1.0, 1.0);
@@ -277,9 +279,16 @@ pub struct DiffusionExport<'a> {
     pub latent: [usize; 3],
     /// What latents were multiplied by.
     pub scale_factor: f64,
+    /// What stood in the place of dropped captions; none if all were kept.
+    pub dropped: Option<DroppedCaption>,
     /// The networks that it belongs with.
     pub parts: &'a DiffusionParts,
 }
+
+/// What is said of a network that knows a missing caption as zeros.
+const ZEROS: &str = "captions were dropped as zeros: guidance has to put zeros, not the empty prompt, in a missing prompt's place; \
+                     `generate` is told so by model_index.json (force_zeros_for_empty_prompt), and pipelines of diffusers but \
+                     those of SDXL need negative_prompt_embeds";
 
 impl DiffusionExport<'_> {
     /// UNet and scheduler, without the networks that they belong with: in Calotype's own layout if diffusers' configuration
@@ -331,6 +340,10 @@ impl DiffusionExport<'_> {
             export = with_tokenizer(export, checkpoint, &part.settings, &mut notes)?;
         }
         let written = export.write(folder, Placement::New)?;
+        if self.dropped == Some(DroppedCaption::Zeros) {
+            mark_zeros(folder)?;
+            notes.push(ZEROS.to_owned());
+        }
         calotype_pipeline::belonging::record(folder).map_err(|error| StageError::Together(error.to_string()))?;
         notes.extend(written.notes);
         Ok(notes)
@@ -345,6 +358,15 @@ impl DiffusionExport<'_> {
         config["scaling_factor"] = self.scale_factor.into();
         config
     }
+}
+
+/// Says in a pipeline's index that zeros stand for a missing prompt.
+fn mark_zeros(folder: &Path) -> Result<(), StageError> {
+    let path = folder.join("model_index.json");
+    let index: Option<Value> = durable::read_json(&path).map_err(StageError::io(&path))?;
+    let Some(mut index) = index else { return Ok(()) };
+    index["force_zeros_for_empty_prompt"] = true.into();
+    durable::write_json(&path, &index).map_err(StageError::io(&path))
 }
 
 /// A text encoder without projection, which Stable Diffusion's pipelines have not.

@@ -1,11 +1,14 @@
 //! Images of samples as numbers.
 
 use crate::config::DataSettings;
+use crate::precache::InputRange;
 use burn::tensor::Tensor;
-use calotype_data::image::{Filter, RgbImage};
+use calotype_data::image::{DecodeNotes, DecodeOptions, Filter, RgbImage};
 use calotype_data::transform::{CropSettings, ImageTransform, Resize, Transform};
 use calotype_data::{Error, SampleRef};
 use calotype_models::state::values_of;
+use calotype_pipeline::encoders::image::ImageInput;
+use std::sync::Arc;
 
 /// The image of a sample: the first of `parts` that it has.
 ///
@@ -27,37 +30,65 @@ pub fn image_bytes<'a>(sample: &SampleRef<'a>, parts: &[String]) -> Result<&'a [
 #[derive(Clone, Debug)]
 pub struct Images {
     parts: Vec<String>,
+    resizing: Resizing,
+    seed: u64,
+}
+
+/// In which numbers images are resized.
+#[derive(Clone, Debug)]
+enum Resizing {
+    /// In levels, as Pillow.
+    Levels(Box<Levels>),
+    /// In floats, as torchvision resizes tensors.
+    Floats { input: ImageInput, decode: DecodeOptions, notes: Arc<DecodeNotes> },
+}
+
+#[derive(Clone, Debug)]
+struct Levels {
     /// Counts the images that [`Images::notices`] tells of; all clones together.
     counting: ImageTransform,
     /// The same for all others.
     quiet: ImageTransform,
-    seed: u64,
 }
 
 impl Images {
-    /// Of `side` pixels.
+    /// Of `side` pixels, as numbers in -1..1.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a probability of mirroring outside of 0 to 1.
     pub fn new(data: &DataSettings, side: usize, seed: u64) -> Result<Self, Error> {
-        let augment = &data.augment;
-        let transform = Transform {
-            resize: Resize::Shorter(side),
-            filter: augment.filter,
-            crop: Some(CropSettings { place: augment.crop, size: None }),
-            flip: augment.flip,
-            decode: data.decode(),
-            ..Transform::default()
-        };
-        Ok(Self { parts: data.images.clone(), counting: transform.clone().build()?, quiet: transform.build()?, seed })
+        Self::in_range(data, side, seed, InputRange::MinusOneOne)
     }
 
-    /// The image of the sample at a position, `[side, side, 3]` in `-1..1`.
+    /// The same in another range.
+    ///
+    /// # Errors
+    /// As of [`Images::new`].
+    pub fn in_range(data: &DataSettings, side: usize, seed: u64, range: InputRange) -> Result<Self, Error> {
+        let resizing = match data.augment.filter.of_levels() {
+            None => Resizing::Floats { input: range.of(side), decode: data.decode(), notes: Arc::default() },
+            Some(filter) => {
+                let transform = Transform {
+                    resize: Resize::Shorter(side),
+                    filter,
+                    crop: Some(CropSettings { place: data.augment.crop, size: None }),
+                    flip: data.augment.flip,
+                    range: range.ends(),
+                    decode: data.decode(),
+                    ..Transform::default()
+                };
+                Resizing::Levels(Box::new(Levels { counting: transform.clone().build()?, quiet: transform.build()? }))
+            }
+        };
+        Ok(Self { parts: data.images.clone(), resizing, seed })
+    }
+
+    /// The image of the sample at a position, `[side, side, 3]`.
     ///
     /// # Errors
     /// Names the sample where the image is missing or unreadable.
     pub fn read(&self, position: u64, sample: &SampleRef<'_>) -> Result<Vec<f32>, Error> {
-        self.read_with(&self.quiet, position, sample)
+        self.read_counting(false, position, sample)
     }
 
     /// [`Images::read`], for [`Images::notices`] if `counted`.
@@ -65,21 +96,30 @@ impl Images {
     /// # Errors
     /// Those of [`Images::read`].
     pub fn read_counting(&self, counted: bool, position: u64, sample: &SampleRef<'_>) -> Result<Vec<f32>, Error> {
-        self.read_with(if counted { &self.counting } else { &self.quiet }, position, sample)
-    }
-
-    fn read_with(&self, pipeline: &ImageTransform, position: u64, sample: &SampleRef<'_>) -> Result<Vec<f32>, Error> {
-        let mut values = Vec::new();
         let bytes = image_bytes(sample, &self.parts)?;
-        pipeline.append(sample.key(), bytes, self.seed, position, &mut values)?;
-        Ok(values)
+        match &self.resizing {
+            Resizing::Levels(levels) => {
+                let mut values = Vec::new();
+                let pipeline = if counted { &levels.counting } else { &levels.quiet };
+                pipeline.append(sample.key(), bytes, self.seed, position, &mut values)?;
+                Ok(values)
+            }
+            Resizing::Floats { input, decode, notes } => {
+                let (image, found) = RgbImage::decode_noting(sample.key(), bytes, decode)?;
+                if counted {
+                    notes.add(&found);
+                }
+                input.prepare(&image, None)
+            }
+        }
     }
-}
 
-impl Images {
     /// What was changed besides, in images that were read to be counted, in sentences.
     pub fn notices(&self) -> Vec<String> {
-        self.counting.notes()
+        match &self.resizing {
+            Resizing::Levels(levels) => levels.counting.notes(),
+            Resizing::Floats { decode, notes, .. } => notes.sentences(decode),
+        }
     }
 }
 
@@ -135,6 +175,28 @@ mod tests {
             ..toml::from_str("path = 'x'").unwrap()
         };
         assert!(Images::new(&data, 16, 0).is_err());
+    }
+
+    #[test]
+    fn ranges_and_resizing_are_those_of_precaching() {
+        let image = RgbImage::new(40, 24, (0..40 * 24 * 3).map(|i| (i * 7 % 251) as u8).collect()).unwrap();
+        let sample = Sample::new("a").with("png", image.encode_png(PngEffort::Fast).unwrap());
+        for filter in ["bicubic", "bilinear", "lanczos", "box", "nearest", "torch_bicubic"] {
+            let data: DataSettings =
+                toml::from_str(&format!("path = 'x'\naugment = {{ filter = '{filter}' }}")).unwrap();
+            data.validate().unwrap();
+            for range in [InputRange::MinusOneOne, InputRange::MlperfZeroOne] {
+                let images = Images::in_range(&data, 16, 3, range).unwrap();
+                let expected = range.of(16).prepare(&image, data.augment.filter.of_levels()).unwrap();
+                assert_eq!(images.read(5, &SampleRef::from(&sample)).unwrap(), expected, "{filter}");
+                assert_eq!(images.read_counting(true, 5, &SampleRef::from(&sample)).unwrap(), expected, "{filter}");
+            }
+        }
+        for wrong in ["crop = 'random'", "flip = 0.5"] {
+            let text = format!("path = 'x'\naugment = {{ filter = 'torch_bicubic', {wrong} }}");
+            let error = toml::from_str::<DataSettings>(&text).unwrap().validate().unwrap_err();
+            assert!(error.key == "data.augment.filter" && error.problem.contains("bicubic"), "{error}");
+        }
     }
 
     /// As diffusers and kohya read them, unless the recipe says otherwise; and counted.

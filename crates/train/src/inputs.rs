@@ -1,8 +1,11 @@
-//! What diffusion training takes from a dataset's samples: moments of latents, and states of captions or the captions.
+//! What diffusion training takes from a dataset's samples: moments of latents or images, and states of captions or the
+//! captions.
 
 use crate::captions::{CaptionReader, CaptionSettings};
-use crate::config::{SettingError, caption_part, check};
-use crate::precache::{MOMENTS, STATES};
+use crate::config::{SettingError, caption_part, check, is_usual};
+use crate::frozen::FrozenAutoencoder;
+use crate::images::Images;
+use crate::precache::{InputRange, MOMENTS, STATES};
 use crate::stages::{CONDITIONING, StageError};
 use crate::task::BoxError;
 use crate::tasks::diffusion::DiffusionRecipe;
@@ -33,11 +36,19 @@ pub struct InputSettings {
     /// captions during training. With both, the encoder only says what an empty caption's states are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub states: Option<Vec<String>>,
+    /// Side in pixels of images, which the recipe's `autoencoder` then encodes during training in the run's precision, without
+    /// gradients, in place of precached moments. The table `data.augment` says how they become squares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolution: Option<usize>,
+    /// Which numbers the autoencoder is given for the levels of these images: `minus_one_one`, what it was trained with, or
+    /// `mlperf_zero_one`, as MLPerf Training's reference and MosaicML's diffusion-benchmark do by mistake ([`InputRange`]).
+    #[serde(skip_serializing_if = "is_usual")]
+    pub input_range: InputRange,
 }
 
 impl Default for InputSettings {
     fn default() -> Self {
-        Self { moments: MOMENTS.to_owned(), states: None }
+        Self { moments: MOMENTS.to_owned(), states: None, resolution: None, input_range: InputRange::MinusOneOne }
     }
 }
 
@@ -184,14 +195,61 @@ pub enum Condition {
     States(Vec<f32>),
     /// Tokens, for the text encoder.
     Tokens(Tokens),
+    /// A dropped caption whose states are zeros, with tokens that stand in its place in the text encoder's batch.
+    Zeros(Tokens),
+}
+
+/// What a sample's latent is made of.
+#[derive(Clone, Debug)]
+pub enum LatentInput {
+    /// Moments, `[2 · channels, height, width]`.
+    Moments(Vec<f32>),
+    /// An image for the autoencoder, `[side, side, 3]`.
+    Pixels(Vec<f32>),
+}
+
+calotype_core::names! {
+    /// What stands in the place of a dropped caption's states.
+    DroppedCaption, "dropped caption" {
+        /// Those of the empty caption (Ho & Salimans 2022, section 3.2, as Stable Diffusion's guidance has it).
+        Empty = "empty",
+        /// Zeros, as in the training of Stable Diffusion XL. Whoever samples then needs them without a caption, too:
+        /// `force_zeros_for_empty_prompt` of diffusers' pipelines.
+        Zeros = "zeros",
+    }
+}
+
+#[allow(clippy::derivable_impls, reason = "the table of names declares the type")]
+impl Default for DroppedCaption {
+    fn default() -> Self {
+        Self::Empty
+    }
+}
+
+/// How a sample is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// Its position in the run.
+    pub position: u64,
+    /// Whether its caption is dropped.
+    pub drop: bool,
+    /// Whether it counts for [`SampleReader::notices`].
+    pub counted: bool,
 }
 
 /// Reads what training takes of a sample; can be shared between threads.
 #[derive(Clone, Debug)]
 pub struct SampleReader {
-    moments: ArrayAddress,
+    latents: Latents,
     shape: LatentShape,
     captions: Captions,
+    dropped: DroppedCaption,
+}
+
+#[derive(Clone, Debug)]
+enum Latents {
+    Precached(ArrayAddress),
+    Encoded(Box<Images>),
 }
 
 #[derive(Clone, Debug)]
@@ -206,13 +264,34 @@ impl SampleReader {
         self.shape
     }
 
-    /// Moments of the latent, and the caption at a position of the run; with `drop`, the empty caption instead.
+    /// What was changed of the images that counted, in sentences.
+    pub fn notices(&self) -> Vec<String> {
+        match &self.latents {
+            Latents::Precached(_) => Vec::new(),
+            Latents::Encoded(images) => images.notices(),
+        }
+    }
+
+    /// What the latent is made of, and the caption.
     ///
     /// # Errors
     /// Name the sample whose parts are missing, or not as the recipe says.
-    pub fn read(&self, position: u64, sample: &SampleRef<'_>, drop: bool) -> Result<(Vec<f32>, Condition), BoxError> {
+    pub fn read(&self, how: Reading, sample: &SampleRef<'_>) -> Result<(LatentInput, Condition), BoxError> {
         let mut arrays = Arrays::of(sample);
-        let moments = arrays.get(&self.moments)?;
+        let latent = match &self.latents {
+            Latents::Precached(address) => LatentInput::Moments(self.moments(address, sample, &mut arrays)?),
+            Latents::Encoded(images) => LatentInput::Pixels(images.read_counting(how.counted, how.position, sample)?),
+        };
+        Ok((latent, self.condition(how, sample, &mut arrays)?))
+    }
+
+    fn moments(
+        &self,
+        address: &ArrayAddress,
+        sample: &SampleRef<'_>,
+        arrays: &mut Arrays<'_>,
+    ) -> Result<Vec<f32>, BoxError> {
+        let moments = arrays.get(address)?;
         if latent_of(moments.shape()) != Some(self.shape.latent) {
             let [height, width, channels] = self.shape.latent;
             let (key, found) = (sample.key(), moments.shape());
@@ -223,17 +302,23 @@ impl SampleReader {
         if moments.iter().any(|value| !value.is_finite()) {
             return Err(format!("sample `{}` has moments that are not finite", sample.key()).into());
         }
-        let condition = match &self.captions {
+        Ok(moments)
+    }
+
+    fn condition(&self, how: Reading, sample: &SampleRef<'_>, arrays: &mut Arrays<'_>) -> Result<Condition, BoxError> {
+        let zeros = how.drop && self.dropped == DroppedCaption::Zeros;
+        Ok(match &self.captions {
+            Captions::Encoded { tokenizer, .. } if zeros => Condition::Zeros(tokenizer.encode("")),
             Captions::Encoded { reader, tokenizer } => {
-                let caption = if drop { String::new() } else { reader.read(position, sample)? };
+                let caption = if how.drop { String::new() } else { reader.read(how.position, sample)? };
                 Condition::Tokens(tokenizer.encode(&caption))
             }
+            Captions::Precached(_) if zeros => Condition::States(vec![0.0; self.shape.states.iter().product()]),
             Captions::Precached(parts) => {
-                let states = parts.iter().map(|part| part.read(sample, &mut arrays, drop));
+                let states = parts.iter().map(|part| part.read(sample, arrays, how.drop));
                 Condition::States(join_channels(&states.collect::<Result<Vec<_>, _>>()?, parts))
             }
-        };
-        Ok((moments, condition))
+        })
     }
 }
 
@@ -297,6 +382,8 @@ pub struct DiffusionInputs {
     pub scale_factor: f64,
     /// Encodes captions during training; none where their states are precached.
     pub text: Option<TextEncoder>,
+    /// Encodes images during training; none where their moments are precached.
+    pub autoencoder: Option<FrozenAutoencoder>,
 }
 
 impl DiffusionInputs {
@@ -312,10 +399,22 @@ impl DiffusionInputs {
         let held = dataset.get(0)?;
         let sample = held.sample();
         let mut arrays = Arrays::of(&sample);
-        let moments = ArrayAddress::parse(&inputs.moments);
-        check_encoded(&sample, &moments, recipe).map_err(wrong)?;
-        let scale_factor = scale_factor(recipe, &conditioning)?;
-        let latent = first_latent(&sample, &mut arrays, &moments).map_err(wrong)?;
+        let autoencoder = FrozenAutoencoder::of(recipe, device)?;
+        let known = autoencoder.as_ref().and_then(FrozenAutoencoder::scale_factor).or(conditioning.scale_factor);
+        let scale_factor = scale_factor(recipe, known)?;
+        let (latents, latent) = match &autoencoder {
+            None => {
+                let moments = ArrayAddress::parse(&inputs.moments);
+                check_encoded(&sample, &moments, recipe).map_err(wrong)?;
+                let latent = first_latent(&sample, &mut arrays, &moments).map_err(wrong)?;
+                (Latents::Precached(moments), latent)
+            }
+            Some(autoencoder) => {
+                let images = Images::in_range(&recipe.data, autoencoder.side(), recipe.run.seed, inputs.input_range)?;
+                images.read(0, &sample).map_err(|error| wrong(error.into()))?;
+                (Latents::Encoded(Box::new(images)), autoencoder.latent())
+            }
+        };
         let tower = recipe.text.as_ref().map(|text| TextEncoder::open(text, device)).transpose()?;
         let (states, captions, text) = match (tower, &inputs.states) {
             (Some(tower), None) => {
@@ -343,20 +442,24 @@ impl DiffusionInputs {
                 ([parts[0].tokens, channels], Captions::Precached(parts), None)
             }
         };
-        let reader = SampleReader { moments, shape: LatentShape { latent, states }, captions };
-        Ok(Self { reader, scale_factor, text })
+        let dropped = recipe.objective.dropped_caption;
+        let reader = SampleReader { latents, shape: LatentShape { latent, states }, captions, dropped };
+        Ok(Self { reader, scale_factor, text, autoencoder })
     }
 }
 
-fn scale_factor(recipe: &DiffusionRecipe, conditioning: &Conditioning) -> Result<f64, SettingError> {
-    recipe.objective.scale_factor.or(conditioning.scale_factor).ok_or_else(|| SettingError {
+fn scale_factor(recipe: &DiffusionRecipe, known: Option<f64>) -> Result<f64, SettingError> {
+    recipe.objective.scale_factor.or(known).ok_or_else(|| SettingError {
         key: "objective.scale_factor",
-        problem: format!(
-            "is not set, and there is no {CONDITIONING} beside the data that tells it; set what latents are multiplied \
-             by (0.18215 for Stable Diffusion 1 and 2, 0.13025 for XL)"
-        ),
+        problem: match recipe.inputs.resolution {
+            None => format!("is not set, and there is no {CONDITIONING} beside the data that tells it; {SCALES}"),
+            Some(_) => format!("is not set, and the autoencoder's configuration does not tell it; {SCALES}"),
+        },
     })
 }
+
+/// What to do about a scale that is not known.
+const SCALES: &str = "set what latents are multiplied by (0.18215 for Stable Diffusion 1 and 2, 0.13025 for XL)";
 
 /// The empty caption's states of the recipe's text encoder, for its only address.
 fn empty_of(tower: &mut TextEncoder, addresses: &[String]) -> Result<EmptyCaption, StageError> {
@@ -380,7 +483,8 @@ fn check_encoded(sample: &SampleRef<'_>, moments: &ArrayAddress, recipe: &Diffus
             Err(format!(
                 "the samples are images (`{image}`) without moments of latents (`{}`): encode them once and train on the \
                  result: calotype data precache RECIPE source={source} out=encoded, then data.path=encoded (recipes: \
-                 data/precache/quickstart, data/precache/nemo_sd, data/precache/sdxl)",
+                 data/precache/quickstart, data/precache/nemo_sd, data/precache/sdxl); or encode them in every epoch: \
+                 inputs.resolution=PIXELS and autoencoder=CHECKPOINT",
                 moments.part
             )
             .into())
@@ -438,10 +542,12 @@ fn check_parts(parts: &[StatesPart], recipe: &DiffusionRecipe) -> Result<(), Set
             format!("names states of {} and of {} tokens, which cannot be joined", first.tokens, other.tokens);
         return Err(SettingError { key: "inputs.states", problem });
     }
-    if recipe.objective.caption_dropout > 0.0 && parts.iter().any(|part| part.empty.is_none()) {
+    let objective = &recipe.objective;
+    let needs_empty = objective.caption_dropout > 0.0 && objective.dropped_caption == DroppedCaption::Empty;
+    if needs_empty && parts.iter().any(|part| part.empty.is_none()) {
         let problem = format!(
             "needs the states of the empty caption, and there is no {CONDITIONING} beside the data that tells them; set \
-             it to 0, or name the data's text encoder in [text] together with inputs.states"
+             it to 0, or objective.dropped_caption to \"zeros\", or name the data's text encoder in [text] together with inputs.states"
         );
         return Err(SettingError { key: "objective.caption_dropout", problem });
     }
@@ -462,7 +568,12 @@ mod tests {
     fn reader(empty: Option<Vec<f32>>) -> SampleReader {
         let part = StatesPart { address: ArrayAddress::parse("states.npy"), tokens: 3, channels: 2, empty };
         let shape = LatentShape { latent: [2, 2, 1], states: [3, 2] };
-        SampleReader { moments: ArrayAddress::parse("npy"), shape, captions: Captions::Precached(vec![part]) }
+        SampleReader {
+            latents: Latents::Precached(ArrayAddress::parse("npy")),
+            shape,
+            captions: Captions::Precached(vec![part]),
+            dropped: DroppedCaption::Empty,
+        }
     }
 
     fn sample(moments: &[usize], states: &[usize]) -> Sample {
@@ -470,12 +581,12 @@ mod tests {
     }
 
     fn states(reader: &SampleReader, sample: &Sample, drop: bool) -> Result<Vec<f32>, String> {
-        match reader.read(0, &SampleRef::from(sample), drop) {
-            Ok((moments, Condition::States(states))) => {
+        match reader.read(Reading { position: 0, drop, counted: false }, &SampleRef::from(sample)) {
+            Ok((LatentInput::Moments(moments), Condition::States(states))) => {
                 assert_eq!(moments, (0..8).map(|i| i as f32).collect::<Vec<_>>());
                 Ok(states)
             }
-            Ok((_, Condition::Tokens(_))) => Err("tokens".to_owned()),
+            Ok(_) => Err("an image, or tokens".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -493,6 +604,10 @@ mod tests {
         assert_eq!(states(&known, &short, false).unwrap(), [10.0, 11.0, -2.0, -3.0, -4.0, -5.0]);
         let error = states(&reader(None), &short, false).unwrap_err();
         assert!(error.contains("`a`") && error.contains("conditioning.safetensors"), "{error}");
+        // Zeros need to know nothing of the empty caption.
+        let zeros = SampleReader { dropped: DroppedCaption::Zeros, ..reader(None) };
+        assert_eq!(states(&zeros, &short, true).unwrap(), [0.0; 6]);
+        assert_eq!(states(&zeros, &sample(&[2, 2, 2], &[3, 2]), false).unwrap()[0], 10.0);
     }
 
     #[test]

@@ -3,17 +3,22 @@
 //! [`task::Task`] is what one kind of training is; [`tasks`] holds them, one a file. [`stages::train`] runs one from its
 //! recipe to the exported model.
 
+pub mod averages;
 pub mod captions;
 pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod encoders;
 pub mod export;
+pub mod frozen;
 pub mod hooks;
 pub mod images;
 pub mod inputs;
+pub mod mlperf;
 pub mod optim;
 pub mod precache;
+pub mod prepare;
+mod preview;
 pub mod recipe;
 pub mod record;
 pub mod runs;

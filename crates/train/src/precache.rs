@@ -5,6 +5,7 @@ use crate::config::{SettingError, caption_part, image_parts, is_usual, yes};
 use crate::encoders::{DatasetEncoders, EncoderEntry};
 use crate::images::image_bytes;
 use crate::inputs::EmptyCaption;
+use crate::recipe::OUT;
 use crate::stages::StageError;
 use crate::task::BoxError;
 use burn::tensor::Device;
@@ -46,11 +47,17 @@ pub enum InputRange {
 }
 
 impl InputRange {
-    fn of(self, side: usize) -> ImageInput {
+    /// The numbers of level 0 and of level 255.
+    pub fn ends(self) -> (f32, f32) {
         match self {
-            Self::MinusOneOne => ImageInput::in_range(side, -1.0, 1.0),
-            Self::MlperfZeroOne => ImageInput::in_range(side, 0.0, 1.0),
+            Self::MinusOneOne => (-1.0, 1.0),
+            Self::MlperfZeroOne => (0.0, 1.0),
         }
+    }
+
+    pub(crate) fn of(self, side: usize) -> ImageInput {
+        let (low, high) = self.ends();
+        ImageInput::in_range(side, low, high)
     }
 }
 
@@ -67,18 +74,21 @@ pub enum ResizeFilter {
     Lanczos,
     /// Pillow's box.
     Box,
+    /// Pillow's nearest.
+    Nearest,
     /// Bicubic in floats, never rounded to levels: torchvision's `Resize` of tensors, behind `ToTensor`.
     TorchBicubic,
 }
 
 impl ResizeFilter {
     /// Pillow's filter; none if levels are not rounded.
-    fn of_levels(self) -> Option<Filter> {
+    pub(crate) fn of_levels(self) -> Option<Filter> {
         match self {
             ResizeFilter::Bicubic => Some(Filter::Bicubic),
             ResizeFilter::Bilinear => Some(Filter::Bilinear),
             ResizeFilter::Lanczos => Some(Filter::Lanczos3),
             ResizeFilter::Box => Some(Filter::Box),
+            ResizeFilter::Nearest => Some(Filter::Nearest),
             ResizeFilter::TorchBicubic => None,
         }
     }
@@ -267,6 +277,16 @@ impl PrecacheRecipe {
     /// [`SettingError`] naming the key.
     pub fn validate(&self) -> Result<(), SettingError> {
         let bad = |key: &'static str, problem: String| Err(SettingError { key, problem });
+        for (key, path) in [("source", &self.source), ("out", &self.out)] {
+            if path.starts_with(OUT) {
+                return bad(
+                    key,
+                    format!(
+                        "is `{path}`, in the folder of a run whose [prepare] takes this recipe; by itself it needs {key}=FOLDER"
+                    ),
+                );
+            }
+        }
         for (key, value) in [("batch_size", self.batch_size), ("shard_samples", self.shard_samples)] {
             if value == 0 {
                 return bad(key, "must be at least 1".to_owned());

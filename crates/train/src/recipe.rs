@@ -226,6 +226,7 @@ pub struct About {
     pub time: String,
 }
 
+#[derive(Clone)]
 enum Root {
     Embedded(&'static [(&'static str, &'static str)]),
     Folder(PathBuf),
@@ -235,7 +236,12 @@ enum Root {
 #[derive(Default)]
 pub struct RecipeLoader {
     roots: Vec<Root>,
+    /// What [`OUT`] stands for.
+    out: Option<String>,
 }
+
+/// At the beginning of a text in a recipe: the folder of the run that the recipe is loaded for ([`RecipeLoader::out`]).
+pub const OUT: &str = "{out}";
 
 /// Where one recipe is.
 #[derive(Clone)]
@@ -272,6 +278,20 @@ struct Merged {
     sources: Vec<String>,
 }
 
+/// Puts a folder in place of [`OUT`] at the beginning of all texts.
+fn put_out(value: &mut Value, folder: &str) {
+    match value {
+        Value::String(text) => {
+            if let Some(rest) = text.strip_prefix(OUT).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+                *text = format!("{folder}{rest}");
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| put_out(value, folder)),
+        Value::Table(table) => table.iter_mut().for_each(|(_, value)| put_out(value, folder)),
+        _ => {}
+    }
+}
+
 impl RecipeLoader {
     /// A loader that knows only paths; add roots for names.
     pub fn new() -> Self {
@@ -288,6 +308,12 @@ impl RecipeLoader {
     pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.roots.push(Root::Folder(folder.into()));
         self
+    }
+
+    /// The same loader for a run in `folder`: texts that are `{out}`, or begin with `{out}/`, name this folder or lie in it. Without
+    /// one they stay as they are.
+    pub fn out(&self, folder: &Path) -> Self {
+        Self { roots: self.roots.clone(), out: Some(folder.display().to_string()) }
     }
 
     /// The names of all recipes in all roots, sorted, without repetition.
@@ -330,6 +356,9 @@ impl RecipeLoader {
         self.merge_recipe(&place, &text, &mut Vec::new(), &mut merged)?;
         for text in overrides {
             merged.apply_override(text)?;
+        }
+        if let Some(out) = &self.out {
+            merged.table.iter_mut().for_each(|(_, value)| put_out(value, out));
         }
         let value: T = read_typed(&merged, &file)?;
         let unwritable = |error: toml::ser::Error| RecipeError::Unwritable { file, message: error.to_string() };
@@ -534,10 +563,12 @@ fn join(prefix: &str, key: &str) -> String {
 }
 
 /// Keys that say the same in other ways: a place that sets the first takes back the others that an earlier place set.
-const REPLACED: [(&str, &[&str]); 3] = [
+const REPLACED: [(&str, &[&str]); 5] = [
     ("data.sources", &["data.path"]),
     ("data.path", &["data.sources"]),
     ("optimizer.schedule.name", &["optimizer.decay", "optimizer.warmup_samples"]),
+    ("optimizer.learning_rate", &["optimizer.base_learning_rate"]),
+    ("optimizer.base_learning_rate", &["optimizer.learning_rate"]),
 ];
 
 /// Tables whose `name` decides which other keys they have: table, its usual name, keys that all names have. A place that sets
@@ -549,6 +580,8 @@ const NAMED: [(&str, &str, &[&str]); 3] = [
         "adamw",
         &[
             "learning_rate",
+            "base_learning_rate",
+            "state",
             "weight_decay",
             "gradient_clip",
             "accumulate",
@@ -1258,6 +1291,24 @@ betas = [0.9, 0.999]
         assert!(!loader.load::<Table>("child", &[]).unwrap().value.contains_key("about"));
         let error = loader.load::<Table>("wrong", &[]).unwrap_err().to_string();
         assert!(error.contains("line 3: key `about`: instead of 3 it takes text in quotes"), "{error}");
+    }
+
+    #[test]
+    fn the_runs_folder_stands_in_paths() {
+        static PATHS: &[(&str, &str)] = &[(
+            "paths",
+            "a = \"{out}/x\"\nb = [\"{out}\", \"{outer}\", \"x{out}/y\"]\n[c]\nd = \"{out} of it\"\ne = \"{out}/prepared/{out}\"\n",
+        )];
+        let loader = RecipeLoader::new().embedded(PATHS);
+        let load = |loader: &RecipeLoader| loader.load::<Table>("paths", &["f=\"{out}/z\"".to_owned()]).unwrap().value;
+        let plain = load(&loader);
+        assert_eq!(plain["a"].as_str(), Some("{out}/x"));
+        let put = load(&loader.out(Path::new("runs/a b")));
+        assert_eq!((put["a"].as_str(), put["f"].as_str()), (Some("runs/a b/x"), Some("runs/a b/z")));
+        let texts: Vec<&str> = put["b"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!(texts, ["runs/a b", "{outer}", "x{out}/y"]);
+        assert_eq!(put["c"]["d"].as_str(), Some("{out} of it"));
+        assert_eq!(put["c"]["e"].as_str(), Some("runs/a b/prepared/{out}"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::config::DataSettings;
 use calotype_core::stop::StopFlag;
 use calotype_data::precache::{encoder_of, require_encoder};
-use calotype_data::source::{SourceKind, has_packed_shards, is_shard_folder, open};
+use calotype_data::source::{Filtered, SampleFilter, SourceKind, has_packed_shards, is_shard_folder, open};
 use calotype_data::{Control, Dataset, Error, Mixture, Source};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub fn open_source(data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<dyn Source>, Error> {
     let mut sources = Vec::new();
     for (spec, weight) in data.specs() {
-        sources.push((open_one(spec, data, stop)?, weight));
+        sources.push((filtered(open_one(spec, data, stop)?, &data.filter)?, weight));
     }
     same_encoders(&sources)?;
     let source = match sources.len() {
@@ -28,6 +28,10 @@ pub fn open_source(data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<d
         require_encoder(&source.name(), source.meta(), wanted)?;
     }
     Ok(source)
+}
+
+fn filtered(source: Arc<dyn Source>, filter: &SampleFilter) -> Result<Arc<dyn Source>, Error> {
+    Ok(if *filter == SampleFilter::default() { source } else { Arc::new(Filtered::new(source, filter)?) })
 }
 
 fn open_one(spec: &str, data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<dyn Source>, Error> {

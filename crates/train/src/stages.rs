@@ -3,6 +3,7 @@
 //! A stage's folder holds `recipe.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, and at the end `model/` (the
 //! published layout of its kind) and `result.json`. A stage whose `result.json` is there is done and is not run again.
 
+use crate::averages::{AverageError, Rebuilt, Wanted};
 use crate::checkpoint::{self, prepare_folder};
 use crate::config::{CorruptSample, SettingError, TrainingRecipe, check};
 use crate::hooks;
@@ -137,6 +138,9 @@ pub enum StageError {
     /// A frozen encoder cannot be used.
     #[error(transparent)]
     Encoder(Box<EncoderError>),
+    /// An average cannot be rebuilt.
+    #[error(transparent)]
+    Average(Box<AverageError>),
     /// A dataset's samples are not what the stage needs.
     #[error("{}: {source}", path.display())]
     Dataset {
@@ -185,6 +189,12 @@ impl From<EncoderError> for StageError {
     }
 }
 
+impl From<AverageError> for StageError {
+    fn from(error: AverageError) -> Self {
+        Self::Average(Box::new(error))
+    }
+}
+
 impl StageError {
     /// Whether the recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
@@ -194,6 +204,7 @@ impl StageError {
             Self::Start(error) => error.is_usage(),
             Self::Layout(error) => error.is_usage(),
             Self::Encoder(error) => error.is_usage(),
+            Self::Average(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -270,6 +281,7 @@ pub fn lock(folder: &Path) -> Result<FolderLock, StageError> {
 /// samples for evaluation that are not there.
 fn open_checked<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<(T, Arc<dyn Source>), StageError> {
     let task = T::open(recipe, context)?;
+    recipe.hooks().evaluate.as_ref().map_or(Ok(()), |evaluate| evaluate.check_ranges(task.timesteps()))?;
     check_writable(&task, context)?;
     let dataset = open_source(recipe.data(), Some(context.stop))?;
     check_samples(&task, recipe, dataset.as_ref())?;
@@ -313,6 +325,8 @@ pub struct Readiness {
     pub left_out: BTreeMap<&'static str, usize>,
     /// Parameters of the network.
     pub parameters: usize,
+    /// What published settings that count steps or samples of a batch are here, a sentence each.
+    pub conversions: Vec<String>,
     /// Optimizer steps of the run.
     pub steps: u64,
     /// Samples of one of them.
@@ -337,6 +351,9 @@ impl fmt::Display for Readiness {
         }
         writeln!(f, "network      {parameters} parameters, {steps} steps of {} samples", self.batch_size)?;
         writeln!(f, "checkpoints  {bytes} on disk at most")?;
+        for conversion in &self.conversions {
+            writeln!(f, "units        {conversion}")?;
+        }
         for remark in &self.remarks {
             writeln!(f, "note         {remark}")?;
         }
@@ -389,6 +406,7 @@ pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> R
         dataset: dataset.len(),
         left_out: dataset.left_out(),
         parameters,
+        conversions: config.conversions(),
         steps: config.run.steps(),
         batch_size: config.run.batch_size,
         epochs: samples / dataset.len().max(1) as f64,
@@ -411,16 +429,24 @@ fn check_writable<T: Task>(task: &T, context: &StageContext<'_>) -> Result<(), S
     checked.map_err(|source| StageError::Unwritable(Box::new(source)))
 }
 
-/// Writes the model beside its place and puts it there when it is complete.
+/// Writes the model of a run.
 fn export<T: Task>(task: &T, model: &T::Model, context: &StageContext<'_>) -> Result<(), StageError> {
-    let (folder, aside) = (context.folder.join(MODEL), context.folder.join(format!(".{MODEL}.new")));
-    for old in [&aside, &folder] {
-        if old.exists() {
-            std::fs::remove_dir_all(old).map_err(StageError::io(old))?;
-        }
+    let folder = context.folder.join(MODEL);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).map_err(StageError::io(&folder))?;
+    }
+    export_to(task, model, &folder)
+}
+
+/// Writes a model beside its place, where nothing is, and puts it there when it is complete.
+fn export_to<T: Task>(task: &T, model: &T::Model, folder: &Path) -> Result<(), StageError> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let aside = folder.with_file_name(format!(".{name}.new"));
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside).map_err(StageError::io(&aside))?;
     }
     let notes = task.export(model, &aside)?;
-    std::fs::rename(&aside, &folder).map_err(StageError::io(&folder))?;
+    std::fs::rename(&aside, folder).map_err(StageError::io(folder))?;
     notes.iter().for_each(|note| tracing::warn!("{}: {note}", T::KIND));
     Ok(())
 }
@@ -439,6 +465,26 @@ fn done_for_all<R: TrainingRecipe>(
         return Ok(done);
     }
     serde_json::from_slice(&bytes).map_err(|error| told(error.into()))
+}
+
+/// Writes the model of a run, whose folder is the context's, with an average that is rebuilt from its snapshots, to `out`, where
+/// nothing is.
+///
+/// # Errors
+/// [`StageError::Average`]: it cannot be rebuilt. Others as of [`train`].
+pub fn rebuild_average<T: Task>(
+    recipe: &T::Recipe,
+    wanted: &Wanted,
+    out: &Path,
+    context: &StageContext<'_>,
+) -> Result<Rebuilt, StageError> {
+    let rebuilt = Rebuilt::open(context.folder, wanted)?;
+    let task = T::open(recipe, context)?;
+    let model = rebuilt.fill(task.model(&mut Init::placeholders(context.device))?)?;
+    let parent = durable::parent_folder(out);
+    std::fs::create_dir_all(parent).map_err(StageError::io(parent))?;
+    export_to(&task, &model, out)?;
+    Ok(rebuilt)
 }
 
 /// The result of a stage that was finished earlier with the same recipe.

@@ -6,6 +6,7 @@
 //! file, and the table that makes them known to the command line.
 
 use crate::config::{SettingError, TrainingRecipe};
+use crate::hooks::PreviewSettings;
 use crate::optim::GroupRule;
 use crate::record::StepRecord;
 use crate::stages::{StageContext, StageError};
@@ -192,8 +193,27 @@ pub trait Task: Sized + 'static {
     ///
     /// # Errors
     /// Those of the model.
-    fn preview(&self, model: &Self::Model) -> Result<Vec<(String, RgbImage)>, BoxError> {
-        let _ = model;
+    fn preview(&self, model: &Self::Model, settings: &PreviewSettings) -> Result<Vec<(String, RgbImage)>, BoxError> {
+        let _ = (model, settings);
         Ok(Vec::new())
+    }
+
+    /// Floating-point operations of a training step for one sample: forward and backward pass of the network that is trained,
+    /// without what is computed twice to save memory. None where nobody has counted them.
+    fn training_flops(&self) -> Option<f64> {
+        None
+    }
+
+    /// Number of timesteps that losses are drawn at; none for tasks without. Those that have them have
+    /// [`Task::at_timesteps`].
+    fn timesteps(&self) -> Option<usize> {
+        None
+    }
+
+    /// The batch with each sample at a timestep of the range, which is a function of its position alone. All else stays:
+    /// latents, noise, captions. None for tasks without timesteps.
+    fn at_timesteps(&self, batch: &Batch<Self::Item>, range: Range<usize>) -> Option<Batch<Self::Item>> {
+        let _ = (batch, range);
+        None
     }
 }

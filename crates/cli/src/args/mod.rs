@@ -20,6 +20,8 @@ pub(crate) mod heading {
     pub(crate) const SDXL: &str = "Stable Diffusion XL";
     pub(crate) const OUTPUT: &str = "Output";
     pub(crate) const RECORD: &str = "Recording";
+    pub(crate) const RULES: &str = "Rules";
+    pub(crate) const SYSTEM: &str = "System";
     pub(crate) const MACHINE: &str = "Machine";
 }
 

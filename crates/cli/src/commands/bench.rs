@@ -1,9 +1,12 @@
-//! `bench`: speed of kernels, networks, loader, download, and of drawing images.
+//! `bench`: speed of kernels, networks, training, loader, download, and of drawing images.
 
 use crate::args::{JsonArgs, dtype, heading, named};
 use crate::commands::{Usage, print};
 use anyhow::Result;
-use calotype_bench::{Family, GenerateBench, KernelRow, Mode, UNetBench, run_generate, run_kernels, run_unet};
+use calotype_bench::{
+    Family, GenerateBench, KernelRow, Microbatch, Mode, TrainBench, UNetBench, WINDOW, run_generate, run_kernels,
+    run_train, run_unet,
+};
 use calotype_core::numbers::count;
 use calotype_data::Control;
 use calotype_ops::Precision;
@@ -22,6 +25,8 @@ pub(crate) enum BenchCommand {
     Kernels(BenchKernelsArgs),
     /// A UNet with random weights: its forward pass, or a training step with AdamW.
     Unet(BenchUnetArgs),
+    /// Whole training steps as MosaicML's diffusion-benchmark times them, and what Stable Diffusion 2's schedule would cost.
+    Train(BenchTrainArgs),
     /// Drawing a batch of images, stage by stage: loading, prompts, steps, decoding, with the memory of each.
     Generate(BenchGenerateArgs),
     /// The loader: JPEG shards to batches of resized, cropped and mirrored images.
@@ -83,12 +88,60 @@ pub(crate) struct BenchUnetArgs {
     /// Train with less memory: keep the inputs of the blocks only and compute them a second time.
     #[arg(long, visible_alias = "checkpoint-blocks")]
     recompute_blocks: bool,
-    /// Train with less memory: step each parameter as soon as its gradient is complete.
+    /// Train with the least memory: step each parameter as soon as its gradient is complete, and pack no weights.
     #[arg(long)]
     optimizer_in_backward: bool,
     /// Print how much of the time each operation took, by pass and shape.
     #[arg(long)]
     profile: bool,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrainArgs {
+    /// Shape of UNet, autoencoder and text encoder, whose weights are random.
+    #[arg(long, default_value = "sd2", value_name = "NAME", value_parser = named::<Family>())]
+    family: Family,
+    /// Images of a step.
+    #[arg(long, alias = "batch_size", default_value_t = 2048, value_name = "N", value_parser = count::<usize>)]
+    batch_size: usize,
+    /// Side of the images in pixels.
+    #[arg(long, alias = "image_size", default_value_t = 512, value_name = "PIXELS", value_parser = count::<usize>)]
+    image_size: usize,
+    /// Samples with an image and a caption (part caption or txt): a folder of MDS shards, or any other source of training data.
+    #[arg(long, value_name = "SOURCE", required_unless_present = "use_synth_data")]
+    remote: Option<String>,
+    /// Made-up images and captions instead.
+    #[arg(long, alias = "use_synth_data", conflicts_with = "remote")]
+    use_synth_data: bool,
+    /// Keep a moving average of the weights, with a half-life of 1000 batches.
+    #[arg(long, alias = "use_ema")]
+    use_ema: bool,
+    /// Images that go through the networks at once, or auto: as many as the memory budget allows, by measuring.
+    #[arg(
+        long,
+        visible_alias = "microbatch",
+        alias = "device_train_microbatch_size",
+        default_value = "auto",
+        value_name = "N"
+    )]
+    device_train_microbatch_size: Microbatch,
+    /// Memory that auto may take [default: 90 % of what is free].
+    #[arg(long, value_name = "GIB")]
+    memory_budget: Option<f64>,
+    /// Batches in all [default: one more than --window].
+    #[arg(long, value_name = "N", value_parser = count::<usize>)]
+    batches: Option<usize>,
+    /// Batches at the end that the throughput is taken over.
+    #[arg(long, default_value_t = WINDOW, value_name = "N", value_parser = count::<usize>)]
+    window: usize,
+    /// Price of a device-hour, for the cost of the schedule (the published table's is about 2 dollars).
+    #[arg(long, value_name = "DOLLARS")]
+    price: Option<f64>,
+    /// Precision of activations; auto is bf16 where the processor multiplies it.
+    #[arg(long, default_value = "auto", value_name = "TYPE", value_parser = named::<Precision>(), help_heading = heading::MACHINE)]
+    precision: Precision,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -131,6 +184,22 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
             tell(&bench_download(&args.out, args.images, args.pixels, &args.settings)?, args.json.json)
         }
         BenchCommand::Unet(args) => unet(args),
+        BenchCommand::Train(args) => {
+            let report = run_train(&TrainBench {
+                family: args.family,
+                image_size: args.image_size,
+                batch_size: args.batch_size,
+                microbatch: args.device_train_microbatch_size,
+                memory_budget: args.memory_budget,
+                use_ema: args.use_ema,
+                remote: args.remote.clone(),
+                precision: args.precision,
+                batches: args.batches.unwrap_or(args.window + 1),
+                window: args.window,
+                price: args.price,
+            })?;
+            tell(&report, args.json.json)
+        }
         BenchCommand::Generate(args) => {
             let report = run_generate(&GenerateBench {
                 family: args.family,

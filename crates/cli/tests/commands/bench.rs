@@ -115,6 +115,51 @@ fn the_stages_of_drawing_are_measured() {
     assert_eq!(stages, ["load text", "text", "load unet", "load autoencoder", "sample", "decode"]);
 }
 
+/// The flags of MosaicML's diffusion-benchmark, in its own spelling too.
+#[test]
+fn training_is_measured_as_in_the_mosaic_benchmark() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = folder.path().join("mds").display().to_string();
+    let made = ["data", "synth", &shards, "--samples", "6", "--preset", "mosaic", "--resolution", "64", "--to", "mds"];
+    succeed(&mut calotype(&made));
+    let common = ["bench", "train", "--family", "tiny", "--precision", "f32", "--threads", "2", "--window", "2"];
+    for (more, ema, data) in [
+        (&["--use-synth-data", "--use-ema", "--batch-size", "4", "--image-size", "64"][..], true, "synthetic://"),
+        (&["--remote", &shards, "--batch_size", "4", "--image_size", "64"], false, &shards),
+        (
+            &["--use_synth_data", "--batch-size=4", "--image-size=64", "--microbatch", "2", "--batches", "1"],
+            false,
+            "synthetic://",
+        ),
+    ] {
+        let rows = lines(&succeed(calotype(&common).args(more).arg("--json")).stdout);
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        positive(row, &["images_per_second", "seconds", "loss", "peak_rss_gib", "threads"]);
+        positive(&row["schedule"], &["days", "device_hours", "images_per_second"]);
+        assert_eq!(
+            (&row["use_ema"], &row["family"], &row["engine"]),
+            (&ema.into(), &"tiny".into(), &"calotype".into())
+        );
+        assert!(row["data"].as_str().unwrap().starts_with(data) && row["schedule"]["cost"].is_null(), "{row}");
+        let given = more.contains(&"--microbatch");
+        assert_eq!(row["window"], if given { 1 } else { 2 }, "{row}");
+        let micro = row["device_train_microbatch_size"].as_u64().unwrap();
+        assert!(if given { micro == 2 } else { [1, 2, 4].contains(&micro) }, "{row}");
+        assert_eq!(row["probes"].as_array().unwrap().is_empty(), given, "{row}");
+        let [rate, seconds] = ["images_per_second", "seconds"].map(|key| row[key].as_f64().unwrap());
+        let images = 4.0 * row["window"].as_f64().unwrap();
+        assert!((rate * seconds / images - 1.0).abs() < 1e-9, "{row}");
+    }
+    let mut command = calotype(&common);
+    command.args(["--use-synth-data", "--batch-size", "2", "--image-size", "64", "--price", "2.5", "--batches", "1"]);
+    let table = succeed(&mut command).stdout;
+    for part in
+        ["tiny 64x64, batch 2", "images/s over the last 1 of 1 batches", "waiting for data", "this process", "256 A100"]
+    {
+        assert!(table.contains(part), "`{part}` is not in:\n{table}");
+    }
+}
+
 #[test]
 fn benchmarks_that_cannot_be() {
     let refused = |arguments: &[&str], parts: &[&str]| fail(calotype(&["bench"]).args(arguments), 2, parts);
@@ -131,4 +176,22 @@ fn benchmarks_that_cannot_be() {
     refused(&["generate", "--family", "sd3"], &["sd3", "--family", "sd1, sd2, sdxl, tiny"]);
     refused(&["generate", "--family", "tiny", "--steps", "1"], &["--steps", "at least 2"]);
     refused(&["unet", "--iterations", "many"], &["many", "--iterations"]);
+    let train = |more: &[&str], parts: &[&str]| {
+        let common = ["train", "--family", "tiny", "--use-synth-data", "--batch-size", "4", "--image-size", "64"];
+        refused(&[&common, more].concat(), parts);
+    };
+    refused(&["train", "--family", "tiny"], &["--remote"]);
+    refused(
+        &["train", "--family", "tiny", "--image-size", "100", "--use-synth-data"],
+        &["--image-size", "multiple of 64"],
+    );
+    let nowhere = ["bench", "train", "--family", "tiny", "--image-size", "64", "--remote", "nowhere"];
+    fail(&mut calotype(&nowhere), 1, &["nowhere"]);
+    train(&["--remote", "x"], &["--remote", "--use-synth-data"]);
+    train(&["--microbatch", "3"], &["--device-train-microbatch-size", "3 does not divide the 4"]);
+    train(&["--microbatch", "0"], &["at least 1, or auto"]);
+    train(&["--microbatch", "many"], &["at least 1, or auto"]);
+    train(&["--memory-budget", "0"], &["--memory-budget"]);
+    train(&["--memory-budget", "0.001"], &["--memory-budget", "not enough"]);
+    train(&["--price", "nan"], &["--price"]);
 }

@@ -1,5 +1,6 @@
 //! The program from the outside: its commands, its errors, and what it promises about stops and repetitions.
 
+mod averages;
 mod basics;
 mod bench;
 mod checkpoints;
@@ -8,7 +9,9 @@ mod common;
 mod determinism;
 mod errors;
 mod generate;
+mod mlperf;
 mod precache;
 mod ranks;
+mod recipes;
 mod resume;
 mod runs;

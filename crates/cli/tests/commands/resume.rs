@@ -36,7 +36,7 @@ fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();
-        for field in ["seconds", "images_per_second"] {
+        for field in ["seconds", "images_per_second", "images_per_second_per_device", "data_wait", "tflops"] {
             assert!(value.as_object_mut().unwrap().remove(field).is_some(), "{line}");
         }
         value

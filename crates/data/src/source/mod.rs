@@ -8,6 +8,7 @@
 //! | imagefolder | images with a metadata table, caption files, or in folders by class | [`folder`] |
 //! | parquet | tables with embedded images | `parquet` |
 //! | mds | a folder of MosaicML Streaming's shards | [`crate::mds`] |
+//! | synthetic | made-up samples, by an address alone (`synthetic://…`) | [`synthetic`] |
 //!
 //! A source numbers its samples from 0; [`crate::order`] tells when each is seen. Several
 //! sources with weights are a [`Mixture`].
@@ -16,6 +17,7 @@ pub mod braces;
 mod captions;
 #[cfg(feature = "parquet")]
 pub mod cells;
+mod filter;
 pub mod folder;
 pub mod metadata;
 mod mixture;
@@ -25,6 +27,7 @@ pub mod remote;
 mod removed;
 pub mod shards;
 mod summary;
+pub mod synthetic;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -47,12 +50,14 @@ use crate::{Dataset, Error, GlobalOrder, Result};
 #[cfg(feature = "parquet")]
 pub use self::parquet::ParquetSource;
 pub use captions::CaptionChoice;
+pub use filter::{Filtered, SampleFilter};
 pub use folder::FolderSource;
 pub use mixture::Mixture;
 pub use remote::RemoteOptions;
 pub(crate) use removed::Removed;
 pub use shards::ShardSet;
 pub use summary::{FirstSample, Summary};
+pub use synthetic::SyntheticSource;
 
 /// A set of samples with numbers from 0.
 ///
@@ -185,12 +190,16 @@ pub const LABEL_COLUMNS: [&str; 3] = ["label", "cls", "class"];
 const PEEKED: u64 = 4096;
 
 /// Opens a source: a folder, a file, an address, a pattern of shards (`data/x-{000..831}.tar`), or several of these that
-/// are of one kind, joined by `::`.
+/// are of one kind, joined by `::`; or made-up samples (`synthetic://…`, see [`synthetic`]).
 ///
 /// # Errors
 /// [`Error::BadSource`] if it cannot be told what it is, [`Error::MissingFolder`], [`Error::BadPattern`], and those of
-/// the kinds' own functions: [`Dataset::open`], [`ShardSet::open`], [`FolderSource::open`], `ParquetSource::open`.
+/// the kinds' own functions: [`Dataset::open`], [`ShardSet::open`], [`FolderSource::open`], `ParquetSource::open`,
+/// [`SyntheticSource::open`].
 pub fn open(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
+    if synthetic::is_synthetic(spec) {
+        return Ok(Arc::new(SyntheticSource::open(spec, options)?));
+    }
     let path = Path::new(spec);
     // A name with braces that is there is that, and no pattern.
     if !path.exists() && (remote::is_remote(spec) || spec.contains(':') || braces::is_pattern(spec)) {

@@ -12,6 +12,7 @@ mod remote;
 mod shards;
 mod sources;
 mod stream;
+mod synthetic;
 
 #[path = "../../../prepare/tests/it/support.rs"]
 mod support;

@@ -191,6 +191,44 @@ fn an_open_block_goes_on() {
 }
 
 #[test]
+fn a_block_begins_only_if_training_goes_on() {
+    let run = stable_diffusion(1_024_000);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let mut log = LogWriter::open(&path, &submission(&run), 0).unwrap();
+    assert!(log.block_follows(0).unwrap_err().to_string().contains("before `run_start`"));
+    log.init_start(false).unwrap();
+    log.init_stop(&settings(&run)).unwrap();
+    log.run_start().unwrap();
+    log.block_follows(0).unwrap();
+    log.training(512, 0.5, 0.0).unwrap();
+    log.block_stop(512).unwrap();
+    log.block_follows(512).unwrap();
+    log.block_stop(512).unwrap();
+    log.block_stop(1024).unwrap();
+    log.eval_start(1024).unwrap();
+    log.eval_accuracy(Metric::Fid, 80.0).unwrap();
+    log.eval_accuracy(Metric::Clip, 0.2).unwrap();
+    log.eval_stop().unwrap();
+    log.block_follows(1024).unwrap();
+    log.run_stop(RunStatus::Success, 1024).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    let blocks: Vec<_> = timeless(&text).into_iter().filter(|line| line.starts_with("block")).collect();
+    assert_eq!(
+        blocks,
+        [
+            "block_start \"training_step\" {\"samples_count\": 0}",
+            "block_stop \"training_step\" {\"samples_count\": 512}",
+            "block_start \"training_step\" {\"samples_count\": 512}",
+            "block_stop \"training_step\" {\"samples_count\": 1024}",
+        ]
+    );
+    let log = Log::read(&path).unwrap();
+    assert_eq!(log.scores(), [fid_and_clip(1024, 80.0, 0.2)]);
+    assert_eq!((log.benchmark(), log.said("submission_org")), (Some(Benchmark::StableDiffusion), Some("Calotype")));
+}
+
+#[test]
 fn lines_of_a_launcher_stay() {
     let run = stable_diffusion(1_024_000);
     let folder = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 mod common;
 mod encoders;
 mod half_precision;
+mod init;
 mod kernels_equal_portable;
 mod parity;
 mod recompute;

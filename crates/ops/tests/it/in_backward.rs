@@ -4,9 +4,7 @@ use crate::common::{Body, equal_bits, from_vec, subject, to_vec};
 use burn::backend::flex::Flex;
 use burn::tensor::{DType, Tensor};
 use calotype_core::{Purpose, Stream};
-use calotype_ops::in_backward::{
-    AfterBackward, Leaf, StepParameter, backward_handing, backward_stepping, count_uses, count_uses_packed,
-};
+use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, backward_stepping, count_uses};
 use calotype_ops::linear;
 
 const SIZE: usize = 6;
@@ -91,10 +89,10 @@ fn gradients_are_handed_out_in_the_order_of_the_pass_and_parameters_stay() {
     let found = network(w.clone(), v.clone(), b.clone()).backward();
     let want = [w.grad(&found).map(to_vec), v.grad(&found).map(to_vec), b.grad(&found).map(to_vec)];
     let before = [to_vec(w.clone()), to_vec(v.clone()), to_vec(b.clone())];
-    let (loss, uses) = count_uses_packed(|| network(w.clone(), v.clone(), b.clone()));
+    let (loss, uses) = count_uses(|| network(w.clone(), v.clone(), b.clone()));
     drop(found);
     let leaves = [Leaf::new(w), Leaf::new(v), Leaf::new(b)].map(|leaf| leaf.expect("on the CPU"));
-    let (after, kept) = backward_handing(loss, leaves.into(), uses, Keep::default());
+    let (after, kept) = backward_stepping(loss, leaves.into(), uses, Keep::default());
     assert_eq!(kept.0.last().map(|(index, _)| *index), Some(0), "the layer nearest to the input is the last");
     for (index, gradient) in &kept.0 {
         equal_bits(gradient, want[*index].as_ref().expect("a gradient")).expect("the ordinary gradient");

@@ -171,6 +171,14 @@ impl ImageEncoder {
         }
     }
 
+    /// The configuration of the autoencoder, if it is one.
+    pub fn autoencoder(&self) -> Option<&AutoencoderConfig> {
+        match &self.model {
+            Model::Autoencoder(network) => Some(network.config()),
+            _ => None,
+        }
+    }
+
     /// BLAKE3, in hexadecimal, of the tensors' names, types, shapes and elements: the same in every layout of checkpoints that
     /// stores the elements unchanged.
     pub fn weights(&self) -> &str {

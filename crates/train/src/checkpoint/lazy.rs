@@ -132,13 +132,13 @@ pub(super) fn all_finite(data: &[u8]) -> bool {
 /// let tensors = module_tensors("model.", &scale);
 /// assert_eq!((tensors[0].name(), tensors[0].bytes()), ("model.weight", 12));
 /// ```
-pub fn module_tensors<M: Module>(prefix: &str, module: &M) -> Vec<LazyTensor<'static>> {
-    struct Collect<'a> {
+pub fn module_tensors<'a, M: Module>(prefix: &str, module: &M) -> Vec<LazyTensor<'a>> {
+    struct Collect<'p, 'a> {
         path: Path,
-        prefix: &'a str,
-        out: Vec<LazyTensor<'static>>,
+        prefix: &'p str,
+        out: Vec<LazyTensor<'a>>,
     }
-    impl ModuleVisitor for Collect<'_> {
+    impl ModuleVisitor for Collect<'_, '_> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.push(name, container);
         }

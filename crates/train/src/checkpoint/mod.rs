@@ -222,9 +222,13 @@ impl Checkpoint {
     /// that reading a whole checkpoint takes no more than what is made of it.
     ///
     /// # Errors
-    /// [`TensorFileError`] for a tensor that is not there, has another shape or is not of floats.
+    /// [`TensorFileError`] for a tensor that is not there, has another shape, or is neither of floats nor of bytes (`U8`).
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TensorFileError> {
-        let values = self.tensors.get_shaped(name, shape)?.to_f32_vec();
+        let view = self.tensors.get_shaped(name, shape)?;
+        let values = match view.dtype() {
+            Dtype::U8 => Ok(view.data().iter().map(|&byte| f32::from(byte)).collect()),
+            _ => view.to_f32_vec(),
+        };
         self.tensors.release(name);
         values
     }
@@ -500,16 +504,19 @@ impl CheckpointStore {
 
     /// Removes all but the `keep` newest complete checkpoints (judged by manifest and file lengths) and returns what
     /// it removed. The newest complete one always stays, `keep = 0` counts as 1; so do damaged ones newer than the
-    /// oldest that is kept, for inspection.
+    /// oldest that is kept, for inspection, and those of so many samples that `also` says yes to.
     ///
     /// # Errors
     /// [`CheckpointError::Io`].
-    pub fn prune(&self, keep: usize) -> Result<Vec<PathBuf>, CheckpointError> {
+    pub fn prune(&self, keep: usize, also: impl Fn(u64) -> bool) -> Result<Vec<PathBuf>, CheckpointError> {
         let mut kept = 0;
         let mut removed = Vec::new();
         for (samples, path) in self.list()?.into_iter().rev() {
             if kept < keep.max(1) {
                 kept += usize::from(looks_complete(&path));
+                continue;
+            }
+            if also(samples) {
                 continue;
             }
             // Renamed first: a half-removed checkpoint must not look like a damaged one.
@@ -1097,11 +1104,11 @@ mod tests {
             save(&store, samples).unwrap();
         }
         fs::remove_file(folder.path().join("checkpoint-000000000004").join(MANIFEST)).unwrap();
-        let removed = store.prune(2).unwrap();
+        let removed = store.prune(2, |_| false).unwrap();
         assert_eq!(removed.len(), 2);
         let left: Vec<_> = store.list().unwrap().into_iter().map(|(samples, _)| samples).collect();
         assert_eq!(left, [3, 4, 5]);
-        store.prune(0).unwrap();
+        store.prune(0, |_| false).unwrap();
         assert_is(&store.newest().unwrap().unwrap(), 5);
         assert!(hidden(folder.path()).is_empty());
     }
@@ -1205,7 +1212,7 @@ mod tests {
         let start = store.newest().unwrap().map_or(0, |checkpoint| checkpoint.samples);
         for samples in start + 1.. {
             save(&store, samples).unwrap();
-            store.prune(2).unwrap();
+            store.prune(2, |_| false).unwrap();
         }
     }
 

@@ -2,7 +2,9 @@
 
 use super::{SettingError, check, is_no, is_usual};
 use crate::captions::CaptionSettings;
-use calotype_data::image::{Background, DecodeOptions, Filter};
+use crate::precache::ResizeFilter;
+use calotype_data::image::{Background, DecodeOptions};
+use calotype_data::source::SampleFilter;
 use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::transform::Place;
 use calotype_data::{OnError, OrderConfig, Shuffle, SourceOptions};
@@ -38,6 +40,9 @@ pub struct DataSettings {
     /// left out.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub source: SourceOptions,
+    /// Which samples are taken, by the size of their images and by figures of their metadata.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub filter: SampleFilter,
     /// How samples are mixed: `full`, `sequential`, or `shards = { buffer = N }`, which reads shards one after the other.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub shuffle: Shuffle,
@@ -111,10 +116,20 @@ impl DataSettings {
             let [path, weight] = bad.map_or_else(Default::default, |s| [s.path.clone(), s.weight.to_string()]);
             format!("the weight of `{path}` is {weight}; it takes a number above 0, such as 0.5")
         })?;
+        self.filter.validate().map_err(|(key, problem)| SettingError {
+            key: if key == "at_least" { "data.filter.at_least" } else { "data.filter.at_most" },
+            problem,
+        })?;
         check(self.threads > 0, "data.threads", || "must be at least 1".to_owned())?;
         self.captions.validate()?;
-        check((0.0..=1.0).contains(&self.augment.flip), "data.augment.flip", || {
-            format!("{} is no probability; use 0 to 1", self.augment.flip)
+        let augment = &self.augment;
+        check((0.0..=1.0).contains(&augment.flip), "data.augment.flip", || {
+            format!("{} is no probability; use 0 to 1", augment.flip)
+        })?;
+        let plain = augment.crop == Place::Center && augment.flip == 0.0;
+        check(augment.filter != ResizeFilter::TorchBicubic || plain, "data.augment.filter", || {
+            "torch_bicubic cuts out the middle and mirrors nothing: use crop = \"center\" and flip = 0, or filter = \"bicubic\""
+                .to_owned()
         })
     }
 }
@@ -128,13 +143,14 @@ pub struct Augment {
     pub crop: Place,
     /// Probability of mirroring left and right.
     pub flip: f32,
-    /// Filter of resizing: `nearest`, `box`, `bilinear`, `bicubic` or `lanczos`, each as Pillow's.
-    pub filter: Filter,
+    /// Filter of resizing: `nearest`, `box`, `bilinear`, `bicubic` or `lanczos`, each as Pillow's; or `torch_bicubic`, in
+    /// floats as torchvision resizes tensors, which takes the middle and mirrors nothing.
+    pub filter: ResizeFilter,
 }
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { crop: Place::Center, flip: 0.0, filter: Filter::Bicubic }
+        Self { crop: Place::Center, flip: 0.0, filter: ResizeFilter::Bicubic }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The table `[distributed]`.
 
-use super::{SettingError, TrainConfig, check};
+use super::{EmaSettings, SettingError, TrainConfig, check};
 use serde::{Deserialize, Serialize};
 
 /// How several processes share a run. One process alone takes no notice of it, but for `reproducible = "ranks"`.
@@ -40,6 +40,10 @@ impl DistributedSettings {
     /// # Errors
     /// [`SettingError`] naming the key.
     pub fn check_world(&self, config: &TrainConfig<'_>, world: usize) -> Result<(), SettingError> {
+        let snapshots = config.ema.and_then(EmaSettings::snapshot_every).is_some();
+        check(!(self.shard_optimizer && snapshots && world > 1), "distributed.shard_optimizer", || {
+            "does not go with snapshots of averages (ema.name = \"post_hoc\"), which one process writes: set it to false".to_owned()
+        })?;
         let (batch, parts, part) = (config.run.batch_size, config.optimizer.accumulate, config.micro_batch());
         if self.same_for_all_worlds() {
             return check(parts.is_multiple_of(world), "optimizer.accumulate", || {

@@ -13,6 +13,10 @@ pub use init::{InitFrom, InitSettings};
 pub use run::{MemorySettings, RunSettings};
 
 use crate::hooks::HookSettings;
+use crate::mlperf::{self, MlperfSettings};
+use crate::prepare::PrepareSettings;
+use crate::trackers::TrackerSettings;
+use crate::trainer::WatchSettings;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -63,6 +67,18 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     /// The table `[distributed]`.
     fn distributed(&self) -> &DistributedSettings;
 
+    /// The table `[prepare]`.
+    fn prepare(&self) -> Option<&PrepareSettings>;
+
+    /// The table `[trackers]`.
+    fn trackers(&self) -> &TrackerSettings;
+
+    /// The table `[watch]`.
+    fn watch(&self) -> Option<&WatchSettings>;
+
+    /// The table `[mlperf]`.
+    fn mlperf(&self) -> Option<&MlperfSettings>;
+
     /// Checks the shared tables.
     ///
     /// # Errors
@@ -70,13 +86,16 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
     fn check_shared(&self) -> Result<(), SettingError> {
         self.data().validate()?;
         self.config().validate()?;
-        self.hooks().validate()
+        self.hooks().validate()?;
+        self.trackers().validate()?;
+        self.watch().map_or(Ok(()), |watch| watch.validate(self.config().optimizer))?;
+        mlperf::check_tables(self.mlperf(), &self.config(), self.hooks())
     }
 }
 
 /// Declares a task's recipe: the tables that all training recipes have, and the task's own, which are named here.
 ///
-/// The shared keys are `kind`, `data`, `init_from`, `optimizer`, `ema`, `hooks`, `distributed` and `run`.
+/// The shared keys are `kind`, `init_from`, `prepare`, `data`, `optimizer`, `ema`, `hooks`, `distributed`, `trackers`, `watch`, `mlperf` and `run`.
 macro_rules! training_recipe {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -88,6 +107,9 @@ macro_rules! training_recipe {
             /// Initial weights; random ones of the run's seed if absent.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub init_from: Option<crate::config::InitFrom>,
+            /// What is made under the run's folder first.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub prepare: Option<crate::prepare::PrepareSettings>,
             /// The samples.
             pub data: crate::config::DataSettings,
             $($(#[$field_meta])* pub $field: $type,)*
@@ -102,6 +124,15 @@ macro_rules! training_recipe {
             /// How several processes share the run.
             #[serde(default, skip_serializing_if = "crate::config::is_usual")]
             pub distributed: crate::config::DistributedSettings,
+            /// Where the run reports.
+            #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+            pub trackers: crate::trackers::TrackerSettings,
+            /// What is looked at while it trains.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub watch: Option<crate::trainer::WatchSettings>,
+            /// The run as one of an MLPerf benchmark, whose log it writes.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub mlperf: Option<crate::mlperf::MlperfSettings>,
             /// Length and book-keeping.
             pub run: crate::config::RunSettings,
         }
@@ -124,6 +155,18 @@ macro_rules! training_recipe {
             }
             fn distributed(&self) -> &crate::config::DistributedSettings {
                 &self.distributed
+            }
+            fn prepare(&self) -> Option<&crate::prepare::PrepareSettings> {
+                self.prepare.as_ref()
+            }
+            fn trackers(&self) -> &crate::trackers::TrackerSettings {
+                &self.trackers
+            }
+            fn watch(&self) -> Option<&crate::trainer::WatchSettings> {
+                self.watch.as_ref()
+            }
+            fn mlperf(&self) -> Option<&crate::mlperf::MlperfSettings> {
+                self.mlperf.as_ref()
             }
         }
     };

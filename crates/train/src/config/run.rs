@@ -1,6 +1,7 @@
 //! The tables `[run]` and `[memory]`.
 
 use super::{SettingError, check};
+use crate::hooks::crossed;
 use calotype_ops::Precision;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,9 @@ pub struct RunSettings {
     /// Checkpoints that are kept.
     #[serde(default = "two")]
     pub keep_checkpoints: usize,
+    /// Samples between two checkpoints that are kept besides the newest ones, for evaluation after the fact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
 }
 
 fn two() -> usize {
@@ -36,11 +40,19 @@ impl RunSettings {
         self.samples.div_ceil(self.batch_size as u64)
     }
 
+    /// Whether the checkpoint behind so many samples is one that `keep_every` keeps: that of a step that reached or passed a
+    /// multiple of it.
+    pub fn keeps(&self, samples: u64) -> bool {
+        let before = samples.saturating_sub(self.batch_size as u64);
+        self.keep_every.is_some_and(|every| crossed(before, samples, every))
+    }
+
     pub(crate) fn validate(&self) -> Result<(), SettingError> {
         check(self.batch_size > 0, "run.batch_size", || "must be at least 1".to_owned())?;
         check(self.samples > 0, "run.samples", || "must be at least 1".to_owned())?;
         check(self.log_every > 0, "run.log_every", || "must be at least 1".to_owned())?;
         check(self.checkpoint_every > 0, "run.checkpoint_every", || "must be at least 1".to_owned())?;
+        check(self.keep_every != Some(0), "run.keep_every", || "must be at least 1".to_owned())?;
         check(self.keep_checkpoints > 0, "run.keep_checkpoints", || "must be at least 1".to_owned())
     }
 }

@@ -7,10 +7,15 @@ use crate::trainer::TrainError;
 use calotype_collective::Local;
 use calotype_data::{Loader, LoaderConfig, OrderConfig, Shuffle, Source, source};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// `[hooks.evaluate]`: the mean loss of the averaged weights, logged as `validation/loss`. What is random in a loss is
 /// drawn as for the positions from 0 on, so that all evaluations of a run are comparable.
+///
+/// With `ranges`, each sample is looked at once in each of as many equal ranges of timesteps, with the same noise, at a
+/// timestep that its position alone decides. The mean of each range is logged, too, as `validation/loss_0_250` for the
+/// timesteps from 0 up to 250, and `validation/loss` is the mean of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateSettings {
@@ -20,12 +25,25 @@ pub struct EvaluateSettings {
     pub every: u64,
     /// Samples of one evaluation, from the first on; whole batches of `run.batch_size` are taken.
     pub samples: u64,
+    /// Ranges of timesteps that are looked at one by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<usize>,
 }
 
 impl EvaluateSettings {
     pub(crate) fn validate(&self) -> Result<(), SettingError> {
         check(self.every > 0, "hooks.evaluate.every", || "must be at least 1".to_owned())?;
-        check(self.samples > 0, "hooks.evaluate.samples", || "must be at least 1".to_owned())
+        check(self.samples > 0, "hooks.evaluate.samples", || "must be at least 1".to_owned())?;
+        check(self.ranges != Some(0), "hooks.evaluate.ranges", || "must be at least 1".to_owned())
+    }
+
+    /// Refuses ranges that a task, which has so many timesteps, does not have.
+    pub(crate) fn check_ranges(&self, timesteps: Option<usize>) -> Result<(), SettingError> {
+        let Some(ranges) = self.ranges else { return Ok(()) };
+        check(timesteps.is_some_and(|timesteps| ranges <= timesteps), "hooks.evaluate.ranges", || match timesteps {
+            Some(timesteps) => format!("is {ranges}, and there are {timesteps} timesteps"),
+            None => "are ranges of timesteps, which runs of this kind do not have: leave this key out".to_owned(),
+        })
     }
 }
 
@@ -68,16 +86,42 @@ impl<T: Task> Hook<T> for Evaluate {
             return Ok(());
         }
         let step = StepContext { collective, record: None };
-        let mut sums = [0f32; 2];
+        let ranges = self.settings.ranges.map_or_else(Vec::new, |count| ranges(context.task.timesteps(), count));
+        // The sum of each range, or of all, and behind them the number of batches.
+        let mut sums = vec![0f32; ranges.len().max(1) + 1];
+        let loss = |batch| -> Result<f32, BoxError> {
+            Ok(context.task.loss(context.model(), batch, &step)?.value.into_scalar::<f32>())
+        };
         for batch in Loader::new(dataset, order, config, context.task.decoder(0..0))? {
-            let loss = context.task.loss(context.model(), batch?, &step)?;
-            sums[0] += loss.value.into_scalar::<f32>();
-            sums[1] += 1.0;
+            let batch = batch?;
+            for (sum, range) in sums.iter_mut().zip(&ranges) {
+                let moved = context.task.at_timesteps(&batch, range.clone());
+                *sum += loss(moved.ok_or("the loss has no timesteps")?)?;
+            }
+            if ranges.is_empty() {
+                sums[0] += loss(batch)?;
+            }
+            *sums.last_mut().ok_or("there are no sums")? += 1.0;
         }
         collective.all_reduce_sum(&mut sums)?;
-        context.log("validation", vec![("loss", f64::from(sums[0]) / f64::from(sums[1].max(1.0)))]);
+        context.log("validation", results(&sums, &ranges));
         Ok(())
     }
+}
+
+/// Timesteps in so many ranges of as equal lengths as can be.
+fn ranges(timesteps: Option<usize>, count: usize) -> Vec<Range<usize>> {
+    let timesteps = timesteps.unwrap_or(0);
+    (0..count).map(|part| part * timesteps / count..(part + 1) * timesteps / count).collect()
+}
+
+/// The means of sums over the batches, whose number is the last value.
+fn results(sums: &[f32], ranges: &[Range<usize>]) -> Vec<(String, f64)> {
+    let (count, sums) = sums.split_last().map_or((1.0, sums), |(count, sums)| (count.max(1.0), sums));
+    let means = || sums.iter().map(|sum| f64::from(*sum) / f64::from(count));
+    let mean = means().sum::<f64>() / sums.len().max(1) as f64;
+    let named = ranges.iter().zip(means()).map(|(range, mean)| (format!("loss_{}_{}", range.start, range.end), mean));
+    std::iter::once(("loss".to_owned(), mean)).chain(named).collect()
 }
 
 /// Parts of a batch that this process computes.
@@ -113,6 +157,26 @@ fn mean_in_order(all: &[Vec<f32>], parts: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_cover_all_timesteps_and_are_named_by_their_ends() {
+        assert_eq!(ranges(Some(1000), 4), [0..250, 250..500, 500..750, 750..1000]);
+        assert_eq!(ranges(Some(10), 3), [0..3, 3..6, 6..10]);
+        let found = results(&[2.0, 6.0, 2.0], &ranges(Some(10), 2));
+        let named = |name: &str, value| (name.to_owned(), value);
+        assert_eq!(found, [named("loss", 2.0), named("loss_0_5", 1.0), named("loss_5_10", 3.0)]);
+        assert_eq!(results(&[3.0, 2.0], &[]), [named("loss", 1.5)]);
+    }
+
+    #[test]
+    fn ranges_of_what_has_none_are_refused() {
+        let settings: EvaluateSettings = toml::from_str("path = \"x\"\nevery = 1\nsamples = 1\nranges = 4").unwrap();
+        assert!(settings.check_ranges(Some(1000)).is_ok());
+        for (timesteps, problem) in [(Some(3), "there are 3 timesteps"), (None, "do not have")] {
+            let error = settings.check_ranges(timesteps).unwrap_err();
+            assert!(error.key == "hooks.evaluate.ranges" && error.problem.contains(problem), "{error}");
+        }
+    }
 
     #[test]
     fn losses_are_added_in_the_order_of_samples_whoever_has_them() {

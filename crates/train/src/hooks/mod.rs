@@ -3,10 +3,13 @@
 //! A hook is due by the samples seen, so that restarts and batch sizes do not change when it runs. It runs behind the
 //! step's entry in the logs and in front of the step's checkpoint; what it finds is logged under the step's samples.
 
+mod benchmark;
 mod evaluate;
 mod preview;
 mod target;
 
+pub use benchmark::BenchmarkSettings;
+pub(crate) use benchmark::EVALUATION;
 pub use evaluate::EvaluateSettings;
 pub use preview::PreviewSettings;
 pub use target::TargetSettings;
@@ -62,7 +65,7 @@ impl<'a, M> LazyModel<'a, M> {
 /// What a hook found.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    pub(crate) evaluations: Vec<(&'static str, Vec<(&'static str, f64)>)>,
+    pub(crate) evaluations: Vec<(&'static str, Vec<(String, f64)>)>,
     pub(crate) images: Vec<(String, RgbImage)>,
     pub(crate) target: Option<String>,
 }
@@ -90,7 +93,8 @@ impl<'a, T: Task> HookContext<'a, T> {
     }
 
     /// Logs named results of an evaluation, whose number [`HookContext::metric`] calls `name/result`.
-    pub fn log(&mut self, name: &'static str, results: Vec<(&'static str, f64)>) {
+    pub fn log(&mut self, name: &'static str, results: Vec<(impl Into<String>, f64)>) {
+        let results = results.into_iter().map(|(result, value)| (result.into(), value)).collect();
         self.found.evaluations.push((name, results));
     }
 
@@ -158,6 +162,8 @@ hooks! {
     evaluate: EvaluateSettings, evaluate::Evaluate::open;
     /// Shows in TensorBoard what the model can do.
     preview: PreviewSettings, preview::Preview::open;
+    /// Evaluates as an MLPerf benchmark has it, and ends the run at its targets.
+    benchmark: BenchmarkSettings, benchmark::BenchmarkRun::open;
     /// Ends the run when a number of the logs is good enough.
     target: TargetSettings, target::Target::open;
 }

@@ -4,15 +4,33 @@ use super::gradients::StepGradients;
 use super::groups::{Group, GroupError, GroupRule};
 use super::rule::UpdateRule;
 use super::settings::TrainConfig;
-use crate::checkpoint::LazyTensor;
+use super::state::{CODES, MAXIMA, StateForm};
+use crate::checkpoint::{LazyTensor, module_tensors};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use calotype_models::state::{Path, checkpoint_shape, from_checkpoint, values_of};
-use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, Uses, backward_handing, backward_stepping};
-use calotype_ops::{ParameterState, StepParams, optimizer_step, optimizer_steps, sum_of_squares, sums_of_squares};
+use calotype_ops::in_backward::{AfterBackward, Leaf, StepParameter, Uses, backward_stepping};
+use calotype_ops::{
+    EightBitMoment, EightBitState, ParameterState, StepParams, adamw_steps_in_eight_bits, ema_step, optimizer_step,
+    optimizer_steps, sum_of_squares, sums_of_squares,
+};
+use calotype_weights::Dtype;
 
 /// Names of averages in a checkpoint, in front of the parameter's name. Those of the moments are the rule's.
 pub const AVERAGE: &str = "ema.";
+
+/// Name of an average beside the first one, by its place among them.
+fn beside_name(index: usize, parameter: &str) -> String {
+    format!("ema{}.{parameter}", index + 2)
+}
+
+/// In front of the names of parameters without an average, in snapshots of averages.
+pub(crate) const WITHOUT_AVERAGE: &str = "model.";
+
+/// The name in a snapshot of the average at a place among all that are kept.
+pub(crate) fn snapshot_name(index: usize, parameter: &str) -> String {
+    format!("average{index}.{parameter}")
+}
 
 /// A parameter's place in the module, and what training keeps for it beside its value; all flat, in its memory order.
 #[derive(Clone, Debug)]
@@ -26,8 +44,12 @@ struct Kept {
     frozen: bool,
     /// Whether another process of the run keeps the rest of this, and steps it.
     elsewhere: bool,
+    /// In `f32`; none where they are in 8 bits.
     moments: Vec<Tensor<1>>,
+    eight_bit: Option<[EightBitMoment; 2]>,
     average: Option<Tensor<1>>,
+    /// Further averages.
+    beside: Vec<Tensor<1>>,
 }
 
 impl Kept {
@@ -40,6 +62,31 @@ impl Kept {
     fn keep(&mut self, new: ParameterState<1>) -> Tensor<1> {
         (self.moments, self.average) = (new.moments, new.average);
         new.parameter
+    }
+
+    /// [`Kept::lend`] of moments in 8 bits.
+    fn lend_eight_bit(&mut self, parameter: Tensor<1>) -> Option<EightBitState> {
+        let moments = self.eight_bit.take()?;
+        Some(EightBitState { parameter, moments, average: self.average.take() })
+    }
+
+    /// [`Kept::keep`] of moments in 8 bits.
+    fn keep_eight_bit(&mut self, new: EightBitState) -> Tensor<1> {
+        (self.eight_bit, self.average) = (Some(new.moments), new.average);
+        new.parameter
+    }
+
+    /// Takes a new value up into the averages beside the first one.
+    fn follow(&mut self, parameter: &Tensor<1>, decays: &[f32]) {
+        for (average, &decay) in self.beside.iter_mut().zip(decays) {
+            let old = std::mem::replace(average, Tensor::empty([0], &parameter.device()));
+            *average = ema_step(old, parameter.clone(), decay);
+        }
+    }
+
+    /// All averages, the first one first.
+    fn averages(&self) -> impl Iterator<Item = &Tensor<1>> {
+        self.average.iter().chain(&self.beside)
     }
 }
 
@@ -82,7 +129,9 @@ impl Optimizer {
             path: Path::default(),
             rules: &rules,
             moments,
+            state: config.optimizer.state,
             average: config.ema.is_some(),
+            beside: config.ema.map_or(0, |ema| ema.form.get().beside().len()),
             groups: vec![Group::default()],
             matched: vec![false; rules.len()],
             kept: Vec::new(),
@@ -161,21 +210,25 @@ impl Optimizer {
     ) -> M {
         let limit = config.optimizer.gradient_clip;
         let clip = if limit > 0.0 && gradient_norm > limit { limit / gradient_norm } else { 1.0 };
-        let params = self.next_params(config, samples, (clip * gradients.scale()) as f32);
+        let Rates { params, beside } = self.next_rates(config, samples, (clip * gradients.scale()) as f32);
         let count = self.kept.len();
         let mut lend = Lend {
             gradients: gradients.values.into_iter(),
             kept: self.kept.iter_mut(),
-            steps: self.groups.iter().map(|_| Vec::new()).collect(),
+            steps: self.groups.iter().map(|_| GroupSteps::default()).collect(),
             stepped: Vec::with_capacity(count),
         };
         let module = module.map(&mut lend);
         let Lend { steps, stepped, .. } = lend;
-        let mut new: Vec<_> =
-            steps.into_iter().zip(&params).map(|(steps, params)| optimizer_steps(steps, params).into_iter()).collect();
-        let mut keep = |(kept, stepped): (&mut Kept, bool)| {
-            let new = if stepped { new[kept.group].next() } else { None };
-            new.map(|new| (kept.keep(new), true))
+        let mut new: Vec<_> = steps.into_iter().zip(&params).map(|(steps, params)| steps.run(params)).collect();
+        let mut keep = |(kept, stepped): (&mut Kept, Option<Form>)| {
+            let (full, eight_bit) = &mut new[kept.group];
+            let value = match stepped? {
+                Form::F32 => kept.keep(full.next()?),
+                Form::EightBit => kept.keep_eight_bit(eight_bit.next()?),
+            };
+            kept.follow(&value, &beside);
+            Some((value, true))
         };
         let values: Vec<_> = self.kept.iter_mut().zip(stepped).map(&mut keep).collect();
         module.map(&mut PutBack { kept: self.kept.iter(), values: values.into_iter() })
@@ -196,11 +249,11 @@ impl Optimizer {
         samples: u64,
         measure: bool,
     ) -> (M, Result<Option<f64>, NotFinite>) {
-        let params = self.next_params(config, samples, 1.0);
+        let Rates { params, beside } = self.next_rates(config, samples, 1.0);
         let mut take = Take::default();
         let module = module.map(&mut take);
         let squares = measure.then(|| vec![0.0; self.kept.len()]);
-        let stepper = Stepper { kept: std::mem::take(&mut self.kept), params, squares };
+        let stepper = Stepper { kept: std::mem::take(&mut self.kept), params, beside, squares };
         let (parameters, mut stepper) = backward_stepping(loss, take.leaves, uses, stepper);
         let step = |(index, (after, trainable)): (usize, (AfterBackward, bool))| {
             let parameter = match after.gradient {
@@ -224,7 +277,7 @@ impl Optimizer {
 
     /// The backward pass alone: `handler` gets each gradient as soon as it is complete, by the place of its parameter in
     /// traversal order, and gives the parameter back as it is. On the CPU only; `uses` are those of
-    /// [`count_uses_packed`](calotype_ops::in_backward::count_uses_packed) around the loss.
+    /// [`count_uses`](calotype_ops::in_backward::count_uses) around the loss.
     pub fn hand_in_backward<M: Module, S: StepParameter>(
         &self,
         module: M,
@@ -233,7 +286,7 @@ impl Optimizer {
     ) -> (M, S) {
         let mut take = Take::default();
         let module = module.map(&mut take);
-        let (parameters, mut handler) = backward_handing(loss, take.leaves, uses, handler);
+        let (parameters, mut handler) = backward_stepping(loss, take.leaves, uses, handler);
         let hand = |(index, (after, trainable)): (usize, (AfterBackward, bool))| {
             let parameter = match after.gradient {
                 Some(gradient) => handler.step(index, after.parameter, gradient),
@@ -253,7 +306,8 @@ impl Optimizer {
     /// Leaves moments, average and steps of all parameters but `own` ones (places in traversal order) to other processes.
     pub fn leave_to_others(&mut self, own: impl Fn(usize) -> bool) {
         for (_, kept) in self.kept.iter_mut().enumerate().filter(|(place, _)| !own(*place)) {
-            (kept.elsewhere, kept.moments, kept.average) = (true, Vec::new(), None);
+            (kept.elsewhere, kept.moments, kept.eight_bit) = (true, Vec::new(), None);
+            (kept.average, kept.beside) = (None, Vec::new());
         }
     }
 
@@ -267,8 +321,8 @@ impl Optimizer {
         self.averages
     }
 
-    /// Counts a step and gives the update of each group.
-    fn next_params(&mut self, config: &TrainConfig<'_>, samples: u64, gradient_scale: f32) -> Vec<StepParams> {
+    /// Counts a step and gives the update of each group and the decays of the averages.
+    fn next_rates(&mut self, config: &TrainConfig<'_>, samples: u64, gradient_scale: f32) -> Rates {
         self.steps += 1;
         let at = config.position(samples);
         let rate = config.optimizer.learning_rate_at(&at);
@@ -279,7 +333,8 @@ impl Optimizer {
             let update = rule.update((rate * group.learning_rate_scale) as f32, weight_decay);
             StepParams { update, step: self.steps, gradient_scale, ema_decay }
         };
-        self.groups.iter().map(of).collect()
+        let beside = config.ema.map_or_else(Vec::new, |ema| ema.beside(&at));
+        Rates { params: self.groups.iter().map(of).collect(), beside }
     }
 
     /// Optimizer steps done.
@@ -289,15 +344,35 @@ impl Optimizer {
 
     /// The state as tensors of a checkpoint, whose values are made one by one when they are written; without what is left to
     /// other processes.
-    pub fn state(&self) -> impl Iterator<Item = LazyTensor<'static>> + '_ {
+    pub fn state(&self) -> impl Iterator<Item = LazyTensor<'_>> {
         self.kept.iter().flat_map(|kept| {
             let moments = self.rule.get().moments().iter().copied().zip(&kept.moments);
             let average = kept.average.iter().map(|average| (AVERAGE, average));
             let lazy = |(prefix, tensor): (&str, &Tensor<1>)| {
                 LazyTensor::parameter(format!("{prefix}{}", kept.name), &kept.shape, tensor.clone())
             };
-            moments.chain(average).map(lazy)
+            let beside = kept.beside.iter().enumerate().map(|(index, average)| {
+                LazyTensor::parameter(beside_name(index, &kept.name), &kept.shape, average.clone())
+            });
+            let eight_bit = self.rule.get().moments().iter().zip(kept.eight_bit.iter().flatten());
+            let eight_bit = eight_bit.flat_map(|(prefix, moment)| in_file(&format!("{prefix}{}", kept.name), moment));
+            moments.chain(average).map(lazy).chain(beside).chain(eight_bit)
         })
+    }
+
+    /// All averages as tensors of a snapshot, and the parameters of `module` that have none.
+    pub fn snapshot<M: Module>(&self, module: &M) -> Vec<LazyTensor<'_>> {
+        let without: std::collections::HashSet<&str> =
+            self.kept.iter().filter(|kept| kept.average.is_none()).map(|kept| kept.name.as_str()).collect();
+        let is_without = |tensor: &LazyTensor<'_>| {
+            tensor.name().strip_prefix(WITHOUT_AVERAGE).is_some_and(|name| without.contains(name))
+        };
+        let averages = self.kept.iter().flat_map(|kept| {
+            kept.averages().enumerate().map(|(index, average)| {
+                LazyTensor::parameter(snapshot_name(index, &kept.name), &kept.shape, average.clone())
+            })
+        });
+        averages.chain(module_tensors(WITHOUT_AVERAGE, module).into_iter().filter(is_without)).collect()
     }
 
     /// Restores what [`Optimizer::state`] gave, tensor by tensor.
@@ -322,6 +397,16 @@ impl Optimizer {
             }
             if let Some(average) = &mut kept.average {
                 restore(AVERAGE, average)?;
+            }
+            for (index, average) in kept.beside.iter_mut().enumerate() {
+                let values = lookup(&beside_name(index, &kept.name), &shape)?;
+                *average = flat(from_checkpoint(&values, &kept.shape), &average.device());
+            }
+            for (prefix, moment) in names.iter().zip(kept.eight_bit.iter_mut().flatten()) {
+                let name = format!("{prefix}{}", kept.name);
+                let codes = lookup(&format!("{name}{CODES}"), &[moment.codes.len()])?;
+                moment.codes = codes.into_iter().map(|code| code as u8).collect();
+                moment.maxima = lookup(&format!("{name}{MAXIMA}"), &[moment.maxima.len()])?;
             }
         }
         self.steps = steps;
@@ -357,12 +442,31 @@ impl Optimizer {
     }
 }
 
+/// What a step is taken with.
+struct Rates {
+    /// The update of each group.
+    params: Vec<StepParams>,
+    /// The decays of the averages beside the first one.
+    beside: Vec<f32>,
+}
+
+/// A moment in 8 bits as tensors of a checkpoint.
+fn in_file<'a>(name: &str, moment: &'a EightBitMoment) -> [LazyTensor<'a>; 2] {
+    let EightBitMoment { codes, maxima } = moment;
+    let codes = LazyTensor::new(format!("{name}{CODES}"), Dtype::U8, [codes.len()], move || codes.as_slice());
+    let maxima = LazyTensor::f32(format!("{name}{MAXIMA}"), [maxima.len()], move || maxima.clone());
+    [codes, maxima]
+}
+
 /// Goes through a module for [`Optimizer::new`].
 struct Start<'a> {
     path: Path,
     rules: &'a [GroupRule],
     moments: usize,
+    state: StateForm,
     average: bool,
+    /// Averages beside the first one.
+    beside: usize,
     groups: Vec<Group>,
     /// For each rule, whether it applies to a parameter that was visited.
     matched: Vec<bool>,
@@ -400,7 +504,9 @@ impl ModuleVisitor for Start<'_> {
         let size = shape.iter().product::<usize>();
         let frozen = self.groups[group].frozen;
         let trained = !frozen;
-        let moments = if trained { self.moments } else { 0 };
+        let eight_bit = self.state.eight_bit(size).filter(|_| trained);
+        let moments = if trained && eight_bit.is_none() { self.moments } else { 0 };
+        let beside = if trained { self.beside } else { 0 };
         self.kept.push(Kept {
             name,
             shape,
@@ -408,6 +514,8 @@ impl ModuleVisitor for Start<'_> {
             frozen,
             elsewhere: false,
             moments: (0..moments).map(|_| Tensor::zeros([size], &device)).collect(),
+            eight_bit,
+            beside: (0..beside).map(|_| owned_copy(tensor.clone())).collect(),
             average: (trained && self.average).then(|| owned_copy(tensor)),
         });
     }
@@ -433,21 +541,59 @@ fn flattened<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
 struct Lend<'a> {
     gradients: std::vec::IntoIter<Option<Tensor<1>>>,
     kept: std::slice::IterMut<'a, Kept>,
-    /// Those parameters, with their gradients, by group.
-    steps: Vec<Vec<(ParameterState<1>, Tensor<1>)>>,
-    /// Of each parameter, whether it is one of them.
-    stepped: Vec<bool>,
+    /// Those parameters, by group.
+    steps: Vec<GroupSteps>,
+    /// Of each parameter, as which it is one of them.
+    stepped: Vec<Option<Form>>,
+}
+
+/// In what form the moments of a parameter are.
+#[derive(Clone, Copy)]
+enum Form {
+    F32,
+    EightBit,
+}
+
+/// Parameters of a group with their gradients, in traversal order, by the form of their moments.
+#[derive(Default)]
+struct GroupSteps {
+    full: Vec<(ParameterState<1>, Tensor<1>)>,
+    eight_bit: Vec<(EightBitState, Tensor<1>)>,
+}
+
+/// What the steps of a group made.
+type Stepped = (std::vec::IntoIter<ParameterState<1>>, std::vec::IntoIter<EightBitState>);
+
+impl GroupSteps {
+    fn run(self, params: &StepParams) -> Stepped {
+        let eight_bit = match self.eight_bit.is_empty() {
+            true => Vec::new(),
+            false => adamw_steps_in_eight_bits(self.eight_bit, params),
+        };
+        (optimizer_steps(self.full, params).into_iter(), eight_bit.into_iter())
+    }
+
+    fn push(&mut self, kept: &mut Kept, parameter: Tensor<1>, gradient: Tensor<1>) -> Form {
+        if let Some(state) = kept.lend_eight_bit(parameter.clone()) {
+            self.eight_bit.push((state, gradient));
+            return Form::EightBit;
+        }
+        self.full.push((kept.lend(parameter), gradient));
+        Form::F32
+    }
 }
 
 impl ModuleMapper for Lend<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (Some(kept), Some(gradient)) = (self.kept.next(), self.gradients.next()) else { return param };
-        let gradient = gradient.filter(|_| !kept.frozen && !kept.elsewhere);
-        self.stepped.push(gradient.is_some());
-        let Some(gradient) = gradient else { return param };
+        let Some(gradient) = gradient.filter(|_| !kept.frozen && !kept.elsewhere) else {
+            self.stepped.push(None);
+            return param;
+        };
         let (id, tensor, mapper) = param.consume();
         let empty = Tensor::empty([0; D], &tensor.device());
-        self.steps[kept.group].push((kept.lend(flattened(tensor.inner())), gradient));
+        let form = self.steps[kept.group].push(kept, flattened(tensor.inner()), gradient);
+        self.stepped.push(Some(form));
         Param::from_mapped_value(id, empty, mapper)
     }
 }
@@ -476,6 +622,8 @@ struct Stepper {
     kept: Vec<Kept>,
     /// By group.
     params: Vec<StepParams>,
+    /// Decays of the averages beside the first one.
+    beside: Vec<f32>,
     /// Each gradient's sum of squares, where wanted.
     squares: Option<Vec<f64>>,
 }
@@ -490,8 +638,17 @@ impl StepParameter for Stepper {
         if kept.frozen {
             return parameter;
         }
-        let new = optimizer_step(kept.lend(parameter), gradient, &self.params[kept.group]);
-        kept.keep(new)
+        let params = &self.params[kept.group];
+        let value = if kept.eight_bit.is_some() {
+            let lent = kept.lend_eight_bit(parameter).map(|state| (state, gradient));
+            let new = adamw_steps_in_eight_bits(lent.into_iter().collect(), params).pop();
+            kept.keep_eight_bit(new.expect("a step for the parameter that was lent"))
+        } else {
+            let new = optimizer_step(kept.lend(parameter), gradient, params);
+            kept.keep(new)
+        };
+        kept.follow(&value, &self.beside);
+        value
     }
 }
 
@@ -517,14 +674,14 @@ impl ModuleMapper for PutBack<'_> {
 mod tests {
     use super::*;
     use crate::config::RunSettings;
-    use crate::optim::ema::{EmaForm, EmaSettings, HalfLife};
-    use crate::optim::{OptimizerSettings, ParameterKind, Sgd};
+    use crate::optim::ema::{EmaForm, EmaSettings, HalfLife, PostHoc};
+    use crate::optim::{OptimizerSettings, ParameterKind, Sgd, Stepping};
     use burn::backend::flex::Flex;
     use burn::tensor::DType;
     use calotype_core::{Purpose, Stream};
     use calotype_models::unet::Keep;
     use calotype_models::{Init, UNet, UNetConfig, state};
-    use calotype_ops::in_backward::{count_uses, count_uses_packed};
+    use calotype_ops::in_backward::count_uses;
     use calotype_ops::mean_squared_error;
 
     fn noise<const D: usize>(shape: [usize; D], index: u64, device: &Device) -> Tensor<D> {
@@ -563,21 +720,78 @@ mod tests {
             log_every: 1,
             checkpoint_every: 1,
             keep_checkpoints: 1,
+            keep_every: None,
         }
     }
 
     /// Bits of all weights, moments and averages.
     fn all_bits(unet: &UNet, optimizer: &Optimizer) -> Vec<Vec<u32>> {
-        let kept = optimizer.kept.iter().flat_map(|kept| kept.moments.iter().chain(&kept.average).cloned());
-        let values = state::collect(unet).into_iter().map(|t| t.values).chain(kept.map(values_of));
+        let kept = optimizer.kept.iter().flat_map(|kept| kept.moments.iter().chain(kept.averages()).cloned());
+        let eight_bit = optimizer.kept.iter().flat_map(|kept| kept.eight_bit.iter().flatten());
+        let codes = |moment: &EightBitMoment| moment.codes.iter().map(|&code| f32::from(code)).collect();
+        let eight_bit = eight_bit.flat_map(|moment| [codes(moment), moment.maxima.clone()]);
+        let values = state::collect(unet).into_iter().map(|t| t.values).chain(kept.map(values_of)).chain(eight_bit);
         values.map(|values| values.into_iter().map(f32::to_bits).collect()).collect()
     }
 
+    /// The averages of a run whose others are rebuilt, and moments in 8 bits.
+    fn post_hoc() -> (OptimizerSettings, EmaSettings) {
+        let settings =
+            OptimizerSettings { learning_rate: 1e-2, state: StateForm::EightBit, ..OptimizerSettings::default() };
+        (settings, EmaSettings::new(EmaForm::PostHoc(PostHoc::default())))
+    }
+
+    /// Moments in 8 bits and several averages are the same in every mode, come back from a checkpoint, and train on from there.
+    #[test]
+    fn eight_bits_and_many_averages_are_the_same_in_every_mode_and_come_back() {
+        let (run, (settings, ema)) = (run(), post_hoc());
+        let config = TrainConfig::new(&run, &settings, Some(&ema));
+        let folder = tempfile::tempdir().unwrap();
+        let store = crate::checkpoint::CheckpointStore::open(folder.path(), "c").unwrap();
+        let results = [When::After, When::InBackward].map(|when| {
+            let mut unet = network(&Device::flex().autodiff());
+            let mut optimizer = Optimizer::new(&unet, &config).expect("no groups");
+            let in_eight_bits = optimizer.kept.iter().filter(|kept| kept.eight_bit.is_some()).count();
+            let large = optimizer.kept.iter().filter(|kept| kept.shape.iter().product::<usize>() >= 4096).count();
+            assert!(in_eight_bits == large && large > 3 && large < optimizer.kept.len());
+            assert!(optimizer.kept.iter().all(|kept| kept.beside.len() == 1));
+            for index in 0..3 {
+                unet = step(unet, &mut optimizer, &config, when, index);
+            }
+            store.save(6, optimizer.state(), &serde_json::json!({})).unwrap();
+            let checkpoint = store.newest().unwrap().unwrap();
+            let mut again = Optimizer::new(&unet, &config).expect("no groups");
+            again.restore(3, |name, shape| checkpoint.values(name, shape)).unwrap();
+            assert!(all_bits(&unet, &again) == all_bits(&unet, &optimizer));
+            assert!(checkpoint.tensors.names().any(|name| name.ends_with(CODES)));
+            assert!(checkpoint.tensors.contains("ema2.conv_in.bias"));
+            unet = step(unet, &mut again, &config, when, 3);
+            all_bits(&unet, &again)
+        });
+        assert!(results[0] == results[1]);
+    }
+
+    #[test]
+    fn a_snapshot_has_all_averages_and_what_has_none() {
+        let (run, (mut settings, ema)) = (run(), post_hoc());
+        settings.groups = vec![GroupRule::frozen(["conv_in.weight"])];
+        let config = TrainConfig::new(&run, &settings, Some(&ema));
+        let unet = network(&Device::flex().autodiff());
+        let optimizer = Optimizer::new(&unet, &config).expect("the group is there");
+        let names: Vec<String> = optimizer.snapshot(&unet).iter().map(|tensor| tensor.name().to_owned()).collect();
+        assert_eq!(names.len(), 2 * (optimizer.kept.len() - 1) + 1);
+        for name in ["model.conv_in.weight", "average0.conv_in.bias", "average1.conv_in.bias"] {
+            assert!(names.iter().any(|found| found == name), "{name}");
+        }
+    }
+
     /// How a run steps.
-    #[derive(Clone, Copy, PartialEq)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
     enum When {
         After,
         InBackward,
+        /// In the backward pass, without packed weights.
+        Lean,
     }
 
     /// Bits of weights and optimizer state after some steps, and the norms on the way. Checks that after the first step,
@@ -600,9 +814,10 @@ mod tests {
                 unet = optimizer.step(unet, gradients, &config, samples, norm);
                 norms.push(norm);
             } else {
-                let counted = count_uses(|| loss(&unet, keep, step));
+                let stepping = Stepping::InBackward { lean: when == When::Lean };
+                let counted = stepping.pass(|| count_uses(|| loss(&unet, keep, step)));
                 let norm;
-                (unet, norm) = optimizer.step_in_backward(unet, counted, &config, samples, true);
+                (unet, norm) = stepping.pass(|| optimizer.step_in_backward(unet, counted, &config, samples, true));
                 norms.push(norm.expect("finite").expect("measured"));
             }
             places.push(addresses(&unet, &optimizer));
@@ -635,11 +850,15 @@ mod tests {
     #[test]
     fn steps_are_in_place_and_the_same_in_every_mode() {
         let (want, norms) = train(When::After, Keep::Activations);
-        for (when, keep) in
-            [(When::After, Keep::Inputs), (When::InBackward, Keep::Activations), (When::InBackward, Keep::Inputs)]
-        {
+        for (when, keep) in [
+            (When::After, Keep::Inputs),
+            (When::InBackward, Keep::Activations),
+            (When::InBackward, Keep::Inputs),
+            (When::Lean, Keep::Activations),
+            (When::Lean, Keep::Inputs),
+        ] {
             let (got, got_norms) = train(when, keep);
-            assert!(got == want && got_norms == norms, "in backward: {}, {keep:?}", when == When::InBackward);
+            assert!(got == want && got_norms == norms, "{when:?}, {keep:?}");
         }
     }
 
@@ -671,7 +890,7 @@ mod tests {
         for keep in [Keep::Activations, Keep::Inputs] {
             // Nothing else may own the parameters, or their gradients come after the pass.
             let unet = network(&Device::flex().autodiff());
-            let counted = count_uses_packed(|| loss(&unet, keep, 0));
+            let counted = count_uses(|| loss(&unet, keep, 0));
             let (unet, Note(found)) = optimizer.hand_in_backward(unet, counted, Note::default());
             let mut got = vec![None; want.len()];
             found.iter().for_each(|(index, bits)| {

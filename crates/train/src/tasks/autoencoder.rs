@@ -2,6 +2,7 @@
 
 use crate::config::{Augment, DataSettings, SettingError, check, training_recipe};
 use crate::export;
+use crate::hooks::PreviewSettings;
 use crate::images::{Images, images_of};
 use crate::precache::{Deviation, evenly_spread};
 use crate::sources::open_source;
@@ -142,7 +143,8 @@ impl Task for AutoencoderTask {
         check(recipe.model.in_channels == 3, "model.in_channels", || {
             format!("is {}, and images have 3 channels", recipe.model.in_channels)
         })?;
-        check(recipe.objective.kl_weight >= 0.0, "objective.kl_weight", || "is negative".to_owned())
+        check(recipe.objective.kl_weight >= 0.0, "objective.kl_weight", || "is negative".to_owned())?;
+        recipe.hooks.preview.as_ref().map_or(Ok(()), PreviewSettings::without_drawing)
     }
 
     fn open(recipe: &AutoencoderRecipe, context: &StageContext<'_>) -> Result<Self, StageError> {
@@ -212,7 +214,7 @@ impl Task for AutoencoderTask {
     const PREVIEWS: bool = true;
 
     /// The first images of the dataset, each above its reconstruction.
-    fn preview(&self, model: &Autoencoder) -> Result<Vec<(String, RgbImage)>, BoxError> {
+    fn preview(&self, model: &Autoencoder, _: &PreviewSettings) -> Result<Vec<(String, RgbImage)>, BoxError> {
         let dataset = open_source(&self.recipe.data, None)?;
         let read = |number: usize| self.images.read(number as u64, &dataset.get(number)?.sample());
         let first = (0..dataset.len().min(PREVIEWED)).map(read).collect::<Result<Vec<_>, _>>()?;

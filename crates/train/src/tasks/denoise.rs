@@ -1,16 +1,18 @@
 //! What denoising tasks share: latents from moments, the noised batch, and the loss of a prediction.
 
-use crate::config::{SettingError, check};
+use crate::config::{SettingError, check, is_usual};
+use crate::inputs::DroppedCaption;
 use crate::task::{Loss, StepContext};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_core::{Purpose, Stream};
 use calotype_diffusion::objective::add_noise;
-use calotype_diffusion::{LossWeight, NoiseSchedule, Prediction};
+use calotype_diffusion::{LossShape, LossWeight, NoiseSchedule, Prediction, PseudoHuber};
 use calotype_models::UNet;
 use calotype_models::unet::Keep;
 use calotype_ops::mean_squared_error;
 use calotype_pipeline::batches::stack;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// The denoising loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,17 +20,31 @@ use serde::{Deserialize, Serialize};
 pub struct DenoiseObjective {
     /// What the UNet predicts.
     pub prediction: Prediction,
-    /// Share of samples whose caption is replaced by the empty one, for guidance.
+    /// Share of samples whose caption is dropped, for guidance.
     pub caption_dropout: f64,
+    /// What stands in the place of dropped captions: the states of the `empty` caption, or `zeros`.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub dropped_caption: DroppedCaption,
     /// What latents are multiplied by; by default what the dataset's encoder says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_factor: Option<f64>,
+    /// What an error costs: `l2`, or a pseudo-Huber loss such as `{ huber = { c = 0.1 } }`.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub loss: LossShape,
     /// What the errors of each timestep count for.
-    #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub loss_weight: LossWeight,
+    /// Deviation of noise that is the same at all pixels of a channel, and is added to the others; 0.1 is usual, and teaches
+    /// very dark and very bright images (Guttenberg 2023, "Diffusion with offset noise"; `--noise_offset` of diffusers'
+    /// training scripts). The network predicts both.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub offset_noise: f64,
     /// How timesteps are drawn.
-    #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub timesteps: TimestepDraw,
+    /// The smallest timestep that is drawn: 0, or 1 as in MosaicML's diffusion-benchmark.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub first_timestep: usize,
 }
 
 calotype_core::names! {
@@ -58,12 +74,21 @@ impl TimestepDraw {
         let stream = |index| Stream::new(seed, Purpose::Timestep, index);
         match self {
             Self::Independent => stream(position).below(count as u64) as usize,
-            Self::LowDiscrepancy => {
-                let share = stream(0).next_u64().wrapping_add(position.wrapping_mul(GOLDEN));
-                ((u128::from(share) * count as u128) >> 64) as usize
-            }
+            Self::LowDiscrepancy => evenly(stream(0).next_u64(), position, count),
         }
     }
+}
+
+/// The place of a position among `count`, those of neighbours evenly apart; `first` is that of position 0, as a share of 2^64.
+fn evenly(first: u64, position: u64, count: usize) -> usize {
+    let share = first.wrapping_add(position.wrapping_mul(GOLDEN));
+    ((u128::from(share) * count as u128) >> 64) as usize
+}
+
+/// The timestep of a range at which evaluations look at a position: a function of both alone. Those of neighbouring positions
+/// are evenly apart, and the first one's is in the middle.
+pub fn fixed_timestep(position: u64, range: Range<usize>) -> usize {
+    range.start + evenly(1 << 63, position, range.len())
 }
 
 impl DenoiseObjective {
@@ -78,6 +103,11 @@ impl DenoiseObjective {
         check(scale.is_none_or(|scale| scale > 0.0 && scale.is_finite()), "objective.scale_factor", || {
             "must be a positive number".to_owned()
         })?;
+        let offset = self.offset_noise;
+        check(offset >= 0.0 && offset.is_finite(), "objective.offset_noise", || {
+            format!("{offset} is no deviation; use a number of at least 0, such as 0.1")
+        })?;
+        self.loss.validate().map_err(|problem| SettingError { key: "objective.loss", problem })?;
         self.loss_weight.validate().map_err(|problem| SettingError { key: "objective.loss_weight", problem })
     }
 }
@@ -88,6 +118,18 @@ pub struct NoisyLatent {
     clean: Vec<f32>,
     noise: Vec<f32>,
     timestep: usize,
+}
+
+impl NoisyLatent {
+    /// The same latent with the same noise at another timestep.
+    pub fn at(&self, timestep: usize) -> Self {
+        Self { timestep, ..self.clone() }
+    }
+
+    /// A latent and its noise, `[height, width, channels]`, at a timestep.
+    pub fn new(clean: Vec<f32>, noise: Vec<f32>, timestep: usize) -> Self {
+        Self { clean, noise, timestep }
+    }
 }
 
 /// Draws latents, noise and timesteps: pure functions of a run's seed and a sample's position.
@@ -103,6 +145,10 @@ pub struct LatentDrawer {
     pub timesteps: usize,
     /// How they are drawn.
     pub draw: TimestepDraw,
+    /// The smallest one that is drawn.
+    pub first: usize,
+    /// Deviation of the noise that all pixels of a channel share.
+    pub offset: f32,
 }
 
 impl LatentDrawer {
@@ -117,9 +163,21 @@ impl LatentDrawer {
         };
         NoisyLatent {
             clean: draw_latent(moments, self.shape, self.scale, &normal(Purpose::LatentPosterior)),
-            noise: normal(Purpose::Noise),
-            timestep: self.draw.draw(self.seed, position, self.timesteps),
+            noise: self.offset(position, normal(Purpose::Noise)),
+            timestep: self.first + self.draw.draw(self.seed, position, self.timesteps - self.first),
         }
+    }
+
+    /// Adds the part of the noise that all pixels of a channel share.
+    fn offset(&self, position: u64, mut noise: Vec<f32>) -> Vec<f32> {
+        if self.offset != 0.0 {
+            let mut shared = vec![0f32; self.shape[2]];
+            Stream::new(self.seed, Purpose::NoiseOffset, position).fill_normal(&mut shared);
+            for pixel in noise.chunks_exact_mut(shared.len()) {
+                pixel.iter_mut().zip(&shared).for_each(|(value, shared)| *value += self.offset * shared);
+            }
+        }
+        noise
     }
 }
 
@@ -149,6 +207,8 @@ pub struct NoisyBatch {
     pub target: Tensor<4>,
     /// What the errors of each count for; none where all count the same.
     weights: Option<Vec<f32>>,
+    /// What errors cost; none where it is their square.
+    huber: Option<PseudoHuber>,
 }
 
 impl NoisyBatch {
@@ -174,15 +234,25 @@ impl NoisyBatch {
             let tensor = Tensor::from_data(TensorData::new(weights.clone(), [weights.len()]), device);
             step.record::<1>("loss_weight", &tensor);
         }
-        Self { sample, timesteps, target, weights }
+        let huber = objective.loss.pseudo_huber(schedule, &timesteps);
+        if let Some(PseudoHuber { thresholds, factors }) = &huber {
+            for (name, values) in [("huber_threshold", thresholds), ("huber_factor", factors)] {
+                let tensor = Tensor::from_data(TensorData::new(values.clone(), [values.len()]), device);
+                step.record::<1>(name, &tensor);
+            }
+        }
+        Self { sample, timesteps, target, weights, huber }
     }
 
-    /// Mean squared error of a UNet's prediction (Ho et al. 2020, eq. 14), with activations of type `dtype`. `states`
-    /// are the text encoder's hidden states, `[batch, tokens, channels]`.
+    /// Mean error of a UNet's prediction (Ho et al. 2020, eq. 14, where it is squared), with activations of type `dtype`.
+    /// `states` are the text encoder's hidden states, `[batch, tokens, channels]`.
     pub fn loss(self, unet: &UNet, states: Tensor<3>, dtype: DType, keep: Keep) -> Loss {
         let t: Vec<f32> = self.timesteps.iter().map(|&t| t as f32).collect();
         let output = unet.forward_keeping(keep, self.sample.cast(dtype), &t, states, None);
         let (output, target) = (output.cast(DType::F32), self.target);
+        if let Some(huber) = &self.huber {
+            return Loss::of(huber.mean(output, target, self.weights.as_deref()));
+        }
         let Some(weights) = self.weights else { return Loss::of(mean_squared_error(output, target)) };
         // The square of weighted roots is the weighted square.
         let count = weights.len();
@@ -202,6 +272,81 @@ mod tests {
             let mut counts = [0; 8];
             (first..first + 64).for_each(|at| counts[TimestepDraw::LowDiscrepancy.draw(3, at, 1000) / 125] += 1);
             assert!(counts.iter().all(|&count| (7..=9).contains(&count)), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn fixed_timesteps_cover_their_range() {
+        assert_eq!((fixed_timestep(0, 0..1000), fixed_timestep(0, 250..500)), (500, 375));
+        let mut counts = [0; 5];
+        (0..50).for_each(|position| counts[(fixed_timestep(position, 250..500) - 250) / 50] += 1);
+        assert!(counts.iter().all(|&count| (8..=12).contains(&count)), "{counts:?}");
+        assert_eq!(fixed_timestep(7, 3..4), 3);
+    }
+
+    #[test]
+    fn offsets_are_the_same_at_all_pixels_of_a_channel() {
+        let plain = LatentDrawer {
+            seed: 1,
+            shape: [2, 3, 4],
+            scale: 1.0,
+            timesteps: 1000,
+            draw: TimestepDraw::Independent,
+            first: 0,
+            offset: 0.0,
+        };
+        let drawer = LatentDrawer { offset: 0.5, ..plain };
+        let moments = [0.0; 48];
+        let (without, with) = (plain.draw(5, &moments), drawer.draw(5, &moments));
+        assert_eq!((&without.clean, without.timestep), (&with.clean, with.timestep));
+        let offsets: Vec<f32> = with.noise.iter().zip(&without.noise).map(|(with, without)| with - without).collect();
+        for pixel in offsets.chunks(4) {
+            assert!(pixel.iter().zip(&offsets[..4]).all(|(a, b)| (a - b).abs() < 1e-6), "{offsets:?}");
+        }
+        assert!(offsets[..4].iter().all(|offset| offset.abs() > 1e-4), "{offsets:?}");
+        let others = drawer.draw(6, &moments).noise[0] - plain.draw(6, &moments).noise[0];
+        assert!((others - offsets[0]).abs() > 1e-6);
+    }
+
+    #[test]
+    fn the_smallest_timestep_is_never_below_the_first() {
+        for draw in [TimestepDraw::Independent, TimestepDraw::LowDiscrepancy] {
+            let drawer =
+                LatentDrawer { seed: 1, shape: [1, 1, 1], scale: 1.0, timesteps: 4, draw, first: 1, offset: 0.0 };
+            let mut seen = [false; 4];
+            (0..200).for_each(|position| seen[drawer.draw(position, &[0.0; 2]).timestep] = true);
+            assert_eq!(seen, [false, true, true, true]);
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_are_named() {
+        let read = |more: &str| {
+            let objective: DenoiseObjective =
+                toml::from_str(&format!("prediction = 'v'\ncaption_dropout = 0.1\n{more}")).unwrap();
+            let text = toml::to_string(&objective).unwrap();
+            assert_eq!(toml::from_str::<DenoiseObjective>(&text).unwrap(), objective, "{text}");
+            objective.validate().map_err(|error| error.key)
+        };
+        for good in [
+            "",
+            "loss = 'l2'",
+            "loss = { huber = { c = 0.1 } }",
+            "loss = { smooth_l1 = { c = 1.0, schedule = 'constant' } }",
+            "offset_noise = 0.1",
+            "dropped_caption = 'zeros'",
+            "loss_weight = { min_snr = 5.0 }",
+        ] {
+            assert_eq!(read(good), Ok(()), "{good}");
+        }
+        for (bad, key) in [
+            ("loss = { huber = { c = 0.0 } }", "objective.loss"),
+            ("loss = { smooth_l1 = { c = 2.0 } }", "objective.loss"),
+            ("offset_noise = -0.1", "objective.offset_noise"),
+            ("loss_weight = { min_snr = 0.0 }", "objective.loss_weight"),
+            ("scale_factor = 0.0", "objective.scale_factor"),
+        ] {
+            assert_eq!(read(bad), Err(key), "{bad}");
         }
     }
 

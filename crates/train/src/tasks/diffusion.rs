@@ -1,16 +1,21 @@
-//! Training of the UNet on precached latents, with precached hidden states of captions or a frozen text encoder.
+//! Training of the UNet on precached latents or on images with a frozen autoencoder, and on precached hidden states of
+//! captions or with a frozen text encoder.
 
-use super::denoise::{DenoiseObjective, LatentDrawer, NoisyBatch, NoisyLatent};
+use super::denoise::{DenoiseObjective, LatentDrawer, NoisyBatch, NoisyLatent, fixed_timestep};
 use crate::captions::cut_captions;
 use crate::config::{MemorySettings, SettingError, check, training_recipe};
 use crate::export::{DiffusionExport, DiffusionParts};
-use crate::inputs::{Condition, DiffusionInputs, InputSettings, SampleReader};
+use crate::frozen::FrozenAutoencoder;
+use crate::hooks::PreviewSettings;
+use crate::inputs::{Condition, DiffusionInputs, InputSettings, LatentInput, Reading, SampleReader};
+use crate::preview;
 use crate::sources::open_source;
 use crate::stages::{StageContext, StageError};
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_checkpoints::{Component, Export};
 use calotype_core::{Purpose, Stream};
+use calotype_data::image::RgbImage;
 use calotype_data::{Batch, SampleRef};
 use calotype_diffusion::{NoiseSchedule, ScheduleConfig};
 use calotype_models::unet::Keep;
@@ -24,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 training_recipe! {
-    /// Training of the UNet on precached latents and hidden states of captions.
+    /// Training of the UNet.
     DiffusionRecipe {
         /// Where the arrays are in a sample.
         #[serde(default, skip_serializing_if = "crate::config::is_usual")]
@@ -33,7 +38,7 @@ training_recipe! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         text: Option<TextSettings>,
         /// Checkpoint whose autoencoder made the latents, for the pipeline that the run ends with; by default the one that
-        /// the dataset's `encoders.json` names.
+        /// the dataset's `encoders.json` names. With `inputs.resolution`, it encodes the images during training.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         autoencoder: Option<String>,
         /// The UNet.
@@ -49,10 +54,36 @@ training_recipe! {
 }
 
 /// One sample with all the randomness of its training step.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NoisySample {
-    latent: NoisyLatent,
+    latent: SampleLatent,
     condition: Condition,
+}
+
+#[derive(Clone, Debug)]
+enum SampleLatent {
+    /// Noised already.
+    Noisy(NoisyLatent),
+    /// An image that is to be encoded first.
+    Pixels {
+        /// Its position in the run.
+        position: u64,
+        pixels: Vec<f32>,
+        /// In place of the timestep that is drawn for the position.
+        timestep: Option<usize>,
+    },
+}
+
+impl SampleLatent {
+    /// The same latent with the same noise at another timestep.
+    fn at(&self, timestep: usize) -> Self {
+        match self {
+            Self::Noisy(latent) => Self::Noisy(latent.at(timestep)),
+            Self::Pixels { position, pixels, .. } => {
+                Self::Pixels { position: *position, pixels: pixels.clone(), timestep: Some(timestep) }
+            }
+        }
+    }
 }
 
 /// Mean squared error of the prediction at uniformly drawn timesteps (Ho et al. 2020, eq. 14).
@@ -65,36 +96,87 @@ pub struct DiffusionTask {
     parts: DiffusionParts,
     /// Encodes captions, where they are not precached; in a cell, as its weights are read at the first use.
     text: Option<RefCell<TextEncoder>>,
+    /// Encodes images, where their moments are not precached.
+    autoencoder: Option<FrozenAutoencoder>,
     truncated: Arc<AtomicU64>,
     device: Device,
 }
 
 impl DiffusionTask {
+    fn drawer(&self) -> LatentDrawer {
+        let objective = &self.recipe.objective;
+        LatentDrawer {
+            seed: self.recipe.run.seed,
+            shape: self.reader.shape().latent,
+            scale: self.scale_factor as f32,
+            timesteps: self.schedule.timesteps(),
+            draw: objective.timesteps,
+            first: objective.first_timestep,
+            offset: objective.offset_noise as f32,
+        }
+    }
+
+    /// The batch's latents, those of images encoded now.
+    fn latents(&self, samples: Vec<SampleLatent>) -> Result<Vec<NoisyLatent>, BoxError> {
+        let (mut places, mut images, mut latents) = (Vec::new(), Vec::new(), Vec::new());
+        for sample in samples {
+            match sample {
+                SampleLatent::Noisy(latent) => latents.push(latent),
+                SampleLatent::Pixels { position, pixels, timestep } => {
+                    places.push((position, timestep));
+                    images.push(pixels);
+                }
+            }
+        }
+        if let Some(autoencoder) = &self.autoencoder {
+            let (drawer, moments) = (self.drawer(), autoencoder.moments(&images)?);
+            latents.extend(places.into_iter().zip(&moments).map(|((position, timestep), moments)| {
+                let latent = drawer.draw(position, moments);
+                timestep.map_or_else(|| latent.clone(), |timestep| latent.at(timestep))
+            }));
+        }
+        Ok(latents)
+    }
+
     /// Hidden states of a batch's captions, `[batch, tokens, channels]`.
-    fn states(&self, items: &[NoisySample]) -> Result<Tensor<3>, BoxError> {
+    fn states(&self, conditions: &[Condition]) -> Result<Tensor<3>, BoxError> {
         let (mut states, mut tokens) = (Vec::new(), Vec::new());
-        for item in items {
-            match &item.condition {
+        for condition in conditions {
+            match condition {
                 Condition::States(values) => states.push(values.as_slice()),
-                Condition::Tokens(row) => tokens.push(row.clone()),
+                Condition::Tokens(row) | Condition::Zeros(row) => tokens.push(row.clone()),
             }
         }
         match &self.text {
-            Some(text) => Ok(text.borrow_mut().encode(&tokens, false)?.states),
+            Some(text) => Ok(without_dropped(text.borrow_mut().encode(&tokens, false)?.states, conditions)),
             None => Ok(stack(states.into_iter(), &self.reader.shape().states, DType::F32, &self.device)),
         }
     }
 }
 
+/// Zeros in the place of the states of dropped captions.
+fn without_dropped(states: Tensor<3>, conditions: &[Condition]) -> Tensor<3> {
+    let dropped = |condition: &Condition| matches!(condition, Condition::Zeros(_));
+    if !conditions.iter().any(dropped) {
+        return states;
+    }
+    let kept: Vec<f32> = conditions.iter().map(|condition| if dropped(condition) { 0.0 } else { 1.0 }).collect();
+    let kept = Tensor::<3>::from_data(TensorData::new(kept, [conditions.len(), 1, 1]), &states.device());
+    let kept = kept.cast(states.dtype());
+    states * kept
+}
+
 impl DiffusionTask {
     fn export_of<'a>(&'a self, model: &'a UNet) -> DiffusionExport<'a> {
+        let objective = &self.recipe.objective;
         DiffusionExport {
             model,
             config: &self.recipe.model,
             schedule: &self.recipe.schedule,
-            prediction: self.recipe.objective.prediction,
+            prediction: objective.prediction,
             latent: self.reader.shape().latent,
             scale_factor: self.scale_factor,
+            dropped: (objective.caption_dropout > 0.0).then_some(objective.dropped_caption),
             parts: &self.parts,
         }
     }
@@ -102,7 +184,7 @@ impl DiffusionTask {
 
 impl Task for DiffusionTask {
     const KIND: &'static str = "diffusion";
-    const ABOUT: &'static str = "a UNet on precached latents and captions";
+    const ABOUT: &'static str = "a UNet on latents or images, and captions";
 
     type Recipe = DiffusionRecipe;
     type Model = UNet;
@@ -112,6 +194,11 @@ impl Task for DiffusionTask {
         check(recipe.model.added.is_none(), "model.added", || {
             "asks for pooled texts and sizes (Stable Diffusion XL), which training does not give: leave this table out"
                 .to_owned()
+        })?;
+        recipe.hooks.preview.as_ref().map_or(Ok(()), preview::check_settings)?;
+        let (first, timesteps) = (recipe.objective.first_timestep, recipe.schedule.timesteps);
+        check(first < timesteps, "objective.first_timestep", || {
+            format!("{first} leaves none of the schedule's {timesteps} timesteps")
         })?;
         recipe.objective.validate()
     }
@@ -123,7 +210,11 @@ impl Task for DiffusionTask {
         check_fit(&recipe.model, &inputs)?;
         let parts = DiffusionParts::of(recipe)?;
         parts.check_init(recipe.init_from.as_ref())?;
-        parts.check(context.device, inputs.reader.shape().latent[0] * 8)?;
+        let side = inputs.reader.shape().latent[0] * 8;
+        parts.check(context.device, side)?;
+        if recipe.hooks.preview.is_some() {
+            preview::check_parts(&parts, context.device, side)?;
+        }
         Ok(Self {
             parts,
             recipe: recipe.clone(),
@@ -131,6 +222,7 @@ impl Task for DiffusionTask {
             reader: inputs.reader,
             scale_factor: inputs.scale_factor,
             text: inputs.text.map(RefCell::new),
+            autoencoder: inputs.autoencoder,
             truncated: Arc::default(),
             device: context.device.clone(),
         })
@@ -148,30 +240,29 @@ impl Task for DiffusionTask {
         let seed = self.recipe.run.seed;
         let dropout = self.recipe.objective.caption_dropout;
         let (reader, truncated) = (self.reader.clone(), Arc::clone(&self.truncated));
-        let drawer = LatentDrawer {
-            seed,
-            shape: reader.shape().latent,
-            scale: self.scale_factor as f32,
-            timesteps: self.schedule.timesteps(),
-            draw: self.recipe.objective.timesteps,
-        };
+        let drawer = self.drawer();
         Box::new(move |position, sample: &SampleRef<'_>| -> Result<NoisySample, BoxError> {
             let drop = Stream::new(seed, Purpose::CaptionDropout, position).uniform_f64() < dropout;
-            let (moments, condition) = reader.read(position, sample, drop)?;
-            if let Condition::Tokens(tokens) = &condition
-                && counted.contains(&position)
-            {
+            let counted = counted.contains(&position);
+            let (latent, condition) = reader.read(Reading { position, drop, counted }, sample)?;
+            if let (Condition::Tokens(tokens), true) = (&condition, counted) {
                 truncated.fetch_add(u64::from(tokens.truncated > 0), Ordering::Relaxed);
             }
-            Ok(NoisySample { latent: drawer.draw(position, &moments), condition })
+            let latent = match latent {
+                LatentInput::Moments(moments) => SampleLatent::Noisy(drawer.draw(position, &moments)),
+                LatentInput::Pixels(pixels) => SampleLatent::Pixels { position, pixels, timestep: None },
+            };
+            Ok(NoisySample { latent, condition })
         })
     }
 
     fn loss(&self, model: &UNet, batch: Batch<NoisySample>, step: &StepContext<'_>) -> Result<Loss, BoxError> {
-        let latents = batch.items.iter().map(|sample| &sample.latent);
+        let parts = batch.items.into_iter().map(|sample| (sample.latent, sample.condition));
+        let (latents, conditions): (Vec<_>, Vec<_>) = parts.unzip();
+        let latents = self.latents(latents)?;
         let (shape, objective) = (self.reader.shape().latent, &self.recipe.objective);
-        let noisy = NoisyBatch::of(latents, shape, &self.schedule, objective, &self.device, step);
-        let states = self.states(&batch.items)?;
+        let noisy = NoisyBatch::of(latents.iter(), shape, &self.schedule, objective, &self.device, step);
+        let states = self.states(&conditions)?;
         step.record("encoder_hidden_states", &states);
         let keep = if self.recipe.memory.recompute_blocks { Keep::Inputs } else { Keep::Activations };
         Ok(noisy.loss(model, states, self.recipe.run.precision.dtype(&self.device), keep))
@@ -186,12 +277,43 @@ impl Task for DiffusionTask {
     }
 
     fn encoders(&self) -> Option<String> {
-        let (settings, tower) = (self.recipe.text.as_ref()?, self.text.as_ref()?);
-        Some(format!("{} {}", settings.component, tower.borrow().weights()))
+        let text = self.recipe.text.as_ref().zip(self.text.as_ref());
+        let text = text.map(|(settings, tower)| format!("{} {}", settings.component, tower.borrow().weights()));
+        let images = self.autoencoder.as_ref().map(|encoder| format!("{} {}", Component::Vae, encoder.weights()));
+        let all: Vec<String> = text.into_iter().chain(images).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    const PREVIEWS: bool = true;
+
+    fn preview(&self, model: &UNet, settings: &PreviewSettings) -> Result<Vec<(String, RgbImage)>, BoxError> {
+        preview::draw(&self.export_of(model), settings, self.recipe.run.precision, &self.device)
+    }
+
+    /// The UNet's alone, three times its forward pass; not the text encoder's, where captions are encoded in training.
+    fn training_flops(&self) -> Option<f64> {
+        let shape = self.reader.shape();
+        let ([height, width, _], tokens) = (shape.latent, shape.states[0]);
+        Some(3.0 * self.recipe.model.forward_flops(1, [height, width], tokens) as f64)
+    }
+
+    fn timesteps(&self) -> Option<usize> {
+        Some(self.schedule.timesteps())
+    }
+
+    fn at_timesteps(&self, batch: &Batch<NoisySample>, range: Range<usize>) -> Option<Batch<NoisySample>> {
+        let positions = batch.first_position..;
+        let at = |(position, sample): (u64, &NoisySample)| {
+            let latent = sample.latent.at(fixed_timestep(position, range.clone()));
+            NoisySample { latent, condition: sample.condition.clone() }
+        };
+        let items = positions.zip(&batch.items).map(at).collect();
+        Some(Batch { first_position: batch.first_position, items })
     }
 
     fn notices(&self) -> Vec<String> {
-        cut_captions(self.truncated.load(Ordering::Relaxed), self.reader.shape().states[0]).into_iter().collect()
+        let cut = cut_captions(self.truncated.load(Ordering::Relaxed), self.reader.shape().states[0]);
+        cut.into_iter().chain(self.reader.notices()).collect()
     }
 }
 

@@ -6,11 +6,15 @@ pub mod denoise;
 pub mod diffusion;
 pub mod vit;
 
+use crate::averages::{Rebuilt, Wanted};
+use crate::config::TrainingRecipe;
+use crate::prepare::PrepareSettings;
 use crate::recipe::{RecipeError, RecipeLoader, Resolved};
 use crate::stages::{self, Readiness, StageContext, StageEnd, StageError};
 use crate::task::Task;
 use std::any::Any;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A row of [`TASKS`].
@@ -52,6 +56,8 @@ tasks! {
 type Train = Box<dyn Fn(&StageContext<'_>) -> Result<StageEnd, StageError>>;
 /// Finds out what a start would.
 type Check = Box<dyn Fn(&StageContext<'_>) -> Result<Readiness, StageError>>;
+/// Writes the model with an average that is rebuilt.
+type RebuildAverage = Box<dyn Fn(&Wanted, &Path, &StageContext<'_>) -> Result<Rebuilt, StageError>>;
 /// Checks what a recipe says by itself.
 type CheckRecipe = Box<dyn Fn() -> Result<(), StageError>>;
 
@@ -60,9 +66,11 @@ pub struct TrainingRun {
     kind: &'static str,
     text: String,
     recipe: Arc<dyn Any>,
+    prepare: Option<PrepareSettings>,
     train: Train,
     check: Check,
     check_recipe: CheckRecipe,
+    rebuild_average: RebuildAverage,
 }
 
 /// A training recipe of a task that is known, ready to run.
@@ -91,6 +99,11 @@ impl TrainingRun {
         &self.text
     }
 
+    /// The recipe's table `[prepare]`.
+    pub fn prepare(&self) -> Option<&PrepareSettings> {
+        self.prepare.as_ref()
+    }
+
     /// Checks everything that the recipe says by itself; see [`stages::check_recipe`].
     ///
     /// # Errors
@@ -105,6 +118,20 @@ impl TrainingRun {
     /// [`StageError`].
     pub fn train(&self, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
         (self.train)(context)
+    }
+
+    /// Writes the model of a finished or unfinished run with an average that is rebuilt from its snapshots; see
+    /// [`stages::rebuild_average`].
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub fn rebuild_average(
+        &self,
+        wanted: &Wanted,
+        out: &Path,
+        context: &StageContext<'_>,
+    ) -> Result<Rebuilt, StageError> {
+        (self.rebuild_average)(wanted, out, context)
     }
 
     /// Finds out everything that a start would, and writes nothing; see [`stages::check_start`].
@@ -210,14 +237,20 @@ fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) ->
     let recipe = Arc::clone(&resolved);
     let check_recipe = move || stages::check_recipe::<T>(&recipe.value);
     let recipe = Arc::clone(&resolved);
+    let rebuild_average = move |wanted: &Wanted, out: &Path, context: &StageContext<'_>| {
+        stages::rebuild_average::<T>(&recipe.value, wanted, out, context)
+    };
+    let recipe = Arc::clone(&resolved);
     let train = move |context: &StageContext<'_>| stages::train::<T>(recipe.as_recipe(), context);
     Ok(TrainingRun {
         kind: T::KIND,
         text: resolved.text.clone(),
+        prepare: resolved.value.prepare().cloned(),
         recipe: resolved,
         train: Box::new(train),
         check: Box::new(check),
         check_recipe: Box::new(check_recipe),
+        rebuild_average: Box::new(rebuild_average),
     })
 }
 

@@ -1,14 +1,23 @@
 //! What a run tells of itself while it goes: trackers, one file each.
 //!
 //! All count progress in samples. [`Trackers`] hands every [`Event`] to each of them. A new tracker is a file and a row of
-//! [`TrackerKind`]'s table.
+//! the table of [`TrackerSettings`]; the log of an MLPerf benchmark ([`Mllog`]), which only some recipes ask for, is added to them.
 
+mod csv;
 mod json_lines;
+mod mllog;
 mod tensorboard;
+pub mod wandb;
 
+pub use self::csv::Csv;
 pub use json_lines::JsonLines;
+pub use mllog::{Mllog, MllogPlan};
 pub use tensorboard::TensorBoard;
+pub use wandb::{Wandb, WandbSettings};
 
+use crate::config::SettingError;
+use calotype_mlperf::LogError;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,6 +46,17 @@ pub enum TrackerError {
         /// What is wrong.
         reason: String,
     },
+    /// A file of an earlier process that is not as it was written.
+    #[error("{}: {reason}; move it away", file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// The log of an MLPerf benchmark.
+    #[error(transparent)]
+    Mlperf(#[from] LogError),
     /// A metric's name that stands for something else, or comes twice in a line.
     #[error("metric name `{name}` is reserved or repeated; give every metric of a line its own name")]
     BadName {
@@ -146,35 +166,68 @@ pub trait Tracker: fmt::Debug {
     }
 }
 
-/// Declares the trackers: their names in recipes, and how each is opened in the folder of a run that has seen some samples.
+/// Makes the table `[trackers]` of all recipes: trackers that are on or off, and trackers that have settings.
 macro_rules! trackers {
-    ($($(#[$doc:meta])* $kind:ident = $name:literal,)+) => {
-        calotype_core::names! {
-            /// A tracker.
-            TrackerKind, "tracker" { $($(#[$doc])* $kind = $name,)+ }
+    (
+        switches { $($(#[$doc:meta])* $switch:ident = $on:literal, $open:path;)* }
+        tables { $($(#[$table_doc:meta])* $table:ident: $settings:ty, $open_with:path;)* }
+    ) => {
+        /// The table `[trackers]`: where a run reports.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct TrackerSettings {
+            $($(#[$doc])* pub $switch: bool,)*
+            $($(#[$table_doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $table: Option<$settings>,)*
         }
 
-        impl TrackerKind {
-            fn open(self, folder: &Path, samples: u64) -> Result<Box<dyn Tracker>, TrackerError> {
-                Ok(match self { $(Self::$kind => Box::new($kind::open(folder, samples)?)),+ })
+        impl Default for TrackerSettings {
+            fn default() -> Self {
+                Self { $($switch: $on,)* $($table: None,)* }
+            }
+        }
+
+        impl TrackerSettings {
+            pub(crate) fn validate(&self) -> Result<(), SettingError> {
+                $(self.$table.as_ref().map_or(Ok(()), <$settings>::validate)?;)*
+                Ok(())
+            }
+
+            /// Opens all that are on, in the folder of a run that has seen some samples.
+            fn open(&self, folder: &Path, samples: u64) -> Result<Vec<Box<dyn Tracker>>, TrackerError> {
+                let mut all: Vec<Box<dyn Tracker>> = Vec::new();
+                $(if self.$switch {
+                    all.push(Box::new($open(folder, samples)?));
+                })*
+                $(if let Some(settings) = &self.$table {
+                    all.push(Box::new($open_with(settings, folder, samples)?));
+                })*
+                Ok(all)
             }
         }
     };
 }
 
 trackers! {
-    /// `metrics.jsonl`.
-    JsonLines = "json_lines",
-    /// TensorBoard event files.
-    TensorBoard = "tensorboard",
+    switches {
+        /// `metrics.jsonl`.
+        json_lines = true, JsonLines::open;
+        /// TensorBoard event files.
+        tensorboard = true, TensorBoard::open;
+        /// `metrics.csv`.
+        csv = false, Csv::open;
+    }
+    tables {
+        /// An offline run of Weights & Biases.
+        wandb: WandbSettings, Wandb::open;
+    }
 }
 
 /// The trackers of a run; each gets every event.
 ///
 /// ```
-/// use calotype_train::trackers::{Event, Tracker, TrackerKind, Trackers};
+/// use calotype_train::trackers::{Event, Tracker, TrackerSettings, Trackers};
 /// let folder = tempfile::tempdir().unwrap();
-/// let mut trackers = Trackers::open(folder.path(), 0, TrackerKind::ALL).unwrap();
+/// let mut trackers = Trackers::open(folder.path(), 0, &TrackerSettings::default()).unwrap();
 /// trackers.event(&Event::Scalars { samples: 64, values: &[("loss", 0.5)] }).unwrap();
 /// let lines = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
 /// assert!(lines.starts_with("{\"samples\":64,") && lines.ends_with("\"loss\":0.5}\n"));
@@ -189,9 +242,9 @@ impl Trackers {
     /// For that to hold exactly, record what belongs to a sample count before saving the checkpoint of that count.
     ///
     /// # Errors
-    /// [`TrackerError::Io`], [`TrackerError::DamagedLine`].
-    pub fn open(folder: &Path, samples: u64, kinds: &[TrackerKind]) -> Result<Self, TrackerError> {
-        kinds.iter().map(|kind| kind.open(folder, samples)).collect::<Result<_, _>>().map(Self)
+    /// [`TrackerError::Io`], [`TrackerError::DamagedLine`], [`TrackerError::Damaged`].
+    pub fn open(folder: &Path, samples: u64, settings: &TrackerSettings) -> Result<Self, TrackerError> {
+        settings.open(folder, samples).map(Self)
     }
 
     /// Adds another one.
@@ -293,7 +346,8 @@ mod tests {
     #[test]
     fn all_of_the_table_open_and_take_every_event() {
         let folder = tempfile::tempdir().unwrap();
-        let mut trackers = Trackers::open(folder.path(), 0, TrackerKind::ALL).unwrap();
+        let all: TrackerSettings = toml::from_str("csv = true\nwandb = { project = \"p\" }").unwrap();
+        let mut trackers = Trackers::open(folder.path(), 0, &all).unwrap();
         for event in [
             Event::RunStart { samples: 0, config: "seed = 1" },
             Event::Scalars { samples: 8, values: &[("loss", 0.5)] },
@@ -309,6 +363,6 @@ mod tests {
         let metrics = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
         assert_eq!(metrics.lines().count(), 2);
         assert!(metrics.contains("\"validation/loss\":0.75"), "{metrics}");
-        assert!(std::fs::read_dir(folder.path()).unwrap().count() == 2);
+        assert!(std::fs::read_dir(folder.path()).unwrap().count() == 4);
     }
 }

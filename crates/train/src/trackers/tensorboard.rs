@@ -70,7 +70,7 @@ impl Tracker for TensorBoard {
 }
 
 /// Pixels as a PNG file.
-fn png(tag: &str, width: u32, height: u32, rgb: &[u8]) -> Result<Vec<u8>, TrackerError> {
+pub(super) fn png(tag: &str, width: u32, height: u32, rgb: &[u8]) -> Result<Vec<u8>, TrackerError> {
     let bad = |reason: String| TrackerError::BadImage { tag: tag.to_owned(), reason };
     let needed = u64::from(width) * u64::from(height) * 3;
     if needed != rgb.len() as u64 || needed == 0 {
@@ -136,11 +136,11 @@ impl EventFile {
     }
 }
 
-fn unix_seconds() -> f64 {
+pub(super) fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_secs_f64()).unwrap_or_default()
 }
 
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     let name: String =
         name.chars().filter(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(*letter)).collect();

@@ -5,6 +5,7 @@ use crate::task::BoxError;
 use crate::trackers::TrackerError;
 use calotype_collective::{CollectiveError, ConsistencyError};
 use calotype_core::LockError;
+use calotype_mlperf::FiguresError;
 use calotype_weights::TensorFileError;
 use std::path::PathBuf;
 
@@ -137,6 +138,9 @@ pub enum TrainError {
     /// The recipe does not suit the number of processes.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// A file of results that cannot be used.
+    #[error(transparent)]
+    Figures(#[from] FiguresError),
     /// Another process of the run is gone.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
@@ -166,6 +170,7 @@ impl TrainError {
                 | Self::Group(_)
                 | Self::Setting(_)
                 | Self::OtherRank { .. }
+                | Self::Figures(_)
         )
     }
 }

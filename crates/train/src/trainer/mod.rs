@@ -7,6 +7,7 @@
 //! Of several processes ([`calotype_collective`]) each computes its part of every batch, gradients are summed while the
 //! backward pass goes on, all take the same steps with the mean, and the first one writes.
 
+mod averages;
 mod error;
 mod gradients;
 mod places;
@@ -16,20 +17,22 @@ mod resume;
 mod sharding;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use error::TrainError;
 pub use resume::first_difference;
 pub(crate) use resume::{Claim, check_from, claim};
+pub use watch::{OnNonFinite, WatchSettings};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, LazyTensor, module_tensors};
-use crate::config::{TrainConfig, TrainingRecipe};
+use crate::config::{EmaSettings, TrainConfig, TrainingRecipe};
 use crate::hooks::{self, Found, Hook, HookContext, HookRun, LazyModel};
-use crate::optim::{NotFinite, Optimizer, Position, StepGradients};
+use crate::optim::{NotFinite, Optimizer, Position, StepGradients, Stepping};
 use crate::record::{Recording, StepFigures, StepRecord};
 use crate::sources::open_source;
 use crate::stages::{Recipe, StageContext};
 use crate::task::{BoxError, Loss, StepContext, Task};
-use crate::trackers::{Event, RunOutcome};
+use crate::trackers::{Event, MllogPlan, RunOutcome};
 use crate::trainable::{Trainable, WholeModel};
 use burn::module::Module;
 use calotype_collective::{Collective, Counters, Local};
@@ -37,7 +40,7 @@ use calotype_core::progress::{Progress, format_number};
 use calotype_core::system::format_count;
 use calotype_data::{Batch, Loader, LoaderConfig, Source};
 use calotype_models::state;
-use calotype_ops::in_backward::{Uses, count_uses, count_uses_packed};
+use calotype_ops::in_backward::{Uses, count_uses};
 use gradients::{Exchange, Losses};
 use report::Reporter;
 use serde::{Deserialize, Serialize};
@@ -47,6 +50,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use watch::{Leap, Measure, Pace, Watched};
 
 /// Figures of a finished training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +67,9 @@ pub struct TrainingSummary {
     pub seconds: f64,
     /// Corrupt samples that were replaced by others.
     pub samples_skipped: u64,
+    /// Updates that were not finite and were left out (`[watch]`).
+    #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+    pub updates_skipped: u64,
     /// The target that ended the run before all samples were seen (`[hooks.target]`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -105,6 +112,9 @@ struct RunState {
     /// What the last entry of the logs, which comes early at a run's end, has taken: a run that is extended goes on with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unlogged: Option<Unlogged>,
+    /// What `[watch]` has seen.
+    #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+    watched: Watched,
 }
 
 /// Losses since the last regular entry in the logs.
@@ -151,8 +161,10 @@ pub fn train_with<T: Task, A: Trainable<T::Model>>(
     recipe: Recipe<'_, T::Recipe>,
     context: &StageContext<'_>,
 ) -> Result<Outcome<T::Model>, TrainError> {
-    let reporter = Reporter::new(context);
-    let outcome = run_to_an_end(task, trainable, parameters, recipe, &reporter, context);
+    // Shards were compared with their checksums when the stage began.
+    let dataset = open_source(recipe.value.data(), None)?;
+    let reporter = Reporter::new(context, MllogPlan::of(recipe.value, dataset.len(), context));
+    let outcome = run_to_an_end(task, trainable, parameters, recipe, dataset, &reporter, context);
     if outcome.is_err() {
         reporter.fail();
     }
@@ -165,11 +177,10 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     trainable: &A,
     parameters: A::Parameters,
     recipe: Recipe<'_, T::Recipe>,
+    dataset: Arc<dyn Source>,
     reporter: &Reporter<'_>,
     context: &StageContext<'_>,
 ) -> Result<Outcome<T::Model>, TrainError> {
-    // Shards were compared with their checksums when the stage began.
-    let dataset = open_source(recipe.value.data(), None)?;
     let collective = context.collective;
     recipe.value.distributed().check_world(&recipe.value.config(), collective.world())?;
     let mut run = ranks::first_then_others(collective, || {
@@ -187,7 +198,9 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     let mut hooks = hooks::open_all::<T>(recipe.value)?;
     let mut loader = run.loader(dataset)?;
     while run.state.target.is_none() {
+        let asked = Instant::now();
         let parts = run.next_parts(&mut loader)?;
+        run.pace.wait(asked.elapsed());
         if parts.is_empty() {
             break;
         }
@@ -200,8 +213,9 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
         reporter.seen(run.samples);
         run.skipped_here = loader.skipped();
         run.call_hooks(&mut hooks)?;
+        run.keep_averages()?;
         // The last checkpoint is saved behind the last entry of the logs.
-        if run.crossed(run.config.run.checkpoint_every) && !run.is_complete() {
+        if run.wants_checkpoint() && !run.is_complete() {
             run.save()?;
         }
     }
@@ -238,8 +252,9 @@ struct Run<'a, T: Task, A: Trainable<T::Model>> {
     started: Instant,
     /// Seconds of earlier processes.
     seconds_before: f64,
-    /// Where the current entry of the logs began, for its images per second.
-    entry: (Instant, u64),
+    /// Where the time of the current entry of the logs goes.
+    pace: Pace,
+    measure: Measure,
     /// What communication had cost then.
     communicated: Counters,
     /// The newest number of each name, for hooks.
@@ -307,12 +322,13 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         if let Some(before) = before {
             progress.message(&format!("{}: {}", T::KIND, extension(&config, before, samples)));
         }
-        if recipe.value.hooks().preview.is_some() {
+        if recipe.value.hooks().preview.is_some() && recipe.value.trackers().tensorboard {
             let folder = context.folder.display();
             progress.message(&format!("{}: previews are shown by TensorBoard: tensorboard --logdir {folder}", T::KIND));
         }
         let now = Instant::now();
-        reporter.begin(samples, kept, recipe.text)?;
+        reporter.begin(recipe.value.trackers(), samples, kept, recipe.text)?;
+        let measure = measure(task, recipe.value, context);
         Ok(Self {
             reporter,
             skipped_before: state.skipped,
@@ -322,7 +338,8 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             rise_said: false,
             seconds_before: state.seconds,
             started: now,
-            entry: (now, samples),
+            pace: Pace::at(samples),
+            measure,
             communicated: collective.counters(),
             metrics: BTreeMap::new(),
             task,
@@ -394,6 +411,12 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         hooks::crossed(self.samples - self.batch_size(), self.samples, every)
     }
 
+    /// Whether the step just done is followed by a checkpoint.
+    fn wants_checkpoint(&self) -> bool {
+        let run = self.config.run;
+        self.crossed(run.checkpoint_every) || run.keeps(self.samples)
+    }
+
     /// Whether the step just done was the last one.
     fn is_complete(&self) -> bool {
         self.state.target.is_some() || self.samples >= end_of(&self.config)
@@ -401,28 +424,75 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
 
     /// A step on the parts of a batch.
     fn step(mut self, parts: Vec<Batch<T::Item>>) -> Result<Self, TrainError> {
-        let (loss, norm);
-        (self, (loss, norm)) =
-            if self.in_backward() { self.step_in_backward(parts)? } else { self.step_after_backward(parts)? };
-        let value = loss.value();
-        self.state.loss_sum += value;
-        self.state.loss_count += 1;
-        self.state.steps_last = Some(value);
-        if self.samples == self.batch_size() {
-            self.state.steps_first = Some(value);
-        }
-        self.progress.set(self.samples, &[("loss", value)]);
+        let begun = Instant::now();
+        let stepped;
+        (self, stepped) = match self.stepping() {
+            Stepping::AfterBackward => self.step_after_backward(parts)?,
+            stepping => self.step_in_backward(parts, stepping)?,
+        };
+        self.pace.step(begun.elapsed());
+        let (norm, parts) = match stepped {
+            Stepped::Done(loss, norm) => {
+                self.count(loss.value(), norm)?;
+                (norm, loss.parts())
+            }
+            Stepped::LeftOut(what) => {
+                self.tell_left_out(&what)?;
+                (None, Vec::new())
+            }
+        };
         if self.crossed(self.config.run.log_every) {
-            self.log(Some(norm), &loss.parts())?;
+            self.log(norm, &parts)?;
         }
         Ok(self)
     }
 
-    fn in_backward(&self) -> bool {
-        self.config.optimizer.in_backward
-            && self.recording.is_none()
-            && self.exchange.is_none()
-            && calotype_ops::uses_kernels(self.context.device)
+    /// Takes up the figures of a step.
+    fn count(&mut self, loss: f64, norm: Option<f64>) -> Result<(), TrainError> {
+        self.state.loss_sum += loss;
+        self.state.loss_count += 1;
+        self.state.steps_last = Some(loss);
+        if self.samples == self.batch_size() {
+            self.state.steps_first = Some(loss);
+        }
+        self.progress.set(self.samples, &[("loss", loss)]);
+        let recipe = self.recipe.value;
+        let Some(settings) = recipe.watch() else { return Ok(()) };
+        let leaps = self.state.watched.look(settings, loss, norm);
+        leaps.iter().try_for_each(|leap| self.tell_leap(leap))
+    }
+
+    fn tell_leap(&mut self, leap: &Leap) -> Result<(), TrainError> {
+        let Leap { what, name, value, median, z, goes_on } = leap;
+        if !goes_on {
+            let [value, median] = [value, median].map(|number| format_number(*number));
+            self.progress.message(&format!(
+                "{}: after {} samples the {what} is {value}, {z:.1} standard deviations above its median of late, {median}",
+                T::KIND,
+                self.samples
+            ));
+        }
+        self.note(&[(name, *z)])
+    }
+
+    fn tell_left_out(&mut self, what: &str) -> Result<(), TrainError> {
+        let skipped = self.state.watched.skipped;
+        self.progress.message(&format!(
+            "{}: {what} is not finite: the update after {} samples is left out ({skipped} in all)",
+            T::KIND,
+            self.samples
+        ));
+        self.note(&[("watch/skipped_updates", skipped as f64)])
+    }
+
+    fn stepping(&self) -> Stepping {
+        let alone = self.recording.is_none() && self.exchange.is_none();
+        // What may be left out must be known as a whole before it changes a weight.
+        let whole = self.recipe.value.watch().is_some_and(|watch| watch.on_non_finite == OnNonFinite::Skip);
+        match alone && !whole && calotype_ops::uses_kernels(self.context.device) {
+            true => self.config.optimizer.stepping(self.parameters.num_params()),
+            false => Stepping::AfterBackward,
+        }
     }
 
     /// The loss of a part of a batch.
@@ -469,7 +539,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let (mut losses, mut records) = (Losses::default(), Vec::new());
         for part in batch {
             let record = self.recording.is_some().then(StepRecord::default);
-            let (computed, uses) = count_uses_packed(|| self.loss(part, record.as_ref()));
+            let (computed, uses) = count_uses(|| self.loss(part, record.as_ref()));
             let Loss { value, parts } = computed?;
             losses.push(f64::from(value.clone().inner().into_scalar::<f32>()), parts);
             if calotype_ops::uses_kernels(self.context.device) {
@@ -500,7 +570,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     }
 
     /// The passes, then the optimizer step; gives loss and norm of the gradient.
-    fn step_after_backward(mut self, batch: Vec<Batch<T::Item>>) -> Result<(Self, Figures), TrainError> {
+    fn step_after_backward(mut self, batch: Vec<Batch<T::Item>>) -> Result<(Self, Stepped), TrainError> {
         let passes;
         (self, passes) = match self.exchange.take() {
             Some(exchange) => self.passes_together(exchange, batch)?,
@@ -512,7 +582,10 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let Passes { gradients, loss, records } = passes;
         let norm = match self.optimizer.gradient_norm(&gradients) {
             Ok(norm) if loss.value().is_finite() => norm,
-            norm => return Err(self.not_finite(loss.value(), norm.err())),
+            norm => {
+                let what = self.leave_out(loss.value(), norm.err())?;
+                return Ok((self, Stepped::LeftOut(what)));
+            }
         };
         self.samples += self.batch_size();
         self.parameters = self.optimizer.step(self.parameters, gradients, &self.config, self.samples, norm);
@@ -526,30 +599,36 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         if self.recording.as_ref().is_some_and(Recording::is_complete) {
             self.finish_recording()?;
         }
-        Ok((self, (loss, norm)))
+        Ok((self, Stepped::Done(loss, Some(norm))))
     }
 
-    /// The backward pass with the optimizer step in it, for batches of one part. The norm is measured, and gradients are
-    /// checked, where the logs want it; in between, a gradient that is not finite shows in the next loss.
-    fn step_in_backward(mut self, batch: Vec<Batch<T::Item>>) -> Result<(Self, Figures), TrainError> {
+    /// The backward pass with the optimizer step in it, for batches of one part. In the least memory, the norm is measured, and
+    /// gradients are checked, where the logs want it; in between, a gradient that is not finite shows in the next loss.
+    fn step_in_backward(
+        mut self,
+        batch: Vec<Batch<T::Item>>,
+        stepping: Stepping,
+    ) -> Result<(Self, Stepped), TrainError> {
         let mut mean = MeanLoss::default();
-        let mut norm = 0.0;
+        let mut norm = None;
         for part in batch {
             let weight = part.items.len() as f64;
-            let (computed, uses): (_, Uses) = count_uses(|| self.loss(part, None));
+            let (computed, uses): (_, Uses) = stepping.pass(|| count_uses(|| self.loss(part, None)));
             let Loss { value, parts } = computed?;
             mean.add(f64::from(value.clone().inner().into_scalar::<f32>()), parts, weight);
             if !mean.value().is_finite() {
-                return Err(self.not_finite(mean.value(), None));
+                return Err(self.not_finite(mean.value()));
             }
             self.samples += self.batch_size();
-            let measure = self.crossed(self.config.run.log_every);
+            let lean = stepping == (Stepping::InBackward { lean: true });
+            let measure = !lean || self.crossed(self.config.run.log_every);
             let measured;
-            (self.parameters, measured) =
-                self.optimizer.step_in_backward(self.parameters, (value, uses), &self.config, self.samples, measure);
-            norm = measured.map_err(|bad| self.diverged(bad.what))?.unwrap_or(0.0);
+            (self.parameters, measured) = stepping.pass(|| {
+                self.optimizer.step_in_backward(self.parameters, (value, uses), &self.config, self.samples, measure)
+            });
+            norm = measured.map_err(|bad| self.diverged(bad.what))?;
         }
-        Ok((self, (mean, norm)))
+        Ok((self, Stepped::Done(mean, norm)))
     }
 
     fn finish_recording(&mut self) -> Result<(), TrainError> {
@@ -560,14 +639,32 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         Ok(recording.finish(last, metadata)?)
     }
 
-    fn not_finite(&self, loss: f64, gradient: Option<NotFinite>) -> TrainError {
-        let parameters = state::collect(&self.parameters);
-        let parameter = parameters.into_iter().find(|t| t.values.iter().any(|v| !v.is_finite()));
-        match (parameter, gradient) {
-            (Some(parameter), _) => self.diverged(format!("parameter `{}`", parameter.name)),
-            (None, Some(gradient)) => self.diverged(gradient.what),
-            (None, None) => self.diverged(format!("the loss ({loss})")),
+    /// Counts a step without an update, where the recipe leaves out those that are not finite; gives the tensor's name.
+    fn leave_out(&mut self, loss: f64, gradient: Option<NotFinite>) -> Result<String, TrainError> {
+        if let Some(parameter) = self.broken_parameter() {
+            // No later step makes it finite again.
+            return Err(self.diverged(format!("parameter `{parameter}`")));
         }
+        let what = gradient.map_or_else(|| format!("the loss ({loss})"), |gradient| gradient.what);
+        if !self.state.watched.skip(self.recipe.value.watch()) {
+            return Err(self.diverged(what));
+        }
+        self.samples += self.batch_size();
+        Ok(what)
+    }
+
+    fn not_finite(&self, loss: f64) -> TrainError {
+        self.diverged(match self.broken_parameter() {
+            Some(parameter) => format!("parameter `{parameter}`"),
+            None => format!("the loss ({loss})"),
+        })
+    }
+
+    /// The first parameter that is not finite.
+    fn broken_parameter(&self) -> Option<String> {
+        let parameters = state::collect(&self.parameters);
+        let broken = parameters.into_iter().find(|tensor| tensor.values.iter().any(|value| !value.is_finite()));
+        broken.map(|parameter| parameter.name)
     }
 
     fn diverged(&self, what: String) -> TrainError {
@@ -580,6 +677,26 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     }
 
     fn log(&mut self, gradient_norm: Option<f64>, parts: &[(&'static str, f64)]) -> Result<(), TrainError> {
+        let mut values = Vec::new();
+        // Without a loss, all updates since the last entry were left out.
+        if self.state.loss_count > 0 {
+            values.push(("loss", self.mean_loss()));
+        }
+        values.push(("learning_rate", learning_rate(&self.config, self.samples)));
+        values.extend(gradient_norm.map(|norm| ("gradient_norm", norm)));
+        values.extend_from_slice(parts);
+        values.extend(self.pace.take(self.samples, self.measure));
+        if self.context.collective.world() > 1 {
+            let counters = self.context.collective.counters();
+            let cost = counters.since(&std::mem::replace(&mut self.communicated, counters));
+            values.push(("communication_seconds", cost.communicating.as_secs_f64()));
+            values.push(("communication_waiting_seconds", cost.waiting.as_secs_f64()));
+        }
+        self.note(&values)
+    }
+
+    /// The mean loss since the last entry in the logs; the next one begins.
+    fn mean_loss(&mut self) -> f64 {
         let state = &mut self.state;
         let loss = state.loss_sum / state.loss_count as f64;
         (state.loss_sum, state.loss_count) = (0.0, 0);
@@ -588,20 +705,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         if has_risen(first, loss) && !std::mem::replace(&mut self.rise_said, true) {
             self.warn_of_rise(first, loss);
         }
-        let (since, samples) = self.entry;
-        let rate = (self.samples - samples) as f64 / since.elapsed().as_secs_f64().max(1e-9);
-        self.entry = (Instant::now(), self.samples);
-        let mut values = vec![("loss", loss), ("learning_rate", learning_rate(&self.config, self.samples))];
-        values.extend(gradient_norm.map(|norm| ("gradient_norm", norm)));
-        values.extend_from_slice(parts);
-        values.push(("images_per_second", rate));
-        if self.context.collective.world() > 1 {
-            let counters = self.context.collective.counters();
-            let cost = counters.since(&std::mem::replace(&mut self.communicated, counters));
-            values.push(("communication_seconds", cost.communicating.as_secs_f64()));
-            values.push(("communication_waiting_seconds", cost.waiting.as_secs_f64()));
-        }
-        self.note(&values)
+        loss
     }
 
     /// Says that the run does not learn, which the logs show and nobody may look at.
@@ -653,7 +757,8 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let samples = self.samples;
         for (name, values) in &found.evaluations {
             self.metrics.extend(values.iter().map(|(result, value)| (format!("{name}/{result}"), *value)));
-            self.reporter.tell(&Event::Evaluation { samples, name, values })?;
+            let values: Vec<_> = values.iter().map(|(result, value)| (result.as_str(), *value)).collect();
+            self.reporter.tell(&Event::Evaluation { samples, name, values: &values })?;
         }
         for (tag, image) in &found.images {
             let (width, height) = (image.width() as u32, image.height() as u32);
@@ -732,7 +837,8 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             CheckpointError::NotFinite { tensor } => self.diverged(format!("tensor `{tensor}`")),
             other => other.into(),
         })?;
-        self.store.prune(self.config.run.keep_checkpoints)?;
+        let run = self.config.run;
+        self.store.prune(run.keep_checkpoints, |samples| run.keeps(samples))?;
         self.reporter.tell(&Event::CheckpointSaved { samples: self.samples, path: &path })?;
         Ok(path)
     }
@@ -765,6 +871,10 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         if let Some(account) = ranks::account(&self.context.collective.counters()) {
             self.progress.message(&format!("{}: {account}", T::KIND));
         }
+        if self.state.watched.skipped > 0 {
+            let skipped = self.state.watched.skipped;
+            self.progress.message(&format!("{}: {skipped} updates were not finite and were left out", T::KIND));
+        }
         let summary = TrainingSummary {
             samples_seen: self.samples,
             steps: self.optimizer.steps(),
@@ -772,6 +882,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             loss_last,
             seconds: self.seconds(),
             samples_skipped: self.state.skipped,
+            updates_skipped: self.state.watched.skipped,
             target: self.state.target.clone(),
         };
         let parameters = match &self.shards {
@@ -820,8 +931,22 @@ fn counted_once(start: u64, end: u64, epoch: u64) -> Range<u64> {
     if last - first >= first - start { first..last } else { start..first }
 }
 
-/// Loss and norm of the gradient.
-type Figures = (MeanLoss, f64);
+/// What a step came to.
+enum Stepped {
+    /// The loss, and the norm of the gradient where it was measured.
+    Done(MeanLoss, Option<f64>),
+    /// No update; the name of what was not finite.
+    LeftOut(String),
+}
+
+/// What a run's pace is measured by. The processor's peak takes half a second to measure: only runs that ask for it do.
+fn measure<T: Task>(task: &T, recipe: &T::Recipe, context: &StageContext<'_>) -> Measure {
+    let flops = task.training_flops();
+    let wanted = recipe.watch().is_some() && flops.is_some() && calotype_ops::uses_kernels(context.device);
+    let precision = recipe.config().run.precision.resolve(context.device);
+    let peak = wanted.then(|| watch::peak(precision));
+    Measure { devices: context.collective.world(), flops, peak }
+}
 
 /// Samples of the whole run; the last batch is not shortened.
 fn end_of(config: &TrainConfig<'_>) -> u64 {
@@ -840,7 +965,7 @@ pub(crate) fn remarks(config: &TrainConfig<'_>, dataset: usize) -> Vec<String> {
         let [batch, dataset] = [batch as u64, dataset as u64].map(format_count);
         remarks.push(format!("run.batch_size is {batch}: every batch repeats samples, for the dataset has {dataset}"));
     }
-    if config.optimizer.learning_rate == 0.0 {
+    if config.optimizer.peak(batch as u64) == 0.0 {
         remarks.push("optimizer.learning_rate is 0: the weights stay as they are".to_owned());
     }
     remarks
@@ -915,11 +1040,16 @@ fn weighted_mean(values: &[(f64, f64)]) -> f64 {
     }
 }
 
-/// Largest size on disk of a run's checkpoints, one in the making included.
+/// Largest size on disk of a run's checkpoints, one in the making included, and of its snapshots of averages.
 pub fn checkpoint_bytes(parameters: usize, config: &TrainConfig<'_>) -> u64 {
-    // Weights, moments and the average where there is one, in f32.
-    let copies = 1 + config.optimizer.rule.get().moments().len() + usize::from(config.ema.is_some());
-    (parameters * copies * 4 * (config.run.keep_checkpoints + 1)) as u64
+    // Weights and the averages that there are, in f32; moments.
+    let averages = config.ema.map_or(0, |ema| 1 + ema.form.get().beside().len());
+    let moments = config.optimizer.rule.get().moments().len() * config.optimizer.state.bytes();
+    let checkpoints =
+        config.run.keep_checkpoints as u64 + 1 + config.run.keep_every.map_or(0, |every| end_of(config) / every);
+    let snapshots = config.ema.and_then(EmaSettings::snapshot_every).map_or(0, |every| end_of(config) / every + 1);
+    let checkpoint = ((1 + averages) * 4 + moments) as u64;
+    parameters as u64 * (checkpoints * checkpoint + snapshots * 4 * averages as u64)
 }
 
 fn restore<M: Module>(

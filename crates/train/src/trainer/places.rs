@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf, absolute};
 use toml::{Table, Value};
 
 /// Keys of recipes whose texts are paths; `*` stands for any key or place in a list.
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 13] = [
     "data.path",
     "data.sources.*.path",
     "data.source.remote.cache",
@@ -15,6 +15,7 @@ const PATHS: [&str; 12] = [
     "autoencoder",
     "text.model",
     "hooks.evaluate.path",
+    "hooks.benchmark.path",
     // Of precaching.
     "source",
     "out",

@@ -1,13 +1,15 @@
 //! Events of a run for its trackers: the beginning, what happens, and the end, also of a run that fails.
 
 use crate::stages::StageContext;
-use crate::trackers::{Event, RunOutcome, Tracker, TrackerError, TrackerKind, Trackers};
+use crate::trackers::{Event, Mllog, MllogPlan, RunOutcome, Tracker, TrackerError, TrackerSettings, Trackers};
 use std::cell::{Cell, RefCell};
 
 /// The trackers of a run. They are kept outside of the run's own state, which a step that fails takes with it.
 pub(super) struct Reporter<'a> {
     /// Those in the run's folder, from the run's beginning on; never in processes other than the first.
     own: RefCell<Option<Trackers>>,
+    /// The log of an MLPerf benchmark that is to be among them.
+    mllog: Option<MllogPlan>,
     context: &'a StageContext<'a>,
     /// Samples seen at the last event or step.
     samples: Cell<u64>,
@@ -16,15 +18,25 @@ pub(super) struct Reporter<'a> {
 }
 
 impl<'a> Reporter<'a> {
-    pub(super) fn new(context: &'a StageContext<'a>) -> Self {
-        Self { own: RefCell::new(None), context, samples: Cell::new(0), running: Cell::new(false) }
+    pub(super) fn new(context: &'a StageContext<'a>, mllog: Option<MllogPlan>) -> Self {
+        Self { own: RefCell::new(None), mllog, context, samples: Cell::new(0), running: Cell::new(false) }
     }
 
     /// Opens the trackers of a run that has seen some samples, and tells that it goes on. Entries of more than `kept` samples
     /// are dropped.
-    pub(super) fn begin(&self, samples: u64, kept: u64, config: &str) -> Result<(), TrackerError> {
+    pub(super) fn begin(
+        &self,
+        settings: &TrackerSettings,
+        samples: u64,
+        kept: u64,
+        config: &str,
+    ) -> Result<(), TrackerError> {
         if self.context.collective.is_first() {
-            *self.own.borrow_mut() = Some(Trackers::open(self.context.folder, kept, TrackerKind::ALL)?);
+            let mut own = Trackers::open(self.context.folder, kept, settings)?;
+            if let Some(plan) = &self.mllog {
+                own.push(Box::new(Mllog::open(self.context.folder, plan, samples)?));
+            }
+            *self.own.borrow_mut() = Some(own);
         }
         self.samples.set(samples);
         self.running.set(true);

@@ -1,5 +1,6 @@
 //! The loop with a model of a few numbers: how runs end, go on, and are shared between processes.
 
+mod mllog;
 mod ranks;
 
 use super::*;
@@ -22,6 +23,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
+
+mod watching;
 
 training_recipe! {
     /// Nothing of its own.
@@ -239,7 +242,8 @@ impl World {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let parse = |line: &str| serde_json::from_str::<BTreeMap<String, f64>>(line).unwrap();
         let mut lines: Vec<_> = text.lines().map(parse).collect();
-        lines.iter_mut().for_each(|line| line.retain(|key, _| !key.contains("second")));
+        let timed = |name: &str| name.contains("second") || name == "data_wait";
+        lines.iter_mut().for_each(|line| line.retain(|key, _| !timed(key)));
         lines
     }
 }

@@ -2,4 +2,6 @@
 
 mod adapters;
 mod precache;
+mod raw;
+mod steps;
 mod tasks;

@@ -28,7 +28,7 @@ const SAMPLES: usize = 10;
 const TOKENS: usize = 12;
 
 /// Small models with random weights, and captioned images of several sizes.
-struct World {
+pub(crate) struct World {
     dir: tempfile::TempDir,
     autoencoder: Autoencoder,
     clip: Clip,
@@ -87,7 +87,7 @@ fn key(number: usize) -> String {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let device = device();
         let (autoencoder_config, clip_config) = (autoencoder_config(), clip_config());
@@ -113,7 +113,7 @@ impl World {
         Self { dir, autoencoder, clip }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -129,7 +129,7 @@ impl World {
         toml::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
     }
 
-    fn run(&self, out: &str, more: &str) -> Dataset {
+    pub(crate) fn run(&self, out: &str, more: &str) -> Dataset {
         let summary = run_recipe(&self.recipe(out, more), Slice::ALL).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!((summary.samples, summary.finished), (SAMPLES, Some(SAMPLES)));
         Dataset::open(self.path(out)).expect("a dataset")
@@ -166,9 +166,9 @@ fn run_recipe(recipe: &PrecacheRecipe, slice: Slice) -> Result<PrecacheSummary, 
     }
 }
 
-const MOMENTS: &str =
+pub(crate) const MOMENTS: &str =
     "[encoders.moments]\nkind = \"autoencoder\"\nmodel = AUTOENCODER\npart = \"npy\"\nbatch_axis = true\n";
-const STATES: &str = "[encoders.text]\nkind = \"text\"\nmodel = CLIP\npart = \"states.npy\"\n";
+pub(crate) const STATES: &str = "[encoders.text]\nkind = \"text\"\nmodel = CLIP\npart = \"states.npy\"\n";
 
 fn array(dataset: &Dataset, number: usize, part: &str) -> NpyArray {
     let sample = dataset.get(number).expect("in range");
@@ -311,7 +311,7 @@ fn slices_end_in_the_same_dataset() {
 }
 
 /// A diffusion recipe for a tiny UNet, with `more` in front of its tables.
-fn diffusion(data: &Path, more: &str, tables: &str) -> (DiffusionRecipe, String) {
+pub(crate) fn diffusion(data: &Path, more: &str, tables: &str) -> (DiffusionRecipe, String) {
     let text = format!(
         "kind = \"diffusion\"\n[data]\npath = {data:?}\n{more}\n\
          [model]\nblock_out_channels = [8, 16]\nlayers_per_block = 1\nattention_levels = [true, true]\n\
@@ -324,7 +324,7 @@ fn diffusion(data: &Path, more: &str, tables: &str) -> (DiffusionRecipe, String)
     (toml::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}")), text)
 }
 
-fn train(folder: &Path, (recipe, text): &(DiffusionRecipe, String)) -> Result<TrainingSummary, StageError> {
+pub(crate) fn train(folder: &Path, (recipe, text): &(DiffusionRecipe, String)) -> Result<TrainingSummary, StageError> {
     let (device, stop) = (device(), StopFlag::new_unhooked());
     match stages::train::<DiffusionTask>(Recipe { value: recipe, text }, &StageContext::new(folder, &device, &stop))? {
         StageEnd::Done(summary) => Ok(summary),

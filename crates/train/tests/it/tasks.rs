@@ -11,6 +11,7 @@ use calotype_data::npy::NpyArray;
 use calotype_data::{Dataset, Sample, ShardLimits, ShardWriter};
 use calotype_pipeline::encoders::image::ImageInput;
 use calotype_pipeline::encoders::{ImageEncoder, ImageEncoderKind, ImageOutput};
+use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
 use calotype_train::record::RecordOptions;
 use calotype_train::stages::{MODEL, StageContext, StageEnd, StageError};
 use calotype_train::tasks::{self, TASKS};
@@ -23,6 +24,9 @@ use std::path::{Path, PathBuf};
 
 /// Steps of the recipes.
 const STEPS: usize = 20;
+
+/// Figures of the logs that depend on the clock.
+const TIMED: [&str; 5] = ["seconds", "images_per_second", "images_per_second_per_device", "data_wait", "tflops"];
 
 /// Datasets made of formulas: `images` (with captions and classes) and `precached` (moments and hidden states).
 pub(crate) struct World(tempfile::TempDir);
@@ -110,7 +114,7 @@ impl World {
         let metrics = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let lines = metrics.lines().map(|line| {
             let mut line: Value = serde_json::from_str(line).unwrap();
-            ["seconds", "images_per_second"].iter().for_each(|key| drop(line.as_object_mut().unwrap().remove(*key)));
+            TIMED.iter().for_each(|key| drop(line.as_object_mut().unwrap().remove(*key)));
             line.to_string()
         });
         files.push(("metrics".to_owned(), lines.collect::<Vec<_>>().join("\n").into_bytes()));
@@ -292,10 +296,75 @@ fn what_could_not_be_written_is_refused_before_training() {
 #[test]
 fn hooks_that_would_show_nothing_are_refused() {
     let world = World::new();
-    for kind in ["diffusion", "clip", "vit"] {
-        let error = world.train(kind, "refused", &["hooks.preview={ every = 16 }"], None).unwrap_err();
-        assert!(error.is_usage() && error.to_string().contains("`hooks.preview`"), "{kind}: {error}");
+    let drawing = "hooks.preview={ every = 16, prompts = [\"a cat\"] }";
+    for (kind, preview, words) in [
+        ("clip", "hooks.preview={ every = 16 }", "`hooks.preview`: a run of kind `clip` has nothing to show"),
+        ("vit", drawing, "`hooks.preview`: a run of kind `vit` has nothing to show"),
+        ("autoencoder", drawing, "`hooks.preview`: takes prompts"),
+        ("diffusion", "hooks.preview={ every = 16 }", "`hooks.preview.prompts`"),
+        ("diffusion", drawing, "its text encoder is not at hand; name it by the recipe's text.model"),
+    ] {
+        let error = world.train(kind, "refused", &[preview], None).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(words), "{kind}: {error}");
     }
+    let ranges = format!("hooks.evaluate={{ path = {:?}, every = 8, samples = 8, ranges = 4 }}", world.path("images"));
+    let error = world.train("vit", "refused", &[&ranges], None).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("`hooks.evaluate.ranges`"), "{error}");
+}
+
+/// A diffusion run whose captions are encoded in training knows its text encoder, and draws.
+#[test]
+fn a_diffusion_run_draws_and_is_judged_by_ranges_of_timesteps() {
+    let world = World::new();
+    world.write("captioned", |number| {
+        let wave = (0..128).map(|i| ((i + 3 * number) as f32 * 0.37).sin()).collect();
+        let moments = NpyArray::from_f32(&[1, 8, 4, 4], wave).unwrap();
+        Sample::new(format!("{number:03}")).with("npy", moments.to_bytes()).with("txt", "a cat")
+    });
+    let parts = world.path("parts");
+    RandomCheckpoint::new(RandomFamily::Tiny).write(&parts).unwrap();
+    let held_out = world.path("captioned");
+    let settings = [
+        format!("data.path={held_out:?}"),
+        format!("text={{ model = {parts:?} }}"),
+        format!("autoencoder={parts:?}"),
+        format!("hooks.evaluate={{ path = {held_out:?}, every = 40, samples = 8, ranges = 4 }}"),
+        "hooks.preview={ every = 40, prompts = [\"a cat\", \"a boat\"], steps = 2, seed = 3 }".to_owned(),
+        "trackers.wandb={ project = \"p\", id = \"drawing1\" }".to_owned(),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    world.train("diffusion", "drawn", &settings, None).unwrap();
+    world.train("diffusion", "again", &settings, None).unwrap();
+    let evaluations = |run: &str| -> Vec<[f64; 5]> {
+        let text = fs::read_to_string(world.path(run).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let names = ["loss", "loss_0_250", "loss_250_500", "loss_500_750", "loss_750_1000"];
+        let of = |line: Value| {
+            line.get("validation/loss")?;
+            Some(names.map(|name| line[format!("validation/{name}")].as_f64().unwrap()))
+        };
+        lines.filter_map(of).collect()
+    };
+    let measured = evaluations("drawn");
+    assert_eq!(measured.len(), 2);
+    for [all, ranges @ ..] in &measured {
+        assert!((all - ranges.iter().sum::<f64>() / 4.0).abs() < 1e-9 && ranges[0] != ranges[3], "{measured:?}");
+    }
+    assert_eq!(evaluations("again"), measured, "timesteps and noise are fixed");
+    let images = |run: &str| -> Vec<(String, Vec<u8>)> {
+        let wandb = fs::read_dir(world.path(run).join("wandb")).unwrap().next().unwrap().unwrap().path();
+        let mut files = Vec::new();
+        collect(&wandb.join("files/media/images/preview"), "", &mut files);
+        files.sort();
+        files
+    };
+    let drawn = images("drawn");
+    assert_eq!(drawn.len(), 4);
+    for ((name, content), begin) in drawn.iter().zip(["a boat_40_", "a boat_80_", "a cat_40_", "a cat_80_"]) {
+        assert!(name.starts_with(begin), "{name}");
+        assert!(RgbImage::decode(name, content).unwrap().width() > 0);
+    }
+    assert!(drawn == images("again"));
 }
 
 #[test]

@@ -4,11 +4,15 @@ mod constant;
 mod diffusers;
 mod half_life;
 mod lit_ema;
+mod post_hoc;
+mod power_function;
 
 pub use constant::Constant;
 pub use diffusers::Diffusers;
 pub use half_life::HalfLife;
 pub use lit_ema::LitEma;
+pub use post_hoc::PostHoc;
+pub use power_function::{Fit, PowerFunction, Snapshot, fit};
 
 use super::position::{Position, Span};
 use super::table::{read, table};
@@ -30,6 +34,11 @@ pub trait AverageForm {
     /// The decay of an update, 0 to 1: the new average is the old one times this, plus the weights times the rest.
     fn decay(&self, at: &AverageProgress) -> f64;
 
+    /// Further averages that are kept beside the one of [`AverageForm::decay`].
+    fn beside(&self) -> Vec<PowerFunction> {
+        Vec::new()
+    }
+
     /// Checks the settings.
     ///
     /// # Errors
@@ -48,6 +57,8 @@ table! {
         LitEma(LitEma) = "lit_ema",
         /// `EMAModel` of diffusers.
         Diffusers(Diffusers) = "diffusers",
+        /// Powers of time, out of which others are rebuilt.
+        PostHoc(PostHoc) = "post_hoc",
     }
 }
 
@@ -92,15 +103,37 @@ impl EmaSettings {
 
     /// The decay of the step that ends at a position; 1 in a step without an update.
     pub fn decay(&self, at: &Position) -> f32 {
+        self.progress(at).map_or_else(|fixed| fixed, |progress| self.form.get().decay(&progress) as f32)
+    }
+
+    /// The decays of the averages that are kept beside it, in the step that ends at a position.
+    pub fn beside(&self, at: &Position) -> Vec<f32> {
+        let decay = |profile: &PowerFunction| match self.progress(at) {
+            Ok(progress) => profile.decay(progress.samples, progress.interval) as f32,
+            Err(fixed) => fixed,
+        };
+        self.form.get().beside().iter().map(decay).collect()
+    }
+
+    /// Where the average is updated, or the decay of a step without an update.
+    fn progress(&self, at: &Position) -> Result<AverageProgress, f32> {
         let start = self.start.samples(at.batch_size);
-        let Some(samples) = at.samples.checked_sub(start).filter(|&since| since > 0) else { return 0.0 };
+        let Some(samples) = at.samples.checked_sub(start).filter(|&since| since > 0) else { return Err(0.0) };
         // A shorter interval than a step is a step.
         let interval = self.interval.samples(at.batch_size).max(at.batch_size).max(1);
         let before = samples.saturating_sub(at.batch_size);
         if samples / interval == before / interval {
-            return 1.0;
+            return Err(1.0);
         }
-        self.form.get().decay(&AverageProgress { samples, interval, updates: samples / interval }) as f32
+        Ok(AverageProgress { samples, interval, updates: samples / interval })
+    }
+
+    /// Samples between two snapshots of the averages, if they are kept.
+    pub fn snapshot_every(&self) -> Option<u64> {
+        match &self.form {
+            EmaForm::PostHoc(form) => Some(form.snapshot_every),
+            _ => None,
+        }
     }
 
     /// Checks what the types cannot.
@@ -109,6 +142,11 @@ impl EmaSettings {
     /// A message that names the key inside the table.
     pub fn validate(&self) -> Result<(), String> {
         super::check(!self.interval.is_zero(), || "interval must not be empty".to_owned())?;
+        let whole_run = self.start.is_zero() && is_each_step(&self.interval);
+        super::check(whole_run || !matches!(self.form, EmaForm::PostHoc(_)), || {
+            "start and interval cannot go with name = \"post_hoc\", which weights every step by its time; leave them out"
+                .to_owned()
+        })?;
         self.form.get().validate()
     }
 }

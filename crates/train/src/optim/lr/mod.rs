@@ -8,6 +8,7 @@ mod linear;
 mod multi_step;
 mod polynomial;
 mod step;
+mod warmup_hold;
 
 pub use constant::Constant;
 pub use cosine::Cosine;
@@ -17,6 +18,7 @@ pub use linear::Linear;
 pub use multi_step::MultiStep;
 pub use polynomial::Polynomial;
 pub use step::Step;
+pub use warmup_hold::WarmupHold;
 
 use super::check;
 use super::position::{Position, Span};
@@ -62,6 +64,8 @@ table! {
         Step(Step) = "step",
         /// Multiplied by a factor at given points of the run.
         MultiStep(MultiStep) = "multi_step",
+        /// NeMo's warm-up, then the peak.
+        WarmupHold(WarmupHold) = "warmup_hold",
     }
 }
 
@@ -103,6 +107,44 @@ mod tests {
     pub(super) fn near(got: &[f64], want: &[f64]) {
         let close = got.iter().zip(want).all(|(got, want)| (got - want).abs() <= 1e-12 * want.abs().max(1e-3));
         assert!(got.len() == want.len() && close, "{got:?} instead of {want:?}");
+    }
+
+    /// Made by `tests/golden/make_schedules.py`. Schedules of torch give the rate behind n steps; the others that of step n + 1.
+    #[test]
+    fn golden_values_of_the_originals() {
+        const GOLDEN: &str = include_str!("../../../tests/golden/schedules.txt");
+        let steps = Span::Steps;
+        let schedules: [(&str, &dyn Schedule, u64); 10] = [
+            ("torch_constant", &Constant::default(), 0),
+            ("torch_linear", &Linear { final_share: 0.2, length: Some(steps(50)), ..Linear::default() }, 0),
+            ("torch_polynomial", &Polynomial::default(), 0),
+            ("torch_step", &Step { every: steps(30), gamma: 0.5, ..Step::default() }, 0),
+            (
+                "torch_multi_step",
+                &MultiStep { milestones: vec![steps(30), steps(80)], gamma: 0.5, ..MultiStep::default() },
+                0,
+            ),
+            ("torch_cosine", &Cosine { final_share: 0.1, ..Cosine::default() }, 0),
+            ("ldm_mlperf", &LambdaLinear { warmup: steps(10), ..LambdaLinear::default() }, 1),
+            (
+                "ldm_falling",
+                &LambdaLinear { warmup: steps(10), f_min: 0.1, cycle: Some(steps(120)), ..LambdaLinear::default() },
+                1,
+            ),
+            ("nemo_hold", &WarmupHold { warmup: steps(10), ..WarmupHold::default() }, 1),
+            (
+                "nemo_ending",
+                &WarmupHold { warmup: steps(10), hold: Some(steps(20)), length: Some(steps(60)), final_share: 0.1 },
+                1,
+            ),
+        ];
+        assert_eq!(GOLDEN.lines().count(), schedules.len());
+        for (line, (name, schedule, first)) in GOLDEN.lines().zip(schedules) {
+            let numbers = line.strip_prefix(name).expect("the lines are in this order").split_whitespace();
+            let want: Vec<f64> = numbers.map(|number| number.parse().expect("a number")).collect();
+            let at: Vec<u64> = (first..).take(want.len()).collect();
+            near(&rates(schedule, &at), &want);
+        }
     }
 
     #[test]

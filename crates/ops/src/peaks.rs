@@ -1,7 +1,7 @@
-//! The machine's measured peaks, as the benchmarks use them.
+//! The machine's measured peaks, by precision.
 
+use crate::Precision;
 use calotype_kernels::{ArithmeticPeak, bf16_peaks, f32_peak};
-use calotype_ops::Precision;
 
 /// Arithmetic peaks of the instructions that the kernels may use.
 #[derive(Clone, Debug, PartialEq)]

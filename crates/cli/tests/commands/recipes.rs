@@ -1,0 +1,292 @@
+//! The recipes that are built in: all can be loaded, the published ones say what was published, and a mini recipe runs from
+//! nothing.
+
+use crate::common::{calotype, fail, succeed, text};
+use calotype_train::RecipeLoader;
+use calotype_train::optim::{LrSchedule, Position};
+use calotype_train::precache::PrecacheRecipe;
+use calotype_train::prepare::{EmojiRecipe, Preparation};
+use calotype_train::tasks;
+use calotype_train::tasks::diffusion::{DiffusionRecipe, DiffusionTask};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use toml::{Table, Value};
+
+const SD: &str = "training/stable_diffusion/";
+
+fn loader() -> RecipeLoader {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    RecipeLoader::new().folder(folder).out(Path::new("runs/x"))
+}
+
+fn diffusion(name: &str) -> DiffusionRecipe {
+    let loaded = tasks::load_as::<DiffusionTask>(&loader(), &format!("{SD}{name}"), &[]);
+    loaded.unwrap_or_else(|error| panic!("{name}: {error}")).value
+}
+
+#[test]
+fn every_recipe_can_be_loaded_and_says_nothing_impossible() {
+    let loader = loader();
+    let names = loader.names();
+    assert!(names.len() > 70, "{names:?}");
+    for name in &names {
+        let loaded = match name.split('/').collect::<Vec<_>>()[..] {
+            ["training", ..] => tasks::load(&loader, name, &[]).map_err(|error| error.to_string()).and_then(|run| {
+                run.check_recipe().map_err(|error| error.to_string())?;
+                Preparation::of(&loader, &run, Path::new("runs/x")).map(drop).map_err(|error| error.to_string())
+            }),
+            ["data", "precache", ..] => {
+                let loaded = loader.load::<PrecacheRecipe>(name, &[]).map_err(|error| error.to_string());
+                loaded.and_then(|recipe| recipe.value.validate().map_err(|error| error.to_string()))
+            }
+            ["data", "emoji", ..] => loader.load::<EmojiRecipe>(name, &[]).map(drop).map_err(|error| error.to_string()),
+            _ => loader.load::<Table>(name, &[]).map(drop).map_err(|error| error.to_string()),
+        };
+        assert_eq!(loaded, Ok(()), "{name}");
+    }
+}
+
+/// Published values of a recipe: samples of a step; learning rate as base and what it is multiplied by; steps of warm-up, of the
+/// whole run and between two checkpoints, where there is such a number.
+struct Published {
+    name: &'static str,
+    batch: u64,
+    base_rate: f64,
+    times: u64,
+    warmup: u64,
+    steps: Option<u64>,
+    checkpoint: Option<u64>,
+}
+
+const fn row(
+    name: &'static str,
+    batch: u64,
+    [base_rate, times]: [f64; 2],
+    warmup: u64,
+    steps: Option<u64>,
+    checkpoint: Option<u64>,
+) -> Published {
+    Published { name, batch, base_rate, times: times as u64, warmup, steps, checkpoint }
+}
+
+/// mlcommons/training (aa344c7), stable_diffusion/configs; NVIDIA's config_*.sh of training_results_v4.1 (8821c70), v4.0
+/// (6fe9543) and v3.1 (d06288b); mosaicml/diffusion-benchmark (c7f3cff) and
+/// mosaicml/diffusion (49282fd); NeMo-Megatron-Launcher 24.05 (599ecfc), training/stable_diffusion.
+const PUBLISHED: [Published; 24] = [
+    row("mlperf_01x08x08", 64, [1.25e-7, 64.0], 1000, None, Some(1000)),
+    row("mlperf_32x08x02", 512, [1.25e-7, 512.0], 1000, None, Some(1000)),
+    row("mlperf_32x08x02_raw_images", 512, [1.25e-7, 512.0], 1000, None, Some(1000)),
+    row("mlperf_32x08x04", 1024, [1.25e-7, 1024.0], 1000, None, Some(500)),
+    row("mlperf_32x08x08", 2048, [1.25e-7, 2048.0], 1000, None, Some(250)),
+    row("nvidia_01x08x64", 512, [1e-7, 512.0], 1000, Some(6000), Some(1000)),
+    row("nvidia_08x08x16", 1024, [1.2e-7, 1024.0], 1000, Some(3500), Some(500)),
+    row("nvidia_16x04x16", 1024, [1e-7, 1024.0], 1000, Some(3500), Some(500)),
+    row("nvidia_64x08x04", 2048, [8e-8, 2048.0], 1000, Some(2250), Some(250)),
+    row("nvidia_128x08x02", 2048, [8e-8, 2048.0], 1000, Some(2250), Some(250)),
+    row("nvidia_v3_1_08x08x32", 2048, [1e-7, 2048.0], 1000, Some(2250), Some(250)),
+    row("nvidia_v3_1_64x08x04", 2048, [1e-7, 2048.0], 1000, Some(2250), Some(250)),
+    row("nvidia_v3_1_128x08x02", 2048, [1e-7, 2048.0], 1000, Some(2250), Some(250)),
+    row("nvidia_v4_1_01x08x32", 256, [1.8e-7, 256.0], 1000, Some(10_000), Some(2000)),
+    row("nvidia_v4_1_64x08x04", 2048, [1e-7, 2048.0], 750, Some(2250), Some(250)),
+    row("mosaic_benchmark", 2048, [1e-4, 1.0], 0, None, None),
+    row("mosaic_sd2_base_256", 2048, [1e-4, 1.0], 10_000, Some(550_000), Some(10_000)),
+    row("mosaic_sd2_base_512", 2048, [1e-4, 1.0], 10_000, Some(850_000), Some(10_000)),
+    row("nemo_860m_res_256_pretrain", 8192, [1e-8, 8192.0], 10_000, Some(82_500), Some(1000)),
+    row("nemo_860m_res_256_v2_0_pretrain", 8192, [1e-8, 8192.0], 10_000, Some(140_000), Some(1000)),
+    row("nemo_860m_res_512_v1_1", 8192, [1e-8, 8192.0], 10_000, Some(50_000), Some(1000)),
+    row("nemo_860m_res_512_v1_2", 8192, [1e-8, 8192.0], 0, Some(150_000), Some(1000)),
+    row("nemo_860m_res_512_v1_5", 8192, [1e-8, 8192.0], 0, Some(165_000), Some(1000)),
+    row("nemo_860m_res_512_v2_0_base", 8192, [1e-8, 8192.0], 0, Some(220_000), Some(1000)),
+];
+
+/// Samples of a warm-up, whichever schedule it is of.
+fn warmup(recipe: &DiffusionRecipe) -> u64 {
+    let batch = recipe.run.batch_size as u64;
+    match &recipe.optimizer.schedule {
+        LrSchedule::Constant(schedule) => schedule.warmup.samples(batch),
+        LrSchedule::LambdaLinear(schedule) => schedule.warmup.samples(batch),
+        other => panic!("no published recipe has {other:?}"),
+    }
+}
+
+#[test]
+fn published_recipes_say_what_was_published() {
+    let names: BTreeSet<String> = PUBLISHED.iter().map(|published| format!("{SD}{}", published.name)).collect();
+    assert_eq!(names.len(), PUBLISHED.len());
+    for Published { name, batch, base_rate, times, warmup: steps_of_warmup, steps, checkpoint } in PUBLISHED {
+        let recipe = diffusion(name);
+        assert_eq!(recipe.run.batch_size as u64, batch, "{name}");
+        let rate = base_rate * times as f64;
+        assert!((recipe.optimizer.learning_rate / rate - 1.0).abs() < 1e-12, "{name}: {rate}");
+        assert_eq!(warmup(&recipe), steps_of_warmup * batch, "{name}");
+        if let Some(steps) = steps {
+            assert_eq!((recipe.run.samples, recipe.run.steps()), (steps * batch, steps), "{name}");
+        }
+        if let Some(checkpoint) = checkpoint {
+            assert_eq!(recipe.run.checkpoint_every, checkpoint * batch, "{name}");
+        }
+        // Behind the warm-up the rate stays at its peak.
+        let end = Position { samples: recipe.run.samples, batch_size: batch, total: recipe.run.samples };
+        assert!((recipe.optimizer.learning_rate_at(&end) / rate - 1.0).abs() < 1e-12, "{name}");
+    }
+    let known = loader().names();
+    let published = |name: &&String| {
+        name.strip_prefix(SD).is_some_and(|name| !name.starts_with("quickstart") && !name.ends_with("_mini"))
+    };
+    let there: BTreeSet<String> = known.iter().filter(published).cloned().collect();
+    assert_eq!(there, names, "every published recipe has a row, and every row a recipe");
+}
+
+#[test]
+fn published_networks_are_those_of_their_families() {
+    use calotype_models::UNetConfig;
+    for Published { name, .. } in PUBLISHED {
+        let wanted = match name {
+            _ if name.starts_with("mlperf") || name.starts_with("nvidia") => UNetConfig::mlperf_stable_diffusion_2(),
+            _ if name.starts_with("mosaic") || name.contains("v2_0") => UNetConfig::stable_diffusion_2(),
+            _ => UNetConfig::stable_diffusion_1(),
+        };
+        assert_eq!(diffusion(name).model, wanted, "{name}");
+    }
+}
+
+/// Keys of a recipe's tables, dotted.
+fn keys(prefix: &str, table: &Table, found: &mut BTreeSet<String>) {
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            Value::Table(table) => keys(&path, table, found),
+            _ => drop(found.insert(path)),
+        }
+    }
+}
+
+fn at<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
+    let (last, tables) = path.split('.').collect::<Vec<_>>().split_last().map(|(l, t)| (l.to_string(), t.to_vec()))?;
+    tables.into_iter().try_fold(table, |table, key| table.get(key)?.as_table())?.get(&last)
+}
+
+/// What a mini recipe has in common with the recipe that it is of.
+const KEPT: [&str; 20] = [
+    "kind",
+    "data.resampled",
+    "model.layers_per_block",
+    "model.attention_levels",
+    "model.linear_projection",
+    "model.norm_groups",
+    "model.transformer_norm_groups",
+    "schedule.kind",
+    "schedule.timesteps",
+    "objective.prediction",
+    "objective.caption_dropout",
+    "optimizer.name",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "optimizer.weight_decay",
+    "optimizer.gradient_clip",
+    "optimizer.schedule.name",
+    "ema.name",
+    "run.seed",
+    "run.precision",
+];
+
+#[test]
+fn minis_are_their_recipes_at_small_size() {
+    // What minis say besides, and what only some of them leave at its default.
+    const OWN: [&str; 3] = ["data.verify", "data.caption", "data.threads"];
+    let loader = loader();
+    for Published { name, .. } in PUBLISHED {
+        let load = |name: &str| tasks::load(&loader, &format!("{SD}{name}"), &[]).unwrap();
+        let table = |run: &tasks::TrainingRun| toml::from_str::<Table>(run.text()).unwrap();
+        let mini = load(&format!("{name}_mini"));
+        let (of, small) = (table(&load(name)), table(&mini));
+        let [mut of_keys, mut small_keys] = [BTreeSet::new(), BTreeSet::new()];
+        keys("", &of, &mut of_keys);
+        keys("", &small, &mut small_keys);
+        for found in [&mut of_keys, &mut small_keys] {
+            found.retain(|key| !key.starts_with("prepare.") && !OWN.contains(&key.as_str()));
+        }
+        assert_eq!(small_keys, of_keys, "{name}");
+        for key in KEPT {
+            assert_eq!(at(&small, key), at(&of, key), "{name}: {key}");
+        }
+        assert!(mini.prepare().is_some(), "{name}");
+
+        // Schedules take the same share of the run.
+        let [of, small] = [diffusion(name), diffusion(&format!("{name}_mini"))];
+        let share = |recipe: &DiffusionRecipe| warmup(recipe) as f64 / recipe.run.samples as f64;
+        assert!((share(&small) - share(&of)).abs() < 1e-3, "{name}: {} and {}", share(&small), share(&of));
+        let start = |recipe: &DiffusionRecipe| {
+            let start = recipe.ema.as_ref().map_or(0, |ema| ema.start.samples(recipe.run.batch_size as u64));
+            start as f64 / recipe.run.samples as f64
+        };
+        assert!((start(&small) - start(&of)).abs() < 1e-3, "{name}");
+        assert!(small.run.samples <= 14_000 && small.run.batch_size <= 32, "{name}");
+    }
+}
+
+#[test]
+fn a_mini_recipe_makes_what_it_needs_and_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let train = |more: &[&str]| {
+        let mut command = calotype(&["train", "training/stable_diffusion/mlperf_32x08x02_mini"]);
+        command.args(["run.samples=16", "run.log_every=8", "--out"]).arg(&out).args(more);
+        command
+    };
+    let prepared = out.join("prepared");
+    let told = succeed(&mut train(&["--dry-run"]));
+    for step in
+        ["dataset: recipe data/emoji/mini", "checkpoint: random weights of tiny-sd2", "precache: recipe data/precache/"]
+    {
+        assert!(told.stderr.contains(&format!("prepare      {}/{step}", text(&prepared))), "{told}");
+    }
+    assert!(!out.exists(), "a dry run leaves nothing");
+
+    let done = succeed(&mut train(&[]));
+    assert!(done.stdout.starts_with("16 samples in "), "{done}");
+    assert!(out.join("result.json").is_file() && out.join("model/unet/config.json").is_file(), "{done}");
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(prepared.join("precache/index.json")).unwrap()).unwrap();
+    assert_eq!(index["samples"].as_u64(), Some(348));
+
+    // A second start makes nothing again, and a longer run is trained on what is there.
+    let record = fs::read(prepared.join("prepared.json")).unwrap();
+    fs::remove_dir_all(prepared.join("dataset")).unwrap();
+    fs::create_dir(prepared.join("dataset")).unwrap();
+    let longer = succeed(&mut train(&["run.samples=24"]));
+    assert!(longer.stdout.starts_with("24 samples in ") && !longer.stderr.contains("prepare "), "{longer}");
+    assert_eq!(fs::read(prepared.join("prepared.json")).unwrap(), record);
+    assert!(fs::read_dir(prepared.join("dataset")).unwrap().next().is_none());
+    let ready = succeed(&mut train(&["run.samples=24", "--dry-run"]));
+    assert!(ready.stderr.contains("holds this run, finished"), "{ready}");
+
+    fail(
+        &mut train(&["run.samples=24", "prepare.checkpoint.seed=1"]),
+        2,
+        &["`prepare.checkpoint.seed` is 0 there and 1 now"],
+    );
+}
+
+#[test]
+fn recipes_of_prepare_stand_in_a_runs_folder() {
+    let precache = ["data", "precache", "data/precache/mlperf_sd_moments_mini"];
+    fail(&mut calotype(&precache), 2, &["`source`", "{out}/prepared/dataset", "by itself it needs source=FOLDER"]);
+    let told = succeed(&mut calotype(&[
+        "train",
+        "training/stable_diffusion/nemo_860m_res_512_v1_1_mini",
+        "--dry-run",
+        "--out",
+        "x",
+    ]));
+    for step in
+        ["x/prepared/before/prepared/precache: recipe ", "x/prepared/before: recipe ", "x/prepared/precache: recipe "]
+    {
+        assert!(told.stderr.contains(step), "{told}");
+    }
+    let given =
+        ["train", "training/stable_diffusion/nemo_860m_res_512_v1_1_mini", "init_from=unet", "--dry-run", "--out", "x"];
+    let told = succeed(&mut calotype(&given));
+    assert!(!told.stderr.contains("x/prepared/before"), "{told}");
+}

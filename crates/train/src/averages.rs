@@ -1,0 +1,296 @@
+//! Averages of a run's weights that are made afterwards (Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion
+//! models", section 3.2): sums of the snapshots that a run with `[ema] name = "post_hoc"` keeps in its folder `averages/`.
+
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, LazyTensor, saved_in};
+use crate::optim::ema::{EmaForm, Fit, PowerFunction, Snapshot, fit};
+use crate::optim::{EmaSettings, WITHOUT_AVERAGE, snapshot_name};
+use burn::module::Module;
+use calotype_core::system::format_count;
+use calotype_models::state;
+use calotype_weights::TensorFileError;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Folder of the snapshots, inside the run's own.
+pub const AVERAGES: &str = "averages";
+const PREFIX: &str = "average";
+
+/// Why an average cannot be rebuilt.
+#[derive(Debug, thiserror::Error)]
+pub enum AverageError {
+    /// The run keeps no snapshots.
+    #[error("{}: there are no snapshots of averages; a run keeps them with [ema] name = \"post_hoc\" in its recipe", run.display())]
+    None {
+        /// The run's folder.
+        run: PathBuf,
+    },
+    /// No average has the width.
+    #[error(
+        "--sigma-rel {0}: a relative width is above 0 and below 0.2887, that of a flat average; usual are 0.01 to 0.25"
+    )]
+    Width(f64),
+    /// The run has not come so far, or the first snapshot is later.
+    #[error("--at {at}: the snapshots of {} are of {} to {} samples; choose a number among them", run.display(), format_count(*first), format_count(*last))]
+    At {
+        /// The run's folder.
+        run: PathBuf,
+        /// Samples that were asked for.
+        at: u64,
+        /// Those of the first snapshot.
+        first: u64,
+        /// Those of the last one.
+        last: u64,
+    },
+    /// A snapshot does not say what it averages.
+    #[error("{}: this snapshot's state does not say which averages it holds ({problem}); remove its folder", snapshot.display())]
+    State {
+        /// The snapshot's folder.
+        snapshot: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The snapshots do not determine a sum.
+    #[error("{}: the snapshots do not determine a sum of them; remove those that are there twice", run.display())]
+    Unsolvable {
+        /// The run's folder.
+        run: PathBuf,
+    },
+    /// A snapshot cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A snapshot lacks a tensor of the model.
+    #[error(transparent)]
+    Tensor(#[from] TensorFileError),
+}
+
+impl AverageError {
+    /// Whether the command, not the work, is at fault.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::None { .. } | Self::Width(_) | Self::At { .. })
+    }
+}
+
+/// What a snapshot says beside its tensors.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct State {
+    /// Relative widths of the averages, in the order of their names.
+    sigma_rel: Vec<f64>,
+}
+
+/// Keeps a snapshot of a run, atomically; one of the same samples that is the same stays.
+///
+/// # Errors
+/// [`CheckpointError`].
+pub(crate) fn keep(
+    run: &Path,
+    samples: u64,
+    tensors: Vec<LazyTensor<'_>>,
+    ema: &EmaSettings,
+) -> Result<(), CheckpointError> {
+    let EmaForm::PostHoc(form) = &ema.form else { return Ok(()) };
+    let state = serde_json::json!({ "sigma_rel": form.sigma_rel });
+    let store = CheckpointStore::open(run.join(AVERAGES), PREFIX)?;
+    store.save(samples, tensors, &state).map(drop)
+}
+
+/// An average that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wanted {
+    /// Its relative width.
+    pub sigma_rel: f64,
+    /// Samples seen at its end; those of the last snapshot if absent.
+    pub at: Option<u64>,
+}
+
+/// The snapshots of a run and what they are multiplied by.
+#[derive(Debug)]
+pub struct Rebuilt {
+    /// Relative width.
+    pub sigma_rel: f64,
+    /// Samples seen at its end.
+    pub samples: u64,
+    /// Snapshots with the number of averages in each.
+    snapshots: Vec<(Checkpoint, usize)>,
+    fit: Fit,
+}
+
+impl Rebuilt {
+    /// Reads a run's snapshots and finds the sum of them that is nearest to the average that is wanted. Every hash is verified; no
+    /// tensor is added up yet.
+    ///
+    /// # Errors
+    /// [`AverageError`].
+    pub fn open(run: &Path, wanted: &Wanted) -> Result<Self, AverageError> {
+        let profile = PowerFunction::of_width(wanted.sigma_rel).ok_or(AverageError::Width(wanted.sigma_rel))?;
+        let folder = run.join(AVERAGES);
+        let mut saved = if folder.is_dir() { saved_in(&folder)? } else { Vec::new() };
+        let (Some(first), Some(last)) = (saved.first(), saved.last()) else {
+            return Err(AverageError::None { run: run.to_owned() });
+        };
+        let (first, last) = (first.0, last.0);
+        let samples = wanted.at.unwrap_or(last);
+        if !(first..=last).contains(&samples) {
+            return Err(AverageError::At { run: run.to_owned(), at: samples, first, last });
+        }
+        // Later snapshots average what is not to be seen.
+        saved.retain(|(taken, _)| *taken <= samples);
+        let (mut snapshots, mut profiles) = (Vec::new(), Vec::new());
+        for (_, path) in &saved {
+            let snapshot = Checkpoint::load(path)?;
+            let own = profiles_of(&snapshot)?;
+            profiles.extend(own.iter().map(|&profile| Snapshot { samples: snapshot.samples, profile }));
+            snapshots.push((snapshot, own.len()));
+        }
+        let fit = fit(&profiles, &Snapshot { samples, profile });
+        let fit = fit.ok_or_else(|| AverageError::Unsolvable { run: run.to_owned() })?;
+        Ok(Self { sigma_rel: wanted.sigma_rel, samples, snapshots, fit })
+    }
+
+    /// How many snapshots it is a sum of.
+    pub fn snapshots(&self) -> usize {
+        self.snapshots.len()
+    }
+
+    /// The distance of its profile from the one that is wanted, as a share of that one's norm.
+    pub fn error(&self) -> f64 {
+        self.fit.error
+    }
+
+    /// A model of the run with the average in place of its weights. Tensors are read and added up one at a time.
+    ///
+    /// # Errors
+    /// [`AverageError::Tensor`]: the snapshots are of another model.
+    pub fn fill<M: Module>(&self, model: M) -> Result<M, AverageError> {
+        state::load(model, |name, shape| self.values(name, shape))
+    }
+
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, AverageError> {
+        let without = format!("{WITHOUT_AVERAGE}{name}");
+        if let Some((last, _)) = self.snapshots.last().filter(|(last, _)| last.tensors.contains(&without)) {
+            return Ok(last.values(&without, shape)?);
+        }
+        let mut sum = vec![0f64; shape.iter().product()];
+        let mut coefficients = self.fit.coefficients.iter();
+        for (snapshot, averages) in &self.snapshots {
+            for (index, &coefficient) in (0..*averages).zip(coefficients.by_ref()) {
+                let values = snapshot.values(&snapshot_name(index, name), shape)?;
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += coefficient * f64::from(value));
+            }
+        }
+        Ok(sum.into_iter().map(|value| value as f32).collect())
+    }
+}
+
+/// What a snapshot averages.
+fn profiles_of(snapshot: &Checkpoint) -> Result<Vec<PowerFunction>, AverageError> {
+    let wrong = |problem: String| AverageError::State { snapshot: snapshot.path.clone(), problem };
+    let state: State = serde_json::from_value(snapshot.state.clone()).map_err(|error| wrong(error.to_string()))?;
+    let profile = |&width: &f64| {
+        PowerFunction::of_width(width).ok_or_else(|| wrong(format!("sigma_rel = {width} is no width of an average")))
+    };
+    state.sigma_rel.iter().map(profile).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::ema::PostHoc;
+    use burn::module::Param;
+    use burn::tensor::{Device, Tensor};
+
+    #[derive(Module, Debug)]
+    struct Pair {
+        trained: Param<Tensor<1>>,
+        frozen: Param<Tensor<1>>,
+    }
+
+    fn pair() -> Pair {
+        let tensor = || Param::from_tensor(Tensor::zeros([2], &Device::flex()));
+        Pair { trained: tensor(), frozen: tensor() }
+    }
+
+    /// A run whose first weight is its samples and whose second one is constant; snapshots every 100 samples.
+    fn run(folder: &Path) {
+        let ema = EmaSettings::new(EmaForm::PostHoc(PostHoc { snapshot_every: 100, ..PostHoc::default() }));
+        let profiles: Vec<PowerFunction> = PostHoc::default().profiles().collect();
+        let mut averages = [0.0; 2];
+        for samples in 1..=800u64 {
+            for (average, profile) in averages.iter_mut().zip(&profiles) {
+                let decay = profile.decay(samples, 1);
+                *average = decay * *average + (1.0 - decay) * samples as f64;
+            }
+            if samples % 100 == 0 {
+                let tensor = |name: &str, value: f64| LazyTensor::f32(name, [2], move || vec![value as f32, 7.0]);
+                let tensors = vec![
+                    tensor("average0.trained", averages[0]),
+                    tensor("average1.trained", averages[1]),
+                    tensor("model.frozen", 3.0),
+                ];
+                keep(folder, samples, tensors, &ema).unwrap();
+            }
+        }
+    }
+
+    fn wanted(sigma_rel: f64, at: Option<u64>) -> Wanted {
+        Wanted { sigma_rel, at }
+    }
+
+    #[test]
+    fn averages_are_rebuilt_from_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path());
+        let filled = |wanted: &Wanted| {
+            let rebuilt = Rebuilt::open(folder.path(), wanted).unwrap();
+            let model = rebuilt.fill(pair()).unwrap();
+            assert_eq!(state::values_of(model.frozen.val()), [3.0, 7.0]);
+            let values = state::values_of(model.trained.val());
+            assert!((values[1] - 7.0).abs() < 1e-4, "the coefficients add up to one: {values:?}");
+            (rebuilt, values[0])
+        };
+        // The mean time of a profile is (gamma + 1) / (gamma + 2) of its end.
+        for (sigma_rel, at, samples) in
+            [(0.05, None, 800.0), (0.07, None, 800.0), (0.12, Some(500), 500.0), (0.2, None, 800.0)]
+        {
+            let gamma = PowerFunction::of_width(sigma_rel).unwrap().gamma();
+            let (rebuilt, value) = filled(&wanted(sigma_rel, at));
+            let want = samples * (gamma + 1.0) / (gamma + 2.0);
+            assert!((f64::from(value) - want).abs() < 0.02 * samples, "{sigma_rel}: {value} instead of {want}");
+            assert_eq!(rebuilt.snapshots() as f64 * 100.0, samples);
+            assert!(rebuilt.error() < 0.2 && rebuilt.samples as f64 == samples, "{sigma_rel}: {}", rebuilt.error());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_rebuilt_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = |wanted: Wanted| Rebuilt::open(folder.path(), &wanted).unwrap_err();
+        assert!(matches!(error(wanted(0.1, None)), AverageError::None { .. }));
+        assert!(error(wanted(0.1, None)).to_string().contains("post_hoc"));
+        run(folder.path());
+        for (wrong, part) in [
+            (wanted(0.3, None), "--sigma-rel 0.3"),
+            (wanted(0.0, None), "--sigma-rel 0"),
+            (wanted(0.1, Some(99)), "--at 99"),
+            (wanted(0.1, Some(801)), "100 to 800"),
+        ] {
+            let error = error(wrong);
+            assert!(error.to_string().contains(part) && error.is_usage(), "{error}");
+        }
+        let store = CheckpointStore::open(folder.path().join(AVERAGES), PREFIX).unwrap();
+        let tensors = || [LazyTensor::f32("average0.trained", [2], || vec![0.0; 2])];
+        store.save(900, tensors(), &serde_json::json!({ "sigma_rel": [2.0] })).unwrap();
+        assert!(error(wanted(0.1, None)).to_string().contains("sigma_rel = 2"));
+        store.save(900, tensors(), &serde_json::json!({})).unwrap();
+        assert!(error(wanted(0.1, None)).to_string().contains("remove its folder"));
+        assert!(!error(wanted(0.1, None)).is_usage());
+        // Of another model.
+        let other =
+            Rebuilt::open(folder.path(), &wanted(0.1, Some(800))).unwrap().fill(Other { weight: pair().trained });
+        assert!(other.unwrap_err().to_string().contains("weight"));
+    }
+
+    #[derive(Module, Debug)]
+    struct Other {
+        weight: Param<Tensor<1>>,
+    }
+}
