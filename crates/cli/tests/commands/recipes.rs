@@ -106,6 +106,7 @@ fn warmup(recipe: &DiffusionRecipe) -> u64 {
     match &recipe.optimizer.schedule {
         LrSchedule::Constant(schedule) => schedule.warmup.samples(batch),
         LrSchedule::LambdaLinear(schedule) => schedule.warmup.samples(batch),
+        LrSchedule::WarmupHold(schedule) => schedule.warmup.samples(batch),
         other => panic!("no published recipe has {other:?}"),
     }
 }
@@ -118,7 +119,7 @@ fn published_recipes_say_what_was_published() {
         let recipe = diffusion(name);
         assert_eq!(recipe.run.batch_size as u64, batch, "{name}");
         let rate = base_rate * times as f64;
-        assert!((recipe.optimizer.learning_rate / rate - 1.0).abs() < 1e-12, "{name}: {rate}");
+        assert!((recipe.optimizer.peak(batch) / rate - 1.0).abs() < 1e-12, "{name}: {rate}");
         assert_eq!(warmup(&recipe), steps_of_warmup * batch, "{name}");
         if let Some(steps) = steps {
             assert_eq!((recipe.run.samples, recipe.run.steps()), (steps * batch, steps), "{name}");
