@@ -83,6 +83,11 @@ finished() {
     return "$good"
 }
 
+# without_clock RUN: its logs without what depends on the clock.
+without_clock() {
+    sed -E 's/"(seconds|images_per_second[a-z_]*|data_wait|tflops|communication_[a-z_]*)":[^,}]*//g' "$1/metrics.jsonl"
+}
+
 # same RUN OTHER: whether two finished runs have the same weights, optimizer state and numbers in their logs.
 same() {
     local file newest
@@ -90,8 +95,7 @@ same() {
     for file in model/unet/diffusion_pytorch_model.safetensors "checkpoints/$newest/tensors.safetensors"; do
         cmp "$1/$file" "$2/$file" || return 1
     done
-    cmp <(sed 's/"\(seconds\|images_per_second\)":[^,}]*//g' "$1/metrics.jsonl") \
-        <(sed 's/"\(seconds\|images_per_second\)":[^,}]*//g' "$2/metrics.jsonl")
+    cmp <(without_clock "$1") <(without_clock "$2")
 }
 
 # kill_once RANKS OUT: starts a run, kills it at a random moment or inside a save; whether it was killed before it was done.
