@@ -400,8 +400,6 @@ impl DiffusionInputs {
         let sample = held.sample();
         let mut arrays = Arrays::of(&sample);
         let autoencoder = FrozenAutoencoder::of(recipe, device)?;
-        let known = autoencoder.as_ref().and_then(FrozenAutoencoder::scale_factor).or(conditioning.scale_factor);
-        let scale_factor = scale_factor(recipe, known)?;
         let (latents, latent) = match &autoencoder {
             None => {
                 let moments = ArrayAddress::parse(&inputs.moments);
@@ -415,6 +413,8 @@ impl DiffusionInputs {
                 (Latents::Encoded(Box::new(images)), autoencoder.latent())
             }
         };
+        let known = autoencoder.as_ref().and_then(FrozenAutoencoder::scale_factor).or(conditioning.scale_factor);
+        let scale_factor = scale_factor(recipe, known)?;
         let tower = recipe.text.as_ref().map(|text| TextEncoder::open(text, device)).transpose()?;
         let (states, captions, text) = match (tower, &inputs.states) {
             (Some(tower), None) => {

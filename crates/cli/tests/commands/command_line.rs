@@ -67,7 +67,7 @@ fn flags_of_all_commands_stand_under_the_same_heading_and_say_what_they_take() {
     for (path, help) in commands() {
         let (path, name) = (path.join(" "), format!("\n{help}"));
         assert!(name.contains("\nMachine:\n") && help.contains("--threads <N>"), "{path}: {help}");
-        if help.contains("--device") {
+        if help.contains("--device <") {
             assert!(help.contains("[possible values: cpu, cuda, rocm, metal, vulkan, wgpu]"), "{path}: {help}");
         }
         if help.contains("--precision") {

@@ -85,7 +85,8 @@ fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();
-        value.as_object_mut().unwrap().retain(|name, _| !name.contains("second"));
+        let of_clock = |name: &str| name.contains("second") || ["data_wait", "tflops"].contains(&name);
+        value.as_object_mut().unwrap().retain(|name, _| !of_clock(name));
         value
     };
     text.lines().map(line).collect()

@@ -57,7 +57,7 @@ fn a_run_has_the_records_that_the_client_writes() {
     assert_eq!((run.project.as_str(), run.display_name.as_str(), run.resume), ("p", "n", false));
     assert_eq!((run.run_id.len(), &run.tags[..]), (8, &["a".to_owned()][..]));
     let config = run.config.as_ref().unwrap().update.iter().map(|item| pair(&item.key, &item.value_json));
-    assert_eq!(config.collect::<Vec<_>>(), [pair("seed", "1"), pair("data", "{\"path\":\"x\"}")]);
+    assert_eq!(config.collect::<Vec<_>>(), [pair("data", "{\"path\":\"x\"}"), pair("seed", "1")]);
     let found = rows(&all);
     assert_eq!(found.len(), 2);
     assert_eq!(found[0][..3], [pair("loss", "0.5"), pair("rate", "NaN"), pair("validation/loss", "0.25")]);

@@ -183,7 +183,7 @@ fn kept_checkpoints_end_a_run_afterwards() {
     let lines = timeless(&world, "run");
     let blocks: Vec<_> = lines.iter().filter(|line| line.starts_with("block_stop")).cloned().collect();
     assert_eq!(blocks, [16, 24, 32, 48].map(|at| format!("block_stop \"training_step\" samples_count={at}")));
-    assert!(!lines.iter().any(|line| line.starts_with("run_stop") || line.starts_with("eval_")));
+    assert!(!lines.iter().any(|line| line.starts_with("run_stop") || line.starts_with("eval_start")));
     // Killed between a checkpoint and its line, then ended again.
     let path = world.path("run").join(LOG);
     let text = std::fs::read_to_string(&path).unwrap();
