@@ -5,7 +5,7 @@
 #       N kills (20 by default) of a run of one process, and N of a run of two, of which one or both are killed; then a full
 #       disk and a folder without write rights, which must cost nothing
 #
-# Takes about five minutes on two cores. The full disk is a small file system in memory, which root may mount.
+# Takes about ten minutes on two cores. The full disk is a small file system in memory, which root may mount.
 # CALOTYPE_BIN as in compare-peers.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +21,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 calotype="${CALOTYPE_BIN:-}"
+unset CALOTYPE_BIN
 if [ -z "$calotype" ]; then
     cargo build --release --workspace >&2
     calotype="${CARGO_TARGET_DIR:-target}/release/calotype"
@@ -68,7 +69,8 @@ start() {
         if [ "$ranks" -eq 1 ]; then
             "$calotype" "${words[@]}" >"$work/log.$rank" 2>&1 &
         else
-            CALOTYPE_RANK="$rank" CALOTYPE_WORLD_SIZE="$ranks" CALOTYPE_RENDEZVOUS="127.0.0.1:$port" \
+            CALOTYPE_RANK="$rank" CALOTYPE_WORLD_SIZE="$ranks" CALOTYPE_LOCAL_RANK="$rank" CALOTYPE_LOCAL_SIZE="$ranks" \
+                CALOTYPE_RENDEZVOUS="127.0.0.1:$port" \
                 "$calotype" "${words[@]}" --threads 1 >"$work/log.$rank" 2>&1 &
         fi
         pids+=($!)
@@ -186,6 +188,8 @@ read_only() {
     [ "$before" = "$(find "$out" -type f -exec sha256sum {} + | sort | sha256sum)" ]
 }
 
+# The shell's own lines on processes that were killed.
+exec 2>"$work/shell.log"
 echo "preparing a dataset and undisturbed runs"
 "$calotype" quickstart --preset smoke --out "$work/quickstart" >"$work/log.0" 2>&1 || { tail -n 5 "$work/log.0" && exit 1; }
 for ranks in 1 2; do

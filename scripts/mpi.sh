@@ -49,7 +49,13 @@ if [ "$(id -u)" -eq 0 ]; then run+=(--allow-run-as-root); fi
 command -v ssh >/dev/null || run+=(--mca plm isolated)
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
+passed=0
 failures=0
+
+good() {
+    echo "good: $1"
+    passed=$((passed + 1))
+}
 
 wrong() {
     echo "FAILED: $1"
@@ -66,7 +72,7 @@ same() {
     fi
     hash="$(grep '^sums of' "$work/out")"
     if [ -n "$hash" ] && [ "$hash" = "${first:=$hash}" ]; then
-        echo "good: $2 processes over $1, $hash"
+        good "$2 processes over $1, $hash"
     else
         wrong "$2 processes over $1 have other bits than: $first"
     fi
@@ -83,7 +89,7 @@ ends() {
     elif [ "$code" -eq 0 ] || [ $((SECONDS - started)) -gt 11 ]; then
         wrong "$2 of rank $1: exit code $code, $((SECONDS - started)) s"
     else
-        echo "good: $2 of rank $1 ends all after $((SECONDS - started)) s: $(grep '^error after' "$work/out")"
+        good "$2 of rank $1 ends all after $((SECONDS - started)) s: $(grep '^error after' "$work/out")"
     fi
 }
 
@@ -94,7 +100,7 @@ refused() {
     timeout 60 "$@" >"$work/out" 2>&1
     code=$?
     if [ "$code" -eq 2 ] && grep -qF "$text" "$work/out"; then
-        echo "good: $(grep -m 1 '^error' "$work/out")"
+        good "$(grep -m 1 '^error' "$work/out")"
     else
         wrong "exit code $code, and not: $text"
     fi
@@ -134,7 +140,7 @@ equal() {
     local model=model/unet/diffusion_pytorch_model.safetensors last
     last="$(cd "$work/$1/checkpoints" && printf '%s\n' checkpoint-* | tail -n 1)/tensors.safetensors"
     if cmp "$work/$1/$model" "$work/first/$model" && cmp "$work/$1/checkpoints/$last" "$work/first/checkpoints/$last"; then
-        echo "good: $2"
+        good "$2"
     else
         wrong "$2: other bits than one process"
     fi
@@ -159,7 +165,7 @@ trained() {
     done
     train tcp 1 first-constant run.samples=128 optimizer.decay=constant || wrong "training with one process"
     if cmp "$work/elastic/checkpoints/checkpoint-"*128/tensors.safetensors "$work/first-constant/checkpoints/checkpoint-"*128/tensors.safetensors; then
-        echo "good: training with 4, 2, 1 and 4 processes in turn"
+        good "training with 4, 2, 1 and 4 processes in turn"
     else
         wrong "training with 4, 2, 1 and 4 processes in turn: other bits than one process"
     fi
@@ -185,11 +191,11 @@ killed() {
         wrong "one of two processes killed over $1: $((SECONDS - started)) s"
         return
     fi
-    echo "good: killed over $1, ended after $((SECONDS - started)) s: $(grep '^error: rank 1 on' "$work/out")"
+    good "killed over $1, ended after $((SECONDS - started)) s: $(grep '^error: rank 1 on' "$work/out")"
     train "$1" 1 "killed-$1" run.samples=4096 run.checkpoint_every=64 || wrong "going on after a process was killed over $1"
     train "$1" 1 "whole-$1" run.samples=4096 run.checkpoint_every=64 || wrong "training with one process"
     if cmp "$work/"{killed,whole}"-$1/checkpoints/checkpoint-"*4096/tensors.safetensors; then
-        echo "good: what was killed has the bits of what was not"
+        good "what was killed has the bits of what was not"
     else
         wrong "what was killed over $1 has other bits than what was not"
     fi
@@ -260,4 +266,6 @@ prepare 32
 trained
 killed mpi
 killed tcp
+if [ "$failures" -eq 0 ]; then result=ok; else result=FAILED; fi
+echo "test result: $result. $passed passed; $failures failed"
 [ "$failures" -eq 0 ]
