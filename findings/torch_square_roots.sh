@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # torch.sqrt of PyTorch 2.15.0 on the CPU is not rounded correctly.
 #
-# IEEE 754 asks for the nearest number, and so do NumPy's and the processor's own instructions. torch hands float32 tensors to MKL, whose roots are
-# one unit in the last place off for a fifth of all numbers. So torch.optim.AdamW, which divides by a root, cannot be repeated bit for bit
-# by a program that has no MKL, while its moments can: m = fma(1 - beta1, g - m, m), v = fma((1 - beta2) g, g, beta2 v). Golden
+# IEEE 754 asks for the nearest number, and that is what NumPy's and the processor's own instructions give. torch's roots of float32 tensors are one
+# unit in the last place off for a fifth of all numbers (seen on an AMD EPYC of the fifth generation; what computes them was not traced). So
+# torch.optim.AdamW, which divides by a root, cannot be repeated bit for bit by other programs, while its moments can: m = fma(1 - beta1, g - m, m), v = fma((1 - beta2) g, g, beta2 v). Golden
 # trajectories are made with NumPy's roots in their place, and then the whole step can be repeated.
 #
 #   findings/torch_square_roots.sh

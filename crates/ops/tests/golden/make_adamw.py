@@ -5,7 +5,7 @@
 
 Each line is a case's name, `parameter`, `mean` or `square`, and the bits of its elements. Parameters and gradients are fractions that
 float32 holds exactly; the rate is `lr`, or in the cases called `changing` `lr (1 + (step % 3) / 4)`. Square roots are NumPy's, which
-are rounded correctly: those of torch on the CPU come from MKL and are off by one in the last place for a fifth of all numbers.
+are rounded correctly: those of torch on the CPU are off by one in the last place for a fifth of all numbers.
 """
 
 import numpy as np
