@@ -198,7 +198,8 @@ for ranks in 1 2; do
 done
 verdict "kills of one process" killed 1
 verdict "kills of two processes" killed 2
-checkpoint="$(du -sm "$work"/undisturbed-1/checkpoints/checkpoint-* | head -n 1 | cut -f 1)"
+saved=("$work"/undisturbed-1/checkpoints/checkpoint-*)
+checkpoint="$(du -sm "${saved[0]}" | cut -f 1)"
 verdict "a full disk" full_disk $((checkpoint * 6))
 verdict "a folder without write rights" read_only
 echo "$passed passed, $failed failed"

@@ -24,7 +24,7 @@ pub enum Error {
     },
 
     /// A shard that the index names is absent.
-    #[error("shard {} is named by the index but absent; copy it back, or write the dataset again", path.display())]
+    #[error("shard {} is not there; check the path, copy it back, or write the dataset again", path.display())]
     MissingShard {
         /// The shard.
         path: PathBuf,

@@ -38,6 +38,20 @@ impl<T> PerMetric<T> {
 }
 
 impl PerMetric<f64> {
+    /// What no measurement gives, in words.
+    pub fn impossible(&self) -> Option<String> {
+        let fid = self.fid.filter(|fid| !(*fid >= 0.0 && fid.is_finite()));
+        let clip = self.clip.filter(|clip| !(-1.0..=1.0).contains(clip));
+        let loss = self.validation_loss.filter(|loss| !loss.is_finite());
+        if let Some(loss) = loss {
+            return Some(format!("a validation loss of {loss} is no result"));
+        }
+        let fid = fid.map(|fid| format!("an FID of {fid} is not possible, distances are 0 or more"));
+        fid.or_else(|| {
+            clip.map(|clip| format!("a CLIP score of {clip} is not possible, cosines are -1 to 1 (0.15, not 15)"))
+        })
+    }
+
     /// Whether results reach these targets, and the rules' where there is none: CLIP scores from the target on, everything else up
     /// to it. A result that is missing or NaN does not.
     pub fn reached(&self, benchmark: Benchmark, results: &[(Metric, f64)]) -> bool {
@@ -176,6 +190,10 @@ impl Figures {
                 metric.key()
             ));
         }
+        let impossible = self.0.iter().find_map(|figure| Some((figure.samples, figure.per_metric().impossible()?)));
+        if let Some((samples, problem)) = impossible {
+            return Err(format!("the figure at {samples} samples: {problem}"));
+        }
         match self.0.windows(2).find(|pair| pair[0].samples >= pair[1].samples) {
             None => Ok(()),
             Some(pair) => {
@@ -235,6 +253,8 @@ mod tests {
                 "{\"samples\": 8, \"fid\": 3, \"clip\": 0}\n{\"samples\": 8, \"fid\": 3, \"clip\": 0}",
                 "at 8 samples comes behind that at 8",
             ),
+            ("{\"samples\": 8, \"fid\": -80, \"clip\": 0.2}", "an FID of -80 is not possible"),
+            ("{\"samples\": 8, \"fid\": 80, \"clip\": 20}", "a CLIP score of 20 is not possible"),
         ] {
             let error = Figures::parse(text).unwrap().check(SD).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

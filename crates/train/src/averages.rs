@@ -18,6 +18,15 @@ const PREFIX: &str = "average";
 /// Why an average cannot be rebuilt.
 #[derive(Debug, thiserror::Error)]
 pub enum AverageError {
+    /// A snapshot of the run that is not whole.
+    #[error(
+        "{}: a snapshot that is not whole, and without it another average comes out; copy it back, or move it away",
+        path.display()
+    )]
+    Incomplete {
+        /// The snapshot.
+        path: PathBuf,
+    },
     /// The run keeps no snapshots.
     #[error("{}: there are no snapshots of averages; a run keeps them with [ema] name = \"post_hoc\" in its recipe", run.display())]
     None {
@@ -124,6 +133,9 @@ impl Rebuilt {
         let profile = PowerFunction::of_width(wanted.sigma_rel).ok_or(AverageError::Width(wanted.sigma_rel))?;
         let folder = run.join(AVERAGES);
         let mut saved = if folder.is_dir() { saved_in(&folder)? } else { Vec::new() };
+        if let Some(path) = incomplete(&folder, &saved) {
+            return Err(AverageError::Incomplete { path });
+        }
         let (Some(first), Some(last)) = (saved.first(), saved.last()) else {
             return Err(AverageError::None { run: run.to_owned() });
         };
@@ -182,6 +194,17 @@ impl Rebuilt {
 }
 
 /// What a snapshot averages.
+/// A snapshot that was kept and is not whole any more: without it, another average would come out.
+fn incomplete(folder: &Path, saved: &[(u64, PathBuf)]) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let is_snapshot = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    let mut lost: Vec<_> =
+        paths.filter(|path| is_snapshot(path) && saved.iter().all(|(_, whole)| whole != path)).collect();
+    lost.sort();
+    lost.into_iter().next()
+}
+
 fn profiles_of(snapshot: &Checkpoint) -> Result<Vec<PowerFunction>, AverageError> {
     let wrong = |problem: String| AverageError::State { snapshot: snapshot.path.clone(), problem };
     let state: State = serde_json::from_value(snapshot.state.clone()).map_err(|error| wrong(error.to_string()))?;
@@ -283,6 +306,11 @@ mod tests {
         store.save(900, tensors(), &serde_json::json!({})).unwrap();
         assert!(error(wanted(0.1, None)).to_string().contains("remove its folder"));
         assert!(!error(wanted(0.1, None)).is_usage());
+        // One that lacks a file is not passed over.
+        let newest = store.newest().unwrap().unwrap().path;
+        std::fs::rename(newest.join("manifest.json"), folder.path().join("m")).unwrap();
+        assert!(error(wanted(0.1, None)).to_string().contains("a snapshot that is not whole"));
+        std::fs::rename(folder.path().join("m"), newest.join("manifest.json")).unwrap();
         // Of another model.
         let other =
             Rebuilt::open(folder.path(), &wanted(0.1, Some(800))).unwrap().fill(Other { weight: pair().trained });

@@ -139,7 +139,12 @@ impl DiffusionParts {
         let moments =
             known.0.values().find(|e| e.kind == EncoderKind::Autoencoder && e.output == recipe.inputs.moments);
         let autoencoder = match (&recipe.autoencoder, moments) {
-            (Some(path), _) => Some(AutoencoderPart { path: path.into(), weights: None, resolution: 0 }),
+            // Another one than the dataset's would make a pipeline that draws nonsense.
+            (Some(path), entry) => Some(AutoencoderPart {
+                path: path.into(),
+                weights: entry.map(|entry| entry.weights.clone()),
+                resolution: entry.and_then(|entry| entry.resolution).unwrap_or(0),
+            }),
             (None, Some(entry)) => Some(AutoencoderPart {
                 path: entry.path.clone(),
                 weights: Some(entry.weights.clone()),
@@ -151,15 +156,15 @@ impl DiffusionParts {
     }
 
     /// Refuses encoders that are there and hold other weights than those that made the dataset: a pipeline of them and the
-    /// UNet to be trained would draw nonsense. `side`: of an image in pixels.
+    /// UNet to be trained would draw nonsense. `side`: of an image in pixels. Says what else the pipeline will lack.
     ///
     /// # Errors
     /// [`StageError::Together`] naming the encoder.
-    pub fn check(&self, device: &Device, side: usize) -> Result<(), StageError> {
+    pub fn check(&self, device: &Device, side: usize) -> Result<Vec<String>, StageError> {
         let mut notes = Vec::new();
         drop((self.open_text(device, &mut notes), self.open_autoencoder(device, side, &mut notes)));
-        match notes.into_iter().find(|note| note.contains(CHANGED)) {
-            None => Ok(()),
+        match notes.iter().find(|note| note.contains(CHANGED)) {
+            None => Ok(notes),
             Some(note) => Err(StageError::Together(format!(
                 "{note}; put the former encoder back, or encode the dataset again (calotype data precache)"
             ))),

@@ -99,12 +99,20 @@ impl MlperfSettings {
         {
             check(samples != Some(0), key, || "must be at least 1".to_owned())?;
         }
+        let impossible = self.targets.impossible();
+        check(impossible.is_none(), "mlperf.targets", || impossible.unwrap_or_default())?;
         if !self.enabled {
             return Ok(());
         }
         let empty = self.submission.empty_field();
         let key = if empty == Some("platform") { "mlperf.platform" } else { "mlperf.org" };
         check(empty.is_none(), key, || "is empty; the rules ask for a name".to_owned())?;
+        let names = [("mlperf.org", &self.submission.org), ("mlperf.platform", &self.submission.platform)];
+        for (key, name) in names {
+            check(!name.contains(['/', '\\', ' ']), key, || {
+                format!("`{name}` becomes the name of a folder in a submission: leave out spaces and slashes")
+            })?;
+        }
         check(matches!(config.optimizer.rule, UpdateRule::AdamW(_)), "mlperf.enabled", || {
             let name = config.optimizer.rule.name();
             format!("the rules know AdamW alone, and optimizer.name is `{name}`; use adamw, or leave [mlperf] out")
@@ -143,7 +151,7 @@ impl MlperfSettings {
                 beta_2: decimal(adamw.beta2),
                 epsilon: decimal(adamw.eps),
                 weight_decay: decimal(adamw.weight_decay),
-                base_learning_rate: config.optimizer.learning_rate,
+                base_learning_rate: config.optimizer.peak(batch),
                 warmup_steps: warmup_steps(&config.optimizer.schedule, batch),
                 gradient_clip_norm: flux.then_some(decimal(config.optimizer.gradient_clip)),
             },
@@ -249,9 +257,12 @@ mod tests {
         assert_eq!(key(&read(""), &sgd), Err("mlperf.enabled"));
         assert_eq!(key(&read("enabled = false"), &sgd), Ok(()));
         assert_eq!(key(&read("eval_samples = 0"), &adamw), Err("mlperf.eval_samples"));
+        assert_eq!(key(&read("targets = { fid = nan }"), &adamw), Err("mlperf.targets"));
         for (table, wanted) in [("org", "mlperf.org"), ("box", "mlperf.platform")] {
             let nameless: MlperfSettings = toml::from_str(&TABLE.replace(&format!("'{table}'"), "''")).unwrap();
             assert_eq!(key(&nameless, &adamw), Err(wanted));
+            let spaced: MlperfSettings = toml::from_str(&TABLE.replace(&format!("'{table}'"), "'my name'")).unwrap();
+            assert_eq!(key(&spaced, &adamw), Err(wanted));
         }
         let hooks: HookSettings =
             toml::from_str("benchmark = { figures = [{ samples = 1, fid = 1, clip = 1 }] }").unwrap();
@@ -265,6 +276,9 @@ mod tests {
         let text =
             "learning_rate = 1.1776e-4\naccumulate = 4\n[schedule]\nname = 'lambda_linear'\nwarmup = { steps = 1000 }";
         let found = settings(&read(""), text);
+        let for_each_sample =
+            settings(&read(""), &text.replace("learning_rate = 1.1776e-4", "base_learning_rate = 2.3e-7"));
+        assert!((for_each_sample.optimizer.base_learning_rate / 1.1776e-4 - 1.0).abs() < 1e-12);
         assert_eq!(
             found,
             Settings {

@@ -25,6 +25,7 @@ use calotype_core::progress::Progress;
 use calotype_core::stop::StopFlag;
 use calotype_core::system::{format_bytes, format_count};
 use calotype_data::precache as data_precache;
+use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::{Control, Dataset, Slice, Source};
 use calotype_diffusion::ScheduleError;
 use calotype_models::{ConfigError, Init};
@@ -222,6 +223,7 @@ impl StageError {
 /// [`StageError`]: the recipe, its dataset or its initial weights cannot be, or the training fails.
 pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
     check_recipe::<T>(recipe.value)?;
+    check_folder(context.folder)?;
     if let Some(summary) = done_for_all(context, recipe.value)? {
         return Ok(StageEnd::Done(summary));
     }
@@ -262,6 +264,26 @@ pub fn check_recipe<T: Task>(recipe: &T::Recipe) -> Result<(), StageError> {
         )
     })?;
     Ok(T::check(recipe)?)
+}
+
+/// Refuses a folder of samples as that of a run, whose files would lie among them.
+fn check_folder(folder: &Path) -> Result<(), StageError> {
+    const SHARDS: [&str; 3] = ["tar", "mds", "parquet"];
+    let (false, Ok(entries)) = (folder.join(trainer::RECIPE).is_file(), std::fs::read_dir(folder)) else {
+        return Ok(());
+    };
+    let is_sample = |path: &Path| {
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+        extension.is_some_and(|extension| IMAGE_EXTENSIONS.into_iter().chain(SHARDS).any(|known| known == extension))
+    };
+    match entries.flatten().map(|entry| entry.path()).find(|path| is_sample(path)) {
+        None => Ok(()),
+        Some(path) => Err(StageError::Together(format!(
+            "{} holds samples ({}), and the files of a run would lie among them; choose another folder with --out",
+            folder.display(),
+            path.file_name().unwrap_or_default().to_string_lossy()
+        ))),
+    }
 }
 
 /// Takes a run's folder for this process, and says if a process that was killed had it.
@@ -367,6 +389,7 @@ impl fmt::Display for Readiness {
 /// As [`train`].
 pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<Readiness, StageError> {
     check_recipe::<T>(recipe)?;
+    check_folder(context.folder)?;
     let claim = trainer::claim(context.folder, recipe)?;
     let done = done_earlier(context, recipe)?;
     let folder = context.folder.display();

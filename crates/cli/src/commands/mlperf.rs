@@ -6,10 +6,11 @@ use anyhow::{Context, Result, bail};
 use calotype_core::words::plain;
 use calotype_mlperf::{
     Benchmark, Bypass, Division, Figures, Log, Metric, NewPackage, PackageReport, PerMetric, RcpSet, Report, Ruleset,
-    Severity, SubmissionStatus, SystemDescription, Verdict, check_log, check_package, check_rcp, check_repository,
-    finish_offline, write_package,
+    RunStatus, Severity, SubmissionStatus, SystemDescription, Verdict, check_log, check_package, check_rcp,
+    check_repository, finish_offline, write_package,
 };
 use calotype_train::mlperf::LOG;
+use calotype_train::stages;
 use calotype_train::trainer::RECIPE;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
@@ -226,12 +227,15 @@ fn benchmark_of(log: &Log) -> Result<Benchmark> {
 
 fn finish(args: &FinishArgs) -> Result<()> {
     let path = log_of(&args.run);
+    // A run that still trains would write on into the former log.
+    let _lock = path.parent().filter(|folder| folder.join(RECIPE).is_file()).map(stages::lock).transpose()?;
     let benchmark = benchmark_of(&Log::read(&path)?)?;
     let scores = Figures::read_for(&args.scores, benchmark)?.scores(benchmark);
     let targets = targets_of(&path.with_file_name(RECIPE))?;
     let reached = |results: &[(Metric, f64)]| targets.reached(benchmark, results);
     let finished = finish_offline(&path, &scores, reached)?;
-    print(&format!("{}: {} at {} samples", path.display(), finished.status, finished.samples))
+    let missed = if finished.status == RunStatus::Aborted { "; no scores reach the targets" } else { "" };
+    print(&format!("{}: {} at {} samples{missed}", path.display(), finished.status, finished.samples))
 }
 
 /// The targets that a run's recipe has in place of the rules'.

@@ -49,10 +49,23 @@ fn settings_that_cannot_be() {
         fail(&mut train_unet(&finished().precached(), &folder.path().join("run"), &[setting]), 2, parts);
     };
     refused("run.batch_size=0", &["`run.batch_size`", "at least 1"]);
+    refused("run.batch_size=99999999999", &["`run.batch_size`", "use at most 16777216"]);
     refused("objective.caption_dropout=2.0", &["`objective.caption_dropout`", "2 is not a share in 0..1"]);
     refused("model.added={time_features=8,input_channels=20}", &["`model.added`", "leave this table out"]);
     refused("model.context_channels=48", &["context_channels", "text states have 32 channels"]);
+    refused("hooks.target={ metric = 'validation/loss', at_most = 1.0 }", &["`hooks.target.metric`", "hooks.evaluate"]);
     assert!(!folder.path().join("run").exists(), "a refused run leaves nothing");
+    let frozen = ["optimizer.groups=[{ names = ['*'], frozen = true }]"];
+    let parts = ["`optimizer.groups`", "nothing is left to train"];
+    fail(&mut train_unet(&finished().precached(), &folder.path().join("frozen"), &frozen), 2, &parts);
+    let misspelt = ["hooks.target={ metric = 'los', at_most = 1.0 }"];
+    let parts = ["no number `los`", "hooks.target.metric", "learning_rate, loss"];
+    fail(&mut train_unet(&finished().precached(), &folder.path().join("other"), &misspelt), 1, &parts);
+    let images = folder.path().join("images");
+    fs::create_dir(&images).unwrap();
+    fs::write(images.join("a.PNG"), "").unwrap();
+    fail(&mut train_unet(&finished().precached(), &images, &[]), 2, &["holds samples (a.PNG)", "--out"]);
+    assert_eq!(fs::read_dir(&images).unwrap().count(), 1);
 }
 
 #[test]
@@ -183,7 +196,7 @@ fn damaged_shards() {
     fail(&mut run, 1, &[text(&shard), "is truncated at offset", "copy it again from its source"]);
     fail(&mut check, 1, &[text(&shard), "is truncated at offset", "copy the shards again"]);
     fs::remove_file(&shard).unwrap();
-    fail(&mut run, 1, &[text(&shard), "absent", "copy it back"]);
+    fail(&mut run, 1, &[text(&shard), "is not there; check the path", "copy it back"]);
     fail(&mut check, 1, &[text(&shard), "absent", "copy the shards again"]);
     fs::write(&shard, &whole).unwrap();
     succeed(&mut check);

@@ -416,7 +416,7 @@ fn addresses_that_cannot_be_used_are_named() {
         ("pipe:curl https://example.org/x.tar", "commands are not run"),
         ("https://[h/x.tar", "is no address"),
         ("https://h/x-{1..2.tar", "without its `}`"),
-        ("nowhere/x-{1..2}.tar", "absent"),
+        ("nowhere/x-{1..2}.tar", "is not there; check the path"),
         ("https://h/a.parquet", "fetch them first"),
     ] {
         let error = open(spec, &options(cache.path())).map(|_| ()).unwrap_err().to_string();

@@ -88,6 +88,9 @@ pub trait TrainingRecipe: Clone + Debug + PartialEq + Serialize + DeserializeOwn
         self.config().validate()?;
         self.hooks().validate()?;
         self.trackers().validate()?;
+        check(self.hooks().preview.is_none() || self.trackers().show_images(), "hooks.preview", || {
+            "has nowhere to show its images: set trackers.tensorboard = true, or trackers.wandb".to_owned()
+        })?;
         self.watch().map_or(Ok(()), |watch| watch.validate(self.config().optimizer))?;
         mlperf::check_tables(self.mlperf(), &self.config(), self.hooks())
     }

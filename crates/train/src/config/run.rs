@@ -30,6 +30,9 @@ pub struct RunSettings {
     pub keep_every: Option<u64>,
 }
 
+/// Far above every published batch, and far below what overflows.
+const LARGEST_BATCH: usize = 1 << 24;
+
 fn two() -> usize {
     2
 }
@@ -49,6 +52,9 @@ impl RunSettings {
 
     pub(crate) fn validate(&self) -> Result<(), SettingError> {
         check(self.batch_size > 0, "run.batch_size", || "must be at least 1".to_owned())?;
+        check(self.batch_size <= LARGEST_BATCH, "run.batch_size", || {
+            format!("{} samples at once are more than any memory holds; use at most {LARGEST_BATCH}", self.batch_size)
+        })?;
         check(self.samples > 0, "run.samples", || "must be at least 1".to_owned())?;
         check(self.log_every > 0, "run.log_every", || "must be at least 1".to_owned())?;
         check(self.checkpoint_every > 0, "run.checkpoint_every", || "must be at least 1".to_owned())?;

@@ -92,6 +92,20 @@ impl<'a, T: Task> HookContext<'a, T> {
         self.metrics.get(name).copied()
     }
 
+    /// Refuses the name of a number of the logs that they do not have, once they have an entry; those of hooks come when they come.
+    ///
+    /// # Errors
+    /// With the names that there are.
+    pub(crate) fn expect_metric(&self, name: &str) -> Result<(), BoxError> {
+        let logged = self.metrics.contains_key("learning_rate");
+        if !logged || name.contains('/') || self.metrics.contains_key(name) {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.metrics.keys().map(String::as_str).collect();
+        Err(format!("the logs have no number `{name}`; correct hooks.target.metric, they have {}", names.join(", "))
+            .into())
+    }
+
     /// Logs named results of an evaluation, whose number [`HookContext::metric`] calls `name/result`.
     pub fn log(&mut self, name: &'static str, results: Vec<(impl Into<String>, f64)>) {
         let results = results.into_iter().map(|(result, value)| (result.into(), value)).collect();
@@ -140,6 +154,14 @@ macro_rules! hooks {
                 let target = self.target.as_ref().filter(|_| self.evaluate.is_none());
                 check(!target.is_some_and(|target| target.metric.starts_with("validation/")), "hooks.target.metric", || {
                     "is a number of [hooks.evaluate], which the recipe does not have: it would never be reached".to_owned()
+                })?;
+                let unknown = |metric: &str| {
+                    let name = metric.strip_prefix("validation/");
+                    name.is_some_and(|name| name != "loss" && !name.starts_with("loss_"))
+                };
+                check(!self.target.as_ref().is_some_and(|target| unknown(&target.metric)), "hooks.target.metric", || {
+                    "is no number of [hooks.evaluate]: it logs validation/loss, and with ranges validation/loss_0_250 and so on"
+                        .to_owned()
                 })
             }
         }

@@ -52,6 +52,6 @@ impl<T: Task> Hook<T> for Target {
         {
             context.end(format!("{name} = {value} reached the target"));
         }
-        Ok(())
+        context.expect_metric(name)
     }
 }

@@ -211,7 +211,9 @@ impl Task for DiffusionTask {
         let parts = DiffusionParts::of(recipe)?;
         parts.check_init(recipe.init_from.as_ref())?;
         let side = inputs.reader.shape().latent[0] * 8;
-        parts.check(context.device, side)?;
+        for note in parts.check(context.device, side)? {
+            tracing::warn!("diffusion: as it is now, {note}");
+        }
         if recipe.hooks.preview.is_some() {
             preview::check_parts(&parts, context.device, side)?;
         }

@@ -207,6 +207,13 @@ macro_rules! trackers {
     };
 }
 
+impl TrackerSettings {
+    /// Whether one of them shows images.
+    pub(crate) fn show_images(&self) -> bool {
+        self.tensorboard || self.wandb.is_some()
+    }
+}
+
 trackers! {
     switches {
         /// `metrics.jsonl`.

@@ -25,7 +25,7 @@ pub(crate) use resume::{Claim, check_from, claim};
 pub use watch::{OnNonFinite, WatchSettings};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, LazyTensor, module_tensors};
-use crate::config::{EmaSettings, TrainConfig, TrainingRecipe};
+use crate::config::{EmaSettings, TrainConfig, TrainingRecipe, check};
 use crate::hooks::{self, Found, Hook, HookContext, HookRun, LazyModel};
 use crate::optim::{NotFinite, Optimizer, Position, StepGradients, Stepping};
 use crate::record::{Recording, StepFigures, StepRecord};
@@ -183,12 +183,13 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
 ) -> Result<Outcome<T::Model>, TrainError> {
     let collective = context.collective;
     recipe.value.distributed().check_world(&recipe.value.config(), collective.world())?;
+    ranks::check_same_recipe(collective, context.folder, recipe.text)?;
     let mut run = ranks::first_then_others(collective, || {
         let run = Run::open(task, trainable, parameters, recipe, reporter, context)?;
         resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders(), context.from)?;
         Ok(run)
     })?;
-    ranks::check_alike(collective, context.folder, recipe.text, dataset.len(), run.samples)?;
+    ranks::check_alike(collective, context.folder, dataset.len(), run.samples)?;
     for (reason, samples) in dataset.left_out() {
         run.progress.message(&format!("{}: {samples} samples are left out: {reason}", T::KIND));
     }
@@ -284,6 +285,9 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let parameters = optimizer.freeze(parameters);
         let (collective, distributed) = (context.collective, recipe.value.distributed());
         let sizes = optimizer.trained_sizes();
+        check(sizes.iter().any(Option::is_some), "optimizer.groups", || {
+            "freezes every parameter: nothing is left to train; name the frozen ones more closely".to_owned()
+        })?;
         let exchange = Exchange::new(collective, distributed, config.optimizer.accumulate, sizes);
         let shards = (distributed.shard_optimizer && collective.world() > 1)
             .then(|| Shards::of(collective, context.device, &mut optimizer));

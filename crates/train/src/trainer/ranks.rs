@@ -25,22 +25,43 @@ pub(super) fn first_then_others<R>(
     Ok(done)
 }
 
+/// Compares the recipe with that of the first process, before the run's folder is touched.
+///
+/// # Errors
+/// [`TrainError::OtherRank`]; a process is gone.
+pub(super) fn check_same_recipe(
+    collective: &dyn Collective,
+    folder: &std::path::Path,
+    recipe: &str,
+) -> Result<(), TrainError> {
+    if collective.world() == 1 {
+        return Ok(());
+    }
+    let mut bytes = recipe.as_bytes().to_vec();
+    collective.broadcast(0, &mut bytes)?;
+    match first_difference(&String::from_utf8_lossy(&bytes), recipe, folder) {
+        None => Ok(()),
+        Some(difference) => {
+            let difference = format!("of its recipe, {difference}");
+            Err(TrainError::OtherRank { rank: collective.rank(), difference })
+        }
+    }
+}
+
 /// What all processes begin with.
 #[derive(Serialize, Deserialize)]
 struct Beginning {
-    recipe: String,
     dataset: usize,
     samples: u64,
 }
 
-/// Compares recipe, number of samples in the dataset, and samples seen with those of the first process.
+/// Compares the number of samples in the dataset, and the samples seen, with those of the first process.
 ///
 /// # Errors
 /// [`TrainError::OtherRank`]; a process is gone.
 pub(super) fn check_alike(
     collective: &dyn Collective,
     folder: &std::path::Path,
-    recipe: &str,
     dataset: usize,
     samples: u64,
 ) -> Result<(), TrainError> {
@@ -48,13 +69,10 @@ pub(super) fn check_alike(
         return Ok(());
     }
     let other = |difference: String| TrainError::OtherRank { rank: collective.rank(), difference };
-    let own = Beginning { recipe: recipe.to_owned(), dataset, samples };
+    let own = Beginning { dataset, samples };
     let mut bytes = serde_json::to_vec(&own).map_err(|error| other(error.to_string()))?;
     collective.broadcast(0, &mut bytes)?;
     let first: Beginning = serde_json::from_slice(&bytes).map_err(|error| other(error.to_string()))?;
-    if let Some(difference) = first_difference(&first.recipe, recipe, folder) {
-        return Err(other(format!("of its recipe, {difference}")));
-    }
     if first.dataset != dataset {
         return Err(other(format!("its dataset has {dataset} samples, that of rank 0 has {}", first.dataset)));
     }

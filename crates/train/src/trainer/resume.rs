@@ -54,7 +54,11 @@ pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Clai
         return Ok(Claim::Longer(samples));
     }
     let difference = match &begun {
-        Some(begun) => difference_below("", begun, &now),
+        // More samples are allowed: what else differs is what matters.
+        Some(begun) => {
+            let but_samples = with_samples_of(begun, &now).and_then(|begun| difference_below("", &begun, &now));
+            but_samples.or_else(|| difference_below("", begun, &now))
+        }
         // A recipe of another task, or of a version that had other keys: what it says is compared, and not what it leaves out.
         None => {
             let begun: Table = toml::from_str(&text).unwrap_or_default();
@@ -66,11 +70,19 @@ pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Clai
 
 /// The samples of a run's recipe, if another one differs in nothing but more of them.
 fn shorter(begun: &Table, now: &Table) -> Option<u64> {
-    let samples = |table: &Table| table.get("run")?.get("samples")?.as_integer();
-    let (before, after) = (samples(begun)?, samples(now)?);
-    let mut same = begun.clone();
-    same.get_mut("run")?.as_table_mut()?.insert("samples".to_owned(), after.into());
-    (after > before && same == *now).then(|| u64::try_from(before).ok())?
+    let (before, after) = (samples_of(begun)?, samples_of(now)?);
+    (after > before && with_samples_of(begun, now)? == *now).then(|| u64::try_from(before).ok())?
+}
+
+fn samples_of(recipe: &Table) -> Option<i64> {
+    recipe.get("run")?.get("samples")?.as_integer()
+}
+
+/// A recipe with another one's number of samples.
+fn with_samples_of(recipe: &Table, other: &Table) -> Option<Table> {
+    let mut same = recipe.clone();
+    same.get_mut("run")?.as_table_mut()?.insert("samples".to_owned(), samples_of(other)?.into());
+    Some(same)
 }
 
 /// The first key whose values differ in two recipes, with both values; texts that are no TOML hold nothing. Paths that name the same
@@ -330,7 +342,7 @@ mod tests {
         assert_eq!(other("samples = 16", "samples = 32"), "`run.samples` is 32 there and 16 now");
         assert_eq!(claimed(&TEXT.replace("samples = 16", "samples = 8")), Claim::Longer(8));
         let also = TEXT.replace("samples = 16", "samples = 8").replace("seed = 1", "seed = 2");
-        assert!(matches!(claimed(&also), Claim::Other(difference) if difference.contains("`run.samples` is 8 there")));
+        assert!(matches!(claimed(&also), Claim::Other(difference) if difference.contains("`run.seed` is 2 there")));
         assert_eq!(other("[run]", "gradient_clip = 1.0\n[run]"), "`optimizer.gradient_clip` is 1.0 there and 0.0 now");
         assert_eq!(
             other("[optimizer]", "[ema]\nhalf_life = 3\n[optimizer]"),

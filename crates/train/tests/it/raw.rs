@@ -162,7 +162,7 @@ fn made_up_samples_train_the_same_again() {
     let text = format!("[inputs]\nresolution = 32\n[text]\nmodel = {:?}\n", world.path("clip"));
     let mut images = recipe(Path::new("synthetic://20/bmp=bmp:40x36/txt=words:3"), &text);
     images.autoencoder = Some(world.path("autoencoder").display().to_string());
-    assert!(losses(&world, "images", images).1.is_finite());
+    assert!(losses(&world, "from-images", images).1.is_finite());
     let missing = recipe(Path::new("synthetic://20/txt=words:3"), &text.replace("resolution = 32", ""));
     assert!(error(&world, missing).contains("synthetic://20/txt=words:3"));
 }

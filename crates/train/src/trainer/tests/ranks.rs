@@ -1,7 +1,7 @@
 //! Runs of several processes, which are threads here.
 
 use super::*;
-use crate::trainer::ranks::{check_alike, check_same_weights};
+use crate::trainer::ranks::{check_alike, check_same_recipe, check_same_weights};
 use std::collections::BTreeSet;
 
 /// Any number of processes that divides 4 is to give the same bits.
@@ -179,14 +179,14 @@ fn compare<R: Send>(work: impl Fn(&Group) -> R + Sync) -> Vec<R> {
 fn processes_that_begin_differently_say_how() {
     let folder = Path::new("run");
     let recipe = |rank: usize| if rank == 0 { "[run]\nseed = 1" } else { "[run]\nseed = 2" };
-    let found = compare(|group| check_alike(group, folder, recipe(group.rank()), 5, 0).map_err(|e| e.to_string()));
+    let found = compare(|group| check_same_recipe(group, folder, recipe(group.rank())).map_err(|e| e.to_string()));
     let expected = "rank 1 does not begin as rank 0: of its recipe, `run.seed` is 1 there and 2 now";
     assert_eq!(found, [Ok(()), Err(expected.to_owned())]);
-    let found = compare(|group| check_alike(group, folder, "", 5 + group.rank(), 0).map_err(|e| e.to_string()));
+    let found = compare(|group| check_alike(group, folder, 5 + group.rank(), 0).map_err(|e| e.to_string()));
     assert!(found[1].as_ref().unwrap_err().contains("its dataset has 6 samples, that of rank 0 has 5"), "{found:?}");
     let found = compare(|group| {
         let samples = if group.rank() == 0 { 16 } else { 0 };
-        check_alike(group, folder, "", 5, samples).map_err(|error| error.to_string())
+        check_alike(group, folder, 5, samples).map_err(|error| error.to_string())
     });
     assert!(found[1].as_ref().unwrap_err().contains("goes on after 0 samples, rank 0 after 16"), "{found:?}");
 }
