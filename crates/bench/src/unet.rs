@@ -332,6 +332,7 @@ struct Training {
     target: Tensor<4>,
     keep: Keep,
     optimizer: Optimizer,
+    stepping: Stepping,
     run: RunSettings,
     settings: OptimizerSettings,
     samples: u64,
@@ -362,6 +363,7 @@ impl Training {
         let optimizer = Optimizer::new(&unet, &TrainConfig::new(&run, &settings, None))?;
         Ok(Self {
             target: noise(inputs.latent.dims(), 2, &device),
+            stepping: settings.stepping(unet.num_params()),
             unet: Some(unet),
             inputs,
             keep: if bench.recompute_blocks { Keep::Inputs } else { Keep::Activations },
@@ -382,7 +384,7 @@ impl Iteration for Training {
             let output = self.inputs.through(&unet, self.keep);
             mean_squared_error(output.cast(DType::F32), self.target.clone())
         };
-        let stepping = self.settings.stepping(unet.num_params());
+        let stepping = self.stepping;
         let (loss, uses) = stepping.pass(|| count_uses(pass));
         self.loss = loss.clone().inner().into_scalar::<f32>();
         let forward = laps.lap(Pass::Forward);

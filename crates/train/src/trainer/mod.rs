@@ -227,6 +227,8 @@ struct Run<'a, T: Task, A: Trainable<T::Model>> {
     task: &'a T,
     trainable: &'a A,
     parameters: A::Parameters,
+    /// Numbers in all of them.
+    parameter_count: usize,
     optimizer: Optimizer,
     /// Sums gradients over processes, or over parts as processes would.
     exchange: Option<Exchange<'a>>,
@@ -348,6 +350,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             metrics: BTreeMap::new(),
             task,
             trainable,
+            parameter_count: parameters.num_params(),
             parameters,
             optimizer,
             exchange,
@@ -494,7 +497,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         // What may be left out must be known as a whole before it changes a weight.
         let whole = self.recipe.value.watch().is_some_and(|watch| watch.on_non_finite == OnNonFinite::Skip);
         match alone && !whole && calotype_ops::uses_kernels(self.context.device) {
-            true => self.config.optimizer.stepping(self.parameters.num_params()),
+            true => self.config.optimizer.stepping(self.parameter_count),
             false => Stepping::AfterBackward,
         }
     }
