@@ -155,22 +155,24 @@ killed() {
     echo "        $done kills of $ranks process(es), $inside inside a save, $run runs compared"
 }
 
-# Checkpoints must fit into SIZE MiB a few times only; a run that stops there goes on elsewhere, to the same bits.
+# full_disk SIZE: the disk, of SIZE MiB, is filled while a run goes; it stops, and goes on to the same bits once there is room again.
 full_disk() {
     local out="$work/full/run"
     mkdir "$work/full"
     mount -t tmpfs -o "size=${1}m" tmpfs "$work/full" || { echo "a file system of its own needs root" && return 1; }
     mounted="$work/full"
-    start 1 "$out" run.keep_checkpoints=1000
+    start 1 "$out"
+    until compgen -G "$out/checkpoints/checkpoint-*" >/dev/null || ! kill -0 "${pids[0]}" 2>/dev/null; do sleep 0.01; done
+    dd if=/dev/zero of="$work/full/filler" bs=1M >/dev/null 2>&1 || true
     if finished; then echo "the disk was never full" && return 1; fi
     grep -q "no space left on the disk\|free; free some" "$work/log.0" || { cat "$work/log.0" && return 1; }
-    cp -r "$out" "$work/rescued"
+    compgen -G "$out/checkpoints/checkpoint-*" >/dev/null || { echo "no checkpoint was kept" && return 1; }
+    rm "$work/full/filler"
+    start 1 "$out"
+    finished || { cat "$work/log.0" && return 1; }
+    same "$out" "$work/undisturbed-1" || return 1
     umount "$work/full"
     mounted=""
-    compgen -G "$work/rescued/checkpoints/checkpoint-*" >/dev/null || { echo "no checkpoint was kept" && return 1; }
-    start 1 "$work/rescued" run.keep_checkpoints=1000
-    finished || { cat "$work/log.0" && return 1; }
-    same "$work/rescued" "$work/undisturbed-1"
 }
 
 # A folder that cannot be written to is refused, and what is in it stays.
