@@ -258,7 +258,7 @@ struct Run<'a, T: Task, A: Trainable<T::Model>> {
     /// Where the time of the current entry of the logs goes.
     pace: Pace,
     measure: Measure,
-    /// What communication had cost then.
+    /// What communication had cost when the current entry of the logs began.
     communicated: Counters,
     /// The newest number of each name, for hooks.
     metrics: BTreeMap<String, f64>,
