@@ -39,8 +39,9 @@ pub(crate) fn largest(
         Some(best) => Ok((best.microbatch, probes)),
         None => {
             let needed = probes.first().map_or(fixed, |probe| probe.peak_rss_gib);
+            let budget = if budget < 0.01 { format!("{budget:e}") } else { format!("{budget:.2}") };
             let problem = format!(
-                "{budget:.2} GiB are not enough: one image at a time takes {needed:.2} GiB; allow more, or take a smaller \
+                "{budget} GiB are not enough: one image at a time takes {needed:.2} GiB; allow more, or take a smaller \
                  --family or --image-size"
             );
             Err(BenchError::Setting { flag: "--memory-budget", problem })
@@ -84,6 +85,8 @@ mod tests {
         assert!(error.is_usage());
         assert!(error.to_string().starts_with("--memory-budget: 2.00 GiB are not enough"), "{error}");
         assert!(error.to_string().contains("takes 2.50 GiB"), "{error}");
+        let error = largest(8, 0.0001, 2.0, |_| Ok(2.5)).unwrap_err().to_string();
+        assert!(error.starts_with("--memory-budget: 1e-4 GiB are not enough"), "{error}");
     }
 
     /// More than a straight line says: the measurement decides.

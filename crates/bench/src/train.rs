@@ -16,7 +16,7 @@ use calotype_models::{Init, UNet, UNetConfig};
 use calotype_ops::Precision;
 use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
 use calotype_train::StopFlag;
-use calotype_train::config::TrainingRecipe;
+use calotype_train::config::{LARGEST_BATCH, TrainingRecipe};
 use calotype_train::optim::{Optimizer, StepGradients};
 use calotype_train::recipe::RecipeLoader;
 use calotype_train::sources::open_source;
@@ -41,6 +41,8 @@ const SYNTHETIC_SAMPLES: usize = 100_000;
 const SYNTHETIC_WORDS: usize = 12;
 /// Standard deviation of all of the UNet's parameters.
 const DEVIATION: f32 = 0.02;
+/// Batches that nobody waits for.
+const MOST_BATCHES: usize = 1 << 24;
 /// Share of the memory that is free which `auto` takes.
 const BUDGET: f64 = 0.9;
 const GIB: f64 = (1u64 << 30) as f64;
@@ -195,6 +197,12 @@ impl TrainBench {
         })?;
         let at_least_one = || "must be at least 1".to_owned();
         check(self.batch_size > 0, "--batch-size", &at_least_one)?;
+        check(self.batch_size <= LARGEST_BATCH, "--batch-size", &|| {
+            format!("{} images at once are more than any memory holds; use at most {LARGEST_BATCH}", self.batch_size)
+        })?;
+        for (flag, number) in [("--window", self.window), ("--batches", self.batches)] {
+            check(number <= MOST_BATCHES, flag, &|| format!("{number} batches never end; use at most {MOST_BATCHES}"))?;
+        }
         check(self.batches > 0, "--batches", &at_least_one)?;
         check(self.window > 0, "--window", &at_least_one)?;
         if let Microbatch::Size(size) = self.microbatch {

@@ -1102,8 +1102,8 @@ fn unfinished(path: &Path, has: impl Fn(&str) -> bool) -> Option<String> {
     let again = "the same command goes on with it, and `calotype inspect` tells how far it is";
     if has("state.json") && has("tensors.safetensors") {
         return Some(format!(
-            "a training checkpoint, which holds more than a model and is drawn with by no command; runs begin with it \
-             (init_from={}), and a run that is finished has its model in the folder {RUN_MODEL}",
+            "a training checkpoint, which holds more than a model; `calotype export RUN --at SAMPLES` writes its model, runs begin \
+             with it (init_from={}), and a run that is finished has its model in the folder {RUN_MODEL}",
             path.display()
         ));
     }

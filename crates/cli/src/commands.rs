@@ -2,6 +2,7 @@ pub(crate) mod bench;
 pub(crate) mod doctor;
 mod drawing;
 pub(crate) mod ema;
+pub(crate) mod export;
 pub(crate) mod fid_stats;
 pub(crate) mod generate;
 pub(crate) mod mlperf;

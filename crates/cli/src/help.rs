@@ -39,6 +39,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "export",
+        &[
+            "calotype export runs/unet --weights trained --out trained",
+            "calotype export runs/sd2 --at 512000 --out runs/sd2-at-512000",
+        ],
+    ),
+    (
         "generate",
         &[
             "calotype generate \"a red fox in the snow\" --model v1-5-pruned.safetensors --negative \"blurry\" --seed 7",

@@ -41,6 +41,8 @@ enum Command {
     Train(TrainArgs),
     /// Write the model of a training run with an average of its weights that is made afterwards, of any width.
     Ema(commands::ema::EmaArgs),
+    /// Write the model of a checkpoint that a training run has kept, with the average of its weights or these themselves.
+    Export(commands::export::ExportArgs),
     /// Draw images with a checkpoint of Stable Diffusion, or with what a quickstart or a training run made.
     Generate(Box<commands::generate::GenerateArgs>),
     /// Run one network of a checkpoint on given tensors, with gradients if wanted.
@@ -148,7 +150,8 @@ fn parse() -> Cli {
 fn log() {
     let filter = std::env::var("CALOTYPE_LOG").ok().filter(|filter| !filter.trim().is_empty());
     let filter = filter.and_then(|filter| tracing_subscriber::EnvFilter::try_new(filter).ok());
-    let usual = if ranks::is_mute() { "error" } else { "warn,calotype=info" };
+    // Whoever waits for the others says so, also where another process speaks for all once they have met.
+    let usual = if ranks::is_mute() { "error,calotype_collective=info" } else { "warn,calotype=info" };
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new(usual)))
         .with_writer(std::io::stderr)
@@ -166,6 +169,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Quickstart(args) => commands::quickstart(&args),
         Command::Train(args) => commands::train(&args, cli.threads),
         Command::Ema(args) => commands::ema::ema_command(&args),
+        Command::Export(args) => commands::export::export_command(&args),
         Command::Generate(args) => commands::generate::generate_command(&args),
         Command::Data(args) => data::data(&args),
         Command::Probe(args) => commands::probe::probe_command(&args),

@@ -198,7 +198,7 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["finetune", "fine-tune", "fit", "pretrain"], "train"),
     (&["demo", "start", "init", "example"], "quickstart"),
     (&["info", "show", "describe", "ls"], "inspect"),
-    (&["export", "save"], "convert"),
+    (&["save"], "convert"),
     (&["precache", "encode", "cache", "cache-latents"], "data precache"),
     (&["download", "img2dataset"], "data download"),
     (&["fetch"], "data fetch"),

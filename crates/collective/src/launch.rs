@@ -3,6 +3,7 @@
 mod slurm;
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -153,6 +154,8 @@ const LAUNCHERS: [Names; 5] = [
     names(Starter::Pmix, ["PMIX_RANK", "", "", ""]),
 ];
 
+/// Above the number of processes of any run: a number beyond it is a slip.
+const MOST_PROCESSES: usize = 1 << 20;
 /// Ports that rank 0 tries one after the other where nobody chose one.
 const PORTS_TRIED: u16 = 8;
 /// Ports below those that systems give to outgoing connections.
@@ -201,6 +204,16 @@ impl Variables<'_> {
             Ok(number) => Ok(Some(Said { variable, number })),
             Err(_) => Err(LaunchError::NotANumber { variable: variable.to_owned(), value }),
         }
+    }
+
+    /// A port; whether it can be one is for [`master_rendezvous`] to say.
+    fn port(&self, variable: &'static str) -> Result<Option<Said>, LaunchError> {
+        self.number(variable).map_err(|error| match error {
+            LaunchError::NotANumber { variable, value } => {
+                LaunchError::Malformed { variable, value, problem: port_wanted() }
+            }
+            other => other,
+        })
     }
 
     /// What one launcher says, if anything.
@@ -276,7 +289,7 @@ impl Variables<'_> {
             return own_rendezvous(address).map(Some);
         }
         let elastic = self.text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
-        match (self.text("MASTER_ADDR"), self.number("MASTER_PORT")?) {
+        match (self.text("MASTER_ADDR"), self.port("MASTER_PORT")?) {
             (Some(host), Some(port)) => return master_rendezvous(host, &port, elastic).map(Some),
             (Some(host), None) => return Err(half_a_master(format!("MASTER_ADDR={host}"), "MASTER_PORT")),
             (None, Some(port)) => return Err(half_a_master(port.to_string(), "MASTER_ADDR")),
@@ -360,7 +373,8 @@ fn half_a_master(set: String, missing: &str) -> LaunchError {
 fn own_rendezvous(address: String) -> Result<Rendezvous, LaunchError> {
     let parts = address.rsplit_once(':').and_then(|(host, port)| {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        port.parse().ok().filter(|port| *port > 0 && !host.is_empty()).map(|port: u16| (host.to_owned(), port))
+        let is_host = !host.is_empty() && (!host.contains(':') || host.parse::<Ipv6Addr>().is_ok());
+        port.parse().ok().filter(|port| *port > 0 && is_host).map(|port: u16| (host.to_owned(), port))
     });
     match parts {
         Some((host, port)) => Ok(Rendezvous { hosts: vec![host], ports: vec![port] }),
@@ -372,13 +386,18 @@ fn own_rendezvous(address: String) -> Result<Rendezvous, LaunchError> {
     }
 }
 
+/// The last port that leaves room for those behind it.
+const LAST_PORT: u16 = u16::MAX - PORTS_TRIED;
+
+fn port_wanted() -> String {
+    format!("it takes a port from 1 to {LAST_PORT}")
+}
+
 /// torchrun's agent of rank 0 listens on `MASTER_PORT` itself; its children take the next free port.
 fn master_rendezvous(host: String, port: &Said, agent_listens: bool) -> Result<Rendezvous, LaunchError> {
-    let room = usize::from(u16::MAX - PORTS_TRIED);
-    let Some(first) = (1..=room).contains(&port.number).then_some(port.number as u16) else {
-        let problem = format!("it takes a port from 1 to {room}");
+    let Some(first) = (1..=usize::from(LAST_PORT)).contains(&port.number).then_some(port.number as u16) else {
         let value = port.number.to_string();
-        return Err(LaunchError::Malformed { variable: port.variable.to_owned(), value, problem });
+        return Err(LaunchError::Malformed { variable: port.variable.to_owned(), value, problem: port_wanted() });
     };
     let ports = if agent_listens { (first + 1..=first + PORTS_TRIED).collect() } else { vec![first] };
     Ok(Rendezvous { hosts: vec![host], ports })
@@ -430,6 +449,11 @@ impl Launch {
         let world = any(1).ok_or_else(|| {
             incomplete(first.starter, &first.numbers(), "the number of processes (CALOTYPE_WORLD_SIZE)")
         })?;
+        if world.number > MOST_PROCESSES {
+            let problem = format!("it takes the number of the run's processes, at most {MOST_PROCESSES}");
+            let (variable, value) = (world.variable.to_owned(), world.number.to_string());
+            return Err(LaunchError::Malformed { variable, value, problem });
+        }
         within(&first.rank, &world)?;
         let (local_rank, local_size) = on_host(first, &world, any(2), any(3))?;
         let mut launch = Self {

@@ -234,7 +234,7 @@ fn meet(launch: &Launch, patience: Patience) -> Result<meeting::Met, MpiError> {
     if launch.rank != 0 {
         let place = hear_place(launch.rank, patience.meeting, deadline)?;
         let (own, rendezvous) = read_place(launch, &place);
-        return Ok(meeting::join(&rendezvous, &own, patience.meeting)?);
+        return Ok(meeting::join(&rendezvous, &own, patience.meeting, launch.local_rank == 0)?);
     }
     let loopback = launch.local_size == launch.world;
     let listener = meeting::listen(loopback, 0).map_err(MeetingError::System)?;

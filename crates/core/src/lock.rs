@@ -86,7 +86,15 @@ impl FolderLock {
     /// [`LockError::Busy`] if another process has it; [`LockError::Io`].
     pub fn take(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join(LOCK_FILE);
-        let io = |source| LockError::Io { path: path.clone(), source };
+        let io = |source: io::Error| {
+            let source = match source.kind() {
+                io::ErrorKind::IsADirectory => {
+                    io::Error::new(source.kind(), "a folder is at the place of the lock, which is a file; move it away")
+                }
+                _ => source,
+            };
+            LockError::Io { path: path.clone(), source }
+        };
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
         let locked = match file.try_lock() {
@@ -229,6 +237,10 @@ mod tests {
             std::fs::write(folder.path().join(LOCK_FILE), damaged).unwrap();
             assert!(FolderLock::take(folder.path()).unwrap().taken_over_from().is_none(), "{damaged}");
         }
+        let blocked = tempfile::tempdir().unwrap();
+        std::fs::create_dir(blocked.path().join(LOCK_FILE)).unwrap();
+        let error = FolderLock::take(blocked.path()).unwrap_err().to_string();
+        assert!(error.contains("a folder is at the place of the lock"), "{error}");
     }
 
     #[test]

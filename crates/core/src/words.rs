@@ -98,6 +98,12 @@ fn translated(text: &str) -> Option<(String, &str)> {
     if let Some(rest) = text.strip_prefix("data did not match any variant of untagged enum ") {
         return Some(("it has none of the forms that can stand there".to_owned(), behind_name(rest)));
     }
+    if let Some(rest) = text.strip_prefix("wanted exactly 1 element, more than 1 element") {
+        return Some(("several kinds stand there, of which it takes one: leave the others out".to_owned(), rest));
+    }
+    if let Some(rest) = text.strip_prefix("wanted exactly 1 element, found 0 elements") {
+        return Some(("it takes one kind, and none stands there".to_owned(), rest));
+    }
     if let Some(rest) = text.strip_prefix("EOF while parsing ") {
         let end = rest.find(" at line").unwrap_or(rest.len());
         return Some((format!("the text ends inside {}", &rest[..end]), &rest[end..]));
@@ -169,6 +175,9 @@ fn takes(text: &str) -> (String, &str) {
             return (format!("a list of {length} entries"), rest);
         }
     }
+    if let Some(rest) = text.strip_prefix("newtype variant") {
+        return ("a table of the kind's settings, such as { kind = { setting = 1 } }".to_owned(), rest);
+    }
     for prefix in ["enum ", "tuple struct ", "tuple variant "] {
         if let Some(rest) = text.strip_prefix(prefix) {
             let words = if prefix == "enum " { "a name in quotes, or a table" } else { "a list, such as [1, 2]" };
@@ -227,6 +236,16 @@ mod tests {
         inner: Option<Box<Recipe>>,
         #[serde(default)]
         kind: Kind,
+        #[serde(default)]
+        shape: Option<Shape>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    #[allow(dead_code)]
+    enum Shape {
+        Round(Box<Recipe>),
+        Square(Box<Recipe>),
     }
 
     #[derive(Debug, Default, Deserialize)]
@@ -266,6 +285,8 @@ mod tests {
             ("samples = 1\npair = [1]", "instead of 1 entries it takes a list of 2 entries"),
             ("samples = 1\ninner = 3", "instead of 3 it takes a table of keys and values"),
             ("samples = 1\nkind = 'lage'", "instead of `lage` it takes `small` or `large`"),
+            ("samples = 1\nshape = 'round'", "instead of a name it takes a table of the kind's settings"),
+            ("samples = 1\nshape = { round = { samples = 1 }, square = { samples = 1 } }", "several kinds stand there"),
             ("samples = 1\nsampels = 2", "the key `sampels` is not known; known: `samples`"),
             ("rate = 1.0", "the key `samples` is missing"),
         ] {

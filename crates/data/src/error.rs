@@ -153,7 +153,7 @@ pub enum Error {
     },
 
     /// A dataset without samples.
-    #[error("dataset {} holds no samples; expected *.tar files with members named key.extension", path.display())]
+    #[error("dataset {} holds no samples: there are no shards in it, or only empty ones; check the path, or write the dataset anew", path.display())]
     EmptyDataset {
         /// The dataset folder.
         path: PathBuf,

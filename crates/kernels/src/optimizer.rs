@@ -79,7 +79,7 @@ pub struct Stepped<'a> {
     pub packed: Option<&'a mut PackedWeights>,
 }
 
-impl<'a> Stepped<'a> {
+impl Stepped<'_> {
     /// `moments` says of both moments whether the rule keeps them.
     fn check(&self, moments: [bool; 2]) {
         let len = self.parameter.len();
@@ -96,7 +96,28 @@ impl<'a> Stepped<'a> {
         }
     }
 
-    /// Cuts off the first `len` elements, or all if they are fewer.
+    /// The elements in `range`.
+    fn part(&mut self, range: Range<usize>) -> Stepped<'_> {
+        Stepped {
+            parameter: &mut self.parameter[range.clone()],
+            gradient: &self.gradient[range.clone()],
+            first_moment: self.first_moment.get_mut(range.clone()).unwrap_or_default(),
+            second_moment: self.second_moment.get_mut(range.clone()).unwrap_or_default(),
+            average: self.average.as_mut().map(|average| &mut average[range]),
+            packed: None,
+        }
+    }
+}
+
+impl<'a> Cut<'a> for Stepped<'a> {
+    fn elements(&self) -> usize {
+        self.parameter.len()
+    }
+
+    fn take_packed(&mut self) -> Option<&'a mut PackedWeights> {
+        self.packed.take()
+    }
+
     fn split_off(&mut self, len: usize) -> Self {
         fn front<'a>(slice: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
             // A moment that the rule does not keep is empty.
@@ -109,18 +130,6 @@ impl<'a> Stepped<'a> {
             first_moment: front(&mut self.first_moment, len),
             second_moment: front(&mut self.second_moment, len),
             average: self.average.as_mut().map(|average| front(average, len)),
-            packed: None,
-        }
-    }
-
-    /// The elements in `range`.
-    fn part(&mut self, range: Range<usize>) -> Stepped<'_> {
-        Stepped {
-            parameter: &mut self.parameter[range.clone()],
-            gradient: &self.gradient[range.clone()],
-            first_moment: self.first_moment.get_mut(range.clone()).unwrap_or_default(),
-            second_moment: self.second_moment.get_mut(range.clone()).unwrap_or_default(),
-            average: self.average.as_mut().map(|average| &mut average[range]),
             packed: None,
         }
     }
@@ -182,22 +191,8 @@ trait Rule: Sync {
 }
 
 fn step_all<'a, R: Rule>(rule: &R, parameters: impl IntoIterator<Item = Stepped<'a>>) {
-    let mut renewals = Vec::new();
-    let mut pieces = Vec::new();
-    for mut parameter in parameters {
-        parameter.check(rule.moments());
-        let packed = parameter.packed.take().map(PackedWeights::renew);
-        let rows = packed.as_ref().map(|packed| (renewals.len(), Renewal::ROWS * packed.columns()));
-        renewals.extend(packed);
-        let mut begin = 0;
-        while !parameter.parameter.is_empty() {
-            let len = rows.map_or(CHUNK, |(_, len)| len);
-            let packed = rows.map(|(renewal, len)| (renewal, begin / len * Renewal::ROWS));
-            pieces.push((parameter.split_off(len), packed));
-            begin += len;
-        }
-    }
-    let tasks = group(pieces.iter().map(|(piece, _)| piece.parameter.len()));
+    let checked = parameters.into_iter().inspect(|parameter| parameter.check(rule.moments()));
+    let Pieces { renewals, mut pieces, tasks } = cut(checked);
     let pieces = SharedMut::new(&mut pieces);
     parallel_for(tasks.len(), |task| {
         // SAFETY: tasks have different pieces.
@@ -208,6 +203,47 @@ fn step_all<'a, R: Rule>(rule: &R, parameters: impl IntoIterator<Item = Stepped<
             }
         }
     });
+}
+
+/// A parameter with what is stepped beside it.
+trait Cut<'a>: Sized {
+    /// Elements of the parameter.
+    fn elements(&self) -> usize;
+
+    /// The packed form, which pieces do not have.
+    fn take_packed(&mut self) -> Option<&'a mut PackedWeights>;
+
+    /// Cuts off the first `len` elements, or all if they are fewer.
+    fn split_off(&mut self, len: usize) -> Self;
+}
+
+/// Parameters in pieces.
+struct Pieces<'a, P> {
+    /// The packed weights that are renewed.
+    renewals: Vec<Renewal<'a>>,
+    /// Each with the number of its packed weights among them and its first row there.
+    pieces: Vec<(P, Option<(usize, usize)>)>,
+    /// Those of each task.
+    tasks: Vec<Range<usize>>,
+}
+
+/// Cuts parameters that were checked into pieces of [`CHUNK`] elements, or of the rows that are packed together.
+fn cut<'a, P: Cut<'a>>(parameters: impl IntoIterator<Item = P>) -> Pieces<'a, P> {
+    let (mut renewals, mut pieces) = (Vec::new(), Vec::new());
+    for mut parameter in parameters {
+        let packed = parameter.take_packed().map(PackedWeights::renew);
+        let rows = packed.as_ref().map(|packed| (renewals.len(), Renewal::ROWS * packed.columns()));
+        renewals.extend(packed);
+        let mut begin = 0;
+        while parameter.elements() > 0 {
+            let len = rows.map_or(CHUNK, |(_, len)| len);
+            let packed = rows.map(|(renewal, len)| (renewal, begin / len * Renewal::ROWS));
+            pieces.push((parameter.split_off(len), packed));
+            begin += len;
+        }
+    }
+    let tasks = group(pieces.iter().map(|(piece, _)| piece.elements()));
+    Pieces { renewals, pieces, tasks }
 }
 
 /// A step of the rows of a weight from `row` on, which are packed some pieces at a time.

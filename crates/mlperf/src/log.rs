@@ -27,6 +27,11 @@ pub struct ReadError {
     pub source: io::Error,
 }
 
+/// Whether there is something else than a file or folder at a path: a named pipe would be waited for without end.
+pub(crate) fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+}
+
 /// What a line says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
@@ -44,6 +49,11 @@ impl Line {
     /// The sample count in the metadata, if it is a whole number.
     pub fn samples(&self) -> Option<u64> {
         self.metadata.get(keys::SAMPLES_COUNT)?.count()
+    }
+
+    /// Whether it ends a block of training steps or an epoch.
+    fn ends_block(&self) -> bool {
+        [keys::BLOCK_STOP, keys::EPOCH_STOP].contains(&self.key.as_str())
     }
 }
 
@@ -100,9 +110,13 @@ impl Log {
 
     /// When training reached a sample count: the time of the `block_stop` or `epoch_stop` there, in milliseconds since 1970.
     pub fn reached(&self, samples: u64) -> Option<i64> {
-        let ends = |line: &Line| [keys::BLOCK_STOP, keys::EPOCH_STOP].contains(&line.key.as_str());
-        let found = self.lines().find(|(_, line)| ends(line) && line.samples() == Some(samples));
+        let found = self.lines().find(|(_, line)| line.ends_block() && line.samples() == Some(samples));
         found.map(|(_, line)| line.time_ms as i64)
+    }
+
+    /// Sample counts at which training ended a block or an epoch, in the order of the lines.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = u64> {
+        self.lines().filter(|(_, line)| line.ends_block()).filter_map(|(_, line)| line.samples())
     }
 
     /// The benchmark that the log names, if it is one of ours.

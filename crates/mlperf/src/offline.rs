@@ -41,7 +41,7 @@ pub struct Finished {
 /// The rules want all checkpoints up to that one evaluated for one run of ten, and for the others at least it and the one before.
 ///
 /// # Errors
-/// [`LogError::Order`] if the run has ended already, has not begun, or did not end a block at a checkpoint's samples; if there
+/// [`LogError::TwoRuns`] if the log is of two; [`LogError::Order`] if the run has ended already, has not begun, or did not end a block at a checkpoint's samples; if there
 /// are no scores, or a checkpoint is there twice or lacks a result. [`LogError::Io`].
 #[track_caller]
 pub fn finish_offline(
@@ -83,14 +83,28 @@ fn outcome(log: &Log, scores: &[&Scores], reached: impl Fn(&[(Metric, f64)]) -> 
     };
     let time_ms = log.reached(samples).ok_or_else(|| {
         let why = format!("at {samples} samples: training logged no `block_stop` there, so that its time is not known");
-        order(log, keys::RUN_STOP, why)
+        order(log, keys::RUN_STOP, why + &ends_of(log))
     })?;
     Ok(Finished { status, samples, time_ms })
+}
+
+/// Sample counts that scores can be of, in words; of many, the first and last ones.
+fn ends_of(log: &Log) -> String {
+    const SHOWN: usize = 6;
+    let ends: Vec<String> = log.ends().map(|samples| samples.to_string()).collect();
+    match ends.len() {
+        0 => String::new(),
+        1..=SHOWN => format!("; it did at {}", ends.join(", ")),
+        many => format!("; it did at {} … {}", ends[..SHOWN - 1].join(", "), ends[many - 1]),
+    }
 }
 
 /// The benchmark of a run that has begun and not ended.
 fn open_run(log: &Log) -> Result<Benchmark, LogError> {
     let has = |key: &str| log.lines().any(|(_, line)| line.key == key);
+    if let Some((line, _)) = log.lines().filter(|(_, line)| line.key == keys::RUN_START).nth(1) {
+        return Err(LogError::TwoRuns { file: log.path.clone(), line });
+    }
     if has(keys::RUN_STOP) {
         return Err(order(log, keys::EVAL_START, "after `run_stop`: the run has ended already"));
     }

@@ -2,6 +2,7 @@
 
 use crate::keys;
 use crate::log::{Entry, Line};
+use crate::value::Value;
 use crate::writer::{LogError, io_error};
 use calotype_core::durable;
 use std::collections::BTreeSet;
@@ -10,7 +11,7 @@ use std::io;
 use std::path::Path;
 
 /// How far the lines of a log go.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Progress {
     pub cache_clear: bool,
     pub init_start: bool,
@@ -24,6 +25,8 @@ pub(crate) struct Progress {
     pub evaluated: BTreeSet<u64>,
     /// Most samples of a line.
     pub last: u64,
+    /// Keys and values of the lines without samples, which are the run's beginning.
+    pub beginning: Vec<(String, Value)>,
 }
 
 impl Progress {
@@ -54,18 +57,33 @@ pub(crate) fn rewind(path: &Path, samples: u64) -> Result<(Progress, u64), LogEr
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            let source = io::Error::new(error.kind(), "a folder is at the place of the log; move it away");
+            return Err(io_error(path, "read it", source));
+        }
         Err(source) => return Err(io_error(path, "read it", source)),
     };
     let lines = whole_lines(path, &bytes)?;
     let end = lines.iter().position(|line| line.ends_what_stays(samples)).unwrap_or(lines.len());
     let end = without_open_evaluation(&lines[..end]);
     let mut progress = Progress::default();
-    for (line, samples) in lines[..end].iter().filter_map(|line| line.said.as_ref().map(|said| (said, said.samples())))
-    {
-        progress.note(&line.key, samples);
+    for (index, line) in lines[..end].iter().enumerate() {
+        let Some(said) = &line.said else { continue };
+        if said.key == keys::RUN_START && progress.run_start {
+            return Err(LogError::TwoRuns { file: path.to_owned(), line: index + 1 });
+        }
+        if said.samples().is_none() {
+            progress.beginning.push((said.key.clone(), said.value.clone()));
+        }
+        progress.note(&said.key, said.samples());
     }
-    if samples > 0 && !progress.run_start {
-        return Err(LogError::NoStart { file: path.to_owned(), samples });
+    let starts = [
+        (keys::RUN_START, progress.run_start),
+        (keys::INIT_START, progress.init_start),
+        (keys::INIT_STOP, progress.init_stop),
+    ];
+    if let Some((key, _)) = starts.into_iter().find(|(_, there)| samples > 0 && !there) {
+        return Err(LogError::NoStart { file: path.to_owned(), key, samples });
     }
     let kept: usize = lines[..end].iter().map(|line| line.length).sum();
     if kept < bytes.len() {

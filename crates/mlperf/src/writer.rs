@@ -45,14 +45,42 @@ pub enum LogError {
     },
     /// The log does not begin where the run does.
     #[error(
-        "{}: has no `run_start`, although the run has seen {samples} samples; a log has to begin with its run: start a new run, \
+        "{}: has no `{key}`, although the run has seen {samples} samples; a log has to begin with its run: start a new run, \
          or bring back the log that belongs to this one", file.display()
     )]
     NoStart {
         /// The log.
         file: PathBuf,
+        /// What is missing.
+        key: &'static str,
         /// Samples that the run has seen.
         samples: u64,
+    },
+    /// Lines of several runs.
+    #[error(
+        "{} line {line}: another run begins here, and a log is of one run: remove the lines of the other, or bring back the log that \
+         belongs to this run", file.display()
+    )]
+    TwoRuns {
+        /// The log.
+        file: PathBuf,
+        /// The line of the second `run_start`, from 1.
+        line: usize,
+    },
+    /// The log begins otherwise than the run that is to go on in it.
+    #[error(
+        "{}: its beginning is not this run's: `{key}` is {found} there, and {wanted} now; bring back the log that belongs to this run",
+        file.display()
+    )]
+    OtherBeginning {
+        /// The log.
+        file: PathBuf,
+        /// What differs.
+        key: &'static str,
+        /// What the log says.
+        found: String,
+        /// What the run would say.
+        wanted: String,
     },
     /// A setting that the rules do not allow.
     #[error("`{field}` of the submission is empty; name it, for the rules ask for it")]
@@ -120,7 +148,7 @@ impl LogWriter {
     ///
     /// # Errors
     /// [`LogError::Empty`], [`LogError::Io`], [`LogError::Damaged`]; [`LogError::NoStart`] if the file does not hold the
-    /// run's beginning.
+    /// run's beginning, [`LogError::TwoRuns`] if it holds two.
     pub fn open(path: &Path, submission: &Submission, samples: u64) -> Result<Self, LogError> {
         Self::open_with_clock(path, submission, samples, now_ms)
     }
@@ -171,11 +199,11 @@ impl LogWriter {
     /// what, `init_start`. Nothing for a run that goes on.
     ///
     /// # Errors
-    /// [`LogError::Io`].
+    /// [`LogError::OtherBeginning`] if a run that goes on said something else; [`LogError::Io`].
     #[track_caller]
     pub fn init_start(&mut self, cache_cleared: bool) -> Result<(), LogError> {
         if self.progress.init_start {
-            return Ok(());
+            return self.submission.lines().into_iter().try_for_each(|(key, value)| self.expect(key, Some(&value)));
         }
         let mut lines = Vec::new();
         if !self.progress.cache_clear {
@@ -190,11 +218,17 @@ impl LogWriter {
     /// goes on.
     ///
     /// # Errors
-    /// [`LogError::Order`] before `init_start`; [`LogError::Io`].
+    /// [`LogError::Order`] before `init_start`; [`LogError::OtherBeginning`] if a run that goes on lacks one, or had another seed or
+    /// batch; [`LogError::Io`].
     #[track_caller]
     pub fn init_stop(&mut self, settings: &Settings) -> Result<(), LogError> {
         if self.progress.init_stop {
-            return Ok(());
+            let lines = settings.before_init_stop(self.submission.benchmark).into_iter();
+            // Others may differ: what a run is split into, and numbers by a digit.
+            let whole = [keys::SEED, keys::GLOBAL_BATCH_SIZE];
+            return lines
+                .chain(settings.behind_init_stop())
+                .try_for_each(|(key, value)| self.expect(key, whole.contains(&key).then_some(&value)));
         }
         self.needs(keys::INIT_STOP, self.progress.init_start, keys::INIT_START)?;
         self.points(settings.before_init_stop(self.submission.benchmark))?;
@@ -393,6 +427,9 @@ impl LogWriter {
         let samples = metadata.iter().find(|(name, _)| *name == keys::SAMPLES_COUNT);
         let samples = samples.and_then(|(_, value)| value.count());
         self.begin_block(samples.unwrap_or(0))?;
+        if samples.is_none() {
+            self.progress.beginning.push((key.to_owned(), value.clone()));
+        }
         self.put(log_line((self.clock)(), event, key, &value, metadata, Location::caller()))?;
         self.progress.note(key, samples);
         Ok(())
@@ -420,6 +457,18 @@ impl LogWriter {
             true => Err(self.order(key, "after `run_stop`".to_owned())),
             false => Ok(()),
         }
+    }
+
+    /// Refuses a log that does not begin with a line of a key, and of a value where one is given.
+    fn expect(&self, key: &'static str, wanted: Option<&Value>) -> Result<(), LogError> {
+        let said = self.progress.beginning.iter().find(|(said, _)| said == key).map(|(_, value)| value);
+        if said.is_some_and(|said| wanted.is_none_or(|wanted| said.same(wanted))) {
+            return Ok(());
+        }
+        let [found, wanted] =
+            [said, wanted].map(|value| value.map_or_else(|| "absent".to_owned(), ToString::to_string));
+        let wanted = if wanted == "absent" { "logged by every run".to_owned() } else { wanted };
+        Err(LogError::OtherBeginning { file: self.path.clone(), key, found, wanted })
     }
 
     fn needs(&self, key: &'static str, there: bool, other: &str) -> Result<(), LogError> {

@@ -1,7 +1,7 @@
 //! Averages of a run's weights that are made afterwards (Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion
 //! models", section 3.2): sums of the snapshots that a run with `[ema] name = "post_hoc"` keeps in its folder `averages/`.
 
-use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, LazyTensor, saved_in};
+use crate::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, LazyTensor, saved_in};
 use crate::optim::ema::{EmaForm, Fit, PowerFunction, Snapshot, fit};
 use crate::optim::{EmaSettings, WITHOUT_AVERAGE, snapshot_name};
 use burn::module::Module;
@@ -27,6 +27,14 @@ pub enum AverageError {
         /// The snapshot.
         path: PathBuf,
     },
+    /// A snapshot of another run, or one that was renamed.
+    #[error("{}: {problem}; move it away, and copy the run's own snapshot back", snapshot.display())]
+    Foreign {
+        /// The snapshot's folder.
+        snapshot: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
     /// The run keeps no snapshots.
     #[error("{}: there are no snapshots of averages; a run keeps them with [ema] name = \"post_hoc\" in its recipe", run.display())]
     None {
@@ -35,7 +43,7 @@ pub enum AverageError {
     },
     /// No average has the width.
     #[error(
-        "--sigma-rel {0}: a relative width is above 0 and below 0.2887, that of a flat average; usual are 0.01 to 0.25"
+        "--sigma-rel {0:?}: a relative width is at least 0.000001 and below 0.2887, that of a flat average; usual are 0.01 to 0.25"
     )]
     Width(f64),
     /// The run has not come so far, or the first snapshot is later.
@@ -84,9 +92,22 @@ impl AverageError {
 struct State {
     /// Relative widths of the averages, in the order of their names.
     sigma_rel: Vec<f64>,
+    /// The run's seed; absent in snapshots of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
 }
 
-/// Keeps a snapshot of a run, atomically; one of the same samples that is the same stays.
+/// Where the snapshot of a run behind some samples is kept.
+pub(crate) fn place_of(run: &Path, samples: u64) -> PathBuf {
+    run.join(AVERAGES).join(checkpoint::folder_name(PREFIX, samples))
+}
+
+/// Whether a run has the snapshot behind some samples. It is not looked into.
+pub(crate) fn is_kept(run: &Path, samples: u64) -> bool {
+    place_of(run, samples).is_dir()
+}
+
+/// Keeps a snapshot of a run with a seed, atomically; one of the same samples that is the same stays.
 ///
 /// # Errors
 /// [`CheckpointError`].
@@ -95,9 +116,10 @@ pub(crate) fn keep(
     samples: u64,
     tensors: Vec<LazyTensor<'_>>,
     ema: &EmaSettings,
+    seed: u64,
 ) -> Result<(), CheckpointError> {
     let EmaForm::PostHoc(form) = &ema.form else { return Ok(()) };
-    let state = serde_json::json!({ "sigma_rel": form.sigma_rel });
+    let state = serde_json::json!({ "sigma_rel": form.sigma_rel, "seed": seed });
     let store = CheckpointStore::open(run.join(AVERAGES), PREFIX)?;
     store.save(samples, tensors, &state).map(drop)
 }
@@ -124,12 +146,12 @@ pub struct Rebuilt {
 }
 
 impl Rebuilt {
-    /// Reads a run's snapshots and finds the sum of them that is nearest to the average that is wanted. Every hash is verified; no
+    /// Reads the snapshots of a run with a seed, and finds the sum of them that is nearest to the average that is wanted. Every hash is verified; no
     /// tensor is added up yet.
     ///
     /// # Errors
     /// [`AverageError`].
-    pub fn open(run: &Path, wanted: &Wanted) -> Result<Self, AverageError> {
+    pub fn open(run: &Path, seed: u64, wanted: &Wanted) -> Result<Self, AverageError> {
         let profile = PowerFunction::of_width(wanted.sigma_rel).ok_or(AverageError::Width(wanted.sigma_rel))?;
         let folder = run.join(AVERAGES);
         let mut saved = if folder.is_dir() { saved_in(&folder)? } else { Vec::new() };
@@ -147,9 +169,9 @@ impl Rebuilt {
         // Later snapshots average what is not to be seen.
         saved.retain(|(taken, _)| *taken <= samples);
         let (mut snapshots, mut profiles) = (Vec::new(), Vec::new());
-        for (_, path) in &saved {
+        for (taken, path) in &saved {
             let snapshot = Checkpoint::load(path)?;
-            let own = profiles_of(&snapshot)?;
+            let own = profiles_of(&snapshot, *taken, seed)?;
             profiles.extend(own.iter().map(|&profile| Snapshot { samples: snapshot.samples, profile }));
             snapshots.push((snapshot, own.len()));
         }
@@ -193,7 +215,6 @@ impl Rebuilt {
     }
 }
 
-/// What a snapshot averages.
 /// A snapshot that was kept and is not whole any more: without it, another average would come out.
 fn incomplete(folder: &Path, saved: &[(u64, PathBuf)]) -> Option<PathBuf> {
     let entries = std::fs::read_dir(folder).ok()?;
@@ -205,9 +226,17 @@ fn incomplete(folder: &Path, saved: &[(u64, PathBuf)]) -> Option<PathBuf> {
     lost.into_iter().next()
 }
 
-fn profiles_of(snapshot: &Checkpoint) -> Result<Vec<PowerFunction>, AverageError> {
+/// What a snapshot averages, which must be of a run with a seed, taken behind the samples that its folder's name says.
+fn profiles_of(snapshot: &Checkpoint, taken: u64, seed: u64) -> Result<Vec<PowerFunction>, AverageError> {
+    let foreign = |problem: String| Err(AverageError::Foreign { snapshot: snapshot.path.clone(), problem });
+    if snapshot.samples != taken {
+        return foreign(format!("it was taken after {} samples, and its folder's name says {taken}", snapshot.samples));
+    }
     let wrong = |problem: String| AverageError::State { snapshot: snapshot.path.clone(), problem };
     let state: State = serde_json::from_value(snapshot.state.clone()).map_err(|error| wrong(error.to_string()))?;
+    if let Some(other) = state.seed.filter(|other| *other != seed) {
+        return foreign(format!("it is of a run whose run.seed is {other}, and this one's is {seed}"));
+    }
     let profile = |&width: &f64| {
         PowerFunction::of_width(width).ok_or_else(|| wrong(format!("sigma_rel = {width} is no width of an average")))
     };
@@ -232,6 +261,8 @@ mod tests {
         Pair { trained: tensor(), frozen: tensor() }
     }
 
+    const SEED: u64 = 3;
+
     /// A run whose first weight is its samples and whose second one is constant; snapshots every 100 samples.
     fn run(folder: &Path) {
         let ema = EmaSettings::new(EmaForm::PostHoc(PostHoc { snapshot_every: 100, ..PostHoc::default() }));
@@ -249,7 +280,7 @@ mod tests {
                     tensor("average1.trained", averages[1]),
                     tensor("model.frozen", 3.0),
                 ];
-                keep(folder, samples, tensors, &ema).unwrap();
+                keep(folder, samples, tensors, &ema, SEED).unwrap();
             }
         }
     }
@@ -263,7 +294,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         run(folder.path());
         let filled = |wanted: &Wanted| {
-            let rebuilt = Rebuilt::open(folder.path(), wanted).unwrap();
+            let rebuilt = Rebuilt::open(folder.path(), SEED, wanted).unwrap();
             let model = rebuilt.fill(pair()).unwrap();
             assert_eq!(state::values_of(model.frozen.val()), [3.0, 7.0]);
             let values = state::values_of(model.trained.val());
@@ -286,13 +317,14 @@ mod tests {
     #[test]
     fn what_cannot_be_rebuilt_is_told() {
         let folder = tempfile::tempdir().unwrap();
-        let error = |wanted: Wanted| Rebuilt::open(folder.path(), &wanted).unwrap_err();
+        let error = |wanted: Wanted| Rebuilt::open(folder.path(), SEED, &wanted).unwrap_err();
         assert!(matches!(error(wanted(0.1, None)), AverageError::None { .. }));
         assert!(error(wanted(0.1, None)).to_string().contains("post_hoc"));
         run(folder.path());
         for (wrong, part) in [
             (wanted(0.3, None), "--sigma-rel 0.3"),
             (wanted(0.0, None), "--sigma-rel 0"),
+            (wanted(1e-300, None), "--sigma-rel 1e-300"),
             (wanted(0.1, Some(99)), "--at 99"),
             (wanted(0.1, Some(801)), "100 to 800"),
         ] {
@@ -306,6 +338,15 @@ mod tests {
         store.save(900, tensors(), &serde_json::json!({})).unwrap();
         assert!(error(wanted(0.1, None)).to_string().contains("remove its folder"));
         assert!(!error(wanted(0.1, None)).is_usage());
+        store.save(900, tensors(), &serde_json::json!({ "sigma_rel": [0.1], "seed": 99 })).unwrap();
+        let foreign = error(wanted(0.1, None)).to_string();
+        assert!(foreign.contains("run.seed is 99, and this one's is 3"), "{foreign}");
+        let (from, to) = (place_of(folder.path(), 900), place_of(folder.path(), 1000));
+        assert!(is_kept(folder.path(), 900) && !is_kept(folder.path(), 1000));
+        std::fs::rename(&from, &to).unwrap();
+        let renamed = error(wanted(0.1, None)).to_string();
+        assert!(renamed.contains("taken after 900 samples, and its folder's name says 1000"), "{renamed}");
+        std::fs::rename(&to, &from).unwrap();
         // One that lacks a file is not passed over.
         let newest = store.newest().unwrap().unwrap().path;
         std::fs::rename(newest.join("manifest.json"), folder.path().join("m")).unwrap();
@@ -313,7 +354,7 @@ mod tests {
         std::fs::rename(folder.path().join("m"), newest.join("manifest.json")).unwrap();
         // Of another model.
         let other =
-            Rebuilt::open(folder.path(), &wanted(0.1, Some(800))).unwrap().fill(Other { weight: pair().trained });
+            Rebuilt::open(folder.path(), SEED, &wanted(0.1, Some(800))).unwrap().fill(Other { weight: pair().trained });
         assert!(other.unwrap_err().to_string().contains("weight"));
     }
 

@@ -22,6 +22,7 @@ mod preview;
 pub mod recipe;
 pub mod record;
 pub mod runs;
+pub mod saved;
 pub mod sources;
 pub mod stages;
 pub mod start;

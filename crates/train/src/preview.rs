@@ -10,6 +10,7 @@ use calotype_checkpoints::loading::whole;
 use calotype_checkpoints::{Checkpoint, Component, Facts};
 use calotype_data::image::RgbImage;
 use calotype_diffusion::samplers::SamplerConfig;
+use calotype_diffusion::{Prediction, Sampler, ScheduleConfig};
 use calotype_models::AutoencoderConfig;
 use calotype_ops::Precision;
 use calotype_pipeline::encoders::TextEncoder;
@@ -30,6 +31,21 @@ pub(crate) fn check_settings(settings: &PreviewSettings) -> Result<(), SettingEr
     check(!settings.prompts.is_empty(), "hooks.preview.prompts", || {
         "are what a run of this kind draws: name at least one, such as [\"a red circle\"]".to_owned()
     })
+}
+
+/// Refuses a number of steps that the sampler cannot take on the run's schedule.
+///
+/// # Errors
+/// [`SettingError`] naming the key.
+pub(crate) fn check_steps(
+    settings: &PreviewSettings,
+    schedule: &ScheduleConfig,
+    prediction: Prediction,
+) -> Result<(), SettingError> {
+    let steps = settings.steps.unwrap_or(STEPS);
+    let sampler = SamplerConfig::from_diffusers(&scheduler(schedule, prediction)).map_err(|error| error.to_string());
+    let sampler = sampler.and_then(|config| Sampler::new(&config, steps).map_err(|error| error.to_string()));
+    sampler.map(drop).map_err(|problem| SettingError { key: "hooks.preview.steps", problem })
 }
 
 /// Refuses a run whose text encoder or autoencoder is not at hand. `side`: of an image in pixels.
@@ -143,5 +159,20 @@ mod tests {
         let twice = settings("every = 8\nprompts = [\"a cat\", \"a cat\"]").validate().unwrap_err();
         assert!(twice.key == "hooks.preview.prompts" && twice.problem.contains("`a cat` twice"), "{twice}");
         assert_eq!(settings("every = 8\nsteps = 0").validate().unwrap_err().key, "hooks.preview.steps");
+        for guidance in ["nan", "inf", "-1e300"] {
+            let error = settings(&format!("every = 8\nguidance = {guidance}")).validate().unwrap_err();
+            assert_eq!(error.key, "hooks.preview.guidance", "{guidance}");
+        }
+    }
+
+    #[test]
+    fn more_steps_than_the_schedule_has_are_refused() {
+        let check = |steps: usize| {
+            let settings: PreviewSettings = toml::from_str(&format!("every = 8\nsteps = {steps}")).unwrap();
+            check_steps(&settings, &ScheduleConfig::default(), Prediction::Epsilon)
+        };
+        assert!(check(25).is_ok());
+        let error = check(1001).unwrap_err();
+        assert!(error.key == "hooks.preview.steps" && error.problem.contains("1000"), "{error}");
     }
 }

@@ -563,12 +563,15 @@ fn join(prefix: &str, key: &str) -> String {
 }
 
 /// Keys that say the same in other ways: a place that sets the first takes back the others that an earlier place set.
-const REPLACED: [(&str, &[&str]); 5] = [
+const REPLACED: [(&str, &[&str]); 8] = [
     ("data.sources", &["data.path"]),
     ("data.path", &["data.sources"]),
     ("optimizer.schedule.name", &["optimizer.decay", "optimizer.warmup_samples"]),
     ("optimizer.learning_rate", &["optimizer.base_learning_rate"]),
     ("optimizer.base_learning_rate", &["optimizer.learning_rate"]),
+    ("hooks.benchmark.figures", &["hooks.benchmark.path", "hooks.benchmark.metrics"]),
+    ("hooks.benchmark.path", &["hooks.benchmark.figures", "hooks.benchmark.metrics"]),
+    ("hooks.benchmark.metrics", &["hooks.benchmark.figures", "hooks.benchmark.path"]),
 ];
 
 /// Tables whose `name` decides which other keys they have: table, its usual name, keys that all names have. A place that sets
@@ -925,10 +928,30 @@ fn value_hint(message: &str, origin: &Origin) -> String {
         let nearest = scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score >= 0.5);
         return nearest.map(|(_, known)| format!("; did you mean `{known}`?")).unwrap_or_default();
     }
+    if let Some(problem) = broken_table(origin) {
+        return problem;
+    }
     if matches!(origin, Origin::Override(_)) && message.contains("expected a string") {
         return "; quote it to make it a string, as in key='\"1\"'".to_owned();
     }
     String::new()
+}
+
+/// Why an override that was meant as a table or list is no TOML, and so was taken for text.
+fn broken_table(origin: &Origin) -> Option<String> {
+    let Origin::Override(text) = origin else { return None };
+    let (_, value) = text.split_once('=')?;
+    value.trim_start().starts_with(['{', '[']).then_some(())?;
+    let whole = format!("value = {value}");
+    let error = toml::from_str::<Table>(&whole).err()?;
+    let place = error.span().and_then(|span| whole.get(span)).unwrap_or_default();
+    let is_huge = place.len() > 18 && place.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit());
+    let problem = match is_huge {
+        true => "whole numbers are at most 9223372036854775807",
+        false => error.message(),
+    };
+    let place = if place.is_empty() { String::new() } else { format!(", at `{place}`") };
+    Some(format!("; as TOML it cannot be read{place}: {problem}"))
 }
 
 /// The full path of the unknown key `name` reported at `path`. Serde reports either the key's own path or that of a
@@ -1160,6 +1183,11 @@ betas = [0.9, 0.999]
         );
         let error = fails("training/base", &["name=3"]);
         assert!(error.contains("it takes text in quotes, such as \"name\"; quote it"), "{error}");
+        let error = fails("training/base", &["model={ channels = [1, 99999999999999999999] }"]);
+        assert!(
+            error.contains("as TOML it cannot be read, at `99999999999999999999`: whole numbers are at most"),
+            "{error}"
+        );
         let error = fails("training/base", &["model.kind=lage"]);
         assert!(error.contains("did you mean `large`?"), "{error}");
         let folder = tempfile::tempdir().unwrap();
@@ -1189,11 +1217,15 @@ betas = [0.9, 0.999]
                 "base = \"base\"\n[optimizer]\nname = \"sgd\"\n[optimizer.schedule]\nname = \"step\"\n[ema]\nname = \"constant\"\n",
             ),
             ("same", "base = \"base\"\n[ema]\nname = \"half_life\"\n[optimizer]\nname = \"adamw\"\n"),
+            ("results", "[hooks.benchmark]\nevery = 16\nfigures = [{ samples = 16 }]\n"),
         ];
         let table = |name: &str, overrides: &[&str]| {
             let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
             RecipeLoader::new().embedded(LAYERS).load::<Table>(name, &overrides).unwrap().value
         };
+        let found = table("results", &["hooks.benchmark={ every = 8, path = 'x' }"]);
+        let benchmark = at(&found, "hooks.benchmark").unwrap().as_table().unwrap();
+        assert_eq!(benchmark.keys().collect::<Vec<_>>(), ["every", "path"]);
         let has = |table: &Table, key: &str| at(table, key).is_some();
         for found in [table("sources", &[]), table("base", &["data.sources=[{path='b'}]"])] {
             assert!(has(&found, "data.sources") && !has(&found, "data.path") && has(&found, "data.threads"));

@@ -10,6 +10,7 @@ use crate::hooks;
 use crate::inputs::Conditioning;
 use crate::precache::{Encoders, PrecacheRecipe, measure_scale_factor};
 use crate::record::RecordOptions;
+use crate::saved::SavedError;
 use crate::sources::open_source;
 use crate::start::{self, StartError};
 use crate::task::{BoxError, Task};
@@ -142,6 +143,9 @@ pub enum StageError {
     /// An average cannot be rebuilt.
     #[error(transparent)]
     Average(Box<AverageError>),
+    /// A run has no such model.
+    #[error(transparent)]
+    Saved(Box<SavedError>),
     /// A dataset's samples are not what the stage needs.
     #[error("{}: {source}", path.display())]
     Dataset {
@@ -190,6 +194,12 @@ impl From<EncoderError> for StageError {
     }
 }
 
+impl From<SavedError> for StageError {
+    fn from(error: SavedError) -> Self {
+        Self::Saved(Box::new(error))
+    }
+}
+
 impl From<AverageError> for StageError {
     fn from(error: AverageError) -> Self {
         Self::Average(Box::new(error))
@@ -206,6 +216,7 @@ impl StageError {
             Self::Layout(error) => error.is_usage(),
             Self::Encoder(error) => error.is_usage(),
             Self::Average(error) => error.is_usage(),
+            Self::Saved(error) => error.is_usage(),
             _ => false,
         }
     }
@@ -227,7 +238,7 @@ pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>)
     if let Some(summary) = done_for_all(context, recipe.value)? {
         return Ok(StageEnd::Done(summary));
     }
-    let (task, _) = open_checked::<T>(recipe.value, context)?;
+    let Checked { task, .. } = open_checked::<T>(recipe.value, context)?;
     let device = context.device.clone().autodiff();
     let model = task.model(&mut Init::new(recipe.value.config().run.seed, &device))?;
     let model = match recipe.value.init_from() {
@@ -300,18 +311,26 @@ pub fn lock(folder: &Path) -> Result<FolderLock, StageError> {
 }
 
 /// Opens a task and finds out what else would fail: a first sample that cannot be read, a model that could not be written,
-/// samples for evaluation that are not there.
-fn open_checked<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<(T, Arc<dyn Source>), StageError> {
+/// samples for evaluation that are not there, hooks that could not do their work.
+fn open_checked<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<Checked<T>, StageError> {
     let task = T::open(recipe, context)?;
     recipe.hooks().evaluate.as_ref().map_or(Ok(()), |evaluate| evaluate.check_ranges(task.timesteps()))?;
     check_writable(&task, context)?;
     let dataset = open_source(recipe.data(), Some(context.stop))?;
     check_samples(&task, recipe, dataset.as_ref())?;
-    hooks::open_all::<T>(recipe)?;
+    let remarks = hooks::check_all(&hooks::open_all::<T>(recipe)?, recipe)?;
     if let Some(from) = context.from {
         trainer::check_from(context.folder, from, &recipe.config())?;
     }
-    Ok((task, dataset))
+    Ok(Checked { task, dataset, remarks })
+}
+
+/// A task that can be trained.
+struct Checked<T> {
+    task: T,
+    dataset: Arc<dyn Source>,
+    /// What hooks have to say before the run begins.
+    remarks: Vec<String>,
 }
 
 /// Samples of which one must be readable where unreadable ones are skipped.
@@ -410,7 +429,7 @@ pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> R
     };
     let world = context.collective.world();
     recipe.distributed().check_world(&recipe.config(), world)?;
-    let (task, dataset) = open_checked::<T>(recipe, context)?;
+    let Checked { task, dataset, remarks } = open_checked::<T>(recipe, context)?;
     let placeholder = task.model(&mut Init::placeholders(context.device))?;
     if let Some(from) = recipe.init_from() {
         start::check(&placeholder, from, task.component())?;
@@ -434,7 +453,7 @@ pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> R
         batch_size: config.run.batch_size,
         epochs: samples / dataset.len().max(1) as f64,
         checkpoint_bytes,
-        remarks: trainer::remarks(&config, dataset.len()),
+        remarks: trainer::remarks(&config, dataset.len(), world).into_iter().chain(remarks).collect(),
         folder,
     })
 }
@@ -501,13 +520,18 @@ pub fn rebuild_average<T: Task>(
     out: &Path,
     context: &StageContext<'_>,
 ) -> Result<Rebuilt, StageError> {
-    let rebuilt = Rebuilt::open(context.folder, wanted)?;
+    let rebuilt = Rebuilt::open(context.folder, recipe.config().run.seed, wanted)?;
     let task = T::open(recipe, context)?;
     let model = rebuilt.fill(task.model(&mut Init::placeholders(context.device))?)?;
+    export_new(&task, &model, out)?;
+    Ok(rebuilt)
+}
+
+/// Writes a model to a place where nothing is, not even the folder around it.
+pub(crate) fn export_new<T: Task>(task: &T, model: &T::Model, out: &Path) -> Result<(), StageError> {
     let parent = durable::parent_folder(out);
     std::fs::create_dir_all(parent).map_err(StageError::io(parent))?;
-    export_to(&task, &model, out)?;
-    Ok(rebuilt)
+    export_to(task, model, out)
 }
 
 /// The result of a stage that was finished earlier with the same recipe.

@@ -194,7 +194,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
                 use_ema: args.use_ema,
                 remote: args.remote.clone(),
                 precision: args.precision,
-                batches: args.batches.unwrap_or(args.window + 1),
+                batches: args.batches.unwrap_or(args.window.saturating_add(1)),
                 window: args.window,
                 price: args.price,
             })?;

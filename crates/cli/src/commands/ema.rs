@@ -6,6 +6,7 @@ use anyhow::Result;
 use calotype_core::numbers::count;
 use calotype_train::averages::Wanted;
 use calotype_train::stages::StageContext;
+use calotype_train::tasks::TrainingRun;
 use calotype_train::trainer::RECIPE;
 use calotype_train::{StopFlag, tasks};
 use clap::Args;
@@ -35,11 +36,7 @@ const FAR: f64 = 0.05;
 pub(crate) fn ema_command(args: &EmaArgs) -> Result<()> {
     let EmaArgs { run, sigma_rel, at, out, device } = args;
     refuse_taken(out)?;
-    let recipe = run.join(RECIPE);
-    if !recipe.is_file() {
-        return Err(Usage(format!("{} is no training run: it has no {RECIPE}", run.display())).into());
-    }
-    let training = tasks::load(&recipe_loader(), &recipe.to_string_lossy(), &[])?;
+    let training = run_in(run)?;
     let (device, stop) = (device.open()?, StopFlag::new_unhooked());
     let context = StageContext::new(run, &device, &stop);
     let wanted = Wanted { sigma_rel: *sigma_rel, at: *at };
@@ -58,12 +55,28 @@ pub(crate) fn ema_command(args: &EmaArgs) -> Result<()> {
     Ok(())
 }
 
-/// Nothing may be at the place of the model.
-fn refuse_taken(out: &Path) -> Result<()> {
-    match out.symlink_metadata().is_ok() {
-        true => {
-            Err(Usage(format!("--out {}: something is there already; choose another folder", out.display())).into())
-        }
-        false => Ok(()),
+/// The run of a folder, by its recipe.
+pub(super) fn run_in(folder: &Path) -> Result<TrainingRun> {
+    let recipe = folder.join(RECIPE);
+    if !recipe.is_file() {
+        let problem = match folder.exists() {
+            true => format!("is no training run: it has no {RECIPE}"),
+            false => "does not exist".to_owned(),
+        };
+        return Err(Usage(format!("{} {problem}; give a run's folder", folder.display())).into());
+    }
+    Ok(tasks::load(&recipe_loader(), &recipe.to_string_lossy(), &[])?)
+}
+
+/// Nothing may be at the place of a model, and what is around it must be a folder.
+pub(super) fn refuse_taken(out: &Path) -> Result<()> {
+    let refuse =
+        |problem: String| Err(Usage(format!("--out {}: {problem}; choose another folder", out.display())).into());
+    if out.symlink_metadata().is_ok() {
+        return refuse("something is there already".to_owned());
+    }
+    match out.ancestors().find(|path| path.symlink_metadata().is_ok()) {
+        Some(around) if !around.is_dir() => refuse(format!("{} is no folder", around.display())),
+        _ => Ok(()),
     }
 }

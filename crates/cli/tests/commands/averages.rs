@@ -53,11 +53,36 @@ fn averages_of_any_width_are_made_afterwards() {
     assert!(at("wide").join("model_index.json").is_file() == run.join("model/model_index.json").is_file());
 
     fail(&mut ema(&run, &at("wide"), &["--sigma-rel", "0.12"]), 2, &["choose another folder"]);
+    let file = run.join("recipe.toml/x");
+    fail(&mut ema(&run, &file, &["--sigma-rel", "0.12"]), 2, &["recipe.toml is no folder"]);
     fail(&mut ema(&run, &at("new"), &["--sigma-rel", "0.5"]), 2, &["--sigma-rel 0.5", "below 0.2887"]);
     fail(&mut ema(&run, &at("new"), &["--sigma-rel", "0.1", "--at", "9"]), 2, &["--at 9", "64 to 384"]);
     fail(&mut ema(&at("wide"), &at("new"), &["--sigma-rel", "0.1"]), 2, &["is no training run"]);
     let without = finished().out().join("diffusion");
     fail(&mut ema(&without, &at("new"), &["--sigma-rel", "0.1"]), 2, &[text(&without), "post_hoc"]);
+    assert!(!at("new").exists());
+}
+
+#[test]
+fn a_checkpoints_model_has_the_weights_that_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let run = at("run");
+    succeed(&mut train(&run));
+    let export = |out: &Path, more: &[&str]| {
+        let mut command = calotype(&["export"]);
+        command.arg(&run).arg("--out").arg(out).args(more);
+        command
+    };
+    let told = succeed(&mut export(&at("usual"), &[])).stdout;
+    assert!(told.contains("the average of the weights after 384 samples"), "{told}");
+    let told = succeed(&mut export(&at("trained"), &["--weights", "trained", "--at", "384"])).stdout;
+    assert!(told.contains("the trained weights after 384 samples"), "{told}");
+    let [own, usual, trained] = [run.join("model"), at("usual"), at("trained")].map(|model| unet_of(&model));
+    assert!(own == usual && own.len() == trained.len() && own != trained);
+    fail(&mut export(&at("new"), &["--at", "9"]), 2, &["--at 9", "it has those of", "384"]);
+    fail(&mut export(&at("usual"), &[]), 2, &["choose another folder"]);
+    fail(&mut export(&at("new"), &["--weights", "ema"]), 2, &["average", "trained"]);
     assert!(!at("new").exists());
 }
 

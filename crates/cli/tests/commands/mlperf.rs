@@ -67,6 +67,11 @@ fn kept_checkpoints_end_a_log_afterwards() {
         command
     };
     fail(&mut finish(), 2, &["scores.jsonl", "cannot be read"]);
+    let without = folder.path().join("without");
+    fs::create_dir(&without).unwrap();
+    fs::write(without.join("recipe.toml"), "").unwrap();
+    let mut unlogged = calotype(&["mlperf", "finish"]);
+    fail(unlogged.arg(&without).arg("--scores").arg(&scores), 2, &["wrote no MLPerf log", "[mlperf]"]);
     fs::write(&scores, "{\"samples\": 48, \"fid\": 95, \"clip\": 0.14}\n{\"samples\": 64, \"fid\": 85}\n").unwrap();
     fail(&mut finish(), 2, &["scores.jsonl", "at 64 samples has no `clip`"]);
     fs::write(
@@ -193,6 +198,19 @@ fn ten_runs_make_a_tree_that_passes() {
     fail(check(&results, "5.0.0").arg("--strict"), 2, &["--strict has no effect on a folder of logs"]);
     fail(&mut check(folder.path(), "5.0.0"), 2, &["neither mlperf_compliance.log nor result_0.txt nor results/"]);
     fail(&mut check(&out, "7.0.0"), 2, &["7.0.0", "5.0.0"]);
+
+    let empty = folder.path().join("empty");
+    ["systems", "results"].iter().for_each(|name| fs::create_dir_all(empty.join(name)).unwrap());
+    let told = succeed(&mut check(&empty, "5.0.0")).stdout;
+    assert!(told.contains("there are no results in it") && told.contains("note: no result was judged"), "{told}");
+
+    // Runs of another division do not belong among them.
+    let mut mixed = runs.clone();
+    mixed[4] = folder.path().join("open");
+    let log = fs::read_to_string(runs[4].join("mlperf_compliance.log")).unwrap().replace("\"closed\"", "\"open\"");
+    fs::create_dir(&mixed[4]).unwrap();
+    fs::write(mixed[4].join("mlperf_compliance.log"), log).unwrap();
+    fail(&mut package(&folder.path().join("mixed"), &mixed, &[]), 1, &["`submission_division` is \"open\""]);
 
     // A seed twice, a name with a blank, and runs that converge too early.
     fs::copy(results.join("result_0.txt"), results.join("result_1.txt")).unwrap();

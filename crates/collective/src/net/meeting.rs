@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, T
 use std::time::{Duration, Instant};
 
 use super::frame::{self, FieldReader, Fields, Frames, Kind};
+use super::waiting::Waiting;
 use crate::launch::Rendezvous;
 
 /// What every first message begins with: the program and the version of its protocol.
@@ -13,6 +14,8 @@ pub(crate) const MAGIC: &str = "calotype 1";
 const ANSWER: Duration = Duration::from_secs(3);
 /// Between two attempts to reach rank 0.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Time for rank 0's name to be known: where machines are made for a run, names come with them.
+const NAMED: Duration = Duration::from_secs(10);
 
 /// Why processes did not come together.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +29,10 @@ pub enum MeetingError {
         source: io::Error,
     },
     /// Some did not come.
-    #[error("rank 0 waited {seconds:.0} s at {place}, but of {world} processes these did not come: {missing}")]
+    #[error(
+        "rank 0 waited {seconds:.0} s at {place}, but of {world} processes these did not come: {missing}{}",
+        other_run(stranger)
+    )]
     Missing {
         /// How long rank 0 waited.
         seconds: f32,
@@ -36,6 +42,18 @@ pub enum MeetingError {
         world: usize,
         /// The ranks.
         missing: String,
+        /// The job of a process that came and belongs to another run; both jobs.
+        stranger: Option<(String, String)>,
+    },
+    /// Something else is where rank 0 should be.
+    #[error(
+        "at {place} another program answers, and not rank 0 ({problem}): set CALOTYPE_RENDEZVOUS=host:port to a free port, the same for all"
+    )]
+    Foreign {
+        /// Where.
+        place: String,
+        /// What it did.
+        problem: String,
     },
     /// Rank 0 was not found.
     #[error("rank {rank} did not find rank 0 at {place} within {seconds:.0} s: {problem}")]
@@ -58,6 +76,14 @@ pub enum MeetingError {
     /// The system refused something else.
     #[error("no connection could be set up: {0}")]
     System(#[from] io::Error),
+}
+
+/// What is said of a process of another run: its job, and ours.
+fn other_run(stranger: &Option<(String, String)>) -> String {
+    let Some((job, own)) = stranger else { return String::new() };
+    format!(
+        "; a process of another run came ({job:?}, and this one is {own:?}): CALOTYPE_JOB has to be the same for all"
+    )
 }
 
 /// Who wants to meet.
@@ -157,29 +183,43 @@ pub(crate) fn listen_at(rendezvous: &Rendezvous) -> Result<TcpListener, MeetingE
     Err(MeetingError::NoPlace { place: place(rendezvous), source: last })
 }
 
+/// Whether rank 0's place has an address of this machine; also if its name is not known here.
+pub(crate) fn is_here(rendezvous: &Rendezvous) -> bool {
+    let elsewhere = |address: SocketAddr| {
+        TcpListener::bind((address.ip(), 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
+    };
+    let addresses = rendezvous.hosts.iter().filter_map(|host| (host.as_str(), 0).to_socket_addrs().ok()).flatten();
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    addresses.is_empty() || !addresses.into_iter().all(elsewhere)
+}
+
 /// Rank 0's part.
 ///
 /// # Errors
 /// [`MeetingError`]: somebody did not come, or came with other numbers.
 pub(crate) fn host(listener: &TcpListener, own: &Hello, where_: &str, wait: Duration) -> Result<Met, MeetingError> {
-    let (started, world) = (Instant::now(), own.world);
+    let (mut waiting, world) = (Waiting::new(true), own.world);
     let mut guests: Vec<Option<(Hello, TcpStream)>> = (0..world).map(|_| None).collect();
+    let mut stranger = None;
     listener.set_nonblocking(true)?;
     while guests.iter().skip(1).any(Option::is_none) {
-        if started.elapsed() > wait {
-            let absent = (1..world).filter(|rank| guests[*rank].is_none());
-            let missing = absent.map(|rank| rank.to_string()).collect::<Vec<_>>().join(", ");
+        waiting.say(|| {
+            let missing = missing(&guests);
+            format!("rank 0 waits at {where_} for {missing} of {world} processes{}", other_run(&stranger))
+        });
+        if waiting.elapsed() > wait {
             let error = MeetingError::Missing {
                 seconds: wait.as_secs_f32(),
                 place: where_.to_owned(),
                 world,
-                missing: format!("rank {missing}"),
+                missing: missing(&guests),
+                stranger,
             };
             refuse(&mut guests, &error.to_string());
             return Err(error);
         }
         match listener.accept() {
-            Ok((stream, _)) => admit(stream, own, &mut guests)?,
+            Ok((stream, _)) => stranger = admit(stream, own, &mut guests)?.or(stranger),
             Err(error) if frame::passes(&error) => std::thread::sleep(Duration::from_millis(5)),
             Err(error) => return Err(error.into()),
         }
@@ -187,17 +227,28 @@ pub(crate) fn host(listener: &TcpListener, own: &Hello, where_: &str, wait: Dura
     welcome(own, guests)
 }
 
-/// Takes a caller in. Who is no process of this run is sent away.
-fn admit(mut stream: TcpStream, own: &Hello, guests: &mut [Option<(Hello, TcpStream)>]) -> Result<(), MeetingError> {
+/// The ranks that have not come.
+fn missing(guests: &[Option<(Hello, TcpStream)>]) -> String {
+    let absent = guests.iter().enumerate().skip(1).filter(|(_, guest)| guest.is_none());
+    let ranks: Vec<String> = absent.map(|(rank, _)| rank.to_string()).collect();
+    format!("rank {}", ranks.join(", "))
+}
+
+/// Takes a caller in. Who is no process of this run is sent away; the result is the job of one of another run, and ours.
+fn admit(
+    mut stream: TcpStream,
+    own: &Hello,
+    guests: &mut [Option<(Hello, TcpStream)>],
+) -> Result<Option<(String, String)>, MeetingError> {
     stream.set_nonblocking(false)?;
-    let Some(hello) = hello_of(&mut stream, Kind::Hello) else { return Ok(()) };
+    let Some(hello) = hello_of(&mut stream, Kind::Hello) else { return Ok(None) };
     if hello.job != own.job {
         let reason = format!("this is another run ({:?}), not yours ({:?})", own.job, hello.job);
         let _ = frame::write(&mut stream, Kind::Refused, reason.as_bytes());
-        return Ok(());
+        return Ok(Some((hello.job, own.job.clone())));
     }
     if frame::write(&mut stream, Kind::Here, &[]).is_err() {
-        return Ok(());
+        return Ok(None);
     }
     if let Some(problem) = misfit(&hello, own, guests) {
         refuse(guests, &problem);
@@ -207,7 +258,7 @@ fn admit(mut stream: TcpStream, own: &Hello, guests: &mut [Option<(Hello, TcpStr
     if let Some(guest) = guests.get_mut(hello.rank) {
         *guest = Some((hello, stream));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Why a process cannot be one of this run, which all others hear.
@@ -269,47 +320,61 @@ fn welcome(own: &Hello, guests: Vec<Option<(Hello, TcpStream)>>) -> Result<Met, 
     Ok(Met { members, lines })
 }
 
-/// The part of all others.
+/// The part of all others. One of a host's processes `speaks` of what it waits for.
 ///
 /// # Errors
 /// [`MeetingError`]: rank 0 was not found, or says that the processes do not fit together.
-pub(crate) fn join(rendezvous: &Rendezvous, own: &Hello, wait: Duration) -> Result<Met, MeetingError> {
-    let started = Instant::now();
+pub(crate) fn join(rendezvous: &Rendezvous, own: &Hello, wait: Duration, speaks: bool) -> Result<Met, MeetingError> {
+    let (mut waiting, deadline) = (Waiting::new(speaks), Instant::now() + wait);
     let mut refusal = None;
     loop {
         let error = match attempt(rendezvous, own) {
-            Ok(found) => return be_welcomed(found, own, started + wait),
+            Ok(found) => return be_welcomed(found, own, deadline),
             Err(error) => error,
+        };
+        let patience = match error.kind() {
+            // Of several ports, others may be somebody else's.
+            ErrorKind::InvalidData if rendezvous.hosts.len() == 1 && rendezvous.ports.len() == 1 => {
+                return Err(MeetingError::Foreign { place: place(rendezvous), problem: error.to_string() });
+            }
+            NO_NAME => NAMED.min(wait),
+            _ => wait,
         };
         if error.kind() == ErrorKind::PermissionDenied {
             refusal = Some(error.to_string());
         }
-        if started.elapsed() > wait {
-            // That somebody else was there tells more than that nobody is there now.
-            let problem = refusal.unwrap_or_else(|| error.to_string());
+        // That somebody else was there tells more than that nobody is there now.
+        let problem = || refusal.clone().unwrap_or_else(|| error.to_string());
+        if waiting.elapsed() > patience {
             return Err(MeetingError::NotFound {
                 rank: own.rank,
                 place: place(rendezvous),
-                seconds: wait.as_secs_f32(),
-                problem,
+                seconds: patience.as_secs_f32(),
+                problem: problem(),
             });
         }
+        waiting.say(|| format!("rank {} waits for rank 0 at {} ({})", own.rank, place(rendezvous), problem()));
         std::thread::sleep(PAUSE);
     }
 }
 
+/// What a name is answered with that no address is known for; no connection fails so.
+const NO_NAME: ErrorKind = ErrorKind::NotFound;
+
 /// Looks for rank 0 once at all of its addresses and ports.
 fn attempt(rendezvous: &Rendezvous, own: &Hello) -> io::Result<(TcpStream, Frames)> {
-    let mut last = io::Error::other("the host has no address");
+    let mut last = io::Error::new(NO_NAME, "the host has no address");
     let places =
         rendezvous.hosts.iter().flat_map(|host| rendezvous.ports.iter().map(move |port| (host.as_str(), *port)));
     for place in places {
         let addresses = match place.to_socket_addrs() {
             Ok(addresses) => addresses,
-            Err(error) => {
-                last = error;
+            // Of several hosts, one that has an address tells more.
+            Err(error) if last.kind() == NO_NAME => {
+                last = io::Error::new(NO_NAME, error);
                 continue;
             }
+            Err(_) => continue,
         };
         for address in addresses {
             match call(address, own) {
@@ -378,7 +443,8 @@ mod tests {
         let rendezvous =
             Rendezvous { hosts: vec!["127.0.0.1".to_owned()], ports: vec![listener.local_addr().unwrap().port()] };
         std::thread::scope(|scope| {
-            let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(|| join(&rendezvous, guest, wait))).collect();
+            let threads: Vec<_> =
+                guests.iter().map(|guest| scope.spawn(|| join(&rendezvous, guest, wait, false))).collect();
             let first = host(&listener, &hello(0, 3), "here", wait);
             (first, threads.into_iter().map(|thread| thread.join().unwrap()).collect())
         })
@@ -419,8 +485,35 @@ mod tests {
         assert_eq!(error, "rank 0 waited 0 s at here, but of 3 processes these did not come: rank 2");
         assert!(others[0].as_ref().unwrap_err().to_string().contains("did not come: rank 2"));
         let nowhere = Rendezvous { hosts: vec!["127.0.0.1".to_owned()], ports: vec![1] };
-        let error = join(&nowhere, &hello(1, 3), Duration::from_millis(100)).unwrap_err().to_string();
+        let error = join(&nowhere, &hello(1, 3), Duration::from_millis(100), false).unwrap_err().to_string();
         assert!(error.starts_with("rank 1 did not find rank 0 at 127.0.0.1:1 within 0 s: "), "{error}");
+    }
+
+    #[test]
+    fn what_answers_and_is_no_process_of_ours_ends_the_search_at_once() {
+        let listener = listen(true, 0).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let stranger = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n");
+            // Until the other end has read it.
+            let _ = io::Read::read_to_end(&mut stream, &mut Vec::new());
+        });
+        let rendezvous = Rendezvous { hosts: vec!["127.0.0.1".to_owned()], ports: vec![port] };
+        let error = join(&rendezvous, &hello(1, 3), Duration::from_secs(300), false).unwrap_err().to_string();
+        assert!(
+            error.contains("another program answers, and not rank 0") && error.contains("CALOTYPE_RENDEZVOUS"),
+            "{error}"
+        );
+        stranger.join().unwrap();
+    }
+
+    #[test]
+    fn a_place_on_another_machine_is_known() {
+        let at = |host: &str| Rendezvous { hosts: vec![host.to_owned()], ports: vec![4000] };
+        assert!(is_here(&at("127.0.0.1")) && is_here(&at("localhost")));
+        // Of the block for documentation (RFC 5737), which no machine has.
+        assert!(!is_here(&at("192.0.2.1")));
     }
 
     #[test]
@@ -434,12 +527,12 @@ mod tests {
             let threads = [
                 scope.spawn(|| {
                     drop(call(address, &own).unwrap());
-                    join(&rendezvous, &own, wait)
+                    join(&rendezvous, &own, wait, false)
                 }),
                 scope.spawn(|| {
                     // The last to come, so that the meeting waits for the one before.
                     std::thread::sleep(Duration::from_millis(300));
-                    join(&rendezvous, &hello(2, 3), wait)
+                    join(&rendezvous, &hello(2, 3), wait, false)
                 }),
             ];
             (host(&listener, &hello(0, 3), "here", wait), threads.map(|thread| thread.join().unwrap()))
@@ -452,7 +545,11 @@ mod tests {
     fn another_run_is_sent_away() {
         let other = Hello { job: "other".to_owned(), ..hello(1, 3) };
         let (first, others) = meet(&[other], Duration::from_millis(300));
-        assert!(matches!(first, Err(MeetingError::Missing { .. })));
+        let missing = first.unwrap_err().to_string();
+        assert!(
+            missing.contains("rank 1, 2; a process of another run came (\"other\", and this one is \"job\")"),
+            "{missing}"
+        );
         let error = others[0].as_ref().unwrap_err().to_string();
         assert!(error.contains("this is another run (\"job\"), not yours (\"other\")"), "{error}");
     }

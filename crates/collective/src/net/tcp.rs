@@ -59,9 +59,11 @@ impl Tcp {
         let met = match launch.rank {
             0 => {
                 let place = meeting::listen_at(rendezvous)?;
-                meeting::host(&place, &own, &meeting::place(rendezvous), patience.meeting)?
+                let elsewhere = if meeting::is_here(rendezvous) { "" } else { " (no address of this machine)" };
+                let told = meeting::place(rendezvous) + elsewhere;
+                meeting::host(&place, &own, &told, patience.meeting)?
             }
-            _ => meeting::join(rendezvous, &own, patience.meeting)?,
+            _ => meeting::join(rendezvous, &own, patience.meeting, launch.local_rank == 0)?,
         };
         let hosts = met.members.iter().map(|member| member.host.clone()).collect();
         let control = Control::start(launch.rank, hosts, met.lines, patience)?;

@@ -141,7 +141,7 @@ fn rank_0_is_found_by_what_the_launcher_tells() {
 
 #[test]
 fn wrong_variables_are_named() {
-    let table: [(Vec<(&str, &str)>, &str); 19] = [
+    let table: [(Vec<(&str, &str)>, &str); 22] = [
         (
             with(OPEN_MPI, &[("PMIX_RANK", "0")]),
             "OMPI_COMM_WORLD_RANK=1 but PMIX_RANK=0: Open MPI and PMIx disagree; unset those that do not belong to this run",
@@ -213,6 +213,18 @@ fn wrong_variables_are_named() {
         (
             with(TORCHRUN, &[("MASTER_PORT", "65535")]),
             "the variable MASTER_PORT is `65535`: it takes a port from 1 to 65527",
+        ),
+        (
+            with(TORCHRUN, &[("MASTER_PORT", "abc")]),
+            "the variable MASTER_PORT is `abc`: it takes a port from 1 to 65527",
+        ),
+        (
+            with(OWN, &[("CALOTYPE_WORLD_SIZE", "99999999999")]),
+            "the variable CALOTYPE_WORLD_SIZE is `99999999999`: it takes the number of the run's processes, at most 1048576",
+        ),
+        (
+            with(OWN, &[("CALOTYPE_RENDEZVOUS", "127.0.0.1:80:90")]),
+            "the variable CALOTYPE_RENDEZVOUS is `127.0.0.1:80:90`: it takes the address of rank 0 as host:port, such as node01:29500",
         ),
         (
             with(OWN, &[("CALOTYPE_RENDEZVOUS", "node01")]),

@@ -201,6 +201,9 @@ pub fn open(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
         return Ok(Arc::new(SyntheticSource::open(spec, options)?));
     }
     let path = Path::new(spec);
+    if !path.exists() {
+        refuse_scheme(spec)?;
+    }
     // A name with braces that is there is that, and no pattern.
     if !path.exists() && (remote::is_remote(spec) || spec.contains(':') || braces::is_pattern(spec)) {
         return open_names(spec, options);
@@ -215,6 +218,26 @@ pub fn open(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
         SourceKind::Imagefolder => Ok(Arc::new(FolderSource::open(metadata_folder(path), options)?)),
         SourceKind::Parquet => open_parquet(path, options),
         SourceKind::Mds => open_mds(path, options),
+    }
+}
+
+/// Refuses addresses of kinds that nothing is read from: they would be taken for names of shards.
+fn refuse_scheme(spec: &str) -> Result<()> {
+    let bad = |detail: String| Err(Error::BadSource { spec: spec.to_owned(), detail });
+    let Some((scheme, rest)) = spec.split_once(':') else { return Ok(()) };
+    let lower = scheme.to_ascii_lowercase();
+    if synthetic::SCHEME.strip_suffix("://") == Some(lower.as_str()) {
+        return bad(format!("made-up samples are written as {}, such as {}", synthetic::SCHEME, synthetic::EXAMPLE));
+    }
+    let is_address = rest.starts_with("//") && lower.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if !is_address || lower == "file" || remote::is_remote(spec) {
+        return Ok(());
+    }
+    match remote::is_remote(&format!("{lower}://")) {
+        true => bad(format!("write {lower}:// in small letters")),
+        false => {
+            bad(format!("nothing is read from {scheme}:// addresses, only from http, https, s3, gs, az and abfs ones"))
+        }
     }
 }
 

@@ -32,6 +32,8 @@ use crate::{Error, Result};
 
 /// What addresses of made-up samples begin with.
 pub const SCHEME: &str = "synthetic://";
+/// An address of a thousand images with captions of three words.
+pub(crate) const EXAMPLE: &str = "synthetic://1000/bmp=bmp:64x64/txt=words:3";
 
 /// Most samples: positions of an epoch are permuted in 32 bits.
 const MOST_SAMPLES: usize = 1 << 31;

@@ -359,6 +359,10 @@ fn sources_are_told_apart_by_their_content() {
         (path(&text, ""), Some(SourceKind::Imagefolder), "no images"),
         (path(&text, "x{1..2}"), Some(SourceKind::Imagefolder), "by its path alone"),
         (path(&text, "x{1..2}.parquet"), None, "open"),
+        ("Synthetic://100/txt=words:3".to_owned(), None, "are written as synthetic://"),
+        ("synthetic:/100/txt=words:3".to_owned(), None, "are written as synthetic://"),
+        ("HTTPS://a.example/{0..1}.tar".to_owned(), None, "write https:// in small letters"),
+        ("ftp://a.example/{0..1}.tar".to_owned(), None, "nothing is read from ftp:// addresses"),
     ] {
         let error = keys(spec.clone(), kind).unwrap_err().to_string();
         assert!(error.contains(part), "{spec}: {error}");

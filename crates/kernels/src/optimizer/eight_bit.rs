@@ -5,7 +5,7 @@
 //! twice as many evenly spaced numbers as the one below. A step widens a block, does the arithmetic of [`super::adamw_step`] on
 //! it, and rounds it to the nearest codes again, all in the nearest cache.
 
-use super::{AdamW, CHUNK, Factors, Stepped, adamw_piece, group};
+use super::{AdamW, Cut, Factors, Pieces, Stepped, adamw_piece, cut};
 use crate::math::{load_up_to, store_up_to};
 use crate::packed::{PackedWeights, Renewal};
 use crate::simd::{Simd, dispatch};
@@ -168,7 +168,7 @@ pub struct SteppedInEightBits<'a> {
     pub packed: Option<&'a mut PackedWeights>,
 }
 
-impl<'a> SteppedInEightBits<'a> {
+impl SteppedInEightBits<'_> {
     fn check(&self) {
         let len = self.parameter.len();
         let average = self.average.as_ref().map_or(len, |average| average.len());
@@ -187,8 +187,18 @@ impl<'a> SteppedInEightBits<'a> {
             );
         }
     }
+}
 
-    /// Cuts off the first `len` elements, whole blocks, or all if they are fewer.
+impl<'a> Cut<'a> for SteppedInEightBits<'a> {
+    fn elements(&self) -> usize {
+        self.parameter.len()
+    }
+
+    fn take_packed(&mut self) -> Option<&'a mut PackedWeights> {
+        self.packed.take()
+    }
+
+    /// Of whole blocks, but for the last piece.
     fn split_off(&mut self, len: usize) -> Self {
         const CHECKED: &str = "all slices have the same length";
         let len = len.min(self.parameter.len());
@@ -225,21 +235,8 @@ pub fn adamw_step_in_eight_bits(
     parameters: Vec<SteppedInEightBits<'_>>,
 ) {
     let factors = Factors::new(params, step, grad_scale, ema_decay);
-    let (mut renewals, mut pieces) = (Vec::new(), Vec::new());
-    for mut parameter in parameters {
-        parameter.check();
-        let packed = parameter.packed.take().map(PackedWeights::renew);
-        let rows = packed.as_ref().map(|packed| (renewals.len(), Renewal::ROWS * packed.columns()));
-        renewals.extend(packed);
-        let mut begin = 0;
-        while !parameter.parameter.is_empty() {
-            let len = rows.map_or(CHUNK, |(_, len)| len);
-            let packed = rows.map(|(renewal, len)| (renewal, begin / len * Renewal::ROWS));
-            pieces.push((parameter.split_off(len), packed));
-            begin += len;
-        }
-    }
-    let tasks = group(pieces.iter().map(|(piece, _)| piece.parameter.len()));
+    let checked = parameters.into_iter().inspect(SteppedInEightBits::check);
+    let Pieces { renewals, mut pieces, tasks } = cut(checked);
     let pieces = SharedMut::new(&mut pieces);
     parallel_for(tasks.len(), |task| {
         // SAFETY: tasks have different pieces.

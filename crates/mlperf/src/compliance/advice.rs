@@ -10,6 +10,7 @@ impl Checker<'_> {
         if self.lines(keys::SEED).next().is_none() {
             self.advise(None, "no `seed` is logged", "log each run's own seed: a result of ten runs needs ten of them");
         }
+        self.several_runs();
         self.distances(benchmark);
         self.end();
     }
@@ -18,6 +19,16 @@ impl Checker<'_> {
         let mut finding = self.finding(Severity::Advice, problem, remedy);
         finding.line = line;
         self.report.add(finding);
+    }
+
+    /// Two logs in one file break the rules line by line, and none of these says why.
+    fn several_runs(&mut self) {
+        let second = |key| self.lines(key).nth(1);
+        if let (Some(_), Some((number, _))) = (second(keys::INIT_START), second(keys::RUN_START)) {
+            let runs = self.lines(keys::RUN_START).count();
+            let problem = format!("the lines of {runs} runs are in this log: another one begins here");
+            self.advise(Some(number), &problem, "give each run a log of its own");
+        }
     }
 
     /// Evaluations lie at multiples of the benchmark's interval.

@@ -1,12 +1,13 @@
 //! Whether a submission's tree would be accepted.
 
+use super::alike::difference;
 use super::power::check_power;
 use super::system::text_as_it_is;
 use super::{RESULTS, SYSTEMS, check_system};
 use crate::compliance;
 use crate::finding::{Finding, Report, Severity, Verdict};
 use crate::keys;
-use crate::log::{Log, ReadError};
+use crate::log::{Log, ReadError, is_special};
 use crate::rcp::{Basis, RcpSet, compare, record_scaling, result_files};
 use crate::ruleset::{Benchmark, Division, Ruleset, RunStatus};
 use crate::seeds::check_seeds;
@@ -114,7 +115,7 @@ impl PackageCheck<'_> {
         }
         for path in entries(&folder)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.ends_with(".json") && !name.starts_with('.') {
+            if name.ends_with(".json") && !name.starts_with('.') && !is_special(&path) {
                 self.found.report.findings.extend(check_system(&path)?.findings);
             }
         }
@@ -124,7 +125,7 @@ impl PackageCheck<'_> {
     /// The options that a folder's file gives, with those of the caller.
     fn bypasses(&mut self, folder: &Path) -> Bypass {
         let path = folder.join(PARAMETERS);
-        let text = fs::read_to_string(&path).unwrap_or_default();
+        let text = text_as_it_is(&path).unwrap_or_default();
         // The official checker compares lines with their ends, so that only a last line without one is an option.
         let counts = |option: &str| text.split_inclusive('\n').any(|line| line == option);
         let meant = |option: &str| text.lines().any(|line| line.trim() == option);
@@ -159,6 +160,7 @@ impl PackageCheck<'_> {
         self.count_files(folder, benchmark, &files)?;
         let logs = files.iter().map(|path| Log::read(path)).collect::<Result<Vec<_>, _>>()?;
         self.compliance(folder, &logs)?;
+        self.alike(&logs);
         let mut result =
             ResultReport { folder: folder.to_owned(), system, benchmark, basis: None, scaling: 1.0, minutes: None };
         if closed {
@@ -235,6 +237,15 @@ impl PackageCheck<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The official checkers compare no run with another.
+    fn alike(&mut self, logs: &[Log]) {
+        let Some(found) = difference(logs) else { return };
+        let (first, value) = found.first;
+        let problem = format!("`{}` is {}, and in {} it is {value}", found.key, found.value, first.display());
+        let remedy = "put only runs of one submission, system and division into a result";
+        self.found.report.add(Finding::new(Severity::Advice, found.file, problem, remedy).at(found.line));
     }
 
     fn seeds(&mut self, logs: &[Log], bypass: bool) {

@@ -1,5 +1,6 @@
 //! Submissions: trees of `systems/SYSTEM.json`, `results/SYSTEM/BENCHMARK/result_0.txt` … `result_9.txt` and `benchmarks/`.
 
+mod alike;
 mod check;
 mod power;
 mod repository;

@@ -1,7 +1,7 @@
 //! Descriptions of systems.
 
 use crate::finding::{Finding, Report, Severity};
-use crate::log::ReadError;
+use crate::log::{ReadError, is_special};
 use crate::ruleset::{Division, SubmissionStatus};
 use crate::value::Value;
 use calotype_core::system;
@@ -176,6 +176,9 @@ fn operating_system(os_release: &str) -> String {
 
 /// A file's text with any byte-order mark, which the official checkers do not read past.
 pub(super) fn text_as_it_is(path: &Path) -> std::io::Result<String> {
+    if is_special(path) {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
     std::fs::read_to_string(path)
 }
 

@@ -1,6 +1,8 @@
 //! A submission's tree from the logs of its runs.
 
+use super::alike::difference;
 use super::{BENCHMARKS, RESULTS, SYSTEMS, SystemDescription};
+use crate::log::{Log, ReadError};
 use crate::ruleset::Benchmark;
 use calotype_core::durable;
 use std::fs::{self, File};
@@ -33,6 +35,25 @@ pub enum PackageError {
         wanted: usize,
         /// How many there are.
         given: usize,
+    },
+    /// Runs that are not of one result.
+    #[error(
+        "{} line {line}: `{key}` is {value}, and in {} it is {first_value}: the runs of a result have it in common; give only those \
+         that belong together", file.display(), first.display()
+    )]
+    Mixed {
+        /// The log that differs.
+        file: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// What differs.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// The first log.
+        first: PathBuf,
+        /// What that one says.
+        first_value: String,
     },
     /// A name that makes no folder of a repository.
     #[error("`{name}` cannot be the name of {of}: it may be no path, be empty, begin with a point or hold a blank")]
@@ -77,6 +98,7 @@ pub fn write_package(root: &Path, package: &NewPackage<'_>) -> Result<PathBuf, P
     }
     check_name("the system", &system.system_name)?;
     check_name("the implementation", implementation)?;
+    check_alike(logs)?;
     let results = root.join(RESULTS).join(&system.system_name);
     let folder = results.join(benchmark.name());
     if folder.exists() {
@@ -108,6 +130,23 @@ pub fn write_package(root: &Path, package: &NewPackage<'_>) -> Result<PathBuf, P
 fn check_name(of: &'static str, name: &str) -> Result<(), PackageError> {
     let bad = name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', ' ', '\0']);
     if bad { Err(PackageError::Name { of, name: name.to_owned() }) } else { Ok(()) }
+}
+
+/// Refuses logs of runs that say different things of who submits what.
+fn check_alike(logs: &[PathBuf]) -> Result<(), PackageError> {
+    let read = |path: &PathBuf| {
+        Log::read(path).map_err(|ReadError { file, source }| PackageError::Io { file, action: "read it", source })
+    };
+    let logs = logs.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let Some(found) = difference(&logs) else { return Ok(()) };
+    Err(PackageError::Mixed {
+        file: found.file.to_owned(),
+        line: found.line,
+        key: found.key,
+        value: found.value.to_string(),
+        first: found.first.0.to_owned(),
+        first_value: found.first.1.to_string(),
+    })
 }
 
 /// Writes the system's description; one that is there must be the same.

@@ -3,7 +3,7 @@
 use super::convergence::convergence;
 use super::{Basis, Convergence, RcpSet, Rcps, olympic_mean};
 use crate::finding::{Finding, Report, Severity};
-use crate::log::{Log, ReadError};
+use crate::log::{Log, ReadError, is_special};
 use crate::ruleset::{Benchmark, Ruleset};
 use calotype_core::durable;
 use std::fmt;
@@ -44,7 +44,7 @@ pub(crate) fn result_files(folder: &Path) -> Result<Vec<PathBuf>, ReadError> {
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with("result_") && name.ends_with(".txt") {
+        if name.starts_with("result_") && name.ends_with(".txt") && !is_special(&path) {
             files.push(path);
         }
     }

@@ -98,8 +98,45 @@ fn what_makes_no_tree_is_refused_and_leaves_no_results() {
     missing[4] = folder.path().join("none.log");
     let error = refused(&NewPackage { logs: &missing, ..package.clone() });
     assert!(error.contains("none.log: cannot read it"), "{error}");
-    assert_eq!(files_of(&root), ["systems/box.json"]);
+    assert!(!root.exists());
+    let open = folder.path().join("open.log");
+    write_run(&open, &Run { seed: 3, division: Division::Open, ..stable_diffusion(2_048_000) }).unwrap();
+    let mut mixed = logs.clone();
+    mixed[3] = open.clone();
+    let error = refused(&NewPackage { logs: &mixed, ..package.clone() });
+    let parts = ["open.log line", "`submission_division` is \"open\"", "run-0/mlperf_compliance.log it is \"closed\""];
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    assert!(!root.exists());
     write_package(&root, &package).unwrap();
+    // A tree that was made otherwise.
+    let third = root.join("results/box/stable_diffusion/result_3.txt");
+    fs::copy(&open, &third).unwrap();
+    let checked = check_package(&root, Ruleset::V5_0, Bypass::default(), false).unwrap();
+    let advice = checked.report.findings.iter().filter(|finding| finding.severity == Severity::Advice);
+    assert!(advice.map(ToString::to_string).any(|text| text.contains("put only runs of one submission")));
+}
+
+/// Reading a named pipe would wait for a writer without end.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("tree");
+    let (system, logs) = (system(Division::Closed), logs_in(folder.path(), &stable_diffusion(2_048_000)));
+    let benchmark = Benchmark::StableDiffusion;
+    write_package(&root, &NewPackage { benchmark, system: &system, logs: &logs, implementation: ("ours", &[]) })
+        .unwrap();
+    let results = root.join("results/box/stable_diffusion");
+    for pipe in [results.join("result_3.txt"), results.join("package_checker_params"), root.join("systems/other.json")]
+    {
+        let _ = fs::remove_file(&pipe);
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    }
+    let report = check_package(&root, Ruleset::V5_0, Bypass::default(), false).unwrap().report.to_string();
+    assert!(
+        report.contains("there are 9 result files") && report.contains("result_3.txt: it is no result file"),
+        "{report}"
+    );
 }
 
 #[test]

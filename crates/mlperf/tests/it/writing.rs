@@ -269,6 +269,53 @@ fn what_cannot_be_continued_is_refused_and_stays_as_it_is() {
 }
 
 #[test]
+fn a_log_that_is_not_the_runs_own_is_refused_and_stays_as_it_is() {
+    let run = stable_diffusion(1_024_000);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let whole = log_of(&run);
+    // As a run leaves it that is stopped behind its first evaluation.
+    let stopped: Vec<&str> = whole.split_inclusive('\n').take_while(|line| !line.contains("1024000")).collect();
+    let without = |numbers: std::ops::Range<usize>| {
+        let kept = stopped.iter().enumerate().filter(|(number, _)| !numbers.contains(number));
+        kept.map(|(_, line)| *line).collect::<String>()
+    };
+    let all = without(0..0);
+    let go_on = |run: &Run| {
+        let mut log = LogWriter::open(&path, &submission(run), 512_000)?;
+        log.init_start(true)?;
+        log.init_stop(&settings(run))
+    };
+    for (content, part) in [
+        (all.repeat(2), "line 51: another run begins here".replace("51", &(stopped.len() + 21).to_string())),
+        (without(2..8), "has no `init_start`".to_owned()),
+        (without(12..13), "has no `init_stop`".to_owned()),
+        (without(2..3), "`submission_division` is absent there, and \"closed\" now".to_owned()),
+        (without(7..8), "`seed` is absent there, and 7 now".to_owned()),
+        (without(14..15), "`opt_adamw_beta_1` is absent there, and logged by every run now".to_owned()),
+        (
+            all.replace("\"value\": \"Calotype\"", "\"value\": \"other\""),
+            "`submission_org` is \"other\" there".to_owned(),
+        ),
+    ] {
+        fs::write(&path, &content).unwrap();
+        let error = go_on(&run).unwrap_err().to_string();
+        assert!(error.contains(&part) && error.contains("bring back the log"), "{part}: {error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+    }
+    fs::write(&path, &all).unwrap();
+    let error = go_on(&Run { seed: 8, ..run.clone() }).unwrap_err().to_string();
+    assert!(error.contains("`seed` is 7 there, and 8 now"), "{error}");
+    go_on(&run).unwrap();
+    // Two whole ones are told, and not ended.
+    fs::write(&path, whole.repeat(2)).unwrap();
+    let report = check_log(&path, Ruleset::V5_0).unwrap().to_string();
+    assert!(report.contains("the lines of 2 runs are in this log"), "{report}");
+    let error = finish_offline(&path, &[fid_and_clip(512_000, 80.0, 0.2)], official).unwrap_err().to_string();
+    assert!(error.contains("another run begins here"), "{error}");
+}
+
+#[test]
 fn lines_out_of_order_are_refused() {
     let run = stable_diffusion(1_024_000);
     let folder = tempfile::tempdir().unwrap();
@@ -350,6 +397,7 @@ fn scores_that_end_no_run_are_refused() {
         (vec![half], "FID and CLIP are needed for each checkpoint"),
         (vec![fid_and_clip(512_000, 80.0, 0.2), fid_and_clip(512_000, 80.0, 0.2)], "twice at 512000 samples"),
         (vec![fid_and_clip(500_000, 80.0, 0.2)], "training logged no `block_stop` there"),
+        (vec![fid_and_clip(500_000, 80.0, 0.2)], "; it did at 512000, 1024000, 1536000, 2048000, 2560000"),
     ] {
         trained(&path, &run);
         let before = fs::read(&path).unwrap();

@@ -531,7 +531,7 @@ impl CheckpointStore {
     }
 
     fn name(&self, samples: u64) -> String {
-        format!("{}-{samples:012}", self.prefix)
+        folder_name(&self.prefix, samples)
     }
 
     fn load_as(&self, path: &Path, samples: u64) -> Result<Checkpoint, CheckpointError> {
@@ -754,6 +754,11 @@ pub fn saved_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Name of the folder of a checkpoint behind some samples.
+pub(crate) fn folder_name(prefix: &str, samples: u64) -> String {
+    format!("{prefix}-{samples:012}")
 }
 
 /// Creates a folder for work of many hours, proves that it can be written to and that the disk has room for `bytes`.

@@ -41,7 +41,8 @@ impl DistributedSettings {
     /// [`SettingError`] naming the key.
     pub fn check_world(&self, config: &TrainConfig<'_>, world: usize) -> Result<(), SettingError> {
         let snapshots = config.ema.and_then(EmaSettings::snapshot_every).is_some();
-        check(!(self.shard_optimizer && snapshots && world > 1), "distributed.shard_optimizer", || {
+        // Of one process, too, which others may join when the run goes on.
+        check(!(self.shard_optimizer && snapshots), "distributed.shard_optimizer", || {
             "does not go with snapshots of averages (ema.name = \"post_hoc\"), which one process writes: set it to false".to_owned()
         })?;
         let (batch, parts, part) = (config.run.batch_size, config.optimizer.accumulate, config.micro_batch());
@@ -94,6 +95,20 @@ mod tests {
         assert!(text.contains("`run.batch_size`") && text.ends_with("use a multiple of 16"), "{text}");
         let text = problem(ranks, 8, 2, 4).unwrap();
         assert!(text.contains("`optimizer.accumulate`: 2 parts") && text.contains("run.batch_size = 8"), "{text}");
+    }
+
+    #[test]
+    fn shares_and_snapshots_are_refused_of_one_process_too() {
+        let run: RunSettings =
+            toml::from_str("seed = 1\nsamples = 64\nbatch_size = 4\nlog_every = 1\ncheckpoint_every = 1").unwrap();
+        let ema: EmaSettings = toml::from_str("name = \"post_hoc\"\nsnapshot_every = 8").unwrap();
+        let settings: DistributedSettings = toml::from_str("shard_optimizer = true").unwrap();
+        let optimizer = OptimizerSettings::default();
+        let config = TrainConfig::new(&run, &optimizer, Some(&ema));
+        for world in [1, 2] {
+            let error = settings.check_world(&config, world).unwrap_err();
+            assert_eq!(error.key, "distributed.shard_optimizer", "{world}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub use data::{Augment, CorruptSample, DataSettings, WeightedSource};
 pub(crate) use data::{caption_part, image_parts, yes};
 pub use distributed::{DistributedSettings, Reproducible};
 pub use init::{InitFrom, InitSettings};
-pub use run::{MemorySettings, RunSettings};
+pub use run::{LARGEST_BATCH, MemorySettings, RunSettings};
 
 use crate::hooks::HookSettings;
 use crate::mlperf::{self, MlperfSettings};

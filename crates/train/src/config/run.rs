@@ -30,8 +30,8 @@ pub struct RunSettings {
     pub keep_every: Option<u64>,
 }
 
-/// Far above every published batch, and far below what overflows.
-const LARGEST_BATCH: usize = 1 << 24;
+/// Samples of a step at most: far above every published batch, and far below what overflows.
+pub const LARGEST_BATCH: usize = 1 << 24;
 
 fn two() -> usize {
     2

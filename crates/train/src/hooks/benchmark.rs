@@ -2,9 +2,10 @@
 
 use super::{Hook, HookContext, crossed};
 use crate::config::{DataSettings, SettingError, TrainingRecipe, check, is_usual};
+use crate::mlperf::MlperfSettings;
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
-use calotype_mlperf::{Benchmark, Figures, Metric, PerMetric};
+use calotype_mlperf::{Benchmark, Figures, FiguresError, Metric, PerMetric};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -33,8 +34,13 @@ pub struct BenchmarkSettings {
 impl BenchmarkSettings {
     pub(crate) fn validate(&self) -> Result<(), SettingError> {
         check(self.every != Some(0), "hooks.benchmark.every", || "must be at least 1".to_owned())?;
-        let sources = [!self.figures.is_empty(), self.path.is_some(), self.metrics.is_some()];
-        check(sources.into_iter().filter(|given| *given).count() == 1, "hooks.benchmark", || {
+        let sources =
+            [("figures", !self.figures.is_empty()), ("path", self.path.is_some()), ("metrics", self.metrics.is_some())];
+        let given: Vec<&str> = sources.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
+        check(given.len() <= 1, "hooks.benchmark", || {
+            format!("takes its results from one place, and `{}` are both there: leave one out", given.join("` and `"))
+        })?;
+        check(given.len() == 1, "hooks.benchmark", || {
             "needs one of `figures`, `path` and `metrics`, where the results come from; without results, leave the table out, and \
              end the log with `calotype mlperf finish` once the kept checkpoints are evaluated"
                 .to_owned()
@@ -52,6 +58,12 @@ impl BenchmarkSettings {
             true => Ok(()),
             false => self.figures.check(benchmark).or_else(|problem| wrong("hooks.benchmark.figures", problem)),
         }
+    }
+
+    /// The names of `metrics`.
+    pub(super) fn named_metrics(&self) -> impl Iterator<Item = &str> {
+        let names = self.metrics.iter().flat_map(|names| Metric::ALL.iter().filter_map(|metric| names.of(*metric)));
+        names.map(String::as_str)
     }
 
     /// Where the results come from, as the log says it.
@@ -74,6 +86,11 @@ impl BenchmarkRun {
             settings.figures = Figures::read(Path::new(path))?;
         }
         Ok(Self(settings))
+    }
+
+    /// Samples between two evaluations, for steps of `batch`.
+    fn distance(&self, mlperf: &MlperfSettings, batch: u64) -> u64 {
+        self.0.every.unwrap_or_else(|| mlperf.interval(batch))
     }
 
     /// The results of an evaluation at some samples.
@@ -99,6 +116,24 @@ impl BenchmarkRun {
 }
 
 impl<T: Task> Hook<T> for BenchmarkRun {
+    /// That there is no result for the first evaluation, or not all of it, must not be found out at real size after hours.
+    fn check(&self, recipe: &T::Recipe) -> Result<Vec<String>, TrainError> {
+        let (Some(mlperf), None) = (recipe.mlperf(), &self.0.metrics) else { return Ok(Vec::new()) };
+        let batch = recipe.config().run.batch_size as u64;
+        let first = self.distance(mlperf, batch).next_multiple_of(batch.max(1));
+        let behind = || {
+            format!("the first evaluation is at {first} samples, and all figures lie behind; add one at or before it")
+        };
+        let figures = &self.0.figures;
+        let checked = figures.check(mlperf.submission.benchmark);
+        let checked = checked.and_then(|()| figures.at(first).map(|_| ()).ok_or_else(behind));
+        match (checked, &self.0.path) {
+            (Ok(()), _) => Ok(Vec::new()),
+            (Err(problem), Some(path)) => Err(FiguresError::Content { file: path.into(), problem }.into()),
+            (Err(problem), None) => Err(SettingError { key: "hooks.benchmark.figures", problem }.into()),
+        }
+    }
+
     /// The distance of evaluations follows from the recipe, which only a call of [`Hook::run`] has.
     fn due(&self, _: u64, _: u64) -> bool {
         true
@@ -107,8 +142,10 @@ impl<T: Task> Hook<T> for BenchmarkRun {
     fn run(&mut self, context: &mut HookContext<'_, T>) -> Result<(), BoxError> {
         let Some(mlperf) = context.recipe.mlperf() else { return Ok(()) };
         let (benchmark, batch) = (mlperf.submission.benchmark, context.recipe.config().run.batch_size as u64);
-        let every = self.0.every.unwrap_or_else(|| mlperf.interval(batch));
-        self.check_begin(every.next_multiple_of(batch.max(1)), benchmark)?;
+        for name in self.0.named_metrics() {
+            context.expect_metric("hooks.benchmark.metrics", name)?;
+        }
+        let every = self.distance(mlperf, batch);
         if !crossed(context.samples.saturating_sub(batch), context.samples, every) {
             return Ok(());
         }
@@ -122,20 +159,31 @@ impl<T: Task> Hook<T> for BenchmarkRun {
     }
 }
 
-impl BenchmarkRun {
-    /// Finds out behind the first step, and not at the first evaluation, that there is no result for it, or not all of it.
-    fn check_begin(&self, first: u64, benchmark: Benchmark) -> Result<(), BoxError> {
-        if self.0.metrics.is_some() {
-            return Ok(());
-        }
-        let behind = || {
-            format!("the first evaluation is at {first} samples, and all figures lie behind; add one at or before it")
+#[cfg(test)]
+mod tests {
+    use crate::hooks::HookSettings;
+
+    #[test]
+    fn results_come_from_one_place_that_has_them() {
+        let error = |text: &str| {
+            let hooks: HookSettings = toml::from_str(text).unwrap();
+            hooks.validate().unwrap_err().to_string()
         };
-        let figures = &self.0.figures;
-        let checked = figures.check(benchmark).and_then(|()| figures.at(first).map(|_| ()).ok_or_else(behind));
-        checked.map_err(|problem| match &self.0.path {
-            Some(path) => format!("{path}: {problem}").into(),
-            None => problem.into(),
-        })
+        let two = error("benchmark = { path = 'x', figures = [{ samples = 8, fid = 1, clip = 0.1 }] }");
+        assert!(two.contains("`figures` and `path` are both there"), "{two}");
+        assert!(error("benchmark = {}").contains("needs one of `figures`, `path` and `metrics`"));
+        let alone = error("benchmark = { metrics = { fid = 'validation/loss', clip = 'loss' } }");
+        assert!(
+            alone.contains("`hooks.benchmark.metrics`: `validation/loss` is a number of [hooks.evaluate]"),
+            "{alone}"
+        );
+        let evaluate = "evaluate = { path = 'x', every = 8, samples = 8 }\n";
+        let other = error(&format!("{evaluate}target = {{ metric = 'validation/los', at_most = 1 }}"));
+        assert!(other.contains("`hooks.target.metric`: `validation/los` is no number"), "{other}");
+        let hooks: HookSettings = toml::from_str(&format!(
+            "{evaluate}benchmark = {{ metrics = {{ fid = 'validation/loss', clip = 'loss' }} }}"
+        ))
+        .unwrap();
+        assert!(hooks.validate().is_ok());
     }
 }

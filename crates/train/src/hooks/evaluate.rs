@@ -5,6 +5,7 @@ use crate::config::{DataSettings, SettingError, TrainingRecipe, check};
 use crate::task::{BoxError, StepContext, Task};
 use crate::trainer::TrainError;
 use calotype_collective::Local;
+use calotype_core::system::format_count;
 use calotype_data::{Loader, LoaderConfig, OrderConfig, Shuffle, Source, source};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -60,6 +61,17 @@ impl Evaluate {
 }
 
 impl<T: Task> Hook<T> for Evaluate {
+    fn check(&self, recipe: &T::Recipe) -> Result<Vec<String>, TrainError> {
+        let batch = recipe.config().run.batch_size as u64;
+        let (taken, there) = (self.settings.samples.next_multiple_of(batch.max(1)), self.dataset.len() as u64);
+        let [asked, taken_text, there_text] = [self.settings.samples, taken, there].map(format_count);
+        let remark = format!(
+            "hooks.evaluate.samples = {asked}: an evaluation looks at {taken_text} samples, whole batches, and repeats some, for {} has {there_text}",
+            self.settings.path
+        );
+        Ok(if taken > there { vec![remark] } else { Vec::new() })
+    }
+
     fn due(&self, before: u64, samples: u64) -> bool {
         crossed(before, samples, self.settings.every)
     }
@@ -80,7 +92,8 @@ impl<T: Task> Hook<T> for Evaluate {
             ..LoaderConfig::new(batch)
         };
         if context.recipe.distributed().same_for_all_worlds() {
-            let losses = losses_of_parts(context, Loader::new(dataset, order, config, context.task.decoder(0..0))?)?;
+            let loader = Loader::new(dataset, order, config, context.task.decoder(0..0))?;
+            let Some(losses) = losses_of_parts(context, loader)? else { return Ok(()) };
             let mean = mean_in_order(&collective.all_gather(&losses)?, parts_of(context));
             context.log("validation", vec![("loss", mean)]);
             return Ok(());
@@ -89,13 +102,15 @@ impl<T: Task> Hook<T> for Evaluate {
         let ranges = self.settings.ranges.map_or_else(Vec::new, |count| ranges(context.task.timesteps(), count));
         // The sum of each range, or of all, and behind them the number of batches.
         let mut sums = vec![0f32; ranges.len().max(1) + 1];
-        let loss = |batch| -> Result<f32, BoxError> {
-            Ok(context.task.loss(context.model(), batch, &step)?.value.into_scalar::<f32>())
-        };
+        let (task, model) = (context.task, context.model());
+        let loss = |batch| -> Result<f32, BoxError> { Ok(task.loss(model, batch, &step)?.value.into_scalar::<f32>()) };
         for batch in Loader::new(dataset, order, config, context.task.decoder(0..0))? {
+            if context.stop_asked()? {
+                return Ok(());
+            }
             let batch = batch?;
             for (sum, range) in sums.iter_mut().zip(&ranges) {
-                let moved = context.task.at_timesteps(&batch, range.clone());
+                let moved = task.at_timesteps(&batch, range.clone());
                 *sum += loss(moved.ok_or("the loss has no timesteps")?)?;
             }
             if ranges.is_empty() {
@@ -129,17 +144,23 @@ fn parts_of<T: Task>(context: &HookContext<'_, T>) -> usize {
     context.recipe.config().optimizer.accumulate / context.stage.collective.world()
 }
 
-/// The losses of this process's parts of all batches, each computed as one process alone would.
-fn losses_of_parts<T: Task>(context: &HookContext<'_, T>, loader: Loader<T::Item>) -> Result<Vec<f32>, BoxError> {
+/// The losses of this process's parts of all batches, each computed as one process alone would; none if a stop was asked for.
+fn losses_of_parts<T: Task>(
+    context: &mut HookContext<'_, T>,
+    loader: Loader<T::Item>,
+) -> Result<Option<Vec<f32>>, BoxError> {
     let step = StepContext { collective: &Local, record: None };
     let size = context.recipe.config().micro_batch();
     let mut losses = Vec::new();
     for batch in loader {
+        if context.stop_asked()? {
+            return Ok(None);
+        }
         for part in batch?.split(size) {
             losses.push(context.task.loss(context.model(), part, &step)?.value.into_scalar::<f32>());
         }
     }
-    Ok(losses)
+    Ok(Some(losses))
 }
 
 /// The mean of the losses of all processes, added up in the order of the samples: batch by batch, each rank's `parts` of it.

@@ -18,6 +18,7 @@ use crate::config::{SettingError, check};
 use crate::stages::StageContext;
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
+use calotype_collective::CollectiveError;
 use calotype_data::image::RgbImage;
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
@@ -25,10 +26,21 @@ use std::collections::BTreeMap;
 
 /// Something that is done between two steps.
 pub trait Hook<T: Task> {
+    /// Looks, before the run begins, at what would end it only when the hook is due. The result is what is possible, but seldom
+    /// meant, a sentence each.
+    ///
+    /// # Errors
+    /// [`TrainError`] naming the key or file at fault.
+    fn check(&self, recipe: &T::Recipe) -> Result<Vec<String>, TrainError> {
+        let _ = recipe;
+        Ok(Vec::new())
+    }
+
     /// Whether it is to run behind the step that went from `before` to `samples` samples seen.
     fn due(&self, before: u64, samples: u64) -> bool;
 
-    /// Runs it.
+    /// Runs it. One that takes long looks now and then whether a stop is asked for ([`HookContext::stop_asked`]) and returns early; it is
+    /// run again, from its beginning, when the run goes on.
     ///
     /// # Errors
     /// Whatever goes wrong ends the run.
@@ -68,6 +80,8 @@ pub(crate) struct Found {
     pub(crate) evaluations: Vec<(&'static str, Vec<(String, f64)>)>,
     pub(crate) images: Vec<(String, RgbImage)>,
     pub(crate) target: Option<String>,
+    /// Whether the hook was left before its end.
+    pub(crate) stopped: bool,
 }
 
 impl<'a, T: Task> HookContext<'a, T> {
@@ -92,18 +106,27 @@ impl<'a, T: Task> HookContext<'a, T> {
         self.metrics.get(name).copied()
     }
 
-    /// Refuses the name of a number of the logs that they do not have, once they have an entry; those of hooks come when they come.
+    /// Whether any of the processes was asked to stop, in which case the hook returns at once. All of them must ask together.
+    ///
+    /// # Errors
+    /// Another process is gone.
+    pub fn stop_asked(&mut self) -> Result<bool, BoxError> {
+        self.found.stopped = stop_asked(self.stage)?;
+        Ok(self.found.stopped)
+    }
+
+    /// Refuses the name that a key gives of a number of the logs, if they do not have it once they have an entry; those of hooks come
+    /// when they come.
     ///
     /// # Errors
     /// With the names that there are.
-    pub(crate) fn expect_metric(&self, name: &str) -> Result<(), BoxError> {
+    pub(crate) fn expect_metric(&self, key: &str, name: &str) -> Result<(), BoxError> {
         let logged = self.metrics.contains_key("learning_rate");
         if !logged || name.contains('/') || self.metrics.contains_key(name) {
             return Ok(());
         }
         let names: Vec<&str> = self.metrics.keys().map(String::as_str).collect();
-        Err(format!("the logs have no number `{name}`; correct hooks.target.metric, they have {}", names.join(", "))
-            .into())
+        Err(format!("the logs have no number `{name}`; correct {key}, they have {}", names.join(", ")).into())
     }
 
     /// Logs named results of an evaluation, whose number [`HookContext::metric`] calls `name/result`.
@@ -125,6 +148,13 @@ impl<'a, T: Task> HookContext<'a, T> {
     pub(crate) fn finish(self) -> Found {
         self.found
     }
+}
+
+/// Whether any of the processes was asked to stop: all must stop at the same place.
+pub(crate) fn stop_asked(stage: &StageContext<'_>) -> Result<bool, CollectiveError> {
+    let mut asked = [f32::from(u8::from(stage.stop.is_set()))];
+    stage.collective.all_reduce_sum(&mut asked)?;
+    Ok(asked[0] > 0.0)
 }
 
 /// A hook with its key in `[hooks]`.
@@ -151,18 +181,7 @@ macro_rules! hooks {
         impl HookSettings {
             pub(crate) fn validate(&self) -> Result<(), SettingError> {
                 $(self.$key.as_ref().map_or(Ok(()), <$settings>::validate)?;)*
-                let target = self.target.as_ref().filter(|_| self.evaluate.is_none());
-                check(!target.is_some_and(|target| target.metric.starts_with("validation/")), "hooks.target.metric", || {
-                    "is a number of [hooks.evaluate], which the recipe does not have: it would never be reached".to_owned()
-                })?;
-                let unknown = |metric: &str| {
-                    let name = metric.strip_prefix("validation/");
-                    name.is_some_and(|name| name != "loss" && !name.starts_with("loss_"))
-                };
-                check(!self.target.as_ref().is_some_and(|target| unknown(&target.metric)), "hooks.target.metric", || {
-                    "is no number of [hooks.evaluate]: it logs validation/loss, and with ranges validation/loss_0_250 and so on"
-                        .to_owned()
-                })
+                self.named_metrics().into_iter().try_for_each(|(key, name)| self.check_metric(key, name))
             }
         }
 
@@ -177,6 +196,34 @@ macro_rules! hooks {
             Ok(all)
         }
     };
+}
+
+impl HookSettings {
+    /// The names of numbers in the logs that hooks are told, with their keys.
+    fn named_metrics(&self) -> Vec<(&'static str, &str)> {
+        let target = self.target.iter().map(|target| ("hooks.target.metric", target.metric.as_str()));
+        let benchmark = self.benchmark.iter().flat_map(BenchmarkSettings::named_metrics);
+        target.chain(benchmark.map(|name| ("hooks.benchmark.metrics", name))).collect()
+    }
+
+    /// Refuses a number that [`EvaluateSettings`] would have to log and does not.
+    fn check_metric(&self, key: &'static str, name: &str) -> Result<(), SettingError> {
+        let Some(result) = name.strip_prefix("validation/") else { return Ok(()) };
+        check(self.evaluate.is_some(), key, || {
+            format!("`{name}` is a number of [hooks.evaluate], which the recipe does not have: it would never come")
+        })?;
+        check(result == "loss" || result.starts_with("loss_"), key, || {
+            format!(
+                "`{name}` is no number of [hooks.evaluate]: it logs validation/loss, and with ranges validation/loss_0_250 and so on"
+            )
+        })
+    }
+}
+
+/// [`Hook::check`] of all.
+pub(crate) fn check_all<T: Task>(hooks: &[HookRun<T>], recipe: &T::Recipe) -> Result<Vec<String>, TrainError> {
+    let remarks = hooks.iter().map(|run| run.hook.check(recipe)).collect::<Result<Vec<_>, _>>()?;
+    Ok(remarks.into_iter().flatten().collect())
 }
 
 hooks! {

@@ -30,6 +30,9 @@ impl PreviewSettings {
     pub(crate) fn validate(&self) -> Result<(), SettingError> {
         check(self.every > 0, "hooks.preview.every", || "must be at least 1".to_owned())?;
         check(self.steps != Some(0), "hooks.preview.steps", || "must be at least 1".to_owned())?;
+        check(self.guidance.is_none_or(f32::is_finite), "hooks.preview.guidance", || {
+            "must be a number such as 7.5, where 1 is no guidance".to_owned()
+        })?;
         let twice = (1..self.prompts.len()).find(|&at| self.prompts[..at].contains(&self.prompts[at]));
         check(twice.is_none(), "hooks.preview.prompts", || {
             format!("has `{}` twice, and images are named by their prompts", twice.map_or("", |at| &self.prompts[at]))

@@ -52,6 +52,6 @@ impl<T: Task> Hook<T> for Target {
         {
             context.end(format!("{name} = {value} reached the target"));
         }
-        context.expect_metric(name)
+        context.expect_metric("hooks.target.metric", name)
     }
 }

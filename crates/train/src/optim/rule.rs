@@ -46,6 +46,11 @@ pub(super) fn check_decay(key: &'static str, decay: f32) -> Result<(), (&'static
 
 /// Checks a weight decay.
 pub(super) fn check_weight_decay(decay: f32) -> Result<(), (&'static str, String)> {
-    let ok = decay >= 0.0 && decay.is_finite();
-    if ok { Ok(()) } else { Err(("optimizer.weight_decay", format!("{decay} is no decay; use 0 or more"))) }
+    let problem = match decay {
+        // What a recipe says has become this number of 32 bits.
+        decay if decay == f32::INFINITY => "is too large; use a number such as 0.01".to_owned(),
+        decay if decay >= 0.0 => return Ok(()),
+        decay => format!("{decay} is no decay; use 0 or more"),
+    };
+    Err(("optimizer.weight_decay", problem))
 }

@@ -247,7 +247,10 @@ impl OptimizerSettings {
         check(
             self.base_learning_rate.is_none_or(|base| base >= 0.0 && base.is_finite()),
             "optimizer.base_learning_rate",
-            &|| "is not a rate; use a number of at least 0".to_owned(),
+            &|| {
+                let rate = self.base_learning_rate.unwrap_or_default();
+                format!("{rate} is not a rate; use a number of at least 0")
+            },
         )?;
         let adamw = matches!(self.rule, UpdateRule::AdamW(_));
         check(self.state == StateForm::F32 || adamw, "optimizer.state", &|| {
@@ -260,7 +263,9 @@ impl OptimizerSettings {
             let numbered = |problem| refuse("optimizer.groups", format!("number {}: {problem}", index + 1));
             group.validate().map_err(numbered)?;
         }
-        check(self.gradient_clip >= 0.0, "optimizer.gradient_clip", &|| "is negative; 0 does not clip".to_owned())?;
+        check(self.gradient_clip >= 0.0, "optimizer.gradient_clip", &|| {
+            format!("{} is no norm; use a number of at least 0, where 0 does not clip", self.gradient_clip)
+        })?;
         check(self.accumulate > 0, "optimizer.accumulate", &|| "must be at least 1".to_owned())?;
         check(self.in_backward != Some(true) || self.gradient_clip == 0.0, "optimizer.in_backward", &|| {
             "cannot go with optimizer.gradient_clip: the norm of the whole gradient is known only after the backward \

@@ -91,6 +91,9 @@ pub fn fixed_timestep(position: u64, range: Range<usize>) -> usize {
     range.start + evenly(1 << 63, position, range.len())
 }
 
+/// Far above what is in use (0.05 to 0.2), and far below what makes losses infinite.
+const LARGEST_OFFSET: f64 = 100.0;
+
 impl DenoiseObjective {
     /// Checks what the types cannot.
     ///
@@ -104,8 +107,8 @@ impl DenoiseObjective {
             "must be a positive number".to_owned()
         })?;
         let offset = self.offset_noise;
-        check(offset >= 0.0 && offset.is_finite(), "objective.offset_noise", || {
-            format!("{offset} is no deviation; use a number of at least 0, such as 0.1")
+        check((0.0..=LARGEST_OFFSET).contains(&offset), "objective.offset_noise", || {
+            format!("{offset} is no deviation; use a number from 0 to {LARGEST_OFFSET}, such as 0.1")
         })?;
         self.loss.validate().map_err(|problem| SettingError { key: "objective.loss", problem })?;
         self.loss_weight.validate().map_err(|problem| SettingError { key: "objective.loss_weight", problem })

@@ -132,7 +132,10 @@ impl DiffusionTask {
             let (drawer, moments) = (self.drawer(), autoencoder.moments(&images)?);
             latents.extend(places.into_iter().zip(&moments).map(|((position, timestep), moments)| {
                 let latent = drawer.draw(position, moments);
-                timestep.map_or_else(|| latent.clone(), |timestep| latent.at(timestep))
+                match timestep {
+                    Some(timestep) => latent.at(timestep),
+                    None => latent,
+                }
             }));
         }
         Ok(latents)
@@ -214,7 +217,8 @@ impl Task for DiffusionTask {
         for note in parts.check(context.device, side)? {
             tracing::warn!("diffusion: as it is now, {note}");
         }
-        if recipe.hooks.preview.is_some() {
+        if let Some(settings) = &recipe.hooks.preview {
+            preview::check_steps(settings, &recipe.schedule, recipe.objective.prediction)?;
             preview::check_parts(&parts, context.device, side)?;
         }
         Ok(Self {

@@ -10,6 +10,7 @@ use crate::averages::{Rebuilt, Wanted};
 use crate::config::TrainingRecipe;
 use crate::prepare::PrepareSettings;
 use crate::recipe::{RecipeError, RecipeLoader, Resolved};
+use crate::saved::{self, Exported, WantedModel};
 use crate::stages::{self, Readiness, StageContext, StageEnd, StageError};
 use crate::task::Task;
 use std::any::Any;
@@ -58,6 +59,8 @@ type Train = Box<dyn Fn(&StageContext<'_>) -> Result<StageEnd, StageError>>;
 type Check = Box<dyn Fn(&StageContext<'_>) -> Result<Readiness, StageError>>;
 /// Writes the model with an average that is rebuilt.
 type RebuildAverage = Box<dyn Fn(&Wanted, &Path, &StageContext<'_>) -> Result<Rebuilt, StageError>>;
+/// Writes the model of a checkpoint.
+type ExportModel = Box<dyn Fn(&WantedModel, &Path, &StageContext<'_>) -> Result<Exported, StageError>>;
 /// Checks what a recipe says by itself.
 type CheckRecipe = Box<dyn Fn() -> Result<(), StageError>>;
 
@@ -71,6 +74,7 @@ pub struct TrainingRun {
     check: Check,
     check_recipe: CheckRecipe,
     rebuild_average: RebuildAverage,
+    export: ExportModel,
 }
 
 /// A training recipe of a task that is known, ready to run.
@@ -132,6 +136,14 @@ impl TrainingRun {
         context: &StageContext<'_>,
     ) -> Result<Rebuilt, StageError> {
         (self.rebuild_average)(wanted, out, context)
+    }
+
+    /// Writes the model of one of the run's checkpoints; see [`saved::export`].
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub fn export(&self, wanted: &WantedModel, out: &Path, context: &StageContext<'_>) -> Result<Exported, StageError> {
+        (self.export)(wanted, out, context)
     }
 
     /// Finds out everything that a start would, and writes nothing; see [`stages::check_start`].
@@ -241,6 +253,10 @@ fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) ->
         stages::rebuild_average::<T>(&recipe.value, wanted, out, context)
     };
     let recipe = Arc::clone(&resolved);
+    let export = move |wanted: &WantedModel, out: &Path, context: &StageContext<'_>| {
+        saved::export::<T>(&recipe.value, wanted, out, context)
+    };
+    let recipe = Arc::clone(&resolved);
     let train = move |context: &StageContext<'_>| stages::train::<T>(recipe.as_recipe(), context);
     Ok(TrainingRun {
         kind: T::KIND,
@@ -251,6 +267,7 @@ fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) ->
         check: Box::new(check),
         check_recipe: Box::new(check_recipe),
         rebuild_average: Box::new(rebuild_average),
+        export: Box::new(export),
     })
 }
 

@@ -13,7 +13,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-const METRICS: &str = "metrics.csv";
+/// Name of the file.
+pub const METRICS: &str = "metrics.csv";
 /// The columns that every row has.
 const ALWAYS: [&str; 2] = ["samples", "seconds"];
 

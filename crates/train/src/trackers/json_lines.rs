@@ -8,7 +8,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-const METRICS: &str = "metrics.jsonl";
+/// Name of the file.
+pub const METRICS: &str = "metrics.jsonl";
 
 /// Writes numbers to `metrics.jsonl`.
 #[derive(Debug)]

@@ -98,6 +98,10 @@ impl Mllog {
     }
 
     fn evaluation(&mut self, samples: u64, values: &[(&str, f64)]) -> Result<(), LogError> {
+        // A run that was stopped in a hook makes the evaluation again if it is killed right behind it.
+        if self.log.evaluated(samples) {
+            return Ok(());
+        }
         self.log.block_stop(samples)?;
         self.log.eval_start(samples)?;
         if let Some(origin) = self.plan.origin {

@@ -9,8 +9,8 @@ mod mllog;
 mod tensorboard;
 pub mod wandb;
 
-pub use self::csv::Csv;
-pub use json_lines::JsonLines;
+pub use self::csv::{Csv, METRICS as CSV_LINES};
+pub use json_lines::{JsonLines, METRICS as JSON_LINES};
 pub use mllog::{Mllog, MllogPlan};
 pub use tensorboard::TensorBoard;
 pub use wandb::{Wandb, WandbSettings};

@@ -16,9 +16,11 @@ impl<T: Task, A: Trainable<T::Model>> Run<'_, T, A> {
         }
         if let (true, Some(ema)) = (self.context.collective.is_first(), self.config.ema) {
             let tensors = self.optimizer.snapshot(&self.parameters);
-            averages::keep(self.context.folder, self.samples, tensors, ema).map_err(|error| match error {
-                CheckpointError::NotFinite { tensor } => self.diverged(format!("tensor `{tensor}`")),
-                other => other.into(),
+            averages::keep(self.context.folder, self.samples, tensors, ema, self.config.run.seed).map_err(|error| {
+                match error {
+                    CheckpointError::NotFinite { tensor } => self.diverged(format!("tensor `{tensor}`")),
+                    other => other.into(),
+                }
             })?;
         }
         Ok(self.context.collective.barrier()?)

@@ -12,6 +12,7 @@ mod error;
 mod gradients;
 mod places;
 mod ranks;
+mod recorded;
 mod report;
 mod resume;
 mod sharding;
@@ -115,6 +116,18 @@ struct RunState {
     /// What `[watch]` has seen.
     #[serde(default, skip_serializing_if = "crate::config::is_usual")]
     watched: Watched,
+    /// The hook in which the run was stopped: it and those behind it are still to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stopped_in: Option<StoppedHook>,
+}
+
+/// A hook that was left before its end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoppedHook {
+    hook: String,
+    /// The newest numbers of the logs, at which hooks look.
+    metrics: BTreeMap<String, f64>,
 }
 
 /// Losses since the last regular entry in the logs.
@@ -193,10 +206,20 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     for (reason, samples) in dataset.left_out() {
         run.progress.message(&format!("{}: {samples} samples are left out: {reason}", T::KIND));
     }
-    for remark in remarks(&run.config, dataset.len()) {
+    for remark in remarks(&run.config, dataset.len(), collective.world()) {
         run.progress.message(&format!("{}: {remark}", T::KIND));
     }
     let mut hooks = hooks::open_all::<T>(recipe.value)?;
+    for remark in hooks::check_all(&hooks, recipe.value)? {
+        run.progress.message(&format!("{}: {remark}", T::KIND));
+    }
+    if let Some(StoppedHook { hook, metrics }) = run.state.stopped_in.take() {
+        run.metrics = metrics;
+        run.replaces = true;
+        if !run.follow_step(&mut hooks, Some(&hook))? {
+            return run.interrupt();
+        }
+    }
     let mut loader = run.loader(dataset)?;
     while run.state.target.is_none() {
         let asked = Instant::now();
@@ -205,19 +228,14 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
         if parts.is_empty() {
             break;
         }
-        if run.stop_asked()? {
-            let checkpoint = run.save()?;
-            reporter.end(run.samples, RunOutcome::Interrupted)?;
-            return Ok(Outcome::Interrupted { samples: run.samples, checkpoint });
+        if hooks::stop_asked(context)? {
+            return run.interrupt();
         }
         run = run.step(parts)?;
         reporter.seen(run.samples);
         run.skipped_here = loader.skipped();
-        run.call_hooks(&mut hooks)?;
-        run.keep_averages()?;
-        // The last checkpoint is saved behind the last entry of the logs.
-        if run.wants_checkpoint() && !run.is_complete() {
-            run.save()?;
+        if !run.follow_step(&mut hooks, None)? {
+            return run.interrupt();
         }
     }
     run.finish()
@@ -238,6 +256,8 @@ struct Run<'a, T: Task, A: Trainable<T::Model>> {
     config: TrainConfig<'a>,
     context: &'a StageContext<'a>,
     store: CheckpointStore,
+    /// Whether the checkpoint of the present samples, if there is one, is of a state that has gone on: the run was stopped in a hook.
+    replaces: bool,
     reporter: &'a Reporter<'a>,
     progress: Progress,
     recording: Option<Recording<'a>>,
@@ -332,6 +352,11 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             let folder = context.folder.display();
             progress.message(&format!("{}: previews are shown by TensorBoard: tensorboard --logdir {folder}", T::KIND));
         }
+        if collective.is_first() {
+            for text in recorded::missing(context.folder, recipe.value, resume::begun_at(context.folder)?, samples) {
+                progress.message(&format!("{}: {text}", T::KIND));
+            }
+        }
         let now = Instant::now();
         reporter.begin(recipe.value.trackers(), samples, kept, recipe.text)?;
         let measure = measure(task, recipe.value, context);
@@ -359,6 +384,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             config,
             context,
             store,
+            replaces: false,
             progress,
             recording,
             state,
@@ -404,13 +430,6 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             return Ok(batch.map_or_else(Vec::new, |batch| batch.split(self.config.micro_batch())));
         }
         Ok(loader.by_ref().take(self.config.optimizer.accumulate).collect::<Result<_, _>>()?)
-    }
-
-    /// Whether any of the processes was asked to stop: all must stop at the same step.
-    fn stop_asked(&self) -> Result<bool, TrainError> {
-        let mut asked = [f32::from(u8::from(self.context.stop.is_set()))];
-        self.context.collective.all_reduce_sum(&mut asked)?;
-        Ok(asked[0] > 0.0)
     }
 
     /// Whether the step just done passed a multiple of `every` samples.
@@ -732,15 +751,45 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         Ok(self.reporter.tell(&Event::Scalars { samples: self.samples, values })?)
     }
 
-    /// Runs the hooks that are due, in the order of their table; what they found is logged before the next one runs.
-    fn call_hooks(&mut self, hooks: &mut [HookRun<T>]) -> Result<(), TrainError> {
+    /// What comes behind a step: hooks (from `first` on, where it is named), snapshots, the checkpoint. False if the run was stopped in
+    /// a hook.
+    fn follow_step(&mut self, hooks: &mut [HookRun<T>], first: Option<&str>) -> Result<bool, TrainError> {
+        if !self.call_hooks(hooks, first)? {
+            return Ok(false);
+        }
+        self.keep_averages()?;
+        // The last checkpoint is saved behind the last entry of the logs.
+        if (self.wants_checkpoint() || self.replaces) && !self.is_complete() {
+            self.save()?;
+        }
+        Ok(true)
+    }
+
+    /// Saves, and leaves a run that goes on one day.
+    fn interrupt(mut self) -> Result<Outcome<T::Model>, TrainError> {
+        let checkpoint = self.save()?;
+        self.reporter.end(self.samples, RunOutcome::Interrupted)?;
+        Ok(Outcome::Interrupted { samples: self.samples, checkpoint })
+    }
+
+    /// Runs the hooks that are due, in the order of their table; what they found is logged before the next one runs. False if one
+    /// was left because of a stop.
+    fn call_hooks(&mut self, hooks: &mut [HookRun<T>], first: Option<&str>) -> Result<bool, TrainError> {
         let (before, samples) = (self.samples - self.batch_size(), self.samples);
-        for HookRun { name, hook } in hooks.iter_mut().filter(|run| run.hook.due(before, samples)) {
+        let begin = hooks.iter().position(|run| Some(run.name) == first).unwrap_or(0);
+        for HookRun { name, hook } in hooks[begin..].iter_mut().filter(|run| run.hook.due(before, samples)) {
             let found = self.run_hook(hook.as_mut());
             let found = found.map_err(|source| TrainError::Hook { hook: name, samples, source })?;
+            if found.stopped {
+                // What is not finite has no place in JSON, and reaches no target.
+                let finite = self.metrics.iter().filter(|(_, value)| value.is_finite());
+                let metrics = finite.map(|(name, value)| (name.clone(), *value)).collect();
+                self.state.stopped_in = Some(StoppedHook { hook: (*name).to_owned(), metrics });
+                return Ok(false);
+            }
             self.note_found(found)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn run_hook(&self, hook: &mut dyn Hook<T>) -> Result<Found, BoxError> {
@@ -798,12 +847,14 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             }
         };
         self.context.collective.barrier()?;
+        self.replaces = false;
         Ok(path)
     }
 
     /// Writes the checkpoint of the present state, unless it is there.
     fn save_first(&mut self) -> Result<PathBuf, TrainError> {
-        let there = self.store.list()?.into_iter().find(|(samples, _)| *samples == self.samples);
+        let is_there = |samples: u64| samples == self.samples && !self.replaces;
+        let there = self.store.list()?.into_iter().find(|(samples, _)| is_there(*samples));
         let state = serde_json::to_value(&self.state).map_err(|error| TrainError::State {
             checkpoint: self.store.folder().to_owned(),
             problem: error.to_string(),
@@ -960,8 +1011,9 @@ fn end_of(config: &TrainConfig<'_>) -> u64 {
     config.run.steps() * config.run.batch_size as u64
 }
 
-/// What is to be said, before it begins, of a run over `dataset` samples: settings that are possible, but seldom meant.
-pub(crate) fn remarks(config: &TrainConfig<'_>, dataset: usize) -> Vec<String> {
+/// What is to be said, before it begins, of a run over `dataset` samples by `world` processes: settings that are possible, but seldom
+/// meant.
+pub(crate) fn remarks(config: &TrainConfig<'_>, dataset: usize, world: usize) -> Vec<String> {
     let (total, batch) = (end_of(config), config.run.batch_size);
     let mut remarks = Vec::new();
     if total != config.run.samples {
@@ -974,6 +1026,11 @@ pub(crate) fn remarks(config: &TrainConfig<'_>, dataset: usize) -> Vec<String> {
     }
     if config.optimizer.peak(batch as u64) == 0.0 {
         remarks.push("optimizer.learning_rate is 0: the weights stay as they are".to_owned());
+    }
+    if world > 1 && config.optimizer.in_backward == Some(true) {
+        remarks.push(format!(
+            "optimizer.in_backward = true has no effect on {world} processes, which take their steps with the sum of their gradients"
+        ));
     }
     remarks
 }

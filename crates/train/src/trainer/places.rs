@@ -80,7 +80,8 @@ fn whole(path: &Path) -> PathBuf {
 }
 
 /// Whether `now` lies in the run's folder or beside it, as `begun` did before both were moved: the steps from the common folder
-/// are the same, and at the former places neither is left.
+/// are the same, and at the former places neither is left. Inside of the run's own folder, `now` may also be a copy: then `begun` lies in
+/// the run that was copied.
 fn moved_along(begun: &Path, now: &Path, folder: &Path) -> bool {
     let (now, folder) = (whole(now), whole(folder));
     let mut roots = [Some(folder.as_path()), folder.parent()].into_iter().flatten();
@@ -88,7 +89,9 @@ fn moved_along(begun: &Path, now: &Path, folder: &Path) -> bool {
         let (Ok(inside), Ok(own)) = (now.strip_prefix(root), folder.strip_prefix(root)) else { return false };
         let former = begun.ancestors().nth(inside.components().count());
         let left = |former: &Path| begun.exists() || former.join(own).join(RECIPE).exists();
-        inside.components().next().is_some() && begun.ends_with(inside) && former.is_some_and(|former| !left(former))
+        let copied = |former: &Path| root == folder && former.join(RECIPE).is_file();
+        let follows = former.is_some_and(|former| copied(former) || !left(former));
+        inside.components().next().is_some() && begun.ends_with(inside) && follows
     })
 }
 
@@ -135,6 +138,12 @@ mod tests {
         assert!(!same("old/shards", "elsewhere/shards"), "moved, but not with the run");
         make("old/shards");
         assert!(!same("old/shards", "new/shards"), "the former data are still there");
+        // A copy of a run has copies of what lies in it.
+        make("old/run/cache");
+        assert!(!same("old/run/cache", "new/run/cache"), "nothing says that this was a run");
+        std::fs::write(at("old/run").join(RECIPE), "").unwrap();
+        assert!(same("old/run/cache", "new/run/cache") && !same("old/run/cache", "new/run/other"));
+        assert!(!same("old/shards", "new/shards"));
     }
 
     #[test]

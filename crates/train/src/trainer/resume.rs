@@ -209,6 +209,11 @@ fn begun(folder: &Path) -> Result<Option<Begun>, TrainError> {
     durable::read_json(&path).map_err(|source| TrainError::Io { path, source })
 }
 
+/// Samples that the checkpoint had seen with which a folder's run was begun, 0 of one that began by itself.
+pub(super) fn begun_at(folder: &Path) -> Result<u64, TrainError> {
+    Ok(begun(folder)?.map_or(0, |begun| begun.samples))
+}
+
 /// The checkpoint that a run goes on with: its own newest one, or the one that it is or was begun with.
 pub(super) fn beginning(
     folder: &Path,

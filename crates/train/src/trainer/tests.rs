@@ -296,6 +296,54 @@ fn every_ending_is_told_to_the_trackers() {
     }
 }
 
+/// Positions 0 to 7 are the first batches of training, which are not looked at again, and those of every evaluation.
+#[test]
+fn a_stop_in_an_evaluation_ends_it_and_it_is_made_when_the_run_goes_on() {
+    let world = World::new();
+    let evaluate = format!("hooks.evaluate={{ path = {:?}, every = 24, samples = 12 }}", world.path("data"));
+    let settings = [evaluate.as_str(), "hooks.target={ metric = \"validation/loss\", at_most = -1.0 }"];
+    let whole = world.train("whole", &LineTask::default(), &settings);
+    assert_eq!(whole.told.iter().filter(|event| event.starts_with("evaluation")).count(), 2);
+    let stop = StopFlag::new_unhooked();
+    world.train("run", &LineTask::default(), &[&settings[..], &["run.samples=20"]].concat()).summary();
+    let extended = |task: &LineTask, stop: &StopFlag| {
+        let recipe = world.recipe(&settings);
+        let (folder, device) = (world.path("run"), Device::flex());
+        let told = RefCell::new(Told::default());
+        let context = StageContext { tracker: Some(&told), extend: true, ..StageContext::new(&folder, &device, stop) };
+        let outcome = train(task, Line::new(), recipe.as_recipe(), &context);
+        Ended { outcome, told: told.into_inner().0 }
+    };
+    // The evaluation at 24 samples looks at the positions 0 to 11.
+    let task = LineTask::with(Incident::Stop(5, stop.clone()));
+    let stopped = extended(&task, &stop);
+    assert_eq!(stopped.interrupted_at(), 24);
+    assert_eq!(stopped.told, ["start 20", "checkpoint 24", "end 24 Interrupted"]);
+    let positions: Vec<u64> = task.seen.into_inner().unwrap().into_iter().map(|(position, _)| position).collect();
+    assert_eq!(positions, [20, 21, 22, 23, 0, 1, 2, 3, 4, 5, 6, 7], "the batch in which it was asked for is the last");
+    // Asked again: as before.
+    let again = StopFlag::new_unhooked();
+    again.request();
+    assert_eq!(extended(&LineTask::default(), &again).interrupted_at(), 24);
+    let resumed = extended(&LineTask::default(), &StopFlag::new_unhooked());
+    assert_eq!(resumed.told[..3], ["start 24", "evaluation 24", "checkpoint 24"]);
+    assert_eq!(world.metrics("run"), world.metrics("whole"));
+    assert!(world.tensors("run") == world.tensors("whole"));
+}
+
+#[test]
+fn samples_of_an_evaluation_that_come_twice_are_told() {
+    let world = World::new();
+    let remarks = |samples: usize| {
+        let evaluate = format!("hooks.evaluate={{ path = {:?}, every = 8, samples = {samples} }}", world.path("data"));
+        let recipe = world.recipe(&[&evaluate]);
+        let hooks = hooks::open_all::<LineTask>(&recipe.value).unwrap();
+        hooks::check_all(&hooks, &recipe.value).unwrap()
+    };
+    assert_eq!(remarks(12), Vec::<String>::new());
+    assert!(remarks(13)[0].contains("looks at 16 samples") && remarks(13)[0].ends_with("has 12"), "{:?}", remarks(13));
+}
+
 #[test]
 fn a_run_that_does_not_begin_is_not_told() {
     let world = World::new();
@@ -589,8 +637,9 @@ fn a_batch_may_be_larger_than_the_dataset() {
 #[test]
 fn settings_that_are_seldom_meant_are_remarked() {
     let world = World::with(3, &[]);
-    let said = |overrides: &[&str]| remarks(&world.recipe(overrides).value.config(), 1150);
+    let said = |overrides: &[&str]| remarks(&world.recipe(overrides).value.config(), 1150, 2);
     assert!(said(&["run.batch_size=4", "run.samples=8"]).is_empty());
+    assert!(said(&["optimizer.in_backward=true"])[0].contains("has no effect on 2 processes"));
     let odd = said(&["run.batch_size=2000", "run.samples=3000", "optimizer.learning_rate=0"]);
     assert!(odd[0].contains("3,000 becomes 4,000") && odd[1].contains("2,000: every batch repeats samples"), "{odd:?}");
     assert!(odd[1].contains("1,150") && odd[2].contains("learning_rate is 0") && odd.len() == 3, "{odd:?}");

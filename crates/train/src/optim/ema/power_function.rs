@@ -9,12 +9,14 @@ pub struct PowerFunction {
 
 /// The width of a flat average, `gamma = 0`: the largest that rises towards the end.
 const FLAT: f64 = 0.288_675_134_594_812_9;
+/// The least width: the average of a million samples is then the last of them.
+const NARROWEST: f64 = 1e-6;
 
 impl PowerFunction {
-    /// The profile of a relative width: its standard deviation as a share of the time (equation 3 there). `None` unless it is above
-    /// 0 and below that of a flat average, 0.2887.
+    /// The profile of a relative width: its standard deviation as a share of the time (equation 3 there). `None` unless it is at
+    /// least 0.000001 and below that of a flat average, 0.2887.
     pub fn of_width(sigma_rel: f64) -> Option<Self> {
-        if !(sigma_rel > 0.0 && sigma_rel < FLAT) {
+        if !(NARROWEST..FLAT).contains(&sigma_rel) {
             return None;
         }
         // The width falls as gamma grows, about as 1 / gamma.
@@ -151,7 +153,7 @@ mod tests {
             assert!((found.width() / sigma_rel - 1.0).abs() < 1e-12);
         }
         assert!((profile(0.05).gamma() - 16.97).abs() < 0.005 && (profile(0.1).gamma() - 6.94).abs() < 0.005);
-        for wrong in [0.0, -0.1, 0.2887, 1.0, f64::NAN, f64::INFINITY] {
+        for wrong in [0.0, 1e-300, -0.1, 0.2887, 1.0, f64::NAN, f64::INFINITY] {
             assert_eq!(PowerFunction::of_width(wrong), None, "{wrong}");
         }
     }
