@@ -129,9 +129,10 @@ prepare() {
 train() {
     local transport="$1" processes="$2" out="$3"
     shift 3
+    [[ "$*" == *run.checkpoint_every=* ]] || set -- "$@" run.checkpoint_every=16
     CALOTYPE_TRANSPORT="$transport" timeout 300 "${run[@]}" -x CALOTYPE_TRANSPORT -np "$processes" "$calotype" train \
         training/stable_diffusion/quickstart_smoke --threads 1 "${unet[@]}" data.path="$work/quickstart/precache" data.threads=1 \
-        run.batch_size=8 run.log_every=16 run.checkpoint_every=16 'distributed.reproducible="ranks"' optimizer.accumulate=4 "$@" \
+        run.batch_size=8 run.log_every=16 'distributed.reproducible="ranks"' optimizer.accumulate=4 "$@" \
         --out "$work/$out" >"$work/out" 2>&1
 }
 

@@ -43,6 +43,8 @@ const SYNTHETIC_WORDS: usize = 12;
 const DEVIATION: f32 = 0.02;
 /// Batches that nobody waits for.
 const MOST_BATCHES: usize = 1 << 24;
+/// Networks and size of the images that the published figures are of.
+const PUBLISHED_OF: (Family, usize) = (Family::Sd2, 512);
 /// Share of the memory that is free which `auto` takes.
 const BUDGET: f64 = 0.9;
 const GIB: f64 = (1u64 << 30) as f64;
@@ -163,6 +165,14 @@ impl fmt::Display for TrainReport {
         let memory = self.peak_rss_gib.map_or("unknown memory".to_owned(), |gib| format!("{gib:.2} GiB"));
         writeln!(f, "{:.1} % of the time waiting for data, {memory} at most", 100.0 * self.data_wait)?;
         writeln!(f, "\nStable Diffusion 2's 1,400,000 batches of 2,048 images, and as published for A100:")?;
+        if (*family, *image_size) != PUBLISHED_OF {
+            let (of, side) = PUBLISHED_OF;
+            writeln!(
+                f,
+                "(those are of {of} at {side}x{side}; this is {family} at {image_size}x{image_size}, and the days and the cost of its \
+                 row are not those of that training)"
+            )?;
+        }
         write!(f, "{}", Table(self.schedule))
     }
 }
@@ -400,7 +410,7 @@ impl Work {
     fn measure(&mut self, bench: &TrainBench, microbatch: usize) -> Result<Times, BenchError> {
         let parts = bench.batch_size / microbatch;
         let mut loader = self.loader(microbatch)?;
-        let mut progress = Progress::new("bench train", bench.batches as u64);
+        let mut progress = Progress::new("bench train", bench.batches as u64).counting(["batches", "batches/s"]);
         let mut times = Times { monitor: SpeedMonitor::new(bench.window), whole: 0.0, waited: 0.0, loss: f64::NAN };
         let mut last = Instant::now();
         for batch in 1..=bench.batches as u64 {

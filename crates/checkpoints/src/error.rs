@@ -5,7 +5,7 @@ use calotype_weights::EmbeddingError;
 use calotype_weights::tensor_file::TensorFileError;
 use std::fmt::Write as _;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A checkpoint that cannot be recognised, read, converted or written. Messages name the file, key or field, and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +68,8 @@ pub enum LayoutError {
     /// The checkpoint has no such component.
     #[error(
         "{}: the checkpoint holds no {component}; it holds: {held}; name a checkpoint that holds it, or put it beside the others \
-         in a diffusers folder",
-        path.display()
+         in a diffusers folder{}",
+        path.display(), as_folder(path, *component)
     )]
     NoComponent {
         /// The checkpoint.
@@ -179,6 +179,11 @@ impl LayoutError {
 }
 
 /// The first few of a list, and how many more there are.
+/// Where a component would stand beside the others of a folder.
+fn as_folder(path: &Path, component: Component) -> String {
+    if path.is_dir() { format!(", as {}", path.join(component.to_string()).display()) } else { String::new() }
+}
+
 fn first_of(items: &[String]) -> String {
     const SHOWN: usize = 3;
     let mut text = items.iter().take(SHOWN).map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ");

@@ -5,7 +5,7 @@ use crate::commands::{Usage, print};
 use crate::reports::{Image, Runs, has_settings};
 use anyhow::Result;
 use calotype_checkpoints::{
-    Checkpoint, ConvertOptions, Family, OpenOptions, Prediction, Report, Target, convert, inspect,
+    Checkpoint, ConvertOptions, Family, LayoutError, OpenOptions, Prediction, Report, Target, convert, inspect,
 };
 use calotype_data::source::{self, SourceOptions, Summary};
 use calotype_train::runs::{Held, RunReport, held};
@@ -134,9 +134,7 @@ impl OpenArgs {
 
 /// Opens a checkpoint for use, and tells which of its tensors are in no network.
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
-    refuse_repository(path)?;
-    let checkpoint = Checkpoint::open_with(path, options)?;
-    check_belonging(&checkpoint)?;
+    let checkpoint = opened(path, options)?;
     if let Some(warning) = checkpoint.unused_warning() {
         eprintln!("warning: {warning}");
     }
@@ -144,6 +142,27 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         eprintln!("embedding: `{word}` stands for {vectors} learned vectors");
     }
     Ok(checkpoint)
+}
+
+/// Opens a checkpoint whose networks belong together.
+fn opened(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+    refuse_repository(path)?;
+    let checkpoint = Checkpoint::open_with(path, options).map_err(|error| match error {
+        LayoutError::Unrecognised { .. } => runs_instead(path).unwrap_or_else(|| error.into()),
+        error => error.into(),
+    })?;
+    check_belonging(&checkpoint)?;
+    Ok(checkpoint)
+}
+
+/// What to say of a folder that holds runs, or a run without a model, where a checkpoint is wanted.
+fn runs_instead(path: &Path) -> Option<anyhow::Error> {
+    if let Ok(Some(Held::Preparation { .. })) = held(path) {
+        let problem = "a training run that has not begun; train it first (the same command goes on with it)";
+        return Some(Usage(format!("{}: {problem}", path.display())).into());
+    }
+    let runs = Runs::below(path).ok().flatten()?;
+    Some(Usage(format!("{}: a folder of runs; name one of them: {}", path.display(), runs.names().join(", "))).into())
 }
 
 /// Refuses the name of a repository of models, which is no path.
@@ -201,7 +220,8 @@ pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
     args.open.check(&args.path)?;
     if let Some(training) = held(&args.path)? {
         let model = match &training {
-            Held::Run(RunReport { model: None, .. }) | Held::TrainingCheckpoint(_) => None,
+            Held::Run(RunReport { model: None, .. }) | Held::Preparation { .. } => None,
+            Held::TrainingCheckpoint(_) | Held::Snapshot(_) => None,
             Held::Quickstart { summary: None, .. } => None,
             _ => Some(inspect(&args.path, &args.open.options(), args.tensors)?),
         };
@@ -253,10 +273,8 @@ impl<T: Serialize + Display> Told for T {
 
 /// Writes a checkpoint in another layout.
 pub(crate) fn convert_command(args: &ConvertArgs) -> Result<()> {
-    refuse_repository(&args.input)?;
     args.open.check(&args.input)?;
-    let checkpoint = Checkpoint::open_with(&args.input, &args.open.options())?;
-    check_belonging(&checkpoint)?;
+    let checkpoint = opened(&args.input, &args.open.options())?;
     let options = ConvertOptions {
         dtype: args.dtype,
         allow_missing: args.allow_missing,

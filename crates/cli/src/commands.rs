@@ -32,9 +32,16 @@ include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
 
 /// Stopped on request with everything saved.
 #[derive(Debug, thiserror::Error)]
-#[error("stopped after {samples} samples, everything is saved; run the same command again to go on")]
-pub(crate) struct Stopped {
-    pub(crate) samples: u64,
+pub(crate) enum Stopped {
+    /// In the work itself.
+    #[error("stopped after {0} samples, everything is saved; run the same command again to go on")]
+    After(u64),
+    /// Before a run's training, while something was being made for it.
+    #[error(
+        "stopped before the training began, while something that it needs was being made ({0}); what is there is kept: run the \
+         same command again to go on"
+    )]
+    Preparing(String),
 }
 
 /// An error that the user has read already, with its exit code.
@@ -171,6 +178,8 @@ fn train_together(args: &TrainArgs, place: &ranks::Place) -> Result<()> {
     }
     let folder = args.out.clone().unwrap_or_else(|| default_folder(&args.recipe));
     let recipes = recipe_loader().out(&folder);
+    refuse_quickstart(&args.recipe)?;
+    recipes.check_overrides(&args.recipe, &args.overrides)?;
     let run = tasks::load(&recipes, &args.recipe, &args.overrides)?;
     let preparation = Preparation::of(&recipes, &run, &folder)?;
     if args.dry_run {
@@ -189,16 +198,35 @@ fn train_together(args: &TrainArgs, place: &ranks::Place) -> Result<()> {
     if args.dry_run {
         return dry_run(&run, &preparation, &context);
     }
-    if let StageEnd::Interrupted { samples } = preparation.make(&context)? {
-        return Err(Stopped { samples }.into());
+    let pending = preparation.pending()?;
+    run.check_beginning((!pending.is_empty()).then_some(preparation.folder()), &context)?;
+    if let StageEnd::Interrupted { .. } = preparation.make(&context)? {
+        return Err(Stopped::Preparing(preparation.pending()?.into_iter().next().unwrap_or_default()).into());
     }
     match run.train(&context)? {
-        StageEnd::Interrupted { samples } => Err(Stopped { samples }.into()),
+        StageEnd::Interrupted { samples } => Err(Stopped::After(samples).into()),
         StageEnd::Done(TrainingSummary { samples_seen, loss_first, loss_last, seconds, .. }) => print(&format!(
-            "{samples_seen} samples in {seconds:.0} s, loss {loss_first:.5} at first, {loss_last:.5} at last\nmodel {}",
+            "{samples_seen} samples in {seconds:.0} s, mean loss {loss_first:.5} in the logs' first entry, {loss_last:.5} in the last\nmodel {}",
             folder.join(MODEL).display()
         )),
     }
+}
+
+/// Refuses the recipe of a whole quickstart, which trains by the recipes of its stages.
+fn refuse_quickstart(recipe: &str) -> Result<()> {
+    let preset = match recipe {
+        "quickstart" => "",
+        _ => recipe.strip_prefix("quickstart/").unwrap_or(recipe),
+    };
+    if preset == recipe || Path::new(recipe).exists() {
+        return Ok(());
+    }
+    let flag = if preset.is_empty() { String::new() } else { format!(" --preset {preset}") };
+    Err(Usage(format!(
+        "{recipe} is no training recipe: the whole quickstart is `calotype quickstart{flag}`, and its stages are recipes such as \
+         training/stable_diffusion/quickstart"
+    ))
+    .into())
 }
 
 /// Tells what a start would find, or what it would make first.
@@ -208,7 +236,9 @@ fn dry_run(run: &TrainingRun, preparation: &Preparation, context: &StageContext<
             eprintln!("{line}");
         }
     };
+    run.units().into_iter().for_each(|line| tell(format!("units        {line}")));
     let pending = preparation.pending()?;
+    run.check_beginning((!pending.is_empty()).then_some(preparation.folder()), context)?;
     if pending.is_empty() {
         tell(run.check(context)?.to_string());
         return Ok(());

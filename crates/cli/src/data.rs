@@ -77,6 +77,7 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
 
 /// The slices of a precache stage that this process has to do, one after the other.
 fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
+    recipe_loader().check_overrides(&args.recipe, &args.overrides)?;
     let recipe: PrecacheRecipe = recipe_loader().load(&args.recipe, &args.overrides)?.value;
     let device = args.device.open()?;
     let mut account = Account::new("precache");
@@ -85,7 +86,7 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
     for slice in args.slices.slices()? {
         let of = if slice.count > 1 { format!("slice {}: ", slice.id) } else { String::new() };
         let done = match stages::precache(&recipe, slice, &device, stop)? {
-            StageEnd::Interrupted { samples } => return Err(Stopped { samples }.into()),
+            StageEnd::Interrupted { samples } => return Err(Stopped::After(samples).into()),
             StageEnd::Done(done) => done,
         };
         account.taken += done.samples as u64;

@@ -1,5 +1,6 @@
 //! What a command line that cannot be read was probably meant to say.
 
+use calotype_core::names::nearest;
 use calotype_core::numbers::standard_message;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
@@ -279,7 +280,7 @@ fn unknown_flag(error: &Error, command: &Command, arguments: &[String]) -> Optio
     }
     let stage = path.first().copied().unwrap_or_default();
     let row = FOREIGN.iter().find(|(of, names, _)| (of.is_empty() || *of == stage) && names.contains(&name.as_str()));
-    let (_, _, own) = row?;
+    let Some((_, _, own)) = row else { return alike(error, at, &name) };
     let own = filled(own, value.as_deref());
     // A flag of another command is no help.
     let known = |flag: &str| flag == "threads" || at.get_arguments().any(|arg| arg.get_long() == Some(flag));
@@ -288,6 +289,15 @@ fn unknown_flag(error: &Error, command: &Command, arguments: &[String]) -> Optio
         _ if own.contains(", ") || own.contains(": ") || own.contains(" with ") => Some(format!("here: {own}")),
         _ => Some(format!("here that is `{own}`")),
     }
+}
+
+/// The flag of the command that is alike, where clap has seen none: it tells how to pass the word as a value, which is seldom meant.
+fn alike(error: &Error, at: &Command, name: &str) -> Option<String> {
+    if error.get(ContextKind::SuggestedArg).is_some() {
+        return None;
+    }
+    let own = nearest(name, at.get_arguments().filter_map(clap::Arg::get_long))?;
+    Some(format!("did you mean `--{own}`?"))
 }
 
 /// What to write, with the value that was given; a size such as 512x768 is width and height.

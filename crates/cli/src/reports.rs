@@ -28,6 +28,16 @@ impl Runs {
         let runs = folders.iter().filter_map(|folder| held(folder).transpose()).collect::<Result<Vec<_>, _>>()?;
         Ok(if runs.is_empty() { None } else { Some(Self { path: path.to_owned(), runs }) })
     }
+
+    /// Their folders, as far as they are whole runs.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let folder = |held: &Held| match held {
+            Held::Run(run) => Some(run.path.display().to_string()),
+            Held::Quickstart { runs, .. } => Some(runs.first()?.path.parent()?.display().to_string()),
+            Held::Preparation { .. } | Held::TrainingCheckpoint(_) | Held::Snapshot(_) => None,
+        };
+        self.runs.iter().filter_map(folder).collect()
+    }
 }
 
 impl Display for Runs {

@@ -88,6 +88,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
+/// What to do about a file that cannot be read, to go behind the reason: nothing but for one whose content is wrong.
+pub fn advice(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::InvalidData { "; the file is damaged: copy it back" } else { "" }
+}
+
 /// Not serde_json's own conversion: that makes text that ends too early another kind of error.
 fn invalid(error: serde_json::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)

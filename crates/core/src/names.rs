@@ -12,6 +12,20 @@ pub struct UnknownName {
     pub known: String,
 }
 
+/// The name that a wrong one was probably meant to be, if any is alike.
+///
+/// ```
+/// use calotype_core::names::nearest;
+///
+/// assert_eq!(nearest("eulr", ["ddim", "euler"]), Some("euler"));
+/// assert_eq!(nearest("zzz", ["ddim", "euler"]), None);
+/// ```
+pub fn nearest<'n>(wrong: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    const ALIKE: f64 = 0.5;
+    let scored = known.into_iter().map(|name| (strsim::normalized_damerau_levenshtein(wrong, name), name));
+    scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
+}
+
 /// What all enumerations of [`names!`](crate::names!) offer: to parsers, help texts and completions.
 pub trait Named: Copy + Send + Sync + 'static {
     /// Every value, in the order of their declaration.

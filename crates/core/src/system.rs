@@ -107,6 +107,11 @@ pub fn format_count(count: u64) -> String {
     out
 }
 
+/// A number of things, as `1 sample` or `1,150 samples`.
+pub fn counted(count: u64, thing: &str) -> String {
+    format!("{} {thing}{}", format_count(count), if count == 1 { "" } else { "s" })
+}
+
 /// A size in the largest binary unit that keeps it at 1 or more: `512 B`, `1.5 KiB`, `3.2 GiB`.
 pub fn format_bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

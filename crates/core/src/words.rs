@@ -5,9 +5,14 @@ const FOUND: [&str; 2] = ["invalid type: ", "invalid value: "];
 /// What stands between the found and the wanted.
 const EXPECTED: &str = ", expected ";
 
+/// What unsigned integers take.
+const COUNT: &str = "a whole number of at least 0, such as 4";
+/// The same where a negative number stands.
+const NOT_NEGATIVE: &str = "a whole number that is not negative, such as 4";
+
 /// What serde expects, and what a file's reader is told. Names of integers come before those they begin with.
 const TAKES: [(&[&str], &str); 10] = [
-    (&["u8", "u16", "u32", "u64", "u128", "usize"], "a whole number of at least 0, such as 4"),
+    (&["u8", "u16", "u32", "u64", "u128", "usize"], COUNT),
     (&["i8", "i16", "i32", "i64", "i128", "isize"], "a whole number, such as 4"),
     (&["f32", "f64", "a float", "floating point number"], "a number, such as 0.5"),
     (&["a boolean", "bool"], "true or false"),
@@ -15,7 +20,7 @@ const TAKES: [(&[&str], &str); 10] = [
         &["a string", "a borrowed string", "string", "str", "path string", "a character"],
         "text in quotes, such as \"name\"",
     ),
-    (&["a sequence", "sequence", "a tuple"], "a list, such as [1, 2]"),
+    (&["a sequence", "sequence", "a tuple"], "a list, such as [1, 2] or [\"a\", \"b\"]"),
     (&["a map", "map"], "a table of keys and values"),
     (&["unit", "null"], "nothing"),
     (&["variant identifier", "string or table"], "the name of a kind, in quotes"),
@@ -68,6 +73,8 @@ fn translated(text: &str) -> Option<(String, &str)> {
     if let Some(rest) = FOUND.iter().find_map(|start| text.strip_prefix(start)) {
         let (found, rest) = found(rest)?;
         let (takes, rest) = takes(rest.strip_prefix(EXPECTED)?);
+        // Whether 0 is taken says the check behind the reader's, if the number has to be larger.
+        let takes = if takes == COUNT && found.starts_with('-') { NOT_NEGATIVE } else { takes.as_str() };
         return Some((format!("instead of {found} it takes {takes}"), rest));
     }
     if let Some(rest) = text.strip_prefix("invalid length ") {
@@ -272,7 +279,7 @@ mod tests {
     fn every_remark_of_the_readers_of_toml_and_json_is_translated() {
         for (text, part) in [
             ("samples = \"ma\\\"ny, expected u64\"", "it takes a whole number of at least 0, such as 4"),
-            ("samples = -2", "instead of -2 it takes a whole number of at least 0"),
+            ("samples = -2", "instead of -2 it takes a whole number that is not negative, such as 4"),
             ("samples = 1.5", "instead of 1.5 it takes a whole number"),
             ("samples = true", "instead of true it takes"),
             ("samples = [1]", "instead of a list it takes"),

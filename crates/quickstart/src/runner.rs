@@ -204,7 +204,8 @@ fn load<T: DeserializeOwned + Serialize>(
     overrides: Vec<String>,
     options: &Options<'_>,
 ) -> Result<Resolved<T>, QuickstartError> {
-    let loaded = recipes.load(name, &with_own(overrides, stage, options));
+    let checked = recipes.check_overrides(name, &with_own(Vec::new(), stage, options));
+    let loaded = checked.and_then(|()| recipes.load(name, &with_own(overrides, stage, options)));
     loaded.map_err(|source| QuickstartError::StageRecipe { stage, source: Box::new(source.into()) })
 }
 
@@ -215,7 +216,8 @@ fn load_task<T: Task>(
     overrides: Vec<String>,
     options: &Options<'_>,
 ) -> Result<TypedRun<T::Recipe>, QuickstartError> {
-    let loaded = tasks::load_as::<T>(recipes, name, &with_own(overrides, stage, options));
+    let checked = recipes.check_overrides(name, &with_own(Vec::new(), stage, options)).map_err(Into::into);
+    let loaded = checked.and_then(|()| tasks::load_as::<T>(recipes, name, &with_own(overrides, stage, options)));
     loaded.map_err(|source| QuickstartError::StageRecipe { stage, source: Box::new(source) })
 }
 

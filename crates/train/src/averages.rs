@@ -7,13 +7,15 @@ use crate::optim::{EmaSettings, WITHOUT_AVERAGE, snapshot_name};
 use burn::module::Module;
 use calotype_core::system::format_count;
 use calotype_models::state;
-use calotype_weights::TensorFileError;
+use calotype_weights::{TensorFile, TensorFileError};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Folder of the snapshots, inside the run's own.
 pub const AVERAGES: &str = "averages";
 const PREFIX: &str = "average";
+/// A sum that is farther away than this, as a share of the average's norm, is another average.
+const USELESS: f64 = 0.5;
 
 /// Why an average cannot be rebuilt.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,23 @@ pub enum AverageError {
         /// Those of the last one.
         last: u64,
     },
+    /// The snapshots give nothing like the average that is wanted.
+    #[error(
+        "--sigma-rel {sigma_rel} --at {at}: what the snapshots of {} give is {:.0} % off, and no such average; {advice}",
+        run.display(), 100.0 * error
+    )]
+    Far {
+        /// The run's folder.
+        run: PathBuf,
+        /// The width that was asked for.
+        sigma_rel: f64,
+        /// The samples that were asked for.
+        at: u64,
+        /// The distance as a share of the average's norm.
+        error: f64,
+        /// What would be nearer.
+        advice: String,
+    },
     /// A snapshot does not say what it averages.
     #[error("{}: this snapshot's state does not say which averages it holds ({problem}); remove its folder", snapshot.display())]
     State {
@@ -83,8 +102,19 @@ pub enum AverageError {
 impl AverageError {
     /// Whether the command, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::None { .. } | Self::Width(_) | Self::At { .. })
+        matches!(self, Self::None { .. } | Self::Width(_) | Self::At { .. } | Self::Far { .. })
     }
+}
+
+/// Whether tensors are those of a snapshot, and not of a training checkpoint.
+pub(crate) fn is_snapshot(tensors: &TensorFile) -> bool {
+    let first = snapshot_name(0, "");
+    tensors.names().any(|name| name.starts_with(&first))
+}
+
+/// The folder of the run that a snapshot's folder lies in.
+pub(crate) fn run_of(snapshot: &Path) -> &Path {
+    snapshot.parent().and_then(Path::parent).filter(|run| !run.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// What a snapshot says beside its tensors.
@@ -177,6 +207,17 @@ impl Rebuilt {
         }
         let fit = fit(&profiles, &Snapshot { samples, profile });
         let fit = fit.ok_or_else(|| AverageError::Unsolvable { run: run.to_owned() })?;
+        if fit.error > USELESS {
+            let newest = saved.last().map_or(first, |(taken, _)| *taken);
+            let advice = match newest < samples {
+                // Of what came behind the last snapshot they know nothing.
+                true => format!("choose --at {newest}, the last snapshot in front of that"),
+                false => "choose a width nearer to those of ema.sigma_rel, or keep more snapshots (ema.snapshot_every)"
+                    .to_owned(),
+            };
+            let (run, sigma_rel) = (run.to_owned(), wanted.sigma_rel);
+            return Err(AverageError::Far { run, sigma_rel, at: samples, error: fit.error, advice });
+        }
         Ok(Self { sigma_rel: wanted.sigma_rel, samples, snapshots, fit })
     }
 
@@ -327,6 +368,7 @@ mod tests {
             (wanted(1e-300, None), "--sigma-rel 1e-300"),
             (wanted(0.1, Some(99)), "--at 99"),
             (wanted(0.1, Some(801)), "100 to 800"),
+            (wanted(0.1, Some(550)), "choose --at 500"),
         ] {
             let error = error(wrong);
             assert!(error.to_string().contains(part) && error.is_usage(), "{error}");

@@ -229,6 +229,10 @@ impl DiffusionParts {
     }
 }
 
+/// What is said of hidden states that pipelines of Stable Diffusion do not take.
+const WITHOUT_NORM: &str =
+    "its hidden states are those in front of the last layer without the final norm, as of Stable Diffusion XL";
+
 /// What is said of an encoder that is another one now.
 const CHANGED: &str = "holds other weights than those that made the dataset";
 
@@ -256,8 +260,8 @@ fn recorded_text(recipe: &DiffusionRecipe, known: &DatasetEncoders, notes: &mut 
         return None;
     };
     let states = entry.states.unwrap_or_default();
-    if !matches!(states, HiddenStates::Auto | HiddenStates::Last) {
-        return left_out(notes, "text encoder", "the hidden states are not those of its last layer");
+    if states == HiddenStates::Penultimate {
+        return left_out(notes, "text encoder", WITHOUT_NORM);
     }
     let settings = TextSettings {
         model: entry.path.display().to_string(),
@@ -333,9 +337,14 @@ impl DiffusionExport<'_> {
         let autoencoder = self.parts.open_autoencoder(device, side, &mut notes);
         let vae = autoencoder.as_ref().map(|checkpoint| checkpoint.component(Component::Vae)).transpose()?;
         let encoder = match (&text, &self.parts.text) {
-            (Some(checkpoint), Some(part)) => Some(TextSource(checkpoint.component(part.settings.component)?)),
+            (Some(checkpoint), Some(part)) => {
+                TextSource::of(checkpoint.component(part.settings.component)?, part.settings.states)
+            }
             _ => None,
         };
+        if text.is_some() && encoder.is_none() {
+            left_out::<()>(&mut notes, "text encoder", WITHOUT_NORM);
+        }
         let mut export: Export<'_> = self.own()?;
         if let Some(vae) = &vae {
             export = export.part(Part::tensors(Component::Vae, self.vae_config(&vae.config), vae));
@@ -374,34 +383,58 @@ fn mark_zeros(folder: &Path) -> Result<(), StageError> {
     durable::write_json(&path, &index).map_err(StageError::io(&path))
 }
 
-/// A text encoder without projection, which Stable Diffusion's pipelines have not.
-struct TextSource(ComponentSource);
+/// A text encoder without projection, which Stable Diffusion's pipelines have not, and without the layer that training did not use:
+/// such pipelines take what comes out of the last layer and the final norm. Stability AI published Stable Diffusion 2 so, with 23 of
+/// the 24 layers of OpenCLIP's tower.
+struct TextSource {
+    source: ComponentSource,
+    /// The number of the layer that is left out: the last one.
+    unused: Option<u64>,
+}
 
 const PROJECTION: &str = "text_projection.weight";
+const LAYERS: &str = "num_hidden_layers";
 
 impl TextSource {
+    /// The encoder whose last layer gives the hidden states; none if none does.
+    fn of(source: ComponentSource, states: HiddenStates) -> Option<Self> {
+        let last = source.config.get(LAYERS).and_then(Value::as_u64).and_then(|layers| layers.checked_sub(1));
+        match states {
+            HiddenStates::Auto | HiddenStates::Last => Some(Self { source, unused: None }),
+            HiddenStates::PenultimateNormed => Some(Self { source, unused: Some(last.filter(|&last| last > 0)?) }),
+            HiddenStates::Penultimate => None,
+        }
+    }
+
     fn config(&self) -> Value {
-        let mut config = self.0.config.clone();
+        let mut config = self.source.config.clone();
         config["architectures"] = json!(["CLIPTextModel"]);
+        if let Some(unused) = self.unused {
+            // Numbered from 0, the last one is the number of those in front of it.
+            config[LAYERS] = unused.into();
+        }
         config
     }
 }
 
 impl TensorSource for TextSource {
     fn origin(&self) -> &Path {
-        self.0.origin()
+        self.source.origin()
     }
 
     fn entries(&self) -> Vec<TensorInfo> {
-        self.0.entries().into_iter().filter(|entry| entry.name != PROJECTION).collect()
+        let unused = self.unused.map(|layer| format!("text_model.encoder.layers.{layer}."));
+        let is_used =
+            |name: &str| name != PROJECTION && !unused.as_ref().is_some_and(|unused| name.starts_with(unused));
+        self.source.entries().into_iter().filter(|entry| is_used(&entry.name)).collect()
     }
 
     fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError> {
-        self.0.tensor(name)
+        self.source.tensor(name)
     }
 
     fn release(&self, name: &str) {
-        self.0.release(name);
+        self.source.release(name);
     }
 }
 

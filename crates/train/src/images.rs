@@ -4,6 +4,7 @@ use crate::config::DataSettings;
 use crate::precache::InputRange;
 use burn::tensor::Tensor;
 use calotype_data::image::{DecodeNotes, DecodeOptions, Filter, RgbImage};
+use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::transform::{CropSettings, ImageTransform, Resize, Transform};
 use calotype_data::{Error, SampleRef};
 use calotype_models::state::values_of;
@@ -18,11 +19,16 @@ pub fn image_bytes<'a>(sample: &SampleRef<'a>, parts: &[String]) -> Result<&'a [
     let found = parts.iter().find(|part| sample.parts().any(|(extension, _)| extension == part.as_str()));
     match found {
         Some(part) => sample.part(part),
-        None => Err(Error::MissingPart {
-            key: sample.key().to_owned(),
-            part: parts.join(" or "),
-            present: sample.parts().map(|(extension, _)| extension).collect::<Vec<_>>().join(", "),
-        }),
+        None => {
+            let present: Vec<&str> = sample.parts().map(|(extension, _)| extension).collect();
+            let unlisted = present.iter().find(|part| IMAGE_EXTENSIONS.contains(part));
+            let advice = unlisted.map_or_else(String::new, |part| {
+                let listed: Vec<&str> = parts.iter().map(String::as_str).chain([*part]).collect();
+                format!("; `{part}` is an image that the recipe's list does not name: set data.images={listed:?} (images of a precache recipe)")
+            });
+            let present = format!("{}{advice}", present.join(", "));
+            Err(Error::MissingPart { key: sample.key().to_owned(), part: parts.join(" or "), present })
+        }
     }
 }
 
@@ -155,6 +161,15 @@ mod tests {
     use calotype_data::Sample;
     use calotype_data::image::PngEffort;
     use calotype_data::transform::Place;
+
+    #[test]
+    fn an_image_of_a_type_that_is_not_listed_is_told() {
+        let parts = ["png".to_owned()];
+        let error = |sample: &Sample| image_bytes(&SampleRef::from(sample), &parts).unwrap_err().to_string();
+        let told = error(&Sample::new("a").with("jpg", "").with("txt", ""));
+        assert!(told.contains("no part `png`") && told.contains("data.images=[\"png\", \"jpg\"]"), "{told}");
+        assert!(error(&Sample::new("a").with("txt", "")).ends_with("it has: txt"));
+    }
 
     #[test]
     fn images_are_cut_by_seed_and_position() {

@@ -4,6 +4,7 @@
 //! recipe to the exported model.
 
 pub mod averages;
+mod beginning;
 pub mod captions;
 pub mod checkpoint;
 pub mod config;

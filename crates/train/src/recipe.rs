@@ -91,6 +91,16 @@ pub enum RecipeError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// Two overrides of one command line, of which only one could hold.
+    #[error(
+        "the overrides `{first}` and `{second}` contradict each other, and one would be dropped: leave one of them out"
+    )]
+    Contradiction {
+        /// The one that would be dropped.
+        first: String,
+        /// The one behind it.
+        second: String,
+    },
     /// A key that the recipe's type does not have.
     #[error("{origin}: unknown key `{key}`; {}", suggest_key(nearest.as_deref(), note, known))]
     UnknownKey {
@@ -341,6 +351,26 @@ impl RecipeLoader {
         take_about(&file, &mut table, &origins)
     }
 
+    /// Refuses the overrides of one command line if one of them would drop another: a key with two values, or two keys that say the
+    /// same in other ways (`data.path`, `data.sources`). For [`RecipeLoader::load`] they are layers, and the last one wins.
+    ///
+    /// # Errors
+    /// [`RecipeError::Contradiction`], and those of the recipe itself.
+    pub fn check_overrides(&self, name_or_path: &str, overrides: &[String]) -> Result<(), RecipeError> {
+        let (place, text) = self.find(name_or_path, None)?;
+        let mut merged = Merged::default();
+        self.merge_recipe(&place, &text, &mut Vec::new(), &mut merged)?;
+        for text in overrides {
+            let (table, origins) = parse_override(text)?;
+            merged.renew_schedule(&table);
+            if let Some(first) = merged.dropped_override(&table) {
+                return Err(RecipeError::Contradiction { first, second: text.clone() });
+            }
+            merged.apply(table, origins, format!("override {text}"));
+        }
+        Ok(())
+    }
+
     /// Loads a recipe by name or path and applies `key.sub=value` overrides. An override's value is read as TOML
     /// (`lr=1e-4`, `model.channels=[64, 128]`, `name="a b"`); what is not TOML is taken as a string (`name=foo`).
     ///
@@ -355,7 +385,8 @@ impl RecipeLoader {
         let mut merged = Merged::default();
         self.merge_recipe(&place, &text, &mut Vec::new(), &mut merged)?;
         for text in overrides {
-            merged.apply_override(text)?;
+            let (table, origins) = parse_override(text)?;
+            merged.apply(table, origins, format!("override {text}"));
         }
         if let Some(out) = &self.out {
             merged.table.iter_mut().for_each(|(_, value)| put_out(value, out));
@@ -650,8 +681,8 @@ impl Merged {
         }
     }
 
-    /// Takes back what earlier places set and a new one says in another way.
-    fn take_back(&mut self, new: &Table) {
+    /// The keys of what earlier places set and a new one says in another way.
+    fn said_otherwise(&self, new: &Table) -> Vec<String> {
         let mut gone: Vec<String> = Vec::new();
         for (key, others) in REPLACED {
             if at(new, key).is_some() {
@@ -668,10 +699,27 @@ impl Merged {
                 gone.extend(own.map(|key| format!("{table}.{key}")));
             }
         }
-        for key in gone {
+        gone
+    }
+
+    /// Takes back what earlier places set and a new one says in another way.
+    fn take_back(&mut self, new: &Table) {
+        for key in self.said_otherwise(new) {
             remove(&mut self.table, &key);
             self.origins.retain(|known, _| *known != key && !known.starts_with(&format!("{key}.")));
         }
+    }
+
+    /// An override whose value a new place would take back, or replace by another.
+    fn dropped_override(&self, new: &Table) -> Option<String> {
+        let mut lost = self.said_otherwise(new);
+        lost.retain(|key| at(&self.table, key).is_some());
+        replaced(&self.table, new, "", &mut lost);
+        let of_override = |(known, origin): (&String, &Origin)| match origin {
+            Origin::Override(text) if lost.iter().any(|key| is_inside(known, key)) => Some(text.clone()),
+            _ => None,
+        };
+        self.origins.iter().find_map(of_override)
     }
 
     fn apply(&mut self, table: Table, origins: BTreeMap<String, Origin>, source: String) {
@@ -680,26 +728,6 @@ impl Merged {
         merge_tables(&mut self.table, table, "", &mut self.origins);
         self.origins.extend(origins);
         self.sources.push(source);
-    }
-
-    fn apply_override(&mut self, text: &str) -> Result<(), RecipeError> {
-        let refuse = |reason| RecipeError::OverrideSyntax { text: text.to_owned(), reason };
-        let (key, value) = text.split_once('=').ok_or_else(|| refuse("there is no `=`"))?;
-        let parts = key_parts(key.trim()).ok_or_else(|| refuse("the key is not a TOML key"))?;
-        let origin = Origin::Override(text.to_owned());
-        let mut origins = BTreeMap::new();
-        let mut path = String::new();
-        for part in &parts {
-            path = join(&path, part);
-            origins.insert(path.clone(), origin.clone());
-        }
-        let mut value = override_value(value);
-        for part in parts.into_iter().rev() {
-            value = Value::Table(Table::from_iter([(part, value)]));
-        }
-        let Value::Table(table) = value else { return Err(refuse("the key is empty")) };
-        self.apply(table, origins, format!("override {text}"));
-        Ok(())
     }
 
     /// The origin of a key, or of the nearest key around it.
@@ -715,6 +743,29 @@ impl Merged {
             }
         }
     }
+}
+
+/// An override as a table of its one value, and the origins of the keys that lead to it and of those inside it.
+fn parse_override(text: &str) -> Result<(Table, BTreeMap<String, Origin>), RecipeError> {
+    let refuse = |reason| RecipeError::OverrideSyntax { text: text.to_owned(), reason };
+    let (key, value) = text.split_once('=').ok_or_else(|| refuse("there is no `=`"))?;
+    let parts = key_parts(key.trim()).ok_or_else(|| refuse("the key is not a TOML key"))?;
+    let origin = Origin::Override(text.to_owned());
+    let mut origins = BTreeMap::new();
+    let mut path = String::new();
+    for part in &parts {
+        path = join(&path, part);
+        origins.insert(path.clone(), origin.clone());
+    }
+    let mut value = override_value(value);
+    if let Value::Table(inner) = &value {
+        origins.extend(dotted_keys(inner, &path).into_iter().map(|key| (key, origin.clone())));
+    }
+    for part in parts.into_iter().rev() {
+        value = Value::Table(Table::from_iter([(part, value)]));
+    }
+    let Value::Table(table) = value else { return Err(refuse("the key is empty")) };
+    Ok((table, origins))
 }
 
 /// The parts of a dotted key, by TOML's own rules (quoted parts may hold dots).
@@ -744,6 +795,25 @@ fn override_value(text: &str) -> Value {
     }
 }
 
+/// Whether `key` is `outer`, or a key or an entry inside it.
+fn is_inside(key: &str, outer: &str) -> bool {
+    key.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// The keys whose values [`merge_tables`] would replace by others.
+fn replaced(target: &Table, source: &Table, prefix: &str, keys: &mut Vec<String>) {
+    for (key, value) in source {
+        let path = join(prefix, key);
+        match (target.get(key), value) {
+            (Some(Value::Table(old)), Value::Table(new)) if !(is_length(old) && is_length(new)) => {
+                replaced(old, new, &path, keys);
+            }
+            (Some(old), new) if old != new => keys.push(path),
+            _ => {}
+        }
+    }
+}
+
 fn merge_tables(target: &mut Table, source: Table, prefix: &str, origins: &mut BTreeMap<String, Origin>) {
     for (key, value) in source {
         let path = join(prefix, &key);
@@ -753,12 +823,7 @@ fn merge_tables(target: &mut Table, source: Table, prefix: &str, origins: &mut B
             }
             (_, value) => {
                 // What is replaced takes the origins of everything inside it along.
-                let inside = |known: &str| {
-                    known
-                        .strip_prefix(path.as_str())
-                        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-                };
-                origins.retain(|known, _| !inside(known));
+                origins.retain(|known, _| !is_inside(known, &path));
                 target.insert(key, value);
             }
         }
@@ -864,9 +929,14 @@ fn alike_elsewhere(table: &Table, unknown: &str, name: &str) -> Option<String> {
     scored.max_by(|(a, key_a), (b, key_b)| a.total_cmp(b).then(depth(key_b).cmp(&depth(key_a)))).map(|(_, key)| key)
 }
 
-fn unknown_key(merged: &Merged, file: &str, parent: &str, name: &str, known: Vec<String>) -> RecipeError {
+fn unknown_key(merged: &Merged, file: &str, parent: &str, name: &str, mut known: Vec<String>) -> RecipeError {
     const ALIKE: f64 = 0.5;
     let key = join(parent, name);
+    // Serde leaves out the key by which it tells the forms of a table apart.
+    let is_named = NAMED.iter().any(|(table, ..)| *table == parent);
+    if is_named && !known.iter().any(|key| key == "name") {
+        known.insert(0, "name".to_owned());
+    }
     let renamed = RENAMED.iter().find(|(old, new)| *old == name && known.iter().any(|key| key == new));
     let scored = known.iter().map(|key| (strsim::normalized_damerau_levenshtein(name, key), key.as_str()));
     let nearest = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
@@ -913,10 +983,58 @@ fn explain(merged: &Merged, file: &str, path: &str, message: &str) -> RecipeErro
         let name = quoted.next().unwrap_or_default();
         return missing_key(merged, file, path, &name);
     }
+    let inner = wrong_value(&merged.table, path, message);
+    let path = inner.as_deref().unwrap_or(path);
     let origin = merged.origin(path, file);
     let message = format!("{}{}", plain(message), value_hint(message, &origin));
     let key = if path.is_empty() { "(the whole recipe)".to_owned() } else { path.to_owned() };
     RecipeError::InvalidValue { key, origin, message }
+}
+
+/// The key inside the table at `path` whose value a message of serde's is about: tables that are buffered hide it. None if no
+/// value there, or more than one, is that of the message.
+fn wrong_value(table: &Table, path: &str, message: &str) -> Option<String> {
+    let whole = Value::Table(table.clone());
+    let inside = lookup(&whole, path).filter(|value| value.is_table())?;
+    let mut found = Vec::new();
+    find_value(inside, path, message, &mut found);
+    let first = found.pop()?;
+    found.is_empty().then_some(first)
+}
+
+fn find_value(value: &Value, path: &str, message: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Table(table) => {
+            table.iter().for_each(|(key, value)| find_value(value, &join(path, key), message, found))
+        }
+        Value::Array(items) => {
+            let numbered = items.iter().enumerate();
+            numbered.for_each(|(index, item)| find_value(item, &format!("{path}[{index}]"), message, found));
+        }
+        value if is_about(message, value) => found.push(path.to_owned()),
+        _ => {}
+    }
+}
+
+/// Whether serde's message says that it found this value.
+fn is_about(message: &str, value: &Value) -> bool {
+    if let (Some(rest), Value::String(text)) = (message.strip_prefix("unknown variant `"), value) {
+        return rest.strip_prefix(text.as_str()).is_some_and(|rest| rest.starts_with('`'));
+    }
+    let Some(rest) = ["invalid type: ", "invalid value: "].into_iter().find_map(|start| message.strip_prefix(start))
+    else {
+        return false;
+    };
+    let described = match value {
+        Value::String(text) => format!("string {text:?}"),
+        Value::Integer(number) => format!("integer `{number}`"),
+        // As serde writes it: never without a point.
+        Value::Float(number) if number.fract() == 0.0 => format!("floating point `{number:.1}`"),
+        Value::Float(number) => format!("floating point `{number}`"),
+        Value::Boolean(value) => format!("boolean `{value}`"),
+        _ => return false,
+    };
+    rest.strip_prefix(&described).is_some_and(|rest| rest.starts_with(','))
 }
 
 /// What to do about a wrong value, beyond found and expected.
@@ -1178,7 +1296,9 @@ betas = [0.9, 0.999]
         );
         let error = fails("training/base", &["model.channels=[1,-2]"]);
         assert!(
-            error.contains("key `model.channels[1]`: instead of -2 it takes a whole number of at least 0"),
+            error.contains(
+                "key `model.channels[1]`: instead of -2 it takes a whole number that is not negative, such as 4"
+            ),
             "{error}"
         );
         let error = fails("training/base", &["name=3"]);
@@ -1281,6 +1401,80 @@ betas = [0.9, 0.999]
         assert!(error.ends_with("pass `optimizer.schedule.name=value`, too"), "{error}");
         let error = load("earlier", &["optimizer.schedule.fina=0.1"]).unwrap_err().to_string();
         assert!(error.contains("did you mean `optimizer.schedule.final`?"), "{error}");
+    }
+
+    #[test]
+    fn tables_that_hide_their_keys_are_looked_into() {
+        static LAYERS: &[(&str, &str)] = &[(
+            "whole",
+            "[optimizer]\nlearning_rate = 1.0\n[ema]\nname = \"constant\"\n[mlperf]\nbenchmark = \"stable_diffusion\"\n\
+             division = \"closed\"\norg = \"a\"\nplatform = \"b\"\nstatus = \"onprem\"\n",
+        )];
+        #[derive(Debug, Serialize, Deserialize)]
+        struct Whole {
+            optimizer: crate::optim::OptimizerSettings,
+            ema: crate::optim::EmaSettings,
+            mlperf: crate::mlperf::MlperfSettings,
+        }
+        for (wrong, part) in [
+            ("optimizer.name=adam", "key `optimizer.name`: instead of `adam` it takes `adamw` or `sgd`"),
+            ("optimizer.beta1=fast", "key `optimizer.beta1`: instead of \"fast\" it takes a number"),
+            ("optimizer.schedule.name=cosin", "key `optimizer.schedule.name`: instead of `cosin`"),
+            ("ema.name=constnt", "key `ema.name`: instead of `constnt`"),
+            ("ema.decay=true", "key `ema.decay`: instead of true it takes a number"),
+            ("mlperf.division=clsed", "key `mlperf.division`: instead of `clsed`"),
+            ("mlperf.enabled=1", "key `mlperf.enabled`: instead of 1 it takes true or false"),
+            ("optimizer.nam=adamw", "did you mean `optimizer.name`?"),
+            ("optimizer.zzz=1", "the keys known there are name, "),
+            ("ema.zzz=1", "`ema.zzz`; the keys known there are "),
+        ] {
+            let loaded = RecipeLoader::new().embedded(LAYERS).load::<Whole>("whole", &[wrong.to_owned()]);
+            let error = loaded.unwrap_err().to_string();
+            assert!(error.contains(part), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn overrides_of_one_command_line_do_not_drop_each_other() {
+        static LAYERS: &[(&str, &str)] = &[(
+            "base",
+            "[data]\npath = \"a\"\n[optimizer]\nlearning_rate = 1.0\nwarmup_samples = 5\n[ema]\nname = \"half_life\"\n\
+             half_life = 5\n",
+        )];
+        let check = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+            RecipeLoader::new().embedded(LAYERS).check_overrides("base", &overrides)
+        };
+        for [first, second] in [
+            ["data.path=b", "data.path=c"],
+            ["data.path=b", "data.sources=[{path='c'}]"],
+            ["data.sources=[{path='c'}]", "data.path=b"],
+            ["data={path='b'}", "data.path=c"],
+            ["data.path=b", "data={path='c'}"],
+            ["data.path=b", "data=c"],
+            ["optimizer.learning_rate=2.0", "optimizer.base_learning_rate=1.0"],
+            ["ema.half_life=7", "ema.name=constant"],
+            ["optimizer.schedule.warmup={steps=1}", "optimizer.schedule.warmup={samples=1}"],
+            ["optimizer.warmup_samples=7", "optimizer.schedule.warmup=9"],
+        ] {
+            let error = check(&["data.threads=1", first, second]).unwrap_err();
+            assert!(error.is_usage());
+            let expected = format!(
+                "the overrides `{first}` and `{second}` contradict each other, and one would be dropped: leave one of them out"
+            );
+            assert_eq!(error.to_string(), expected);
+        }
+        for overrides in [
+            &["data.path=b", "data.path=b"][..],
+            &["data.path=b", "data.threads=2"],
+            &["data={path='b'}", "data.threads=2"],
+            &["ema.name=constant", "ema.decay=0.5"],
+            &["optimizer.schedule.warmup=9", "optimizer.schedule.name=linear"],
+            &["data.sources=[{path='c'}]"],
+        ] {
+            assert!(check(overrides).is_ok(), "{overrides:?}");
+        }
+        assert!(check(&["data.path"]).unwrap_err().to_string().contains("there is no `=`"));
     }
 
     #[test]

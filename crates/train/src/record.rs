@@ -6,8 +6,10 @@
 //! under checkpoint keys in front of the first step (`initial.*`) and behind the last (`final.*`). Metadata: `kind`,
 //! `recipe` (TOML) and `steps`. `scripts/replay.py` replays such a file with PyTorch.
 
+use crate::trainer::TrainError;
+use calotype_core::durable;
 use calotype_models::state::NamedValues;
-use calotype_weights::{Dtype, NamedTensor, TensorFileError, write_safetensors};
+use calotype_weights::{Dtype, NamedTensor, TensorFile, TensorFileError, write_safetensors};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,6 +22,32 @@ pub struct RecordOptions {
     pub path: PathBuf,
     /// Steps to record, from the first on.
     pub steps: u64,
+}
+
+impl RecordOptions {
+    /// Refuses a place where something else is than an earlier recording of the same run, which comes out the same again. Gives
+    /// whether there is one.
+    pub(crate) fn check(&self, recipe: &str) -> Result<bool, TrainError> {
+        let refuse = |problem: String| Err(TrainError::Record { path: self.path.clone(), problem });
+        let folder = durable::parent_folder(&self.path);
+        if !folder.is_dir() {
+            return refuse(format!("there is no folder {}; make it first", folder.display()));
+        }
+        if self.path.symlink_metadata().is_err() {
+            return Ok(false);
+        }
+        let Ok(file) = TensorFile::open(&self.path) else {
+            return refuse("something is there already that is no recording; choose another file".to_owned());
+        };
+        let said = |key: &str| file.metadata().get(key).map(String::as_str).unwrap_or_default();
+        let steps: Option<u64> = said("steps").parse().ok();
+        match said("recipe") == recipe && steps.is_some_and(|steps| steps <= self.steps) {
+            true => Ok(true),
+            false => {
+                refuse("a recording of another run, or of more steps, is there already; choose another file".to_owned())
+            }
+        }
+    }
 }
 
 /// What one call of a loss saw.

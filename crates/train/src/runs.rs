@@ -1,10 +1,12 @@
 //! What a folder of training holds: a run, one of its checkpoints, or a quickstart's runs. Nothing is written, and no tensor is
 //! read.
 
+use crate::averages;
 use crate::checkpoint::{self, CheckpointError};
-use crate::stages::{MODEL, RESULT};
+use crate::prepare::{PreparedStep, prepared_steps};
+use crate::stages::{MODEL, RESULT, read_result};
 use crate::trainer::{CHECKPOINTS, RECIPE, TrainingSummary};
-use calotype_core::durable::read_json;
+use calotype_core::durable::{advice, read_json};
 use calotype_core::lock::{Holder, LOCK_FILE};
 use calotype_core::system::{format_bytes, format_count, format_duration};
 use serde::Serialize;
@@ -25,7 +27,7 @@ pub enum RunsError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), advice(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -88,8 +90,17 @@ pub struct CheckpointReport {
 pub enum Held {
     /// A training run.
     Run(RunReport),
+    /// A run that has not begun, because what it needs is not all made yet.
+    Preparation {
+        /// Its folder.
+        path: PathBuf,
+        /// What is made first, and whether it is there.
+        steps: Vec<PreparedStep>,
+    },
     /// A checkpoint of a run.
     TrainingCheckpoint(CheckpointReport),
+    /// A snapshot of averages, which is no checkpoint.
+    Snapshot(Saved),
     /// A quickstart, whose pipeline is described apart.
     Quickstart {
         /// Its runs, as far as they have begun.
@@ -107,8 +118,11 @@ pub fn held(path: &Path) -> Result<Option<Held>, RunsError> {
     if path.join(RECIPE).is_file() && (path.join(CHECKPOINTS).is_dir() || path.join(RESULT).is_file()) {
         return run(path).map(|run| Some(Held::Run(run)));
     }
+    if let Some(steps) = prepared_steps(path).map_err(|source| RunsError::Io { path: path.to_owned(), source })? {
+        return Ok(Some(Held::Preparation { path: path.to_owned(), steps }));
+    }
     if checkpoint::training_folder(path, false)?.is_some_and(|folder| folder == path) {
-        return training_checkpoint(path).map(|checkpoint| Some(Held::TrainingCheckpoint(checkpoint)));
+        return training_checkpoint(path).map(Some);
     }
     let begun = |stage: &&str| path.join(stage).join(RECIPE).is_file();
     let stages: Vec<&str> = STAGES.into_iter().filter(|stage| begun(stage)).collect();
@@ -137,7 +151,7 @@ fn run(path: &Path) -> Result<RunReport, RunsError> {
         path: path.to_owned(),
         kind: text_at("kind"),
         samples: samples.and_then(|samples| u64::try_from(samples).ok()),
-        result: read(&path.join(RESULT))?,
+        result: read_result(path).map_err(|source| RunsError::Io { path: path.join(RESULT), source })?,
         // An empty file, which names nobody, is no JSON.
         holder: read(&path.join(LOCK_FILE)).ok().flatten(),
         data: sources(&recipe),
@@ -159,8 +173,11 @@ fn saved(samples: u64, path: PathBuf) -> Saved {
     Saved { samples, path, bytes }
 }
 
-fn training_checkpoint(path: &Path) -> Result<CheckpointReport, RunsError> {
+fn training_checkpoint(path: &Path) -> Result<Held, RunsError> {
     let checkpoint = checkpoint::Checkpoint::load(path)?;
+    if averages::is_snapshot(&checkpoint.tensors) {
+        return Ok(Held::Snapshot(saved(checkpoint.samples, path.to_owned())));
+    }
     let tensors = || checkpoint.tensors.tensors();
     let of = |prefix: &str| tensors().filter(|tensor| tensor.name().starts_with(prefix)).count();
     let own = tensors().filter(|tensor| tensor.name().starts_with(crate::trainer::MODEL));
@@ -171,19 +188,33 @@ fn training_checkpoint(path: &Path) -> Result<CheckpointReport, RunsError> {
             optimizer.push(name.trim_end_matches('.').to_owned());
         }
     }
-    Ok(CheckpointReport {
+    Ok(Held::TrainingCheckpoint(CheckpointReport {
         saved: saved(checkpoint.samples, path.to_owned()),
         steps: checkpoint.state.get("steps").and_then(serde_json::Value::as_u64),
         parameters,
         averaged: of(crate::optim::AVERAGE) > 0,
         optimizer,
-    })
+    }))
 }
 
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Run(run) => write!(f, "{run}"),
+            Self::Preparation { path, steps } => {
+                writeln!(f, "{}: a training run that has not begun: what it needs is made first", path.display())?;
+                writeln!(f, "  the same command goes on with it")?;
+                steps.iter().try_for_each(|step| {
+                    let state = if step.done { "made" } else { "begun" };
+                    writeln!(f, "  {:11} {state}", step.name)
+                })
+            }
+            Self::Snapshot(Saved { samples, path, bytes }) => {
+                let (samples, bytes, run) = (format_count(*samples), format_bytes(*bytes), averages::run_of(path));
+                writeln!(f, "{}: a snapshot of a run's averages", path.display())?;
+                writeln!(f, "  {samples} samples seen, {bytes}")?;
+                writeln!(f, "  calotype ema {} --sigma-rel WIDTH --out FOLDER makes models of such", run.display())
+            }
             Self::TrainingCheckpoint(checkpoint) => write!(f, "{checkpoint}"),
             Self::Quickstart { runs, summary } => {
                 let state =
@@ -212,7 +243,7 @@ impl RunReport {
         let of = self.samples.map_or_else(String::new, |samples| format!(" of {}", format_count(samples)));
         match (&self.result, &self.holder) {
             (Some(result), _) => format!(
-                "finished: {} samples in {}, loss {:.5} at first, {:.5} at last",
+                "finished: {} samples in {}, mean loss {:.5} in the logs' first entry, {:.5} in the last",
                 format_count(result.samples_seen),
                 format_duration(Duration::try_from_secs_f64(result.seconds).unwrap_or_default()),
                 result.loss_first,

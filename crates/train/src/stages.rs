@@ -4,6 +4,7 @@
 //! published layout of its kind) and `result.json`. A stage whose `result.json` is there is done and is not run again.
 
 use crate::averages::{AverageError, Rebuilt, Wanted};
+use crate::beginning;
 use crate::checkpoint::{self, prepare_folder};
 use crate::config::{CorruptSample, SettingError, TrainingRecipe, check};
 use crate::hooks;
@@ -24,9 +25,8 @@ use calotype_core::durable;
 use calotype_core::lock::FolderLock;
 use calotype_core::progress::Progress;
 use calotype_core::stop::StopFlag;
-use calotype_core::system::{format_bytes, format_count};
+use calotype_core::system::{counted, format_bytes, format_count};
 use calotype_data::precache as data_precache;
-use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::{Control, Dataset, Slice, Source};
 use calotype_diffusion::ScheduleError;
 use calotype_models::{ConfigError, Init};
@@ -155,7 +155,7 @@ pub enum StageError {
         source: BoxError,
     },
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), durable::advice(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -233,8 +233,7 @@ impl StageError {
 /// # Errors
 /// [`StageError`]: the recipe, its dataset or its initial weights cannot be, or the training fails.
 pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
-    check_recipe::<T>(recipe.value)?;
-    check_folder(context.folder)?;
+    beginning::check::<T>(recipe, None, context)?;
     if let Some(summary) = done_for_all(context, recipe.value)? {
         return Ok(StageEnd::Done(summary));
     }
@@ -277,26 +276,6 @@ pub fn check_recipe<T: Task>(recipe: &T::Recipe) -> Result<(), StageError> {
     Ok(T::check(recipe)?)
 }
 
-/// Refuses a folder of samples as that of a run, whose files would lie among them.
-fn check_folder(folder: &Path) -> Result<(), StageError> {
-    const SHARDS: [&str; 3] = ["tar", "mds", "parquet"];
-    let (false, Ok(entries)) = (folder.join(trainer::RECIPE).is_file(), std::fs::read_dir(folder)) else {
-        return Ok(());
-    };
-    let is_sample = |path: &Path| {
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-        extension.is_some_and(|extension| IMAGE_EXTENSIONS.into_iter().chain(SHARDS).any(|known| known == extension))
-    };
-    match entries.flatten().map(|entry| entry.path()).find(|path| is_sample(path)) {
-        None => Ok(()),
-        Some(path) => Err(StageError::Together(format!(
-            "{} holds samples ({}), and the files of a run would lie among them; choose another folder with --out",
-            folder.display(),
-            path.file_name().unwrap_or_default().to_string_lossy()
-        ))),
-    }
-}
-
 /// Takes a run's folder for this process, and says if a process that was killed had it.
 ///
 /// # Errors
@@ -319,9 +298,6 @@ fn open_checked<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Resu
     let dataset = open_source(recipe.data(), Some(context.stop))?;
     check_samples(&task, recipe, dataset.as_ref())?;
     let remarks = hooks::check_all(&hooks::open_all::<T>(recipe)?, recipe)?;
-    if let Some(from) = context.from {
-        trainer::check_from(context.folder, from, &recipe.config())?;
-    }
     Ok(Checked { task, dataset, remarks })
 }
 
@@ -366,8 +342,6 @@ pub struct Readiness {
     pub left_out: BTreeMap<&'static str, usize>,
     /// Parameters of the network.
     pub parameters: usize,
-    /// What published settings that count steps or samples of a batch are here, a sentence each.
-    pub conversions: Vec<String>,
     /// Optimizer steps of the run.
     pub steps: u64,
     /// Samples of one of them.
@@ -388,13 +362,10 @@ impl fmt::Display for Readiness {
         let (steps, bytes) = (format_count(self.steps), format_bytes(self.checkpoint_bytes));
         writeln!(f, "data         {samples} samples, seen {:.2} times", self.epochs)?;
         for (reason, count) in &self.left_out {
-            writeln!(f, "left out     {count} samples: {reason}")?;
+            writeln!(f, "left out     {}: {reason}", counted(*count as u64, "sample"))?;
         }
         writeln!(f, "network      {parameters} parameters, {steps} steps of {} samples", self.batch_size)?;
         writeln!(f, "checkpoints  {bytes} on disk at most")?;
-        for conversion in &self.conversions {
-            writeln!(f, "units        {conversion}")?;
-        }
         for remark in &self.remarks {
             writeln!(f, "note         {remark}")?;
         }
@@ -406,9 +377,12 @@ impl fmt::Display for Readiness {
 ///
 /// # Errors
 /// As [`train`].
-pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<Readiness, StageError> {
-    check_recipe::<T>(recipe)?;
-    check_folder(context.folder)?;
+pub fn check_start<T: Task>(
+    recipe: Recipe<'_, T::Recipe>,
+    context: &StageContext<'_>,
+) -> Result<Readiness, StageError> {
+    beginning::check::<T>(recipe, None, context)?;
+    let recipe = recipe.value;
     let claim = trainer::claim(context.folder, recipe)?;
     let done = done_earlier(context, recipe)?;
     let folder = context.folder.display();
@@ -448,7 +422,6 @@ pub fn check_start<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> R
         dataset: dataset.len(),
         left_out: dataset.left_out(),
         parameters,
-        conversions: config.conversions(),
         steps: config.run.steps(),
         batch_size: config.run.batch_size,
         epochs: samples / dataset.len().max(1) as f64,
@@ -535,14 +508,28 @@ pub(crate) fn export_new<T: Task>(task: &T, model: &T::Model, out: &Path) -> Res
 }
 
 /// The result of a stage that was finished earlier with the same recipe.
-fn done_earlier<R: TrainingRecipe>(
+pub(crate) fn done_earlier<R: TrainingRecipe>(
     context: &StageContext<'_>,
     recipe: &R,
 ) -> Result<Option<TrainingSummary>, StageError> {
     let path = context.folder.join(RESULT);
-    let result = durable::read_json(&path).map_err(StageError::io(&path))?;
+    let result = read_result(context.folder).map_err(StageError::io(&path))?;
     // With another recipe, the trainer refuses the folder and says what differs.
     Ok(result.filter(|_| matches!(trainer::claim(context.folder, recipe), Ok(Claim::Same | Claim::Respelled))))
+}
+
+/// The figures of a finished run's folder.
+///
+/// # Errors
+/// Those of reading; a damaged file is told what to do about it.
+pub(crate) fn read_result(folder: &Path) -> std::io::Result<Option<TrainingSummary>> {
+    durable::read_json(&folder.join(RESULT)).map_err(|error| match error.kind() {
+        // Checkpoints and model lie beside it.
+        std::io::ErrorKind::InvalidData => std::io::Error::other(format!(
+            "{error}; copy it back, or remove it: a start of the run then ends it anew with its last checkpoint"
+        )),
+        _ => error,
+    })
 }
 
 /// What a precache stage did.

@@ -1,5 +1,6 @@
 //! Initial weights from checkpoints: the key `init_from`.
 
+use crate::averages;
 use crate::checkpoint::{self, CheckpointError};
 use crate::config::{InitFrom, InitSettings, SettingError};
 use crate::optim::AVERAGE;
@@ -134,9 +135,20 @@ impl TrainedTensors {
             return Ok(None);
         };
         let file = checkpoint::Checkpoint::load(&folder).map_err(unreadable)?.tensors;
+        if averages::is_snapshot(&file) {
+            let (place, run) = (folder.display(), averages::run_of(&folder).display());
+            let problem = format!(
+                "{place} is a snapshot of averages and no checkpoint; make a model of the run's snapshots, calotype ema {run} \
+                 --sigma-rel WIDTH --out FOLDER, and begin with that"
+            );
+            return Err(StartError::Training { problem });
+        }
         let prefix = if settings.ema { AVERAGE } else { MODEL };
         if !file.names().any(|name| name.starts_with(prefix)) {
-            let problem = format!("{} holds no averaged weights; leave out init_from.ema", folder.display());
+            let problem = match settings.ema {
+                true => format!("{} holds no averaged weights; leave out init_from.ema", folder.display()),
+                false => format!("{} holds no weights; take another checkpoint", folder.display()),
+            };
             return Err(StartError::Training { problem });
         }
         Ok(Some(Self { file, prefix }))

@@ -14,7 +14,7 @@ use calotype_pipeline::random_checkpoint::RandomFamily;
 use calotype_prepare::bench::{LoaderBench, bench_loader};
 use calotype_prepare::download::bench::bench_download;
 use calotype_weights::Dtype;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde::Serialize;
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -99,6 +99,7 @@ pub(crate) struct BenchUnetArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("data").required(true).args(["remote", "use_synth_data"]))]
 pub(crate) struct BenchTrainArgs {
     /// Shape of UNet, autoencoder and text encoder, whose weights are random.
     #[arg(long, default_value = "sd2", value_name = "NAME", value_parser = named::<Family>())]
@@ -110,10 +111,10 @@ pub(crate) struct BenchTrainArgs {
     #[arg(long, alias = "image_size", default_value_t = 512, value_name = "PIXELS", value_parser = count::<usize>)]
     image_size: usize,
     /// Samples with an image and a caption (part caption or txt): a folder of MDS shards, or any other source of training data.
-    #[arg(long, value_name = "SOURCE", required_unless_present = "use_synth_data")]
+    #[arg(long, value_name = "SOURCE")]
     remote: Option<String>,
     /// Made-up images and captions instead.
-    #[arg(long, alias = "use_synth_data", conflicts_with = "remote")]
+    #[arg(long, alias = "use_synth_data")]
     use_synth_data: bool,
     /// Keep a moving average of the weights, with a half-life of 1000 batches.
     #[arg(long, alias = "use_ema")]
@@ -185,6 +186,9 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
         }
         BenchCommand::Unet(args) => unet(args),
         BenchCommand::Train(args) => {
+            if let Some(batches) = args.batches.filter(|&batches| batches < args.window) {
+                eprintln!("note: --window is {}, and --batches {batches}: all batches count", args.window);
+            }
             let report = run_train(&TrainBench {
                 family: args.family,
                 image_size: args.image_size,

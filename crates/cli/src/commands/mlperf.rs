@@ -2,16 +2,17 @@
 
 use super::{Usage, harmless, print};
 use crate::args::{heading, named};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use calotype_core::words::plain;
 use calotype_mlperf::{
     Benchmark, Bypass, Division, Figures, Log, Metric, NewPackage, PackageReport, PerMetric, RcpSet, Report, Ruleset,
     RunStatus, Severity, SubmissionStatus, SystemDescription, Verdict, check_log, check_package, check_rcp,
     check_repository, finish_offline, write_package,
 };
+use calotype_train::checkpoint::saved_in;
 use calotype_train::mlperf::LOG;
 use calotype_train::stages;
-use calotype_train::trainer::RECIPE;
+use calotype_train::trainer::{CHECKPOINTS, RECIPE};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 use std::fs;
@@ -116,7 +117,10 @@ fn check(args: &CheckArgs) -> Result<()> {
     kind.takes(*full_rcps, "--full-rcps", &["a folder of logs"])?;
     kind.takes(*write_scaling, "--write-scaling", &["a tree"])?;
     let (said, report) = match kind {
-        Kind::Log(log) => (String::new(), check_log(&log, rules.ruleset)?),
+        Kind::Log(log) => {
+            refuse_other_file(&log)?;
+            (String::new(), check_log(&log, rules.ruleset)?)
+        }
         Kind::Runs => runs(path, *rules, *full_rcps)?,
         Kind::Tree => {
             let (said, report, found) = tree(path, *rules)?;
@@ -129,6 +133,18 @@ fn check(args: &CheckArgs) -> Result<()> {
         }
     };
     verdict(path, *rules, &said, &report)
+}
+
+/// Refuses a file that is no log of MLPerf at all, of which every rule would be broken.
+fn refuse_other_file(path: &Path) -> Result<()> {
+    match Log::read(path)?.entries.is_empty() {
+        false => Ok(()),
+        true => Err(Usage(format!(
+            "{}: no log of MLPerf, for no line of it holds `:::MLLOG`; give a run's {LOG}, or the run's folder",
+            path.display()
+        ))
+        .into()),
+    }
 }
 
 /// What a path leads to.
@@ -240,11 +256,24 @@ fn finish(args: &FinishArgs) -> Result<()> {
     let _lock = path.parent().filter(|folder| folder.join(RECIPE).is_file()).map(stages::lock).transpose()?;
     let benchmark = benchmark_of(&Log::read(&path)?)?;
     let scores = Figures::read_for(&args.scores, benchmark)?.scores(benchmark);
+    for samples in unkept(&path.with_file_name(CHECKPOINTS), scores.iter().map(|scores| scores.samples))? {
+        eprintln!(
+            "note: the run keeps no checkpoint of {samples} samples, which {} has results of",
+            args.scores.display()
+        );
+    }
     let targets = targets_of(&path.with_file_name(RECIPE))?;
     let reached = |results: &[(Metric, f64)]| targets.reached(benchmark, results);
     let finished = finish_offline(&path, &scores, reached)?;
     let missed = if finished.status == RunStatus::Aborted { "; no scores reach the targets" } else { "" };
     print(&format!("{}: {} at {} samples{missed}", path.display(), finished.status, finished.samples))
+}
+
+/// Those of some numbers of samples that a run has no checkpoint of; none where it has no checkpoints at all.
+fn unkept(checkpoints: &Path, samples: impl Iterator<Item = u64>) -> Result<Vec<u64>> {
+    let kept = if checkpoints.is_dir() { saved_in(checkpoints)? } else { Vec::new() };
+    let is_kept = |samples: &u64| kept.iter().any(|(saved, _)| saved == samples);
+    Ok(samples.filter(|samples| !kept.is_empty() && !is_kept(samples)).collect())
 }
 
 /// The targets that a run's recipe has in place of the rules'.
@@ -273,6 +302,7 @@ fn package(args: &PackageArgs) -> Result<()> {
     print(&format!("written {}", folder.display()))?;
     let (said, report, _) = tree(&args.out, args.rules)?;
     verdict(&args.out, args.rules, &said, &report)
+        .map_err(|error| anyhow!("{error}; the tree is kept: remove {} before the next try", folder.display()))
 }
 
 /// The system as a file describes it, or as this machine and the first log do.
@@ -305,6 +335,9 @@ fn with_fields(system: SystemDescription, fields: &[String]) -> Result<SystemDes
         let (name, value) = field
             .split_once('=')
             .ok_or_else(|| Usage(format!("--field {field}: write it as NAME=VALUE, such as cooling=air")))?;
+        if fields.iter().any(|other| other != field && other.split('=').next() == Some(name)) {
+            return Err(Usage(format!("--field {name}: is given twice with different values; leave one out")).into());
+        }
         match values.get(name) {
             Some(Value::String(_)) => values.insert(name.to_owned(), value.into()),
             _ => {

@@ -2,7 +2,7 @@
 
 use crate::args::{DeviceArgs, heading, named};
 use crate::checkpoint::{OpenArgs, open};
-use crate::commands::print;
+use crate::commands::{Usage, print};
 use anyhow::Result;
 use calotype_ops::Precision;
 use calotype_pipeline::probe::{Probed, probe};
@@ -56,6 +56,13 @@ checkpoint's own keys. `grad_output.NAME` instead of `grad_output` back-propagat
 /// Runs one network and writes what it gives.
 pub(crate) fn probe_command(args: &ProbeArgs) -> Result<()> {
     args.open.check(&args.model)?;
+    let out = args.out.canonicalize().ok();
+    if let Some(read) =
+        [&args.input, &args.model].into_iter().find(|read| out.is_some() && read.canonicalize().ok() == out)
+    {
+        let problem = format!("--out {}: would be written over what is read; choose another file", read.display());
+        return Err(Usage(problem).into());
+    }
     let checkpoint = open(&args.model, &args.open.options())?;
     let device = args.device.open()?;
     let values = probe(&checkpoint, args.network, &args.input, args.grad, args.precision, &device)?;

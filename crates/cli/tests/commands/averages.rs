@@ -45,8 +45,12 @@ fn averages_of_any_width_are_made_afterwards() {
     assert_eq!(snapshots(&run).len(), 6);
     let told = succeed(&mut ema(&run, &at("wide"), &["--sigma-rel", "0.12"])).stdout;
     assert!(told.contains("after 384 samples, a sum of 6 snapshots"), "{told}");
-    let told = succeed(&mut ema(&run, &at("early"), &["--sigma-rel", "0.12", "--at", "200"])).stdout;
-    assert!(told.contains("after 200 samples, a sum of 3 snapshots"), "{told}");
+    let told = succeed(&mut ema(&run, &at("early"), &["--sigma-rel", "0.12", "--at", "192"])).stdout;
+    assert!(told.contains("after 192 samples, a sum of 3 snapshots"), "{told}");
+    // The snapshots know nothing of the 8 samples behind the third one.
+    let far = ["--sigma-rel", "0.12", "--at", "200"];
+    fail(&mut ema(&run, &at("far"), &far), 2, &["--sigma-rel 0.12 --at 200", "% off", "choose --at 192"]);
+    assert!(!at("far").exists());
     let [own, wide, early] = [run.join("model"), at("wide"), at("early")].map(|model| unet_of(&model));
     assert!(own.len() == wide.len() && own != wide && wide != early);
     // The model is a pipeline as the run's own.
@@ -58,6 +62,13 @@ fn averages_of_any_width_are_made_afterwards() {
     fail(&mut ema(&run, &at("new"), &["--sigma-rel", "0.5"]), 2, &["--sigma-rel 0.5", "below 0.2887"]);
     fail(&mut ema(&run, &at("new"), &["--sigma-rel", "0.1", "--at", "9"]), 2, &["--at 9", "64 to 384"]);
     fail(&mut ema(&at("wide"), &at("new"), &["--sigma-rel", "0.1"]), 2, &["is no training run"]);
+    fail(&mut ema(&at("nowhere"), &at("new"), &["--sigma-rel", "0.1"]), 2, &["nowhere does not exist"]);
+    let snapshot = run.join("averages").join(snapshots(&run).into_keys().next().unwrap());
+    let told = succeed(calotype(&["inspect"]).arg(&snapshot)).stdout;
+    assert!(told.contains("a snapshot of a run's averages") && told.contains("calotype ema "), "{told}");
+    let init = format!("init_from={:?}", text(&snapshot));
+    let parts = ["is a snapshot of averages and no checkpoint", "calotype ema "];
+    fail(&mut train_unet(&finished().precached(), &at("from"), &[&init]), 2, &parts);
     let without = finished().out().join("diffusion");
     fail(&mut ema(&without, &at("new"), &["--sigma-rel", "0.1"]), 2, &[text(&without), "post_hoc"]);
     assert!(!at("new").exists());

@@ -153,9 +153,14 @@ fn training_is_measured_as_in_the_mosaic_benchmark() {
     let mut command = calotype(&common);
     command.args(["--use-synth-data", "--batch-size", "2", "--image-size", "64", "--price", "2.5", "--batches", "1"]);
     let table = succeed(&mut command).stdout;
-    for part in
-        ["tiny 64x64, batch 2", "images/s over the last 1 of 1 batches", "waiting for data", "this process", "256 A100"]
-    {
+    for part in [
+        "tiny 64x64, batch 2",
+        "images/s over the last 1 of 1 batches",
+        "waiting for data",
+        "this process",
+        "256 A100",
+        "those are of sd2 at 512x512; this is tiny at 64x64",
+    ] {
         assert!(table.contains(part), "`{part}` is not in:\n{table}");
     }
 }
@@ -180,7 +185,7 @@ fn benchmarks_that_cannot_be() {
         let common = ["train", "--family", "tiny", "--use-synth-data", "--batch-size", "4", "--image-size", "64"];
         refused(&[&common, more].concat(), parts);
     };
-    refused(&["train", "--family", "tiny"], &["--remote"]);
+    refused(&["train", "--family", "tiny"], &["--remote", "--use-synth-data"]);
     refused(
         &["train", "--family", "tiny", "--image-size", "100", "--use-synth-data"],
         &["--image-size", "multiple of 64"],

@@ -272,7 +272,7 @@ fn what_cannot_be_drawn_is_said() {
     };
     try_with(1, Path::new("/nowhere"), &[], &["/nowhere"]);
     try_with(2, model(), &["--width", "65"], &["65 pixels", "multiples of 8"]);
-    try_with(2, model(), &["--sampler", "eulre"], &["eulre", "euler"]);
+    try_with(2, model(), &["--sampler", "eulre"], &["eulre", "did you mean `euler`?"]);
     try_with(2, model(), &["--mask", "mask.png"], &["--image"]);
     try_with(1, model(), &["--lora", "none.safetensors=0.5"], &["none.safetensors"]);
     try_with(2, model(), &["--lora", "none.safetensors=nan"], &["`nan` is no finite number"]);

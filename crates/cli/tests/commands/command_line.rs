@@ -130,6 +130,7 @@ fn flags_of_other_programs_lead_to_ours() {
         ("train r --run.samples=5", "run.samples=5"),
         ("data convert a b --output_folder x", "without a flag"),
         ("generate x --model m --stpes 3", "'--steps'"),
+        ("train r --ot d", "did you mean `--out`?"),
     ] {
         let words: Vec<&str> = arguments.split(' ').collect();
         let message = fail(&mut calotype(&words), 2, &["unexpected argument '--"]);

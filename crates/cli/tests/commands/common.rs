@@ -81,18 +81,30 @@ pub fn tiny_stages() -> Vec<String> {
     .concat()
 }
 
+/// Overrides, without those whose key is set by `more`, and behind them `more`: a command line gives each key once.
+pub fn with_more(overrides: &[String], more: &[&str]) -> Vec<String> {
+    let key = |text: &str| text.split_once('=').map(|(key, _)| key.to_owned());
+    let kept = overrides.iter().filter(|text| !more.iter().any(|other| key(other) == key(text)));
+    kept.cloned().chain(more.iter().map(ToString::to_string)).collect()
+}
+
+/// `train` by a recipe on a dataset.
+fn train(recipe: &str, settings: &[&str], data: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut overrides: Vec<String> = settings.iter().map(ToString::to_string).collect();
+    overrides.push(data_path(data));
+    let mut command = calotype(&["train", recipe]);
+    command.args(with_more(&overrides, more)).arg("--out").arg(out);
+    command
+}
+
 /// `train` with a small UNet on a precached dataset.
 pub fn train_unet(precached: &Path, out: &Path, more: &[&str]) -> Command {
-    let mut command = calotype(&["train", DIFFUSION]);
-    command.args(UNET).arg(data_path(precached)).args(more).arg("--out").arg(out);
-    command
+    train(DIFFUSION, &UNET, precached, out, more)
 }
 
 /// `train` with a small autoencoder on a dataset of images.
 pub fn train_autoencoder(images: &Path, out: &Path, more: &[&str]) -> Command {
-    let mut command = calotype(&["train", AUTOENCODER]);
-    command.args(SMALL_AUTOENCODER).arg(data_path(images)).args(more).arg("--out").arg(out);
-    command
+    train(AUTOENCODER, &SMALL_AUTOENCODER, images, out, more)
 }
 
 pub fn data_path(folder: &Path) -> String {
@@ -102,7 +114,7 @@ pub fn data_path(folder: &Path) -> String {
 /// `quickstart` at its smallest.
 pub fn quickstart(out: &Path, more: &[&str]) -> Command {
     let mut command = calotype(&["quickstart", "--preset", "smoke"]);
-    command.args(tiny_stages()).args(more).arg("--out").arg(out);
+    command.args(with_more(&tiny_stages(), more)).arg("--out").arg(out);
     command
 }
 

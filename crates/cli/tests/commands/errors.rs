@@ -33,6 +33,17 @@ fn recipes_that_cannot_be() {
     );
     refused("objective.prediction=\"w\"", &["`objective.prediction`", "`w`", "`v`"]);
     refused("run.samples", &["`run.samples`", "there is no `=`", "write it as"]);
+    refused("run.samples=-5", &["`run.samples`", "instead of -5 it takes a whole number that is not negative"]);
+    let both = |first: &str, second: &str| {
+        let told = format!("`{first}` and `{second}` contradict each other");
+        fail(&mut train(&[DIFFUSION, first, second]), 2, &[&told, "leave one of them out"]);
+    };
+    both("data.path=a", "data.path=b");
+    both("data.path=a", "data.sources=[{ path = 'b' }]");
+    let precache = ["data", "precache", "data/precache/quickstart", "batch_size=2", "batch_size=3"];
+    fail(&mut calotype(&precache), 2, &["`batch_size=2` and `batch_size=3` contradict each other"]);
+    fail(&mut train(&["quickstart"]), 2, &["quickstart is no training recipe", "`calotype quickstart`"]);
+    fail(&mut train(&["quickstart/smoke"]), 2, &["`calotype quickstart --preset smoke`"]);
 
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("mine.toml");
@@ -76,6 +87,9 @@ fn quickstart_overrides_that_cannot_be() {
     refused("difusion.run.samples=8", &["`difusion.run.samples=8`", "must begin with a stage", "diffusion"]);
     refused("run.samples=8", &["`run.samples=8`", "must begin with a stage"]);
     refused("clip.run.sampels=8", &["clip: ", "did you mean `run.samples`?"]);
+    let twice = ["clip.run.samples=8", "clip.run.samples=9"];
+    let mut command = calotype(&["quickstart", "--preset", "smoke", "--out", text(&out), twice[0], twice[1]]);
+    fail(&mut command, 2, &["clip: ", "`run.samples=8` and `run.samples=9` contradict each other"]);
     refused("evaluation.images=\"x\"", &["evaluation: ", "`images`", "it takes a whole number"]);
     assert!(!out.exists(), "a refused quickstart leaves nothing");
 }

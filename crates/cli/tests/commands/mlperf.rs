@@ -44,6 +44,7 @@ fn a_run_with_the_published_figures_passes_and_one_that_misses_them_does_not() {
         &["--bypass-rcp has no effect on a log", "a folder of logs and on a tree"],
     );
     fail(check(&out, "5.0.0").arg("--full-rcps"), 2, &["--full-rcps"]);
+    fail(&mut check(&out.join("recipe.toml"), "5.0.0"), 2, &["recipe.toml: no log of MLPerf", "mlperf_compliance.log"]);
 
     let poor = "hooks.benchmark={ every = 32, figures = [{ samples = 0, fid = 391.40, clip = 0.0484 }] }";
     let out = folder.path().join("poor");
@@ -59,7 +60,7 @@ fn kept_checkpoints_end_a_log_afterwards() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let told = succeed(&mut train(&out, &[MLPERF, "run.keep_checkpoints=10"]));
-    assert!(told.stderr.contains("calotype mlperf finish"), "{told}");
+    assert!(told.stderr.contains(&format!("calotype mlperf finish {} --scores", out.display())), "{told}");
     let (log, scores) = (out.join("mlperf_compliance.log"), folder.path().join("scores.jsonl"));
     let finish = || {
         let mut command = calotype(&["mlperf", "finish"]);
@@ -96,12 +97,17 @@ fn tables_that_cannot_be() {
     };
     refused(&["mlperf.enabled=true"], &["the recipe has no `mlperf`", "`mlperf.benchmark`"]);
     refused(&[MLPERF, "mlperf.orgg=x"], &["unknown key `mlperf.orgg`", "did you mean `mlperf.org`?"]);
-    refused(&[MLPERF, "mlperf.benchmark=sd"], &["mlperf", "`sd`", "stable_diffusion"]);
-    refused(&[MLPERF, "mlperf.org="], &["`mlperf.org`", "is empty"]);
-    refused(&[MLPERF, "optimizer.name=sgd"], &["`mlperf.enabled`", "AdamW"]);
+    let with = |before: &str, after: &str| MLPERF.replace(before, after);
+    let parts = ["`mlperf.benchmark`", "`sd`", "stable_diffusion"];
+    refused(&[&with("\"stable_diffusion\"", "\"sd\"")], &parts);
+    refused(&[&with("\"org\"", "\"\"")], &["`mlperf.org`", "is empty"]);
+    refused(&[MLPERF, "mlperf.org=other"], &["and `mlperf.org=other` contradict each other"]);
+    let sgd = [MLPERF, "optimizer.name=sgd"];
+    let mut without_adamw = train_unet(&finished().precached(), &folder.path().join("run"), &sgd);
+    fail(&mut without_adamw, 2, &["`mlperf.enabled`", "AdamW"]);
     refused(&[FIGURES], &["`hooks.benchmark`", "[mlperf]"]);
     refused(&[MLPERF, "hooks.benchmark={}"], &["`hooks.benchmark`", "`figures`", "calotype mlperf finish"]);
-    refused(&[MLPERF, FIGURES, "hooks.benchmark.every=0"], &["`hooks.benchmark.every`"]);
+    refused(&[MLPERF, &FIGURES.replace("every = 16", "every = 0")], &["`hooks.benchmark.every`"]);
     refused(
         &[MLPERF, "hooks.benchmark={ figures = [{ samples = 8, fid = 3 }] }"],
         &["`hooks.benchmark.figures`", "has no `clip`"],

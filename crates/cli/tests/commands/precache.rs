@@ -1,6 +1,6 @@
 //! `data precache`: killed, shared out, and refused; `data fid-stats`.
 
-use crate::common::{calotype, fail, finished, start, succeed, text};
+use crate::common::{calotype, fail, finished, start, succeed, text, with_more};
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_core::{Purpose, Stream};
 use calotype_data::image::{PngEffort, RgbImage};
@@ -20,14 +20,15 @@ const KILL_SEED: u64 = 7_301;
 fn precache(out: &Path, more: &[&str]) -> Command {
     let run = finished().out();
     let path = |key: &str, path: &Path| format!("{key}={:?}", text(path));
+    let settings = [
+        path("source", &finished().pictures()),
+        path("out", out),
+        path("encoders.moments.model", &run.join("autoencoder/model")),
+        path("encoders.states.model", &run.join("clip/model")),
+        "resolution=32".to_owned(),
+    ];
     let mut command = calotype(&["data", "precache", "data/precache/quickstart", "shard_samples=10", "batch_size=4"]);
-    command
-        .arg(path("source", &finished().pictures()))
-        .arg(path("out", out))
-        .arg(path("encoders.moments.model", &run.join("autoencoder/model")))
-        .arg(path("encoders.states.model", &run.join("clip/model")))
-        .args(["resolution=32"])
-        .args(more);
+    command.args(with_more(&settings, more));
     command
 }
 

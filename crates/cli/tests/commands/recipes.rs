@@ -1,7 +1,7 @@
 //! The recipes that are built in: all can be loaded, the published ones say what was published, and a mini recipe runs from
 //! nothing.
 
-use crate::common::{calotype, fail, succeed, text};
+use crate::common::{calotype, fail, succeed, text, with_more};
 use calotype_train::RecipeLoader;
 use calotype_train::optim::{LrSchedule, Position};
 use calotype_train::precache::PrecacheRecipe;
@@ -233,7 +233,7 @@ fn a_mini_recipe_makes_what_it_needs_and_trains() {
     let out = folder.path().join("run");
     let train = |more: &[&str]| {
         let mut command = calotype(&["train", "training/stable_diffusion/mlperf_32x08x02_mini"]);
-        command.args(["run.samples=16", "run.log_every=8", "--out"]).arg(&out).args(more);
+        command.args(with_more(&["run.samples=16".to_owned()], more)).args(["run.log_every=8", "--out"]).arg(&out);
         command
     };
     let prepared = out.join("prepared");
@@ -243,6 +243,19 @@ fn a_mini_recipe_makes_what_it_needs_and_trains() {
     {
         assert!(told.stderr.contains(&format!("prepare      {}/{step}", text(&prepared))), "{told}");
     }
+    assert!(told.stderr.contains("units        run of 2 steps × 8 = 16 samples"), "{told}");
+    assert!(told.stderr.contains("units        optimizer.base_learning_rate 3.125e-5 × 8 samples"), "{told}");
+    // What needs nothing that is made first is found out before that is made.
+    let log = ["mlperf.enabled=true", "mlperf.org=me", "mlperf.platform=box"];
+    for (more, code, part) in [
+        (&[&log[..], &["hooks.benchmark={ path = '/nowhere/scores.jsonl' }"]].concat()[..], 2, "/nowhere/scores.jsonl"),
+        (&["hooks.evaluate={ path = '/nowhere/shards', every = 16, samples = 8 }"], 1, "/nowhere/shards"),
+        (&["init_from=/nowhere/unet"], 2, "/nowhere/unet"),
+        (&["--record", "/nowhere/record.safetensors"], 2, "/nowhere"),
+    ] {
+        fail(&mut train(more), code, &[part]);
+        fail(&mut train(&[more, &["--dry-run"]].concat()), code, &[part]);
+    }
     assert!(!out.exists(), "a dry run leaves nothing");
 
     let done = succeed(&mut train(&[]));
@@ -251,6 +264,15 @@ fn a_mini_recipe_makes_what_it_needs_and_trains() {
     let index: serde_json::Value =
         serde_json::from_slice(&fs::read(prepared.join("precache/index.json")).unwrap()).unwrap();
     assert_eq!(index["samples"].as_u64(), Some(348));
+
+    // Training took what comes out of the last layer but one: the pipeline ends with that layer.
+    let layers = |folder: &Path| -> u64 {
+        let config = fs::read(folder.join("text_encoder/config.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&config).unwrap()["num_hidden_layers"].as_u64().unwrap()
+    };
+    assert_eq!(layers(&out.join("model")) + 1, layers(&prepared.join("checkpoint")));
+    let mut draw = calotype(&["generate", "a cat", "--steps", "1", "--width", "64", "--height", "64", "--model"]);
+    succeed(draw.arg(&out).arg("--out").arg(folder.path().join("images")));
 
     // A second start makes nothing again, and a longer run is trained on what is there.
     let record = fs::read(prepared.join("prepared.json")).unwrap();

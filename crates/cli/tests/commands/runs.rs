@@ -2,7 +2,7 @@
 
 use crate::common::{
     CLIP, DIFFUSION, UNET, calotype, change_last_byte, checkpoints, copy_tree, data_path, fail, finished, quickstart,
-    start, succeed, text, train_unet, wait_until,
+    start, succeed, text, train_unet, wait_until, with_more,
 };
 use serde_json::Value;
 use std::fs;
@@ -129,7 +129,8 @@ fn a_dry_run_finds_what_a_start_would_find_and_leaves_nothing() {
     };
     let told = succeed(&mut dry(&["run.samples=64"]));
     assert!(toml::from_str::<toml::Table>(&told.stdout).is_ok(), "{told}");
-    for part in ["samples, seen ", " parameters, 8 steps", "on disk at most", "would begin a new run"] {
+    let units = "units        run of 8 steps × 8 = 64 samples";
+    for part in [units, "samples, seen ", " parameters, 8 steps", "on disk at most", "would begin a new run"] {
         assert!(told.stderr.contains(part), "`{part}` is not in {told}");
     }
     let seldom_meant = ["run.samples=100000", "run.batch_size=30000", "optimizer.learning_rate=0"];
@@ -207,7 +208,7 @@ fn images_without_moments_or_captions_are_called_that() {
     );
     let train = |more: &[&str]| {
         let mut command = calotype(&["train", "training/clip/quickstart_smoke"]);
-        command.args(CLIP).arg(data_path(&shards)).args(more).arg("--out").arg(&out);
+        command.args(with_more(&CLIP.map(str::to_owned), more)).arg(data_path(&shards)).arg("--out").arg(&out);
         command
     };
     fail(&mut train(&[]), 1, &["has no part `txt`", "a.png and a.txt", "data"]);
@@ -248,11 +249,31 @@ fn inspect_tells_runs_checkpoints_and_quickstarts() {
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["training"]["what"], &json["training"]["samples"]), (&"run".into(), &32.into()));
     assert!(json["components"].is_array());
+    // A folder of runs is no model, and says which there are.
+    let below = ["a folder of runs; name one of them: ", text(&out)];
+    fail(calotype(&["generate", "x", "--model"]).arg(folder.path()), 2, &below);
+    let whole = fs::read(out.join("result.json")).unwrap();
+    fs::write(out.join("result.json"), "{").unwrap();
+    let damaged = ["result.json: the text ends inside an object", "copy it back, or remove it"];
+    fail(calotype(&["inspect"]).arg(&out), 1, &damaged);
+    fail(&mut train_unet(&finished().precached(), &out, &["run.samples=32"]), 1, &damaged);
+    fs::write(out.join("result.json"), whole).unwrap();
     // One that was not finished has no model yet.
     fs::remove_dir_all(out.join("model")).unwrap();
     fs::remove_file(out.join("result.json")).unwrap();
     let open = told(&out);
     assert!(open.contains("not finished: 32 of 32 samples saved") && !open.contains("model  "), "{open}");
+    // One that was stopped while something was made for it has not begun.
+    let prepared = folder.path().join("begun/prepared");
+    fs::create_dir_all(&prepared).unwrap();
+    let made = "{\"dataset\": {\"recipe\": \"\", \"done\": true}, \"precache\": {\"recipe\": \"\", \"done\": false}}";
+    fs::write(prepared.join("prepared.json"), made).unwrap();
+    let begun = told(&folder.path().join("begun"));
+    for part in ["a training run that has not begun", "dataset     made", "precache    begun"] {
+        assert!(begun.contains(part), "`{part}` is not in {begun}");
+    }
+    let mut draw = calotype(&["generate", "x", "--model"]);
+    fail(draw.arg(folder.path().join("begun")), 2, &["a training run that has not begun"]);
 }
 
 #[test]

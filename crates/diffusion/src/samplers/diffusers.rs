@@ -7,6 +7,7 @@ use super::{Curve, FinalSigma, ROWS, SamplerConfig, SamplerError, SigmaRange};
 use crate::objective::Prediction;
 use crate::schedule::{ScheduleConfig, ScheduleKind};
 use calotype_core::fields::{FieldProblem, Fields, FieldsError, MOST};
+use calotype_core::names::nearest;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -150,7 +151,11 @@ fn find(name: Option<&str>) -> Result<&'static Row, SamplerError> {
         None => "`_class_name` is missing".to_owned(),
         Some(name) => match ROWS.iter().find(|row| row.class == name || row.name == name) {
             Some(row) => return Ok(row),
-            None => format!("`{name}` is no sampler or scheduler that is known here"),
+            None => {
+                let meant = nearest(name, ROWS.iter().flat_map(|row| [row.name, row.class]));
+                let meant = meant.map_or_else(String::new, |meant| format!(" (did you mean `{meant}`?)"));
+                format!("`{name}` is no sampler or scheduler that is known here{meant}")
+            }
         },
     };
     let known = ROWS.iter().map(|row| format!("{} ({})", row.name, row.class)).collect::<Vec<_>>().join(", ");

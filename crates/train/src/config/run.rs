@@ -2,6 +2,7 @@
 
 use super::{SettingError, check};
 use crate::hooks::crossed;
+use calotype_core::system::format_count;
 use calotype_ops::Precision;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,13 @@ impl RunSettings {
     /// Optimizer steps of the whole run.
     pub fn steps(&self) -> u64 {
         self.samples.div_ceil(self.batch_size as u64)
+    }
+
+    /// The length in steps and samples, in words.
+    pub(crate) fn in_steps(&self) -> String {
+        let (steps, batch) = (self.steps(), self.batch_size as u64);
+        let [steps, batch, samples] = [steps, batch, steps.saturating_mul(batch)].map(format_count);
+        format!("run of {steps} steps × {batch} = {samples} samples")
     }
 
     /// Whether the checkpoint behind so many samples is one that `keep_every` keeps: that of a step that reached or passed a

@@ -14,7 +14,7 @@ pub use evaluate::EvaluateSettings;
 pub use preview::PreviewSettings;
 pub use target::TargetSettings;
 
-use crate::config::{SettingError, check};
+use crate::config::{DataSettings, SettingError, check};
 use crate::stages::StageContext;
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
@@ -235,4 +235,18 @@ hooks! {
     benchmark: BenchmarkSettings, benchmark::BenchmarkRun::open;
     /// Ends the run when a number of the logs is good enough.
     target: TargetSettings, target::Target::open;
+}
+
+impl HookSettings {
+    /// Opens files of results, and the samples of evaluations whose path `is_given`.
+    ///
+    /// # Errors
+    /// [`TrainError::Figures`], [`TrainError::Data`].
+    pub(crate) fn check_given(&self, data: &DataSettings, is_given: impl Fn(&str) -> bool) -> Result<(), TrainError> {
+        if let Some(benchmark) = &self.benchmark {
+            benchmark::BenchmarkRun::open(benchmark, data)?;
+        }
+        let evaluate = self.evaluate.as_ref().filter(|evaluate| is_given(&evaluate.path));
+        evaluate.map_or(Ok(()), |settings| evaluate::Evaluate::open(settings, data).map(drop))
+    }
 }

@@ -257,8 +257,7 @@ impl OptimizerSettings {
             format!("{} is for the moments of adamw, not for {}; leave it out", self.state, self.rule.name())
         })?;
         self.rule.get().validate().map_err(|(key, problem)| refuse(key, problem))?;
-        let schedule = |problem| refuse("optimizer.schedule", problem);
-        self.schedule.get().validate().map_err(schedule)?;
+        self.schedule.get().validate()?;
         for (index, group) in self.groups.iter().enumerate() {
             let numbered = |problem| refuse("optimizer.groups", format!("number {}: {problem}", index + 1));
             group.validate().map_err(numbered)?;
@@ -345,7 +344,7 @@ impl<'a> TrainConfig<'a> {
         self.run.validate()?;
         self.optimizer.validate()?;
         if let Some(ema) = self.ema {
-            ema.validate().map_err(|problem| SettingError { key: "ema", problem })?;
+            ema.validate()?;
         }
         let (batch, parts) = (self.run.batch_size, self.optimizer.accumulate);
         if !batch.is_multiple_of(parts) {
@@ -490,7 +489,7 @@ mod tests {
             ("beta2 = 1.0", "optimizer.beta2"),
             ("name = 'sgd'\nnesterov = true", "optimizer.nesterov"),
             ("weight_decay = -1", "optimizer.weight_decay"),
-            ("schedule = { name = 'step', every = 0 }", "optimizer.schedule"),
+            ("schedule = { name = 'step', every = 0 }", "optimizer.schedule.every"),
             ("groups = [{ frozen = true }]", "optimizer.groups"),
             ("accumulate = 0", "optimizer.accumulate"),
             ("base_learning_rate = -1", "optimizer.base_learning_rate"),

@@ -134,6 +134,16 @@ pub enum PrepareError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The record of what was made is damaged.
+    #[error("{}: {source}; copy it back, or remove {} to make everything anew", path.display(), root.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The folder of all steps.
+        root: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
     /// The other processes of the run are gone.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
@@ -146,7 +156,7 @@ impl PrepareError {
             Self::Recipe { source, .. } => source.is_usage(),
             Self::NotSaid { .. } | Self::Circle { .. } | Self::Other { .. } => true,
             Self::Stage { source, .. } => source.is_usage(),
-            Self::Checkpoint(_) | Self::Record { .. } | Self::Collective(_) => false,
+            Self::Checkpoint(_) | Self::Record { .. } | Self::Damaged { .. } | Self::Collective(_) => false,
         }
     }
 
@@ -189,6 +199,25 @@ struct Made {
 
 type Record = BTreeMap<String, Made>;
 
+/// A step of a run that has not begun yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PreparedStep {
+    /// Its key in `[prepare]`.
+    pub name: String,
+    /// Whether it is done.
+    pub done: bool,
+}
+
+/// The steps, as far as they have begun, of a run's folder in which training has not; none for other folders.
+pub(crate) fn prepared_steps(folder: &Path) -> std::io::Result<Option<Vec<PreparedStep>>> {
+    if folder.join(RECIPE).is_file() {
+        return Ok(None);
+    }
+    let Some(record) = durable::read_json::<Record>(&folder.join(PREPARED).join(MADE))? else { return Ok(None) };
+    let step = |key: &&str| record.get(*key).map(|made| PreparedStep { name: (*key).to_owned(), done: made.done });
+    Ok(Some(STEPS.iter().filter_map(step).collect()))
+}
+
 /// The steps that a run needs, ready to be made.
 #[derive(Debug)]
 pub struct Preparation {
@@ -219,6 +248,11 @@ impl Preparation {
         let plan = Plan { recipes: recipes.out(folder), root: &root, chain };
         let steps = run.prepare().map_or(Ok(Vec::new()), |settings| plan.steps(settings, run.text()))?;
         Ok(Self { root, recipe: run.text().to_owned(), steps })
+    }
+
+    /// The folder of all steps.
+    pub fn folder(&self) -> &Path {
+        &self.root
     }
 
     /// A line for each step that is not done yet: its folder, and what it is made by.
@@ -344,7 +378,12 @@ impl Preparation {
 
     fn record(&self) -> Result<Record, PrepareError> {
         let path = self.root.join(MADE);
-        Ok(durable::read_json(&path).map_err(|source| PrepareError::Record { path, source })?.unwrap_or_default())
+        match durable::read_json(&path) {
+            Err(source) if source.kind() == std::io::ErrorKind::InvalidData => {
+                Err(PrepareError::Damaged { path, root: self.root.clone(), source })
+            }
+            read => Ok(read.map_err(|source| PrepareError::Record { path, source })?.unwrap_or_default()),
+        }
     }
 
     fn save(&self, record: &Record) -> Result<(), PrepareError> {

@@ -7,6 +7,7 @@ pub mod diffusion;
 pub mod vit;
 
 use crate::averages::{Rebuilt, Wanted};
+use crate::beginning;
 use crate::config::TrainingRecipe;
 use crate::prepare::PrepareSettings;
 use crate::recipe::{RecipeError, RecipeLoader, Resolved};
@@ -63,6 +64,10 @@ type RebuildAverage = Box<dyn Fn(&Wanted, &Path, &StageContext<'_>) -> Result<Re
 type ExportModel = Box<dyn Fn(&WantedModel, &Path, &StageContext<'_>) -> Result<Exported, StageError>>;
 /// Checks what a recipe says by itself.
 type CheckRecipe = Box<dyn Fn() -> Result<(), StageError>>;
+/// Finds out what needs nothing that is made first.
+type CheckBeginning = Box<dyn Fn(Option<&Path>, &StageContext<'_>) -> Result<(), StageError>>;
+/// Steps, samples and rates in words.
+type Units = Box<dyn Fn() -> Vec<String>>;
 
 /// A training recipe of any task, ready to run.
 pub struct TrainingRun {
@@ -73,6 +78,8 @@ pub struct TrainingRun {
     train: Train,
     check: Check,
     check_recipe: CheckRecipe,
+    check_beginning: CheckBeginning,
+    units: Units,
     rebuild_average: RebuildAverage,
     export: ExportModel,
 }
@@ -114,6 +121,22 @@ impl TrainingRun {
     /// [`StageError::Setting`] naming the first key at fault.
     pub fn check_recipe(&self) -> Result<(), StageError> {
         (self.check_recipe)()
+    }
+
+    /// Finds out what a start would before it makes or opens anything that takes long: the recipe, the run's folder, `--from`,
+    /// `--record`, files of results. `made` is the folder of what is made first, if it is not there yet; then also the recipe's paths
+    /// that lie elsewhere.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub fn check_beginning(&self, made: Option<&Path>, context: &StageContext<'_>) -> Result<(), StageError> {
+        (self.check_beginning)(made, context)
+    }
+
+    /// The length of the run in steps and samples, and what published settings that count steps or samples of a batch are here, a
+    /// sentence each. For recipes that [`TrainingRun::check_recipe`] has passed.
+    pub fn units(&self) -> Vec<String> {
+        (self.units)()
     }
 
     /// Trains to the end of the recipe, or resumes; see [`stages::train`].
@@ -203,10 +226,8 @@ pub fn kinds() -> String {
 }
 
 fn nearest(kind: &str) -> String {
-    const ALIKE: f64 = 0.5;
-    let scored = TASKS.iter().map(|task| (strsim::normalized_damerau_levenshtein(kind, task.kind), task.kind));
-    let best = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
-    best.map(|(_, kind)| format!("; did you mean `{kind}`?")).unwrap_or_default()
+    let best = calotype_core::names::nearest(kind, TASKS.iter().map(|task| task.kind));
+    best.map(|kind| format!("; did you mean `{kind}`?")).unwrap_or_default()
 }
 
 /// Loads the training recipe of a name or path, whatever its task, with overrides `key=value`.
@@ -245,9 +266,17 @@ pub fn load_as<T: Task>(
 fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) -> Result<TrainingRun, RecipeError> {
     let resolved: Arc<Resolved<T::Recipe>> = Arc::new(loader.load(name, overrides)?);
     let recipe = Arc::clone(&resolved);
-    let check = move |context: &StageContext<'_>| stages::check_start::<T>(&recipe.value, context);
+    let check = move |context: &StageContext<'_>| stages::check_start::<T>(recipe.as_recipe(), context);
     let recipe = Arc::clone(&resolved);
     let check_recipe = move || stages::check_recipe::<T>(&recipe.value);
+    let recipe = Arc::clone(&resolved);
+    let check_beginning =
+        move |made: Option<&Path>, context: &StageContext<'_>| beginning::check::<T>(recipe.as_recipe(), made, context);
+    let recipe = Arc::clone(&resolved);
+    let units = move || {
+        let config = recipe.value.config();
+        std::iter::once(config.run.in_steps()).chain(config.conversions()).collect::<Vec<String>>()
+    };
     let recipe = Arc::clone(&resolved);
     let rebuild_average = move |wanted: &Wanted, out: &Path, context: &StageContext<'_>| {
         stages::rebuild_average::<T>(&recipe.value, wanted, out, context)
@@ -266,6 +295,8 @@ fn load_run<T: Task>(loader: &RecipeLoader, name: &str, overrides: &[String]) ->
         train: Box::new(train),
         check: Box::new(check),
         check_recipe: Box::new(check_recipe),
+        check_beginning: Box::new(check_beginning),
+        units: Box::new(units),
         rebuild_average: Box::new(rebuild_average),
         export: Box::new(export),
     })

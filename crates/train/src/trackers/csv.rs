@@ -7,6 +7,7 @@
 
 use super::{Event, Tracker, TrackerError, check_names, io_error, named_results};
 use calotype_core::durable;
+use calotype_core::system::counted;
 use csv::{ByteRecord, ReaderBuilder, StringRecord, WriterBuilder};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -182,7 +183,10 @@ impl Table {
         if self.rows.len() == all {
             return self;
         }
-        tracing::info!("{METRICS}: dropped {} rows of later than {samples} samples", all - self.rows.len());
+        tracing::info!(
+            "{METRICS}: dropped {} of later than {samples} samples",
+            counted((all - self.rows.len()) as u64, "row")
+        );
         let used = |at: usize| at < ALWAYS.len() || self.rows.iter().any(|row| !row.cells[at].is_empty());
         let used: Vec<bool> = (0..self.columns.len()).map(used).collect();
         let keep = |cells: &mut Vec<String>| {

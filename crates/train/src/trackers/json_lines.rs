@@ -3,6 +3,7 @@
 
 use super::{Event, Tracker, TrackerError, check_names, io_error, named_results};
 use calotype_core::durable;
+use calotype_core::system::counted;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -91,7 +92,11 @@ fn rewind(path: &Path, samples: u64) -> Result<f64, TrackerError> {
         kept.extend_from_slice(line);
     }
     if dropped > 0 {
-        tracing::info!("{}: dropped {dropped} lines of later than {samples} samples", path.display());
+        tracing::info!(
+            "{}: dropped {} of later than {samples} samples",
+            path.display(),
+            counted(dropped as u64, "line")
+        );
         durable::replace_file(path, |writer| writer.write_all(&kept))
             .map_err(|source| io_error(path, "shorten it", source))?;
     }

@@ -10,6 +10,7 @@ use crate::config::TrainingRecipe;
 use crate::hooks::{EVALUATION, crossed};
 use crate::mlperf::{LOG, MlperfSettings};
 use crate::stages::StageContext;
+use calotype_core::durable;
 use calotype_mlperf::{Log, LogError, LogWriter, Metric, RunStatus, Settings, Value};
 use std::path::Path;
 
@@ -127,9 +128,11 @@ impl Mllog {
             }
             (RunOutcome::Finished, None) => {
                 self.log.block_stop(samples)?;
+                let path = self.log.path();
                 tracing::info!(
-                    "{}: has no end yet; evaluate the kept checkpoints, then: calotype mlperf finish RUN --scores FILE",
-                    self.log.path().display()
+                    "{}: has no end yet; evaluate the kept checkpoints, then: calotype mlperf finish {} --scores FILE",
+                    path.display(),
+                    durable::parent_folder(path).display()
                 );
             }
         }

@@ -5,6 +5,7 @@ use crate::task::BoxError;
 use crate::trackers::TrackerError;
 use calotype_collective::{CollectiveError, ConsistencyError};
 use calotype_core::LockError;
+use calotype_core::durable::advice;
 use calotype_mlperf::FiguresError;
 use calotype_weights::TensorFileError;
 use std::path::PathBuf;
@@ -72,7 +73,7 @@ pub enum TrainError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// A file of the run could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), advice(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -144,6 +145,14 @@ pub enum TrainError {
     /// Another process of the run is gone.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// A recording cannot be written where it was asked for.
+    #[error("--record {}: {problem}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A recording was asked for, but the run has begun already.
     #[error(
         "{} holds a run of {samples} samples already, and a recording begins with the first step; \
@@ -166,6 +175,7 @@ impl TrainError {
                 | Self::Extend { .. }
                 | Self::From { .. }
                 | Self::OtherEncoder { .. }
+                | Self::Record { .. }
                 | Self::RecordBegun { .. }
                 | Self::Group(_)
                 | Self::Setting(_)

@@ -38,7 +38,7 @@ use crate::trainable::{Trainable, WholeModel};
 use burn::module::Module;
 use calotype_collective::{Collective, Counters, Local};
 use calotype_core::progress::{Progress, format_number};
-use calotype_core::system::format_count;
+use calotype_core::system::{counted, format_count};
 use calotype_data::{Batch, Loader, LoaderConfig, Source};
 use calotype_models::state;
 use calotype_ops::in_backward::{Uses, count_uses};
@@ -204,7 +204,7 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     })?;
     ranks::check_alike(collective, context.folder, dataset.len(), run.samples)?;
     for (reason, samples) in dataset.left_out() {
-        run.progress.message(&format!("{}: {samples} samples are left out: {reason}", T::KIND));
+        run.progress.message(&format!("{}: left out: {}: {reason}", T::KIND, counted(samples as u64, "sample")));
     }
     for remark in remarks(&run.config, dataset.len(), collective.world()) {
         run.progress.message(&format!("{}: {remark}", T::KIND));

@@ -248,8 +248,21 @@ fn parts_of_a_batch_add_up_to_the_batch() {
         }
     }
     assert!(two.get("step0.part1.sample").is_ok() && one.get("step0.sample").is_ok());
-    let again = world.train("diffusion", "one", &["run.samples=400"], Some(&record("one"))).unwrap_err();
-    assert!(again.is_usage(), "{again}");
+    // Neither another run's recording nor another file is written over, and a run that is done cannot be recorded any more.
+    for (run, more, place, part) in [
+        ("one", &["run.samples=400"][..], "one", "a recording of another run"),
+        ("three", &["run.seed=99"], "one", "a recording of another run"),
+        ("three", &[], "one/recipe.toml", "something is there already"),
+        ("three", &[], "nowhere/three", "there is no folder"),
+        ("one", &[], "new", "a recording begins with the first step"),
+    ] {
+        let path = if place.contains(".toml") { world.path(place) } else { record(place) };
+        let error = world.train("diffusion", run, more, Some(&path)).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(part), "{run} {place}: {error}");
+    }
+    let before = fs::read(record("one")).unwrap();
+    world.train("diffusion", "one", &[], Some(&record("one"))).unwrap();
+    assert!(fs::read(record("one")).unwrap() == before, "a run that is done is left alone, with its recording");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use super::{AverageForm, AverageProgress, check_decay};
+use crate::config::SettingError;
 use serde::{Deserialize, Serialize};
 
 /// The same decay in every update.
@@ -20,8 +21,8 @@ impl AverageForm for Constant {
         self.decay
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check_decay("decay", self.decay)
+    fn validate(&self) -> Result<(), SettingError> {
+        check_decay("ema.decay", self.decay)
     }
 }
 
@@ -33,6 +34,6 @@ mod tests {
     #[test]
     fn stays_and_is_a_share() {
         near(&decays(&Constant::default(), &[1, 9]), &[0.9999, 0.9999]);
-        assert!(Constant { decay: 1.1 }.validate().unwrap_err().contains("decay = 1.1"));
+        assert!(Constant { decay: 1.1 }.validate().unwrap_err().to_string().contains("`ema.decay`: 1.1"));
     }
 }

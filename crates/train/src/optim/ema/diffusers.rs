@@ -1,5 +1,5 @@
 use super::{AverageForm, AverageProgress, check_decay};
-use crate::optim::check;
+use crate::config::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
 /// `EMAModel` of diffusers: in update n + 1 `(1 + n) / (10 + n)` or, with `warmup`, `1 - (1 + n / inv_gamma)^-power`, both
@@ -38,11 +38,11 @@ impl AverageForm for Diffusers {
         risen.min(self.decay).max(self.min_decay)
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check_decay("decay", self.decay)?;
-        check_decay("min_decay", self.min_decay)?;
-        check(self.inv_gamma > 0.0, || format!("inv_gamma = {} is not above 0", self.inv_gamma))?;
-        check(self.power >= 0.0, || format!("power = {} is negative", self.power))
+    fn validate(&self) -> Result<(), SettingError> {
+        check_decay("ema.decay", self.decay)?;
+        check_decay("ema.min_decay", self.min_decay)?;
+        check(self.inv_gamma > 0.0, "ema.inv_gamma", || format!("{} is not above 0", self.inv_gamma))?;
+        check(self.power >= 0.0, "ema.power", || format!("{} is negative", self.power))
     }
 }
 

@@ -1,5 +1,5 @@
 use super::{AverageForm, AverageProgress};
-use crate::optim::check;
+use crate::config::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
 /// A half-life in samples that ramps up with progress (Karras et al. 2024, "Analyzing and improving the training dynamics of
@@ -30,8 +30,8 @@ impl AverageForm for HalfLife {
         0.5f64.powf(at.interval as f64 / half_life)
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check(self.rampup >= 0.0, || format!("rampup = {} is negative", self.rampup))
+    fn validate(&self) -> Result<(), SettingError> {
+        check(self.rampup >= 0.0, "ema.rampup", || format!("{} is negative", self.rampup))
     }
 }
 

@@ -1,4 +1,5 @@
 use super::{AverageForm, AverageProgress, check_decay};
+use crate::config::SettingError;
 use serde::{Deserialize, Serialize};
 
 /// `LitEma` of CompVis's latent-diffusion (`ldm/modules/ema.py`): `min(decay, (1 + n) / (10 + n))` in update n.
@@ -21,8 +22,8 @@ impl AverageForm for LitEma {
         self.decay.min((1.0 + n) / (10.0 + n))
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check_decay("decay", self.decay)
+    fn validate(&self) -> Result<(), SettingError> {
+        check_decay("ema.decay", self.decay)
     }
 }
 

@@ -16,6 +16,7 @@ pub use power_function::{Fit, PowerFunction, Snapshot, fit};
 
 use super::position::{Position, Span};
 use super::table::{read, table};
+use crate::config::{SettingError, check};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Where in the run an average is updated.
@@ -42,8 +43,8 @@ pub trait AverageForm {
     /// Checks the settings.
     ///
     /// # Errors
-    /// A message that names the key.
-    fn validate(&self) -> Result<(), String>;
+    /// [`SettingError`] naming the key.
+    fn validate(&self) -> Result<(), SettingError>;
 }
 
 table! {
@@ -139,13 +140,13 @@ impl EmaSettings {
     /// Checks what the types cannot.
     ///
     /// # Errors
-    /// A message that names the key inside the table.
-    pub fn validate(&self) -> Result<(), String> {
-        super::check(!self.interval.is_zero(), || "interval must not be empty".to_owned())?;
+    /// [`SettingError`] naming the key.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        check(!self.interval.is_zero(), "ema.interval", || "must not be empty".to_owned())?;
         let whole_run = self.start.is_zero() && is_each_step(&self.interval);
-        super::check(whole_run || !matches!(self.form, EmaForm::PostHoc(_)), || {
-            "start and interval cannot go with name = \"post_hoc\", which weights every step by its time; leave them out"
-                .to_owned()
+        let key = if self.start.is_zero() { "ema.interval" } else { "ema.start" };
+        check(whole_run || !matches!(self.form, EmaForm::PostHoc(_)), key, || {
+            "cannot go with name = \"post_hoc\", which weights every step by its time; leave it out".to_owned()
         })?;
         self.form.get().validate()
     }
@@ -167,8 +168,8 @@ impl<'de> Deserialize<'de> for EmaSettings {
     }
 }
 
-fn check_decay(key: &str, decay: f64) -> Result<(), String> {
-    super::check((0.0..=1.0).contains(&decay), || format!("{key} = {decay} is not in 0..=1"))
+fn check_decay(key: &'static str, decay: f64) -> Result<(), SettingError> {
+    check((0.0..=1.0).contains(&decay), key, || format!("{decay} is not in 0..=1"))
 }
 
 #[cfg(test)]

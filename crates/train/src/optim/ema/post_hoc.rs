@@ -1,5 +1,5 @@
 use super::{AverageForm, AverageProgress, PowerFunction};
-use crate::optim::check;
+use crate::config::{SettingError, check};
 use serde::{Deserialize, Serialize};
 
 /// Averages by powers of time, of which snapshots are kept, so that any other width can be rebuilt afterwards by `calotype ema`
@@ -43,16 +43,17 @@ impl AverageForm for PostHoc {
         self.profiles().skip(1).collect()
     }
 
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), SettingError> {
         let wrong = self.sigma_rel.iter().find(|&&sigma_rel| PowerFunction::of_width(sigma_rel).is_none());
         if let Some(wrong) = wrong {
-            return Err(format!("sigma_rel = {wrong} is not above 0 and below 0.2887, the width of a flat average"));
+            let problem = format!("{wrong} is not above 0 and below 0.2887, the width of a flat average");
+            return Err(SettingError { key: "ema.sigma_rel", problem });
         }
         let ascending = self.sigma_rel.windows(2).all(|pair| pair[0] < pair[1]);
-        check(self.sigma_rel.len() >= 2 && ascending, || {
-            "sigma_rel must be two widths or more, ascending: others are rebuilt out of them".to_owned()
+        check(self.sigma_rel.len() >= 2 && ascending, "ema.sigma_rel", || {
+            "must be two widths or more, ascending: others are rebuilt out of them".to_owned()
         })?;
-        check(self.snapshot_every > 0, || "snapshot_every must be at least 1".to_owned())
+        check(self.snapshot_every > 0, "ema.snapshot_every", || "must be at least 1".to_owned())
     }
 }
 
@@ -80,14 +81,14 @@ mod tests {
     fn what_cannot_be_is_named() {
         let form = |sigma_rel: &[f64], snapshot_every| PostHoc { sigma_rel: sigma_rel.to_vec(), snapshot_every };
         for (form, part) in [
-            (form(&[0.05, 0.3], 1), "sigma_rel = 0.3 is not"),
+            (form(&[0.05, 0.3], 1), "`ema.sigma_rel`: 0.3 is not"),
             (form(&[0.1], 1), "two widths"),
             (form(&[], 1), "two widths"),
             (form(&[0.1, 0.05], 1), "ascending"),
             (form(&[0.1, 0.1], 1), "ascending"),
-            (form(&[0.05, 0.1], 0), "snapshot_every"),
+            (form(&[0.05, 0.1], 0), "`ema.snapshot_every`: must be"),
         ] {
-            let error = form.validate().unwrap_err();
+            let error = form.validate().unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
         let settings = EmaSettings::new(EmaForm::PostHoc(PostHoc::default()));
@@ -96,7 +97,7 @@ mod tests {
             EmaSettings { start: Span::Samples(8), ..settings.clone() },
             EmaSettings { interval: Span::Steps(2), ..settings },
         ] {
-            assert!(settings.validate().unwrap_err().contains("post_hoc"));
+            assert!(settings.validate().unwrap_err().to_string().contains("post_hoc"));
         }
         let error = toml::from_str::<EmaSettings>("name = 'post_hoc'").unwrap_err().to_string();
         assert!(error.contains("snapshot_every"), "{error}");

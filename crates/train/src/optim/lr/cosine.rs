@@ -1,4 +1,5 @@
 use super::{Schedule, check, check_share, share_done, warming};
+use crate::config::SettingError;
 use crate::optim::{Position, Span};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -36,9 +37,9 @@ impl Schedule for Cosine {
         peak * (self.final_share + (1.0 - self.final_share) * (0.5 * (1.0 + (PI * within).cos())))
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check(self.cycles > 0, || "cycles must be at least 1".to_owned())?;
-        check_share("final", self.final_share)
+    fn validate(&self) -> Result<(), SettingError> {
+        check(self.cycles > 0, "optimizer.schedule.cycles", || "must be at least 1".to_owned())?;
+        check_share("optimizer.schedule.final", self.final_share)
     }
 }
 
@@ -61,7 +62,7 @@ mod tests {
     fn ends_at_the_final_share() {
         let schedule = Cosine { final_share: 0.1, ..Cosine::default() };
         near(&rates(&schedule, &[0, 50, 100]), &[1.0, 0.55, 0.1]);
-        assert!(Cosine { cycles: 0, ..Cosine::default() }.validate().unwrap_err().contains("cycles"));
-        assert!(Cosine { final_share: -1.0, ..Cosine::default() }.validate().unwrap_err().contains("final"));
+        assert!(Cosine { cycles: 0, ..Cosine::default() }.validate().unwrap_err().key.ends_with(".cycles"));
+        assert!(Cosine { final_share: -1.0, ..Cosine::default() }.validate().unwrap_err().key.ends_with(".final"));
     }
 }

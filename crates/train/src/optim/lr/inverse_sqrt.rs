@@ -1,4 +1,5 @@
 use super::{Schedule, check, warming};
+use crate::config::SettingError;
 use crate::optim::{Position, Span};
 use serde::{Deserialize, Serialize};
 
@@ -28,9 +29,11 @@ impl Schedule for InverseSqrt {
         warming(self.warmup, peak, at).unwrap_or(peak / (since / scale + 1.0).sqrt())
     }
 
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), SettingError> {
         let some = |timescale: &Span| !timescale.is_zero();
-        check(self.timescale.as_ref().is_none_or(some), || "timescale must not be empty".to_owned())
+        check(self.timescale.as_ref().is_none_or(some), "optimizer.schedule.timescale", || {
+            "must not be empty".to_owned()
+        })
     }
 }
 

@@ -1,4 +1,5 @@
 use super::{Schedule, check, check_share};
+use crate::config::SettingError;
 use crate::optim::{Position, Span};
 use serde::{Deserialize, Serialize};
 
@@ -42,12 +43,12 @@ impl Schedule for LambdaLinear {
         peak * (self.f_min + (self.f_max - self.f_min) * left)
     }
 
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), SettingError> {
         let cycle = |cycle: &Span| !cycle.is_zero();
-        check(self.cycle.as_ref().is_none_or(cycle), || "cycle must not be empty".to_owned())?;
-        [("f_start", self.f_start), ("f_max", self.f_max), ("f_min", self.f_min)]
-            .into_iter()
-            .try_for_each(|(key, share)| check_share(key, share))
+        check(self.cycle.as_ref().is_none_or(cycle), "optimizer.schedule.cycle", || "must not be empty".to_owned())?;
+        check_share("optimizer.schedule.f_start", self.f_start)?;
+        check_share("optimizer.schedule.f_max", self.f_max)?;
+        check_share("optimizer.schedule.f_min", self.f_min)
     }
 }
 

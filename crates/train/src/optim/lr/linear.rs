@@ -1,4 +1,5 @@
 use super::{Schedule, check_share, share_done, warming};
+use crate::config::SettingError;
 use crate::optim::{Position, Span};
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +26,8 @@ impl Schedule for Linear {
         warming(self.warmup, peak, at).unwrap_or_else(falling)
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check_share("final", self.final_share)
+    fn validate(&self) -> Result<(), SettingError> {
+        check_share("optimizer.schedule.final", self.final_share)
     }
 }
 

@@ -20,9 +20,9 @@ pub use polynomial::Polynomial;
 pub use step::Step;
 pub use warmup_hold::WarmupHold;
 
-use super::check;
 use super::position::{Position, Span};
 use super::table::table;
+use crate::config::{SettingError, check};
 
 /// How the learning rate goes through a run.
 pub trait Schedule {
@@ -32,8 +32,8 @@ pub trait Schedule {
     /// Checks the settings.
     ///
     /// # Errors
-    /// A message that names the key.
-    fn validate(&self) -> Result<(), String> {
+    /// [`SettingError`] naming the key.
+    fn validate(&self) -> Result<(), SettingError> {
         Ok(())
     }
 }
@@ -90,8 +90,8 @@ fn share_done(warmup: Span, length: Option<Span>, at: &Position) -> f64 {
 }
 
 /// Checks a share of the peak rate.
-fn check_share(key: &str, share: f64) -> Result<(), String> {
-    check(share >= 0.0 && share.is_finite(), || format!("{key} = {share} is no share of the peak; use 0 or more"))
+fn check_share(key: &'static str, share: f64) -> Result<(), SettingError> {
+    check(share >= 0.0 && share.is_finite(), key, || format!("{share} is no share of the peak; use 0 or more"))
 }
 
 #[cfg(test)]

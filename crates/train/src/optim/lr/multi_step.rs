@@ -1,4 +1,5 @@
 use super::{Schedule, check_share, warming};
+use crate::config::SettingError;
 use crate::optim::{Position, Span};
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +28,8 @@ impl Schedule for MultiStep {
         warming(self.warmup, peak, at).unwrap_or(peak * self.gamma.powf(changes as f64))
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check_share("gamma", self.gamma)
+    fn validate(&self) -> Result<(), SettingError> {
+        check_share("optimizer.schedule.gamma", self.gamma)
     }
 }
 

@@ -1,4 +1,5 @@
 use super::{Schedule, check, check_share, share_done, warming};
+use crate::config::SettingError;
 use crate::optim::{Position, Span};
 use serde::{Deserialize, Serialize};
 
@@ -33,9 +34,11 @@ impl Schedule for Polynomial {
         warming(self.warmup, peak, at).unwrap_or_else(falling)
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check(self.power > 0.0 && self.power.is_finite(), || format!("power = {} is not above 0", self.power))?;
-        check_share("final", self.final_share)
+    fn validate(&self) -> Result<(), SettingError> {
+        check(self.power > 0.0 && self.power.is_finite(), "optimizer.schedule.power", || {
+            format!("{} is not above 0", self.power)
+        })?;
+        check_share("optimizer.schedule.final", self.final_share)
     }
 }
 

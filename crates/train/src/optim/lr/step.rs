@@ -1,4 +1,5 @@
 use super::{Schedule, check, check_share, warming};
+use crate::config::SettingError;
 use crate::optim::{Position, Span};
 use serde::{Deserialize, Serialize};
 
@@ -26,9 +27,9 @@ impl Schedule for Step {
         warming(self.warmup, peak, at).unwrap_or(peak * self.gamma.powf(changes as f64))
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check(!self.every.is_zero(), || "every must not be empty".to_owned())?;
-        check_share("gamma", self.gamma)
+    fn validate(&self) -> Result<(), SettingError> {
+        check(!self.every.is_zero(), "optimizer.schedule.every", || "must not be empty".to_owned())?;
+        check_share("optimizer.schedule.gamma", self.gamma)
     }
 }
 
@@ -41,6 +42,6 @@ mod tests {
     fn falls_in_equal_steps() {
         let schedule = Step { warmup: Span::Steps(10), every: Span::Samples(300), gamma: 0.5 };
         near(&rates(&schedule, &[5, 29, 30, 59, 60, 95]), &[0.5, 1.0, 0.5, 0.5, 0.25, 0.125]);
-        assert!(Step { every: Span::ZERO, ..schedule }.validate().unwrap_err().contains("every"));
+        assert!(Step { every: Span::ZERO, ..schedule }.validate().unwrap_err().key.ends_with(".every"));
     }
 }

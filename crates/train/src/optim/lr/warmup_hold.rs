@@ -1,4 +1,5 @@
 use super::{Schedule, check_share};
+use crate::config::SettingError;
 use crate::optim::{Position, Span};
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,8 @@ impl Schedule for WarmupHold {
         if held || before <= length { peak } else { peak * self.final_share }
     }
 
-    fn validate(&self) -> Result<(), String> {
-        check_share("final", self.final_share)
+    fn validate(&self) -> Result<(), SettingError> {
+        check_share("optimizer.schedule.final", self.final_share)
     }
 }
 

@@ -14,6 +14,7 @@ use super::tensorboard::{host_name, png, unix_seconds};
 use super::{Event, RunOutcome, Tracker, TrackerError, check_names, io_error, named_results};
 use crate::config::{SettingError, check};
 use calotype_core::durable;
+use calotype_core::system::counted;
 use prost::Message;
 use records::{
     Config, ConfigItem, Exit, Files, FilesItem, Header, History, Item, Kind, Record, Run, Step, Summary, Timestamp,
@@ -352,7 +353,7 @@ fn rewind(run: &OfflineRun, samples: u64) -> Result<Option<f64>, TrackerError> {
         shorten(&path, kept).map_err(|source| io_error(&path, "shorten it", source))?;
     }
     if rows > 0 {
-        tracing::info!("{}: dropped {rows} rows of later than {samples} samples", path.display());
+        tracing::info!("{}: dropped {} of later than {samples} samples", path.display(), counted(rows as u64, "row"));
         let marker = run.path.join(format!("{}.{SYNCED}", log_name(&run.id)));
         if marker.exists() {
             tracing::warn!(
