@@ -122,6 +122,35 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Greatest lane.
     fn max_lane(self, v: Self::V) -> f32;
 
+    /// `table[codes[i]]`, lane by lane, for as many codes as there are lanes.
+    #[inline(always)]
+    fn look_up(self, codes: &[u8], table: &[f32; 256]) -> Self::V {
+        let mut values = [0f32; MOST_LANES];
+        for (value, &code) in values.iter_mut().zip(&codes[..Self::LANES]) {
+            *value = table[usize::from(code)];
+        }
+        self.load(&values)
+    }
+    /// `table[index[i]]`, lane by lane, for whole numbers of 0 to 7.
+    #[inline(always)]
+    fn pick(self, index: Self::V, table: &[f32; 8]) -> Self::V {
+        let mut values = [0f32; MOST_LANES];
+        self.store(index, &mut values);
+        for value in &mut values {
+            *value = table[*value as usize & 7];
+        }
+        self.load(&values)
+    }
+    /// Writes whole numbers of 0 to 255 as bytes, as many as there are lanes.
+    #[inline(always)]
+    fn store_bytes(self, v: Self::V, to: &mut [u8]) {
+        let mut values = [0f32; MOST_LANES];
+        self.store(v, &mut values);
+        for (byte, value) in to[..Self::LANES].iter_mut().zip(values) {
+            *byte = value as u8;
+        }
+    }
+
     /// `to[i * to_stride + j] = from[j * from_stride + i]` for `i`, `j` below [`Simd::LANES`].
     #[inline(always)]
     fn transpose(self, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
@@ -142,6 +171,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.max(a, self.neg(a))
     }
 }
+
+/// Values in the widest vector.
+const MOST_LANES: usize = 16;
 
 /// The portable instruction set: plain Rust on arrays.
 #[derive(Clone, Copy)]
@@ -639,6 +671,41 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn look_up(self, codes: &[u8], table: &[f32; 256]) -> __m512 {
+            assert!(codes.len() >= 16);
+            // SAFETY: see above the impl; the table is 16 vectors long.
+            unsafe {
+                let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+                // Each permutation looks at the five lowest bits; the others choose between permutations.
+                let mut parts = [_mm512_setzero_ps(); 8];
+                for (i, part) in parts.iter_mut().enumerate() {
+                    let at = table.as_ptr().add(32 * i);
+                    *part = _mm512_permutex2var_ps(_mm512_loadu_ps(at), codes, _mm512_loadu_ps(at.add(16)));
+                }
+                for (bit, left) in [(1 << 5, 4), (1 << 6, 2), (1 << 7, 1)] {
+                    let upper = _mm512_test_epi32_mask(codes, _mm512_set1_epi32(bit));
+                    for i in 0..left {
+                        parts[i] = _mm512_mask_blend_ps(upper, parts[2 * i], parts[2 * i + 1]);
+                    }
+                }
+                parts[0]
+            }
+        }
+        #[inline(always)]
+        fn pick(self, index: __m512, table: &[f32; 8]) -> __m512 {
+            // SAFETY: see above the impl; the load is as long as the table, and twice beside itself it is a vector.
+            unsafe {
+                let table = _mm512_broadcast_f32x8(_mm256_loadu_ps(table.as_ptr()));
+                _mm512_permutexvar_ps(_mm512_cvttps_epi32(index), table)
+            }
+        }
+        #[inline(always)]
+        fn store_bytes(self, v: __m512, to: &mut [u8]) {
+            assert!(to.len() >= 16);
+            // SAFETY: see above the impl.
+            unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(v))) }
+        }
+        #[inline(always)]
         fn transpose(self, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
             assert!(from.len() >= 15 * from_stride + 16 && to.len() >= 15 * to_stride + 16);
             // SAFETY: see above the impl; rows 0..16 of both are inside by the assertion.
@@ -721,6 +788,9 @@ mod x86 {
             select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512;
             sum(v: __m512) -> f32;
             max_lane(v: __m512) -> f32;
+            look_up(codes: &[u8], table: &[f32; 256]) -> __m512;
+            pick(index: __m512, table: &[f32; 8]) -> __m512;
+            store_bytes(v: __m512, to: &mut [u8]) -> ();
             transpose(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) -> ();
         }
 
@@ -937,6 +1007,11 @@ mod x86 {
         fn max_lane(self, v: __m256) -> f32 {
             // SAFETY: see above the impl.
             unsafe { max8(v) }
+        }
+        #[inline(always)]
+        fn pick(self, index: __m256, table: &[f32; 8]) -> __m256 {
+            // SAFETY: see above the impl; the load is as long as the table.
+            unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), _mm256_cvttps_epi32(index)) }
         }
     }
 }

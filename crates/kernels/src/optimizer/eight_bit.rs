@@ -6,7 +6,7 @@
 //! it, and rounds it to the nearest codes again, all in the nearest cache.
 
 use super::{AdamW, Cut, Factors, Pieces, Stepped, adamw_piece, cut};
-use crate::math::{load_up_to, store_up_to};
+use crate::math::load_up_to;
 use crate::packed::{PackedWeights, Renewal};
 use crate::simd::{Simd, dispatch};
 use crate::stream::past_caches_done;
@@ -54,7 +54,7 @@ const POWERS: [f64; DECADES] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 /// rank 0; one, the largest, is beyond all decades.
 struct CodeBook {
     values: [f32; 256],
-    decades: [Decade; DECADES],
+    decades: Decades,
     /// Magnitudes below have rank 0.
     least: f32,
     /// Magnitudes from here on have the last rank.
@@ -63,17 +63,17 @@ struct CodeBook {
     last: f32,
 }
 
-#[derive(Clone, Copy)]
-struct Decade {
+/// What is true of each decade, and zeros behind the last.
+struct Decades {
     /// The smallest magnitude that is nearest to one of its numbers.
-    from: f32,
+    from: [f32; 8],
     /// The rank of its first number.
-    first: f32,
+    first: [f32; 8],
     /// The rank of its last number.
-    last: f32,
+    last: [f32; 8],
     /// `scale magnitude + offset` is the rank, to be rounded.
-    scale: f32,
-    offset: f32,
+    scale: [f32; 8],
+    offset: [f32; 8],
 }
 
 static SIGNED: CodeBook = CodeBook::new(MomentKind::Signed);
@@ -85,7 +85,7 @@ impl CodeBook {
         let zero = kind.zero() as usize;
         let mut book = Self {
             values: [0.0; 256],
-            decades: [Decade { from: 0.0, first: 0.0, last: 0.0, scale: 0.0, offset: 0.0 }; DECADES],
+            decades: Decades { from: [0.0; 8], first: [0.0; 8], last: [0.0; 8], scale: [0.0; 8], offset: [0.0; 8] },
             least: 0.0,
             most: 0.0,
             last: (255 - zero) as f32,
@@ -96,13 +96,11 @@ impl CodeBook {
             let count = if signed { 1 << i } else { 2 << i };
             let step = 0.9 * POWERS[i] / count as f64;
             let first = 0.1 * POWERS[i] + 0.5 * step;
-            book.decades[i] = Decade {
-                from: ((before + first) / 2.0) as f32,
-                first: rank as f32,
-                last: (rank + count - 1) as f32,
-                scale: (1.0 / step) as f32,
-                offset: (rank as f64 - first / step) as f32,
-            };
+            book.decades.from[i] = ((before + first) / 2.0) as f32;
+            book.decades.first[i] = rank as f32;
+            book.decades.last[i] = (rank + count - 1) as f32;
+            book.decades.scale[i] = (1.0 / step) as f32;
+            book.decades.offset[i] = (rank as f64 - first / step) as f32;
             let mut j = 0;
             while j < count {
                 before = first + j as f64 * step;
@@ -118,7 +116,7 @@ impl CodeBook {
         book.values[255] = 1.0;
         book.most = ((before + 1.0) / 2.0) as f32;
         // Of squares, only zero is zero.
-        book.least = if signed { book.decades[0].from } else { 0.0 };
+        book.least = if signed { book.decades.from[0] } else { 0.0 };
         book
     }
 }
@@ -260,8 +258,8 @@ fn step_blocks<S: Simd>(s: S, factors: &Factors, piece: &mut SteppedInEightBits<
         let end = (begin + MOMENT_BLOCK).min(piece.parameter.len());
         let (mean, square) = (&mut mean[..end - begin], &mut square[..end - begin]);
         let (first, second) = (&mut piece.first_moment, &mut piece.second_moment);
-        widen(&SIGNED, &first.codes[begin..end], first.maxima[block], mean);
-        widen(&UNSIGNED, &second.codes[begin..end], second.maxima[block], square);
+        widen(s, &SIGNED, &first.codes[begin..end], first.maxima[block], mean);
+        widen(s, &UNSIGNED, &second.codes[begin..end], second.maxima[block], square);
         let mut widened = Stepped {
             parameter: &mut piece.parameter[begin..end],
             gradient: &piece.gradient[begin..end],
@@ -278,8 +276,13 @@ fn step_blocks<S: Simd>(s: S, factors: &Factors, piece: &mut SteppedInEightBits<
 
 /// The numbers of a block of codes.
 #[inline(always)]
-fn widen(book: &CodeBook, codes: &[u8], largest: f32, values: &mut [f32]) {
-    for (value, &code) in values.iter_mut().zip(codes) {
+fn widen<S: Simd>(s: S, book: &CodeBook, codes: &[u8], largest: f32, values: &mut [f32]) {
+    let scale = s.splat(largest);
+    let whole = codes.len() - codes.len() % S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        s.store(s.mul(s.look_up(&codes[i..], &book.values), scale), &mut values[i..]);
+    }
+    for (value, &code) in values[whole..].iter_mut().zip(&codes[whole..]) {
         *value = book.values[usize::from(code)] * largest;
     }
 }
@@ -296,43 +299,45 @@ fn round_block<S: Simd>(s: S, kind: MomentKind, values: &[f32], codes: &mut [u8]
         codes.fill(kind.zero());
         return 0.0;
     }
-    let mut nearest = [0.0f32; MOMENT_BLOCK];
     let inverse = s.splat(1.0 / largest);
-    for i in (0..values.len()).step_by(S::LANES) {
-        let j = (i + S::LANES).min(values.len());
-        let value = load_up_to(s, &values[i..j]);
-        let rank = rank(s, kind.book(), s.mul(s.abs(value), inverse));
-        let code = match kind {
-            MomentKind::Unsigned => rank,
-            MomentKind::Signed => {
-                let zero = s.splat(f32::from(kind.zero()));
-                // One has no negative: the number below it is the nearest.
-                s.select_lt(value, s.splat(0.0), s.sub(zero, s.min(rank, zero)), s.add(zero, rank))
-            }
-        };
-        store_up_to(s, code, &mut nearest[i..j]);
+    let whole = values.len() - values.len() % S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        s.store_bytes(nearest(s, kind, inverse, s.load(&values[i..])), &mut codes[i..]);
     }
-    for (code, nearest) in codes.iter_mut().zip(nearest) {
-        *code = nearest as u8;
+    if whole < values.len() {
+        let mut rest = [0f32; MOMENT_BLOCK];
+        s.store(nearest(s, kind, inverse, s.load_part(&values[whole..])), &mut rest);
+        for (code, nearest) in codes[whole..].iter_mut().zip(rest) {
+            *code = nearest as u8;
+        }
     }
     largest
+}
+
+/// The codes nearest to numbers that are divided by the largest magnitude of their block.
+#[inline(always)]
+fn nearest<S: Simd>(s: S, kind: MomentKind, inverse: S::V, value: S::V) -> S::V {
+    let rank = rank(s, kind.book(), s.mul(s.abs(value), inverse));
+    match kind {
+        MomentKind::Unsigned => rank,
+        MomentKind::Signed => {
+            let zero = s.splat(f32::from(kind.zero()));
+            // One has no negative: the number below it is the nearest.
+            s.select_lt(value, s.splat(0.0), s.sub(zero, s.min(rank, zero)), s.add(zero, rank))
+        }
+    }
 }
 
 /// The ranks of the numbers nearest to magnitudes of 0 to 1.
 #[inline(always)]
 fn rank<S: Simd>(s: S, book: &CodeBook, magnitude: S::V) -> S::V {
-    let Decade { scale, offset, first, last, .. } = book.decades[0];
-    let (mut scale, mut offset) = (s.splat(scale), s.splat(offset));
-    let (mut first, mut last) = (s.splat(first), s.splat(last));
-    for decade in &book.decades[1..] {
-        let from = s.splat(decade.from);
-        scale = s.select_lt(magnitude, from, scale, s.splat(decade.scale));
-        offset = s.select_lt(magnitude, from, offset, s.splat(decade.offset));
-        first = s.select_lt(magnitude, from, first, s.splat(decade.first));
-        last = s.select_lt(magnitude, from, last, s.splat(decade.last));
+    let mut decade = s.splat(0.0);
+    for (number, from) in book.decades.from.iter().enumerate().take(DECADES).skip(1) {
+        decade = s.select_lt(magnitude, s.splat(*from), decade, s.splat(number as f32));
     }
-    let within = s.round(s.fma(magnitude, scale, offset));
-    let rank = s.min(s.max(within, first), last);
+    let Decades { first, last, scale, offset, .. } = &book.decades;
+    let within = s.round(s.fma(magnitude, s.pick(decade, scale), s.pick(decade, offset)));
+    let rank = s.min(s.max(within, s.pick(decade, first)), s.pick(decade, last));
     let rank = s.select_lt(magnitude, s.splat(book.most), rank, s.splat(book.last));
     let zero = s.splat(0.0);
     let rank = s.select_lt(zero, magnitude, rank, zero);
@@ -359,7 +364,7 @@ pub fn widen_moment(kind: MomentKind, codes: &[u8], maxima: &[f32]) -> Vec<f32> 
     assert!(maxima.len() == codes.len().div_ceil(MOMENT_BLOCK), "8-bit moment: a maximum for each block");
     let mut values = vec![0.0; codes.len()];
     for_chunks(&mut values, MOMENT_BLOCK, |i, values| {
-        widen(kind.book(), &codes[i * MOMENT_BLOCK..][..values.len()], maxima[i], values);
+        dispatch!(|s| widen(s, kind.book(), &codes[i * MOMENT_BLOCK..][..values.len()], maxima[i], values));
     });
     values
 }
