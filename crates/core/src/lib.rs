@@ -4,8 +4,10 @@
 pub mod durable;
 pub mod fields;
 pub mod lock;
+mod mersenne;
 pub mod names;
 pub mod numbers;
+pub mod numpy_random;
 pub mod progress;
 pub mod random;
 pub mod stop;
@@ -17,6 +19,7 @@ pub mod words;
 pub use fields::{FieldProblem, Fields, FieldsError};
 pub use lock::{FolderLock, LockError};
 pub use names::{Named, UnknownName};
+pub use numpy_random::NumpyRandomState;
 pub use progress::Progress;
 pub use random::{Philox4x32, Purpose, Stream, permutation, philox4x32_10};
 pub use stop::StopFlag;

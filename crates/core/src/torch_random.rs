@@ -3,14 +3,11 @@
 //! Unlike a [`Stream`](crate::Stream) it has a state: numbers depend on all that was drawn before. Use it only where
 //! the peer's numbers are wanted.
 
+use crate::mersenne::MersenneTwister;
 use half::{bf16, f16};
 use sealed::Float;
 use std::f64::consts::PI;
 
-/// Words of state (Matsumoto, Nishimura: "Mersenne Twister", ACM TOMACS 8, 1998: degree of recurrence n).
-const WORDS: usize = 624;
-/// Distance of the word that is mixed in (the paper's m).
-const MIDDLE: usize = 397;
 /// Normal numbers are made sixteen at a time, if at least so many are wanted at once.
 const BLOCK: usize = 16;
 
@@ -24,44 +21,21 @@ const BLOCK: usize = 16;
 /// Numbers equal PyTorch 2's of x86 processors with AVX2, all bits of them for `f32`, [`f16`] and [`bf16`]; `f64` and
 /// `f32` draws of fewer than 16 numbers use the system's logarithm, sine and cosine in `f64`, which may differ in the
 /// last bit.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct TorchCpuGenerator {
-    state: [u32; WORDS],
-    used: usize,
+    words: MersenneTwister,
     spare: Option<f64>,
-}
-
-impl std::fmt::Debug for TorchCpuGenerator {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TorchCpuGenerator")
-            .field("used", &self.used)
-            .field("spare", &self.spare)
-            .finish_non_exhaustive()
-    }
 }
 
 impl TorchCpuGenerator {
     /// `torch.Generator("cpu").manual_seed(seed)`. As in PyTorch, only the low 32 bits of the seed count.
     pub fn new(seed: u64) -> Self {
-        let mut state = [seed as u32; WORDS];
-        for i in 1..WORDS {
-            let before = state[i - 1];
-            state[i] = 1_812_433_253u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(i as u32);
-        }
-        Self { state, used: WORDS, spare: None }
+        Self { words: MersenneTwister::new(seed as u32), spare: None }
     }
 
     /// 32 random bits, the generator's own output.
     pub fn next_u32(&mut self) -> u32 {
-        if self.used == WORDS {
-            self.twist();
-        }
-        let mut y = self.state[self.used];
-        self.used += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        self.words.next_u32()
     }
 
     /// 64 random bits, the high word first.
@@ -92,13 +66,20 @@ impl TorchCpuGenerator {
         }
     }
 
-    fn twist(&mut self) {
-        for i in 0..WORDS {
-            let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % WORDS] & 0x7fff_ffff);
-            let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
-            self.state[i] = self.state[(i + MIDDLE) % WORDS] ^ (y >> 1) ^ odd;
+    /// `torch.randperm(n, generator=self)`: a random order of `0..n`. Fisher and Yates' shuffle from the front, with
+    /// remainders of whole words, whose slight bias is PyTorch's (`randperm` of PyTorch 2.15 on the CPU).
+    ///
+    /// # Panics
+    ///
+    /// If `n` is 2^32 / 20 or more: from there on PyTorch takes words of 64 bits.
+    pub fn permutation(&mut self, n: usize) -> Vec<u32> {
+        assert!(n < (u32::MAX / 20) as usize, "permutation: at most 2^32 / 20 things");
+        let mut order: Vec<u32> = (0..n as u32).collect();
+        for i in 0..n.saturating_sub(1) {
+            let ahead = self.next_u32() as usize % (n - i);
+            order.swap(i, i + ahead);
         }
-        self.used = 0;
+        order
     }
 
     /// Box-Muller in pairs, whose second number waits for the next call.

@@ -63,3 +63,13 @@ fn a_clone_continues_alike_and_nothing_is_drawn_for_nothing() {
     second.fill_normal(&mut b);
     assert_eq!(a, b);
 }
+
+#[test]
+fn permutations_are_pytorchs() {
+    // PyTorch 2.15.0: g = torch.Generator().manual_seed(7); torch.randperm(n, generator=g) for n = 10, 1, 5.
+    let mut generator = TorchCpuGenerator::new(7);
+    assert_eq!(generator.permutation(10), [5, 0, 3, 4, 1, 7, 9, 6, 8, 2]);
+    assert_eq!(generator.permutation(1), [0]);
+    assert_eq!(generator.permutation(5), [1, 3, 0, 2, 4]);
+    assert!(generator.permutation(0).is_empty());
+}

@@ -31,6 +31,12 @@ pub enum MetricsError {
     /// A size that must be at least one is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// Too few classes to tell apart.
+    #[error("a classifier needs at least 2 classes, found {0}")]
+    TooFewClasses(usize),
+    /// A class without examples.
+    #[error("no row is of class {0}; leave it out, or give it rows")]
+    EmptyClass(usize),
     /// A value is infinite or not a number.
     #[error("{what}: row {row}, column {column} is {value}, not a finite number")]
     NotFinite {
@@ -62,6 +68,61 @@ pub enum MetricsError {
         /// Feature width of the second statistics.
         right: usize,
     },
+    /// Rows that two accumulators have both seen.
+    #[error("rows {first} to {last} were added before; give each slice its own rows, and merge it once")]
+    RowsTwice {
+        /// Number of the first such row.
+        first: u64,
+        /// Number of the last one.
+        last: u64,
+    },
+    /// Bytes that are no saved state of an accumulator.
+    #[error("byte {at}: {detail}")]
+    State {
+        /// Where they are wrong.
+        at: usize,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A negative number on the diagonal of a covariance.
+    #[error("covariance: row {row} has the variance {variance}, which cannot be negative")]
+    NegativeVariance {
+        /// The row.
+        row: usize,
+        /// The number.
+        variance: f64,
+    },
+    /// Fewer rows than a figure needs.
+    #[error("{what}: {found} rows, but {needed} are needed: {why}")]
+    FewRows {
+        /// Name of the slice.
+        what: &'static str,
+        /// How many rows there are.
+        found: usize,
+        /// How many are needed at least.
+        needed: usize,
+        /// For what.
+        why: &'static str,
+    },
+    /// A setting that is no positive finite number.
+    #[error("{what} is {value}; it must be a finite number above 0")]
+    NotPositive {
+        /// Name of the setting.
+        what: &'static str,
+        /// The value found.
+        value: f64,
+    },
+    /// A picture that no caption belongs to.
+    #[error("{what}: no text belongs to row {row}")]
+    NoText {
+        /// Name of the slice.
+        what: &'static str,
+        /// The row.
+        row: usize,
+    },
+    /// A level of confidence that is none.
+    #[error("the confidence is {0}; it must lie between 0 and 1")]
+    Confidence(f64),
     /// An eigenvalue or singular value iteration did not converge.
     #[error("{0} did not converge on a {1} x {1} matrix")]
     NoConvergence(&'static str, usize),

@@ -21,7 +21,7 @@ pub(crate) fn glyph(character: char) -> [u8; GLYPH_HEIGHT] {
 }
 
 /// The ASCII character that is drawn for `character`; characters without one come back unchanged.
-fn fold(character: char) -> char {
+pub(crate) fn fold(character: char) -> char {
     match character {
         '\u{a0}' => ' ',
         'À'..='Å' | 'Ā' => 'A',

@@ -112,6 +112,14 @@ pub fn encode_png(pixels: &[u8], width: usize, height: usize) -> Result<Vec<u8>>
     Ok(bytes)
 }
 
+/// Refuses sides that viewers cannot be expected to open.
+pub(crate) fn check_sheet(width: usize, height: usize) -> Result<()> {
+    if width > MAX_SIDE || height > MAX_SIDE {
+        return Err(MetricsError::SheetTooLarge { width, height, limit: MAX_SIDE });
+    }
+    Ok(())
+}
+
 fn check<P: AsRef<[u8]>>(images: &[P], side: usize, captions: usize, options: &GridOptions) -> Result<()> {
     let sizes = [
         ("number of images", images.len()),
@@ -194,9 +202,7 @@ struct Canvas {
 
 impl Canvas {
     fn new(width: usize, height: usize, colour: [u8; 3]) -> Result<Self> {
-        if width > MAX_SIDE || height > MAX_SIDE {
-            return Err(MetricsError::SheetTooLarge { width, height, limit: MAX_SIDE });
-        }
+        check_sheet(width, height)?;
         Ok(Self { pixels: colour.repeat(width * height), width, height })
     }
 

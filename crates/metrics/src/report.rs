@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use calotype_core::durable;
 
 use crate::error::{MetricsError, Result};
-use crate::plot::{LinePlot, escape};
+use crate::plot::{Drawing, escape};
 
 /// The notice that Twemoji images must carry wherever they are shown.
 pub const TWEMOJI_NOTICE: &str = "Emoji images: Twemoji graphics, licensed under CC-BY 4.0 \
@@ -35,6 +35,8 @@ pub struct Report {
     pub title: String,
     /// One or two sentences under the title.
     pub summary: String,
+    /// The answer to the question that the report is read for; none if it asks nothing.
+    pub verdict: Option<Verdict>,
     /// The few figures that matter most.
     pub cards: Vec<Card>,
     /// The body, in order.
@@ -54,6 +56,47 @@ pub struct Card {
     pub value: String,
     /// A value to compare it with; may be empty.
     pub note: String,
+    /// What changed against something else, and whether for the better.
+    pub change: Option<Verdict>,
+}
+
+/// How something turned out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// For the better.
+    Better,
+    /// For the worse.
+    Worse,
+    /// No more than chance would do, or partly so and partly so.
+    Open,
+}
+
+impl Outcome {
+    fn class(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::Worse => "worse",
+            Self::Open => "open",
+        }
+    }
+
+    /// A sign that differs in form, not only in colour.
+    fn sign(self) -> &'static str {
+        match self {
+            Self::Better => "\u{25b2}",
+            Self::Worse => "\u{25bc}",
+            Self::Open => "\u{25c6}",
+        }
+    }
+}
+
+/// An outcome in words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// What it is.
+    pub outcome: Outcome,
+    /// The words, which say all without colour and sign.
+    pub text: String,
 }
 
 /// A heading with blocks under it.
@@ -74,10 +117,14 @@ pub enum Block {
     Image(Image),
     /// Many small images side by side, each with its caption as text.
     Gallery(Gallery),
+    /// Blocks side by side where the page is wide enough, each column's below each other.
+    Columns(Vec<Vec<Block>>),
+    /// Values as bars.
+    Bars(Bars),
     /// A plot with a caption.
     Plot {
         /// The plot.
-        plot: LinePlot,
+        plot: Drawing,
         /// Text under it.
         caption: String,
     },
@@ -94,13 +141,15 @@ pub enum Block {
     },
 }
 
-/// A PNG image.
-#[derive(Debug, Clone, PartialEq)]
+/// An image.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Image {
-    /// The file's bytes.
-    pub png: Vec<u8>,
+    /// The bytes of a PNG or JPEG file.
+    pub file: Vec<u8>,
     /// Description of the image, for readers who do not see it.
     pub alt: String,
+    /// A figure of the image, in bold above the caption; may be empty.
+    pub figure: String,
     /// Text under it; may be empty.
     pub caption: String,
     /// Draw with hard pixel edges when enlarged; right for small images.
@@ -110,7 +159,7 @@ pub struct Image {
 /// Small images of one size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gallery {
-    /// Text under all of them; may be empty.
+    /// Text above all of them; may be empty.
     pub caption: String,
     /// Width of an image on the page, in CSS pixels.
     pub width: usize,
@@ -129,6 +178,8 @@ pub struct Table {
     pub columns: Vec<String>,
     /// Index of a column to set in bold.
     pub emphasised: Option<usize>,
+    /// Index of a row to set in bold.
+    pub emphasised_row: Option<usize>,
     /// The rows.
     pub rows: Vec<Row>,
 }
@@ -142,6 +193,32 @@ pub struct Row {
     pub note: String,
     /// One per column; missing and empty ones are shown as a dash.
     pub cells: Vec<String>,
+}
+
+/// Values as bars that begin at zero, to the right if positive and else to the left.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Bars {
+    /// Text above them; may be empty.
+    pub caption: String,
+    /// Heading over the names.
+    pub corner: String,
+    /// Heading over the values.
+    pub heading: String,
+    /// The bars.
+    pub bars: Vec<Bar>,
+}
+
+/// A bar of [`Bars`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bar {
+    /// What it stands for.
+    pub name: String,
+    /// More of it; may be empty.
+    pub note: String,
+    /// Its length.
+    pub value: f64,
+    /// The value in words.
+    pub text: String,
 }
 
 /// Time that a stage took.
@@ -164,7 +241,14 @@ impl Report {
     /// Adds a summary card.
     #[must_use]
     pub fn card(mut self, name: impl Into<String>, value: impl Into<String>, note: impl Into<String>) -> Self {
-        self.cards.push(Card { name: name.into(), value: value.into(), note: note.into() });
+        self.cards.push(Card { name: name.into(), value: value.into(), note: note.into(), change: None });
+        self
+    }
+
+    /// Sets the answer under the summary.
+    #[must_use]
+    pub fn verdict(mut self, outcome: Outcome, text: impl Into<String>) -> Self {
+        self.verdict = Some(Verdict { outcome, text: text.into() });
         self
     }
 
@@ -199,6 +283,9 @@ impl Report {
             escape(&self.title)
         );
         element(&mut page, "p", " class=\"lead\"", &self.summary);
+        if let Some(verdict) = &self.verdict {
+            verdict.html(&mut page, "p", "verdict");
+        }
         page.push_str("</header>\n<main>\n");
         self.cards_html(&mut page);
         for section in &self.sections {
@@ -232,6 +319,9 @@ impl Report {
             element(page, "dt", "", &card.name);
             element(page, "dd", " class=\"value\"", &card.value);
             element(page, "dd", "", &card.note);
+            if let Some(change) = &card.change {
+                change.html(page, "dd", "change");
+            }
             page.push_str("</div>\n");
         }
         page.push_str("</dl>\n");
@@ -271,9 +361,8 @@ impl Section {
 
     /// Adds an image.
     #[must_use]
-    pub fn image(self, png: Vec<u8>, alt: impl Into<String>, caption: impl Into<String>) -> Self {
-        let (alt, caption) = (alt.into(), caption.into());
-        self.block(Block::Image(Image { png, alt, caption, pixelated: false }))
+    pub fn image(self, file: Vec<u8>, alt: impl Into<String>, caption: impl Into<String>) -> Self {
+        self.block(Block::Image(Image { file, alt: alt.into(), caption: caption.into(), ..Image::default() }))
     }
 
     /// Adds many small images, each with its caption; `width` is that of an image on the page, in CSS pixels.
@@ -284,8 +373,8 @@ impl Section {
 
     /// Adds a plot.
     #[must_use]
-    pub fn plot(self, plot: LinePlot, caption: impl Into<String>) -> Self {
-        self.block(Block::Plot { plot, caption: caption.into() })
+    pub fn plot(self, plot: impl Into<Drawing>, caption: impl Into<String>) -> Self {
+        self.block(Block::Plot { plot: plot.into(), caption: caption.into() })
     }
 
     /// Adds a table.
@@ -328,6 +417,7 @@ impl Table {
             corner: corner.into(),
             columns: columns.into_iter().map(Into::into).collect(),
             emphasised: None,
+            emphasised_row: None,
             rows: Vec::new(),
         }
     }
@@ -336,6 +426,13 @@ impl Table {
     #[must_use]
     pub fn emphasise(mut self, column: usize) -> Self {
         self.emphasised = Some(column);
+        self
+    }
+
+    /// Sets the row with this index in bold.
+    #[must_use]
+    pub fn emphasise_row(mut self, row: usize) -> Self {
+        self.emphasised_row = Some(row);
         self
     }
 
@@ -366,8 +463,9 @@ impl Table {
             let _ = write!(page, "<th scope=\"col\"{}>{}</th>", self.emphasis(column), escape(heading));
         }
         page.push_str("</tr></thead>\n<tbody>\n");
-        for row in &self.rows {
-            let _ = write!(page, "<tr><th scope=\"row\">{}", escape(&row.name));
+        for (index, row) in self.rows.iter().enumerate() {
+            let strong = if self.emphasised_row == Some(index) { " class=\"strong\"" } else { "" };
+            let _ = write!(page, "<tr{strong}><th scope=\"row\">{}", escape(&row.name));
             element(page, "small", "", &row.note);
             page.push_str("</th>");
             for column in 0..width {
@@ -393,10 +491,8 @@ impl Block {
             Self::Gallery(gallery) => gallery.html(page),
             Self::Plot { plot, caption } => {
                 page.push_str("<figure class=\"plot\">");
-                if !plot.title.is_empty() {
-                    element(page, "h3", "", &plot.title);
-                }
-                open_scroll(page, &plot.title);
+                element(page, "h3", "", plot.title());
+                open_scroll(page, plot.title());
                 page.push_str(&plot.to_svg());
                 page.push_str("</div>");
                 if !caption.is_empty() {
@@ -404,6 +500,16 @@ impl Block {
                 }
                 page.push_str("</figure>\n");
             }
+            Self::Columns(columns) => {
+                page.push_str("<div class=\"columns\">\n");
+                for column in columns {
+                    page.push_str("<div>\n");
+                    column.iter().for_each(|block| block.html(page));
+                    page.push_str("</div>\n");
+                }
+                page.push_str("</div>\n");
+            }
+            Self::Bars(bars) => bars.html(page),
             Self::Table(table) => table.html(page),
             Self::Timings(timings) => timings_html(timings, page),
             Self::Verbatim { title, text } => {
@@ -418,40 +524,83 @@ impl Block {
 impl Image {
     fn html(&self, page: &mut String, attributes: &str) {
         let class = if self.pixelated { " class=\"pixelated\"" } else { "" };
+        let kind = if self.file.starts_with(&[0xff, 0xd8]) { "jpeg" } else { "png" };
         let _ = write!(
             page,
-            "<figure{attributes}><div><img{class} src=\"data:image/png;base64,{}\" alt=\"{}\"{}></div>",
-            STANDARD.encode(&self.png),
+            "<figure{attributes}><div><img{class} src=\"data:image/{kind};base64,{}\" alt=\"{}\"{}></div>",
+            STANDARD.encode(&self.file),
             escape(&self.alt),
             self.size_attributes()
         );
-        element(page, "figcaption", "", &self.caption);
+        if !(self.figure.is_empty() && self.caption.is_empty()) {
+            page.push_str("<figcaption>");
+            element(page, "b", "", &self.figure);
+            let _ = writeln!(page, "{}</figcaption>", escape(&self.caption));
+        }
         page.push_str("</figure>\n");
     }
 
-    /// Width and height from the PNG header, so that the page does not jump while it loads.
+    /// Width and height, so that the page does not jump while it loads.
     fn size_attributes(&self) -> String {
-        let number = |at: usize| {
-            let bytes = self.png.get(at..at + 4)?;
-            Some(u32::from_be_bytes(bytes.try_into().ok()?))
-        };
-        match (number(16), number(20)) {
-            (Some(width), Some(height)) => format!(" width=\"{width}\" height=\"{height}\""),
+        let size = image::ImageReader::new(std::io::Cursor::new(&self.file)).with_guessed_format();
+        match size.map(|reader| reader.into_dimensions()) {
+            Ok(Ok((width, height))) => format!(" width=\"{width}\" height=\"{height}\""),
             _ => String::new(),
         }
     }
 }
 
+impl Verdict {
+    fn html(&self, page: &mut String, name: &str, class: &str) {
+        let Self { outcome, text } = self;
+        let (kind, sign) = (outcome.class(), outcome.sign());
+        let text = escape(text);
+        let _ =
+            writeln!(page, "<{name} class=\"{class} {kind}\"><span aria-hidden=\"true\">{sign}</span> {text}</{name}>");
+    }
+}
+
+impl Bars {
+    fn html(&self, page: &mut String) {
+        let values = || self.bars.iter().map(|bar| bar.value).filter(|value| value.is_finite());
+        let (low, high) = values().fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
+        let percent = |length: f64| if high > low { 100.0 * length / (high - low) } else { 0.0 };
+        open_scroll(page, if self.caption.is_empty() { &self.corner } else { &self.caption });
+        page.push_str("<table class=\"bars\">\n");
+        element(page, "caption", "", &self.caption);
+        let _ = writeln!(
+            page,
+            "<thead><tr><th scope=\"col\">{}</th><th scope=\"col\" colspan=\"2\">{}</th></tr></thead>\n<tbody>",
+            escape(&self.corner),
+            escape(&self.heading)
+        );
+        for bar in &self.bars {
+            let value = if bar.value.is_finite() { bar.value } else { 0.0 };
+            let (start, length) = (percent(value.min(0.0) - low), percent(value.abs()));
+            let side = if value < 0.0 { "below" } else { "above" };
+            let _ = write!(page, "<tr><th scope=\"row\">{}", escape(&bar.name));
+            element(page, "small", "", &bar.note);
+            let _ = writeln!(
+                page,
+                "</th><td>{}</td><td class=\"bar\" aria-hidden=\"true\"><i class=\"{side}\" \
+                 style=\"margin-left:{start:.1}%;width:{length:.1}%\"></i></td></tr>",
+                escape(&bar.text)
+            );
+        }
+        page.push_str("</tbody>\n</table></div>\n");
+    }
+}
+
 impl Gallery {
     fn html(&self, page: &mut String) {
-        page.push_str("<figure><div class=\"gallery\">\n");
+        page.push_str("<figure>");
+        element(page, "figcaption", " class=\"heading\"", &self.caption);
+        page.push_str("<div class=\"gallery\">\n");
         let style = format!(" style=\"width:{}px\"", self.width);
         for image in &self.images {
             image.html(page, &style);
         }
-        page.push_str("</div>");
-        element(page, "figcaption", "", &self.caption);
-        page.push_str("</figure>\n");
+        page.push_str("</div></figure>\n");
     }
 }
 
@@ -536,20 +685,32 @@ const STYLE: &str = include_str!("report.css");
 mod tests {
     use super::*;
     use crate::grid::encode_png;
+    use crate::plot::LinePlot;
+
+    fn bars() -> Bars {
+        let bar = |name: &str, value: f64| Bar { name: name.into(), note: String::new(), value, text: figure(value) };
+        let bars = vec![bar("<two>", -0.03), bar("cat", 0.01), bar("nothing", f64::NAN)];
+        Bars { caption: "Words".into(), corner: "Word".into(), heading: "Difference".into(), bars }
+    }
 
     fn sample() -> Report {
         let png = encode_png(&[200; 12], 2, 2).unwrap();
+        let (alt, figure) = ("x".to_owned(), "0.123".to_owned());
+        let tile = Image { file: png.clone(), alt, figure, caption: "y".into(), pixelated: true };
         Report::new("A <b>run</b>", "Summary & more")
+            .verdict(Outcome::Better, "Better than <last>")
             .card("Accuracy", percent(0.934), "chance 12.5 %")
             .section(
                 Section::new("All")
                     .text("Some text")
                     .image(png.clone(), "A \"quoted\" alt", "A caption")
-                    .gallery("", 96, vec![Image { png, alt: "x".into(), caption: "y".into(), pixelated: true }])
+                    .gallery("", 96, vec![tile])
                     .plot(LinePlot::new("Loss", "samples", "loss"), "A plot")
+                    .block(Block::Columns(vec![vec![Block::Text("left".into())], vec![Block::Bars(bars())]]))
                     .table(
                         Table::new("Figures", "Figure", ["untrained", "trained"])
                             .emphasise(1)
+                            .emphasise_row(0)
                             .row("FD", "lower is better", ["12", "3", "1"])
                             .row("Score", "", [""]),
                     )
@@ -576,8 +737,46 @@ mod tests {
     }
 
     #[test]
+    fn outcomes_are_told_in_words_and_signs() {
+        let html = sample().to_html();
+        assert!(html.contains(
+            "<p class=\"verdict better\"><span aria-hidden=\"true\">\u{25b2}</span> Better than &lt;last&gt;</p>"
+        ));
+        let change = Some(Verdict { outcome: Outcome::Worse, text: "+0.4".into() });
+        let mut report = sample();
+        report.cards[0].change = change;
+        assert!(
+            report
+                .to_html()
+                .contains("<dd class=\"change worse\"><span aria-hidden=\"true\">\u{25bc}</span> +0.4</dd>")
+        );
+    }
+
+    #[test]
+    fn bars_begin_at_zero() {
+        let html = sample().to_html();
+        assert!(html.contains("&lt;two&gt;</th><td>-0.0300</td>"));
+        assert!(html.contains("<i class=\"below\" style=\"margin-left:0.0%;width:75.0%\">"));
+        assert!(html.contains("<i class=\"above\" style=\"margin-left:75.0%;width:25.0%\">"));
+        assert!(html.contains("<i class=\"above\" style=\"margin-left:75.0%;width:0.0%\">"));
+    }
+
+    #[test]
+    fn images_of_both_kinds_have_their_type_and_size() {
+        let mut jpeg = Vec::new();
+        let pixels = image::RgbImage::from_pixel(5, 3, image::Rgb([9, 99, 199]));
+        pixels.write_to(&mut std::io::Cursor::new(&mut jpeg), image::ImageFormat::Jpeg).unwrap();
+        let html = Report::new("t", "").section(Section::new("s").image(jpeg, "a", "")).to_html();
+        assert!(html.contains("data:image/jpeg;base64,") && html.contains("alt=\"a\" width=\"5\" height=\"3\""));
+        assert!(!html.contains("<figcaption"));
+    }
+
+    #[test]
     fn tables_keep_extra_cells_and_mark_missing_ones() {
         let html = sample().to_html();
+        assert!(
+            html.contains("<tr class=\"strong\"><th scope=\"row\">FD") && html.contains("<tr><th scope=\"row\">Score")
+        );
         assert!(html.contains("<td>12</td><td class=\"strong\">3</td><td>1</td>"));
         assert!(html.contains("<td>–</td><td class=\"strong\">–</td><td>–</td>"));
     }

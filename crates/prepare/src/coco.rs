@@ -21,7 +21,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use calotype_core::{TorchCpuGenerator, decode_text};
+use calotype_core::{NumpyRandomState, decode_text};
 use calotype_data::Control;
 use calotype_data::files::{read_json, write_bytes, write_json};
 use calotype_data::image::{Filter, RgbImage};
@@ -214,23 +214,7 @@ struct Image {
 
 /// `numpy.random.RandomState(seed).permutation(n)`, which is the order of pandas' `sample(frac=1, random_state=seed)`.
 pub fn pandas_order(seed: u32, n: usize) -> Vec<usize> {
-    let mut words = TorchCpuGenerator::new(u64::from(seed));
-    let mut order: Vec<usize> = (0..n).collect();
-    for i in (1..n).rev() {
-        order.swap(i, below_or_equal(&mut words, i as u64) as usize);
-    }
-    order
-}
-
-/// NumPy's legacy `random_interval`: uniform in `0..=most`.
-fn below_or_equal(words: &mut TorchCpuGenerator, most: u64) -> u64 {
-    let mask = u64::MAX >> most.leading_zeros();
-    loop {
-        let word = if most <= u64::from(u32::MAX) { u64::from(words.next_u32()) } else { words.next_u64() };
-        if word & mask <= most {
-            return word & mask;
-        }
-    }
+    NumpyRandomState::new(seed).permutation(n).into_iter().map(|i| i as usize).collect()
 }
 
 /// The captions that MLPerf Training evaluates on: see the top of this file. `count` images, or all if there are

@@ -5,34 +5,10 @@ use calotype_metrics::{
 };
 use serde_json::Value;
 
-/// The features of the function of the same name in `make_golden.py`, bit for bit.
-fn features(rows: usize, width: usize, seed: u64, shift: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut features = Vec::new();
-    for _ in 0..rows {
-        let mut before = 0;
-        for column in 0..width as u64 {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let value = state >> 54;
-            let sum = (value + 2 * before) * (column % 7 + 1) + shift * column;
-            features.push(sum as f32 / 1024.0);
-            before = value;
-        }
-    }
-    features
-}
+use crate::support::{assert_close, features, size};
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("../golden.json")).unwrap()
-}
-
-fn size(value: &Value) -> usize {
-    value.as_u64().unwrap() as usize
-}
-
-fn assert_close(what: &str, found: f64, expected: f64, relative: f64) {
-    let allowed = relative * expected.abs().max(1.0);
-    assert!((found - expected).abs() <= allowed, "{what}: found {found}, expected {expected}");
 }
 
 fn assert_all_close(what: &str, found: &[f64], expected: &Value) {
