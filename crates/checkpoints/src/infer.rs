@@ -2,6 +2,7 @@
 
 use crate::map::KeyMap;
 use crate::rules::Structure;
+use calotype_models::EfficientNetLiteConfig;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -283,6 +284,57 @@ pub(crate) fn clip(seen: &Seen<'_>, activation: &str) -> Option<Value> {
         "text_config": text,
         "vision_config": vision,
     }))
+}
+
+/// A `Dinov2Config`, or that of the network with registers.
+pub(crate) fn dinov2(seen: &Seen<'_>) -> Option<Value> {
+    let patch = seen.shape("embeddings.patch_embeddings.projection.weight")?;
+    let [width, channels, side, _] = patch[..] else { return None };
+    let tokens = seen.axis("embeddings.position_embeddings", 1)?;
+    let layers = seen.count(|layer| format!("encoder.layer.{layer}"), &["norm1.weight", "norm2.weight"]);
+    let each = |tensor: &'static str| (0..layers).map(move |layer| format!("encoder.layer.{layer}.{tensor}"));
+    let hidden = seen.first_axis(each("mlp.fc1.weight"), 0);
+    let swiglu = hidden.is_none() && seen.first_axis(each("mlp.weights_in.weight"), 0).is_some();
+    let registers = seen.axis("embeddings.register_tokens", 1);
+    let mut config = json!({
+        "architectures": ["Dinov2Model"],
+        "hidden_act": "gelu",
+        "hidden_size": width,
+        "image_size": tokens.checked_sub(1)?.isqrt().saturating_mul(side),
+        "layer_norm_eps": 1e-6,
+        // Gated layers do not show it; the only published network that has them has 4.
+        "mlp_ratio": hidden.map_or(4.0, |hidden| hidden as f64 / width.max(1) as f64),
+        "model_type": "dinov2",
+        "num_attention_heads": (width / head_width(width, false)).max(1),
+        "num_channels": channels,
+        "num_hidden_layers": layers,
+        "patch_size": side,
+        "qkv_bias": seen.first_axis(each("attention.attention.query.bias"), 0).is_some(),
+        "use_mask_token": seen.has("embeddings.mask_token"),
+        "use_swiglu_ffn": swiglu,
+    });
+    if let Some(registers) = registers {
+        config["architectures"] = json!(["Dinov2WithRegistersModel"]);
+        config["model_type"] = "dinov2_with_registers".into();
+        config["num_register_tokens"] = registers.into();
+    }
+    Some(config)
+}
+
+/// Which EfficientNet-Lite it is.
+pub(crate) fn efficientnet_lite(seen: &Seen<'_>) -> Option<Value> {
+    let blocks = seen.count(|block| format!("_blocks.{block}"), &["_project_conv.weight", "_depthwise_conv.weight"]);
+    let channels = seen.axis(&format!("_blocks.{}._project_conv.weight", blocks.checked_sub(1)?), 0)?;
+    Some(json!({
+        "model_type": "efficientnet_lite",
+        "num_labels": seen.axis("_fc.weight", 0)?,
+        "variant": EfficientNetLiteConfig::with_blocks(blocks, channels)?,
+    }))
+}
+
+/// The only number of Keras' Inception v3.
+pub(crate) fn keras_inception(seen: &Seen<'_>) -> Option<Value> {
+    Some(json!({ "model_type": "keras_inception_v3", "outputs": seen.axis("fc.weight", 0)? }))
 }
 
 /// A classifier's `ViTConfig`.

@@ -166,6 +166,8 @@ fn summary(source: &ComponentSource) -> String {
             format!("text: {}; images: {}", tower(&config["text_config"]), tower(&config["vision_config"]))
         }
         Component::Inception => "1,008 classes, 2,048 features".into(),
+        Component::KerasInception => format!("2,048 features, {} outputs", config["outputs"]),
+        Component::EfficientNetLite => format!("Lite{}, {} classes", config["variant"], config["num_labels"]),
         _ => tower(config),
     }
 }

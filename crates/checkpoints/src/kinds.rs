@@ -22,6 +22,12 @@ names! {
         Classifier = "classifier",
         /// The Inception network of the Fréchet distance.
         Inception = "inception",
+        /// Keras' Inception v3.
+        KerasInception = "keras_inception",
+        /// DINOv2, with or without registers.
+        Dinov2 = "dinov2",
+        /// EfficientNet-Lite.
+        EfficientNetLite = "efficientnet_lite",
     }
 }
 
@@ -50,6 +56,12 @@ names! {
         NemoVit = "NeMo ViT",
         /// pytorch-fid's Inception.
         PytorchFid = "pytorch-fid",
+        /// Keras' names of the variables of its Inception v3.
+        Keras = "Keras",
+        /// The keys of facebookresearch/dinov2.
+        FacebookDinov2 = "facebookresearch/dinov2",
+        /// The keys of the package efficientnet-lite-pytorch.
+        EfficientNetLite = "efficientnet-lite-pytorch",
     }
 }
 
@@ -65,6 +77,9 @@ impl Component {
             Self::Clip => "CLIPModel",
             Self::Classifier => "ViTForImageClassification",
             Self::Inception => "FIDInceptionV3",
+            Self::KerasInception => "InceptionV3",
+            Self::Dinov2 => "Dinov2Model",
+            Self::EfficientNetLite => "EfficientNet",
         }
     }
 
@@ -77,7 +92,10 @@ impl Component {
             | Self::ImageEncoder
             | Self::Clip
             | Self::Classifier
-            | Self::Inception => ("transformers", "model"),
+            | Self::Inception
+            | Self::KerasInception
+            | Self::Dinov2
+            | Self::EfficientNetLite => ("transformers", "model"),
         }
     }
 }

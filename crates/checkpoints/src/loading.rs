@@ -5,8 +5,9 @@ use burn::module::Module;
 use burn::tensor::{DType, Device};
 use calotype_models::state::{StateError, StoredTensor, WeightPrecision, load_with};
 use calotype_models::{
-    Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipImageEncoder, ClipTextEncoder, ImageEncoderConfig, Inception,
-    InceptionConfig, Init, TextEncoderConfig, UNet, UNetConfig, Vit, VitConfig,
+    Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipImageEncoder, ClipTextEncoder, Dinov2, Dinov2Config,
+    EfficientNetLite, EfficientNetLiteConfig, ImageEncoderConfig, Inception, InceptionConfig, Init,
+    KerasInceptionConfig, TextEncoderConfig, UNet, UNetConfig, Vit, VitConfig,
 };
 use calotype_weights::lora::{self, LoraSet};
 use calotype_weights::{Dtype, TensorFileError, TensorSource};
@@ -148,6 +149,31 @@ impl Loader<'_> {
         Ok(network.folded())
     }
 
+    /// Keras' Inception v3, with its norms folded into its convolutions.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn keras_inception(&self) -> Result<Inception, LoadError> {
+        let (_, network) = self.network::<KerasInceptionConfig>(Component::KerasInception)?;
+        Ok(network.folded())
+    }
+
+    /// DINOv2 and its configuration.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn dinov2(&self) -> Result<(Dinov2Config, Dinov2), LoadError> {
+        self.network(Component::Dinov2)
+    }
+
+    /// EfficientNet-Lite and its configuration.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn efficientnet_lite(&self) -> Result<(EfficientNetLiteConfig, EfficientNetLite), LoadError> {
+        self.network(Component::EfficientNetLite)
+    }
+
     fn network<C: NetworkConfig>(&self, component: Component) -> Result<(C, C::Network), LoadError> {
         let source = whole(self.checkpoint, component)?;
         let config_error = |source| LoadError::Config { path: self.checkpoint.path().to_owned(), component, source };
@@ -194,9 +220,14 @@ pub fn adapted(component: Component) -> Option<lora::Component> {
         Component::Unet => Some(lora::Component::Unet),
         Component::TextEncoder => Some(lora::Component::TextEncoder),
         Component::TextEncoder2 => Some(lora::Component::TextEncoder2),
-        Component::Vae | Component::ImageEncoder | Component::Clip | Component::Classifier | Component::Inception => {
-            None
-        }
+        Component::Vae
+        | Component::ImageEncoder
+        | Component::Clip
+        | Component::Classifier
+        | Component::Inception
+        | Component::KerasInception
+        | Component::Dinov2
+        | Component::EfficientNetLite => None,
     }
 }
 

@@ -26,6 +26,8 @@ pub enum Form {
     /// A convolution over whole patches `[out, in, rows, columns]` is stored as a linear layer over pixels whose channels
     /// vary fastest: `[out, rows * columns * in]`.
     Pixels,
+    /// A convolution `[out, in, rows, columns]` is stored as TensorFlow has it: `[rows, columns, in, out]`.
+    OutputsLast,
 }
 
 impl Form {
@@ -40,6 +42,11 @@ impl Form {
             Self::Leading(axes) => shape.splice(0..0, std::iter::repeat_n(1, axes)).for_each(drop),
             Self::WithoutLeading(axes) => shape.drain(..axes.min(canonical.len())).for_each(drop),
             Self::Pixels => shape = vec![canonical[0], canonical[1..].iter().product()],
+            Self::OutputsLast => {
+                if let [outputs, inputs, rows, columns] = *canonical {
+                    shape = vec![rows, columns, inputs, outputs];
+                }
+            }
         }
         shape
     }
@@ -60,6 +67,10 @@ impl Form {
                 let side = (inputs / 3).isqrt();
                 return (side * side * 3 == inputs).then(|| vec![outputs, 3, side, side]);
             }
+            Self::OutputsLast => {
+                let &[rows, columns, inputs, outputs] = stored else { return None };
+                return Some(vec![outputs, inputs, rows, columns]);
+            }
         }
         Some(shape)
     }
@@ -74,6 +85,11 @@ impl Form {
             (Self::Third(part), Cow::Owned(data)) => Cow::Owned(data[part * bytes..(part + 1) * bytes].to_vec()),
             (Self::Transposed, data) => Cow::Owned(transposed(&data, spec.shape[1], spec.shape[0], size)),
             (Self::Pixels, data) => Cow::Owned(self.reorder_pixels(&data, &spec.shape, size, false)),
+            (Self::OutputsLast, data) => {
+                let [outputs, inputs, taps] = kernel(&spec.shape);
+                let by_inputs = transposed(&data, taps, inputs, outputs * size);
+                Cow::Owned(transposed(&by_inputs, inputs * taps, outputs, size))
+            }
             (_, data) => data,
         };
         NamedTensor { name: spec.name.clone(), dtype: stored.dtype, shape: spec.shape.clone(), data }
@@ -85,6 +101,11 @@ impl Form {
         match self {
             Self::Transposed => Cow::Owned(transposed(&tensor.data, tensor.shape[0], tensor.shape[1], size)),
             Self::Pixels => Cow::Owned(self.reorder_pixels(&tensor.data, &tensor.shape, size, true)),
+            Self::OutputsLast => {
+                let [outputs, inputs, taps] = kernel(&tensor.shape);
+                let by_inputs = transposed(&tensor.data, outputs, inputs * taps, size);
+                Cow::Owned(transposed(&by_inputs, inputs, taps, outputs * size))
+            }
             _ => tensor.data,
         }
     }
@@ -97,6 +118,11 @@ impl Form {
         let outputs = data.chunks_exact((rows * columns * size).max(1));
         outputs.flat_map(|output| transposed(output, rows, columns, size)).collect()
     }
+}
+
+/// Outputs, inputs and positions of a convolution's weight.
+fn kernel(canonical: &[usize]) -> [usize; 3] {
+    [canonical[0], canonical[1], canonical[2..].iter().product()]
 }
 
 /// A `rows` x `columns` matrix of elements of `size` bytes, transposed.
@@ -340,13 +366,14 @@ mod tests {
 
     #[test]
     fn every_form_reads_what_it_wrote() {
-        let cases: [(Form, &[usize], &[usize]); 6] = [
+        let cases: [(Form, &[usize], &[usize]); 7] = [
             (Form::Same, &[2, 3], &[2, 3]),
             (Form::Convolution, &[2, 3], &[2, 3, 1, 1]),
             (Form::Transposed, &[2, 3], &[3, 2]),
             (Form::Leading(2), &[4], &[1, 1, 4]),
             (Form::WithoutLeading(1), &[1, 2, 3], &[2, 3]),
             (Form::Pixels, &[2, 3, 2, 2], &[2, 12]),
+            (Form::OutputsLast, &[2, 3, 1, 2], &[1, 2, 3, 2]),
         ];
         for (form, shape, stored_shape) in cases {
             assert_eq!(form.stored_shape(shape), stored_shape, "{form:?}");
@@ -364,6 +391,10 @@ mod tests {
     #[test]
     fn transposition_moves_the_elements() {
         assert_eq!(transposed(&[1, 2, 3, 4, 5, 6], 2, 3, 1), [1, 4, 2, 5, 3, 6]);
+        // One row, two columns, two inputs, three outputs: the column varies fastest in the canonical order, inputs next.
+        let stored = NamedTensor::new("k", Dtype::U8, [1, 2, 2, 3], (0..12).collect::<Vec<u8>>());
+        let read = Form::OutputsLast.read(stored, &spec("k", &[3, 2, 1, 2]));
+        assert_eq!(&read.data[..], [0, 6, 3, 9, 1, 7, 4, 10, 2, 8, 5, 11]);
     }
 
     #[test]

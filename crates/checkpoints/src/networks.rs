@@ -1,17 +1,19 @@
 //! The tensors that a network of a given configuration has, as its own module lays them out.
 //!
-//! Canonical keys and configurations are diffusers' for UNet and autoencoder, transformers' published ones for CLIP and
-//! ViT, pytorch-fid's for Inception: those that the modules of `calotype-models` have.
+//! Canonical keys and configurations are diffusers' for UNet and autoencoder, transformers' published ones for CLIP, ViT
+//! and DINOv2, pytorch-fid's for Inception, the package efficientnet-lite-pytorch's for EfficientNet-Lite: those that the
+//! modules of `calotype-models` have.
 
 use crate::error::LayoutError;
 use crate::kinds::Component;
 use burn::module::Module;
 use burn::tensor::Device;
-use calotype_core::FieldsError;
+use calotype_core::{Fields, FieldsError};
 use calotype_models::state::layout;
 use calotype_models::{
-    Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipImageEncoder, ClipTextEncoder, ConfigError,
-    ImageEncoderConfig, Inception, InceptionConfig, Init, TextEncoderConfig, UNet, UNetConfig, Vit, VitConfig,
+    Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipImageEncoder, ClipTextEncoder, ConfigError, Dinov2,
+    Dinov2Config, EfficientNetLite, EfficientNetLiteConfig, ImageEncoderConfig, Inception, InceptionConfig, Init,
+    KerasInceptionConfig, TextEncoderConfig, UNet, UNetConfig, Vit, VitConfig,
 };
 use serde_json::Value;
 
@@ -52,7 +54,10 @@ pub(crate) fn passed_fields(component: Component, config: &mut Value, pass_over:
         | Component::ImageEncoder
         | Component::Clip
         | Component::Classifier
-        | Component::Inception => return Vec::new(),
+        | Component::Inception
+        | Component::KerasInception
+        | Component::Dinov2
+        | Component::EfficientNetLite => return Vec::new(),
     };
     let mut fields: Vec<(String, bool)> = passed(config).into_iter().map(|name| (name, false)).collect();
     if !pass_over {
@@ -150,11 +155,23 @@ networks! {
     Clip: ClipConfig => Clip, ClipConfig::from_transformers, ClipConfig::init;
     Classifier: VitConfig => Vit, VitConfig::from_transformers, VitConfig::init;
     Inception: InceptionConfig => Inception, inception, |config: &InceptionConfig, init: &mut _| Ok(config.init(init));
+    KerasInception: KerasInceptionConfig => Inception, keras_inception, KerasInceptionConfig::init;
+    Dinov2: Dinov2Config => Dinov2, Dinov2Config::from_transformers, Dinov2Config::init;
+    EfficientNetLite:
+        EfficientNetLiteConfig => EfficientNetLite, EfficientNetLiteConfig::from_fields, EfficientNetLiteConfig::init;
 }
 
 /// pytorch-fid publishes no configuration: there is one network.
 fn inception(published: &Value) -> Result<InceptionConfig, Failure> {
     published.as_object().map(|_| InceptionConfig::default()).ok_or_else(|| "is not a JSON object".into())
+}
+
+/// Neither does Keras publish one of its network; the only number is what the weights' shapes say.
+fn keras_inception(published: &Value) -> Result<KerasInceptionConfig, FieldsError> {
+    let mut fields = Fields::new("Keras' Inception v3", published);
+    fields.kind("model_type", &["keras_inception_v3"]);
+    let config = KerasInceptionConfig { outputs: fields.size("outputs", 1000) };
+    fields.finish(config)
 }
 
 fn layout_of<C: NetworkConfig>(published: &Value) -> Result<Layout, Failure> {

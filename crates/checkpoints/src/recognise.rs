@@ -29,13 +29,16 @@ pub(crate) type Known<'a> = &'a dyn Fn(Component) -> Option<Value>;
 
 /// Recognises the keys of one file; `None` if they are of no known layout.
 pub(crate) fn file(shapes: &Shapes, known: Known<'_>, averaged: bool) -> Option<Recognised> {
-    let steps: [&dyn Fn() -> Option<Recognised>; 7] = [
+    let steps: [&dyn Fn() -> Option<Recognised>; 10] = [
         &|| ldm(shapes, known, averaged),
         &|| open_clip(shapes, known),
         &|| nemo_clip(shapes, known),
         &|| nemo_vit(shapes, known),
+        &|| facebook_dinov2(shapes, known),
         &|| timm(shapes, known),
         &|| inception(shapes),
+        &|| keras_inception(shapes, known),
+        &|| efficientnet_lite(shapes, known),
         &|| canonical(shapes, known),
     ];
     steps.iter().find_map(|step| step())
@@ -273,6 +276,48 @@ fn timm(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
     recognised(Layout::Timm, Component::Classifier, config, map)
 }
 
+/// DINOv2 by its authors' keys. timm has the same but for the token of hidden patches, and brings positions to other grids in
+/// another way.
+fn facebook_dinov2(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
+    let has = |key: &str| shapes.contains_key(key);
+    if !has("blocks.0.ls1.gamma") || !has("patch_embed.proj.weight") || !has("mask_token") {
+        return None;
+    }
+    let map = rules::facebook_dinov2();
+    let inferred = || {
+        let mut config = infer::dinov2(&Seen { shapes, map: &map })?;
+        // With registers, theirs is transformers' way, too.
+        if config["num_register_tokens"].is_null() {
+            config["position_interpolation"] = "offset".into();
+        }
+        Some(config)
+    };
+    let config = configured(known(Component::Dinov2), inferred);
+    recognised(Layout::FacebookDinov2, Component::Dinov2, config, map)
+}
+
+fn keras_inception(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
+    // Only this network has so many convolutions, of which the last one is this.
+    shapes.get("conv2d_94/kernel").filter(|shape| shape[..] == [1, 1, 2048, 192])?;
+    let head = rules::KERAS_HEADS.into_iter().find(|head| shapes.contains_key(&format!("{head}/kernel")))?;
+    let map = rules::keras_inception(head);
+    let inferred = || infer::keras_inception(&Seen { shapes, map: &map });
+    let config = configured(known(Component::KerasInception), inferred);
+    recognised(Layout::Keras, Component::KerasInception, config, map)
+}
+
+fn efficientnet_lite(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
+    let has = |key: &str| shapes.contains_key(key);
+    // EfficientNet itself has squeeze-and-excitation besides.
+    if !has("_conv_stem.weight") || !has("_conv_head.weight") || has("_blocks.0._se_reduce.weight") {
+        return None;
+    }
+    let map = KeyMap::identity();
+    let inferred = || infer::efficientnet_lite(&Seen { shapes, map: &map });
+    let config = configured(known(Component::EfficientNetLite), inferred);
+    recognised(Layout::EfficientNetLite, Component::EfficientNetLite, config, KeyMap::identity())
+}
+
 fn inception(shapes: &Shapes) -> Option<Recognised> {
     shapes.contains_key("Mixed_7c.branch_pool.conv.weight").then_some(())?;
     let config = serde_json::json!({ "model_type": "inception", "num_classes": 1008 });
@@ -290,6 +335,13 @@ fn canonical_map(shapes: &Shapes, component: Component) -> KeyMap {
             rules::flat_text("")
         }
         Component::Classifier if has("vit.layers.0.layernorm_before.weight") => rules::new_vit(),
+        Component::Dinov2 if has("dinov2.embeddings.cls_token") => rules::prefixed("dinov2."),
+        // The configuration's folder may hold its authors' weights.
+        Component::Dinov2 if has("blocks.0.ls1.gamma") => rules::facebook_dinov2(),
+        Component::KerasInception => {
+            let head = rules::KERAS_HEADS.into_iter().find(|head| has(&format!("{head}/kernel")));
+            head.map_or_else(KeyMap::identity, rules::keras_inception)
+        }
         _ => KeyMap::identity(),
     }
 }
@@ -305,6 +357,9 @@ fn canonical(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
         () if text || has("embeddings.token_embedding.weight") => Component::TextEncoder,
         () if vision => Component::ImageEncoder,
         () if has("vit.embeddings.cls_token") => Component::Classifier,
+        () if ["", "dinov2."].iter().any(|prefix| has(&format!("{prefix}encoder.layer.0.layer_scale1.lambda1"))) => {
+            Component::Dinov2
+        }
         () => return None,
     };
     let map = canonical_map(shapes, component);
@@ -352,7 +407,14 @@ fn canonical_config(shapes: &Shapes, component: Component, map: &KeyMap) -> Opti
             ))
         }
         Component::TextEncoder | Component::TextEncoder2 => activation(infer::clip_text(&seen, "quick_gelu")),
-        Component::Inception => None,
+        Component::Dinov2 => {
+            let config = infer::dinov2(&seen)?;
+            Some((
+                config,
+                "weights do not show attention heads: heads of 64 channels, as published, are assumed".to_owned(),
+            ))
+        }
+        Component::Inception | Component::KerasInception | Component::EfficientNetLite => None,
     }
 }
 
@@ -371,6 +433,9 @@ pub(crate) fn component_of(config: &Value) -> Option<Component> {
         "clip" => Some(Component::Clip),
         "vit" => Some(Component::Classifier),
         "inception" => Some(Component::Inception),
+        "keras_inception_v3" => Some(Component::KerasInception),
+        "dinov2" | "dinov2_with_registers" => Some(Component::Dinov2),
+        "efficientnet_lite" => Some(Component::EfficientNetLite),
         _ => None,
     }
 }

@@ -1,13 +1,14 @@
 //! The tables of the layouts: how each names what the canonical layout names otherwise.
 //!
 //! Sources: the LDM code's modules (`openaimodel.py`, `attention.py`, `autoencoder.py`, `ema.py`) and diffusers' loader of
-//! single files; open_clip's `model.py` and `transformer.py`; timm's `vision_transformer.py`; NeMo's
+//! single files; open_clip's `model.py` and `transformer.py`; timm's and facebookresearch/dinov2's `vision_transformer.py`;
+//! Keras applications' `inception_v3.py`; NeMo's
 //! `convert_external_clip_to_nemo.py`, `convert_hf_ckpt_to_nemo.py`, `openaimodel.py`,
 //! `vit_backbone.py` and `megatron_vit_classification_models.py`.
 
 use crate::map::{Form, KeyMap, Name};
 use crate::marks;
-use Form::{Convolution, Leading, Pixels, Same, Third, Transposed, WithoutLeading};
+use Form::{Convolution, Leading, OutputsLast, Pixels, Same, Third, Transposed, WithoutLeading};
 
 /// Prefix of the UNet in LDM files.
 pub(crate) const LDM_UNET: &str = "model.diffusion_model.";
@@ -366,6 +367,112 @@ pub(crate) fn timm() -> KeyMap {
     KeyMap::new("").section("vit.encoder.layer.#.", "blocks.#.", TIMM_LAYER).section("", "", TIMM_ENDS)
 }
 
+const FACEBOOK_DINOV2_LAYER: &[Name] = &[
+    ("norm1", "norm1", Same),
+    ("attention.attention.query.weight", "attn.qkv.weight", Third(0)),
+    ("attention.attention.key.weight", "attn.qkv.weight", Third(1)),
+    ("attention.attention.value.weight", "attn.qkv.weight", Third(2)),
+    ("attention.attention.query.bias", "attn.qkv.bias", Third(0)),
+    ("attention.attention.key.bias", "attn.qkv.bias", Third(1)),
+    ("attention.attention.value.bias", "attn.qkv.bias", Third(2)),
+    ("attention.output.dense", "attn.proj", Same),
+    ("layer_scale1.lambda1", "ls1.gamma", Same),
+    ("norm2", "norm2", Same),
+    ("mlp.fc1", "mlp.fc1", Same),
+    ("mlp.fc2", "mlp.fc2", Same),
+    ("mlp.weights_in", "mlp.w12", Same),
+    ("mlp.weights_out", "mlp.w3", Same),
+    ("layer_scale2.lambda1", "ls2.gamma", Same),
+];
+
+const FACEBOOK_DINOV2_ENDS: &[Name] = &[
+    ("embeddings.cls_token", "cls_token", Same),
+    ("embeddings.mask_token", "mask_token", Same),
+    ("embeddings.register_tokens", "register_tokens", Same),
+    ("embeddings.position_embeddings", "pos_embed", Same),
+    ("embeddings.patch_embeddings.projection", "patch_embed.proj", Same),
+    ("layernorm", "norm", Same),
+];
+
+/// DINOv2 as its authors publish it.
+pub(crate) fn facebook_dinov2() -> KeyMap {
+    KeyMap::new("").section("encoder.layer.#.", "blocks.#.", FACEBOOK_DINOV2_LAYER).section(
+        "",
+        "",
+        FACEBOOK_DINOV2_ENDS,
+    )
+}
+
+const KERAS_CONVOLUTION: &[Name] = &[("conv.weight", "kernel", OutputsLast)];
+const KERAS_NORM: &[Name] =
+    &[("bn.bias", "beta", Same), ("bn.running_mean", "moving_mean", Same), ("bn.running_var", "moving_variance", Same)];
+const KERAS_DENSE: &[Name] = &[("weight", "kernel", Transposed), ("bias", "bias", Same)];
+
+/// The convolutions of Inception v3 before its blocks, and those of its kinds of blocks, in the order in which Keras' code
+/// makes them.
+const KERAS_STEM: &[&str] = &["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"];
+const KERAS_A: &[&str] =
+    &["branch1x1", "branch5x5_1", "branch5x5_2", "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3", "branch_pool"];
+const KERAS_B: &[&str] = &["branch3x3", "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"];
+const KERAS_C: &[&str] = &[
+    "branch1x1",
+    "branch7x7_1",
+    "branch7x7_2",
+    "branch7x7_3",
+    "branch7x7dbl_1",
+    "branch7x7dbl_2",
+    "branch7x7dbl_3",
+    "branch7x7dbl_4",
+    "branch7x7dbl_5",
+    "branch_pool",
+];
+const KERAS_D: &[&str] =
+    &["branch3x3_1", "branch3x3_2", "branch7x7x3_1", "branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4"];
+const KERAS_E: &[&str] = &[
+    "branch1x1",
+    "branch3x3_1",
+    "branch3x3_2a",
+    "branch3x3_2b",
+    "branch3x3dbl_1",
+    "branch3x3dbl_2",
+    "branch3x3dbl_3a",
+    "branch3x3dbl_3b",
+    "branch_pool",
+];
+
+/// The blocks in their order; the stem has no name of its own.
+const KERAS_BLOCKS: [(&str, &[&str]); 12] = [
+    ("", KERAS_STEM),
+    ("Mixed_5b.", KERAS_A),
+    ("Mixed_5c.", KERAS_A),
+    ("Mixed_5d.", KERAS_A),
+    ("Mixed_6a.", KERAS_B),
+    ("Mixed_6b.", KERAS_C),
+    ("Mixed_6c.", KERAS_C),
+    ("Mixed_6d.", KERAS_C),
+    ("Mixed_6e.", KERAS_C),
+    ("Mixed_7a.", KERAS_D),
+    ("Mixed_7b.", KERAS_E),
+    ("Mixed_7c.", KERAS_E),
+];
+
+/// The names that the first dense layer behind the features has: as it is numbered, and as Keras names its own classifier.
+pub(crate) const KERAS_HEADS: [&str; 2] = ["dense_1", "predictions"];
+
+/// Keras' Inception v3, whose convolutions are numbered from 1; `head` is its first dense layer.
+pub(crate) fn keras_inception(head: &str) -> KeyMap {
+    let places =
+        KERAS_BLOCKS.iter().flat_map(|(block, places)| places.iter().map(move |place| format!("{block}{place}.")));
+    let map = (1..).zip(places).fold(KeyMap::new(""), |map, (number, place)| {
+        map.section(place.clone(), format!("conv2d_{number}/"), KERAS_CONVOLUTION).section(
+            place,
+            format!("batch_normalization_{number}/"),
+            KERAS_NORM,
+        )
+    });
+    map.section("fc.", format!("{head}/"), KERAS_DENSE)
+}
+
 const NEW_VIT_LAYER: &[Name] = &[
     ("layernorm_before", "layernorm_before", Same),
     ("attention.attention.query", "attention.q_proj", Same),
@@ -473,6 +580,8 @@ const NOT_WEIGHTS: &[(Match, &str)] = &[
     (Exact("input_resolution"), "size of the model"),
     (Exact("context_length"), "size of the model"),
     (Exact("vocab_size"), "size of the model"),
+    (Prefix("dense_2/"), "dense layer behind the first one"),
+    (Prefix("dense_3/"), "dense layer behind the first one"),
 ];
 
 /// The keys that may hold the scale of an 8-bit weight: ComfyUI's, the older one first.

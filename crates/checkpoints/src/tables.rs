@@ -40,7 +40,10 @@ pub fn single_file(component: Component, config: &Value) -> Result<Option<KeyMap
         | Component::ImageEncoder
         | Component::Clip
         | Component::Classifier
-        | Component::Inception => None,
+        | Component::Inception
+        | Component::KerasInception
+        | Component::Dinov2
+        | Component::EfficientNetLite => None,
     })
 }
 
@@ -106,6 +109,17 @@ pub fn clips() -> Vec<(&'static str, KeyMap)> {
         ("open_clip with its text tower apart", rules::open_clip("text.", "")),
         ("open_clip, trained in parallel", rules::open_clip("", "module.")),
         ("NeMo", rules::nemo_clip("model.")),
+    ]
+}
+
+/// All maps of networks that give features of pictures and are of no other use, with their names.
+pub fn feature_networks() -> Vec<(&'static str, KeyMap, Component)> {
+    vec![
+        ("facebookresearch/dinov2", rules::facebook_dinov2(), Component::Dinov2),
+        ("transformers' DINOv2 below a classifier", rules::prefixed("dinov2."), Component::Dinov2),
+        ("Keras' own classifier", rules::keras_inception("predictions"), Component::KerasInception),
+        ("dense layers behind Keras' network", rules::keras_inception("dense_1"), Component::KerasInception),
+        ("efficientnet-lite-pytorch", KeyMap::identity(), Component::EfficientNetLite),
     ]
 }
 

@@ -1,13 +1,15 @@
 //! Inception v3 (Szegedy et al. 2016) as the Fréchet inception distance uses it: the weights that TensorFlow published in
 //! December 2015, in the structure that pytorch-fid gave them in PyTorch. It differs from torchvision's network in its
 //! pooling branches: averages leave out what lies beyond the edges, and the last block takes a maximum.
+//!
+//! Beside it stands the network of Keras' applications, which has averages everywhere ([`KerasInceptionConfig`]).
 
 #![allow(non_snake_case, reason = "the network's fields have the names of its checkpoint")]
 
-use crate::InputError;
 use crate::init::Init;
 use crate::layers::{Conv2d, Linear};
 use crate::state;
+use crate::{ConfigError, InputError};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Int, Tensor};
 use calotype_ops::{self as ops, Activation, Conv2dGeometry, PoolGeometry, Pooling, pool2d};
@@ -41,14 +43,46 @@ impl InceptionConfig {
     /// The network with random weights and neutral norms, under the keys of pytorch-fid's checkpoint; only
     /// `num_batches_tracked`, which nothing reads, is not among them.
     pub fn init(&self, init: &mut Init) -> Inception {
-        Inception::new(&mut Builder { init, norms: true }, self.labels)
+        Inception::new(&mut Builder { init, norms: Norms::Scaled }, self.labels, Pooling::Max)
     }
 }
 
-/// Makes layers with norms, or room for layers into which their norms are folded.
+/// Inception v3 as Keras' applications have it: norms without a scale, and an average in the last block, too. TensorFlow's
+/// averages leave out what lies beyond the edges, so that this is the only difference of structure to the network of the
+/// Fréchet distance. It takes images of `-1..1` where it was trained as Keras' documentation says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KerasInceptionConfig {
+    /// Outputs of the first dense layer behind the features: the classes, or the width of a layer in front of them.
+    pub outputs: usize,
+}
+
+impl KerasInceptionConfig {
+    /// The network with random weights and neutral norms, under the keys of pytorch-fid's; `fc` is its first dense layer.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if it has no outputs.
+    pub fn init(&self, init: &mut Init) -> Result<Inception, ConfigError> {
+        ConfigError::check(self.outputs > 0, "outputs", || "a dense layer needs outputs".into())?;
+        Ok(Inception::new(&mut Builder { init, norms: Norms::Unscaled }, self.outputs, Pooling::Average))
+    }
+}
+
+/// The batch norms of a network.
+#[derive(Clone, Copy)]
+enum Norms {
+    /// With scale and shift.
+    Scaled,
+    /// With a shift only.
+    Unscaled,
+    /// None, but room in the convolutions into which they are folded.
+    Folded,
+}
+
+/// Makes the layers.
 struct Builder<'a, 'b> {
     init: &'a mut Init<'b>,
-    norms: bool,
+    norms: Norms,
 }
 
 impl Builder<'_, '_> {
@@ -77,30 +111,50 @@ impl Builder<'_, '_> {
     ) -> BasicConv {
         let shape = [outputs, rows, columns, inputs];
         let init = &mut *self.init;
-        if !self.norms {
-            let (weight, bias) = (init.constant(shape, 0.0), init.constant([outputs], 0.0));
-            return BasicConv { conv: Conv2d::from_parameters(weight, Some(bias), geometry), bn: None };
-        }
+        let scaled = match self.norms {
+            Norms::Folded => {
+                let (weight, bias) = (init.constant(shape, 0.0), init.constant([outputs], 0.0));
+                return BasicConv { conv: Conv2d::from_parameters(weight, Some(bias), geometry), bn: None };
+            }
+            Norms::Scaled => true,
+            Norms::Unscaled => false,
+        };
         let weight = init.fan_in_uniform(shape, rows * columns * inputs);
-        BasicConv {
-            conv: Conv2d::from_parameters(weight, None, geometry),
-            bn: Some(BatchNorm {
-                weight: init.constant([outputs], 1.0),
-                bias: init.constant([outputs], 0.0),
-                running_mean: init.constant([outputs], 0.0),
-                running_var: init.constant([outputs], 1.0),
-            }),
-        }
+        let bn = Some(BatchNorm::new(init, outputs, scaled));
+        BasicConv { conv: Conv2d::from_parameters(weight, None, geometry), bn }
     }
 }
 
 /// Batch normalisation with the statistics of the training.
 #[derive(Module, Debug)]
-struct BatchNorm {
-    weight: Param<Tensor<1>>,
+pub(crate) struct BatchNorm {
+    weight: Option<Param<Tensor<1>>>,
     bias: Param<Tensor<1>>,
     running_mean: Param<Tensor<1>>,
     running_var: Param<Tensor<1>>,
+}
+
+impl BatchNorm {
+    /// A neutral one, with a learned scale or without.
+    pub(crate) fn new(init: &mut Init, channels: usize, scaled: bool) -> Self {
+        Self {
+            weight: scaled.then(|| init.constant([channels], 1.0)),
+            bias: init.constant([channels], 0.0),
+            running_mean: init.constant([channels], 0.0),
+            running_var: init.constant([channels], 1.0),
+        }
+    }
+
+    /// The factor and the summand of each channel that it amounts to.
+    pub(crate) fn scale_and_shift(&self) -> (Tensor<1>, Tensor<1>) {
+        let deviation = self.running_var.val().add_scalar(NORM_EPS).sqrt();
+        let scale = match &self.weight {
+            Some(weight) => weight.val() / deviation,
+            None => deviation.recip(),
+        };
+        let shift = self.bias.val() - self.running_mean.val() * scale.clone();
+        (scale, shift)
+    }
 }
 
 /// A convolution, its norm and a ReLU. The norm may be folded into the convolution, which then has a bias.
@@ -115,8 +169,7 @@ impl BasicConv {
         let y = match &self.bn {
             None => self.conv.forward(x),
             Some(bn) => {
-                let scale = bn.weight.val() / bn.running_var.val().add_scalar(NORM_EPS).sqrt();
-                let shift = bn.bias.val() - bn.running_mean.val() * scale.clone();
+                let (scale, shift) = bn.scale_and_shift();
                 let [outputs] = scale.dims();
                 let weight = self.conv.weight.tensor() * scale.reshape([outputs, 1, 1, 1]);
                 ops::conv2d(x, weight, Some(shift), None, None, self.conv.geometry())
@@ -350,6 +403,9 @@ pub struct Inception {
     Mixed_7b: BlockE,
     Mixed_7c: BlockE,
     fc: Linear,
+    /// Of the last block.
+    #[module(skip)]
+    last: Pooling,
 }
 
 /// Outputs of the network for images.
@@ -362,7 +418,7 @@ pub struct InceptionOutput {
 }
 
 impl Inception {
-    fn new(b: &mut Builder, labels: usize) -> Self {
+    fn new(b: &mut Builder, labels: usize, last: Pooling) -> Self {
         Self {
             Conv2d_1a_3x3: b.inner(3, 32, 2),
             Conv2d_2a_3x3: b.inner(32, 32, 1),
@@ -381,15 +437,17 @@ impl Inception {
             Mixed_7b: BlockE::new(b, 1280),
             Mixed_7c: BlockE::new(b, 2048),
             fc: Linear::new(b.init, FEATURES, labels),
+            last,
         }
     }
 
     /// The same network with every batch norm folded into its convolution: faster, and for inference only, as its keys
     /// are not the checkpoint's any more.
     pub fn folded(&self) -> Self {
-        let [labels, _] = self.fc.weight.dims();
+        let labels = self.labels();
         let device = self.fc.weight.device();
-        let room = Self::new(&mut Builder { init: &mut Init::new(0, &device), norms: false }, labels);
+        let mut init = Init::new(0, &device);
+        let room = Self::new(&mut Builder { init: &mut init, norms: Norms::Folded }, labels, self.last);
         let named = state::collect(self).into_iter().map(|tensor| (tensor.name, tensor.values));
         let parameters = Parameters(named.collect());
         let folded = state::load(room, |name, _| Ok::<_, std::convert::Infallible>(parameters.folded(name)));
@@ -428,11 +486,23 @@ impl Inception {
         let x = blocks.into_iter().fold(x, |x, block| block.forward(x));
         let x = self.Mixed_7b.forward(self.Mixed_7a.forward(x), Pooling::Average);
         // The maximum is an oversight of the network's export that all published distances share.
-        let x = self.Mixed_7c.forward(x, Pooling::Max).cast(DType::F32);
+        let x = self.Mixed_7c.forward(x, self.last).cast(DType::F32);
         let [batch, rows, columns, channels] = x.dims();
         let features = x.reshape([batch, rows * columns, channels]).mean_dim(1).reshape([batch, channels]);
         let logits = self.fc.forward(features.clone());
         Ok(InceptionOutput { features, logits })
+    }
+
+    /// Logits without their bias, `[batch, labels]`, of [`InceptionOutput::features`]: what torch-fidelity computes the
+    /// Inception score of (`logits_unbiased`).
+    pub fn unbiased_logits(&self, features: Tensor<2>) -> Tensor<2> {
+        ops::linear(features, self.fc.weight.val(), None, None)
+    }
+
+    /// Number of its classes.
+    pub fn labels(&self) -> usize {
+        let [labels, _] = self.fc.weight.dims();
+        labels
     }
 }
 
@@ -446,8 +516,10 @@ impl Parameters {
             return self.get(name).to_vec();
         };
         let of = |field: &str| self.get(&format!("{layer}.bn.{field}"));
-        let (weight, variance) = (of("weight"), of("running_var"));
-        let scale: Vec<f32> = weight.iter().zip(variance).map(|(w, v)| w / (v + NORM_EPS).sqrt()).collect();
+        let weights = of("weight");
+        let weight = |channel: usize| weights.get(channel).copied().unwrap_or(1.0);
+        let variances = of("running_var").iter().enumerate();
+        let scale: Vec<f32> = variances.map(|(channel, v)| weight(channel) / (v + NORM_EPS).sqrt()).collect();
         if kind == "bias" {
             let statistics = of("bias").iter().zip(of("running_mean")).zip(&scale);
             return statistics.map(|((bias, mean), scale)| bias - mean * scale).collect();

@@ -1,5 +1,6 @@
 //! The models of latent diffusion: UNet, KL autoencoder, CLIP towers and the CLIP tokenizer; and those that judge
-//! images: ViT classifiers and the Inception network of the Fréchet distance.
+//! images: ViT classifiers, the Inception network of the Fréchet distance, and others whose features distances are computed of
+//! (DINOv2, EfficientNet-Lite, Keras' Inception).
 //!
 //! Every model is a configuration (plain `serde` data, as a recipe holds it) with an `init` that
 //! makes the module. Module paths equal the published checkpoint keys: diffusers' for the UNet and
@@ -10,6 +11,8 @@ pub mod attention;
 pub mod autoencoder;
 pub mod clip;
 mod diffusers;
+pub mod dinov2;
+pub mod efficientnet;
 pub mod embeddings;
 mod flops;
 pub mod inception;
@@ -30,7 +33,9 @@ pub mod weight;
 pub use autoencoder::{Autoencoder, AutoencoderConfig, LatentDistribution, NonFinite, Tiling};
 pub use calotype_core::FieldsError;
 pub use clip::{Clip, ClipConfig};
-pub use inception::{Inception, InceptionConfig, InceptionOutput};
+pub use dinov2::{Dinov2, Dinov2Config, PositionInterpolation};
+pub use efficientnet::{EfficientNetLite, EfficientNetLiteConfig, EfficientNetLiteOutput};
+pub use inception::{Inception, InceptionConfig, InceptionOutput, KerasInceptionConfig};
 pub use init::Init;
 pub use text::{ClipTextEncoder, TextConfig, TextEncoderConfig, TextModel, TextOutput, TextStates};
 pub use tokenizer::ClipTokenizer;

@@ -33,7 +33,7 @@ impl HiddenActivation {
         }
     }
 
-    fn kind(self) -> Activation {
+    pub(crate) fn kind(self) -> Activation {
         match self {
             Self::QuickGelu => Activation::QuickGelu,
             Self::Gelu => Activation::Gelu,

@@ -164,13 +164,7 @@ impl VitConfig {
             embeddings: Embeddings {
                 cls_token: init.normal([1, self.class_tokens, channels], DEVIATION),
                 position_embeddings: init.normal([1, patches + self.class_tokens, channels], DEVIATION),
-                patch_embeddings: PatchEmbeddings {
-                    projection: Conv2d::from_parameters(
-                        init.normal([channels, patch, patch, 3], DEVIATION),
-                        Some(init.constant([channels], 0.0)),
-                        Conv2dGeometry::patches(patch),
-                    ),
-                },
+                patch_embeddings: PatchEmbeddings::new(init, channels, patch),
             },
             encoder: Layers { layer: (0..self.layers).map(|_| Layer::new(init, self)).collect() },
             layernorm: LayerNorm::with_eps(init, channels, self.norm_eps),
@@ -182,11 +176,23 @@ impl VitConfig {
 }
 
 /// Deviation of initial weights.
-const DEVIATION: f32 = 0.02;
+pub(crate) const DEVIATION: f32 = 0.02;
 
 #[derive(Module, Debug)]
-struct PatchEmbeddings {
-    projection: Conv2d,
+pub(crate) struct PatchEmbeddings {
+    pub(crate) projection: Conv2d,
+}
+
+impl PatchEmbeddings {
+    pub(crate) fn new(init: &mut Init, channels: usize, patch: usize) -> Self {
+        Self {
+            projection: Conv2d::from_parameters(
+                init.normal([channels, patch, patch, 3], DEVIATION),
+                Some(init.constant([channels], 0.0)),
+                Conv2dGeometry::patches(patch),
+            ),
+        }
+    }
 }
 
 #[derive(Module, Debug)]
@@ -197,7 +203,7 @@ struct Embeddings {
 }
 
 #[derive(Module, Debug)]
-struct Projections {
+pub(crate) struct Projections {
     query: Linear,
     key: Linear,
     value: Linear,
@@ -205,20 +211,38 @@ struct Projections {
 
 /// A linear layer where the checkpoints put another name in front of its own.
 #[derive(Module, Debug)]
-struct Dense {
-    dense: Linear,
+pub(crate) struct Dense {
+    pub(crate) dense: Linear,
 }
 
+/// The linear layers of self-attention under the names of ViT's checkpoints.
 #[derive(Module, Debug)]
-struct Attention {
+pub(crate) struct SelfAttention {
     attention: Projections,
-    output: Dense,
+    pub(crate) output: Dense,
+}
+
+impl SelfAttention {
+    pub(crate) fn new(init: &mut Init, channels: usize, qkv_bias: bool) -> Self {
+        let mut linear = |bias: bool| {
+            let linear = Linear::normal(init, channels, channels, DEVIATION);
+            Linear { bias: linear.bias.filter(|_| bias), ..linear }
+        };
+        let attention = Projections { query: linear(qkv_bias), key: linear(qkv_bias), value: linear(qkv_bias) };
+        Self { attention, output: Dense { dense: linear(true) } }
+    }
+
+    /// Queries, keys and values.
+    pub(crate) fn project(&self, h: Tensor<3>) -> [Tensor<3>; 3] {
+        let Projections { query, key, value } = &self.attention;
+        [query.forward(h.clone()), key.forward(h.clone()), value.forward(h)]
+    }
 }
 
 /// A block under the names of ViT's checkpoints.
 #[derive(Module, Debug)]
 struct Layer {
-    attention: Attention,
+    attention: SelfAttention,
     intermediate: Dense,
     output: Dense,
     layernorm_before: LayerNorm,
@@ -232,19 +256,10 @@ struct Layer {
 impl Layer {
     fn new(init: &mut Init, config: &VitConfig) -> Self {
         let (channels, hidden) = (config.channels, config.mlp_channels);
-        let mut linear = |inputs, outputs, bias: bool| {
-            let linear = Linear::normal(init, inputs, outputs, DEVIATION);
-            Linear { bias: linear.bias.filter(|_| bias), ..linear }
-        };
-        let attention = Projections {
-            query: linear(channels, channels, config.qkv_bias),
-            key: linear(channels, channels, config.qkv_bias),
-            value: linear(channels, channels, config.qkv_bias),
-        };
         Self {
-            attention: Attention { attention, output: Dense { dense: linear(channels, channels, true) } },
-            intermediate: Dense { dense: linear(channels, hidden, true) },
-            output: Dense { dense: linear(hidden, channels, true) },
+            attention: SelfAttention::new(init, channels, config.qkv_bias),
+            intermediate: Dense { dense: Linear::normal(init, channels, hidden, DEVIATION) },
+            output: Dense { dense: Linear::normal(init, hidden, channels, DEVIATION) },
             layernorm_before: LayerNorm::with_eps(init, channels, config.norm_eps),
             layernorm_after: LayerNorm::with_eps(init, channels, config.norm_eps),
             heads: config.heads,

@@ -63,6 +63,12 @@ families! {
     Vit = "vit": others::VIT,
     /// The FID variant of Inception v3.
     Inception = "inception": others::INCEPTION,
+    /// Keras' Inception v3.
+    KerasInception = "keras-inception": others::KERAS_INCEPTION,
+    /// DINOv2.
+    Dinov2 = "dinov2": others::DINOV2,
+    /// EfficientNet-Lite.
+    EfficientNetLite = "efficientnet-lite": others::EFFICIENTNET_LITE,
     /// A KL autoencoder alone.
     Vae = "vae": others::VAE,
     /// A CLIP model, or one of its towers.

@@ -33,7 +33,16 @@ fn golden() -> Golden {
 
 /// Families whose networks draw, but for those whose prediction type is not known.
 fn drawing() -> impl Iterator<Item = Family> {
-    let alone = [Family::Vit, Family::Inception, Family::Vae, Family::Clip, Family::Sd2];
+    let alone = [
+        Family::Vit,
+        Family::Inception,
+        Family::KerasInception,
+        Family::Dinov2,
+        Family::EfficientNetLite,
+        Family::Vae,
+        Family::Clip,
+        Family::Sd2,
+    ];
     Family::ALL.iter().copied().filter(move |family| !alone.contains(family))
 }
 

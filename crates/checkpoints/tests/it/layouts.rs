@@ -36,7 +36,7 @@ fn formula(key: &str, shape: &[usize]) -> Vec<f32> {
     (0..shape.iter().product::<usize>() as u64).map(value).collect()
 }
 
-fn formula_tensor(key: &str, shape: &[usize]) -> NamedTensor<'static> {
+pub(super) fn formula_tensor(key: &str, shape: &[usize]) -> NamedTensor<'static> {
     NamedTensor::from_f32(key, shape, &formula(key, shape)).into_owned()
 }
 
@@ -61,7 +61,7 @@ fn golden_hash(value: &Value) -> (usize, String) {
     (value["count"].as_u64().unwrap() as usize, value["hash"].as_str().unwrap().to_owned())
 }
 
-fn write(path: &Path, tensors: &[NamedTensor<'_>], metadata: &[(&str, &str)]) {
+pub(super) fn write(path: &Path, tensors: &[NamedTensor<'_>], metadata: &[(&str, &str)]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     write_safetensors(path, tensors, &metadata).unwrap();

@@ -2,4 +2,5 @@
 
 mod export;
 mod families;
+mod feature_networks;
 mod layouts;

@@ -8,10 +8,12 @@
 mod background;
 mod decode;
 pub mod floats;
+mod interpolate;
 mod jpeg;
 mod levels;
 pub(crate) mod resample;
 pub mod text;
+mod torch;
 
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -21,6 +23,7 @@ use crate::{Error, Result};
 pub use background::{Background, DecodeNotes, UnknownBackground};
 pub(crate) use decode::decode_rgb_into;
 pub use decode::{DecodeOptions, Decoded, dimensions, orientation};
+pub use interpolate::{FloatImage, Interpolation};
 pub(crate) use levels::append_levels;
 pub(crate) use resample::Crop;
 pub use resample::Filter;

@@ -303,3 +303,22 @@ fn jpegs_are_encoded_as_by_pillow() {
     let again = RgbImage::decode("x", &grey.encode_grey_jpeg(100).unwrap()).unwrap();
     assert!(again.is_grey() && again.data().iter().zip(grey.data()).all(|(a, b)| a.abs_diff(*b) <= 3));
 }
+
+/// `make_torch_levels.py` made the lines.
+#[test]
+fn levels_are_resized_as_by_torch() {
+    let lines = include_str!("../golden/torch_levels.txt");
+    for line in lines.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [w, h, to_w, to_h] = [0, 1, 2, 3].map(|at| words[at].parse::<usize>().unwrap());
+        let data = (0..w * h * 3).map(|i| ((i * 37 + i / 91 * 11) % 256) as u8).collect();
+        let filter = if words[4] == "bilinear" { Filter::Bilinear } else { Filter::Bicubic };
+        let found = RgbImage::new(w, h, data).unwrap().resize_as_torch(to_w, to_h, filter).unwrap();
+        assert_eq!(digits(&found), words[5], "{line}");
+    }
+    assert_eq!(lines.lines().count(), 22);
+    let image = noise((5, 4), 1);
+    for (width, height, filter) in [(0, 4, Filter::Bicubic), (5, 0, Filter::Bilinear), (2, 2, Filter::Box)] {
+        assert!(matches!(image.resize_as_torch(width, height, filter), Err(Error::InvalidArgument { .. })));
+    }
+}

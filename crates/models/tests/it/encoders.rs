@@ -26,7 +26,7 @@ fn device() -> Device {
 }
 
 /// Uniform in `-1..1`, multiples of 2^-23, from the key's hash (FNV-1a) and the index.
-fn formula(key: &str, count: usize) -> Vec<f32> {
+pub(super) fn formula(key: &str, count: usize) -> Vec<f32> {
     let start = key.bytes().fold(0x811C_9DC5u32, |h, byte| (h ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let number = |i: u32| {
         let mut x = i.wrapping_mul(0x9E37_79B9).wrapping_add(start);
@@ -52,7 +52,7 @@ fn parameter(key: &str, shape: &[usize], gain: f64) -> Vec<f32> {
     values
 }
 
-fn filled<M: Module>(model: M, gain: f64) -> M {
+pub(super) fn filled<M: Module>(model: M, gain: f64) -> M {
     let loaded = state::load(model, |name, shape| {
         // The only scalar, which the references leave at its initial value.
         let temperature = || vec![2.6592];
@@ -72,17 +72,17 @@ fn ids(case: &Value) -> Tensor<2, Int> {
 }
 
 /// The references' pictures, whose channels come first there.
-fn pictures(batch: usize, height: usize, width: usize) -> Tensor<4> {
+pub(super) fn pictures(batch: usize, height: usize, width: usize) -> Tensor<4> {
     let data = TensorData::new(formula("pixel_values", batch * 3 * height * width), [batch, 3, height, width]);
     Tensor::from_data(data, &device()).permute([0, 2, 3, 1])
 }
 
 /// Outputs by name.
 #[derive(Default)]
-struct Outputs(Vec<(String, Vec<usize>, Tensor<1>)>);
+pub(super) struct Outputs(Vec<(String, Vec<usize>, Tensor<1>)>);
 
 impl Outputs {
-    fn with<const D: usize>(mut self, name: &str, x: Tensor<D>) -> Self {
+    pub(super) fn with<const D: usize>(mut self, name: &str, x: Tensor<D>) -> Self {
         let shape = x.dims().to_vec();
         let flat = x.cast(DType::F32).reshape([shape.iter().product::<usize>()]);
         self.0.push((name.to_owned(), shape, flat));
@@ -90,7 +90,7 @@ impl Outputs {
     }
 
     /// Compares with a case's outputs: `f32` by the largest error, relative to the largest value; others by direction.
-    fn check(&self, name: &str, case: &Value, exact: bool) {
+    pub(super) fn check(&self, name: &str, case: &Value, exact: bool) {
         for (output, shape, values) in &self.0 {
             let golden = &case["outputs"][output];
             assert_eq!(serde_json::json!(shape), golden["shape"], "{name}: shape of {output}");
@@ -264,7 +264,7 @@ fn open_clip_model() {
 }
 
 /// Every eighth column.
-fn sparse(x: Tensor<2>) -> Tensor<2> {
+pub(super) fn sparse(x: Tensor<2>) -> Tensor<2> {
     let [_, columns] = x.dims();
     let index: Vec<i32> = (0..columns as i32).step_by(8).collect();
     let index = Tensor::<1, Int>::from_data(index.as_slice(), &x.device());

@@ -2,6 +2,7 @@
 
 mod common;
 mod encoders;
+mod features;
 mod half_precision;
 mod init;
 mod kernels_equal_portable;

@@ -44,7 +44,7 @@ pub enum Filter {
 }
 
 impl Filter {
-    fn support(self) -> f64 {
+    pub(super) fn support(self) -> f64 {
         match self {
             Filter::Nearest => 0.0,
             Filter::Box => 0.5,
@@ -54,7 +54,7 @@ impl Filter {
         }
     }
 
-    fn value(self, x: f64) -> f64 {
+    pub(super) fn value(self, x: f64) -> f64 {
         match self {
             Filter::Nearest => f64::from(x == 0.0),
             Filter::Box => f64::from(x > -0.5 && x <= 0.5),
