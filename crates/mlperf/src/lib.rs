@@ -35,7 +35,7 @@ pub use package::{
     Bypass, NewPackage, PackageError, PackageReport, ResultReport, SystemDescription, check_package, check_repository,
     check_system, write_package,
 };
-pub use rcp::{Basis, Convergence, Rcp, RcpReport, RcpSet, Rcps, check_rcp};
+pub use rcp::{Basis, Convergence, Rcp, RcpReport, RcpSet, Rcps, ReferenceRun, check_rcp};
 pub use ruleset::{Benchmark, Division, Metric, Ruleset, RunStatus, SubmissionStatus};
 pub use settings::{AdamW, Disclosure, Settings, Submission};
 pub use value::Value;

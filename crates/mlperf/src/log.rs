@@ -129,6 +129,11 @@ impl Log {
         self.lines().find(|(_, line)| line.key == key).and_then(|(_, line)| line.value.text())
     }
 
+    /// Samples of an optimizer step, if the log says so.
+    pub fn global_batch(&self) -> Option<u64> {
+        self.lines().find(|(_, line)| line.key == keys::GLOBAL_BATCH_SIZE).and_then(|(_, line)| line.value.count())
+    }
+
     /// Results of the evaluations, in the order of their first lines; what is no number is left out.
     pub fn scores(&self) -> Vec<Scores> {
         let mut all: Vec<Scores> = Vec::new();

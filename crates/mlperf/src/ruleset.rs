@@ -186,6 +186,15 @@ impl Metric {
         }
     }
 
+    /// The closed division's target: a result of at most this, of a CLIP score at least.
+    pub fn target(self) -> f64 {
+        match self {
+            Self::Fid => FID,
+            Self::Clip => CLIP,
+            Self::ValidationLoss => LOSS,
+        }
+    }
+
     /// Whether a result meets the closed division's target; see [`Benchmark::reached`].
     pub fn reached(self, value: f64) -> bool {
         match self {

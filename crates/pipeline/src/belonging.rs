@@ -65,7 +65,11 @@ pub fn recorded(checkpoint: &Checkpoint) -> Result<Option<BTreeMap<String, Strin
     durable::read_json(&path).map_err(PipelineError::io("read", path.clone()))
 }
 
-fn hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, PipelineError> {
+/// The hashes of the tensors of a checkpoint's networks under canonical keys, by component.
+///
+/// # Errors
+/// [`PipelineError`] if a tensor cannot be read.
+pub fn hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, PipelineError> {
     let held = checkpoint.components();
     let held = TOGETHER.into_iter().filter(|component| held.contains(component));
     held.map(|component| {

@@ -86,9 +86,14 @@ fn without_unet(checkpoint: &Checkpoint) -> String {
         [Component::Vae] => "this is an autoencoder: it makes images of latents, and cannot draw by itself",
         [Component::Clip] => "this is a CLIP model: it compares images with texts, and cannot draw",
         [Component::TextEncoder | Component::TextEncoder2] => "this is a text encoder, which cannot draw by itself",
-        [Component::ImageEncoder | Component::Classifier | Component::Inception] => {
-            "this is a network that looks at images, and cannot draw"
-        }
+        [
+            Component::ImageEncoder
+            | Component::Classifier
+            | Component::Inception
+            | Component::KerasInception
+            | Component::Dinov2
+            | Component::EfficientNetLite,
+        ] => "this is a network that looks at images, and cannot draw",
         _ => {
             let names: Vec<&str> = held.iter().map(|component| component.name()).collect();
             return format!(

@@ -4,8 +4,7 @@
 //! seed, guidance and image to begin with inside one batch, and an [`Observer`] follows. Its stages stand alone too:
 //! [`Pipeline::encode_prompts`], [`Pipeline::sample`], [`Pipeline::decode`].
 //!
-//! Beside it are the encoders that training reads frozen ([`encoders`]), the features and statistics of the Fréchet inception
-//! distance ([`fid`]), single networks on given tensors ([`probe`]), what stands inside an image's file ([`GenerationRecord`]),
+//! Beside it are the encoders that training reads frozen ([`encoders`]), single networks on given tensors ([`probe`]), what stands inside an image's file ([`GenerationRecord`]),
 //! and checkpoints of random weights for tests and benchmarks ([`random_checkpoint`]).
 
 mod adapters;
@@ -15,7 +14,6 @@ pub mod belonging;
 pub mod encoders;
 mod error;
 pub mod family;
-pub mod fid;
 pub mod foreign;
 pub mod images;
 mod memory;

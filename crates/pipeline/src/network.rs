@@ -169,7 +169,7 @@ impl<C: NetworkConfig> Network<C> {
     ///
     /// # Errors
     /// [`LoadError`] if a tensor cannot be read.
-    pub(crate) fn hash(&self) -> Result<String, LoadError> {
+    pub fn hash(&self) -> Result<String, LoadError> {
         let Weights::OnDemand(origin, _) = &self.weights else { return Ok(String::new()) };
         let empty = origin.empty(&self.config, &self.path)?;
         let names = state::layout(&empty).into_iter().map(|(name, _)| name).collect();

@@ -33,6 +33,12 @@ names! {
         Classifier = "classifier",
         /// `pixel_values` (or `x`) in `0..1` to `features`, `logits`.
         Inception = "inception",
+        /// `pixel_values`, of the size that the network takes, to `features`, `logits` (the first dense layer's outputs).
+        KerasInception = "keras-inception",
+        /// `pixel_values` to `last_hidden_state`, `pooler_output`.
+        Dinov2 = "dinov2",
+        /// `pixel_values` to `features`, `logits`.
+        EfficientNetLite = "efficientnet-lite",
     }
 }
 
@@ -46,6 +52,9 @@ impl Probed {
             Self::ImageEncoder => Component::ImageEncoder,
             Self::Classifier => Component::Classifier,
             Self::Inception => Component::Inception,
+            Self::KerasInception => Component::KerasInception,
+            Self::Dinov2 => Component::Dinov2,
+            Self::EfficientNetLite => Component::EfficientNetLite,
         }
     }
 }
@@ -318,6 +327,33 @@ impl Probe<'_> {
                     inception.forward(self.inputs.image(&["pixel_values", "x"])?).map_err(self.inputs.misfit())?;
                 let outputs = [("features", Output::Row(out.features)), ("logits", Output::Row(out.logits))];
                 self.finish(&inception, outputs)
+            }
+            Probed::KerasInception => {
+                if self.grad {
+                    return Err(ProbeError::Gradients(
+                        "keras-inception: gradients are not offered, for its norms are folded into its convolutions",
+                    ));
+                }
+                let inception = loader.keras_inception()?;
+                let out =
+                    inception.forward_resized(self.inputs.image(&["pixel_values"])?).map_err(self.inputs.misfit())?;
+                let outputs = [("features", Output::Row(out.features)), ("logits", Output::Row(out.logits))];
+                self.finish(&inception, outputs)
+            }
+            Probed::Dinov2 => {
+                let network = loader.dinov2()?.1;
+                let states =
+                    network.last_hidden_state(self.inputs.image(&["pixel_values"])?).map_err(self.inputs.misfit())?;
+                let [batch, _, channels] = states.dims();
+                let pooled = states.clone().narrow(1, 0, 1).reshape([batch, channels]);
+                let outputs = [("last_hidden_state", Output::Tokens(states)), ("pooler_output", Output::Row(pooled))];
+                self.finish(&network, outputs)
+            }
+            Probed::EfficientNetLite => {
+                let network = loader.efficientnet_lite()?.1;
+                let out = network.forward(self.inputs.image(&["pixel_values"])?).map_err(self.inputs.misfit())?;
+                let outputs = [("features", Output::Row(out.features)), ("logits", Output::Row(out.logits))];
+                self.finish(&network, outputs)
             }
         }
     }

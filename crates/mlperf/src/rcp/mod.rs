@@ -9,10 +9,12 @@
 
 mod check;
 mod convergence;
+mod runs;
 
 pub use check::{RcpReport, check_rcp};
 pub(crate) use check::{compare, record_scaling, result_files};
 pub use convergence::Convergence;
+pub use runs::ReferenceRun;
 
 use crate::ruleset::{Benchmark, Ruleset};
 use serde::Deserialize;

@@ -1,0 +1,157 @@
+//! Figures of merit: one file and one row of [`METRICS`] each.
+
+pub mod clip_fid;
+pub mod clip_score;
+pub mod cmmd;
+pub mod fd;
+pub mod fid;
+mod frechet;
+pub mod inception_score;
+pub mod kid;
+pub mod neighbours;
+
+use crate::Result;
+use crate::features::FeatureKey;
+use crate::figure::Figure;
+use crate::state::{Part, Reference, State};
+use calotype_core::UnknownName;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// What a metric is computed of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// The features.
+    pub features: FeatureKey,
+    /// True if their mean and covariance are wanted.
+    pub gaussian: bool,
+    /// The rows that are wanted themselves.
+    pub rows: Vec<Part>,
+    /// True if there has to be a reference.
+    pub reference: bool,
+}
+
+/// A figure of merit in one definition.
+pub trait Metric: Send + Sync {
+    /// Its name in [`METRICS`].
+    fn name(&self) -> &'static str;
+
+    /// Whose definition it is.
+    fn variant(&self) -> &str;
+
+    /// What it is computed of.
+    fn needs(&self) -> Needs;
+
+    /// The figures of pictures, all of whose needs are in `judged` (and in `reference`).
+    ///
+    /// # Errors
+    /// [`crate::EvaluateError::Metric`] if the formula does not take these numbers: too few, not finite.
+    fn figures(&self, judged: &State, reference: Option<&Reference>) -> Result<Vec<Figure>>;
+}
+
+/// Metrics, each in one definition.
+pub type Metrics = Vec<Box<dyn Metric>>;
+
+/// Choices that metrics are opened with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricSettings {
+    /// Definitions by name, for metrics that have several; empty: each metric's usual one.
+    pub variants: Vec<String>,
+    /// Preparation of pictures for CLIP.
+    pub clip: String,
+    /// Seed of subsets and of the order of splits.
+    pub seed: u64,
+    /// Subsets of a KID.
+    pub subsets: usize,
+    /// Pictures in a subset of a KID.
+    pub subset_size: usize,
+    /// Parts of an Inception score.
+    pub splits: usize,
+    /// Neighbours of precision, recall, density and coverage.
+    pub neighbours: usize,
+    /// Resamples of intervals of confidence; 0 for none.
+    pub resamples: usize,
+}
+
+impl Default for MetricSettings {
+    /// Those of torch-fidelity 0.4.0, and no intervals.
+    fn default() -> Self {
+        let (variants, clip) = (Vec::new(), "open_clip".to_owned());
+        Self { variants, clip, seed: 2020, subsets: 100, subset_size: 1000, splits: 10, neighbours: 3, resamples: 0 }
+    }
+}
+
+/// Somebody's definition of a metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// Its name in options and figures.
+    pub name: &'static str,
+    /// The preparation of pictures that it takes; empty if it does not decide it.
+    pub features: &'static str,
+}
+
+/// A row of the table of metrics.
+pub struct MetricEntry {
+    /// Name in options and, on published weights, in figures.
+    pub name: &'static str,
+    /// Name of its figures on other weights.
+    pub otherwise: &'static str,
+    /// What it is, for help texts.
+    pub about: &'static str,
+    /// Its definitions, the usual one first; none if there is only one.
+    pub variants: &'static [Variant],
+    /// Opens it, in each of the chosen definitions that it has.
+    pub open: fn(&MetricSettings) -> Result<Metrics>,
+}
+
+/// The metrics.
+pub const METRICS: &[MetricEntry] = &[
+    fid::ENTRY,
+    kid::ENTRY,
+    inception_score::ENTRY,
+    neighbours::ENTRY,
+    clip_score::ENTRY,
+    clip_fid::ENTRY,
+    cmmd::ENTRY,
+    fd::ENTRY,
+];
+
+/// Opens metrics by name (`-` and `_` are the same), each once.
+///
+/// # Errors
+/// [`crate::EvaluateError::Unknown`] for a name of a metric or a variant that is in no table.
+pub fn open(names: &[String], settings: &MetricSettings) -> Result<Metrics> {
+    check_variants(settings)?;
+    let mut entries: Vec<&MetricEntry> = Vec::new();
+    for name in names {
+        let entry = METRICS.iter().find(|entry| entry.name == name.replace('-', "_"));
+        let entry = entry.ok_or_else(|| unknown("metric", name, METRICS.iter().map(|entry| entry.name)))?;
+        if !entries.iter().any(|other| other.name == entry.name) {
+            entries.push(entry);
+        }
+    }
+    let metrics = entries.into_iter().map(|entry| (entry.open)(settings));
+    Ok(metrics.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Refuses a variant that no metric has.
+fn check_variants(settings: &MetricSettings) -> Result<()> {
+    let known: BTreeSet<&str> = METRICS.iter().flat_map(|entry| entry.variants).map(|variant| variant.name).collect();
+    match settings.variants.iter().find(|name| !known.contains(name.as_str())) {
+        None => Ok(()),
+        Some(name) => Err(unknown("variant of a metric", name, known.into_iter()).into()),
+    }
+}
+
+fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a str>) -> UnknownName {
+    UnknownName { what, name: name.to_owned(), known: known.collect::<Vec<_>>().join(", ") }
+}
+
+/// The chosen definitions of a metric; its usual one if none of the chosen is its own.
+fn chosen<'a>(entry: &'a MetricEntry, settings: &'a MetricSettings) -> impl Iterator<Item = &'a Variant> {
+    let is_chosen = |variant: &&Variant| settings.variants.iter().any(|name| name == variant.name);
+    let own: Vec<&Variant> = entry.variants.iter().filter(is_chosen).collect();
+    let usual = if own.is_empty() { entry.variants.first() } else { None };
+    own.into_iter().chain(usual)
+}

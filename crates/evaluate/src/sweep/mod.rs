@@ -1,0 +1,139 @@
+//! Sweeps: pictures of a checkpoint, of the kept checkpoints of a training run, or from elsewhere, drawn by a recipe, and judged.
+//!
+//! A sweep has four sub-stages: `generate` draws a picture for each caption, `features` sends each picture through the networks,
+//! `score` makes figures of the features of all pictures, and `plot` writes tables and the report. Each begins where a process that
+//! was killed has left it, with the same result to the byte: pictures, and the features of a block of them, are written aside and
+//! renamed. A picture depends on its number and not on who draws it; slices of an array of jobs, and the processes of a launcher,
+//! take whole blocks.
+//!
+//! ```text
+//! OUT/recipe.toml, drawing.json       the recipe, and what of it decides over pictures
+//! OUT/pictures/POINT/image000000.png  POINT is a guidance scale, or SAMPLES/SCALE of a run's checkpoint
+//! OUT/features/SET/POINT/00000/       features of a block; SET stands for networks, metrics' needs and captions
+//! OUT/scores/POINT.json               figures, and the CLIP score of each picture
+//! OUT/report.html, *.csv, …           what `plot` writes
+//! ```
+
+mod captions;
+mod claim;
+mod draw;
+mod error;
+mod judging;
+mod kept;
+mod layout;
+mod listing;
+mod recipe;
+mod results;
+mod work;
+
+pub use captions::{Caption, Captions, parse_lines, parse_table};
+pub use error::SweepError;
+pub use kept::KeptCheckpoints;
+pub use recipe::{
+    CaptionSettings, JudgeSettings, Judged, KIND, NoiseSettings, PictureNoise, ReportSettings, SamplerSettings,
+    SeedRule, SweepRecipe,
+};
+
+use crate::Figure;
+use burn::tensor::Device;
+use calotype_collective::Collective;
+use calotype_core::{StopFlag, names};
+use calotype_data::Slice;
+use layout::Layout;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+names! {
+    /// A sub-stage of a sweep.
+    SubStage, "sub-stage" {
+        /// Draws a picture for each caption.
+        Generate = "generate",
+        /// Computes features of pictures.
+        Features = "features",
+        /// Makes figures of features.
+        Score = "score",
+        /// Writes tables, plots and the report.
+        Plot = "plot",
+    }
+}
+
+/// A sweep, as one process has a part in it.
+pub struct Sweep<'a> {
+    /// What is judged and how.
+    pub recipe: &'a SweepRecipe,
+    /// The resolved recipe as TOML.
+    pub text: &'a str,
+    /// The sweep's folder; its work is continued.
+    pub out: &'a Path,
+    /// Where networks run.
+    pub device: &'a Device,
+    /// Asked between pictures.
+    pub stop: &'a StopFlag,
+    /// The processes that were started together.
+    pub collective: &'a dyn Collective,
+    /// The slices of the work that these processes do.
+    pub slices: &'a [Slice],
+    /// The sub-stages that are done.
+    pub stages: BTreeSet<SubStage>,
+    /// The run that the recipe names, if it does.
+    pub run: Option<&'a dyn KeptCheckpoints>,
+    /// Whether to wait for checkpoints until the run ends.
+    pub follow: bool,
+}
+
+/// How a sweep ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SweepEnd {
+    /// Points that have figures.
+    pub scored: usize,
+    /// Points that lack features of some pictures, which other slices or sub-stages have to make.
+    pub waiting: usize,
+    /// What was written into the sweep's folder, the report last.
+    pub written: Vec<PathBuf>,
+    /// A line for each point: its figures.
+    pub lines: Vec<String>,
+    /// The figures of each point that has them, with the samples that a run's checkpoint has seen.
+    pub figures: Vec<(Option<u64>, Vec<Figure>)>,
+    /// The figures of a run's checkpoints as `calotype mlperf finish` reads them, if FID and CLIP score are among them.
+    pub mlperf: Option<PathBuf>,
+}
+
+/// Finds out what a sweep would before it draws: what the recipe says by itself, its captions, and whether the networks are there.
+///
+/// # Errors
+/// [`SweepError`] naming the key or file at fault.
+pub fn check(recipe: &SweepRecipe, device: &Device) -> Result<(), SweepError> {
+    recipe.validate()?;
+    Captions::read(&recipe.captions, recipe.images)?;
+    judging::Judge::open(recipe, device)?.check_networks()
+}
+
+impl Sweep<'_> {
+    /// Does this process's part of the sub-stages.
+    ///
+    /// # Errors
+    /// [`SweepError`]; [`SweepError::Interrupted`] when a stop is asked for, with everything saved.
+    pub fn run(&self) -> Result<SweepEnd, SweepError> {
+        self.recipe.validate()?;
+        let captions = Captions::read(&self.recipe.captions, self.recipe.images)?;
+        let layout = Layout { out: self.out.to_owned() };
+        let _locks = self.claim(&layout, &captions)?;
+        let mut work = work::Work::open(self, &layout, &captions)?;
+        work.judge_reference()?;
+        let mut listed = BTreeSet::new();
+        loop {
+            let listing = self.next(&listed)?;
+            if listing.stopped {
+                return Err(SweepError::Interrupted { pictures: work.pictures() });
+            }
+            for subject in &listing.subjects {
+                work.judge(subject)?;
+                listed.insert(subject.samples);
+            }
+            work.plot()?;
+            if listing.last {
+                return Ok(work.end());
+            }
+        }
+    }
+}
