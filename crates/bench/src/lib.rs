@@ -1,11 +1,12 @@
 //! Benchmarks: every kernel by itself ([`run_kernels`]) and a UNet's forward pass or training step ([`run_unet`]), both
 //! against what the processor is measured to do at most in the same process; and the stages of drawing images from a
-//! checkpoint ([`run_generate`]); and whole training steps as MosaicML's diffusion-benchmark times them ([`run_train`]).
+//! checkpoint ([`run_generate`]); the networks that judge images ([`run_features`]); and whole training steps as MosaicML's diffusion-benchmark times them ([`run_train`]).
 //!
 //! Nothing here prints: rows and reports write themselves as lines for people (`Display`) or as JSON objects of one
 //! line (`json`). All rates count nominal work: the multiply-adds of the definition, and each byte of the operands once.
 
 mod cases;
+mod features;
 mod generate;
 mod kernels;
 mod microbatch;
@@ -16,6 +17,7 @@ mod train;
 mod unet;
 
 pub use calotype_ops::Peaks;
+pub use features::{FeatureShape, FeaturesBench, FeaturesReport, run_features};
 pub use generate::{GenerateBench, GenerateReport, StageReport, run_generate};
 pub use kernels::{KernelRow, run_kernels};
 pub use microbatch::MicrobatchProbe;
@@ -53,6 +55,9 @@ pub enum BenchError {
     /// The network cannot be built.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The network does not take the images.
+    #[error(transparent)]
+    Input(#[from] calotype_models::InputError),
     /// The optimizer cannot be set up.
     #[error(transparent)]
     Group(#[from] calotype_train::optim::GroupError),

@@ -1,7 +1,7 @@
 use calotype_data::BoxError;
+use calotype_evaluate::EvaluateError;
 use calotype_metrics::MetricsError;
 use calotype_pipeline::PipelineError;
-use calotype_pipeline::encoders::EncoderError;
 use calotype_train::device::DeviceError;
 use calotype_train::stages::StageError;
 use calotype_train::tasks::TaskError;
@@ -61,7 +61,7 @@ pub enum QuickstartError {
     Pipeline(#[from] PipelineError),
     /// The judging model cannot be used.
     #[error("judging: {0}")]
-    Encoder(#[from] EncoderError),
+    Judge(#[from] EvaluateError),
     /// A figure could not be computed.
     #[error("judging: {0}")]
     Metrics(#[from] MetricsError),

@@ -1,17 +1,13 @@
 use crate::draw::{image_path, read_png};
 use crate::{EvaluationRecipe, QuickstartError};
 use burn::tensor::{DType, Device};
-use calotype_checkpoints::Component;
+use calotype_checkpoints::Checkpoint;
 use calotype_core::{Purpose, Stream};
 use calotype_data::emoji::{self, BACKGROUNDS, Split};
-use calotype_data::image::{Filter, RgbImage};
+use calotype_data::image::RgbImage;
+use calotype_evaluate::EvaluateError;
+use calotype_evaluate::vision::{self, Clip, Placing};
 use calotype_metrics::{GaussianStatistics, clip_score, frechet_distance, retrieval_top1};
-use calotype_models::state::values_of;
-use calotype_ops::Precision;
-use calotype_pipeline::encoders::{
-    EncoderError, HiddenStates, ImageEncoder, ImageEncoderKind, ImageInput, ImageOutput, TextEncoder, TextSettings,
-    TokenizerChoice,
-};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -65,46 +61,19 @@ pub(crate) fn choose(all: &[Combination], count: usize) -> Vec<Combination> {
     (0..count).map(|i| all[i * all.len() / count]).collect()
 }
 
-/// Both towers of a CLIP model, in `f32`.
-pub(crate) struct ClipEncoders {
-    text: TextEncoder,
-    image: ImageEncoder,
-}
-
-impl ClipEncoders {
-    /// Of a CLIP model's folder.
-    ///
-    /// # Errors
-    /// [`EncoderError`] naming the model.
-    pub(crate) fn open(folder: &Path, device: &Device) -> Result<Self, EncoderError> {
-        let settings = TextSettings {
-            model: folder.display().to_string(),
-            component: Component::TextEncoder,
-            states: HiddenStates::Auto,
-            tokenizer: TokenizerChoice::Auto,
-            precision: Precision::F32,
-        };
-        // A CLIP tower brings its own input.
-        let input = ImageInput::in_range(0, -1.0, 1.0);
-        let (kind, output) = (ImageEncoderKind::Clip, ImageOutput::Projected);
-        Ok(Self {
-            text: TextEncoder::open(&settings, device)?,
-            image: ImageEncoder::open(folder, kind, output, input, DType::F32, device)?,
-        })
-    }
-}
-
-/// Scales rows of `width` numbers to unit length.
-fn normalise(values: &mut [f32], width: usize) {
-    for row in values.chunks_exact_mut(width.max(1)) {
-        let length = (row.iter().map(|v| v * v).sum::<f32>() + 1e-12).sqrt();
-        row.iter_mut().for_each(|v| *v /= length);
-    }
+/// The CLIP model of a folder, in `f32`.
+///
+/// # Errors
+/// [`EvaluateError`] naming the model.
+pub(crate) fn open_clip(folder: &Path, device: &Device) -> Result<Clip, QuickstartError> {
+    let placing = Placing { device: device.clone(), dtype: DType::F32 };
+    let checkpoint = Checkpoint::open(folder).map_err(|error| EvaluateError::Encoder(error.into()))?;
+    Ok(vision::open_clip(&checkpoint, &placing)?)
 }
 
 /// Judges images by CLIP and by their pixels.
 pub(crate) struct Judge<'a> {
-    pub clip: &'a ClipEncoders,
+    pub clip: &'a Clip,
     pub recipe: &'a EvaluationRecipe,
     /// The combinations that were drawn.
     pub chosen: &'a [Combination],
@@ -120,7 +89,7 @@ pub(crate) struct Yardstick {
     width: usize,
 }
 
-/// Images or captions encoded at a time.
+/// Images encoded at a time.
 const BATCH: usize = 64;
 
 impl Judge<'_> {
@@ -128,26 +97,13 @@ impl Judge<'_> {
     pub(crate) fn image_features(&self, images: &[RgbImage]) -> Result<Vec<f32>, QuickstartError> {
         let mut features = Vec::new();
         for batch in images.chunks(BATCH) {
-            let prepared = batch.iter().map(|image| self.clip.image.input().prepare(image, Some(Filter::Bicubic)));
-            let (shape, mut values) = self.clip.image.encode(&prepared.collect::<Result<Vec<_>, _>>()?)?;
-            normalise(&mut values, shape[0]);
-            features.extend(values);
+            features.extend(self.clip.images(&batch.iter().collect::<Vec<_>>())?);
         }
         Ok(features)
     }
 
     fn text_features(&self, captions: &[String]) -> Result<Vec<f32>, QuickstartError> {
-        let text = &self.clip.text;
-        let mut features = Vec::new();
-        for batch in captions.chunks(BATCH) {
-            let tokens: Vec<_> = batch.iter().map(|caption| text.tokenizer().encode(caption)).collect();
-            let Some(pooled) = text.encode(&tokens, true)?.pooled else { continue };
-            let width = pooled.dims()[1];
-            let mut values = values_of(pooled);
-            normalise(&mut values, width);
-            features.extend(values);
-        }
-        Ok(features)
+        Ok(self.clip.texts(&captions.iter().map(String::as_str).collect::<Vec<_>>())?)
     }
 
     /// The right caption first, then others that share its background.

@@ -1,6 +1,6 @@
 use crate::claim::{claim, short_name};
 use crate::draw;
-use crate::judge::{ClipEncoders, Combination, Judge, Judgement, choose, held_out, read_images};
+use crate::judge::{Combination, Judge, Judgement, choose, held_out, open_clip, read_images};
 use crate::recipe::{EvaluationRecipe, QuickstartRecipe};
 use crate::{QuickstartError, report};
 use burn::module::Module;
@@ -455,7 +455,7 @@ impl Runner<'_> {
 
     fn judge(&mut self, chosen: &[Combination]) -> Result<Judgement, QuickstartError> {
         let recipe = &self.stages.evaluation.value;
-        let clip = ClipEncoders::open(&self.out("clip").join(MODEL), &self.device)?;
+        let clip = open_clip(&self.out("clip").join(MODEL), &self.device)?;
         let drawings = self.stages.dataset.value.drawings;
         let mut in_use: Vec<usize> = held_out(drawings)?.iter().map(|c| c.drawing).collect();
         in_use.extend(emoji::combinations(Split::Train, drawings)?.iter().map(|&(drawing, _)| drawing));

@@ -48,12 +48,17 @@ pub(crate) fn check_steps(
     sampler.map(drop).map_err(|problem| SettingError { key: "hooks.preview.steps", problem })
 }
 
-/// Refuses a run whose text encoder or autoencoder is not at hand. `side`: of an image in pixels.
+/// Refuses a run whose text encoder or autoencoder is not at hand, which the table `key` draws with. `side`: of an image in pixels.
 ///
 /// # Errors
 /// [`SettingError`] saying what is missing.
-pub(crate) fn check_parts(parts: &DiffusionParts, device: &Device, side: usize) -> Result<(), SettingError> {
-    networks(parts, device, side).map(drop).map_err(|problem| SettingError { key: "hooks.preview", problem })
+pub(crate) fn check_parts(
+    key: &'static str,
+    parts: &DiffusionParts,
+    device: &Device,
+    side: usize,
+) -> Result<(), SettingError> {
+    networks(parts, device, side).map(drop).map_err(|problem| SettingError { key, problem })
 }
 
 /// Draws the prompts, each named by itself. The images of a prompt at all previews of a run begin with the same noise.

@@ -1,9 +1,9 @@
 //! Recipes: typed TOML configuration with inheritance, overrides and errors that point at the key.
 //!
 //! A recipe is a TOML file. A top-level `base = "name or path"` makes it inherit another recipe: tables are merged
-//! key by key, everything else (arrays too) is replaced. `key.sub=value` overrides come last. The merged table is
-//! read into the caller's type, and every key must be one that the type knows. A table `[about]` says what the recipe is
-//! for; it is not inherited and no part of the typed value.
+//! key by key, everything else (arrays too) is replaced. A table inside may have a `base` of its own. `key.sub=value` overrides come
+//! last. The merged table is read into the caller's type, and every key must be one that the type knows. A table `[about]` says what
+//! the recipe is for; it is not inherited and no part of the typed value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -385,7 +385,8 @@ impl RecipeLoader {
         let mut merged = Merged::default();
         self.merge_recipe(&place, &text, &mut Vec::new(), &mut merged)?;
         for text in overrides {
-            let (table, origins) = parse_override(text)?;
+            let (mut table, mut origins) = parse_override(text)?;
+            self.inherit_inside(None, &mut table, "", &mut origins, &[])?;
             merged.apply(table, origins, format!("override {text}"));
         }
         if let Some(out) = &self.out {
@@ -423,7 +424,43 @@ impl RecipeLoader {
             }
             Some(other) => return Err(RecipeError::BaseNotAString { file, got: other.type_str() }),
         }
+        self.inherit_inside(Some(place), &mut table, "", &mut origins, chain)?;
         merged.apply(table, origins, file);
+        Ok(())
+    }
+
+    /// Puts the recipe that a table's own `base` names below the table: `[hooks.judge.recipe]` may be another recipe with changes.
+    fn inherit_inside(
+        &self,
+        place: Option<&Place>,
+        table: &mut Table,
+        prefix: &str,
+        origins: &mut BTreeMap<String, Origin>,
+        chain: &[Place],
+    ) -> Result<(), RecipeError> {
+        for (key, value) in table.iter_mut() {
+            let Value::Table(inner) = value else { continue };
+            let path = join(prefix, key);
+            self.inherit_inside(place, inner, &path, origins, chain)?;
+            let base_key = join(&path, "base");
+            let base = match inner.remove("base") {
+                None => continue,
+                Some(Value::String(base)) => base,
+                Some(other) => {
+                    let file = origins.get(&base_key).map_or(base_key, Origin::to_string);
+                    return Err(RecipeError::BaseNotAString { file, got: other.type_str() });
+                }
+            };
+            origins.remove(&base_key);
+            let (base_place, text) = self.find(&base, place)?;
+            let mut below = Merged::default();
+            self.merge_recipe(&base_place, &text, &mut chain.to_vec(), &mut below)?;
+            merge_tables(&mut below.table, std::mem::take(inner), "", &mut below.origins);
+            *inner = below.table;
+            for (key, origin) in below.origins {
+                origins.entry(join(&path, &key)).or_insert(origin);
+            }
+        }
         Ok(())
     }
 
@@ -1535,6 +1572,40 @@ betas = [0.9, 0.999]
         assert_eq!(texts, ["runs/a b", "{outer}", "x{out}/y"]);
         assert_eq!(put["c"]["d"].as_str(), Some("{out} of it"));
         assert_eq!(put["c"]["e"].as_str(), Some("runs/a b/prepared/{out}"));
+    }
+
+    #[test]
+    fn a_table_inside_may_have_a_base_of_its_own() {
+        static INSIDE: &[(&str, &str)] = &[
+            ("judge", "base = \"ways\"\nimages = 3\n[about]\npurpose = \"to try\"\ntime = \"1 min\"\n"),
+            ("ways", "images = 9\n[sampler]\nsteps = 50\nname = \"ddim\"\n"),
+            (
+                "run",
+                "name = \"r\"\n[hooks.judge]\nevery = 8\n[hooks.judge.recipe]\nbase = \"judge\"\nsampler = { steps = 2 }\n",
+            ),
+            ("child", "base = \"run\"\n[hooks.judge.recipe]\nimages = 4\n"),
+            ("circle", "[inner]\nbase = \"circle\"\n"),
+            ("number", "[inner]\nbase = 3\n"),
+            ("nobody", "[inner]\nbase = \"jugde\"\n"),
+        ];
+        let load = |name: &str, overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+            RecipeLoader::new().embedded(INSIDE).load::<Table>(name, &overrides).map(|resolved| resolved.value)
+        };
+        let recipe =
+            |name: &str, overrides: &[&str]| load(name, overrides).unwrap()["hooks"]["judge"]["recipe"].clone();
+        let whole = |images: i64, steps: i64| {
+            toml::from_str::<Table>(&format!("images = {images}\nsampler = {{ steps = {steps}, name = \"ddim\" }}\n"))
+                .unwrap()
+        };
+        assert_eq!(recipe("run", &[]), Value::Table(whole(3, 2)));
+        assert_eq!(recipe("child", &[]), Value::Table(whole(4, 2)));
+        assert_eq!(recipe("child", &["hooks.judge.recipe.sampler.steps=7"]), Value::Table(whole(4, 7)));
+        assert_eq!(recipe("child", &["hooks.judge.recipe.base=ways"]), Value::Table(whole(9, 50)));
+        let error = |name: &str| load(name, &[]).unwrap_err().to_string();
+        assert!(error("circle").contains("inherit in a circle"), "{}", error("circle"));
+        assert!(error("number").contains("`base` must be a string"), "{}", error("number"));
+        assert!(error("nobody").contains("did you mean `judge`"), "{}", error("nobody"));
     }
 
     #[test]

@@ -273,6 +273,12 @@ pub fn check_recipe<T: Task>(recipe: &T::Recipe) -> Result<(), StageError> {
             T::KIND
         )
     })?;
+    check(T::DRAWS || recipe.hooks().judge.is_none(), "hooks.judge", || {
+        format!(
+            "draws and judges images, and the model of a run of kind `{}` draws none: leave this table out",
+            T::KIND
+        )
+    })?;
     Ok(T::check(recipe)?)
 }
 

@@ -185,6 +185,9 @@ pub trait Task: Sized + 'static {
         Vec::new()
     }
 
+    /// Whether [`Task::export`] writes a model that draws images of prompts; without, recipes with `[hooks.judge]` are refused.
+    const DRAWS: bool = false;
+
     /// Whether there is a [`Task::preview`]; without one, recipes with `[hooks.preview]` are refused.
     const PREVIEWS: bool = false;
 

@@ -5,12 +5,14 @@
 
 mod benchmark;
 mod evaluate;
+mod judge;
 mod preview;
 mod target;
 
 pub use benchmark::BenchmarkSettings;
 pub(crate) use benchmark::EVALUATION;
 pub use evaluate::EvaluateSettings;
+pub use judge::JudgeSettings;
 pub use preview::PreviewSettings;
 pub use target::TargetSettings;
 
@@ -208,6 +210,9 @@ impl HookSettings {
 
     /// Refuses a number that [`EvaluateSettings`] would have to log and does not.
     fn check_metric(&self, key: &'static str, name: &str) -> Result<(), SettingError> {
+        check(!name.starts_with("judged/") || self.judge.is_some(), key, || {
+            format!("`{name}` is a number of [hooks.judge], which the recipe does not have: it would never come")
+        })?;
         let Some(result) = name.strip_prefix("validation/") else { return Ok(()) };
         check(self.evaluate.is_some(), key, || {
             format!("`{name}` is a number of [hooks.evaluate], which the recipe does not have: it would never come")
@@ -231,6 +236,8 @@ hooks! {
     evaluate: EvaluateSettings, evaluate::Evaluate::open;
     /// Shows in TensorBoard what the model can do.
     preview: PreviewSettings, preview::Preview::open;
+    /// Draws and judges by an evaluation recipe.
+    judge: JudgeSettings, judge::Judge::open;
     /// Evaluates as an MLPerf benchmark has it, and ends the run at its targets.
     benchmark: BenchmarkSettings, benchmark::BenchmarkRun::open;
     /// Ends the run when a number of the logs is good enough.

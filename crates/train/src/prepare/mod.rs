@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `dataset` | a recipe of the embedded images ([`EmojiRecipe`]) | `{out}/prepared/dataset` |
 //! | `checkpoint` | random weights of a family's form | `{out}/prepared/checkpoint` |
+//! | `judges` | random weights of an Inception network and of a small CLIP model ([`RandomJudges`]) | `{out}/prepared/judges` |
 //! | `precache` | a precache recipe | `{out}/prepared/precache` |
 //! | `before` | a training recipe | `{out}/prepared/before` |
 //!
@@ -14,8 +15,10 @@
 //! `prepared/prepared.json` keeps what each step was made by; what is done is not looked at again.
 
 mod images;
+mod judges;
 
 pub use images::EmojiRecipe;
+pub use judges::RandomJudges;
 
 use crate::config::SettingError;
 use crate::precache::PrecacheRecipe;
@@ -41,10 +44,11 @@ const MADE: &str = "prepared.json";
 
 const DATASET: &str = "dataset";
 const CHECKPOINT: &str = "checkpoint";
+const JUDGES: &str = "judges";
 const PRECACHE: &str = "precache";
 const BEFORE: &str = "before";
 /// The steps in the order in which they are made.
-const STEPS: [&str; 4] = [DATASET, CHECKPOINT, PRECACHE, BEFORE];
+const STEPS: [&str; 5] = [DATASET, CHECKPOINT, JUDGES, PRECACHE, BEFORE];
 
 /// The table `[prepare]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -56,6 +60,9 @@ pub struct PrepareSettings {
     /// A checkpoint of random weights, whose autoencoder and text encoder stand for published ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<RandomWeights>,
+    /// Networks of random weights that judge images, in the place of the published ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judges: Option<RandomJudges>,
     /// A precache recipe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precache: Option<String>,
@@ -174,6 +181,7 @@ impl PrepareError {
 enum Work {
     Images(EmojiRecipe),
     Checkpoint(RandomWeights),
+    Judges(RandomJudges),
     Encodings(Box<PrecacheRecipe>),
     Training(Box<(TrainingRun, Preparation)>),
 }
@@ -333,6 +341,10 @@ impl Preparation {
                 RandomCheckpoint { seed: *seed, ..RandomCheckpoint::new(*family) }.write(&folder)?;
                 Ok(StageEnd::Done(()))
             }
+            Work::Judges(judges) => {
+                judges.write(&folder, context.device).map_err(failed)?;
+                Ok(StageEnd::Done(()))
+            }
             Work::Encodings(recipe) => {
                 Ok(match stages::precache(recipe, Slice::ALL, context.device, context.stop).map_err(failed)? {
                     StageEnd::Done(_) => StageEnd::Done(()),
@@ -452,6 +464,12 @@ impl Plan<'_> {
                 let text = format!("family = \"{family}\"\nseed = {seed}\n");
                 Ok(Step { key, by, text, work: Work::Checkpoint(weights) })
             }
+            JUDGES => {
+                let judges = settings.judges.clone().ok_or_else(unsaid)?;
+                let by = format!("random weights of Inception and CLIP, seed {}", judges.seed);
+                let text = format!("seed = {}\n", judges.seed);
+                Ok(Step { key, by, text, work: Work::Judges(judges) })
+            }
             PRECACHE => {
                 let name = settings.precache.as_deref().ok_or_else(unsaid)?;
                 let Resolved { value, text, .. } =
@@ -519,7 +537,7 @@ mod tests {
         assert_eq!(keys(out, "mini", &["data.path=shards"]), [CHECKPOINT]);
         assert_eq!(keys(out, "mini", &["data.path=shards", "text.model=clip"]), [] as [&str; 0]);
         assert_eq!(keys(out, "mini", &["data.path=\"{out}/prepared/dataset\""]), [DATASET, CHECKPOINT]);
-        assert_eq!(keys(out, "later", &[]), STEPS);
+        assert_eq!(keys(out, "later", &[]), STEPS.into_iter().filter(|key| *key != JUDGES).collect::<Vec<_>>());
         assert_eq!(keys(out, "later", &["init_from=model"]), [DATASET, CHECKPOINT, PRECACHE]);
         let lines = plan(out, "later", &[]).unwrap().pending().unwrap();
         let wanted = [

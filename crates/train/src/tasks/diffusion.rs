@@ -219,7 +219,10 @@ impl Task for DiffusionTask {
         }
         if let Some(settings) = &recipe.hooks.preview {
             preview::check_steps(settings, &recipe.schedule, recipe.objective.prediction)?;
-            preview::check_parts(&parts, context.device, side)?;
+            preview::check_parts("hooks.preview", &parts, context.device, side)?;
+        }
+        if recipe.hooks.judge.is_some() {
+            preview::check_parts("hooks.judge", &parts, context.device, side)?;
         }
         Ok(Self {
             parts,
@@ -291,6 +294,7 @@ impl Task for DiffusionTask {
     }
 
     const PREVIEWS: bool = true;
+    const DRAWS: bool = true;
 
     fn preview(&self, model: &UNet, settings: &PreviewSettings) -> Result<Vec<(String, RgbImage)>, BoxError> {
         preview::draw(&self.export_of(model), settings, self.recipe.run.precision, &self.device)
