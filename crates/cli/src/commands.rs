@@ -1,20 +1,29 @@
 pub(crate) mod bench;
+pub(crate) mod classify;
 pub(crate) mod doctor;
 mod drawing;
 pub(crate) mod ema;
+pub(crate) mod evaluate;
 pub(crate) mod export;
 pub(crate) mod fid_stats;
 pub(crate) mod generate;
+mod judging;
 pub(crate) mod mlperf;
+mod mlperf_plot;
 pub(crate) mod probe;
 pub(crate) mod recipes;
 pub(crate) mod shell;
+pub(crate) mod similarity;
+pub(crate) mod sweep;
+mod vision;
 
 use crate::{QuickstartArgs, TrainArgs, ranks};
 use anyhow::{Context, Result};
 use calotype_bench::BenchError;
 use calotype_checkpoints::LayoutError;
 use calotype_core::words::plain;
+use calotype_evaluate::EvaluateError;
+use calotype_evaluate::sweep::SweepError;
 use calotype_mlperf::FiguresError;
 use calotype_pipeline::PipelineError;
 use calotype_quickstart::{Options, QuickstartError, run};
@@ -89,12 +98,16 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.downcast_ref().is_some_and(PipelineError::is_stopped)
         || matches!(error.downcast_ref(), Some(QuickstartError::Interrupted { .. }))
         || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }))
+        || error.downcast_ref::<EvaluateError>().is_some_and(EvaluateError::is_interrupted)
+        || error.downcast_ref::<SweepError>().is_some_and(SweepError::is_interrupted)
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_interrupted);
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
         || error.downcast_ref::<QuickstartError>().is_some_and(QuickstartError::is_usage)
         || error.downcast_ref::<StageError>().is_some_and(StageError::is_usage)
         || error.downcast_ref::<PrepareError>().is_some_and(PrepareError::is_usage)
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
+        || error.downcast_ref::<EvaluateError>().is_some_and(EvaluateError::is_usage)
+        || error.downcast_ref::<SweepError>().is_some_and(SweepError::is_usage)
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
         || error.is::<DeviceError>()
         || error.is::<FiguresError>()
@@ -165,7 +178,7 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
 
 /// Trains, with the other processes that a launcher started.
 pub(crate) fn train(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
-    let place = ranks::connect(threads)?;
+    let place = ranks::connect(threads, None)?;
     let outcome = train_together(args, &place);
     ranks::end(&*place.collective, outcome)
 }
@@ -249,7 +262,7 @@ fn dry_run(run: &TrainingRun, preparation: &Preparation, context: &StageContext<
 }
 
 /// `runs/<recipe's name without folders and ending>`.
-fn default_folder(recipe: &str) -> PathBuf {
+pub(crate) fn default_folder(recipe: &str) -> PathBuf {
     let stem = Path::new(recipe).file_stem().unwrap_or(recipe.as_ref());
     Path::new("runs").join(stem)
 }

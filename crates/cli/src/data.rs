@@ -119,7 +119,10 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
 }
 
 /// Does `work` with a display of its progress: one for each name under which it reports.
-fn with_progress<T, E>(stop: &StopFlag, work: impl FnOnce(&mut Control<'_>) -> Result<T, E>) -> Result<T, E> {
+pub(crate) fn with_progress<T, E>(
+    stop: &StopFlag,
+    work: impl FnOnce(&mut Control<'_>) -> Result<T, E>,
+) -> Result<T, E> {
     let mut display: Option<(&'static str, Progress)> = None;
     let mut control = Control::default()
         .with_progress(|stage, done, total| {

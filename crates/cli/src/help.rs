@@ -54,6 +54,33 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "calotype generate --from runs/images/00000.png --steps 30",
         ],
     ),
+    (
+        "classify",
+        &[
+            "calotype classify vit-folder pictures --top 3 --csv classes.csv",
+            "calotype classify clip-folder photo.jpg --classes imagenet --template openai",
+            "calotype classify runs/quickstart/clip pictures --classes red --classes blue --template \"a dog on a {} background\" --json",
+        ],
+    ),
+    (
+        "similarity",
+        &[
+            "calotype similarity clip-folder --image photo.jpg --text \"a red fox\" --text \"a stone bridge\"",
+            "calotype similarity runs/quickstart/clip --image pictures --texts captions.txt --json",
+        ],
+    ),
+    (
+        "evaluate",
+        &[
+            "calotype evaluate stable_diffusion/mlperf_v2 model=sd2-folder --out runs/scores",
+            "calotype evaluate stable_diffusion/mlperf_v2 run=runs/mlperf --follow --finish --out runs/scores",
+            "calotype evaluate stable_diffusion/fid_clip_mini model=runs/quickstart --out runs/curve",
+            "calotype evaluate stable_diffusion/mlperf_v2 model=sd2-folder --out runs/scores --task-id 0 --task-count 8",
+            "calotype evaluate vit/imagenet_val model=vit.nemo data.path=imagenet/val --out runs/vit",
+            "calotype evaluate clip/imagenet_zeroshot_mini model=runs/quickstart/clip --out runs/zero-shot",
+            "calotype evaluate pictures drawn --reference photographs --inception pt_inception-2015-12-05-6726825d.pth",
+        ],
+    ),
     ("probe", &["calotype probe unet --model sd2-folder --in inputs.safetensors --out outputs.safetensors --grad"]),
     (
         "inspect",
@@ -72,6 +99,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("bench", &["calotype bench unet --family sd2 --resolution 512 --mode train --profile"]),
     ("bench kernels", &["calotype bench kernels --filter attention --precision bf16"]),
+    ("bench features", &["calotype bench features --network vit-h-14 --batch 8"]),
     ("bench unet", &["calotype bench unet --family sd2 --resolution 512 --mode train --profile"]),
     (
         "bench train",
@@ -87,6 +115,15 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("bench data", &["calotype bench data"]),
     ("bench download", &["calotype bench download --images 2000 -- --resize-mode=center_crop --image-size=256"]),
     (
+        "evaluate pictures",
+        &[
+            "calotype evaluate pictures drawn --reference val2014.npz --inception pt_inception-2015-12-05-6726825d.pth --json",
+            "calotype evaluate pictures drawn --reference photographs --metrics fid,kid --fid-variant clean-fid,pytorch-fid --inception inception.pth",
+            "calotype evaluate pictures drawn --metrics clip-score --clip clip-folder --captions captions.txt",
+        ],
+    ),
+    ("evaluate compare", &["calotype evaluate compare before.json after.json"]),
+    (
         "mlperf",
         &[
             "calotype mlperf check runs/sd2 --ruleset 5.0.0",
@@ -99,6 +136,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "calotype mlperf check runs/sd2 --ruleset 5.0.0",
             "calotype mlperf check submission/results/box/stable_diffusion --ruleset 4.1.0 --full-rcps",
             "calotype mlperf check submission --ruleset 5.0.0 --bypass-rcp",
+        ],
+    ),
+    (
+        "mlperf plot",
+        &[
+            "calotype mlperf plot runs/sd2 --out plots",
+            "calotype mlperf plot result_0.txt result_1.txt --out plots --reference-batch 1024",
         ],
     ),
     ("mlperf finish", &["calotype mlperf finish runs/sd2 --scores scores.jsonl"]),

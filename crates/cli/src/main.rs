@@ -45,6 +45,13 @@ enum Command {
     Export(commands::export::ExportArgs),
     /// Draw images with a checkpoint of Stable Diffusion, or with what a quickstart or a training run made.
     Generate(Box<commands::generate::GenerateArgs>),
+    /// Draw and judge by a recipe: FID, CLIP score and more of a checkpoint, of a training run's checkpoints, or of pictures; accuracy
+    /// of classifiers, CLIP and frozen features.
+    Evaluate(Box<commands::evaluate::EvaluateArgs>),
+    /// Tell what is on pictures: the most probable classes, by a classifier (ViT), or by CLIP and a list of names.
+    Classify(commands::classify::ClassifyArgs),
+    /// Tell how well pictures and texts go together: cosines and probabilities, by CLIP.
+    Similarity(commands::similarity::SimilarityArgs),
     /// Run one network of a checkpoint on given tensors, with gradients if wanted.
     Probe(commands::probe::ProbeArgs),
     /// Fetch, make, encode and check datasets.
@@ -171,6 +178,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ema(args) => commands::ema::ema_command(&args),
         Command::Export(args) => commands::export::export_command(&args),
         Command::Generate(args) => commands::generate::generate_command(&args),
+        Command::Evaluate(args) => commands::evaluate::evaluate(&args, cli.threads),
+        Command::Classify(args) => commands::classify::classify_command(&args),
+        Command::Similarity(args) => commands::similarity::similarity_command(&args),
         Command::Data(args) => data::data(&args),
         Command::Probe(args) => commands::probe::probe_command(&args),
         Command::Inspect(args) => checkpoint::inspect_command(&args),

@@ -3,7 +3,7 @@
 use crate::commands::{STOPPED, Told, Usage, exit_code, message};
 use anyhow::{Context, Result};
 use calotype_collective::{
-    Cause, Collective, Failure, Launch, LaunchError, OpenError, Options, Reporter, TransportKind, open,
+    Cause, Collective, Failure, Launch, LaunchError, OpenError, Options, Patience, Reporter, TransportKind, open,
 };
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -34,11 +34,11 @@ pub(crate) struct Place {
 }
 
 /// Connects this process with those that a launcher started beside it, and shares the cores with them unless `threads` says how many
-/// threads it has.
+/// threads it has. `call` is the time for which one waits for another that lives and has not come as far; the usual time if absent.
 ///
 /// # Errors
 /// [`Usage`] where variables contradict each other or do not suffice; the others do not come.
-pub(crate) fn connect(threads: Option<usize>) -> Result<Place> {
+pub(crate) fn connect(threads: Option<usize>, call: Option<Duration>) -> Result<Place> {
     let launch = Launch::from_environment().map_err(|error: LaunchError| Usage(error.to_string()))?;
     if let Some(remark) = launch.remark.as_ref().filter(|_| launch.rank == 0) {
         eprintln!("warning: {remark}");
@@ -48,10 +48,13 @@ pub(crate) fn connect(threads: Option<usize>) -> Result<Place> {
         "mpi" => Some(TransportKind::Mpi),
         _ => None,
     };
-    let collective = open(&launch, &Options { transport, ..Options::default() }).map_err(|error| match error {
-        OpenError::NoRendezvous { .. } | OpenError::NoMpi => anyhow::Error::from(Usage(error.to_string())),
-        other => other.into(),
-    })?;
+    let usual = Patience::default();
+    let patience = Patience { call: call.unwrap_or(usual.call), ..usual };
+    let collective =
+        open(&launch, &Options { transport, patience, ..Options::default() }).map_err(|error| match error {
+            OpenError::NoRendezvous { .. } | OpenError::NoMpi => anyhow::Error::from(Usage(error.to_string())),
+            other => other.into(),
+        })?;
     let own_rank = launch.rank;
     collective.on_failure(Box::new(move |failure, reporter| {
         if reporter == Reporter::Here {

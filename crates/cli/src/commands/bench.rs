@@ -4,8 +4,8 @@ use crate::args::{JsonArgs, dtype, heading, named};
 use crate::commands::{Usage, print};
 use anyhow::Result;
 use calotype_bench::{
-    Family, GenerateBench, KernelRow, Microbatch, Mode, TrainBench, UNetBench, WINDOW, run_generate, run_kernels,
-    run_train, run_unet,
+    Family, FeatureShape, FeaturesBench, GenerateBench, KernelRow, Microbatch, Mode, TrainBench, UNetBench, WINDOW,
+    run_features, run_generate, run_kernels, run_train, run_unet,
 };
 use calotype_core::numbers::count;
 use calotype_data::Control;
@@ -25,6 +25,8 @@ pub(crate) enum BenchCommand {
     Kernels(BenchKernelsArgs),
     /// A UNet with random weights: its forward pass, or a training step with AdamW.
     Unet(BenchUnetArgs),
+    /// A network with random weights that images are judged by: features of images a second.
+    Features(BenchFeaturesArgs),
     /// Whole training steps as MosaicML's diffusion-benchmark times them, and what Stable Diffusion 2's schedule would cost.
     Train(BenchTrainArgs),
     /// Drawing a batch of images, stage by stage: loading, prompts, steps, decoding, with the memory of each.
@@ -94,6 +96,24 @@ pub(crate) struct BenchUnetArgs {
     /// Print how much of the time each operation took, by pass and shape.
     #[arg(long)]
     profile: bool,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchFeaturesArgs {
+    /// The network.
+    #[arg(long, default_value = "inception", value_name = "NAME", value_parser = named::<FeatureShape>())]
+    network: FeatureShape,
+    /// Images in a batch.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = count::<usize>)]
+    batch: usize,
+    /// Precision of activations; figures that are compared with published ones have Inception's in f32.
+    #[arg(long, default_value = "bf16", value_name = "TYPE", value_parser = named::<Precision>(), help_heading = heading::MACHINE)]
+    precision: Precision,
+    /// Number of repetitions; the median of the last half is printed.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = count::<usize>)]
+    iterations: usize,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -185,6 +205,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
             tell(&bench_download(&args.out, args.images, args.pixels, &args.settings)?, args.json.json)
         }
         BenchCommand::Unet(args) => unet(args),
+        BenchCommand::Features(args) => features(args),
         BenchCommand::Train(args) => {
             if let Some(batches) = args.batches.filter(|&batches| batches < args.window) {
                 eprintln!("note: --window is {}, and --batches {batches}: all batches count", args.window);
@@ -235,6 +256,12 @@ fn kernels(args: &BenchKernelsArgs) -> Result<()> {
         }
         print(&row.to_string())
     })
+}
+
+fn features(args: &BenchFeaturesArgs) -> Result<()> {
+    let BenchFeaturesArgs { network, batch, precision, iterations, json } = *args;
+    let report = run_features(&FeaturesBench { network, batch, precision, iterations })?;
+    print(&if json.json { report.json() } else { report.to_string() })
 }
 
 fn unet(args: &BenchUnetArgs) -> Result<()> {

@@ -6,7 +6,8 @@ use calotype_core::numbers::count;
 use calotype_data::Control;
 use calotype_data::image::DecodeNotes;
 use calotype_data::source::{SourceOptions, open};
-use calotype_pipeline::fid::{FidEncoder, statistics};
+use calotype_evaluate::features::inception::InceptionNetwork;
+use calotype_evaluate::statistics;
 use calotype_prepare::Account;
 use calotype_prepare::pixels::PixelArgs;
 use clap::Args;
@@ -36,14 +37,16 @@ pub(crate) struct FidStatsArgs {
 pub(crate) fn fid_stats(args: &FidStatsArgs, control: &mut Control<'_>) -> Result<Account> {
     let started = Instant::now();
     let source = open(&args.images, &SourceOptions::default())?;
-    let encoder = FidEncoder::load(&args.inception, &args.device.open()?)?;
+    let network = InceptionNetwork::load(&args.inception, &args.device.open()?)?;
     let (options, notes) = (args.pixels.options(), DecodeNotes::default());
-    statistics(&*source, &encoder, args.batch, (&options, &notes), control)?.write(&args.out)?;
+    let found = statistics::of_source(&*source, network, args.batch, (&options, &notes), control)?;
+    let width = found.width();
+    statistics::write(found, &args.out)?;
     let images = source.len() as u64;
     let mut account = Account { taken: images, written: images, ..Account::new("fid-stats") };
     account.seconds = started.elapsed().as_secs_f64();
     account.notes.extend(source.left_out().iter().map(|(reason, count)| format!("{count} images: {reason}")));
     account.notes.extend(notes.sentences(&options));
-    account.notes.push(format!("mean and covariance of {} features in {}", FidEncoder::WIDTH, args.out.display()));
+    account.notes.push(format!("mean and covariance of {width} features in {}", args.out.display()));
     Ok(account)
 }

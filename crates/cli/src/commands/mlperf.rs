@@ -1,5 +1,6 @@
 //! `mlperf`: logs of benchmark runs ended, judged, and made a submission of.
 
+use super::mlperf_plot::{PlotArgs, plot};
 use super::{Usage, harmless, print};
 use crate::args::{heading, named};
 use anyhow::{Context, Result, anyhow, bail};
@@ -27,6 +28,8 @@ pub(crate) enum MlperfCommand {
     Finish(FinishArgs),
     /// Make a submission's tree of ten runs, and judge it.
     Package(Box<PackageArgs>),
+    /// Draw the evaluations of logs over the samples seen, over the published reference runs.
+    Plot(PlotArgs),
 }
 
 /// Which rules hold.
@@ -70,10 +73,10 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, Args)]
 pub(crate) struct FinishArgs {
     /// The run's folder, or its log.
-    run: PathBuf,
+    pub(crate) run: PathBuf,
     /// Results of the kept checkpoints: {"samples": 512000, "fid": 240.31, "clip": 0.0704} on each line.
     #[arg(long, value_name = "FILE")]
-    scores: PathBuf,
+    pub(crate) scores: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -105,6 +108,7 @@ pub(crate) fn mlperf(command: &MlperfCommand) -> Result<()> {
         MlperfCommand::Check(args) => check(args),
         MlperfCommand::Finish(args) => finish(args),
         MlperfCommand::Package(args) => package(args),
+        MlperfCommand::Plot(args) => plot(args),
     }
 }
 
@@ -232,18 +236,18 @@ fn verdict(path: &Path, rules: RulesArgs, said: &str, report: &Report) -> Result
 }
 
 /// The log that a path means.
-fn log_of(run: &Path) -> PathBuf {
+pub(super) fn log_of(run: &Path) -> PathBuf {
     if run.is_dir() { run.join(LOG) } else { run.to_owned() }
 }
 
-fn benchmark_of(log: &Log) -> Result<Benchmark> {
+pub(super) fn benchmark_of(log: &Log) -> Result<Benchmark> {
     log.benchmark().with_context(|| {
         let known: Vec<_> = Benchmark::ALL.iter().map(|benchmark| benchmark.name()).collect();
         format!("{}: has no line `submission_benchmark` with {}", log.path.display(), known.join(" or "))
     })
 }
 
-fn finish(args: &FinishArgs) -> Result<()> {
+pub(crate) fn finish(args: &FinishArgs) -> Result<()> {
     let path = log_of(&args.run);
     if args.run.join(RECIPE).is_file() && !path.exists() {
         return Err(Usage(format!(

@@ -1,5 +1,9 @@
 //! The program under test, small recipes for it, and a small finished quickstart that many tests read.
 
+use burn::tensor::Device;
+use calotype_models::state::{self, NamedValues};
+use calotype_models::{Inception, InceptionConfig, Init};
+use calotype_weights::{NamedTensor, write_safetensors};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -226,6 +230,15 @@ pub fn finished() -> &'static Finished {
         finished
     });
     &FINISHED
+}
+
+/// Writes an Inception network of random weights, under the keys of pytorch-fid's file.
+pub fn write_inception(path: &Path) -> Inception {
+    let network = InceptionConfig::default().init(&mut Init::new(3, &Device::flex()));
+    let named = |t: &NamedValues| NamedTensor::from_f32(t.name.clone(), t.shape.clone(), &t.values).into_owned();
+    let named: Vec<_> = state::collect(&network).iter().map(named).collect();
+    write_safetensors(path, &named, &BTreeMap::new()).expect("the weights are written");
+    network
 }
 
 /// Copies a folder with everything below it.

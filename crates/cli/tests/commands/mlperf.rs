@@ -232,3 +232,41 @@ fn ten_runs_make_a_tree_that_passes() {
     succeed(check(&out, "5.0.0").arg("--bypass-rcp"));
     succeed(check(&out.join("results/box/stable_diffusion"), "5.0.0").arg("--bypass-rcp"));
 }
+
+#[test]
+fn logs_are_drawn_over_the_reference_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, out) = (folder.path().join("result_0.txt"), folder.path().join("plots"));
+    let line = |key: &str, value: &str, metadata: &str| {
+        format!(":::MLLOG {{\"time_ms\": 1, \"key\": \"{key}\", \"value\": {value}, \"metadata\": {{{metadata}}}}}\n")
+    };
+    let result = |samples: u32, fid: &str, clip: &str| {
+        let of = |metric: &str| format!("\"samples_count\": {samples}, \"metric\": \"{metric}\"");
+        line("eval_accuracy", fid, &of("FID")) + &line("eval_accuracy", clip, &of("CLIP"))
+    };
+    let head = line("submission_benchmark", "\"stable_diffusion\"", "") + &line("global_batch_size", "512", "");
+    let text = head.clone() + &result(512_000, "240.31", "0.0704") + &result(1_024_000, "160.47", "0.0955");
+    fs::write(&log, &text).unwrap();
+    let plot = |more: &[&str]| {
+        let mut command = calotype(&["mlperf", "plot"]);
+        command.arg(&log).arg("--out").arg(&out).args(more);
+        command
+    };
+    let told = succeed(&mut plot(&[])).stdout;
+    assert!(told.contains("14 published reference runs of batch 512"), "{told}");
+    for name in ["convergence_fid", "convergence_clip"] {
+        let svg = fs::read_to_string(out.join(name).with_extension("svg")).unwrap();
+        assert!(svg.contains("reference runs, batch 512") && svg.contains("result_0.txt"), "{name}");
+        assert!(fs::read(out.join(name).with_extension("png")).unwrap().starts_with(b"\x89PNG"));
+    }
+    succeed(&mut plot(&["--reference-batch", "none"]));
+    assert!(!fs::read_to_string(out.join("convergence_fid.svg")).unwrap().contains("reference"));
+    let told = succeed(&mut plot(&["--reference-batch", "4"]));
+    assert!(told.stderr.contains("--reference-batch takes 256, 384, 512, 1024, 2048"), "{told}");
+    fail(&mut plot(&["--reference-batch", "0"]), 2, &["write a batch such as 512, or none"]);
+    fail(&mut plot(&["--ruleset", "6.0.0"]), 2, &["that round does not have stable_diffusion"]);
+    fs::write(&log, &head).unwrap();
+    fail(&mut plot(&[]), 2, &["result_0.txt: has no evaluations"]);
+    fs::write(&log, "nothing").unwrap();
+    fail(&mut plot(&[]), 1, &["result_0.txt: has no line `submission_benchmark`"]);
+}

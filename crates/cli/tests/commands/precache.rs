@@ -1,13 +1,11 @@
 //! `data precache`: killed, shared out, and refused; `data fid-stats`.
 
-use crate::common::{calotype, fail, finished, start, succeed, text, with_more};
+use crate::common::{calotype, fail, finished, start, succeed, text, with_more, write_inception};
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_core::{Purpose, Stream};
 use calotype_data::image::{PngEffort, RgbImage};
 use calotype_data::npz::FeatureStatistics;
-use calotype_models::state::{self, NamedValues};
-use calotype_models::{InceptionConfig, Init};
-use calotype_weights::{NamedTensor, write_safetensors};
+use calotype_models::state;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -100,13 +98,8 @@ fn refused() {
 fn statistics_of_pictures() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    // A network of random weights, as pytorch-fid stores it.
     let device = Device::flex();
-    let network = InceptionConfig::default().init(&mut Init::new(3, &device));
-    let tensors = state::collect(&network);
-    let named = |t: &NamedValues| NamedTensor::from_f32(t.name.clone(), t.shape.clone(), &t.values).into_owned();
-    let named: Vec<_> = tensors.iter().map(named).collect();
-    write_safetensors(&at("inception.safetensors"), &named, &BTreeMap::new()).unwrap();
+    let network = write_inception(&at("inception.safetensors"));
 
     let mut features = Vec::new();
     fs::create_dir(at("pictures")).unwrap();

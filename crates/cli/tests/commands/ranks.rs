@@ -14,7 +14,7 @@ const SAME: [&str; 6] =
     ["distributed.reproducible=\"ranks\"", "optimizer.accumulate=4", "run.seed=4", "data.threads=1", "--threads", "1"];
 
 /// Lets a command be one of a run's processes.
-fn as_rank(command: &mut Command, rank: usize, world: usize, port: u16) {
+pub fn as_rank(command: &mut Command, rank: usize, world: usize, port: u16) {
     for (name, _) in std::env::vars() {
         let launchers = ["SLURM", "OMPI_", "PMI", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC"];
         if launchers.iter().any(|start| name.starts_with(start)) {

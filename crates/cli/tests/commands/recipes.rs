@@ -2,6 +2,7 @@
 //! nothing.
 
 use crate::common::{calotype, fail, succeed, text, with_more};
+use calotype_evaluate::sweep::{SeedRule, SweepRecipe};
 use calotype_train::RecipeLoader;
 use calotype_train::optim::{LrSchedule, Position};
 use calotype_train::precache::PrecacheRecipe;
@@ -40,10 +41,51 @@ fn every_recipe_can_be_loaded_and_says_nothing_impossible() {
                 let loaded = loader.load::<PrecacheRecipe>(name, &[]).map_err(|error| error.to_string());
                 loaded.and_then(|recipe| recipe.value.validate().map_err(|error| error.to_string()))
             }
+            ["evaluation", "vit" | "clip", ..] => {
+                let loaded =
+                    loader.load::<calotype_evaluate::vision::Recipe>(name, &[]).map_err(|error| error.to_string());
+                loaded.and_then(|recipe| recipe.value.validate().map_err(|error| error.to_string()))
+            }
+            ["evaluation", _, sweep] if !sweep.starts_with("quickstart") => {
+                let loaded =
+                    loader.load::<SweepRecipe>(name, &["model=\"m\"".to_owned()]).map_err(|error| error.to_string());
+                loaded.and_then(|recipe| {
+                    let recipe = recipe.value.with_paths().map_err(|error| error.to_string())?;
+                    recipe.validate().map_err(|error| error.to_string())
+                })
+            }
             ["data", "emoji", ..] => loader.load::<EmojiRecipe>(name, &[]).map(drop).map_err(|error| error.to_string()),
             _ => loader.load::<Table>(name, &[]).map(drop).map_err(|error| error.to_string()),
         };
         assert_eq!(loaded, Ok(()), "{name}");
+    }
+}
+
+/// Pictures, guidance scales, sampler and steps, and seed of published evaluations: mlcommons/training (aa344c7),
+/// train_32x08x02.yaml and NVIDIA's seed; NeMo-Megatron-Launcher 24.05 (599ecfc), fid_clip.yaml; mosaicml/diffusion (49282fd),
+/// eval-clean-fid.yaml; mlcommons/inference (b66003e), backend_pytorch.py.
+#[test]
+fn published_evaluations_say_what_was_published() {
+    type Row = (&'static str, usize, &'static [f32], &'static str, usize, u64, SeedRule);
+    let nemo: &[f32] = &[1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+    let mosaic: &[f32] = &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+    let rows: [Row; 4] = [
+        ("mlperf_v2", 30_000, &[8.0], "ddim", 50, 123, SeedRule::Picture),
+        ("fid_clip", 30_000, nemo, "pndm", 50, 123, SeedRule::Nemo),
+        ("mosaic_clean_fid", 10_000, mosaic, "ddim", 50, 42, SeedRule::Picture),
+        ("sdxl_coco", 5_000, &[8.0], "euler", 20, 0, SeedRule::Fixed),
+    ];
+    for (name, images, guidance, sampler, steps, seed, seeds) in rows {
+        let load = |name: &str| {
+            loader().load::<SweepRecipe>(&format!("evaluation/stable_diffusion/{name}"), &[]).unwrap().value
+        };
+        let recipe = load(name);
+        assert_eq!((recipe.images, recipe.seed, recipe.noise.seeds), (images, seed, seeds), "{name}");
+        assert_eq!(recipe.sampler.guidance, guidance, "{name}");
+        assert_eq!((recipe.sampler.name.as_deref(), recipe.sampler.steps), (Some(sampler), steps), "{name}");
+        let mini = load(&format!("{name}_mini"));
+        assert!(mini.images <= 64 && mini.model.as_deref() == Some("runs/quickstart"), "{name}");
+        assert_eq!(mini.noise, recipe.noise, "{name}");
     }
 }
 
@@ -206,7 +248,7 @@ fn minis_are_their_recipes_at_small_size() {
         keys("", &of, &mut of_keys);
         keys("", &small, &mut small_keys);
         for found in [&mut of_keys, &mut small_keys] {
-            found.retain(|key| !key.starts_with("prepare.") && !OWN.contains(&key.as_str()));
+            found.retain(|key| !key.starts_with("prepare.") && !key.starts_with("hooks.") && !OWN.contains(&key.as_str()));
         }
         assert_eq!(small_keys, of_keys, "{name}");
         for key in KEPT {
@@ -293,6 +335,39 @@ fn a_mini_recipe_makes_what_it_needs_and_trains() {
 }
 
 #[test]
+fn a_mini_recipe_of_mlperf_judges_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let train = |more: &[&str]| {
+        let mut command = calotype(&["train", "training/stable_diffusion/mlperf_01x08x08_mini", "run.samples=16"]);
+        command.args(["run.log_every=8", "hooks.judge.every=8", "hooks.benchmark.every=8", "mlperf.enabled=true"]);
+        command.args(["mlperf.org=me", "mlperf.platform=box"]).args(more).arg("--out").arg(&out);
+        command
+    };
+    for (more, part) in [
+        (&["hooks.judge.recipe.sampler.guidance=[1, 2]"][..], "`hooks.judge.recipe`: names 2 guidance scales"),
+        (&["hooks.judge.recipe.model=x"], "judges the run itself"),
+        (&["hooks.judge.recipe.steps=1"], "unknown key `hooks.judge.recipe.steps`"),
+        (&["hooks.judge.recipe.base=no/such"], "no/such"),
+    ] {
+        fail(&mut train(more), 2, &[part]);
+    }
+    let done = succeed(&mut train(&["hooks.judge.recipe.images=4", "hooks.judge.recipe.judge.reference_images=8"]));
+    assert!(done.stdout.starts_with("16 samples in "), "{done}");
+    let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let judged = |line: &&str| line.contains("\"judged\"") || line.contains("judged/");
+    assert_eq!(metrics.lines().filter(judged).count(), 2, "{metrics}");
+    let log = fs::read_to_string(out.join("mlperf_compliance.log")).unwrap();
+    assert_eq!(log.matches("\"eval_accuracy\"").count(), 4, "two figures of two evaluations: {log}");
+    let scores = fs::read_to_string(out.join("judged/mlperf_scores.jsonl")).unwrap();
+    assert_eq!(scores.lines().count(), 2, "{scores}");
+    assert!(out.join("judged/report.html").is_file() && !out.join("judged/fid_scores.csv").exists());
+    // Models that were written to draw are gone.
+    let left = fs::read_dir(out.join("judged/.models")).map_or(0, |entries| entries.count());
+    assert_eq!(left, 0);
+}
+
+#[test]
 fn recipes_of_prepare_stand_in_a_runs_folder() {
     let precache = ["data", "precache", "data/precache/mlperf_sd_moments_mini"];
     fail(&mut calotype(&precache), 2, &["`source`", "{out}/prepared/dataset", "by itself it needs source=FOLDER"]);
@@ -310,6 +385,7 @@ fn recipes_of_prepare_stand_in_a_runs_folder() {
     }
     let given =
         ["train", "training/stable_diffusion/nemo_860m_res_512_v1_1_mini", "init_from=unet", "--dry-run", "--out", "x"];
-    let told = succeed(&mut calotype(&given));
-    assert!(!told.stderr.contains("x/prepared/before"), "{told}");
+    // With a checkpoint of one's own no earlier stage is made; one that is not there is found out first.
+    let told = fail(&mut calotype(&given), 2, &["init_from: unet: there is no such file"]);
+    assert!(!told.contains("x/prepared/before"), "{told}");
 }

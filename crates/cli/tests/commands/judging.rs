@@ -1,0 +1,108 @@
+//! `evaluate pictures` and `evaluate compare`.
+
+use crate::common::{calotype, fail, succeed, text, write_inception};
+use calotype_data::image::{PngEffort, RgbImage};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+/// Pictures of noise around a level.
+fn write_pictures(folder: &Path, count: usize, level: usize) {
+    fs::create_dir(folder).unwrap();
+    for number in 0..count {
+        let (width, height) = (24 + number, 40);
+        let noise = (0..3 * width * height).map(|i| (level + i * (37 + number) % 90) as u8).collect();
+        let png = RgbImage::new(width, height, noise).unwrap().encode_png(PngEffort::Fast).unwrap();
+        fs::write(folder.join(format!("{number}.png")), png).unwrap();
+    }
+}
+
+fn figures(json: &str) -> Vec<Value> {
+    json.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn pictures_are_judged_and_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write_pictures(&at("drawn"), 5, 20);
+    write_pictures(&at("other"), 5, 60);
+    write_pictures(&at("real"), 4, 100);
+    write_inception(&at("inception.safetensors"));
+    let judge = |pictures: &str, more: &[&str]| {
+        let mut command = calotype(&["evaluate", "pictures"]);
+        command.arg(at(pictures)).arg("--inception").arg(at("inception.safetensors")).args(more);
+        command
+    };
+    let real = at("real");
+    let real = text(&real);
+    let both =
+        ["--reference", real, "--metrics", "fid,kid", "--fid-variant", "pytorch-fid,clean-fid", "--subset-size", "3"];
+    let kept = at("kept");
+    let json = succeed(judge("drawn", &both).args(["--json", "--keep", text(&kept)])).stdout;
+    let found = figures(&json);
+    let named: Vec<_> = found.iter().map(|f| (f["metric"].as_str().unwrap(), f["variant"].as_str().unwrap())).collect();
+    // The weights are no published ones.
+    assert_eq!(named, [("fd", "pytorch-fid"), ("fd", "clean-fid"), ("kd", "clean-fid")]);
+    for figure in &found {
+        assert_eq!(figure["count"], 5);
+        assert!(figure["value"].is_number());
+        assert_eq!(figure["fingerprint"]["weights"].as_str().unwrap().len(), 64);
+    }
+    // What was kept is gone on with, and any number of threads gives the same bits.
+    assert_eq!(succeed(judge("drawn", &both).args(["--json", "--keep", text(&kept)])).stdout, json);
+    assert_eq!(succeed(judge("drawn", &both).args(["--json", "--threads", "1"])).stdout, json);
+    let told = succeed(&mut judge("drawn", &both));
+    assert!(told.stderr.contains("fd is not FID") && told.stdout.contains("of 5 pictures"), "{told}");
+
+    let stats = at("real.npz");
+    succeed(judge("real", &["--reference", real, "--save-statistics"]).arg(&stats));
+    let of_file = figures(&succeed(&mut judge("drawn", &["--reference", text(&stats), "--json"])).stdout);
+    let (of_file, of_pictures) = (of_file[0]["value"].as_f64().unwrap(), found[0]["value"].as_f64().unwrap());
+    assert!((of_file - of_pictures).abs() <= 1e-9 * of_pictures, "{of_file} {of_pictures}");
+
+    fs::write(at("drawn.json"), &json).unwrap();
+    fs::write(at("other.json"), succeed(judge("other", &both).arg("--json")).stdout).unwrap();
+    let fewer =
+        ["--reference", real, "--metrics", "fid,kid", "--fid-variant", "pytorch-fid,clean-fid", "--subset-size", "2"];
+    fs::write(at("fewer.json"), succeed(judge("drawn", &fewer).arg("--json")).stdout).unwrap();
+    let compare = |left: &str, right: &str| {
+        let mut command = calotype(&["evaluate", "compare"]);
+        command.arg(at(left)).arg(at(right));
+        command
+    };
+    let compared = succeed(&mut compare("drawn.json", "other.json")).stdout;
+    assert_eq!(compared.lines().count(), 3, "{compared}");
+    fail(
+        &mut compare("drawn.json", "fewer.json"),
+        2,
+        &["kd (clean-fid) does not compare", "settings.subset_size: `3` and `2`"],
+    );
+    fail(&mut compare("drawn.json", "nothing.json"), 1, &["nothing.json"]);
+    fail(&mut compare("drawn.json", "real.npz"), 1, &["real.npz"]);
+}
+
+#[test]
+fn what_cannot_be_judged_is_told_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write_pictures(&at("drawn"), 2, 20);
+    fs::create_dir(at("empty")).unwrap();
+    let drawn = at("drawn");
+    let drawn = text(&drawn);
+    let judge = |more: &[&str]| {
+        let mut command = calotype(&["evaluate", "pictures"]);
+        command.args(more);
+        command
+    };
+    fail(&mut judge(&[drawn]), 2, &["fid compares with other pictures", "--reference"]);
+    fail(&mut judge(&[drawn, "--reference", drawn]), 2, &["--inception", "pt_inception-2015-12-05-6726825d.pth"]);
+    fail(&mut judge(&[drawn, "--metrics", "fit"]), 2, &["`fit` is no metric", "kid"]);
+    fail(&mut judge(&[drawn, "--reference", drawn, "--fid-variant", "x"]), 2, &["`x` is no variant", "clean-fid"]);
+    let empty = at("empty");
+    fail(&mut judge(&[text(&empty), "--reference", drawn]), 1, &["empty"]);
+    let two = ["--reference", "x.npz", "--fid-variant", "tf,clean-fid"];
+    fail(judge(&[drawn]).args(two), 2, &["x.npz", "inception/clean-fid and inception/tf"]);
+    let rows = ["--reference", "x.npz", "--metrics", "kid"];
+    fail(judge(&[drawn]).args(rows), 2, &["x.npz", "kid needs the pictures"]);
+}
