@@ -7,7 +7,8 @@
 # 1. A run that is handed the reference's published convergence: its log passes in rounds 4.0, 4.1 and 5.0.
 # 2. The same with results that miss the targets, and ended by easier targets of its own: only the rule of accuracy is broken.
 # 3. Runs whose kept checkpoints are evaluated after training pass, and so does a run that was killed and went on.
-# 4. Ten runs, packed: the checkers of packages and of reference points (RCPs) accept the tree. The sample counts of runs so short are no
+# 4. A mini run that draws and judges its own images, on networks of random weights: only the rule of accuracy is broken.
+# 5. Ten runs, packed: the checkers of packages and of reference points (RCPs) accept the tree. The sample counts of runs so short are no
 #    reference's, so that the RCP checker is told to bypass that. With --full the ten runs have a batch of 512 and as many samples as the
 #    reference needed, and nothing is bypassed: hours, on two cores.
 #
@@ -34,7 +35,7 @@ if [ -z "$program" ]; then
     program="${CARGO_TARGET_DIR:-target}/release/calotype"
 fi
 program="$(realpath "$program")" golden="$PWD/scripts/mlperf-golden.py"
-mini=training/stable_diffusion/mlperf_01x08x08_mini
+mini=training/stable_diffusion/mlperf_32x08x02_mini judging=training/stable_diffusion/mlperf_01x08x08_mini
 has_mini=no
 if [ -f "recipes/$mini.toml" ]; then has_mini=yes; fi
 if [ -z "$out" ]; then
@@ -199,6 +200,14 @@ keys() {
     sed 's/"time_ms": [0-9]*, //; s/"file": "[^"]*", "lineno": [0-9]*,\{0,1\}//' "$1/mlperf_compliance.log"
 }
 expect "lines by which a killed run's log differs from an uninterrupted one's" 0 "$(diff <(keys published) <(keys killed) | grep -c '^[<>]')"
+
+# It judges itself, and is not handed anything.
+if "$program" train "$judging" --out itself run.samples=1024 mlperf.enabled=true mlperf.org=Calotype mlperf.platform=mini >itself.log 2>&1; then
+    judged itself "FAILED aggregated_eval_accuracy"
+    expect "evaluations of itself" 2 "$(grep -c '"eval_stop"' itself/mlperf_compliance.log)"
+else
+    expect "the run that judges itself" 0 "$(tail -n 5 itself.log)"
+fi
 
 # Ten runs, each with a seed of its own.
 length=(run.samples=96 "$hook") bypass=(--bypass-rcp)

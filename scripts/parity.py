@@ -286,6 +286,33 @@ class Classifier(Case):
         return {"logits": model(inputs["pixel_values"]).logits}
 
 
+class Dinov2(Case):
+    """At 224 pixels, for which the positions of 518 are brought to another grid."""
+
+    component = "dinov2"
+    gradients = False
+
+    def __init__(self, registers=False, **config):
+        self.registers, self.config = registers, config
+
+    def make(self):
+        import transformers
+
+        kind = "Dinov2WithRegisters" if self.registers else "Dinov2"
+        config = getattr(transformers, kind + "Config")(image_size=518, patch_size=14, **self.config)
+        return getattr(transformers, kind + "Model")(config)
+
+    def layouts(self, model, folder):
+        model.save_pretrained(folder / "folder")
+        yield "transformers", folder / "folder", None
+
+    inputs = Vision.inputs
+
+    def run(self, model, inputs):
+        out = model(inputs["pixel_values"])
+        return {"pooler_output": out.pooler_output, "last_hidden_state": out.last_hidden_state}
+
+
 class Inception(Case):
     component = "inception"
     gradients = False
@@ -421,6 +448,11 @@ CASES = {
         hidden_act="quick_gelu", projection_dim=768,
     ),
     "ViT-B/16": Classifier(),
+    "DINOv2-B": Dinov2(),
+    "DINOv2-B with registers": Dinov2(registers=True),
+    "DINOv2-g, 2 layers": Dinov2(
+        hidden_size=1536, num_attention_heads=24, num_hidden_layers=2, use_swiglu_ffn=True,
+    ),
     "Inception v3": Inception(),
     "quickstart UNet": Quickstart("unet", "diffusers", "UNet2DConditionModel", "unet", {
         "sample": lambda: torch.randn(2, 4, 8, 8), "timestep": lambda: torch.tensor([7.0, 801.0]),
