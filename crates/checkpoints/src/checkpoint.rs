@@ -108,6 +108,8 @@ pub struct Checkpoint {
     family: Option<Family>,
     prediction: Option<Prediction>,
     prediction_source: String,
+    /// A sentence on what the checkpoint says of the prediction type, if the caller says otherwise.
+    overruled: Option<String>,
     pub(crate) weights: Vec<Weights>,
     parts: Vec<Part>,
     files: TextFiles,
@@ -208,6 +210,7 @@ impl Checkpoint {
             family: None,
             prediction: None,
             prediction_source: String::new(),
+            overruled: None,
             weights: Vec::new(),
             parts: Vec::new(),
             files: TextFiles::new(),
@@ -709,13 +712,14 @@ impl Checkpoint {
             return;
         }
         let recorded = self.prediction.map(|prediction| (prediction, self.prediction_source.clone()));
-        let given = options.prediction.map(|prediction| (prediction, "given".to_owned()));
         let marked = self.scheduler.marks.prediction();
         let marked = marked.map(|(prediction, mark)| (prediction, format!("the file holds the mark `{mark}`")));
-        let found = match given.or(recorded).map(Ok).or_else(|| self.scheduler.prediction()) {
-            None => marked
-                .or_else(|| self.family_prediction())
-                .ok_or_else(|| "not said by the checkpoint; it must be given".to_owned()),
+        let said = recorded.map(Ok).or_else(|| self.scheduler.prediction()).or(marked.map(Ok));
+        self.overruled = options.prediction.and_then(|given| overruled(given, said.as_ref()));
+        self.notes.extend(self.overruled.clone());
+        let given = options.prediction.map(|prediction| Ok((prediction, "given".to_owned())));
+        let found = match given.or(said) {
+            None => self.family_prediction().ok_or_else(|| "not said by the checkpoint; it must be given".to_owned()),
             Some(found) => {
                 found.map_err(|name| format!("the scheduler's {name} is none that is known; it must be given"))
             }
@@ -792,6 +796,12 @@ impl Checkpoint {
     /// The source of the prediction type, or a sentence that it is not known.
     pub fn prediction_source(&self) -> &str {
         &self.prediction_source
+    }
+
+    /// A sentence for people if the prediction type that was given is not the one that the checkpoint says; it is among the
+    /// [`notes`](Self::notes) too.
+    pub fn overruled_prediction(&self) -> Option<&str> {
+        self.overruled.as_deref()
     }
 
     /// The components, in the order in which they were found.
@@ -949,7 +959,16 @@ impl Checkpoint {
     /// [`LayoutError::NoComponent`]; [`LayoutError::Shapes`] if tensors do not have the configuration's shapes. Missing
     /// tensors are listed in the result, not an error.
     pub fn component(&self, component: Component) -> Result<ComponentSource, LayoutError> {
-        self.component_source(&*self.part(component)?)
+        self.component_source(&*self.part(component)?, &self.learned_rows(component))
+    }
+
+    /// [`component`](Self::component) as the checkpoint itself has it: a text encoder's table without the rows of learned
+    /// words.
+    ///
+    /// # Errors
+    /// As of [`component`](Self::component).
+    pub fn component_without_words(&self, component: Component) -> Result<ComponentSource, LayoutError> {
+        self.component_source(&*self.part(component)?, &[])
     }
 
     /// The part of a component; a tower of a whole CLIP model is made on the way.
@@ -989,7 +1008,8 @@ impl Checkpoint {
         Ok(stored)
     }
 
-    fn component_source(&self, part: &Part) -> Result<ComponentSource, LayoutError> {
+    /// A part's tensors; `learned` are values that are appended to a text encoder's table.
+    fn component_source(&self, part: &Part, learned: &[f32]) -> Result<ComponentSource, LayoutError> {
         if !part.shape_problems.is_empty() {
             return Err(LayoutError::Shapes {
                 path: self.path.clone(),
@@ -1001,7 +1021,6 @@ impl Checkpoint {
         let types: HashMap<&str, _> =
             weights.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype)).collect();
         let mut entries = Vec::with_capacity(part.specs.len());
-        let learned = self.learned_rows(part.component);
         let mut config = part.config.clone();
         for spec in &part.specs {
             let Some(place) = part.map.place(&spec.name) else { continue };
@@ -1019,7 +1038,7 @@ impl Checkpoint {
             if spec.name == TOKEN_TABLE && !learned.is_empty() {
                 entry.spec.shape[0] += learned.len() / spec.shape[1].max(1);
                 config["vocab_size"] = entry.spec.shape[0].into();
-                (entry.dtype, entry.appended) = (Dtype::F32, learned.as_slice().into());
+                (entry.dtype, entry.appended) = (Dtype::F32, learned.into());
             }
             entries.push(entry);
         }
@@ -1059,6 +1078,15 @@ impl Part {
     }
 }
 
+/// A sentence for people if what a checkpoint says of its prediction type is not what is given.
+fn overruled(given: Prediction, said: Option<&Result<(Prediction, String), String>>) -> Option<String> {
+    let (own, source) = said?.as_ref().ok().filter(|(own, _)| *own != given)?;
+    Some(format!(
+        "the prediction type {given} was given (--prediction), and the checkpoint says {own} ({source}): the images are ruined if \
+         the checkpoint is right"
+    ))
+}
+
 /// The table of a text encoder's tokens.
 const TOKEN_TABLE: &str = "text_model.embeddings.token_embedding.weight";
 
@@ -1094,6 +1122,9 @@ fn check_readable(weights: &Weights) -> Result<(), LayoutError> {
 /// Folder of the finished model in a training run's folder, which holds its recipe.
 const RUN_MODEL: &str = "model";
 
+/// The figures of a finished training run.
+const RUN_RESULT: &str = "result.json";
+
 /// Folder of the saved states in a training run's folder.
 const RUN_CHECKPOINTS: &str = "checkpoints";
 
@@ -1110,8 +1141,22 @@ fn unfinished(path: &Path, has: impl Fn(&str) -> bool) -> Option<String> {
     if has("quickstart.json") {
         return Some(format!("a quickstart that is not finished; {again}"));
     }
-    let saved = || newest_saved(&path.join(RUN_CHECKPOINTS)).unwrap_or(0);
-    has("recipe.toml").then(|| format!("a training run that is not finished, with {} samples saved; {again}", saved()))
+    if !has("recipe.toml") {
+        return None;
+    }
+    let saved = newest_saved(&path.join(RUN_CHECKPOINTS));
+    Some(match (has(RUN_RESULT), saved) {
+        (true, Some(_)) => format!(
+            "a finished training run whose folder {RUN_MODEL} is gone; the command that trained it (`calotype train`) writes it again \
+             from the last checkpoint"
+        ),
+        (true, None) => format!(
+            "a finished training run whose folders {RUN_MODEL} and {RUN_CHECKPOINTS} are gone; copy one of both back, or train again"
+        ),
+        (false, saved) => {
+            format!("a training run that is not finished, with {} samples saved; {again}", saved.unwrap_or(0))
+        }
+    })
 }
 
 /// Samples of the newest checkpoint in a run's folder of them.

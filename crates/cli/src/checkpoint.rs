@@ -5,9 +5,10 @@ use crate::commands::{Usage, print};
 use crate::reports::{Image, Runs, has_settings};
 use anyhow::Result;
 use calotype_checkpoints::{
-    Checkpoint, ConvertOptions, Family, LayoutError, OpenOptions, Prediction, Report, Target, convert, inspect,
+    Checkpoint, ConvertOptions, Family, LayoutError, OpenOptions, Prediction, Report, Target, convert,
 };
 use calotype_data::source::{self, SourceOptions, Summary};
+use calotype_pipeline::belonging;
 use calotype_train::runs::{Held, RunReport, held};
 use calotype_weights::Dtype;
 use clap::Args;
@@ -27,6 +28,18 @@ pub(crate) struct InspectArgs {
     tensors: bool,
     #[command(flatten)]
     open: OpenArgs,
+}
+
+impl InspectArgs {
+    /// The report on a checkpoint, with the networks that do not belong together among its problems.
+    fn report(&self) -> Result<Report, LayoutError> {
+        let checkpoint = Checkpoint::open_with(&self.path, &self.open.options())?;
+        let mut report = Report::of(&checkpoint, self.tensors);
+        // What keeps networks from being compared is a problem of the checkpoint, and no failure of the report.
+        let problems = belonging::problems(&checkpoint).unwrap_or_else(|error| vec![error.to_string()]);
+        report.problems.extend(problems);
+        Ok(report)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -57,7 +70,7 @@ pub(crate) struct OpenArgs {
     /// Take the averaged weights of a single file.
     #[arg(long)]
     ema: bool,
-    /// The UNet's prediction type, where the checkpoint does not say it.
+    /// The UNet's prediction type, where the checkpoint does not say it or says it wrongly.
     #[arg(long, value_name = "TYPE", value_parser = named::<Prediction>())]
     prediction: Option<Prediction>,
     /// The family, where the weights do not show it (mlperf-sd2).
@@ -138,6 +151,9 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     if let Some(warning) = checkpoint.unused_warning() {
         eprintln!("warning: {warning}");
     }
+    if let Some(note) = checkpoint.overruled_prediction() {
+        eprintln!("warning: {}: {note}", path.display());
+    }
     for (word, vectors) in checkpoint.learned_words() {
         eprintln!("embedding: `{word}` stands for {vectors} learned vectors");
     }
@@ -179,7 +195,7 @@ fn refuse_repository(path: &Path) -> Result<()> {
 
 /// Refuses networks that were not trained together, and tells of one that was chosen so.
 fn check_belonging(checkpoint: &Checkpoint) -> Result<()> {
-    if let Some(note) = calotype_pipeline::belonging::check(checkpoint)? {
+    if let Some(note) = belonging::check(checkpoint)? {
         eprintln!("note: {note}");
     }
     Ok(())
@@ -223,14 +239,14 @@ pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
             Held::Run(RunReport { model: None, .. }) | Held::Preparation { .. } => None,
             Held::TrainingCheckpoint(_) | Held::Snapshot(_) => None,
             Held::Quickstart { summary: None, .. } => None,
-            _ => Some(inspect(&args.path, &args.open.options(), args.tensors)?),
+            _ => Some(args.report()?),
         };
         return tell(&Trained { training: &training, model }, args.json.json);
     }
     if has_settings(&args.path) {
         return tell(&Image::read(&args.path)?, args.json.json);
     }
-    match inspect(&args.path, &args.open.options(), args.tensors) {
+    match args.report() {
         Ok(report) => tell(&report, args.json.json),
         Err(error) => inspect_other(args, error.into()),
     }

@@ -45,6 +45,12 @@ pub(crate) enum Stopped {
     /// In the work itself.
     #[error("stopped after {0} samples, everything is saved; run the same command again to go on")]
     After(u64),
+    /// Between whole shards of encoded samples; those of all slices that are done.
+    #[error(
+        "stopped with {0} samples saved, in whole shards; a shard that was begun is encoded again: run the same command again to \
+         go on"
+    )]
+    Encoded(u64),
     /// Before a run's training, while something was being made for it.
     #[error(
         "stopped before the training began, while something that it needs was being made ({0}); what is there is kept: run the \

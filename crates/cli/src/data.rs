@@ -86,7 +86,7 @@ fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
     for slice in args.slices.slices()? {
         let of = if slice.count > 1 { format!("slice {}: ", slice.id) } else { String::new() };
         let done = match stages::precache(&recipe, slice, &device, stop)? {
-            StageEnd::Interrupted { samples } => return Err(Stopped::After(samples).into()),
+            StageEnd::Interrupted { samples } => return Err(Stopped::Encoded(account.written + samples).into()),
             StageEnd::Done(done) => done,
         };
         account.taken += done.samples as u64;

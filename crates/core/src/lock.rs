@@ -35,6 +35,19 @@ pub struct Holder {
     pub started: u64,
 }
 
+impl Holder {
+    /// Whether it is a process of another machine, of which nobody here knows if it lives.
+    pub fn is_elsewhere(&self) -> bool {
+        self.host != host()
+    }
+
+    /// Whether it is known to have ended without giving the folder back: a process of this machine that is not there any more.
+    pub fn is_gone(&self) -> bool {
+        // Where the system tells nothing of this process, it tells nothing of others either.
+        !self.is_elsewhere() && start_of("self") != 0 && !is_alive(self)
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ago = seconds_since_1970().saturating_sub(self.since);
@@ -105,7 +118,7 @@ impl FolderLock {
         };
         let said = read(&mut file);
         let age = file.metadata().and_then(|status| status.modified()).ok().and_then(|time| time.elapsed().ok());
-        let elsewhere = said.as_ref().is_some_and(|holder| holder.host != host());
+        let elsewhere = said.as_ref().is_some_and(Holder::is_elsewhere);
         let alive = match &said {
             Some(_) if elsewhere => age.is_some_and(|age| age < DEAD_AFTER),
             Some(holder) => holder.pid != std::process::id() && is_alive(holder),
@@ -241,6 +254,16 @@ mod tests {
         std::fs::create_dir(blocked.path().join(LOCK_FILE)).unwrap();
         let error = FolderLock::take(blocked.path()).unwrap_err().to_string();
         assert!(error.contains("a folder is at the place of the lock"), "{error}");
+    }
+
+    #[test]
+    fn whether_a_holder_is_gone_is_said_of_this_machine_alone() {
+        let own = Holder { host: host(), pid: std::process::id(), since: 5, started: start_of("self") };
+        assert!(!own.is_gone());
+        let dead = Holder { pid: u32::MAX - 1, ..own.clone() };
+        assert_eq!(dead.is_gone(), own.started != 0);
+        let elsewhere = Holder { host: "another-machine".to_owned(), ..dead };
+        assert!(elsewhere.is_elsewhere() && !elsewhere.is_gone() && !own.is_elsewhere());
     }
 
     #[test]

@@ -60,12 +60,17 @@ impl Progress {
 
     /// Says that the stage continues after `samples`, which must not count as speed.
     pub fn starting_at(mut self, samples: u64) -> Self {
+        self.start_at(samples);
+        self
+    }
+
+    /// [`starting_at`](Self::starting_at) for a stage whose beginning was not known when it was made.
+    pub fn start_at(&mut self, samples: u64) {
         self.samples = samples;
         self.speed = Speed::new(samples, Instant::now());
         if let Display::Bar(bar) = &self.display {
             bar.set_position(samples);
         }
-        self
     }
 
     /// Says that the stage turned out to have `total` samples.
@@ -89,14 +94,18 @@ impl Progress {
         }
     }
 
-    /// Ends the stage with a last line of totals. Dropping it unfinished removes the bar and shows nothing.
+    /// Ends the stage with a last line of totals: the speed is that of all its time. Dropping it unfinished removes the bar and shows nothing.
     pub fn finish(&mut self) {
         if self.finished {
             return;
         }
+        self.finish_at(Instant::now());
+    }
+
+    fn finish_at(&mut self, now: Instant) {
         self.finished = true;
-        let elapsed = self.speed.started.elapsed();
-        let line = self.line(&format!("  took {}", format_duration(elapsed)));
+        let elapsed = now.duration_since(self.speed.started);
+        let line = self.line(self.speed.whole(self.samples, now), &format!("  took {}", format_duration(elapsed)));
         match &mut self.display {
             Display::Bar(bar) => {
                 bar.println(&line);
@@ -140,11 +149,11 @@ impl Progress {
         let taken = now.duration_since(self.speed.started);
         let line_due = matches!(&self.display, Display::Lines { every, at_most, last, .. }
             if last.is_none_or(|last| now.duration_since(last) >= (taken / PAUSE_PART).clamp(*every, *at_most)));
-        let line = if line_due { self.line(&left) } else { String::new() };
+        let line = if line_due { self.line(self.speed.per_second, &left) } else { String::new() };
         match &mut self.display {
             Display::Bar(bar) => {
                 bar.set_position(samples);
-                bar.set_message(format!("{}{}{left}", self.speed.text(self.units[1]), self.fields));
+                bar.set_message(format!("{}{}{left}", speed_text(self.speed.per_second, self.units[1]), self.fields));
             }
             Display::Lines { out, last, .. } if line_due => {
                 *last = Some(now);
@@ -154,13 +163,13 @@ impl Progress {
         }
     }
 
-    fn line(&self, tail: &str) -> String {
+    fn line(&self, per_second: Option<f64>, tail: &str) -> String {
         let (done, total) = (format_count(self.samples), format_count(self.total));
         format!(
             "{}  {done}/{total} {}{}{}{tail}",
             self.stage,
             self.units[0],
-            self.speed.text(self.units[1]),
+            speed_text(per_second, self.units[1]),
             self.fields
         )
     }
@@ -210,17 +219,30 @@ pub fn format_number(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// Samples per second, averaged exponentially over [`SPEED_WINDOW_SECONDS`].
+/// Samples per second, averaged exponentially over [`SPEED_WINDOW_SECONDS`], each time by its length.
 struct Speed {
     started: Instant,
+    /// Where the count began, and when.
+    first_samples: u64,
+    first_time: Instant,
     last_samples: u64,
     last_time: Instant,
     per_second: Option<f64>,
+    /// Sum of the weights in the average, below 1 at first.
+    weight: f64,
 }
 
 impl Speed {
     fn new(samples: u64, now: Instant) -> Self {
-        Self { started: now, last_samples: samples, last_time: now, per_second: None }
+        Self {
+            started: now,
+            first_samples: samples,
+            first_time: now,
+            last_samples: samples,
+            last_time: now,
+            per_second: None,
+            weight: 0.0,
+        }
     }
 
     fn update(&mut self, samples: u64, now: Instant) {
@@ -235,14 +257,23 @@ impl Speed {
         }
         let current = (samples - self.last_samples) as f64 / seconds;
         let keep = (-seconds / SPEED_WINDOW_SECONDS).exp();
-        self.per_second = Some(self.per_second.map_or(current, |old| old * keep + current * (1.0 - keep)));
+        self.weight = self.weight * keep + (1.0 - keep);
+        let share = (1.0 - keep) / self.weight;
+        self.per_second = Some(self.per_second.map_or(current, |old| old + (current - old) * share));
         self.last_samples = samples;
         self.last_time = now;
     }
 
-    fn text(&self, unit: &str) -> String {
-        self.per_second.map(|speed| format!("  {} {unit}", format_speed(speed))).unwrap_or_default()
+    /// Samples per second since the count began; none if nothing was done.
+    fn whole(&self, samples: u64, now: Instant) -> Option<f64> {
+        let seconds = now.duration_since(self.first_time).as_secs_f64();
+        let done = samples.saturating_sub(self.first_samples);
+        (done > 0 && seconds > 0.0).then(|| done as f64 / seconds)
     }
+}
+
+fn speed_text(per_second: Option<f64>, unit: &str) -> String {
+    per_second.map(|speed| format!("  {} {unit}", format_speed(speed))).unwrap_or_default()
 }
 
 fn format_speed(speed: f64) -> String {
@@ -324,6 +355,33 @@ mod tests {
         progress.finish();
         assert_eq!(out.lines().len(), 2);
         assert!(out.lines()[1].contains("took"));
+    }
+
+    /// The first of 16 images of a batch comes after all the work, and the others in no time.
+    #[test]
+    fn the_last_line_divides_by_all_the_time() {
+        let (mut progress, out) = lines_progress(16);
+        let at = |start: Instant, milliseconds: u64| start + Duration::from_millis(milliseconds);
+        let start = progress.speed.started;
+        (1..=16).for_each(|image| progress.set_at(image, &[], at(start, 400)));
+        progress.finish_at(at(start, 500));
+        assert_eq!(out.lines()[1], "diffusion  16/16 samples  32.0 img/s  took 500ms");
+        let (mut progress, out) = lines_progress(300);
+        progress.start_at(200);
+        let start = progress.speed.started;
+        progress.set_at(220, &[], at(start, 2000));
+        progress.finish_at(at(start, 4000));
+        assert_eq!(out.lines()[1], "diffusion  220/300 samples  5.000 img/s  took 4.0s");
+    }
+
+    #[test]
+    fn a_short_time_counts_little() {
+        let (mut progress, _) = lines_progress(10_000);
+        let start = progress.speed.started;
+        progress.set_at(1000, &[], start + Duration::from_millis(2));
+        progress.set_at(1100, &[], start + Duration::from_secs(2));
+        let speed = progress.speed.per_second.unwrap();
+        assert!((500.0..600.0).contains(&speed), "{speed}");
     }
 
     #[test]

@@ -8,8 +8,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// What the first signal is answered with.
-const ASKED: &str =
-    "stopping, and saving first; again (Ctrl-C) to stop at once, losing what came after the last checkpoint";
+const ASKED: &str = "stopping, and saving first; again (Ctrl-C) to stop at once, losing what is not saved yet";
 
 /// Tells long work to finish what it is doing, save and return. Clones share one state.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +28,7 @@ impl StopFlag {
         Self::install_with(true)
     }
 
-    /// [`StopFlag::install`] for a process that another one speaks for: no line answers the first signal.
+    /// [`StopFlag::install`] for a process that another one speaks for, or that ends soon: no line answers the first signal.
     ///
     /// # Errors
     /// As [`StopFlag::install`].

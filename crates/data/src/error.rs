@@ -264,6 +264,15 @@ pub enum Error {
         detail: String,
     },
 
+    /// A file that should be an image, and no sample.
+    #[error("{}: image cannot be used: {detail}", path.display())]
+    BadImageFile {
+        /// The file.
+        path: PathBuf,
+        /// The fault, in words.
+        detail: String,
+    },
+
     /// A malformed `.npy` part.
     #[error("sample `{key}`: part `{part}`: {source}")]
     Npy {
@@ -298,8 +307,15 @@ pub enum Error {
     Mds(#[from] Box<MdsError>),
 
     /// Decoding one sample in the loader failed.
-    #[error("sample `{key}` (position {position}): {source}")]
+    #[error(
+        "{file} (position {position}): {}; mend or remove it, leave it out of shards with `calotype data check --quarantine`, or take \
+         other samples in the place of such ones with data.on_error=skip (with other samples or settings, a run that has saved \
+         something goes on in another folder, with --from)",
+        with_key(key, source.as_ref())
+    )]
     Decode {
+        /// The file that holds it, or the whole source: [`Source::file_of`](crate::Source::file_of).
+        file: String,
         /// Position in the stream.
         position: u64,
         /// Key of the sample.
@@ -419,6 +435,12 @@ pub enum Error {
     },
 }
 
+/// What a decoder says of a sample, with the sample's name, once.
+fn with_key(key: &str, error: &(dyn std::error::Error + 'static)) -> String {
+    let (text, name) = (error.to_string(), format!("sample `{key}`"));
+    if text.starts_with(&name) { text } else { format!("{name}: {text}") }
+}
+
 /// Text out of a file, for a message: one line of letters that every terminal shows, and no more than that.
 pub(crate) fn printable(text: &str) -> String {
     const LONGEST: usize = 200;
@@ -441,9 +463,19 @@ impl Error {
     /// True if the error is of one sample alone, so that a reader may go on without it.
     pub fn concerns_one_sample(&self) -> bool {
         match self {
-            Error::BadSample { .. } | Error::BadRow { .. } | Error::BadImage { .. } => true,
+            Error::BadSample { .. } | Error::BadRow { .. } | Error::BadImage { .. } | Error::BadImageFile { .. } => {
+                true
+            }
             Error::Mds(error) => matches!(error.fault, MdsFault::Value { .. }),
             _ => false,
+        }
+    }
+
+    /// The same of an image that is a file by itself: it is no sample of anything.
+    pub fn of_file(self, path: &Path) -> Self {
+        match self {
+            Error::BadImage { detail, .. } => Error::BadImageFile { path: path.to_owned(), detail },
+            other => other,
         }
     }
 

@@ -416,7 +416,7 @@ where
         let sample = held.sample();
         Ok((self.decode)(position, &sample).map_err(|source| {
             let key = sample.key().to_owned();
-            (key.clone(), Error::Decode { position, key, source })
+            (key.clone(), Error::Decode { file: self.dataset.file_of(index), position, key, source })
         }))
     }
 }

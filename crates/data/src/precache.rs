@@ -122,8 +122,8 @@ struct ProgressFile {
 /// # Errors
 /// [`Error::EncoderMismatch`] or [`Error::FolderInUse`] if `out_dir` holds another finished dataset,
 /// [`Error::ProgressMismatch`] if it holds another unfinished one, [`Error::EncoderContract`] if keys or counts do not
-/// match, [`Error::Encode`], [`Error::DuplicateKey`] within a shard, [`Error::Interrupted`], [`Error::InvalidArgument`],
-/// [`Error::Io`], and those of [`Source::get`].
+/// match, [`Error::Encode`], [`Error::DuplicateKey`] within a shard, [`Error::Interrupted`] with the samples of whole shards as
+/// done, [`Error::InvalidArgument`], [`Error::Io`], and those of [`Source::get`].
 pub fn precache(
     dataset: &dyn Source,
     encoder: &mut dyn SampleEncoder,
@@ -146,17 +146,20 @@ pub fn precache(
         return Ok(Precached { index: Some(index), ..done });
     }
     stage.claim()?;
-    let mut samples = 0;
-    for shard in range {
-        let record = match stage.kept(shard)? {
+    let kept = range.clone().map(|shard| stage.kept(shard)).collect::<Result<Vec<_>>>()?;
+    let mut saved = kept.iter().flatten().map(|record| record.samples).sum();
+    // The first report says what was there before.
+    control.report("precache", saved, total);
+    for (shard, kept) in range.zip(kept) {
+        let record = match kept {
             Some(record) => record,
             None => {
-                let record = stage.encode_shard(shard, encoder, (samples, total), control)?;
+                let record = stage.encode_shard(shard, encoder, (saved, total), control)?;
                 done.encoded += record.samples;
+                saved += record.samples;
                 record
             }
         };
-        samples += record.samples;
         done.bytes += record.bytes;
     }
     done.index = stage.conclude()?;
@@ -284,12 +287,12 @@ impl Stage<'_> {
         Ok(None)
     }
 
-    /// Writes a shard and its record. `progress` is the number of samples before it, and in all.
+    /// Writes a shard and its record. `saved` is the number of samples in shards that are there, `total` that of all.
     fn encode_shard(
         &self,
         shard: usize,
         encoder: &mut dyn SampleEncoder,
-        (before, total): (usize, usize),
+        (saved, total): (usize, usize),
         control: &mut Control<'_>,
     ) -> Result<ShardRecord> {
         let path = self.out.join(self.file_of(shard));
@@ -297,7 +300,8 @@ impl Stage<'_> {
         let mut file = ShardFile::create(&path)?;
         let mut keys = HashSet::new();
         for first in range.clone().step_by(self.plan.layout.batch) {
-            control.checkpoint("precache", before + file.samples(), total)?;
+            let looked = control.checkpoint("precache", saved + file.samples(), total);
+            looked.map_err(|error| with_done(error, saved))?;
             let batch = first..(first + self.plan.layout.batch).min(range.end);
             for sample in encode_batch(self.dataset, encoder, batch)? {
                 file.write(&sample)?;
@@ -339,6 +343,14 @@ impl Stage<'_> {
             durable::remove_leftovers(&self.out.join(name));
         }
         let _ = fs::remove_dir_all(self.out.join(RECORDS));
+    }
+}
+
+/// A stop loses the shard that is being written: done are those before it.
+fn with_done(error: Error, saved: usize) -> Error {
+    match error {
+        Error::Interrupted { stage, total, .. } => Error::Interrupted { stage, done: saved, total },
+        other => other,
     }
 }
 

@@ -17,8 +17,10 @@
 //! -1.78e-6 in torch-fidelity, and 0 to 1e-12 of the traces here. One picture is refused by all of them in some way: pytorch-fid
 //! with an error of linear algebra, torchmetrics and this crate by saying that two are needed.
 
+use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt_pivoting::factor::{PivLltParams, cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par, Spec};
 
@@ -111,17 +113,40 @@ fn square_root_factor(statistics: &GaussianStatistics) -> Result<Mat<f64>> {
     let (mut order, mut places) = (vec![0usize; width], vec![0usize; width]);
     let params: Spec<PivLltParams, f64> = Default::default();
     let scratch = cholesky_in_place_scratch::<usize, f64>(width, Par::Seq, params);
-    let (info, _) = cholesky_in_place(
+    let factored = cholesky_in_place(
         matrix.as_mut(),
         &mut order,
         &mut places,
         Par::Seq,
         MemStack::new(&mut MemBuffer::new(scratch)),
         params,
-    )
-    .map_err(|_| MetricsError::NoConvergence("the Cholesky factorisation", width))?;
+    );
+    // What rounding leaves of equal features has no positive pivot.
+    let Ok((info, _)) = factored else { return factor_by_eigenvalues(statistics) };
     let lower = |row: usize, column: usize| if column <= row { matrix[(row, column)] } else { 0.0 };
     Ok(Mat::from_fn(width, info.rank, |row, column| lower(places[row], column)))
+}
+
+/// The same by `Σ = U Λ Uᵀ`, of any symmetric matrix: eigenvalues that are noise, of either sign, count as zero.
+fn factor_by_eigenvalues(statistics: &GaussianStatistics) -> Result<Mat<f64>> {
+    let width = statistics.width();
+    let matrix = Mat::from_fn(width, width, |r, c| statistics.covariance[r * width + c]);
+    let mut values = Diag::<f64>::zeros(width);
+    let mut vectors = Mat::<f64>::zeros(width, width);
+    let scratch = self_adjoint_evd_scratch::<f64>(width, ComputeEigenvectors::Yes, Par::Seq, Default::default());
+    self_adjoint_evd(
+        matrix.as_ref(),
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .map_err(|_| MetricsError::NoConvergence("the eigendecomposition", width))?;
+    let values = values.column_vector();
+    let least = noise(values.iter().copied().fold(0.0, f64::max), width);
+    let kept: Vec<usize> = (0..width).filter(|&index| values[index] > least).collect();
+    Ok(Mat::from_fn(width, kept.len(), |row, column| vectors[(row, kept[column])] * values[kept[column]].sqrt()))
 }
 
 /// `leftᵀ · right`.
@@ -149,6 +174,20 @@ mod tests {
             let set = GaussianStatistics::from_features(&features(rows, 64, 1.0, 3), 64).unwrap();
             let distance = frechet_distance(&set, &set).unwrap();
             assert!((0.0..1e-12).contains(&distance), "{rows} rows: {distance}");
+        }
+    }
+
+    #[test]
+    fn equal_rows_are_a_point() {
+        let row: Vec<f32> = (0..64).map(|i| 0.1 + (i as f32 * 0.37).sin()).collect();
+        let copies = |count: usize| GaussianStatistics::from_features(&row.repeat(count), 64).unwrap();
+        let spread = GaussianStatistics::from_features(&features(100, 64, 1.0, 8), 64).unwrap();
+        for count in [2, 3, 5, 130] {
+            let distance = frechet_distance(&copies(count), &copies(2)).unwrap();
+            assert!((0.0..1e-12).contains(&distance), "{count} copies: {distance}");
+            let far = frechet_distance(&copies(count), &spread).unwrap();
+            let means: f64 = copies(count).mean.iter().zip(&spread.mean).map(|(a, b)| (a - b).powi(2)).sum();
+            assert!((far - means - trace(&spread)).abs() < 1e-6 * far, "{count} copies: {far}");
         }
     }
 

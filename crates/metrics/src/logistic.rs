@@ -237,7 +237,9 @@ mod tests {
         assert!(fit(&[0, 0], 1, usual).contains("at least 2 classes, found 1"));
         assert!(fit(&[0, 2, 0], 3, usual).contains("no row is of class 1"));
         assert!(fit(&[0, 3], 3, usual).contains("row 1 names candidate 3, but there are 3"));
-        assert!(fit(&[0, 1], 2, LogisticOptions { c: 0.0, ..usual }).contains("c is 0; it must be a finite number above 0"));
+        assert!(
+            fit(&[0, 1], 2, LogisticOptions { c: 0.0, ..usual }).contains("c is 0; it must be a finite number above 0")
+        );
         assert!(fit(&[0, 1], 2, LogisticOptions { tolerance: f64::NAN, ..usual }).contains("the tolerance is NaN"));
         let short = LogisticRegression::fit(&[0.5; 3], 2, &[0, 1], 2, &usual).unwrap_err().to_string();
         assert!(short.contains("expected 4 values, found 3"), "{short}");

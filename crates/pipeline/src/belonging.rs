@@ -5,7 +5,7 @@
 
 use crate::error::PipelineError;
 use crate::network::hash_tensors;
-use calotype_checkpoints::{Checkpoint, Component, LayoutError};
+use calotype_checkpoints::{Checkpoint, Component, ComponentSource, LayoutError};
 use calotype_core::durable;
 use calotype_weights::TensorSource;
 use std::collections::BTreeMap;
@@ -37,23 +37,38 @@ pub fn record(folder: &Path) -> Result<(), PipelineError> {
 /// # Errors
 /// [`PipelineError::Setting`] naming the network; others if a file cannot be read.
 pub fn check(checkpoint: &Checkpoint) -> Result<Option<String>, PipelineError> {
-    let Some(recorded) = recorded(checkpoint)? else { return Ok(None) };
-    let path = checkpoint.path().join(TRAINED_TOGETHER);
-    let found = hashes(checkpoint)?;
-    let strange = found.iter().filter(|(name, hash)| recorded.get(*name).is_some_and(|recorded| recorded != *hash));
-    let chosen = |name: &str| name.parse().is_ok_and(|component| checkpoint.is_taken_elsewhere(component));
-    let (chosen, strange): (Vec<&String>, Vec<&String>) = strange.map(|(name, _)| name).partition(|name| chosen(name));
+    let shown = checkpoint.path().display();
+    let (chosen, strange) = strangers(checkpoint)?;
     match strange.first() {
-        None => Ok(chosen.first().map(|name| {
-            format!("{}: the other networks were not trained with this {name}", checkpoint.path().display())
-        })),
-        Some(name) => Err(PipelineError::setting(format!(
-            "{}: its {name} is not the one that the other networks were trained with ({TRAINED_TOGETHER} there has another hash \
-             of its weights); put the former one back, or remove {} to use them together all the same",
-            checkpoint.path().display(),
-            path.display()
-        ))),
+        None => Ok(chosen.first().map(|name| format!("{shown}: the other networks were not trained with this {name}"))),
+        Some(name) => Err(PipelineError::setting(format!("{shown}: {}", problem(checkpoint, name)))),
     }
+}
+
+/// Sentences about the networks of a folder that are not those that training put there, for people who look at it.
+///
+/// # Errors
+/// [`PipelineError`] if a file cannot be read.
+pub fn problems(checkpoint: &Checkpoint) -> Result<Vec<String>, PipelineError> {
+    let (_, strange) = strangers(checkpoint)?;
+    Ok(strange.iter().map(|name| problem(checkpoint, name)).collect())
+}
+
+fn problem(checkpoint: &Checkpoint, name: &str) -> String {
+    format!(
+        "its {name} is not the one that the other networks were trained with ({TRAINED_TOGETHER} there has another hash of its \
+         weights); put the former one back, or remove {} to use them together all the same",
+        checkpoint.path().join(TRAINED_TOGETHER).display()
+    )
+}
+
+/// The networks that are not those that training recorded: those that the caller takes from elsewhere, and the others.
+fn strangers(checkpoint: &Checkpoint) -> Result<(Vec<String>, Vec<String>), PipelineError> {
+    let Some(recorded) = recorded(checkpoint)? else { return Ok(Default::default()) };
+    let found = own_hashes(checkpoint)?;
+    let strange = found.into_iter().filter(|(name, hash)| recorded.get(name).is_some_and(|recorded| recorded != hash));
+    let chosen = |name: &str| name.parse().is_ok_and(|component| checkpoint.is_taken_elsewhere(component));
+    Ok(strange.map(|(name, _)| name).partition(|name| chosen(name)))
 }
 
 /// The hashes that training recorded of a checkpoint's networks, by component; none for other checkpoints.
@@ -65,15 +80,31 @@ pub fn recorded(checkpoint: &Checkpoint) -> Result<Option<BTreeMap<String, Strin
     durable::read_json(&path).map_err(PipelineError::io("read", path.clone()))
 }
 
-/// The hashes of the tensors of a checkpoint's networks under canonical keys, by component.
+/// The hashes of the tensors of a checkpoint's networks under canonical keys, by component; those of text encoders with the
+/// learned words that they were given.
 ///
 /// # Errors
 /// [`PipelineError`] if a tensor cannot be read.
 pub fn hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, PipelineError> {
+    hashes_of(checkpoint, |component| checkpoint.component(component))
+}
+
+/// [`hashes`] of what the checkpoint itself holds, without learned words.
+///
+/// # Errors
+/// [`PipelineError`] if a tensor cannot be read.
+pub fn own_hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, PipelineError> {
+    hashes_of(checkpoint, |component| checkpoint.component_without_words(component))
+}
+
+fn hashes_of(
+    checkpoint: &Checkpoint,
+    source_of: impl Fn(Component) -> Result<ComponentSource, LayoutError>,
+) -> Result<BTreeMap<String, String>, PipelineError> {
     let held = checkpoint.components();
     let held = TOGETHER.into_iter().filter(|component| held.contains(component));
     held.map(|component| {
-        let source = checkpoint.component(component)?;
+        let source = source_of(component)?;
         let names = source.entries().into_iter().map(|entry| entry.name).collect();
         let hash = hash_tensors(&source, names).map_err(|error| PipelineError::from(LayoutError::from(error)))?;
         Ok((component.name().to_owned(), hash))
@@ -85,7 +116,8 @@ pub fn hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, Pipel
 mod tests {
     use super::*;
     use crate::random_checkpoint::{RandomCheckpoint, RandomFamily};
-    use calotype_checkpoints::OpenOptions;
+    use calotype_checkpoints::{EmbeddingFile, OpenOptions};
+    use calotype_weights::{NamedTensor, write_safetensors};
 
     #[test]
     fn a_network_of_another_training_is_named() {
@@ -101,6 +133,8 @@ mod tests {
         std::fs::copy(other.join(file), own.join(file)).unwrap();
         let error = check(&open()).unwrap_err();
         assert!(error.is_usage() && error.to_string().contains("its vae is not the one"), "{error}");
+        let told = problems(&open()).unwrap();
+        assert!(told.len() == 1 && told[0].starts_with("its vae is not the one"), "{told:?}");
         // One that is named is chosen, and told if it is another.
         let with = |vae: &Path| {
             let options = OpenOptions { vae: Some(vae.to_owned()), ..OpenOptions::default() };
@@ -114,5 +148,31 @@ mod tests {
         assert!(with(&other).unwrap_err().to_string().contains("its unet is not the one"));
         std::fs::remove_file(own.join(TRAINED_TOGETHER)).unwrap();
         check(&open()).unwrap();
+        assert!(problems(&open()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn learned_words_leave_a_text_encoder_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        RandomCheckpoint::new(RandomFamily::Tiny).write(&model).unwrap();
+        record(&model).unwrap();
+        let plain = Checkpoint::open(&model).unwrap();
+        let encoder = plain.component(Component::TextEncoder).unwrap();
+        let width = encoder.config["hidden_size"].as_u64().unwrap() as usize;
+        let path = folder.path().join("word.safetensors");
+        let values = vec![0.5; 2 * width];
+        let vectors = NamedTensor::from_f32("emb_params", vec![2, width], &values);
+        write_safetensors(&path, &[vectors], &BTreeMap::new()).unwrap();
+        let embeddings = vec![EmbeddingFile { path, word: None }];
+        let with_word = Checkpoint::open_with(&model, &OpenOptions { embeddings, ..OpenOptions::default() }).unwrap();
+        let table = "text_model.embeddings.token_embedding.weight";
+        let rows = |source: ComponentSource| source.tensor(table).unwrap().shape[0];
+        let own = rows(plain.component(Component::TextEncoder).unwrap());
+        assert_eq!(rows(with_word.component(Component::TextEncoder).unwrap()), own + 2);
+        assert_eq!(rows(with_word.component_without_words(Component::TextEncoder).unwrap()), own);
+        assert_eq!(own_hashes(&with_word).unwrap(), hashes(&plain).unwrap());
+        assert_ne!(hashes(&with_word).unwrap(), hashes(&plain).unwrap());
+        assert_eq!(check(&with_word).unwrap(), None);
     }
 }

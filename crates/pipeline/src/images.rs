@@ -65,7 +65,8 @@ impl StartImage {
 
 fn read_image(path: &Path, options: &DecodeOptions, notes: &mut Vec<String>) -> Result<RgbImage, PipelineError> {
     let bytes = std::fs::read(path).map_err(PipelineError::io("read", path))?;
-    let (image, found) = RgbImage::decode_noting(&path.display().to_string(), &bytes, options)?;
+    let (image, found) =
+        RgbImage::decode_noting(&path.display().to_string(), &bytes, options).map_err(|error| error.of_file(path))?;
     let counts = DecodeNotes::default();
     counts.add(&found);
     notes.extend(counts.sentences(options).into_iter().map(|sentence| format!("{}: {sentence}", path.display())));

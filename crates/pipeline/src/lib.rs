@@ -11,6 +11,7 @@ mod adapters;
 mod batch;
 pub mod batches;
 pub mod belonging;
+pub mod contents;
 pub mod encoders;
 mod error;
 pub mod family;

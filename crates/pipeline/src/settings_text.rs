@@ -1,6 +1,7 @@
 //! The settings of an image, as they stand inside its PNG file.
 
 use crate::adapters::AdapterFile;
+use crate::contents::Contents;
 use crate::error::PipelineError;
 use crate::foreign::{self, ForeignRecord};
 use crate::images::{StartImage, read_noise};
@@ -54,6 +55,9 @@ pub struct GenerationRecord {
     /// How the image to begin with is decoded; the mask lies upright or as stored with it.
     #[serde(default)]
     pub decode: DecodeOptions,
+    /// Hashes of what it is drawn from; empty in images of versions that recorded none.
+    #[serde(default, skip_serializing_if = "Contents::is_empty")]
+    pub contents: Contents,
 }
 
 /// A network that takes over where little noise is left; see [`Refiner`](crate::Refiner).
@@ -197,6 +201,7 @@ impl GenerationRecord {
             mask: None,
             latents: None,
             decode: DecodeOptions::default(),
+            contents: Contents::new(),
         }
     }
 

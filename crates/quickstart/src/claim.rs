@@ -2,6 +2,7 @@
 
 use crate::{QuickstartError, Stages};
 use calotype_core::durable::{read_json, write_json};
+use calotype_core::lock::LOCK_FILE;
 use calotype_train::trainer::{RECIPE, first_difference};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -62,6 +63,15 @@ pub(crate) fn claim(out: &Path, preset: &str, stages: &Stages) -> Result<(), Qui
         }
     }
     write()
+}
+
+/// Refuses a folder of something else before a lock is left there. In one that has a lock, who holds it is found out first.
+///
+/// # Errors
+/// [`QuickstartError::Taken`].
+pub(crate) fn check_free(out: &Path) -> Result<(), QuickstartError> {
+    let known = [BEGUN, LOCK_FILE].iter().any(|name| out.join(name).exists());
+    if known || !out.is_dir() { Ok(()) } else { refuse_others(out) }
 }
 
 /// Refuses a folder that no quickstart has begun and that holds something: a training run, images. Hidden files, such as the lock

@@ -53,8 +53,8 @@ pub(crate) fn draw_all(
         (!image_path(folder, number).is_file()).then(request)
     };
     let requests: Vec<Request> = prompts.iter().enumerate().filter_map(absent).collect();
-    let mut progress = Progress::new(stage, prompts.len() as u64);
     let there = prompts.len() - requests.len();
+    let mut progress = Progress::new(stage, prompts.len() as u64).starting_at(there as u64);
     let mut writer = Writer { folder, stop, progress: &mut progress, done: there, failure: None };
     let outcome = pipeline.generate(&requests, &settings(pipeline, recipe)?, &mut writer);
     let (done, failure) = (writer.done, writer.failure);
@@ -115,5 +115,5 @@ pub(crate) fn save_png(image: &RgbImage, path: &Path) -> Result<(), QuickstartEr
 /// Reads an image that [`draw_all`] wrote.
 pub(crate) fn read_png(path: &Path) -> Result<RgbImage, QuickstartError> {
     let bytes = std::fs::read(path).map_err(QuickstartError::io(path))?;
-    Ok(RgbImage::decode(&path.display().to_string(), &bytes)?)
+    Ok(RgbImage::decode(&path.display().to_string(), &bytes).map_err(|error| error.of_file(path))?)
 }

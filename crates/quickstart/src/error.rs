@@ -85,7 +85,7 @@ pub enum QuickstartError {
         source: BoxError,
     },
     /// Stopped on request; everything done so far is kept.
-    #[error("{stage}: stopped after {samples} samples, everything is saved; run the same command again to go on")]
+    #[error("{stage}: stopped after {samples} samples, which are saved; run the same command again to go on")]
     Interrupted {
         /// The stage.
         stage: &'static str,

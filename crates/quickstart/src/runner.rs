@@ -1,4 +1,4 @@
-use crate::claim::{claim, short_name};
+use crate::claim::{check_free, claim, short_name};
 use crate::draw;
 use crate::judge::{Combination, Judge, Judgement, choose, held_out, open_clip, read_images};
 use crate::recipe::{EvaluationRecipe, QuickstartRecipe};
@@ -301,6 +301,7 @@ pub fn run(recipes: &RecipeLoader, options: &Options<'_>, stop: &StopFlag) -> Re
     let stages = Stages::load(recipes, options)?;
     let device = calotype_train::device::device(options.device)?;
     stages.check()?;
+    check_free(options.out)?;
     prepare_folder(options.out, stages.bytes_to_come(options.out)?)?;
     let _lock = stages::lock(options.out)?;
     claim(options.out, options.preset, &stages)?;
@@ -320,6 +321,8 @@ pub fn run(recipes: &RecipeLoader, options: &Options<'_>, stop: &StopFlag) -> Re
 }
 
 const CLOCK: &str = "seconds.json";
+/// Figures of the finished quickstart. They stay for as long as the images do that they are about.
+const SUMMARY: &str = "summary.json";
 
 impl Runner<'_> {
     fn out(&self, name: &str) -> PathBuf {
@@ -399,6 +402,12 @@ impl Runner<'_> {
         let result = self.out("diffusion").join(RESULT);
         let model = std::fs::read_to_string(&result).map_err(QuickstartError::io(&result))?;
         let now = [&self.stages.evaluation.text, &model];
+        // A summary is of these images, or of none that are there.
+        let summary = self.out(SUMMARY);
+        let is_same = |(mark, now): (&PathBuf, &&String)| std::fs::read_to_string(mark).is_ok_and(|old| old == **now);
+        if summary.exists() && !marks.iter().zip(&now).all(is_same) {
+            std::fs::remove_file(&summary).map_err(QuickstartError::io(&summary))?;
+        }
         let differs = |(mark, now): (&PathBuf, &&String)| std::fs::read_to_string(mark).is_ok_and(|old| old != **now);
         if marks.iter().zip(&now).any(differs) {
             tracing::info!("the evaluation's recipe or the model has changed: drawing all images anew");
@@ -512,8 +521,17 @@ impl Runner<'_> {
             peak_rss_gib: peak_rss_gib().unwrap_or(f64::NAN),
             pictures: written.to_vec(),
         };
-        let path = self.out("summary.json");
-        write_json(&path, &summary).map_err(QuickstartError::io(&path))?;
+        let path = self.out(SUMMARY);
+        // One that is damaged is written again.
+        let before: Option<Summary> = read_json(&path).ok().flatten();
+        let summary = match &before {
+            // A start that finds all done has measured only itself.
+            Some(before) => Summary { pictures: summary.pictures, ..before.clone() },
+            None => summary,
+        };
+        if before.as_ref() != Some(&summary) {
+            write_json(&path, &summary).map_err(QuickstartError::io(&path))?;
+        }
         report::write(self.options.out, &summary, self.stages, chosen)?;
         Ok(summary)
     }

@@ -165,8 +165,10 @@ impl DiffusionParts {
         drop((self.open_text(device, &mut notes), self.open_autoencoder(device, side, &mut notes)));
         match notes.iter().find(|note| note.contains(CHANGED)) {
             None => Ok(notes),
+            // It is refused, and nothing is left out.
             Some(note) => Err(StageError::Together(format!(
-                "{note}; put the former encoder back, or encode the dataset again (calotype data precache)"
+                "{}; put the former encoder back, or encode the dataset again (calotype data precache)",
+                note.replacen(LEFT_OUT, " ", 1)
             ))),
         }
     }
@@ -236,12 +238,24 @@ const WITHOUT_NORM: &str =
 /// What is said of an encoder that is another one now.
 const CHANGED: &str = "holds other weights than those that made the dataset";
 
+const LEFT_OUT: &str = " is left out of the pipeline: ";
+
 fn changed(path: &Path) -> String {
-    format!("{} {CHANGED}", path.display())
+    format!("{} {CHANGED}", short(path).display())
+}
+
+/// A path without steps back, as `data/../model`, below the current folder if it lies there; others as they are.
+fn short(path: &Path) -> PathBuf {
+    if !path.components().any(|part| part == std::path::Component::ParentDir) {
+        return path.to_owned();
+    }
+    let Ok(whole) = path.canonicalize() else { return path.to_owned() };
+    let here = std::env::current_dir().and_then(|here| here.canonicalize());
+    here.ok().and_then(|here| whole.strip_prefix(here).map(Path::to_owned).ok()).unwrap_or(whole)
 }
 
 fn left_out<T>(notes: &mut Vec<String>, what: &str, why: &str) -> Option<T> {
-    notes.push(format!("the {what} is left out of the pipeline: {why}"));
+    notes.push(format!("the {what}{LEFT_OUT}{why}"));
     None
 }
 
@@ -543,6 +557,21 @@ impl From<LayoutError> for StageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_told_without_steps_back() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("encoded")).unwrap();
+        std::fs::create_dir_all(folder.path().join("run/model")).unwrap();
+        let whole = folder.path().canonicalize().unwrap();
+        assert_eq!(short(&folder.path().join("encoded/../run/model")), whole.join("run/model"));
+        // As it was given, or where nothing is.
+        for same in ["run/model", "../none/of/these"] {
+            assert_eq!(short(Path::new(same)), Path::new(same));
+        }
+        let changed = changed(&folder.path().join("encoded/../run/model"));
+        assert!(changed.ends_with(CHANGED) && !changed.contains(".."), "{changed}");
+    }
 
     #[test]
     fn schedulers_say_what_training_did() {

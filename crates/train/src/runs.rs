@@ -249,8 +249,16 @@ impl RunReport {
                 result.loss_first,
                 result.loss_last
             ),
+            (None, Some(holder)) if holder.is_gone() => format!(
+                "not finished: {}{of} samples saved; process {} on {}, which had it, ended without giving it back, as one that is \
+                 killed; the same command goes on with it",
+                format_count(seen),
+                holder.pid,
+                holder.host
+            ),
             (None, Some(holder)) => {
-                format!("in use by {holder}, or that was killed; {}{of} samples saved", format_count(seen))
+                let unsure = if holder.is_elsewhere() { ", or that was killed" } else { "" };
+                format!("in use by {holder}{unsure}; {}{of} samples saved", format_count(seen))
             }
             (None, None) => {
                 format!("not finished: {}{of} samples saved; the same command goes on with it", format_count(seen))
@@ -270,9 +278,15 @@ impl fmt::Display for RunReport {
             let (samples, bytes) = (format_count(saved.samples), format_bytes(saved.bytes));
             writeln!(f, "  checkpoint  {} ({samples} samples, {bytes})", saved.path.display())?;
         }
-        match &self.model {
-            Some(model) => writeln!(f, "  model       {}", model.display()),
-            None => Ok(()),
+        match (&self.model, &self.result, self.checkpoints.last()) {
+            (Some(model), ..) => writeln!(f, "  model       {}", model.display()),
+            (None, None, _) => Ok(()),
+            (None, Some(_), Some(_)) => {
+                writeln!(f, "  model       gone; the same command writes it again from the last checkpoint")
+            }
+            (None, Some(_), None) => {
+                writeln!(f, "  model       gone, and so are the checkpoints: copy one of both back")
+            }
         }
     }
 }

@@ -102,6 +102,16 @@ pub fn export<T: Task>(
     Ok(Exported { samples: checkpoint.samples, weights })
 }
 
+/// Samples of a run's newest checkpoint, if it has one.
+///
+/// # Errors
+/// [`SavedError::Checkpoint`]: the folder cannot be read.
+pub(crate) fn newest(run: &Path) -> Result<Option<u64>, SavedError> {
+    let folder = run.join(CHECKPOINTS);
+    let saved = if folder.is_dir() { saved_in(&folder)? } else { Vec::new() };
+    Ok(saved.last().map(|(samples, _)| *samples))
+}
+
 /// A run's checkpoint behind some samples, or its newest one; every hash is verified.
 fn checkpoint_of(run: &Path, at: Option<u64>) -> Result<Checkpoint, SavedError> {
     let folder = run.join(CHECKPOINTS);

@@ -11,12 +11,12 @@ use crate::hooks;
 use crate::inputs::Conditioning;
 use crate::precache::{Encoders, PrecacheRecipe, measure_scale_factor};
 use crate::record::RecordOptions;
-use crate::saved::SavedError;
+use crate::saved::{self, SavedError, WantedModel};
 use crate::sources::open_source;
 use crate::start::{self, StartError};
 use crate::task::{BoxError, Task};
 use crate::trackers::Tracker;
-use crate::trainer::{self, Claim, Outcome, TrainError, TrainingSummary};
+use crate::trainer::{self, CHECKPOINTS, Claim, Outcome, TrainError, TrainingSummary};
 use burn::module::Module;
 use burn::tensor::Device;
 use calotype_checkpoints::LayoutError;
@@ -235,6 +235,7 @@ impl StageError {
 pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>) -> Result<StageEnd, StageError> {
     beginning::check::<T>(recipe, None, context)?;
     if let Some(summary) = done_for_all(context, recipe.value)? {
+        restore_model::<T>(recipe.value, context)?;
         return Ok(StageEnd::Done(summary));
     }
     let Checked { task, .. } = open_checked::<T>(recipe.value, context)?;
@@ -257,6 +258,37 @@ pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>)
             Ok(StageEnd::Done(summary))
         }
     }
+}
+
+/// Writes the model of a finished run again from its last checkpoint, if it is gone.
+fn restore_model<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<(), StageError> {
+    let model = context.folder.join(MODEL);
+    if !context.collective.is_first() || model.exists() {
+        return Ok(());
+    }
+    let _lock = lock(context.folder)?;
+    let written =
+        saved::export::<T>(recipe, &WantedModel::default(), &model, context).map_err(|error| match error {
+            StageError::Saved(saved) if matches!(*saved, SavedError::None { .. }) => {
+                StageError::Together(without_model(context.folder))
+            }
+            error => error,
+        })?;
+    tracing::warn!(
+        "{} was gone, and is written again from the checkpoint of {} samples",
+        model.display(),
+        written.samples
+    );
+    Ok(())
+}
+
+/// What to do about a finished run of which no weights are left.
+fn without_model(folder: &Path) -> String {
+    format!(
+        "{folder} holds a finished run, but neither its {MODEL}/ nor a checkpoint in {CHECKPOINTS}/ to write that from; copy one of \
+         both back, or train again in another folder (or here, once {folder}/{RESULT} is removed)",
+        folder = folder.display()
+    )
 }
 
 /// Checks everything that a recipe says by itself.
@@ -331,12 +363,13 @@ fn check_samples<T: Task>(task: &T, recipe: &T::Recipe, dataset: &dyn Source) ->
         match read() {
             Ok(()) => return Ok(()),
             Err(error) => {
-                first.get_or_insert(error);
+                first.get_or_insert((number, error));
             }
         }
     }
-    let wrong = |source| StageError::Dataset { path: PathBuf::from(dataset.name()), source };
-    first.map_or(Ok(()), |error| Err(wrong(error)))
+    first.map_or(Ok(()), |(number, source)| {
+        Err(StageError::Dataset { path: PathBuf::from(dataset.file_of(number)), source })
+    })
 }
 
 /// What a start would find.
@@ -401,15 +434,16 @@ pub fn check_start<T: Task>(
             return Err(TrainError::Extend { folder: context.folder.to_owned(), samples, wanted }.into());
         }
         Claim::Longer(samples) => format!("{folder} holds a run of {samples} samples, which would be extended"),
-        Claim::Same | Claim::Respelled if done.is_some() => {
-            format!("{folder} holds this run, finished: a start would do nothing")
-        }
+        Claim::Same | Claim::Respelled if done.is_some() => finished(context.folder)?,
         Claim::Same | Claim::Respelled => format!("{folder} holds this run: a start would go on with it"),
         Claim::New => format!("{folder} is free: a start would begin a new run"),
     };
     let world = context.collective.world();
     recipe.distributed().check_world(&recipe.config(), world)?;
     let Checked { task, dataset, remarks } = open_checked::<T>(recipe, context)?;
+    if done.is_none() {
+        trainer::check_inputs(context, recipe, dataset.as_ref(), task.encoders())?;
+    }
     let placeholder = task.model(&mut Init::placeholders(context.device))?;
     if let Some(from) = recipe.init_from() {
         start::check(&placeholder, from, task.component())?;
@@ -435,6 +469,21 @@ pub fn check_start<T: Task>(
         remarks: trainer::remarks(&config, dataset.len(), world).into_iter().chain(remarks).collect(),
         folder,
     })
+}
+
+/// What a start would do in the folder of a finished run.
+fn finished(folder: &Path) -> Result<String, StageError> {
+    let shown = folder.display();
+    if folder.join(MODEL).exists() {
+        return Ok(format!("{shown} holds this run, finished: a start would do nothing"));
+    }
+    match saved::newest(folder)? {
+        None => Err(StageError::Together(without_model(folder))),
+        Some(samples) => Ok(format!(
+            "{shown} holds this run, finished; its {MODEL}/ is gone: a start would write it again from the checkpoint of {samples} \
+             samples"
+        )),
+    }
 }
 
 /// What lies at a folder's place, or else the nearest around it.
@@ -572,8 +621,12 @@ pub fn precache(
     let mut encoders = Encoders::open(recipe, source.meta(), device)?;
     let out = Path::new(&recipe.out);
     let mut progress = Progress::new("precache", source.len() as u64);
+    let mut begun = false;
     let report = |_: &'static str, done: usize, total: usize| {
         progress.set_total(total as u64);
+        if !std::mem::replace(&mut begun, true) {
+            progress.start_at(done as u64);
+        }
         progress.set(done as u64, &[]);
     };
     let mut control = Control::default().with_progress(report).with_stop(|| stop.is_set());

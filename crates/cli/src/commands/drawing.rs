@@ -95,11 +95,22 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// The beginning of a long prompt, which names it.
+fn beginning(prompt: &str) -> String {
+    const SHOWN: usize = 40;
+    match prompt.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", prompt[..end].trim_end()),
+        None => prompt.to_owned(),
+    }
+}
+
 impl Observer for Writer<'_> {
     fn prompt_cut(&mut self, cut: &CutPrompt) {
         eprintln!(
             "warning: prompt `{}`: its last {} tokens are not drawn (`{}`); --long-prompts keeps them",
-            cut.prompt, cut.tokens, cut.lost
+            beginning(&cut.prompt),
+            cut.tokens,
+            cut.lost
         );
     }
 
@@ -128,5 +139,17 @@ impl Observer for Writer<'_> {
 
     fn go_on(&mut self) -> bool {
         self.failure.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_prompts_are_named_by_their_beginning() {
+        assert_eq!(beginning("a cat"), "a cat");
+        assert_eq!(beginning(&"é".repeat(41)), format!("{}…", "é".repeat(40)));
+        assert_eq!(beginning(&"four ".repeat(9)), format!("{}…", "four ".repeat(8).trim_end()));
     }
 }

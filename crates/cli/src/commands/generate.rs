@@ -12,16 +12,18 @@ use calotype_core::numbers::{count, finite, share};
 use calotype_core::system::{format_bytes, memory};
 use calotype_diffusion::{SamplerConfig, SamplerKind};
 use calotype_ops::Precision;
+use calotype_pipeline::contents::{changed, contents};
 use calotype_pipeline::prompt_syntax::unread::unread;
 use calotype_pipeline::{
     AdapterFile, GenerationRecord, LoadOptions, NoiseKind, Pipeline, PromptSyntax, Recorded, RecordedInputs,
-    RecordedRefiner, RecordedRequest, Refiner, Request, SamplerChoice, Settings, Timings, load_adapters,
+    RecordedRefiner, RecordedRequest, RecordedSettings, Refiner, Request, SamplerChoice, Settings, Timings,
+    load_adapters,
 };
 use calotype_prepare::pixels::PixelArgs;
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[derive(Debug, Args)]
@@ -150,7 +152,7 @@ fn sampler_help() -> String {
 
 #[derive(Debug, Args)]
 struct StartArgs {
-    /// Start image.
+    /// Start image; one whose sides are not those of the images that are drawn is stretched to them.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     #[command(flatten)]
@@ -158,7 +160,8 @@ struct StartArgs {
     /// Share of the start image that is drawn anew, 0 to 1 [default: 0.8; with a mask 1; with SDXL's refiner alone 0.3].
     #[arg(long, value_name = "X", value_parser = share, allow_negative_numbers = true)]
     strength: Option<f64>,
-    /// Draw anew only where this image is white; where it is transparent it counts as black.
+    /// Draw anew only where this image is white; where it is transparent it counts as black. It is stretched to the size of the
+    /// images. What is kept is kept as latents, which the autoencoder decodes: its pixels are near the start image's, not the same.
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
 }
@@ -441,6 +444,25 @@ impl GenerateArgs {
         all.enumerate().map(one).collect()
     }
 
+    /// Says what has no effect because nothing is guided.
+    fn tell_unguided(&self, records: &[GenerationRecord]) {
+        let Some(RecordedSettings { guidance: Some(guidance), guidance_rescale, .. }) =
+            records.first().map(|record| &record.settings)
+        else {
+            return;
+        };
+        let has_negative =
+            |record: &GenerationRecord| record.request.negative.as_ref().is_some_and(|text| !text.is_empty());
+        let idle = [
+            (records.iter().any(has_negative), "the negative prompt"),
+            (*guidance_rescale > 0.0, "--guidance-rescale"),
+            (self.sdxl.negative_aesthetic_score.is_some(), "--negative-aesthetic-score"),
+        ];
+        for (_, what) in idle.into_iter().filter(|(given, _)| *given && *guidance <= 1.0) {
+            eprintln!("note: {what} has no effect: a guidance of {guidance} is none, which begins above 1");
+        }
+    }
+
     /// Refuses scores of beauty that no network is told.
     fn check_scores<'a>(&self, mut networks: impl Iterator<Item = &'a Checkpoint>) -> Result<()> {
         let given = self.sdxl.aesthetic_score.or(self.sdxl.negative_aesthetic_score).is_some();
@@ -510,6 +532,11 @@ pub(crate) fn generate_command(args: &GenerateArgs) -> Result<()> {
     }
     let inputs = record.read_inputs(&device)?;
     inputs.notes.iter().for_each(|note| eprintln!("{note}"));
+    let drawn_from = contents(&record, &checkpoint, refiner.as_ref())?;
+    if let Some(image) = &args.from {
+        tell_changes(image, &changed(&record.contents, &drawn_from));
+    }
+    record.contents = drawn_from;
     let is_told_sizes = pipeline.unet().config().added.is_some();
     if !is_told_sizes && (args.sdxl.original_size.is_some() || args.sdxl.crop.is_some()) {
         return usage("--original-size and --crop are for Stable Diffusion XL: this checkpoint is told no sizes");
@@ -523,9 +550,10 @@ pub(crate) fn generate_command(args: &GenerateArgs) -> Result<()> {
     record.settings.guidance.get_or_insert(pipeline.defaults().guidance);
     let records = args.records(&prompts, &record);
     warn_of_unread_signs(&records);
+    args.tell_unguided(&records);
     let requests = records.iter().map(|record| record.request(&inputs)).collect::<Result<Vec<_>, _>>()?;
     let settings = record.settings();
-    let stop = StopFlag::install().context("cannot listen for signals")?;
+    let stop = StopFlag::install_mute().context("cannot listen for signals")?;
     args.announce(&pipeline, &requests, &settings)?;
     let out = &args.output.out;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -543,6 +571,14 @@ struct Drawn {
     images: Vec<PathBuf>,
     #[serde(flatten)]
     timings: Timings,
+}
+
+/// Says what is not as it was when an image was drawn that is to be drawn again.
+fn tell_changes(image: &Path, changed: &[&str]) {
+    if !changed.is_empty() {
+        let (image, changed) = (image.display(), changed.join(", "));
+        eprintln!("note: {image}: not the same as when it was drawn: {changed}; what is drawn is another image");
+    }
 }
 
 /// Says what of the prompts other programs would read as more than text.

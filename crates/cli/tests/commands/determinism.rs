@@ -29,6 +29,10 @@ fn the_same_seed_gives_the_same_figures_with_any_number_of_threads() {
     assert_eq!(figures(&one), figures(&first));
     assert_eq!(figures(&two), figures(&first));
     assert_ne!(figures(&other)["loss_last"], figures(&first)["loss_last"]);
+    // A start that finds all done has measured only itself.
+    let before = fs::read(one.join("summary.json")).unwrap();
+    again("one", &["--seed", SEED, "--threads", "1"]);
+    assert!(fs::read(one.join("summary.json")).unwrap() == before, "the summary was written again");
     for file in ["unet/diffusion_pytorch_model.safetensors", "pictures/held_out.png", "pictures/prompts.png"] {
         let read = |out: &Path| fs::read(out.join(file)).unwrap();
         assert!(read(&one) == read(&first) && read(&two) == read(&first), "{file} differs");

@@ -3,7 +3,9 @@
 use crate::common::{calotype, copy_tree, fail, finished, quickstart, run, start, succeed, text};
 use calotype_data::image::{PngEffort, RgbImage};
 use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
+use calotype_weights::{NamedTensor, write_safetensors};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -66,7 +68,85 @@ fn a_signal_ends_a_long_step() {
     told.read_to_string(&mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
     assert!(rest.contains("stopped after 0 of 1 images") && !rest.contains("error"), "{rest}");
+    assert!(!rest.contains("saving first"), "nothing is saved: {rest}");
     assert_eq!(fs::read_dir(folder.path().join("drawn")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_changed_since_an_image_was_drawn_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    copy_tree(MODEL.path(), &at("model"));
+    let picture = |level: u8| {
+        let image = RgbImage::filled(64, 64, [level; 3]).unwrap();
+        fs::write(at("start.png"), image.encode_png(PngEffort::Fast).unwrap()).unwrap();
+    };
+    picture(1);
+    let mut command = calotype(&["generate", "a cat", "--steps", "2", "--precision", "f32", "--image"]);
+    command.arg(at("start.png")).arg("--model").arg(at("model")).arg("--out").arg(at("drawn"));
+    let drawn = succeed(&mut command).stdout;
+    let again = |more: &[&str]| {
+        let mut command = calotype(&["generate", "--from", drawn.trim()]);
+        succeed(command.args(more).arg("--out").arg(at("again"))).stderr
+    };
+    assert!(!again(&[]).contains("not the same"));
+    picture(9);
+    let told = again(&[]);
+    let note = format!("note: {}: not the same as when it was drawn: start image ", drawn.trim());
+    assert!(told.contains(&note) && !told.contains("unet of"), "{told}");
+    // Another image that is named is chosen.
+    fs::copy(at("start.png"), at("other.png")).unwrap();
+    let other = at("other.png");
+    assert!(!again(&["--image", text(&other)]).contains("not the same"));
+    RandomCheckpoint { seed: 7, ..RandomCheckpoint::new(RandomFamily::Tiny) }.write(&at("trained")).unwrap();
+    let unet = "unet/diffusion_pytorch_model.safetensors";
+    fs::copy(at("trained").join(unet), at("model").join(unet)).unwrap();
+    let told = again(&["--image", text(&other)]);
+    assert!(told.contains(&format!("drawn: unet of {};", at("model").display())), "{told}");
+}
+
+#[test]
+fn a_prediction_type_that_the_checkpoint_contradicts_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let note = "the prediction type v_prediction was given (--prediction), and the checkpoint says epsilon (scheduler/";
+    let told = succeed(&mut generate(folder.path(), &["a cat", "--prediction", "v_prediction"])).stderr;
+    assert!(told.contains(note), "{told}");
+    let told = succeed(&mut generate(folder.path(), &["a cat", "--prediction", "epsilon"])).stderr;
+    assert!(!told.contains("the prediction type"), "{told}");
+    let mut convert = calotype(&["convert", text(MODEL.path()), "--to", "diffusers", "--prediction", "v_prediction"]);
+    let told = succeed(convert.arg(folder.path().join("converted"))).stdout;
+    assert!(told.contains(note), "{told}");
+    let mut inspect = calotype(&["inspect", text(MODEL.path()), "--prediction", "v_prediction"]);
+    assert!(succeed(&mut inspect).stdout.contains(note));
+}
+
+#[test]
+fn learned_words_draw_with_what_training_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    let word = folder.path().join("moss.safetensors");
+    let values = vec![0.25; 2 * 32];
+    let vectors = NamedTensor::from_f32("emb_params", vec![2, 32], &values);
+    write_safetensors(&word, &[vectors], &BTreeMap::new()).unwrap();
+    let mut command = calotype(&["generate", "a moss cat", "--steps", "1", "--embedding", text(&word), "--model"]);
+    let told = succeed(command.arg(finished().out()).arg("--out").arg(folder.path().join("drawn"))).stderr;
+    assert!(told.contains("`moss` stands for 2 learned vectors"), "{told}");
+}
+
+#[test]
+fn caption_files_that_are_not_read_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let png = RgbImage::filled(8, 8, [1; 3]).unwrap().encode_png(PngEffort::Fast).unwrap();
+    fs::write(at("a.png"), &png).unwrap();
+    fs::write(at("a.txt"), "one").unwrap();
+    let inspect = || succeed(calotype(&["inspect"]).arg(folder.path())).stderr;
+    assert!(!inspect().contains("not read"));
+    fs::write(at("a.caption"), "two").unwrap();
+    let told = inspect();
+    assert!(told.contains("beside each is another of the same image") && told.contains("a.caption"), "{told}");
+    fs::write(at("metadata.jsonl"), "{\"file_name\": \"a.png\", \"text\": \"three\"}\n").unwrap();
+    let told = inspect();
+    assert!(told.contains("captions are those of metadata.jsonl (such as a.txt)"), "{told}");
 }
 
 #[test]
@@ -93,12 +173,24 @@ fn prompts_that_may_be_meant_otherwise_are_noted() {
         (&["--prompts", text(&file)], "`(y:1.4)` is drawn as text; --prompt-syntax a1111"),
         (&["x <lora:foo:0.8>", "--prompt-syntax", "a1111"], "`<lora:foo:0.8>` is drawn as text; adapters"),
         (&["x", "--negative", "{a|b}"], "`{a|b}` is drawn as text"),
+        (&["a cat AND a dog", "--prompt-syntax", "a1111"], "`AND` is drawn as text"),
+        (
+            &["x", "--negative", "blurry", "--guidance", "1"],
+            "the negative prompt has no effect: a guidance of 1 is none",
+        ),
+        (&["x", "--guidance-rescale", "0.5", "--guidance", "0.5"], "--guidance-rescale has no effect"),
     ] {
         let told = succeed(&mut generate(folder.path(), arguments)).stderr;
         assert!(told.contains(note), "{note}: {told}");
     }
     let told = succeed(&mut generate(folder.path(), &["a red circle", "cat", "--count", "2"])).stderr;
     assert!(!told.contains("as text") && !told.contains("one word each"), "{told}");
+    let told = succeed(&mut generate(folder.path(), &["x", "--negative", "blurry", "--guidance", "1.5"])).stderr;
+    assert!(!told.contains("no effect"), "{told}");
+    let long = "word ".repeat(100);
+    let told = succeed(&mut generate(folder.path(), &[long.trim()])).stderr;
+    let line = told.lines().find(|line| line.contains("tokens are not drawn")).unwrap();
+    assert!(line.contains("prompt `word word") && line.contains("…`") && line.len() < long.len(), "{line}");
 }
 
 #[test]
@@ -200,4 +292,5 @@ fn a_quickstart_takes_no_folder_of_something_else() {
     let entries = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name());
     let shown = entries.filter(|name| !name.to_string_lossy().starts_with('.'));
     assert_eq!(shown.count(), 5, "nothing is left there");
+    assert!(!out.join(".lock").exists(), "not even a lock");
 }

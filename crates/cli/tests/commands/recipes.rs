@@ -248,7 +248,9 @@ fn minis_are_their_recipes_at_small_size() {
         keys("", &of, &mut of_keys);
         keys("", &small, &mut small_keys);
         for found in [&mut of_keys, &mut small_keys] {
-            found.retain(|key| !key.starts_with("prepare.") && !key.starts_with("hooks.") && !OWN.contains(&key.as_str()));
+            found.retain(|key| {
+                !key.starts_with("prepare.") && !key.starts_with("hooks.") && !OWN.contains(&key.as_str())
+            });
         }
         assert_eq!(small_keys, of_keys, "{name}");
         for key in KEPT {

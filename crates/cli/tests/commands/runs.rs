@@ -48,6 +48,9 @@ fn a_second_process_is_told_the_first_and_takes_over_from_a_dead_one() {
     assert!(told.contains(&format!("in use by process {pid}")), "{told}");
     first.kill().unwrap();
     first.wait().unwrap();
+    let told = succeed(calotype(&["inspect"]).arg(&out)).stdout;
+    assert!(told.contains(&format!("process {pid} on ")) && told.contains("ended without giving it back"), "{told}");
+    assert!(!told.contains("in use by"), "{told}");
     let mut second = start(&mut train());
     wait_until("the second process's turn", || holder(&out) == Some(second.id().into()));
     let before = checkpoints(&out).len();
@@ -260,6 +263,10 @@ fn inspect_tells_runs_checkpoints_and_quickstarts() {
     fs::write(out.join("result.json"), whole).unwrap();
     // One that was not finished has no model yet.
     fs::remove_dir_all(out.join("model")).unwrap();
+    let gone = told(&out);
+    assert!(gone.contains("model       gone; the same command writes it again"), "{gone}");
+    let mut draw = calotype(&["generate", "x", "--model"]);
+    fail(draw.arg(&out), 1, &["a finished training run whose folder model is gone"]);
     fs::remove_file(out.join("result.json")).unwrap();
     let open = told(&out);
     assert!(open.contains("not finished: 32 of 32 samples saved") && !open.contains("model  "), "{open}");
@@ -329,6 +336,10 @@ fn networks_that_do_not_belong_together_are_refused() {
     succeed(&mut draw());
     change_last_byte(&copy.join("vae/diffusion_pytorch_model.safetensors"));
     fail(&mut draw(), 2, &["its vae is not the one", "trained_together.json", "remove"]);
+    let told = succeed(calotype(&["inspect"]).arg(&copy)).stdout;
+    assert!(told.contains("problem     its vae is not the one"), "{told}");
+    let told = succeed(calotype(&["inspect"]).arg(finished().out())).stdout;
+    assert!(!told.contains("problem "), "{told}");
     let single = folder.path().join("single.safetensors");
     let convert = || {
         let mut command = calotype(&["convert", "--to", "single-file"]);
@@ -362,6 +373,7 @@ fn networks_that_do_not_belong_together_are_refused() {
     change_last_byte(&copy.join("autoencoder/model/diffusion_pytorch_model.safetensors"));
     let out = folder.path().join("run");
     let parts = ["autoencoder", "holds other weights than those that made the dataset", "data precache"];
-    fail(&mut train_unet(&copy.join("precache"), &out, &[]), 2, &parts);
+    let message = fail(&mut train_unet(&copy.join("precache"), &out, &[]), 2, &parts);
+    assert!(!message.contains("is left out of the pipeline") && !message.contains("/../"), "{message}");
     assert!(!out.exists());
 }

@@ -242,14 +242,14 @@ fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result
         .set_max_height(usize::from(u16::MAX))
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), settings);
-    decoder.decode_headers().map_err(|e| e.to_string())?;
+    decoder.decode_headers().map_err(|e| jpeg_fault(bytes, &e))?;
     let (width, height) = decoder.dimensions().ok_or("a JPEG without a size")?;
     check_pixels(width as u64, height as u64, options)?;
     if !jpeg_is_whole(bytes) {
-        return Err("truncated: the JPEG has no end marker".to_owned());
+        return Err(TRUNCATED.to_owned());
     }
     out.resize(3 * width * height, 0);
-    decoder.decode_into(out).map_err(|e| e.to_string())?;
+    decoder.decode_into(out).map_err(|e| jpeg_fault(bytes, &e))?;
     let orientation = orientation_of(decoder.exif().map(Vec::as_slice), decoder.xmp().map(Vec::as_slice));
     let tagged = orientation != Orientation::NoTransforms;
     let mut size = (width, height);
@@ -261,6 +261,16 @@ fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result
         *out = image.into_rgb8().into_raw();
     }
     Ok(Decoded { size, tagged, transparent: false, clipped: false })
+}
+
+const TRUNCATED: &str = "truncated: the JPEG has no end marker";
+
+/// What is wrong with a JPEG, in one line: the decoder's messages have line breaks, and of a file that ends early it counts bytes.
+fn jpeg_fault(bytes: &[u8], error: &impl ToString) -> String {
+    match jpeg_is_whole(bytes) {
+        true => error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
+        false => TRUNCATED.to_owned(),
+    }
 }
 
 fn rgb_buffer(image: RgbImage) -> image::RgbImage {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::folder::IMAGE_EXTENSIONS;
-use super::{Removed, Source};
+use super::{Member, Removed, Source};
 use crate::image::dimensions;
 use crate::sample::{HeldSample, SampleRef};
 use crate::{Error, Result};
@@ -240,6 +240,16 @@ impl Source for Filtered {
 
     fn digest(&self) -> String {
         self.digest.clone()
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let inner: String = self.source.members().into_iter().map(|member| member.digest).collect();
+        let digest = blake3::hash(format!("{}\n{inner}", self.digest).as_bytes()).to_hex().to_string();
+        vec![Member { name: self.name(), samples: self.len(), digest }]
+    }
+
+    fn file_of(&self, i: usize) -> String {
+        self.source.file_of(self.left_out.removed.whole(i))
     }
 
     fn blocks(&self) -> Vec<usize> {

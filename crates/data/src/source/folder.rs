@@ -10,7 +10,8 @@
 //!    top folder among all, in the order of their names, as text; the names are in `meta`, as `classes`.
 //!
 //! The image itself is the part named by its extension in lower case. The key is the path without extension, in which
-//! dots of the file name become `_`. Images of formats that are not read are counted as left out.
+//! dots of the file name become `_`. Images of formats that are not read, and links to what is not there, are counted as
+//! left out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -20,7 +21,7 @@ use serde_json::{Map, Value};
 
 use super::captions::Columns;
 use super::metadata::{FILE_COLUMNS, Table, is_metadata};
-use super::{Source, SourceOptions, extension_of, files_below};
+use super::{Member, Source, SourceOptions, extension_of, files_below};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::{Error, Result, Sample, told};
@@ -38,8 +39,14 @@ const UNREAD: [(&[&str], &str); 6] = [
     (&["jfif", "jpe"], "with an extension that is not read; call them .jpg"),
 ];
 
+/// Images whose content is looked at where the folder is compared with what it was.
+const LOOKED_INTO: usize = 16;
+
 /// Reason for which rows are left out.
 const BAD_ROWS: &str = "rows of the metadata that cannot be used";
+
+/// Reason for which links are left out.
+const DANGLING: &str = "linked to nothing, or to a folder around the link";
 
 /// Key of the class names in [`Source::meta`].
 pub const META_CLASSES: &str = "classes";
@@ -128,13 +135,15 @@ impl FolderSource {
 
     fn find_captions(&mut self, listing: &Listing, options: &SourceOptions) -> Result<()> {
         if !self.tables.is_empty() {
-            return self.assign_rows();
+            self.assign_rows()?;
+            self.tell_unread_captions(listing, options);
+            return Ok(());
         }
+        self.tell_second_captions(listing, options);
         for image in &mut self.images {
-            // Extensions may be written with their dot.
-            let mut extensions = options.caption_extensions.iter().map(|ext| ext.trim_start_matches('.'));
-            if let Some(extension) = extensions.find(|ext| listing.others.contains(&image.beside(ext))) {
-                image.about = About::Caption(extension.to_owned());
+            let extension = listing.captions_of(image, options).next().map(str::to_owned);
+            if let Some(extension) = extension {
+                image.about = About::Caption(extension);
             }
         }
         let without = self.images.iter().filter(|image| image.about == About::Nothing).count();
@@ -144,6 +153,30 @@ impl FolderSource {
             tracing::warn!(folder = %self.dir.display(), images = without, "images without a caption file");
         }
         Ok(())
+    }
+
+    /// Says which caption files are not read because a table has the captions.
+    fn tell_unread_captions(&self, listing: &Listing, options: &SourceOptions) {
+        let files =
+            self.images.iter().filter_map(|image| Some(image.beside(listing.captions_of(image, options).next()?)));
+        let tables = listing.tables.join(", ");
+        self.tell(files, &format!("caption files are not read: captions are those of {tables}"));
+    }
+
+    /// Says which caption files are not read because another one of the same image is.
+    fn tell_second_captions(&self, listing: &Listing, options: &SourceOptions) {
+        let files =
+            self.images.iter().filter_map(|image| Some(image.beside(listing.captions_of(image, options).nth(1)?)));
+        self.tell(files, "caption files are not read: beside each is another of the same image, which goes before");
+    }
+
+    /// Warns of files, if there are any.
+    fn tell(&self, mut files: impl Iterator<Item = String>, what: &str) {
+        let Some(first) = files.next() else { return };
+        if told::first_time(&self.dir, what) {
+            let count = 1 + files.count();
+            tracing::warn!(folder = %self.dir.display(), files = count, "{what} (such as {first})");
+        }
     }
 
     /// Gives each image its row; those without one are left out.
@@ -314,6 +347,22 @@ impl Source for FolderSource {
         hasher.finalize().to_hex().to_string()
     }
 
+    /// The content of some images is added to the checksum: repainted ones may have the same lengths.
+    fn members(&self) -> Vec<Member> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.digest().as_bytes());
+        let read = LOOKED_INTO.min(self.len());
+        for image in (0..read).map(|i| &self.images[i * self.len() / read]) {
+            // One that cannot be read has no content; whoever needs it says so.
+            hasher.update(&std::fs::read(self.dir.join(&image.file)).unwrap_or_default());
+        }
+        vec![Member { name: self.name(), samples: self.len(), digest: hasher.finalize().to_hex().to_string() }]
+    }
+
+    fn file_of(&self, i: usize) -> String {
+        self.images.get(i).map_or_else(|| self.name(), |image| self.dir.join(&image.file).display().to_string())
+    }
+
     fn blocks(&self) -> Vec<usize> {
         // Each image is a file of its own.
         vec![1; self.len()]
@@ -328,9 +377,13 @@ impl Source for FolderSource {
         let Some(Image { file, key, .. }) = renamed.next() else { return Vec::new() };
         let others = match renamed.count() {
             0 => String::new(),
-            others => format!(", and {others} more are not as their files are called"),
+            1 => ", and 1 more sample is named so".to_owned(),
+            others => format!(", and {others} more samples are named so"),
         };
-        vec![format!("the key of `{file}` is `{key}`, for keys have no dots, and each is one image's{others}")]
+        vec![format!(
+            "`{file}` is sample `{key}`: dots of file names become _, and where two images differ in their extension alone, it is \
+             part of the name{others}"
+        )]
     }
 }
 
@@ -346,7 +399,11 @@ impl Listing {
     fn of(dir: &Path) -> Result<Self> {
         let (images, tables, others) = Default::default();
         let mut listing = Listing { images, tables, others, left_out: BTreeMap::new() };
-        for path in files_below(dir)? {
+        let below = files_below(dir)?;
+        if !below.dangling.is_empty() {
+            listing.left_out.insert(DANGLING, below.dangling.len());
+        }
+        for path in below.files {
             let is_image = extension_of(&path).is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()));
             let Some(file) = path.strip_prefix(dir).ok().and_then(slashed) else {
                 if is_image {
@@ -364,6 +421,13 @@ impl Listing {
             }
         }
         Ok(listing)
+    }
+
+    /// Extensions of the caption files beside an image, in the order in which they are taken.
+    fn captions_of<'a>(&'a self, image: &'a Image, options: &'a SourceOptions) -> impl Iterator<Item = &'a str> {
+        // Extensions may be written with their dot.
+        let extensions = options.caption_extensions.iter().map(|ext| ext.trim_start_matches('.'));
+        extensions.filter(|ext| self.others.contains(&image.beside(ext)))
     }
 
     /// Counts a file that is an image of a format that is not read.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::Source;
+use super::{Member, Source};
 use crate::order::OrderConfig;
 use crate::sample::HeldSample;
 use crate::webdataset::starts;
@@ -75,6 +75,14 @@ impl Source for Mixture {
             hasher.update(format!("{}\t{weight}\n", source.digest()).as_bytes());
         }
         hasher.finalize().to_hex().to_string()
+    }
+
+    fn members(&self) -> Vec<Member> {
+        self.sources.iter().flat_map(|(source, _)| source.members()).collect()
+    }
+
+    fn file_of(&self, i: usize) -> String {
+        self.place_of(i).map_or_else(|_| self.name(), |(source, i)| source.file_of(i))
     }
 
     fn blocks(&self) -> Vec<usize> {

@@ -87,6 +87,17 @@ pub trait Source: Send + Sync {
     /// A checksum: sources with equal ones hold equal samples in equal order.
     fn digest(&self) -> String;
 
+    /// The sources that this one is mixed of; itself alone if it is no mixture.
+    fn members(&self) -> Vec<Member> {
+        vec![Member { name: self.name(), samples: self.len(), digest: self.digest() }]
+    }
+
+    /// The file that holds sample `i`, where that is known, else the whole source: for messages.
+    fn file_of(&self, i: usize) -> String {
+        let _ = i;
+        self.name()
+    }
+
     /// Numbers of samples that lie together (in a shard, a row group), in order; their sum is [`Source::len`]. Reading
     /// a block's samples one soon after the other is cheaper than reading them far apart.
     fn blocks(&self) -> Vec<usize>;
@@ -123,6 +134,17 @@ pub trait Source: Send + Sync {
     fn read_ahead(&self) -> usize {
         0
     }
+}
+
+/// What one source of samples is known by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name in messages: [`Source::name`].
+    pub name: String,
+    /// Its number of samples.
+    pub samples: usize,
+    /// Its checksum: [`Source::digest`]; of a folder of images with the content of some of them.
+    pub digest: String,
 }
 
 /// The kinds of sources.
@@ -364,7 +386,12 @@ fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
         });
     }
     if !path.is_dir() {
-        return Err(Error::MissingFolder { path: path.to_path_buf() });
+        return Err(match spec.contains(['*', '?', '[']) {
+            true => bad(
+                "is no file or folder, and * and ? stand for nothing here: give the folder, or a pattern such as shards/{000000..000005}.tar",
+            ),
+            false => Error::MissingFolder { path: path.to_path_buf() },
+        });
     }
     if let Some(kind) = kind_of_index(path)? {
         return Ok(kind);
@@ -447,7 +474,7 @@ fn kind_of_folder(dir: &Path) -> Result<Option<SourceKind>> {
         return Ok(Some(SourceKind::Webdataset));
     }
     let mut found = None;
-    for path in files_below(dir)? {
+    for path in files_below(dir)?.files {
         match extension_of(&path).as_deref() {
             Some("parquet") => return Ok(Some(SourceKind::Parquet)),
             Some(extension) if folder::IMAGE_EXTENSIONS.contains(&extension) => found = Some(SourceKind::Imagefolder),
@@ -465,21 +492,38 @@ fn extension_of(path: &Path) -> Option<String> {
     Some(path.extension()?.to_str()?.to_ascii_lowercase())
 }
 
-/// All files of a folder and those below it, hidden ones left out, in the order of their names.
-fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
+/// What lies in a folder and those below it, hidden things left out, in the order of their names.
+#[derive(Debug, Default)]
+struct Below {
+    files: Vec<PathBuf>,
+    /// Links to what is not there, and to folders around them.
+    dangling: Vec<PathBuf>,
+}
+
+/// Lists what lies in a folder and those below it.
+fn files_below(dir: &Path) -> Result<Below> {
+    let mut below = Below::default();
     let shown = |entry: &walkdir::DirEntry| entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
     let walk = walkdir::WalkDir::new(dir).follow_links(true).sort_by_file_name();
     for entry in walk.into_iter().filter_entry(shown) {
-        let entry = entry.map_err(|e| {
-            let path = e.path().unwrap_or(dir).to_path_buf();
-            Error::Io { action: "list", path, source: e.into() }
-        })?;
-        if entry.file_type().is_file() {
-            files.push(entry.into_path());
+        match entry {
+            Ok(entry) if entry.file_type().is_file() => below.files.push(entry.into_path()),
+            Ok(_) => {}
+            Err(error) if leads_nowhere(&error) => below.dangling.extend(error.path().map(Path::to_path_buf)),
+            Err(error) => {
+                let path = error.path().unwrap_or(dir).to_path_buf();
+                return Err(Error::Io { action: "list", path, source: error.into() });
+            }
         }
     }
-    Ok(files)
+    Ok(below)
+}
+
+/// True if an entry of a folder is a link whose end is not there, or which leads to a folder around it.
+fn leads_nowhere(error: &walkdir::Error) -> bool {
+    let absent = error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    let link = error.depth() > 0 && error.path().is_some_and(Path::is_symlink);
+    link && (absent || error.loop_ancestor().is_some())
 }
 
 /// Count of a source's samples in quarantine, for [`Source::left_out`].

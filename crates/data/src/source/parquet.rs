@@ -94,6 +94,15 @@ struct Piece {
 /// A piece, decoded by the first thread that asks for it while the others wait. A failure is kept as its message.
 type Slot = OnceLock<std::result::Result<RecordBatch, String>>;
 
+/// The files of a folder and those below it; a table that is linked and not there would be missed.
+fn all_below(dir: &Path) -> Result<Vec<PathBuf>> {
+    let below = files_below(dir)?;
+    match below.dangling.into_iter().find(|link| extension_of(link).as_deref() == Some("parquet")) {
+        None => Ok(below.files),
+        Some(link) => Err(Error::io("open", &link)(std::io::ErrorKind::NotFound.into())),
+    }
+}
+
 impl ParquetSource {
     /// Opens a file, or all `*.parquet` files of a folder and those below it, in the order of their names.
     ///
@@ -103,7 +112,7 @@ impl ParquetSource {
     pub fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
         let (dir, paths) = match path.is_file() {
             true => (path.parent().unwrap_or(Path::new("")).to_path_buf(), vec![path.to_path_buf()]),
-            false if path.is_dir() => (path.to_path_buf(), files_below(path)?),
+            false if path.is_dir() => (path.to_path_buf(), all_below(path)?),
             false => return Err(Error::MissingFolder { path: path.to_path_buf() }),
         };
         let is_table = |file: &PathBuf| extension_of(file).as_deref() == Some("parquet") || file == path;
@@ -244,7 +253,12 @@ impl Source for ParquetSource {
     fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for file in &self.files {
-            hasher.update(format!("{}\t{}\t{}\n", file.file, file.rows, file.bytes).as_bytes());
+            // Files of a pattern are named with all folders around them, which may move.
+            let name = match self.dir.as_os_str().is_empty() {
+                true => file.file.rsplit('/').next().unwrap_or(&file.file),
+                false => &file.file,
+            };
+            hasher.update(format!("{name}\t{}\t{}\n", file.rows, file.bytes).as_bytes());
         }
         for i in 0..self.removed.len() {
             hasher.update(format!("without {}\n", self.removed.number(i)).as_bytes());

@@ -380,6 +380,11 @@ impl Source for Dataset {
         self.digest()
     }
 
+    fn file_of(&self, i: usize) -> String {
+        let number = self.starts.partition_point(|start| *start <= i).saturating_sub(1);
+        self.shards.get(number).map_or_else(|| self.name(), |shard| shard.path.display().to_string())
+    }
+
     fn blocks(&self) -> Vec<usize> {
         let ends = self.starts.iter().skip(1).copied().chain([self.len]);
         self.starts.iter().zip(ends).map(|(start, end)| end - start).collect()

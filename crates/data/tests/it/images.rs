@@ -1,7 +1,7 @@
 //! Images against Pillow 13.0.0 and torchvision 0.29; `make_images.py` made the golden files.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use calotype_data::Error;
 use calotype_data::image::text::{PngText, add_png_text};
@@ -249,10 +249,10 @@ fn malformed_images_are_named() {
         ("PNG cut in half", png[..png.len() / 2].to_vec(), ""),
         ("PNG with a wrong checksum", edited(&png, 29, &[0; 4]), ""),
         ("PNG of no width", edited(&png, 16, &[0; 4]), ""),
-        ("JPEG of its start alone", jpeg[..4].to_vec(), ""),
+        ("JPEG of its start alone", jpeg[..4].to_vec(), "truncated"),
         ("JPEG without its last bytes", jpeg[..jpeg.len() - 2].to_vec(), "truncated"),
         ("JPEG cut in half", jpeg[..jpeg.len() / 2].to_vec(), "truncated"),
-        ("JPEG cut in its header", jpeg[..frame + 6].to_vec(), ""),
+        ("JPEG cut in its header", jpeg[..frame + 6].to_vec(), "truncated"),
         ("JPEG of no width", edited(&jpeg, frame + 7, &[0, 0]), ""),
         ("JPEG of no height", edited(&jpeg, frame + 5, &[0, 0]), ""),
         ("JPEG of 4 billion pixels", edited(&jpeg, frame + 5, &[0xff; 4]), "more than the limit"),
@@ -271,8 +271,11 @@ fn malformed_images_are_named() {
         ] {
             assert!(matches!(&error, Error::BadImage { key, .. } if key == "cat-7"), "{name}: {error}");
             assert!(error.to_string().contains(expected), "{name}: {error}");
+            assert!(!error.to_string().contains('\n'), "{name}: {error}");
         }
     }
+    let file = RgbImage::decode("notes.txt", b"notes").unwrap_err().of_file(Path::new("notes.txt"));
+    assert!(file.to_string().starts_with("notes.txt: image cannot be used: none of PNG"), "{file}");
     let small = DecodeOptions { max_pixels: 199, ..DecodeOptions::default() };
     for bytes in [&png, &jpeg] {
         let error = RgbImage::decode_with("x", bytes, &small).unwrap_err().to_string();

@@ -94,7 +94,7 @@ fn a_corrupt_sample_fails_by_default_and_ends_the_stream() {
         loader.next().unwrap().unwrap();
     }
     match loader.next().unwrap().unwrap_err() {
-        Error::Decode { position, key, source } => {
+        Error::Decode { position, key, source, .. } => {
             assert_eq!((position, key.as_str(), source.to_string().as_str()), (place, "5", "broken"));
         }
         other => panic!("{other}"),

@@ -89,6 +89,14 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
+/// Samples in the whole shards of a dataset that is not finished.
+fn samples_of_records(out: &Path) -> usize {
+    let records = std::fs::read_dir(out.join(".precache")).unwrap().map(|entry| std::fs::read(entry.unwrap().path()));
+    let samples =
+        |bytes: Vec<u8>| serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["samples"].as_u64().unwrap();
+    records.map(|bytes| samples(bytes.unwrap()) as usize).sum()
+}
+
 #[test]
 fn an_interrupted_run_goes_on_and_ends_the_same() {
     let dir = tempfile::tempdir().unwrap();
@@ -97,20 +105,27 @@ fn an_interrupted_run_goes_on_and_ends_the_same() {
     run(&data, &mut encoder("v1"), &whole, Slice::ALL, &mut Control::default()).unwrap();
     let mut calls = 0;
     let mut interruptions = 0;
+    let mut saved = 0;
     loop {
         let mut part = encoder("v1");
         // Each attempt may look at the flag three times: it encodes a shard, and one batch of the next.
         let looks = Cell::new(0);
-        let mut control = Control::default().with_stop(|| looks.replace(looks.get() + 1) == 3);
+        let first = Cell::new(None);
+        let mut control = Control::default()
+            .with_progress(|_, done, _| first.set(first.get().or(Some(done))))
+            .with_stop(|| looks.replace(looks.get() + 1) == 3);
         let result = run(&data, &mut part, &out, Slice::ALL, &mut control);
         calls += part.calls;
+        assert_eq!(first.get(), Some(saved), "what is there is told first");
         match result {
             Ok(done) => {
                 assert!(done.index.is_some() && done.encoded < done.samples);
                 break;
             }
-            Err(Error::Interrupted { .. }) => {
+            Err(Error::Interrupted { done, .. }) => {
                 interruptions += 1;
+                saved = samples_of_records(&out);
+                assert_eq!(done, saved, "only whole shards are saved");
                 assert!(matches!(Dataset::open(&out), Err(Error::FolderInUse { .. })), "half a dataset is none");
             }
             Err(other) => panic!("{other}"),

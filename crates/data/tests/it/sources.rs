@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arrow_array::builder::{BinaryBuilder, StringBuilder};
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow_schema::{DataType, Field};
+use calotype_data::image::RgbImage;
 use calotype_data::source::{FolderSource, ParquetSource, SourceKind, SourceOptions, open};
 use calotype_data::{
     Error, Loader, LoaderConfig, OnError, Quarantine, Sample, SampleRef, ShardLimits, ShardWriter, Source, emoji,
@@ -99,6 +100,25 @@ fn caption_files_and_class_folders_are_told_apart() {
 }
 
 #[test]
+fn names_that_are_not_their_files_are_told() {
+    let dir = folder(&[("a.b.png", ""), ("c.png", ""), ("c.jpg", "")]);
+    let notes = open_folder(dir.path()).unwrap().notes();
+    assert!(notes.len() == 1 && notes[0].starts_with("`a.b.png` is sample `a_b`: dots of"), "{notes:?}");
+    assert!(notes[0].ends_with(", and 1 more sample is named so"), "{notes:?}");
+    assert!(open_folder(folder(&[("a.png", "")]).path()).unwrap().notes().is_empty());
+}
+
+#[test]
+fn a_star_is_told_what_a_pattern_is() {
+    let dir = folder(&[("a.png", "")]);
+    for name in ["*.tar", "shards/part-?.tar"] {
+        let spec = dir.path().join(name).display().to_string();
+        let error = open(&spec, &SourceOptions::default()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("{000000..000005}.tar"), "{error}");
+    }
+}
+
+#[test]
 fn quarantined_images_are_left_out() {
     let dir = folder(&[("a/1.png", ""), ("a/2.png", ""), ("b/3.png", "")]);
     let before = open_folder(dir.path()).unwrap().digest();
@@ -112,6 +132,57 @@ fn quarantined_images_are_left_out() {
     list.insert("a/9.png", "a/9", "gone");
     list.write(dir.path()).unwrap();
     assert!(matches!(open_folder(dir.path()), Err(Error::BadIndex { .. })));
+}
+
+#[test]
+fn links_that_lead_nowhere_are_counted() {
+    let dir = folder(&[("1.png", ""), ("sub/2.png", "")]);
+    let link = |to: &Path, name: &str| std::os::unix::fs::symlink(to, dir.path().join(name)).unwrap();
+    link(Path::new("gone.png"), "3.png");
+    link(Path::new("gone"), "album");
+    link(dir.path(), "sub/circle");
+    let source = open_folder(dir.path()).unwrap();
+    assert_eq!(source.len(), 2);
+    assert_eq!(source.left_out(), BTreeMap::from([("linked to nothing, or to a folder around the link", 3)]));
+    let opened = open(dir.path().to_str().unwrap(), &SourceOptions::default()).unwrap();
+    assert_eq!((opened.len(), opened.members()), (2, source.members()));
+    // A table that is not there would be missed.
+    link(Path::new("gone.parquet"), "x.parquet");
+    let error = ParquetSource::open(dir.path(), &SourceOptions::default()).map(drop).unwrap_err().to_string();
+    assert!(error.contains("x.parquet"), "{error}");
+}
+
+#[test]
+fn a_folder_is_known_by_what_is_in_it_and_not_by_its_place() {
+    let dir = folder(&[("1.png", ""), ("1.txt", "one"), ("2.png", "")]);
+    let known = |dir: &Path| open_folder(dir).unwrap().members().remove(0);
+    let before = known(dir.path());
+    let moved = tempfile::tempdir().unwrap();
+    for name in ["1.png", "1.txt", "2.png"] {
+        put(moved.path(), name, fs::read(dir.path().join(name)).unwrap());
+    }
+    assert_eq!((before.samples, &known(moved.path()).digest), (2, &before.digest));
+    // Repainted in as many bytes.
+    let mut image = fs::read(dir.path().join("2.png")).unwrap();
+    *image.last_mut().unwrap() ^= 1;
+    put(dir.path(), "2.png", &image);
+    assert_ne!(known(dir.path()).digest, before.digest);
+    put(moved.path(), "1.txt", "three");
+    assert_ne!(known(moved.path()).digest, before.digest);
+}
+
+#[test]
+fn an_image_that_cannot_be_decoded_is_named_once_with_its_file() {
+    let dir = folder(&[("1.png", "")]);
+    put(dir.path(), "p36.png", "");
+    let source: Arc<dyn Source> = Arc::new(open_folder(dir.path()).unwrap());
+    let order = Arc::new(calotype_data::GlobalOrder::sequential(2).unwrap());
+    let decode = |_: u64, sample: &SampleRef<'_>| RgbImage::decode(sample.key(), sample.part("png")?);
+    let config = LoaderConfig { end: Some(2), ..LoaderConfig::new(2) };
+    let error = Loader::new(source, order, config, decode).unwrap().next().unwrap().unwrap_err().to_string();
+    assert!(error.starts_with(&dir.path().join("p36.png").display().to_string()), "{error}");
+    assert_eq!(error.matches("sample `p36`").count(), 1, "{error}");
+    assert!(error.contains("(0 bytes); mend or remove it") && error.contains("data.on_error=skip"), "{error}");
 }
 
 #[test]

@@ -10,10 +10,10 @@ pub mod inception_score;
 pub mod kid;
 pub mod neighbours;
 
-use crate::Result;
 use crate::features::FeatureKey;
 use crate::figure::Figure;
 use crate::state::{Part, Reference, State};
+use crate::{EvaluateError, Result};
 use calotype_core::UnknownName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -123,6 +123,7 @@ pub const METRICS: &[MetricEntry] = &[
 /// [`crate::EvaluateError::Unknown`] for a name of a metric or a variant that is in no table.
 pub fn open(names: &[String], settings: &MetricSettings) -> Result<Metrics> {
     check_variants(settings)?;
+    check_counts(settings)?;
     let mut entries: Vec<&MetricEntry> = Vec::new();
     for name in names {
         let entry = METRICS.iter().find(|entry| entry.name == name.replace('-', "_"));
@@ -144,6 +145,17 @@ fn check_variants(settings: &MetricSettings) -> Result<()> {
     }
 }
 
+/// Refuses numbers that nobody waits for, and that no memory holds.
+fn check_counts(settings: &MetricSettings) -> Result<()> {
+    const MOST: usize = 1_000_000;
+    let MetricSettings { subsets, splits, neighbours, resamples, .. } = *settings;
+    let named = [("subsets", subsets), ("splits", splits), ("neighbours", neighbours), ("resamples", resamples)];
+    match named.into_iter().find(|(_, count)| *count > MOST) {
+        None => Ok(()),
+        Some((name, count)) => Err(EvaluateError::Usage(format!("{name} is {count}; take at most {MOST}"))),
+    }
+}
+
 fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a str>) -> UnknownName {
     UnknownName { what, name: name.to_owned(), known: known.collect::<Vec<_>>().join(", ") }
 }
@@ -154,4 +166,21 @@ fn chosen<'a>(entry: &'a MetricEntry, settings: &'a MetricSettings) -> impl Iter
     let own: Vec<&Variant> = entry.variants.iter().filter(is_chosen).collect();
     let usual = if own.is_empty() { entry.variants.first() } else { None };
     own.into_iter().chain(usual)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_that_nobody_waits_for_are_refused() {
+        for settings in [
+            MetricSettings { resamples: usize::MAX, ..MetricSettings::default() },
+            MetricSettings { subsets: 1_000_001, ..MetricSettings::default() },
+            MetricSettings { neighbours: usize::MAX, ..MetricSettings::default() },
+        ] {
+            let error = open(&["fd".to_owned()], &settings).err().expect("too many");
+            assert!(error.is_usage() && error.to_string().contains("at most 1000000"), "{error}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use calotype_core::{FolderLock, durable};
 use calotype_ops::Precision;
 use serde::Serialize;
 use serde_json::Value;
+use std::path::Path;
 
 /// What of a recipe decides over the pictures, but for the guidance scales, to which others may be added.
 #[derive(Serialize)]
@@ -26,6 +27,24 @@ struct Drawing<'a> {
     noise: &'a NoiseSettings,
 }
 
+/// File name of what a sweep draws.
+const DRAWING: &str = "drawing.json";
+
+/// Refuses the folder of a training run, a quickstart or a model, whose recipe would be overwritten, and leaves nothing there.
+fn check_free(out: &Path) -> Result<(), SweepError> {
+    const OTHERS: [&str; 3] = ["quickstart.json", "model_index.json", "recipe.toml"];
+    // `recipe.toml` is ours where it came behind this.
+    let found = OTHERS.into_iter().map(|name| out.join(name)).find(|path| path.is_file());
+    match found.filter(|_| !out.join(DRAWING).is_file()) {
+        None => Ok(()),
+        Some(path) => {
+            let problem =
+                "this folder holds something else than an evaluation; choose another folder with --out".to_owned();
+            Err(SweepError::Other { path, problem })
+        }
+    }
+}
+
 impl Sweep<'_> {
     /// Takes the folder for this recipe, and its slices for these processes. The first process does it for all.
     ///
@@ -35,6 +54,7 @@ impl Sweep<'_> {
         if !self.collective.is_first() {
             return Ok(Vec::new());
         }
+        check_free(&layout.out)?;
         make_folder(&layout.out)?;
         let lock = |slice: &calotype_data::Slice| -> Result<FolderLock, SweepError> {
             let folder = layout.slice(*slice);
@@ -55,7 +75,7 @@ impl Sweep<'_> {
             sampler: SamplerSettings { guidance: Vec::new(), ..recipe.sampler.clone() },
             noise: &recipe.noise,
         };
-        let path = layout.out.join("drawing.json");
+        let path = layout.out.join(DRAWING);
         let ours = serde_json::to_value(&drawing).map_err(|error| SweepError::io("write", &path)(error.into()))?;
         let found: Option<Value> = durable::read_json(&path).map_err(SweepError::io("read", &path))?;
         match found.and_then(|found| difference(&found, &ours)) {
@@ -72,5 +92,25 @@ impl Sweep<'_> {
                 Ok(locks)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_something_else_takes_no_sweep() {
+        let folder = tempfile::tempdir().unwrap();
+        let free = || check_free(folder.path()).map_err(|error| error.to_string());
+        assert_eq!(free(), Ok(()));
+        for name in ["recipe.toml", "model_index.json", "quickstart.json"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+            let error = free().unwrap_err();
+            assert!(error.contains(name) && error.contains("choose another folder with --out"), "{error}");
+        }
+        std::fs::write(folder.path().join(DRAWING), "{}").unwrap();
+        assert_eq!(free(), Ok(()), "a sweep's own");
+        assert_eq!(check_free(&folder.path().join("none")).map_err(|error| error.to_string()), Ok(()));
     }
 }

@@ -210,6 +210,9 @@ fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, SweepError> {
     if let Some(note) = belonging::check(&checkpoint)? {
         tracing::warn!("{note}");
     }
+    if let Some(note) = checkpoint.overruled_prediction() {
+        tracing::warn!("{}: {note}", path.display());
+    }
     if let Some(warning) = checkpoint.unused_warning() {
         tracing::warn!("{warning}");
     }

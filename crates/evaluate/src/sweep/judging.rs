@@ -117,7 +117,13 @@ impl<'a> Judge<'a> {
                 Some(_) => {}
             }
         }
-        Ok(())
+        // Anything with a colon may be an address.
+        match &self.recipe.judge.reference {
+            Some(path) if !path.contains(':') && !path.contains('{') && !Path::new(path).exists() => {
+                Err(setting("judge.reference", format!("there is nothing at {path}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn metrics(&self, side: Side) -> &[Box<dyn Metric>] {

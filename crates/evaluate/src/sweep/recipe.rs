@@ -335,6 +335,8 @@ impl SweepRecipe {
         let scales = &self.sampler.guidance;
         check(!scales.is_empty(), "sampler.guidance", "names no scale; write a list such as [2.0, 7.5]")?;
         check(scales.iter().all(|scale| scale.is_finite()), "sampler.guidance", "must be finite numbers")?;
+        let unguided = scales.iter().filter(|scale| **scale <= 1.0).count();
+        check(unguided <= 1, "sampler.guidance", "names several scales of 1 and less, which are all without guidance")?;
         let twice = |(at, scale): (usize, &f32)| scales[..at].contains(scale);
         check(!scales.iter().enumerate().any(twice), "sampler.guidance", "names a scale twice")?;
         let is_torch = self.noise.generator == NoiseKind::TorchCpu;

@@ -42,7 +42,8 @@ fn is_picture(path: &Path) -> bool {
 pub fn read_pictures(files: &[PathBuf], decode: &DecodeOptions, notes: &DecodeNotes) -> Vec<Result<RgbImage>> {
     let read = |file: &PathBuf| {
         let bytes = std::fs::read(file).map_err(EvaluateError::io("read", file))?;
-        let (image, found) = RgbImage::decode_noting(&file.display().to_string(), &bytes, decode)?;
+        let (image, found) = RgbImage::decode_noting(&file.display().to_string(), &bytes, decode)
+            .map_err(|error| error.of_file(file))?;
         notes.add(&found);
         Ok(image)
     };

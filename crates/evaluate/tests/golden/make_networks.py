@@ -108,7 +108,7 @@ def through_open_clip():
     model = open_clip.CLIP(
         embed_dim=8,
         vision_cfg=open_clip.CLIPVisionCfg(layers=2, width=32, head_width=16, mlp_ratio=2.0, patch_size=8, image_size=SIDE),
-        text_cfg=open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=16, heads=2, layers=2),
+        text_cfg=open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=16, heads=2, layers=2, mlp_ratio=2.0),
         quick_gelu=False,
     )
     missing, unexpected = model.load_state_dict(open_clip_weights(model.state_dict(), 2), strict=False)

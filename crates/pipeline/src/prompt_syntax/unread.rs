@@ -7,6 +7,7 @@ use super::a1111::weight_length;
 /// of files of alternatives, and changes on the way.
 pub fn unread(prompt: &str, syntax: PromptSyntax) -> Vec<String> {
     let weights = if syntax == PromptSyntax::A1111 { None } else { weight(prompt) };
+    let and = if syntax == PromptSyntax::A1111 { conjunction(prompt) } else { None };
     let changes = if syntax == PromptSyntax::A1111 { between(prompt, ['[', ']'], is_change) } else { None };
     [
         (between(prompt, ['<', '>'], is_network), "adapters are given with --lora FILE=WEIGHT"),
@@ -15,6 +16,7 @@ pub fn unread(prompt: &str, syntax: PromptSyntax) -> Vec<String> {
             between(prompt, ['{', '}'], |inside| inside.contains('|')),
             "choices are not made here: write each prompt out",
         ),
+        (and, "prompts are not composed here: draw them one by one, or write them as one"),
         (wildcard(prompt), "lists of words are not read here: write each prompt out"),
         (changes, "prompts do not change on the way: only its weight is taken"),
     ]
@@ -51,6 +53,16 @@ fn weight(text: &str) -> Option<&str> {
     })
 }
 
+/// The word `AND`, between whose sides AUTOMATIC1111 draws several prompts at once.
+fn conjunction(text: &str) -> Option<&str> {
+    const AND: &str = "AND";
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(AND).map(|(at, _)| (at, at + AND.len())).find_map(|(from, to)| {
+        let alone = !text[..from].ends_with(is_word) && !text[to..].starts_with(is_word);
+        alone.then(|| &text[from..to])
+    })
+}
+
 /// The first `__name__`.
 fn wildcard(text: &str) -> Option<&str> {
     text.match_indices("__").find_map(|(from, _)| {
@@ -78,6 +90,8 @@ mod tests {
             ("a __colour__ cat", A1111, &["`__colour__`"]),
             ("a [red:blue:0.5] cat", A1111, &["`[red:blue:0.5]`", "on the way"]),
             ("[a|b]", A1111, &["`[a|b]`"]),
+            ("a cat AND a dog", A1111, &["`AND`", "not composed"]),
+            ("SAND, AND:1.2 a dog", A1111, &["`AND`"]),
         ] {
             let told = unread(prompt, syntax).join("\n");
             assert!(parts.iter().all(|part| told.contains(part)), "{prompt}: {told}");
@@ -92,6 +106,8 @@ mod tests {
             assert_eq!(unread(prompt, PromptSyntax::Plain), Vec::<String>::new(), "{prompt}");
         }
         assert!(unread("a (cat:1.5) [dog] BREAK", PromptSyntax::A1111).is_empty());
+        assert!(unread("SAND ANDROID and B_AND", PromptSyntax::A1111).is_empty());
+        assert!(unread("a AND b", PromptSyntax::Plain).is_empty());
         assert!(unread("a cat++ (big fox)0.8", PromptSyntax::Compel).is_empty());
         assert!(unread("[a:b:0.5]", PromptSyntax::Plain).is_empty());
     }

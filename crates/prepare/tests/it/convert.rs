@@ -276,7 +276,7 @@ fn what_a_folder_of_images_loses_is_told() {
         "none of the 2 images has a caption",
         "not taken from the input: 1 in a format that is not read (HEIC)",
         "not taken from the input: 1 in a format that is not read (TIFF)",
-        "the key of `b c.d.png` is `b c_d`",
+        "`b c.d.png` is sample `b c_d`: dots of file names become _",
     ] {
         assert!(told.contains(part), "{part}: {told}");
     }

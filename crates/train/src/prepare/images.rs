@@ -45,7 +45,8 @@ impl EmojiRecipe {
                 progress.finish();
                 Ok(StageEnd::Done(()))
             }
-            Err(calotype_data::Error::Interrupted { done, .. }) => Ok(StageEnd::Interrupted { samples: done as u64 }),
+            // A dataset is begun anew, so that nothing of it is saved.
+            Err(calotype_data::Error::Interrupted { .. }) => Ok(StageEnd::Interrupted { samples: 0 }),
             Err(error) => Err(error.into()),
         }
     }

@@ -95,6 +95,18 @@ pub enum TrainError {
         /// Their identity now.
         found: String,
     },
+    /// The samples are not those that the run was begun with.
+    #[error(
+        "{run} was begun with other samples: {difference}; put the former ones back, or train on these in another folder, with \
+         --from {run} (if the samples are the same after all, and only files were renamed or indexed, remove {run}/data.json)",
+        run = folder.display()
+    )]
+    OtherData {
+        /// The run's folder.
+        folder: PathBuf,
+        /// The first source that differs, and how.
+        difference: String,
+    },
     /// A batch's loss could not be computed.
     #[error("after {samples} samples: {source}")]
     Loss {
@@ -175,6 +187,7 @@ impl TrainError {
                 | Self::Extend { .. }
                 | Self::From { .. }
                 | Self::OtherEncoder { .. }
+                | Self::OtherData { .. }
                 | Self::Record { .. }
                 | Self::RecordBegun { .. }
                 | Self::Group(_)

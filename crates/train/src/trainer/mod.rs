@@ -8,6 +8,7 @@
 //! backward pass goes on, all take the same steps with the mean, and the first one writes.
 
 mod averages;
+mod dataset;
 mod error;
 mod gradients;
 mod places;
@@ -22,7 +23,7 @@ mod watch;
 
 pub use error::TrainError;
 pub use resume::first_difference;
-pub(crate) use resume::{Claim, check_from, claim};
+pub(crate) use resume::{Claim, check_from, check_inputs, claim};
 pub use watch::{OnNonFinite, WatchSettings};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, LazyTensor, module_tensors};
@@ -198,8 +199,12 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     recipe.value.distributed().check_world(&recipe.value.config(), collective.world())?;
     ranks::check_same_recipe(collective, context.folder, recipe.text)?;
     let mut run = ranks::first_then_others(collective, || {
+        check_inputs(context, recipe.value, dataset.as_ref(), task.encoders())?;
         let run = Run::open(task, trainable, parameters, recipe, reporter, context)?;
-        resume::claim_encoders(context.folder, dataset.as_ref(), task.encoders(), context.from)?;
+        resume::record_encoders(context.folder, dataset.as_ref(), task.encoders())?;
+        if collective.is_first() {
+            dataset::record(context.folder, dataset.as_ref())?;
+        }
         Ok(run)
     })?;
     ranks::check_alike(collective, context.folder, dataset.len(), run.samples)?;

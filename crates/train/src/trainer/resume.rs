@@ -1,10 +1,10 @@
 //! A run is resumed with the recipe and the encoders that it was begun with.
 
 use super::places::{respelled, same_place};
-use super::{CHECKPOINTS, ENCODERS, RECIPE, TrainError, end_of};
+use super::{CHECKPOINTS, ENCODERS, RECIPE, TrainError, dataset, end_of};
 use crate::checkpoint::{Checkpoint, saved_in, training_folder};
 use crate::config::{TrainConfig, TrainingRecipe};
-use crate::stages::{RESULT, Recipe};
+use crate::stages::{RESULT, Recipe, StageContext};
 use calotype_core::durable;
 use calotype_data::Source;
 use calotype_data::precache::encoder_of;
@@ -262,31 +262,65 @@ struct EncoderRecord {
     training: Option<String>,
 }
 
-/// Writes beside a new run which encoders it depends on, or compares them with those that the run was begun with: a
-/// dataset that was encoded anew by another model has the same shapes, and nothing else would tell.
+/// Refuses encoders and samples other than those that a folder's run was begun with, before anything of it is touched. A run of
+/// another recipe, or of another length that nobody asked for, is refused for that when the folder is claimed.
+///
+/// # Errors
+/// [`TrainError::OtherEncoder`], [`TrainError::OtherData`]; [`TrainError::Io`] if a record cannot be read.
+pub(crate) fn check_inputs<R: TrainingRecipe>(
+    context: &StageContext<'_>,
+    recipe: &R,
+    dataset: &dyn Source,
+    training: Option<String>,
+) -> Result<(), TrainError> {
+    match claim(context.folder, recipe)? {
+        Claim::Other(_) => return Ok(()),
+        Claim::Longer(_) if !context.extend => return Ok(()),
+        _ => {}
+    }
+    check_encoders(context.folder, dataset, training, context.from)?;
+    // Of several processes the first one speaks for all: their datasets are compared with its own.
+    if context.collective.is_first() { dataset::check(context.folder, dataset) } else { Ok(()) }
+}
+
+fn encoders_of(dataset: &dyn Source, training: Option<String>) -> EncoderRecord {
+    EncoderRecord { dataset: encoder_of(dataset.meta()).map(str::to_owned), training }
+}
+
+/// The encoders that a folder's run depends on, if they are recorded.
+fn own_record(folder: &Path) -> Result<Option<EncoderRecord>, TrainError> {
+    let path = folder.join(ENCODERS);
+    durable::read_json(&path).map_err(|source| TrainError::Io { path, source })
+}
+
+/// Writes beside a new run which encoders it depends on.
+pub(super) fn record_encoders(folder: &Path, dataset: &dyn Source, training: Option<String>) -> Result<(), TrainError> {
+    if own_record(folder)?.is_some() {
+        return Ok(());
+    }
+    let path = folder.join(ENCODERS);
+    durable::write_json(&path, &encoders_of(dataset, training)).map_err(|source| TrainError::Io { path, source })
+}
+
+/// Compares the encoders with those that the run was begun with: a dataset that was encoded anew by another model has the same
+/// shapes, and nothing else would tell.
 ///
 /// A run that begins with another one's checkpoint (`from`) depends on that one's.
-pub(super) fn claim_encoders(
+fn check_encoders(
     folder: &Path,
     dataset: &dyn Source,
     training: Option<String>,
     from: Option<&Path>,
 ) -> Result<(), TrainError> {
-    let path = folder.join(ENCODERS);
-    let now = EncoderRecord { dataset: encoder_of(dataset.meta()).map(str::to_owned), training };
-    let io = |source| TrainError::Io { path: path.clone(), source };
-    let own = durable::read_json::<EncoderRecord>(&path).map_err(io)?;
-    let known = own.is_some();
-    let begun = match (own, from) {
+    let now = encoders_of(dataset, training);
+    let begun = match (own_record(folder)?, from) {
         (None, Some(from)) => record_of(from)?,
         (own, _) => own,
     };
-    let write = || durable::write_json(&path, &now).map_err(io);
-    let Some(begun) = begun else { return write() };
+    let Some(begun) = begun else { return Ok(()) };
     let pairs = [("data of the encoders", begun.dataset, &now.dataset), ("the encoder", begun.training, &now.training)];
     match pairs.into_iter().find(|(_, begun, now)| begun != *now) {
-        None if known => Ok(()),
-        None => write(),
+        None => Ok(()),
         Some((what, expected, found)) => {
             let [expected, found] =
                 [expected, found.clone()].map(|encoder| encoder.unwrap_or_else(|| "none".to_owned()));

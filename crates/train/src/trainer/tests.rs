@@ -1,5 +1,6 @@
 //! The loop with a model of a few numbers: how runs end, go on, and are shared between processes.
 
+mod dataset;
 mod mllog;
 mod ranks;
 

@@ -401,6 +401,54 @@ fn a_folder_that_cannot_be_written_to_is_not_free() {
     assert!(error.contains("file/run") && error.contains("not a folder"), "{error}");
 }
 
+#[test]
+fn a_model_that_is_gone_is_written_again() {
+    let world = World::new();
+    world.train("clip", "run", &[], None).unwrap();
+    let model = world.path("run").join(MODEL);
+    let files = || {
+        let mut files = Vec::new();
+        collect(&model, "", &mut files);
+        files
+    };
+    let before = files();
+    fs::remove_dir_all(&model).unwrap();
+    world.train("clip", "run", &[], None).unwrap();
+    assert!(files() == before, "another model than the run's");
+    fs::remove_dir_all(&model).unwrap();
+    fs::remove_dir_all(world.path("run").join(CHECKPOINTS)).unwrap();
+    let error = world.train("clip", "run", &[], None).unwrap_err();
+    let text = error.to_string();
+    assert!(error.is_usage() && text.contains("neither its model/ nor a checkpoint in checkpoints/"), "{text}");
+    assert!(!model.exists());
+}
+
+#[test]
+fn a_folder_of_something_else_takes_no_run() {
+    let world = World::new();
+    let loader = RecipeLoader::new().folder(here().join("recipes"));
+    let run = tasks::load(&loader, "vit", &[format!("data.path={:?}", world.path("images"))]).unwrap();
+    let (device, stop) = (Device::flex(), StopFlag::new_unhooked());
+    for (out, files, what) in [
+        ("quickstart", &["quickstart.json"][..], "holds a quickstart (quickstart.json)"),
+        ("pipeline", &["model_index.json"], "holds a model (model_index.json)"),
+        ("clip", &["config.json", "model.safetensors"], "holds a model (config.json, model.safetensors)"),
+        ("beside", &["model/paper.tex"], "holds a folder `model` that is no run's"),
+        ("runs", &["one/recipe.toml", "one/result.json"], "holds a folder of runs (one, …)"),
+        ("starts", &["smoke/quickstart.json"], "holds a folder of runs (smoke, …)"),
+    ] {
+        for file in files {
+            let path = world.path(out).join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let error = run.check(&StageContext::new(&world.path(out), &device, &stop)).unwrap_err();
+        let text = error.to_string();
+        assert!(error.is_usage() && text.contains(what) && text.contains("--out"), "{text}");
+    }
+    assert!(run.check(&StageContext::new(&world.path("runs/two"), &device, &stop)).is_ok());
+}
+
 /// MLPerf's variant has other groups in its transformers' norms, for which diffusers has no field.
 #[test]
 fn a_unet_that_diffusers_cannot_describe_is_written_in_our_own_layout() {

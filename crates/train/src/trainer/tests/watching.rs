@@ -94,7 +94,7 @@ fn all_trackers_go_on_after_a_restart() {
     let mut files: Vec<_> = fs::read_dir(world.path("none")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     files.retain(|name| !name.to_str().unwrap().starts_with('.'));
     files.sort();
-    assert_eq!(files, ["checkpoints", "encoders.json", "recipe.toml"]);
+    assert_eq!(files, ["checkpoints", "data.json", "encoders.json", "recipe.toml"]);
 }
 
 #[test]
