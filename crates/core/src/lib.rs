@@ -3,12 +3,16 @@
 
 pub mod durable;
 pub mod fields;
+pub mod folders;
+pub mod input;
 pub mod lock;
 mod mersenne;
 pub mod names;
 pub mod numbers;
 pub mod numpy_random;
+pub mod output;
 pub mod progress;
+pub mod quotes;
 pub mod random;
 pub mod stop;
 pub mod system;
@@ -17,10 +21,12 @@ pub mod torch_random;
 pub mod words;
 
 pub use fields::{FieldProblem, Fields, FieldsError};
+pub use input::{absence, is_special, open_input, read_input};
 pub use lock::{FolderLock, LockError};
 pub use names::{Named, UnknownName};
 pub use numpy_random::NumpyRandomState;
 pub use progress::Progress;
+pub use quotes::{OpenQuote, Quotes};
 pub use random::{Philox4x32, Purpose, Stream, permutation, philox4x32_10};
 pub use stop::StopFlag;
 pub use text::{TextFault, decode_text, read_text};

@@ -2,8 +2,9 @@
 //!
 //! The file `.lock` of the folder is locked by the system for as long as the process lives, and says who that is. A lock that
 //! the system gives away is free, whatever the file says: its process is dead. Where a file system has no locks, or keeps those of
-//! another machine to itself, what the file says decides: a process of this machine is looked for; one of another machine counts
-//! as alive for as long as it renews the file's time, which a thread does.
+//! another machine to itself, what the file says decides: a process of this machine is looked for, and one that has ended is dead,
+//! whether its parent has asked for its end or not; one of another machine counts as alive for as long as it renews the file's time,
+//! which a thread does.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -201,12 +202,20 @@ fn is_alive(holder: &Holder) -> bool {
     started != 0 && (holder.started == 0 || holder.started == started)
 }
 
-/// When a process was started, as Linux tells it (field 22 of `/proc/PID/stat`); 0 if there is none, or nobody tells.
+/// States of a process that has ended (field 3 of `/proc/PID/stat`): a zombie, which stays for as long as its parent does not ask for
+/// its end, and one that is about to go.
+const ENDED: [&str; 3] = ["Z", "X", "x"];
+
+/// When a process was started, as Linux tells it (field 22 of `/proc/PID/stat`); 0 if there is none, if it has ended, or nobody tells.
 fn start_of(process: &str) -> u64 {
     let told = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     // The second field is a name in parentheses, which may hold spaces.
     let behind_name = told.rsplit_once(')').map_or("", |(_, rest)| rest);
-    behind_name.split_whitespace().nth(19).and_then(|field| field.parse().ok()).unwrap_or(0)
+    let mut fields = behind_name.split_whitespace();
+    match fields.next() {
+        Some(state) if !ENDED.contains(&state) => fields.nth(18).and_then(|field| field.parse().ok()).unwrap_or(0),
+        _ => 0,
+    }
 }
 
 #[cfg(test)]
@@ -254,6 +263,24 @@ mod tests {
         std::fs::create_dir(blocked.path().join(LOCK_FILE)).unwrap();
         let error = FolderLock::take(blocked.path()).unwrap_err().to_string();
         assert!(error.contains("a folder is at the place of the lock"), "{error}");
+    }
+
+    /// In a container without an init process, nobody asks for the end of what a shell has left.
+    #[test]
+    fn a_process_that_has_ended_is_dead_before_its_parent_asks() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        let is_zombie = || std::fs::read_to_string(&stat).is_ok_and(|told| told.contains(") Z "));
+        let begun = std::time::Instant::now();
+        while start_of("self") != 0 && !is_zombie() && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let ended = Holder { host: host(), pid: child.id(), since: 5, started: 0 };
+        said_by(folder.path(), &ended, Duration::ZERO);
+        assert_eq!(ended.is_gone(), start_of("self") != 0);
+        assert_eq!(FolderLock::take(folder.path()).unwrap().taken_over_from(), Some(&ended));
+        child.wait().unwrap();
     }
 
     #[test]

@@ -42,6 +42,17 @@ impl NumpyRandomState {
         order
     }
 
+    /// `state.choice(n, size)`: numbers below `n`, each drawn from all; none if `n` is 0, which NumPy refuses.
+    ///
+    /// # Panics
+    ///
+    /// If `n` is 2^32 or more.
+    pub fn choice_with_replacement(&mut self, n: usize, size: usize) -> Vec<u32> {
+        let n = u32::try_from(n).expect("choice: of at most 2^32 - 1 things");
+        let most = n.checked_sub(1);
+        most.map_or(Vec::new(), |most| (0..size).map(|_| self.up_to(most)).collect())
+    }
+
     /// Uniform in `0..=most`: words below the next power of two, drawn until one fits (NumPy's `legacy_interval`).
     fn up_to(&mut self, most: u32) -> u32 {
         if most == 0 {
@@ -71,5 +82,11 @@ mod tests {
         assert_eq!(state.permutation(1), [0]);
         assert_eq!(state.permutation(5), [0, 3, 4, 1, 2]);
         assert!(state.permutation(0).is_empty());
+        // NumPy 2.4.6: r = numpy.random.RandomState(7); r.choice(64, 5); the same of 65, which goes on.
+        let mut state = NumpyRandomState::new(7);
+        assert_eq!(state.choice_with_replacement(64, 5), [47, 4, 25, 54, 3]);
+        assert_eq!(state.choice_with_replacement(65, 5), [23, 57, 14, 23, 42]);
+        assert_eq!(state.choice_with_replacement(1, 3), [0, 0, 0]);
+        assert!(state.choice_with_replacement(0, 3).is_empty());
     }
 }

@@ -64,6 +64,14 @@ pub enum Purpose {
     NoiseOffset = 12,
     /// The content of samples that are made up.
     Synthetic = 13,
+    /// What AutoAugment or RandAugment does.
+    RandAugment = 15,
+    /// How samples of a batch are mixed with each other.
+    Mixing = 16,
+    /// Which branches of a network training leaves out.
+    StochasticDepth = 17,
+    /// By how much colours are jittered.
+    ColourJitter = 18,
 }
 
 /// An endless sequence of random numbers: Philox with the key `seed` and the counter (block, index low, index high,
@@ -87,6 +95,21 @@ impl Stream {
             used: 4,
             spare: None,
         }
+    }
+
+    /// The same stream behind its first `words` words of 32 bits.
+    ///
+    /// # Panics
+    ///
+    /// Beyond 2^34 words.
+    #[must_use]
+    pub fn skipping(mut self, words: u64) -> Self {
+        self.counter[0] = u32::try_from(words / 4).expect("a random stream has at most 2^34 words");
+        (self.used, self.spare) = (4, None);
+        for _ in 0..words % 4 {
+            self.next_u32();
+        }
+        self
     }
 
     /// 32 random bits.
@@ -236,6 +259,18 @@ mod tests {
             assert_ne!(base, other);
         }
         assert_ne!(base, first(1, Purpose::Noise, 1 << 32));
+    }
+
+    #[test]
+    fn a_stream_goes_on_behind_what_is_skipped() {
+        for words in [0u64, 1, 3, 4, 5, 17, 400] {
+            let mut whole = Stream::new(1, Purpose::Dropout, 2);
+            for _ in 0..words {
+                whole.next_u32();
+            }
+            let mut skipped = Stream::new(1, Purpose::Dropout, 2).skipping(words);
+            assert!((0..9).all(|_| whole.next_u32() == skipped.next_u32()), "{words}");
+        }
     }
 
     #[test]

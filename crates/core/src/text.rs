@@ -4,6 +4,7 @@
 //! place, it becomes a token of a caption, a letter of a column's name, or an error of the JSON reader. Every text file
 //! that is read goes through here.
 
+use crate::input::read_input;
 use std::borrow::Cow;
 use std::io::{self, Read};
 use std::path::Path;
@@ -119,9 +120,9 @@ fn unit(pair: [u8; 2], little: bool) -> u16 {
 /// The text of a file, as of [`decode_text`].
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] with the [`TextFault`] in words; any error of the file system.
+/// [`io::ErrorKind::InvalidData`] with the [`TextFault`] in words; others as of [`read_input`].
 pub fn read_text(path: &Path) -> io::Result<String> {
-    let bytes = std::fs::read(path)?;
+    let bytes = read_input(path)?;
     match decode_text(&bytes)? {
         Cow::Owned(text) => Ok(text),
         Cow::Borrowed(text) if text.len() == bytes.len() => Ok(String::from_utf8(bytes).unwrap_or_default()),

@@ -6,14 +6,14 @@ const FOUND: [&str; 2] = ["invalid type: ", "invalid value: "];
 const EXPECTED: &str = ", expected ";
 
 /// What unsigned integers take.
-const COUNT: &str = "a whole number of at least 0, such as 4";
+const COUNT: &str = "a whole number, such as 4";
 /// The same where a negative number stands.
 const NOT_NEGATIVE: &str = "a whole number that is not negative, such as 4";
 
 /// What serde expects, and what a file's reader is told. Names of integers come before those they begin with.
 const TAKES: [(&[&str], &str); 10] = [
     (&["u8", "u16", "u32", "u64", "u128", "usize"], COUNT),
-    (&["i8", "i16", "i32", "i64", "i128", "isize"], "a whole number, such as 4"),
+    (&["i8", "i16", "i32", "i64", "i128", "isize"], "a whole number, such as 4 or -4"),
     (&["f32", "f64", "a float", "floating point number"], "a number, such as 0.5"),
     (&["a boolean", "bool"], "true or false"),
     (
@@ -45,7 +45,7 @@ const TABLES: [&str; 6] = [
 ///
 /// assert_eq!(
 ///     plain("key `samples`: invalid type: string \"many\", expected u64"),
-///     "key `samples`: instead of \"many\" it takes a whole number of at least 0, such as 4"
+///     "key `samples`: instead of \"many\" it takes a whole number, such as 4"
 /// );
 /// assert_eq!(plain("missing field `size` at line 3 column 1"), "the key `size` is missing (line 3, column 1)");
 /// ```
@@ -278,13 +278,13 @@ mod tests {
     #[test]
     fn every_remark_of_the_readers_of_toml_and_json_is_translated() {
         for (text, part) in [
-            ("samples = \"ma\\\"ny, expected u64\"", "it takes a whole number of at least 0, such as 4"),
+            ("samples = \"ma\\\"ny, expected u64\"", "it takes a whole number, such as 4"),
             ("samples = -2", "instead of -2 it takes a whole number that is not negative, such as 4"),
             ("samples = 1.5", "instead of 1.5 it takes a whole number"),
             ("samples = true", "instead of true it takes"),
             ("samples = [1]", "instead of a list it takes"),
             ("samples = {}", "instead of a table it takes"),
-            ("samples = 1\nshift = 'x'", "it takes a whole number, such as 4"),
+            ("samples = 1\nshift = 'x'", "it takes a whole number, such as 4 or -4"),
             ("samples = 1\nrate = 'x'", "it takes a number, such as 0.5"),
             ("samples = 1\non = 1", "instead of 1 it takes true or false"),
             ("samples = 1\nname = 3", "instead of 3 it takes text in quotes"),
@@ -304,10 +304,7 @@ mod tests {
             assert!(!RUST.iter().any(|word| outside.contains(word)), "{text}: {words}");
         }
         for (text, part) in [
-            (
-                r#"{"samples": null}"#,
-                "instead of nothing (null) it takes a whole number of at least 0, such as 4 (line 1, column ",
-            ),
+            (r#"{"samples": null}"#, "instead of nothing (null) it takes a whole number, such as 4 (line 1, column "),
             (r#"{"samples": 1, "samples": 2}"#, "the key `samples` stands there twice (line 1"),
             (r#"{"samples": 1, "inner": []}"#, "a table of keys and values"),
             (r#"{"samples": 1"#, "the text ends inside an object (line 1"),
@@ -322,7 +319,7 @@ mod tests {
         let error = serde_json::from_str::<Either>("\"x\"").unwrap_err().to_string();
         assert_eq!(plain(&error), "it has none of the forms that can stand there");
         let error = serde_json::from_value::<Recipe>(serde_json::json!({ "samples": "x" })).unwrap_err().to_string();
-        assert_eq!(plain(&error), "instead of \"x\" it takes a whole number of at least 0, such as 4");
+        assert_eq!(plain(&error), "instead of \"x\" it takes a whole number, such as 4");
     }
 
     #[test]

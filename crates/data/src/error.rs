@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use calotype_core::absence;
+use calotype_core::durable::parent_folder;
+
 use crate::mds::{MdsError, MdsFault};
 use crate::npy::NpyError;
 use crate::pickled::PickledFault;
@@ -17,7 +20,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The dataset folder does not exist.
-    #[error("dataset folder {} does not exist; check the path, or write the dataset first", path.display())]
+    #[error("dataset folder {} does not exist{}; check the path, or write the dataset first", path.display(), absence(path))]
     MissingFolder {
         /// The folder.
         path: PathBuf,
@@ -208,6 +211,17 @@ pub enum Error {
         found: String,
     },
 
+    /// A dataset whose writing has not ended, where one is read.
+    #[error(
+        "dataset {} is not finished, as {} in it says: its writing was stopped or failed; run the command that writes it again, which \
+         goes on there, or name another dataset",
+        path.display(), crate::webdataset::PROGRESS_FILE
+    )]
+    Unfinished {
+        /// The folder.
+        path: PathBuf,
+    },
+
     /// A half-written dataset that was made with other settings.
     #[error(
         "folder {} holds a half-written dataset with another {what} (there: {found}; now: {expected}); \
@@ -247,12 +261,16 @@ pub enum Error {
     },
 
     /// An encoder failed.
-    #[error("encoding samples {first}.. failed: {source}")]
+    #[error("{file}: encoding samples {first}.. failed: {source}; {advice}")]
     Encode {
+        /// The file that holds the sample that the error names, or the batch's first.
+        file: String,
         /// First sample of the batch.
         first: usize,
         /// The encoder's error.
         source: BoxError,
+        /// What to do about it.
+        advice: String,
     },
 
     /// An image that cannot be decoded or encoded.
@@ -435,6 +453,11 @@ pub enum Error {
     },
 }
 
+/// Whether a shard is on another machine.
+fn is_address(path: &Path) -> bool {
+    path.to_string_lossy().contains("://")
+}
+
 /// What a decoder says of a sample, with the sample's name, once.
 fn with_key(key: &str, error: &(dyn std::error::Error + 'static)) -> String {
     let (text, name) = (error.to_string(), format!("sample `{key}`"));
@@ -460,6 +483,19 @@ fn shown_char(c: char) -> impl Iterator<Item = char> {
 }
 
 impl Error {
+    /// What stands between the parts of which a sample is to have one, in [`Error::MissingPart`].
+    pub const OR: &'static str = " or ";
+
+    /// True if the request is at fault, not the data: what it names is not there. A shard that is missed in a folder that is there is
+    /// the data's fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Error::MissingFolder { .. } => true,
+            Error::MissingShard { path } => !is_address(path) && !parent_folder(path).exists(),
+            _ => false,
+        }
+    }
+
     /// True if the error is of one sample alone, so that a reader may go on without it.
     pub fn concerns_one_sample(&self) -> bool {
         match self {

@@ -12,6 +12,7 @@
 //! - [`loader`]: background threads that deliver batches strictly in that order.
 //! - [`image`]: decoding, encoding and Pillow-exact resizing of 8-bit images.
 //! - [`transform`]: from an image file to a model's input: resize, crop, flip, scale, by (seed, position).
+//! - [`augment`]: random resized crop, colour jitter, AutoAugment and RandAugment, on given choices as torchvision's and timm's.
 //! - [`buckets`]: image sizes of many shapes and about the same area.
 //! - `emoji`: the embedded captioned images (Twemoji), a real dataset that needs no download.
 //! - [`precache`]: running an encoder over a dataset once, restartably.
@@ -27,8 +28,10 @@
 //! The cargo features `emoji`, `parquet` and `remote`, all on by default, are for the sources that need many other crates.
 //! A build without `parquet` or `remote` recognises such sources and refuses them with an error that names the feature.
 
+pub mod augment;
 pub mod buckets;
 pub mod control;
+mod difference;
 #[cfg(feature = "emoji")]
 pub mod emoji;
 mod error;

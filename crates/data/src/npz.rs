@@ -5,7 +5,6 @@
 //! (`numpy.cov(features, rowvar=False)`), both `f64`. `calotype_metrics` accumulates them
 //! (`GaussianAccumulator`) and compares two (`frechet_distance`).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use calotype_weights::archive::{ArchiveFault, unzip};
@@ -98,19 +97,24 @@ pub fn from_bytes(bytes: &[u8]) -> std::result::Result<Vec<(String, NpyArray)>, 
 /// # Errors
 /// [`NpzError::TooLarge`] beyond 4 GiB, 65,535 arrays or names of 65,531 bytes.
 pub fn to_bytes(arrays: &[(&str, &NpyArray)]) -> std::result::Result<Vec<u8>, NpzError> {
+    let entries = arrays.iter().map(|(name, array)| (format!("{name}.npy"), array.to_bytes()));
+    zip(&entries.collect::<Vec<_>>())
+}
+
+/// An archive of files by name, uncompressed.
+fn zip(entries: &[(String, Vec<u8>)]) -> std::result::Result<Vec<u8>, NpzError> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
-    for (name, array) in arrays {
-        let content = array.to_bytes();
-        let too_large = |detail| NpzError::TooLarge { name: (*name).to_owned(), detail };
+    for (name, content) in entries {
+        let short = name.strip_suffix(".npy").unwrap_or(name);
+        let too_large = |detail| NpzError::TooLarge { name: short.to_owned(), detail };
         let size = u32::try_from(content.len()).map_err(|_| too_large("it has 4 GiB or more"))?;
         let at = u32::try_from(out.len()).map_err(|_| too_large("the archive has 4 GiB or more"))?;
-        let name = format!("{name}.npy");
         let length = u16::try_from(name.len()).map_err(|_| too_large("its name is too long"))?;
-        let fields = entry_fields(crc32fast::hash(&content), size, length);
+        let fields = entry_fields(crc32fast::hash(content), size, length);
         out.extend_from_slice(b"PK\x03\x04");
         out.extend_from_slice(&fields);
         out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(&content);
+        out.extend_from_slice(content);
         directory.extend_from_slice(b"PK\x01\x02");
         directory.extend_from_slice(&VERSION.to_le_bytes());
         directory.extend_from_slice(&fields);
@@ -121,7 +125,7 @@ pub fn to_bytes(arrays: &[(&str, &NpyArray)]) -> std::result::Result<Vec<u8>, Np
         directory.extend_from_slice(name.as_bytes());
     }
     let too_large = |detail| NpzError::TooLarge { name: "(directory)".to_owned(), detail };
-    let count = u16::try_from(arrays.len()).map_err(|_| too_large("there are more than 65,535 arrays"))?;
+    let count = u16::try_from(entries.len()).map_err(|_| too_large("there are more than 65,535 arrays"))?;
     let at = u32::try_from(out.len()).map_err(|_| too_large("the archive has 4 GiB or more"))?;
     let size = u32::try_from(directory.len()).map_err(|_| too_large("the directory has 4 GiB or more"))?;
     out.extend_from_slice(&directory);
@@ -155,16 +159,19 @@ fn entry_fields(checksum: u32, size: u32, name: u16) -> Vec<u8> {
 }
 
 impl FeatureStatistics {
-    /// The statistics in an archive; other arrays in it are passed by.
+    /// The statistics in an archive; whatever else is in it is passed by.
     ///
     /// # Errors
-    /// Those of [`from_bytes`]; an [`NpzError`] if `mu` or `sigma` is missing, or of another type or shape.
+    /// An [`NpzError`] for a damaged archive, and if `mu` or `sigma` is missing, malformed, or of another type or shape.
     pub fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, NpzError> {
-        let arrays = from_bytes(bytes)?;
-        let find = |name: &'static str| match arrays.iter().find(|(found, _)| found == name) {
-            Some((_, array)) => Ok(array),
+        let entries = unzip(bytes)?;
+        let short = |name: &str| name.strip_suffix(".npy").unwrap_or(name).to_owned();
+        let find = |name: &'static str| match entries.iter().find(|(found, _)| *found == format!("{name}.npy")) {
+            Some((_, content)) => {
+                NpyArray::from_bytes(content).map_err(|source| NpzError::Array { name: name.to_owned(), source })
+            }
             None => {
-                let present: Vec<&str> = arrays.iter().map(|(name, _)| name.as_str()).collect();
+                let present: Vec<String> = entries.iter().map(|(name, _)| short(name)).collect();
                 Err(NpzError::Missing { name, present: present.join(", ") })
             }
         };
@@ -175,7 +182,7 @@ impl FeatureStatistics {
         let values = |name: &str, array: &NpyArray| {
             array.to_f64().map_err(|source| NpzError::Array { name: name.to_owned(), source })
         };
-        Ok(FeatureStatistics { mean: values("mu", mu)?, covariance: values("sigma", sigma)? })
+        Ok(FeatureStatistics { mean: values("mu", &mu)?, covariance: values("sigma", &sigma)? })
     }
 
     /// Reads the statistics in the file at `path`.
@@ -183,7 +190,7 @@ impl FeatureStatistics {
     /// # Errors
     /// [`Error::Npz`] if the file cannot be read, or with the error of [`FeatureStatistics::from_bytes`].
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|source| npz(path)(NpzError::Io { source }))?;
+        let bytes = calotype_core::read_input(path).map_err(|source| npz(path)(NpzError::Io { source }))?;
         FeatureStatistics::from_bytes(&bytes).map_err(npz(path))
     }
 
@@ -193,6 +200,15 @@ impl FeatureStatistics {
     /// [`Error::Npz`] if the lengths of mean and covariance do not fit together, or are beyond a zip archive's;
     /// [`Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
+        self.write_with(path, None)
+    }
+
+    /// The same with a text under a name of its own beside the arrays: NumPy gives it as bytes (`numpy.load(path)[name]`), and who
+    /// asks for `mu` and `sigma` alone does not see it.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_with(&self, path: &Path, text: Option<(&str, String)>) -> Result<()> {
         let d = self.mean.len();
         let array = |shape: Vec<usize>, values: &[f64]| NpyArray::new(shape, NpyData::F64(values.to_vec()));
         let named = |name: &str, found: std::result::Result<NpyArray, NpyError>| {
@@ -200,9 +216,19 @@ impl FeatureStatistics {
         };
         let mu = named("mu", array(vec![d], &self.mean))?;
         let sigma = named("sigma", array(vec![d, d], &self.covariance))?;
-        let bytes = to_bytes(&[("mu", &mu), ("sigma", &sigma)]).map_err(npz(path))?;
-        write_bytes(path, &bytes)
+        let mut entries = vec![("mu.npy".to_owned(), mu.to_bytes()), ("sigma.npy".to_owned(), sigma.to_bytes())];
+        entries.extend(text.map(|(name, text)| (name.to_owned(), text.into_bytes())));
+        write_bytes(path, &zip(&entries).map_err(npz(path))?)
     }
+}
+
+/// The file of an archive that is no array, such as a text of [`FeatureStatistics::write_with`]; none if there is none of this name.
+///
+/// # Errors
+/// [`NpzError::Archive`] for a damaged archive.
+pub fn file(bytes: &[u8], name: &str) -> std::result::Result<Option<Vec<u8>>, NpzError> {
+    let found = unzip(bytes)?.into_iter().find(|(found, _)| found == name);
+    Ok(found.map(|(_, content)| content.into_owned()))
 }
 
 fn npz(path: &Path) -> impl FnOnce(NpzError) -> Error {
@@ -227,6 +253,21 @@ mod tests {
         let uneven = FeatureStatistics { covariance: vec![1.0; 3], ..statistics() };
         assert!(matches!(uneven.write(&path), Err(Error::Npz { .. })));
         assert_eq!(FeatureStatistics::read(&path).unwrap(), statistics());
+    }
+
+    #[test]
+    fn a_text_lies_beside_the_arrays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats.npz");
+        statistics().write_with(&path, Some(("about.json", "{}".to_owned()))).unwrap();
+        assert_eq!(FeatureStatistics::read(&path).unwrap(), statistics());
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(file(&bytes, "about.json").unwrap().unwrap(), b"{}");
+        assert_eq!(file(&bytes, "other.json").unwrap(), None);
+        assert!(matches!(from_bytes(&bytes), Err(NpzError::NotAnArray { name }) if name == "about.json"));
+        assert!(file(b"no archive", "about.json").is_err());
+        statistics().write(&path).unwrap();
+        assert_eq!(file(&std::fs::read(&path).unwrap(), "about.json").unwrap(), None);
     }
 
     #[test]

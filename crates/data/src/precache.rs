@@ -6,6 +6,7 @@
 //! for each finished shard in `.precache/`; the process that finds the last record writes `index.json`.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use calotype_core::durable;
+use calotype_core::folders::{Content, IMAGE_EXTENSIONS, content};
 
+use crate::difference::{Difference, difference};
 use crate::files::{read_json, write_json};
 use crate::webdataset::{INDEX_FILE, PROGRESS_FILE, ShardFile, ShardRecord, is_shard_as_recorded};
 use crate::{BoxError, Control, Dataset, DatasetIndex, Error, Result, Sample, Slice, Source};
@@ -75,6 +78,11 @@ pub trait SampleEncoder {
         Map::new()
     }
 
+    /// The setting that a fact of the description comes from, as its user writes it; `path` has dots in front of keys inside of others.
+    fn setting(&self, path: &str) -> String {
+        path.to_owned()
+    }
+
     /// Encodes a batch: one output for each input, in order, with the same keys.
     ///
     /// # Errors
@@ -89,6 +97,12 @@ pub struct PrecacheLayout {
     pub batch: usize,
     /// Samples of a shard; those of the last one are fewer.
     pub shard_samples: usize,
+}
+
+impl fmt::Display for PrecacheLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "batches of {} in shards of {} samples", self.batch, self.shard_samples)
+    }
 }
 
 /// Outcome of a call of [`precache`].
@@ -141,11 +155,11 @@ pub fn precache(
     let range = slice.range(stage.shards());
     let total = range.clone().map(|shard| stage.samples_of(shard).len()).sum();
     let mut done = Precached { samples: total, encoded: 0, bytes: 0, index: None };
-    if let Some(index) = stage.finished()? {
+    if let Some(index) = stage.finished(encoder)? {
         done.bytes = index.shards[range].iter().map(|shard| shard.bytes).sum();
         return Ok(Precached { index: Some(index), ..done });
     }
-    stage.claim()?;
+    stage.claim(encoder)?;
     let kept = range.clone().map(|shard| stage.kept(shard)).collect::<Result<Vec<_>>>()?;
     let mut saved = kept.iter().flatten().map(|record| record.samples).sum();
     // The first report says what was there before.
@@ -154,7 +168,8 @@ pub fn precache(
         let record = match kept {
             Some(record) => record,
             None => {
-                let record = stage.encode_shard(shard, encoder, (saved, total), control)?;
+                let encoded = stage.encode_shard(shard, encoder, (saved, total), control);
+                let record = encoded.inspect_err(|error| stage.give_back(slice, error))?;
                 done.encoded += record.samples;
                 saved += record.samples;
                 record
@@ -162,7 +177,7 @@ pub fn precache(
         };
         done.bytes += record.bytes;
     }
-    done.index = stage.conclude()?;
+    done.index = stage.conclude(encoder)?;
     // The work is done and whole: a stop that is asked for now changes nothing.
     control.report("precache", total, total);
     Ok(done)
@@ -192,6 +207,39 @@ fn identity_in(meta: &Map<String, Value>) -> String {
     encoder_of(meta).unwrap_or("no encoder").to_owned()
 }
 
+/// The beginning of the source's checksum.
+fn source_in(meta: &Map<String, Value>) -> String {
+    let digest = meta.get(META_SOURCE).and_then(Value::as_str).unwrap_or_default();
+    format!("of the checksum {}…", digest.chars().take(12).collect::<String>())
+}
+
+/// What to say where images are looked for in a dataset of what encoders made of them; none of other faults and datasets.
+pub fn encoded_instead(meta: &Map<String, Value>, fault: &BoxError) -> Option<String> {
+    let Some(Error::MissingPart { part, .. }) = fault.downcast_ref::<Error>() else { return None };
+    let is_image = part.split(Error::OR).any(|part| IMAGE_EXTENSIONS.contains(&part));
+    let encoder = encoder_of(meta).filter(|_| is_image)?;
+    Some(format!(
+        "the samples are what encoders made of images ({encoder}), and the images are not among them; take the dataset that they were \
+         made of"
+    ))
+}
+
+/// What to do about a batch that could not be encoded.
+fn advice(meta: &Map<String, Value>, fault: &BoxError, batch: &[Sample]) -> String {
+    if let Some(advice) = encoded_instead(meta, fault) {
+        return advice;
+    }
+    let has = |sample: &Sample, part: &str| part.split(Error::OR).any(|part| sample.parts.contains_key(part));
+    match fault.downcast_ref::<Error>() {
+        Some(Error::MissingPart { part, .. }) if !batch.iter().any(|sample| has(sample, part)) => {
+            "no sample of this batch has it: correct the recipe, if none of the dataset has, or leave such samples out of shards with \
+             `calotype data check --quarantine`"
+                .to_owned()
+        }
+        _ => "mend a sample that is at fault, or leave it out of shards with `calotype data check --quarantine`".to_owned(),
+    }
+}
+
 struct Stage<'a> {
     dataset: &'a dyn Source,
     out: &'a Path,
@@ -218,11 +266,14 @@ impl Stage<'_> {
     }
 
     /// The index of a finished dataset in the folder, if it is the one that is to be made.
-    fn finished(&self) -> Result<Option<DatasetIndex>> {
+    fn finished(&self, encoder: &dyn SampleEncoder) -> Result<Option<DatasetIndex>> {
         let Some(index) = DatasetIndex::read(self.out)? else { return Ok(None) };
-        let (expected, found) = (identity_in(&self.plan.meta), identity_in(&index.meta));
+        let (mut expected, mut found) = (identity_in(&self.plan.meta), identity_in(&index.meta));
         let folder = self.out.to_path_buf();
         if expected != found {
+            if let Some([there, now]) = self.setting(&index.meta, encoder) {
+                (expected, found) = (format!("{expected}, with {now}"), format!("{found}, with {there}"));
+            }
             return Err(Error::EncoderMismatch { path: folder, expected, found });
         }
         if index.meta != self.plan.meta {
@@ -239,14 +290,11 @@ impl Stage<'_> {
     }
 
     /// Claims the folder for this dataset, or checks that it is claimed.
-    fn claim(&self) -> Result<()> {
+    fn claim(&self, encoder: &dyn SampleEncoder) -> Result<()> {
         let records = self.out.join(RECORDS);
         let path = self.out.join(PROGRESS_FILE);
         if let Some(plan) = read_json::<ProgressFile>(&path)? {
-            self.compare("version", &VERSION, &plan.version)?;
-            self.compare("encoder", &identity_in(&self.plan.meta), &identity_in(&plan.meta))?;
-            self.compare("source", &self.plan.meta, &plan.meta)?;
-            self.compare("layout of shards", &self.plan.layout, &plan.layout)?;
+            self.compare(&plan, encoder)?;
         } else if !records.is_dir() {
             self.refuse_foreign_shards()?;
         }
@@ -254,15 +302,50 @@ impl Stage<'_> {
         write_json(&path, &self.plan)
     }
 
-    fn compare<T: PartialEq + std::fmt::Debug>(&self, what: &'static str, expected: &T, found: &T) -> Result<()> {
-        if expected == found {
-            return Ok(());
-        }
-        let (expected, found) = (format!("{expected:?}"), format!("{found:?}"));
+    /// Refuses what a folder was begun with if it is something else.
+    fn compare(&self, there: &ProgressFile, encoder: &dyn SampleEncoder) -> Result<()> {
+        let now = &self.plan;
+        let same = |key: &str| there.meta.get(key) == now.meta.get(key);
+        let (what, [found, expected]) = match () {
+            () if there.version != now.version => ("version", [there, now].map(|plan| plan.version.to_string())),
+            () if !same(META_ENCODER) || !same(META_ENCODERS) => match self.setting(&there.meta, encoder) {
+                Some(both) => ("setting", both),
+                None => ("encoder", [there, now].map(|plan| identity_in(&plan.meta))),
+            },
+            () if !same(META_SOURCE) => ("source", [there, now].map(|plan| source_in(&plan.meta))),
+            () if there.meta != now.meta => {
+                let differs = difference(&there.meta, &now.meta);
+                ("source", differs.map(|difference| difference.both()).unwrap_or_default())
+            }
+            () if there.layout != now.layout => ("layout of shards", [there, now].map(|plan| plan.layout.to_string())),
+            () => return Ok(()),
+        };
         Err(Error::ProgressMismatch { path: self.out.to_path_buf(), what, expected, found })
     }
 
+    /// The first setting of the encoders that differs from what a folder has, with its value there and now.
+    fn setting(&self, there: &Map<String, Value>, encoder: &dyn SampleEncoder) -> Option<[String; 2]> {
+        let facts = |meta: &'_ Map<String, Value>| meta.get(META_ENCODERS)?.as_object().cloned();
+        let found = difference(&facts(there)?, &facts(&self.plan.meta)?)?;
+        Some(Difference { path: encoder.setting(&found.path), ..found }.both())
+    }
+
+    /// Leaves nothing of a try that failed before it had a shard, so that other settings may follow. Of several slices, others may be
+    /// at work.
+    fn give_back(&self, slice: Slice, error: &Error) {
+        let records = fs::read_dir(self.out.join(RECORDS));
+        let has_none = records.is_ok_and(|mut records| records.next().is_none());
+        if has_none && slice == Slice::ALL && !matches!(error, Error::Interrupted { .. }) {
+            self.clean();
+            // Unless something else is in it.
+            let _ = fs::remove_dir(self.out);
+        }
+    }
+
     fn refuse_foreign_shards(&self) -> Result<()> {
+        if let Some(found) = content(self.out).filter(|found| found.content != Content::Shards) {
+            return Err(Error::FolderInUse { path: self.out.to_path_buf(), found: found.to_string() });
+        }
         let entries = match fs::read_dir(self.out) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(Error::io("list", self.out))?,
@@ -316,13 +399,13 @@ impl Stage<'_> {
     }
 
     /// Writes the index if all shards are there.
-    fn conclude(&self) -> Result<Option<DatasetIndex>> {
+    fn conclude(&self, encoder: &dyn SampleEncoder) -> Result<Option<DatasetIndex>> {
         let mut records = Vec::new();
         for shard in 0..self.shards() {
             match read_json::<ShardRecord>(&self.record_path(shard))? {
                 Some(record) => records.push(record),
                 // Still in work elsewhere, or another process has concluded meanwhile.
-                None => return self.finished(),
+                None => return self.finished(encoder),
             }
         }
         let index = DatasetIndex::new(records, self.plan.meta.clone());
@@ -356,8 +439,15 @@ fn with_done(error: Error, saved: usize) -> Error {
 
 fn encode_batch(dataset: &dyn Source, encoder: &mut dyn SampleEncoder, batch: Range<usize>) -> Result<Vec<Sample>> {
     let first = batch.start;
+    let numbers = batch.clone();
     let inputs = batch.map(|i| Ok(dataset.get(i)?.into_sample())).collect::<Result<Vec<_>>>()?;
-    let outputs = encoder.encode(&inputs).map_err(|source| Error::Encode { first, source })?;
+    let outputs = encoder.encode(&inputs).map_err(|source| {
+        let text = source.to_string();
+        let named = inputs.iter().position(|sample| text.contains(&format!("`{}`", sample.key)));
+        let file = dataset.file_of(numbers.start + named.unwrap_or(0));
+        let advice = advice(dataset.meta(), &source, &inputs);
+        Error::Encode { file, first, source, advice }
+    })?;
     if outputs.len() != inputs.len() {
         let detail = format!("{} samples in, {} out, from sample {first} on", inputs.len(), outputs.len());
         return Err(Error::EncoderContract { detail });

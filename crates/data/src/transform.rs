@@ -7,7 +7,10 @@
 //!
 //! All that is not random equals torchvision on Pillow images byte for byte: `Resize(side)` (the longer side rounded
 //! down), `CenterCrop` (half a pixel rounded to even). `RandomCrop` draws from the same corners, each as likely, but
-//! from another generator. Unlike torchvision's crops, none pads: one larger than the image is an error.
+//! from another generator. Unlike torchvision's crops, none pads: one larger than the image is an error. With
+//! [`Resize::Cropped`] the draws are those of the rectangle and then the flip. What colour jitter, AutoAugment and RandAugment
+//! do is drawn from streams of their own ([`Purpose::ColourJitter`], [`Purpose::RandAugment`]), so that they move neither crops
+//! nor flips.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -15,12 +18,13 @@ use std::sync::Arc;
 use calotype_core::{Purpose, Stream};
 use serde::{Deserialize, Serialize};
 
+use crate::augment::{AutoAugment, ColourJitter, RandAugment, ResizedCrop};
 use crate::buckets::{BucketSettings, Buckets};
-use crate::image::{self, Crop, DecodeNotes, DecodeOptions, Filter, RgbImage, resample};
+use crate::image::{self, Crop, DecodeNotes, DecodeOptions, Filter, LevelTable, RgbImage, resample};
 use crate::{Error, Result};
 
 /// Size to which an image is brought.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resize {
     /// As it is.
@@ -31,6 +35,8 @@ pub enum Resize {
     Exact(usize, usize),
     /// So that it covers the nearest of these buckets, which is then cut out of it.
     Bucket(BucketSettings),
+    /// A random rectangle of it to the square of this side.
+    Cropped(usize, ResizedCrop),
 }
 
 /// Position of a crop.
@@ -79,8 +85,20 @@ pub struct Transform {
     pub crop: Option<CropSettings>,
     /// Probability of mirroring left and right.
     pub flip: f32,
+    /// How the colours of the cut and mirrored image are jittered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub colour_jitter: Option<ColourJitter>,
+    /// Whose policies AutoAugment follows then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_augment: Option<AutoAugment>,
+    /// What RandAugment does instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rand_augment: Option<RandAugment>,
     /// Values of levels 0 and 255.
     pub range: (f32, f32),
+    /// Mean and deviation of red, green and blue, by which values from 0 to 1 are moved and scaled, instead of `range`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalise: Option<([f32; 3], [f32; 3])>,
     /// Order of the numbers.
     pub layout: Layout,
 }
@@ -94,7 +112,11 @@ impl Default for Transform {
             filter: Filter::Bicubic,
             crop: Some(CropSettings::default()),
             flip: 0.0,
+            colour_jitter: None,
+            auto_augment: None,
+            rand_augment: None,
             range: (-1.0, 1.0),
+            normalise: None,
             layout: Layout::Hwc,
         }
     }
@@ -115,6 +137,8 @@ pub struct SizeConditioning {
 /// Sizes, rectangle and flip of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Geometry {
+    /// What is cut out before resizing, if anything is.
+    cut_first: Option<Crop>,
     resized: (usize, usize),
     crop: Crop,
     flip: bool,
@@ -126,6 +150,8 @@ struct Geometry {
 pub struct ImageTransform {
     settings: Transform,
     buckets: Option<Buckets>,
+    /// Normalised numbers of all levels.
+    normalised: Option<Arc<LevelTable>>,
     notes: Arc<DecodeNotes>,
 }
 
@@ -148,8 +174,23 @@ impl Transform {
         if !self.range.0.is_finite() || !self.range.1.is_finite() {
             return bad("range", format!("{:?}", self.range));
         }
+        if let Some((mean, deviation)) = self.normalise
+            && !(mean.iter().all(|mean| mean.is_finite()) && deviation.iter().all(|it| it.is_finite() && *it > 0.0))
+        {
+            return bad("normalise", format!("mean {mean:?}, deviation {deviation:?}; deviations are above 0"));
+        }
+        if self.auto_augment.is_some() && self.rand_augment.is_some() {
+            return bad("rand_augment", "beside AutoAugment; leave one of both out".to_owned());
+        }
+        self.colour_jitter.as_ref().map_or(Ok(()), ColourJitter::check)?;
+        self.rand_augment.as_ref().map_or(Ok(()), RandAugment::check)?;
         let cut = self.crop.and_then(|crop| crop.size);
         match (&self.resize, cut) {
+            (Resize::Cropped(..), _) if self.crop.is_some() => {
+                return bad("crop", "beside a random resized crop; leave one of both out".to_owned());
+            }
+            (Resize::Cropped(0, _), _) => return bad("random resized crop", "to a side of 0 pixels".to_owned()),
+            (Resize::Cropped(_, crop), _) => crop.check()?,
             (Resize::Bucket(_), Some(size)) => {
                 return bad("crop size", format!("{size:?}; of buckets they are cut out"));
             }
@@ -165,7 +206,29 @@ impl Transform {
             Resize::Bucket(settings) => Some(Buckets::new(settings)?),
             _ => None,
         };
-        Ok(ImageTransform { settings: self, buckets, notes: Arc::default() })
+        let normalised = self.normalise.map(level_table).map(Arc::new);
+        Ok(ImageTransform { settings: self, buckets, normalised, notes: Arc::default() })
+    }
+}
+
+impl Transform {
+    fn changes_colours(&self) -> bool {
+        self.colour_jitter.is_some() || self.auto_augment.is_some() || self.rand_augment.is_some()
+    }
+
+    /// An image that is cut and mirrored, as it is changed at a position.
+    fn changed(&self, mut image: RgbImage, seed: u64, position: u64) -> RgbImage {
+        let stream = |purpose| Stream::new(seed, purpose, position);
+        if let Some(jitter) = &self.colour_jitter {
+            image = jitter.apply(image, &mut stream(Purpose::ColourJitter));
+        }
+        if let Some(augment) = self.auto_augment {
+            image = augment.apply(image, &mut stream(Purpose::RandAugment));
+        }
+        if let Some(augment) = &self.rand_augment {
+            image = augment.apply(image, &mut stream(Purpose::RandAugment));
+        }
+        image
     }
 }
 
@@ -191,6 +254,7 @@ impl ImageTransform {
             (_, Some(CropSettings { size: Some(size), .. })) => Some(size),
             (Resize::Shorter(side), Some(_)) => Some((*side, *side)),
             (Resize::Exact(width, height), _) => Some((*width, *height)),
+            (Resize::Cropped(side, _), _) => Some((*side, *side)),
             _ => None,
         }
     }
@@ -222,8 +286,10 @@ impl ImageTransform {
         out: &mut Vec<f32>,
     ) -> Result<SizeConditioning> {
         self.with_levels(key, bytes, seed, position, |levels, plan| {
-            let (width, flip) = (plan.crop.width, plan.flip);
-            image::append_levels(levels, width, self.settings.range, flip, self.settings.layout, out);
+            if plan.flip && self.normalised.is_some() {
+                image::mirror(levels, plan.crop.width);
+            }
+            self.append_levels(levels, plan.crop.width, plan.flip, out);
             Ok(plan.conditioning)
         })
     }
@@ -232,8 +298,16 @@ impl ImageTransform {
     /// a quarter of the memory of their numbers: threads should pass on images, and the batch be made of them at the
     /// end.
     pub fn append_image(&self, image: &RgbImage, out: &mut Vec<f32>) {
+        self.append_levels(image.data(), image.width(), false, out);
+    }
+
+    /// Levels as numbers; those that are normalised have been mirrored already.
+    fn append_levels(&self, levels: &[u8], width: usize, flip: bool, out: &mut Vec<f32>) {
         let (range, layout) = (self.settings.range, self.settings.layout);
-        image::append_levels(image.data(), image.width(), range, false, layout, out);
+        match &self.normalised {
+            None => image::append_levels(levels, width, range, flip, layout, out),
+            Some(table) => image::append_looked_up(levels, table, layout, out),
+        }
     }
 
     fn with_levels<T>(
@@ -248,8 +322,23 @@ impl ImageTransform {
             let found = image::decode_rgb_into(key, bytes, &self.settings.decode, decoded)?;
             self.notes.add(&found);
             let size = found.size;
-            let plan = self.plan(size, &mut Stream::new(seed, Purpose::Augmentation, position))?;
+            let mut plan = self.plan(size, &mut Stream::new(seed, Purpose::Augmentation, position))?;
+            let size = match &plan.cut_first {
+                None => size,
+                Some(crop) => {
+                    resample::copy_crop::<3>(decoded, size.0, crop, cut);
+                    std::mem::swap(decoded, cut);
+                    (crop.width, crop.height)
+                }
+            };
             resample::resize_crop::<3>(decoded, size, plan.resized, &plan.crop, self.settings.filter, cut)?;
+            if self.settings.changes_colours() {
+                let mut image = RgbImage::new(plan.crop.width, plan.crop.height, std::mem::take(cut))?;
+                if std::mem::take(&mut plan.flip) {
+                    image.mirror();
+                }
+                *cut = self.settings.changed(image, seed, position).into_data();
+            }
             let taken = take(cut, &plan);
             image::release_if_large(decoded);
             image::release_if_large(cut);
@@ -258,6 +347,14 @@ impl ImageTransform {
     }
 
     fn plan(&self, size: (usize, usize), stream: &mut Stream) -> Result<Geometry> {
+        if let Resize::Cropped(side, crop) = &self.settings.resize {
+            let cut = crop.choose(size, stream);
+            let resized = (*side, *side);
+            let conditioning =
+                SizeConditioning { original: (size.1, size.0), crop_top_left: (cut.y, cut.x), target: resized };
+            let flip = stream.uniform() < self.settings.flip;
+            return Ok(Geometry { cut_first: Some(cut), resized, crop: Crop::all(resized), flip, conditioning });
+        }
         let (resized, wanted) = self.sizes(size)?;
         let (width, height) = wanted;
         if width > resized.0 || height > resized.1 {
@@ -275,7 +372,7 @@ impl ImageTransform {
         let left = if flip { room.0 - x } else { x };
         let conditioning =
             SizeConditioning { original: (size.1, size.0), crop_top_left: (y, left), target: (height, width) };
-        Ok(Geometry { resized, crop: Crop { x, y, width, height }, flip, conditioning })
+        Ok(Geometry { cut_first: None, resized, crop: Crop { x, y, width, height }, flip, conditioning })
     }
 
     /// Size after resizing, and size of the crop.
@@ -289,6 +386,7 @@ impl ImageTransform {
                 return Ok((cover(size, bucket), bucket));
             }
             (Resize::Bucket(_), None) => unreachable!("`build` makes the buckets"),
+            (Resize::Cropped(side, _), _) => (*side, *side),
         };
         let cut = match (self.settings.crop, &self.settings.resize) {
             (Some(CropSettings { size: Some(cut), .. }), _) => cut,
@@ -297,6 +395,13 @@ impl ImageTransform {
         };
         Ok((resized, cut))
     }
+}
+
+/// The numbers of all levels, as torchvision's `ToTensor` and `Normalize` compute them.
+fn level_table((mean, deviation): ([f32; 3], [f32; 3])) -> LevelTable {
+    std::array::from_fn(|channel| {
+        std::array::from_fn(|level| (level as f32 / 255.0 - mean[channel]) / deviation[channel])
+    })
 }
 
 /// The least size of the same shape that covers `target`, the longer side rounded to the nearest.
@@ -315,6 +420,7 @@ fn cover(size: (usize, usize), target: (usize, usize)) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::augment::TorchvisionRandAugment;
     use crate::image::PngEffort;
 
     fn png(width: usize, height: usize) -> Vec<u8> {
@@ -400,6 +506,62 @@ mod tests {
     }
 
     #[test]
+    fn rectangles_are_cut_out_resized_mirrored_and_changed() {
+        let file = png(60, 33);
+        let image = RgbImage::decode("x", &file).unwrap();
+        let crop = ResizedCrop::default();
+        let augment = RandAugment::Torchvision(TorchvisionRandAugment::default());
+        let plain = Transform { resize: Resize::Cropped(16, crop), crop: None, flip: 0.5, ..Transform::default() };
+        let jitter = ColourJitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 };
+        let changed = Transform { rand_augment: Some(augment), ..plain.clone() };
+        let policies = Some(AutoAugment::Imagenet);
+        let nemo = Transform { colour_jitter: Some(jitter), auto_augment: policies, ..plain.clone() };
+        let [plain, changed, nemo] = [plain, changed, nemo].map(|settings| settings.build().unwrap());
+        assert_eq!(plain.fixed_size(), Some((16, 16)));
+        let (mut mirrored, mut different) = (0, 0);
+        for position in 0..40 {
+            let mut stream = Stream::new(9, Purpose::Augmentation, position);
+            let [x, y, width, height] = crop.rectangle((60, 33), &mut stream);
+            let mut expected = image.crop(x, y, width, height).unwrap().resize(16, 16, Filter::Bicubic).unwrap();
+            if stream.uniform() < 0.5 {
+                expected.mirror();
+                mirrored += 1;
+            }
+            let (found, conditioning) = plain.image("x", &file, 9, position).unwrap();
+            assert_eq!((&found, conditioning.crop_top_left), (&expected, (y, x)), "{position}");
+            let jittered = jitter.apply(expected.clone(), &mut Stream::new(9, Purpose::ColourJitter, position));
+            let as_nemo = AutoAugment::Imagenet.apply(jittered, &mut Stream::new(9, Purpose::RandAugment, position));
+            assert_eq!(nemo.image("x", &file, 9, position).unwrap().0, as_nemo, "{position}");
+            let expected = augment.apply(expected, &mut Stream::new(9, Purpose::RandAugment, position));
+            assert_eq!(changed.image("x", &file, 9, position).unwrap().0, expected, "{position}");
+            different += usize::from(expected != found);
+            let mut numbers = Vec::new();
+            changed.append("x", &file, 9, position, &mut numbers).unwrap();
+            assert_eq!(numbers, expected.to_f32_hwc(-1.0, 1.0), "{position}");
+        }
+        assert!((8..32).contains(&mirrored) && different > 15, "{mirrored} {different}");
+    }
+
+    #[test]
+    fn numbers_are_normalised_channel_by_channel() {
+        let (mean, deviation) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+        let file = png(20, 20);
+        for layout in [Layout::Hwc, Layout::Chw] {
+            let normalise = Some((mean, deviation));
+            let pipeline = Transform { layout, normalise, flip: 1.0, ..random() }.build().unwrap();
+            let (image, _) = pipeline.image("x", &file, 1, 2).unwrap();
+            let mut numbers = Vec::new();
+            pipeline.append("x", &file, 1, 2, &mut numbers).unwrap();
+            let pixels = image.width() * image.height();
+            for (at, level) in image.data().iter().enumerate() {
+                let expected = (f32::from(*level) / 255.0 - mean[at % 3]) / deviation[at % 3];
+                let place = if layout == Layout::Hwc { at } else { at % 3 * pixels + at / 3 };
+                assert_eq!(numbers[place], expected, "{layout:?} {at}");
+            }
+        }
+    }
+
+    #[test]
     fn settings_are_read_and_refused_by_name() {
         let text = r#"{"resize": {"shorter": 256}, "crop": {"place": "random"}, "flip": 0.5, "filter": "lanczos"}"#;
         let read: Transform = serde_json::from_str(text).unwrap();
@@ -408,9 +570,21 @@ mod tests {
         let unknown = serde_json::from_str::<Transform>(r#"{"crops": 3}"#).unwrap_err().to_string();
         assert!(unknown.contains("crops") && unknown.contains("crop"), "{unknown}");
         let size = Some(CropSettings { place: Place::Center, size: Some((9, 9)) });
+        let no_bins = TorchvisionRandAugment { bins: 0, ..TorchvisionRandAugment::default() };
         let bad = [
             Transform { flip: 1.5, ..random() },
             Transform { flip: f32::NAN, ..random() },
+            Transform { normalise: Some(([0.5; 3], [0.5, 0.0, 0.5])), ..random() },
+            Transform { normalise: Some(([f32::NAN; 3], [0.5; 3])), ..random() },
+            Transform { resize: Resize::Cropped(8, ResizedCrop::default()), ..random() },
+            Transform { resize: Resize::Cropped(0, ResizedCrop::default()), crop: None, ..random() },
+            Transform { rand_augment: Some(RandAugment::Torchvision(no_bins)), ..random() },
+            Transform { colour_jitter: Some(ColourJitter { hue: 1.0, ..ColourJitter::default() }), ..random() },
+            Transform {
+                auto_augment: Some(AutoAugment::Imagenet),
+                rand_augment: Some(RandAugment::Torchvision(TorchvisionRandAugment::default())),
+                ..random()
+            },
             Transform { range: (0.0, f32::INFINITY), ..random() },
             Transform { resize: Resize::None, ..random() },
             Transform { resize: Resize::Exact(8, 20), crop: size, ..random() },

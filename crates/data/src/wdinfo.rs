@@ -47,7 +47,7 @@ impl WdInfo {
             let info = info.ok_or_else(|| Error::io("read", path)(std::io::ErrorKind::NotFound.into()))?;
             return info.checked().map_err(|detail| Error::BadIndex { path: path.to_path_buf(), detail });
         }
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = calotype_core::read_input(path).map_err(Error::io("read", path))?;
         WdInfo::from_pickle(&bytes).map_err(|detail| Error::BadIndex { path: path.to_path_buf(), detail })
     }
 

@@ -14,6 +14,13 @@ pub(crate) struct CaptionCount {
     pub captioned: u64,
     /// Those of them with a class.
     pub classes: u64,
+    /// Samples with a caption of nothing but spaces.
+    pub empty: u64,
+}
+
+/// Whether a part of this name is a caption.
+pub(crate) fn is_caption(part: &str) -> bool {
+    CAPTIONS.contains(&part)
 }
 
 impl CaptionCount {
@@ -27,8 +34,24 @@ impl CaptionCount {
         }
     }
 
-    /// What the user should read, if images have no captions.
-    pub(crate) fn note(&self) -> Option<String> {
+    /// What the user should read of captions that are missing or empty.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let empty = (self.empty > 0).then(|| {
+            let [empty, a_picture, them] = match self.empty {
+                1 => ["caption is empty", "a picture", "it"],
+                _ => ["captions are empty", "pictures", "them"],
+            };
+            format!(
+                "{} {empty}, which training takes for {a_picture} without words; `calotype data check` names {them}, and with \
+                 --quarantine has training leave {them} out",
+                self.empty
+            )
+        });
+        self.missing().into_iter().chain(empty).collect()
+    }
+
+    /// That of captions that are missing.
+    fn missing(&self) -> Option<String> {
         let missing = self.images - self.captioned;
         if missing == 0 {
             return None;
@@ -56,14 +79,18 @@ mod tests {
     fn images_without_captions_are_counted() {
         let mut count = CaptionCount::default();
         count.add(["npy", "json"].into_iter(), 9);
-        assert_eq!(count.note(), None, "no images");
+        assert!(count.notes().is_empty(), "no images");
         count.add(["png", "txt"].into_iter(), 3);
-        assert_eq!(count.note(), None);
+        assert!(count.notes().is_empty());
         count.add(["jpg", "json"].into_iter(), 2);
-        assert!(count.note().unwrap().starts_with("2 of 5 images have no caption"));
+        assert!(count.notes()[0].starts_with("2 of 5 images have no caption"));
         let mut classes = CaptionCount::default();
         classes.add(["jpg", "cls"].into_iter(), 4);
-        let note = classes.note().unwrap();
+        let note = &classes.notes()[0];
         assert!(note.starts_with("none of the 4 images") && note.contains("a photo of {class}"), "{note}");
+        let empty = CaptionCount { empty: 2, ..CaptionCount::default() }.notes();
+        assert!(empty.len() == 1 && empty[0].starts_with("2 captions are empty"), "{empty:?}");
+        let one = CaptionCount { empty: 1, ..CaptionCount::default() }.notes();
+        assert!(one[0].starts_with("1 caption is empty, which training takes for a picture without words"), "{one:?}");
     }
 }

@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use calotype_core::decode_text;
-use calotype_data::files::write_json;
+use calotype_core::output::check_file;
+use calotype_data::files::{read_json, write_json};
 use calotype_data::image::{DecodeNotes, DecodeOptions, RgbImage};
 use calotype_data::json;
 use calotype_data::npy::NpyArray;
 use calotype_data::pickled::{PICKLE_PART, read_arrays};
 use calotype_data::quarantine::QUARANTINE_FILE;
 use calotype_data::source::folder::IMAGE_EXTENSIONS;
+use calotype_data::source::{self, SourceKind};
 use calotype_data::webdataset::{DatasetIndex, ShardRecord, TarShard};
 use calotype_data::{Control, Quarantine, SampleRef};
 use rayon::prelude::*;
@@ -183,12 +185,22 @@ struct Findings<'a> {
     findings: &'a [Finding],
 }
 
+/// Whether a file holds what `--findings` wrote.
+fn is_findings(path: &Path) -> bool {
+    let found = read_json::<serde_json::Value>(path).ok().flatten();
+    found.is_some_and(|found| ["findings", "counts"].iter().all(|key| found.get(key).is_some()))
+}
+
 /// Checks everything.
 ///
 /// # Errors
 /// [`Error::Check`] if something is corrupt that no quarantine lists, [`Error::Data`], [`Error::Io`].
 pub fn run(args: &CheckArgs, control: &mut Control<'_>) -> Result<Account> {
     let started = Instant::now();
+    if let Some(path) = &args.findings {
+        check_file(path, "a list of findings", is_findings)
+            .map_err(|problem| Error::Usage(format!("--findings {problem}")))?;
+    }
     let mut check = Check::new(args, folders(args)?);
     check.read(control)?;
     check.compare()?;
@@ -223,8 +235,9 @@ fn folders(args: &CheckArgs) -> Result<Vec<Folder>> {
     let mut folders = Vec::new();
     for path in &args.paths {
         let shards = find_tars(std::slice::from_ref(path))?;
-        if shards.is_empty() {
-            refuse_other_kinds(path, "check")?;
+        match shards.is_empty() {
+            true => refuse_other_kinds(path, "check")?,
+            false => source::tell_beside(path, SourceKind::Webdataset),
         }
         let (dir, index) = match path.is_dir() {
             true => (path.clone(), DatasetIndex::read(path)?),
@@ -519,7 +532,7 @@ impl<'a> Check<'a> {
         if self.images.tagged() + self.images.transparent() > 0 {
             account.notes.push("data.orient and data.background of the recipes choose otherwise".to_owned());
         }
-        account.notes.extend(self.captions().note());
+        account.notes.extend(self.captions().notes());
         if self.without_checksum > 0 {
             account.notes.push(format!("without a checksum to compare: {}", counted(self.without_checksum, "shard")));
         }
@@ -569,6 +582,10 @@ impl<'a> Check<'a> {
                 let shard = self.folders[*folder].dir.join(shard);
                 let separator = if key.is_empty() { "" } else { " " };
                 let _ = writeln!(table, "            {}{separator}{key}: {detail}", shard.display());
+            }
+            let more = count.saturating_sub(self.args.examples as u64);
+            if more > 0 {
+                let _ = writeln!(table, "            and {more} more, which --findings FILE lists");
             }
         }
         table.truncate(table.trim_end().len());

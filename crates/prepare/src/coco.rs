@@ -21,7 +21,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use calotype_core::{NumpyRandomState, decode_text};
+use calotype_core::{NumpyRandomState, decode_text, open_input, read_input};
 use calotype_data::Control;
 use calotype_data::files::{read_json, write_bytes, write_json};
 use calotype_data::image::{Filter, RgbImage};
@@ -30,6 +30,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::paths::check_out;
 use crate::slices::{SliceArgs, run_slices};
 use crate::{Account, Error, Result};
 
@@ -290,7 +291,7 @@ fn read_captions(path: &Path) -> Result<Captions> {
         serde_json::from_str(&text).map_err(|e| Error::from(bad(e.to_string())))
     };
     if !is_zip(path)? {
-        return parse(&fs::read(path).map_err(Error::io("read", path))?);
+        return parse(&read_input(path).map_err(Error::io("read", path))?);
     }
     let archive = open_zip(path)?;
     match archive.content(CAPTIONS_ENTRY).map_err(|fault| bad(fault.to_string()))? {
@@ -301,7 +302,7 @@ fn read_captions(path: &Path) -> Result<Captions> {
 
 fn is_zip(path: &Path) -> Result<bool> {
     let mut start = [0; 4];
-    let mut file = fs::File::open(path).map_err(Error::io("open", path))?;
+    let mut file = open_input(path).map_err(Error::io("open", path))?;
     Ok(file.read(&mut start).map_err(Error::io("read", path))? == 4 && &start == b"PK\x03\x04")
 }
 
@@ -337,7 +338,7 @@ fn make_list(args: &CocoArgs) -> Result<(String, Vec<u64>)> {
 
 /// The published list of the SDXL benchmark, or its first `count` rows.
 fn published_list(path: &Path, count: Option<usize>) -> Result<(String, Vec<u64>)> {
-    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = read_input(path).map_err(Error::io("read", path))?;
     let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     if found != SDXL_LIST_SHA256 {
         return Err(CocoError::Published { path: path.to_owned(), found }.into());
@@ -422,6 +423,7 @@ pub fn run(args: &CocoArgs, control: &mut Control<'_>) -> Result<Account> {
     }
     let started = Instant::now();
     let (text, ids) = make_list(args)?;
+    check_out(&args.out)?;
     fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
     let list: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let settings = Settings { list, size: args.size, fit: args.fit, quality: args.quality };

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::captions::CaptionCount;
+use crate::captions::{CaptionCount, is_caption};
 use crate::output::{Form, Job, Layout, Made, OutputArgs, divide, open_ledger};
 use crate::paths::lies_in;
 use crate::slices::SliceArgs;
@@ -107,10 +107,16 @@ pub enum Captions {
 
 impl Captions {
     /// The choice with its seed.
-    pub(crate) fn choice(self, seed: u64) -> CaptionChoice {
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a seed that chooses nothing.
+    pub(crate) fn choice(self, seed: u64) -> Result<CaptionChoice> {
         match self {
-            Captions::First => CaptionChoice::First,
-            Captions::Random => CaptionChoice::Random { seed },
+            Captions::First if seed != 0 => {
+                Err(Error::Usage(format!("--caption-seed {seed} has no effect without --captions random")))
+            }
+            Captions::First => Ok(CaptionChoice::First),
+            Captions::Random => Ok(CaptionChoice::Random { seed }),
         }
     }
 }
@@ -162,6 +168,9 @@ impl Input {
             Some(kind) => kind == SourceKind::Mds,
             None => source::detect(&args.input)? == Some(SourceKind::Mds),
         };
+        if is_mds {
+            source::tell_beside(path, SourceKind::Mds);
+        }
         if !is_mds {
             return Ok(Input { source: source::open(&args.input, &options)?, columns: None });
         }
@@ -206,6 +215,31 @@ impl ConvertArgs {
         }
     }
 
+    /// Refuses flags that say nothing about tar shards.
+    fn check_output(&self) -> Result<()> {
+        self.output.check()?;
+        let of_mds = [
+            (!self.encoding.is_empty(), "--encoding"),
+            (self.missing != Missing::Fail, "--missing"),
+            (self.without_keys, "--without-keys"),
+        ];
+        match of_mds.into_iter().find(|(given, _)| *given && self.output.to == Layout::Webdataset) {
+            Some((_, flag)) => Err(Error::Usage(format!("{flag} has no effect on tar shards: it is of --to mds"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses flags that say nothing about the input.
+    fn check_input(&self, options: &SourceOptions) -> Result<()> {
+        match source::idle(&self.input, options)? {
+            Some(idle) => {
+                let flags = idle.sentence(|key| format!("--{}", key.replace('_', "-")));
+                Err(Error::Usage(format!("{}: {flags}", self.input)))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn source_options(&self) -> Result<SourceOptions> {
         let kind = match &self.from {
             Some(name) => Some(
@@ -220,7 +254,7 @@ impl ConvertArgs {
             caption_column: self.caption_column.clone(),
             key_column: self.key_column.clone(),
             quarantine: !self.with_quarantined,
-            captions: self.captions.choice(self.caption_seed),
+            captions: self.captions.choice(self.caption_seed)?,
             skip_bad: self.skip_bad,
             ..SourceOptions::default()
         };
@@ -273,9 +307,10 @@ pub fn run(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
 }
 
 fn convert(args: &ConvertArgs, control: &mut Control<'_>) -> Result<Account> {
-    args.output.check()?;
+    args.check_output()?;
     args.check_folders()?;
     let input = Input::open(args)?;
+    args.check_input(&args.source_options()?)?;
     let settings = settings(args, &input);
     let ledger = open_ledger(STAGE, &args.out, &settings)?;
     let mut conversion = Conversion::new(args, &input);
@@ -328,6 +363,8 @@ fn settings(args: &ConvertArgs, input: &Input) -> Value {
 struct Found {
     key: String,
     parts: Vec<String>,
+    /// Whether it has a caption without any letter.
+    empty: bool,
 }
 
 impl<'a> Conversion<'a> {
@@ -345,12 +382,13 @@ impl<'a> Conversion<'a> {
         let (mut renamed, mut doubles) = (BTreeMap::new(), 0usize);
         let mut captions = CaptionCount::default();
         let mut note = |i: usize, found: Option<Found>| {
-            let Some(Found { key, parts: names }) = found else {
+            let Some(Found { key, parts: names, empty }) = found else {
                 unreadable += 1;
                 return;
             };
             let taken: Vec<String> = names.iter().filter_map(|name| self.new_name(name)).collect();
             captions.add(taken.iter().map(String::as_str), 1);
+            captions.empty += u64::from(empty);
             for name in names {
                 *parts.entry(name).or_default() += 1;
             }
@@ -376,7 +414,7 @@ impl<'a> Conversion<'a> {
             ));
         }
         self.check_parts(&parts, self.input.len() - unreadable)?;
-        notes.extend(captions.note());
+        notes.extend(captions.notes());
         let form = self.form(&parts)?;
         self.renamed = renamed;
         let mut sizes = Vec::with_capacity(self.input.len());
@@ -415,7 +453,8 @@ impl<'a> Conversion<'a> {
             Ok(held) => {
                 let sample = held.sample();
                 let parts = sample.parts().map(|(name, _)| self.column_of(name).to_owned()).collect();
-                self.own_key(sample).map(|key| Some(Found { key, parts }))
+                let empty = sample.parts().any(|(name, bytes)| self.is_empty_caption(name, bytes));
+                self.own_key(sample).map(|key| Some(Found { key, parts, empty }))
             }
             Err(error) => Err(error),
         };
@@ -423,6 +462,11 @@ impl<'a> Conversion<'a> {
             Err(error) if self.args.skips(&error) => Ok(None),
             other => other,
         }
+    }
+
+    /// Whether a part that is taken is a caption of nothing but spaces.
+    fn is_empty_caption(&self, name: &str, bytes: &[u8]) -> bool {
+        self.new_name(name).is_some_and(|name| is_caption(&name)) && bytes.trim_ascii().is_empty()
     }
 
     /// The key that a sample brings along.

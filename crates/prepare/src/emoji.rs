@@ -6,6 +6,7 @@ use std::time::Instant;
 use calotype_data::emoji::{Split, write_dataset};
 use calotype_data::{Control, ShardLimits};
 
+use crate::paths::check_out;
 use crate::{Account, Result};
 
 /// Settings of the stage.
@@ -30,6 +31,7 @@ pub struct EmojiArgs {
 /// Those of [`write_dataset`].
 pub fn run(args: &EmojiArgs, control: &mut Control<'_>) -> Result<Account> {
     let started = Instant::now();
+    check_out(&args.out)?;
     let split = if args.split == "train" { Split::Train } else { Split::HeldOut };
     let index = write_dataset(&args.out, args.resolution, ShardLimits::default(), split, args.drawings, control)?;
     let samples = index.samples as u64;

@@ -77,6 +77,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Usage(_) => true,
+            Error::Data(error) | Error::OneSample { source: error } => error.is_usage(),
             Error::Fetch(error) => error.is_usage(),
             Error::Filter(error) => error.is_usage(),
             Error::Download(error) => error.is_usage(),

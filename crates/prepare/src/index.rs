@@ -155,8 +155,7 @@ fn refuse_unfinished(dir: &Path) -> Result<()> {
         return Err(calotype_data::Error::MissingFolder { path: dir.to_path_buf() }.into());
     }
     if dir.join(PROGRESS_FILE).exists() {
-        let found = format!("{PROGRESS_FILE} of a dataset that is not finished");
-        return Err(calotype_data::Error::FolderInUse { path: dir.to_path_buf(), found }.into());
+        return Err(calotype_data::Error::Unfinished { path: dir.to_path_buf() }.into());
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::paths::check_out;
 use crate::slices::{LEDGER, SliceArgs, run_slices};
 use crate::words::counted;
 use crate::{Account, Error, Result};
@@ -309,8 +310,9 @@ pub(crate) struct Job<'a> {
 ///
 /// # Errors
 /// [`calotype_data::Error::FolderInUse`] for another dataset, [`Error::Usage`] for one of the same stage that was begun with
-/// other settings.
+/// other settings, and for something else than a dataset.
 pub(crate) fn open_ledger(stage: &'static str, out: &Path, settings: &Value) -> Result<PathBuf> {
+    check_out(out)?;
     let digest = blake3::hash(settings.to_string().as_bytes()).to_hex();
     let (ledgers, name) = (out.join(LEDGER), format!("{stage}-{}", &digest[..16]));
     let ledger = ledgers.join(&name);

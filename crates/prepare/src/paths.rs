@@ -2,6 +2,18 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use calotype_core::folders::{Content, check_folder};
+
+use crate::{Error, Result};
+
+/// Refuses the folder of something else than samples as that of a dataset.
+///
+/// # Errors
+/// [`Error::Usage`] naming what is there.
+pub(crate) fn check_out(folder: &Path) -> Result<()> {
+    check_folder(folder, &[Content::Shards]).map_err(Error::Usage)
+}
+
 /// True if `path`, which need not exist, is `folder` or lies below it.
 pub(crate) fn lies_in(path: &Path, folder: &Path) -> bool {
     resolved(path).starts_with(resolved(folder))
@@ -43,6 +55,22 @@ mod tests {
             ("images", "images/deep", false),
         ] {
             assert_eq!(lies_in(&at(path), &at(folder)), expected, "{path} in {folder}");
+        }
+    }
+    #[test]
+    fn datasets_go_into_no_folder_of_something_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for (name, file) in
+            [("shards", "a.tar"), ("images", "a.jpg"), ("run", "recipe.toml"), ("model", "model_index.json")]
+        {
+            std::fs::create_dir(at(name)).unwrap();
+            std::fs::write(at(name).join(file), "").unwrap();
+        }
+        assert!(check_out(&at("new")).is_ok() && check_out(&at("shards")).is_ok());
+        for (name, said) in [("images", "images (a.jpg)"), ("run", "a training run"), ("model", "a model")] {
+            let error = check_out(&at(name)).unwrap_err();
+            assert!(error.is_usage() && error.to_string().contains(said), "{error}");
         }
     }
 }

@@ -15,7 +15,7 @@ use calotype_data::files::{read_json, write_bytes, write_json};
 use calotype_data::{Control, Slice};
 use serde::{Deserialize, Serialize};
 
-use crate::paths::lies_in;
+use crate::paths::{check_out, lies_in};
 use crate::plan::{Plan, Quarantines, Selection};
 use crate::slices::{SliceArgs, run_slices};
 use crate::tars::{FoundTar, find_tars, marker, refuse_other_kinds};
@@ -256,6 +256,7 @@ fn settings(args: &ReorganizeArgs, inputs: &[FoundTar], selection: &Selection, s
 /// Makes the output folder, and sees to it that shards in it are of the same plan: only then are they kept. A plan without
 /// shards is one that failed.
 fn begin(out: &Path, settings: &Settings) -> Result<()> {
+    check_out(out)?;
     let folder = out.join(".slices");
     fs::create_dir_all(&folder).map_err(Error::io("create folder", &folder))?;
     let path = folder.join("reorganize-plan.json");

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use calotype_core::durable;
 use calotype_data::files::{read_json, write_json};
 use calotype_data::{Control, Slice};
 use serde::{Deserialize, Serialize};
@@ -66,10 +67,11 @@ impl SliceArgs {
             (None, Some(ranges)) => parse_ranges(ranges)?,
             (None, None) => (0..count).collect(),
         };
+        if count == 0 {
+            return Err(Error::Usage("0 tasks do nothing: --task-count must be at least 1".to_owned()));
+        }
         match ids.iter().find(|id| **id >= count) {
-            Some(id) => {
-                Err(Error::Usage(format!("task {id} of {count}: tasks are numbered from 0 to {}", count.max(1) - 1)))
-            }
+            Some(id) => Err(Error::Usage(format!("task {id} of {count}: tasks are numbered from 0 to {}", count - 1))),
             None => Ok(ids.into_iter().map(|id| Slice { id, count }).collect()),
         }
     }
@@ -131,6 +133,9 @@ pub fn run_slices(
     let text = serde_json::to_string(settings).map_err(|e| Error::Usage(format!("settings of {stage}: {e}")))?;
     let settings = blake3::hash(text.as_bytes()).to_hex().to_string();
     let mut all = Account::new(stage);
+    for folder in [out, &out.join(LEDGER)] {
+        durable::remove_leftovers_in(folder);
+    }
     for slice in args.slices()? {
         let ledger = ledger(out, stage, slice);
         if let Some(finished) = read_json::<Finished>(&ledger)?.filter(|finished| finished.settings == settings) {

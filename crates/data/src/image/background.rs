@@ -95,6 +95,7 @@ pub struct DecodeNotes {
     tagged: AtomicU64,
     transparent: AtomicU64,
     clipped: AtomicU64,
+    damaged: AtomicU64,
 }
 
 impl DecodeNotes {
@@ -103,6 +104,7 @@ impl DecodeNotes {
         self.tagged.fetch_add(u64::from(found.tagged), Ordering::Relaxed);
         self.transparent.fetch_add(u64::from(found.transparent), Ordering::Relaxed);
         self.clipped.fetch_add(u64::from(found.clipped), Ordering::Relaxed);
+        self.damaged.fetch_add(u64::from(found.damaged), Ordering::Relaxed);
     }
 
     /// Images whose EXIF orientation asks for a turn.
@@ -118,6 +120,11 @@ impl DecodeNotes {
     /// Images of 16-bit grey with levels above 255.
     pub fn clipped(&self) -> u64 {
         self.clipped.load(Ordering::Relaxed)
+    }
+
+    /// JPEGs whose data are damaged.
+    pub fn damaged(&self) -> u64 {
+        self.damaged.load(Ordering::Relaxed)
     }
 
     /// Sentences on images that were decoded with `options`; none if there is nothing to say.
@@ -148,6 +155,12 @@ impl DecodeNotes {
                 images(self.clipped())
             ));
         }
+        if self.damaged() > 0 {
+            all.push(format!(
+                "{} of damaged JPEG data, some of whose pixels are made up, as Pillow makes them up",
+                images(self.damaged())
+            ));
+        }
         all
     }
 }
@@ -173,17 +186,21 @@ mod tests {
         let notes = DecodeNotes::default();
         let options = DecodeOptions::default();
         assert!(notes.sentences(&options).is_empty());
-        notes.add(&Decoded { size: (1, 1), tagged: true, transparent: false, clipped: false });
-        (0..2).for_each(|_| notes.add(&Decoded { size: (1, 1), tagged: false, transparent: true, clipped: false }));
+        let plain = Decoded { size: (1, 1), tagged: false, transparent: false, clipped: false, damaged: false };
+        notes.add(&Decoded { tagged: true, ..plain });
+        (0..2).for_each(|_| notes.add(&Decoded { transparent: true, ..plain }));
         assert_eq!(
             notes.sentences(&options),
             ["1 image turned upright, as the EXIF orientation says", "2 images with transparent pixels laid on white"]
         );
         let clipped = DecodeNotes::default();
-        clipped.add(&Decoded { size: (1, 1), tagged: false, transparent: false, clipped: true });
+        clipped.add(&Decoded { clipped: true, ..plain });
         assert!(
             clipped.sentences(&options)[0].starts_with("1 image of 16-bit grey, whose levels above 255 became white")
         );
+        let damaged = DecodeNotes::default();
+        damaged.add(&Decoded { damaged: true, ..plain });
+        assert!(damaged.sentences(&options)[0].starts_with("1 image of damaged JPEG data"));
         let [stored, hidden] = notes.sentences(&DecodeOptions::as_stored()).try_into().unwrap();
         assert!(stored.contains("left as stored") && hidden.contains("hidden colours were kept"), "{stored}; {hidden}");
     }

@@ -13,20 +13,18 @@
 //! | colour profile | left alone |
 //! | EXIF orientation | applied, or left alone where [`DecodeOptions::orient`] says so; one that is damaged is none. In PNG also of the text `Raw profile type exif`, which ImageMagick wrote before PNG had a chunk for it |
 //!
-//! JPEG goes to `zune-jpeg` without a detour, because it is what most datasets hold. That decoder makes up what a
-//! truncated file lacks; so, as in Pillow, a JPEG without its end marker is an error.
+//! JPEG, which most datasets hold, is read by [`Jpeg`], whose pixels are those of Pillow's libjpeg-turbo to the bit. It
+//! makes up what damaged data lack, as Pillow does, and that is told ([`Decoded::damaged`]); a JPEG without its end marker
+//! is an error, also as in Pillow.
 
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, ImageResult};
 use serde::{Deserialize, Serialize};
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
-use zune_jpeg::JpegDecoder;
 
 use super::background::Background;
+use super::jpeg::{self, Jpeg, TRUNCATED};
 use super::text::find_png_text;
 use super::{RgbImage, lay_over};
 use crate::Error;
@@ -69,6 +67,8 @@ pub struct Decoded {
     pub transparent: bool,
     /// True if grey of 16 bits has levels above 255, which became white.
     pub clipped: bool,
+    /// True if data of a JPEG are damaged, so that some pixels are made up.
+    pub damaged: bool,
 }
 
 impl Default for DecodeOptions {
@@ -84,6 +84,11 @@ impl Default for DecodeOptions {
 /// [`Error::BadImage`] if the format is not known or the header is damaged.
 pub fn dimensions(key: &str, bytes: &[u8]) -> crate::Result<(usize, usize)> {
     let bad = |detail: String| Error::BadImage { key: key.to_owned(), detail };
+    if is_jpeg(bytes) {
+        let size = Jpeg::open(bytes).map_err(|fault| bad(jpeg_fault(bytes, fault)))?.size();
+        check_sides(size).map_err(bad)?;
+        return Ok(size);
+    }
     let (width, height) = reader(bytes).map_err(bad)?.into_dimensions().map_err(|e| bad(e.to_string()))?;
     Ok((width as usize, height as usize))
 }
@@ -102,7 +107,7 @@ pub(crate) fn decode_rgb_into(
 }
 
 fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<Decoded> {
-    if bytes.starts_with(b"\xff\xd8\xff") {
+    if is_jpeg(bytes) {
         return jpeg_into(bytes, options, out);
     }
     let (image, tagged) = any(bytes, options)?;
@@ -114,7 +119,7 @@ fn rgb_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<
         false => (image.into_rgb8().into_raw(), false),
     };
     *out = pixels;
-    Ok(Decoded { size, tagged, transparent, clipped })
+    Ok(Decoded { size, tagged, transparent, clipped, damaged: false })
 }
 
 /// Pixels `[height, width, 4]` as `[height, width, 3]`, and whether one of them is not opaque.
@@ -133,7 +138,7 @@ pub(super) fn without_alpha(pixels: &[u8], background: Background) -> (Vec<u8>, 
 /// [`Error::BadImage`] if the file is damaged, of a format that is not known, or beyond the limit of pixels.
 pub(super) fn decode_any(key: &str, bytes: &[u8]) -> crate::Result<DynamicImage> {
     let bad = |detail: String| Error::BadImage { key: key.to_owned(), detail };
-    if bytes.starts_with(b"\xff\xd8\xff") {
+    if is_jpeg(bytes) {
         return Ok(DynamicImage::ImageRgb8(rgb_buffer(RgbImage::decode(key, bytes)?)));
     }
     Ok(upper_bytes(any(bytes, &DecodeOptions::default()).map_err(bad)?.0))
@@ -143,7 +148,7 @@ pub(super) fn decode_any(key: &str, bytes: &[u8]) -> crate::Result<DynamicImage>
 fn any(bytes: &[u8], options: &DecodeOptions) -> Result<(DynamicImage, bool)> {
     let mut decoder = reader(bytes)?.into_decoder().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions();
-    check_pixels(u64::from(width), u64::from(height), options)?;
+    check_pixels(width as usize, height as usize, options)?;
     let orientation = orientation(&mut decoder, bytes);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
     if options.orient {
@@ -194,10 +199,13 @@ fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>> {
     }
 }
 
-fn check_pixels(width: u64, height: u64, options: &DecodeOptions) -> Result<()> {
-    if width == 0 || height == 0 {
-        return Err(format!("{width}x{height} pixels"));
-    }
+fn check_sides((width, height): (usize, usize)) -> Result<()> {
+    if width == 0 || height == 0 { Err(format!("{width}x{height} pixels")) } else { Ok(()) }
+}
+
+fn check_pixels(width: usize, height: usize, options: &DecodeOptions) -> Result<()> {
+    check_sides((width, height))?;
+    let (width, height) = (width as u64, height as u64);
     if width.saturating_mul(height) > options.max_pixels {
         return Err(format!("{width}x{height} pixels are more than the limit of {}", options.max_pixels));
     }
@@ -235,22 +243,29 @@ fn upper_bytes(image: DynamicImage) -> DynamicImage {
     narrowed.expect("as many levels as before")
 }
 
+fn is_jpeg(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\xff\xd8\xff")
+}
+
+/// A decoder of the JPEG `bytes` with the channels that it has, grey or RGB: pixels as Pillow's `convert`, as stored.
+///
+/// # Errors
+/// Here and while it decodes: [`image::ImageError::Decoding`] if the file is damaged so that Pillow refuses it, or is of
+/// a coding that is not read (arithmetic, lossless, 12 bits).
+pub fn jpeg_decoder(bytes: &[u8]) -> ImageResult<impl ImageDecoder + '_> {
+    Jpeg::open(bytes).map_err(jpeg::fault)
+}
+
 fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result<Decoded> {
-    let settings = DecoderOptions::default()
-        .set_strict_mode(false)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX))
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), settings);
-    decoder.decode_headers().map_err(|e| jpeg_fault(bytes, &e))?;
-    let (width, height) = decoder.dimensions().ok_or("a JPEG without a size")?;
-    check_pixels(width as u64, height as u64, options)?;
+    let jpeg = Jpeg::open(bytes).map_err(|fault| jpeg_fault(bytes, fault))?;
+    let (width, height) = jpeg.size();
+    check_pixels(width, height, options)?;
     if !jpeg_is_whole(bytes) {
         return Err(TRUNCATED.to_owned());
     }
     out.resize(3 * width * height, 0);
-    decoder.decode_into(out).map_err(|e| jpeg_fault(bytes, &e))?;
-    let orientation = orientation_of(decoder.exif().map(Vec::as_slice), decoder.xmp().map(Vec::as_slice));
+    let orientation = orientation_of(jpeg.exif(), jpeg.xmp());
+    let damaged = jpeg.decode_into(out)?;
     let tagged = orientation != Orientation::NoTransforms;
     let mut size = (width, height);
     if tagged && options.orient {
@@ -260,17 +275,12 @@ fn jpeg_into(bytes: &[u8], options: &DecodeOptions, out: &mut Vec<u8>) -> Result
         size = (image.width() as usize, image.height() as usize);
         *out = image.into_rgb8().into_raw();
     }
-    Ok(Decoded { size, tagged, transparent: false, clipped: false })
+    Ok(Decoded { size, tagged, transparent: false, clipped: false, damaged })
 }
 
-const TRUNCATED: &str = "truncated: the JPEG has no end marker";
-
-/// What is wrong with a JPEG, in one line: the decoder's messages have line breaks, and of a file that ends early it counts bytes.
-fn jpeg_fault(bytes: &[u8], error: &impl ToString) -> String {
-    match jpeg_is_whole(bytes) {
-        true => error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
-        false => TRUNCATED.to_owned(),
-    }
+/// What is wrong with a JPEG's head: of a file that ends early it is that.
+fn jpeg_fault(bytes: &[u8], fault: String) -> String {
+    if jpeg_is_whole(bytes) { fault } else { TRUNCATED.to_owned() }
 }
 
 fn rgb_buffer(image: RgbImage) -> image::RgbImage {

@@ -2,6 +2,20 @@
 
 use crate::transform::Layout;
 
+/// Numbers of all levels of each channel.
+pub(crate) type LevelTable = [[f32; 256]; 3];
+
+/// Appends pixels `[height, width, 3]` to `out` as the numbers of a table, in `layout`.
+pub(crate) fn append_looked_up(levels: &[u8], table: &LevelTable, layout: Layout, out: &mut Vec<f32>) {
+    let pixels = levels.as_chunks::<3>().0;
+    let number = |channel: usize, pixel: &[u8; 3]| table[channel][usize::from(pixel[channel])];
+    out.reserve(levels.len());
+    match layout {
+        Layout::Hwc => out.extend(pixels.iter().flat_map(|pixel| [0, 1, 2].map(|channel| number(channel, pixel)))),
+        Layout::Chw => (0..3).for_each(|channel| out.extend(pixels.iter().map(|pixel| number(channel, pixel)))),
+    }
+}
+
 /// Appends pixels `[height, width, 3]` to `out` as numbers from `range.0` (level 0) to `range.1` (level 255), rows
 /// mirrored if `flip`, in `layout`.
 pub(crate) fn append_levels(

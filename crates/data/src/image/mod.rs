@@ -3,14 +3,17 @@
 //! The reference systems prepare their data with Pillow, and a resize that differs in the last bit moves FID by more
 //! than a change of the training does (Parmar, Zhang & Zhu, "On Aliased Resizing and Surprising Subtleties in GAN
 //! Evaluation", 2022). So these functions repeat its integer arithmetic, and the tests compare byte for byte.
-//! JPEG decoding is not part of that promise: decoders differ by one or two levels.
+//! JPEGs are decoded to Pillow's pixels, too; of lossy WebP, decoders differ by a few levels.
 
+mod affine;
 mod background;
 mod decode;
+mod enhance;
 pub mod floats;
 mod interpolate;
 mod jpeg;
 mod levels;
+mod lookup;
 pub(crate) mod resample;
 pub mod text;
 mod torch;
@@ -20,11 +23,12 @@ use image::{ExtendedColorType, ImageEncoder};
 use jpeg_encoder::ColorType as JpegColour;
 
 use crate::{Error, Result};
+pub use affine::{Matrix, Sampling};
 pub use background::{Background, DecodeNotes, UnknownBackground};
 pub(crate) use decode::decode_rgb_into;
-pub use decode::{DecodeOptions, Decoded, dimensions, orientation};
+pub use decode::{DecodeOptions, Decoded, dimensions, jpeg_decoder, orientation};
 pub use interpolate::{FloatImage, Interpolation};
-pub(crate) use levels::append_levels;
+pub(crate) use levels::{LevelTable, append_levels, append_looked_up};
 pub(crate) use resample::Crop;
 pub use resample::Filter;
 
@@ -232,7 +236,7 @@ impl RgbImage {
 
     /// Mirrors left and right, in place.
     pub fn mirror(&mut self) {
-        self.data.chunks_exact_mut(3 * self.width).for_each(|row| row.as_chunks_mut::<3>().0.reverse());
+        mirror(&mut self.data, self.width);
     }
 
     /// The pixels as numbers from `low` (level 0) to `high` (level 255), channels last, `[height, width, 3]`.
@@ -363,6 +367,11 @@ fn divide_by_alpha(data: &mut [u8]) {
             pixel[..3].iter_mut().for_each(|v| *v = (255 * u32::from(*v) / alpha).min(255) as u8);
         }
     }
+}
+
+/// Mirrors rows of `width` pixels, `[height, width, 3]`.
+pub(crate) fn mirror(levels: &mut [u8], width: usize) {
+    levels.chunks_exact_mut(3 * width).for_each(|row| row.as_chunks_mut::<3>().0.reverse());
 }
 
 /// Size of an image of `size`, (width, height), whose shorter side becomes `side`, the longer one in proportion, rounded

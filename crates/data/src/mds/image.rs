@@ -6,9 +6,9 @@
 use std::io::Cursor;
 
 use image::codecs::png::PngEncoder;
-use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageError, ImageReader};
+use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader, ImageResult};
 
-use crate::image::orientation;
+use crate::image::{jpeg_decoder, orientation};
 
 /// Pillow's modes that have an equal in PNG; bits of a pixel.
 const MODES: [(&str, usize, ExtendedColorType); 5] = [
@@ -50,11 +50,11 @@ fn unpack_bits(pixels: &[u8], width: usize) -> Vec<u8> {
 /// images have no orientation.
 pub(super) fn encode(file: &[u8]) -> Result<Vec<u8>, String> {
     let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().map_err(|e| e.to_string())?;
-    let bad = |e: ImageError| format!("image cannot be decoded: {e}");
-    let mut decoder = reader.into_decoder().map_err(bad)?;
-    let upright = orientation(&mut decoder, file);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(bad)?;
-    image.apply_orientation(upright);
+    let image = match reader.format() {
+        Some(ImageFormat::Jpeg) => jpeg_decoder(file).and_then(|decoder| upright(decoder, file)),
+        _ => reader.into_decoder().and_then(|decoder| upright(decoder, file)),
+    };
+    let image = image.map_err(|e| format!("image cannot be decoded: {e}"))?;
     let (width, height) = (image.width(), image.height());
     let (mode, pixels) = match image {
         DynamicImage::ImageLuma8(image) => ("L", image.into_raw()),
@@ -64,4 +64,11 @@ pub(super) fn encode(file: &[u8]) -> Result<Vec<u8>, String> {
     };
     let head = [width, height, mode.len() as u32].map(u32::to_le_bytes).concat();
     Ok([head.as_slice(), mode.as_bytes(), &pixels].concat())
+}
+
+fn upright(mut decoder: impl ImageDecoder, file: &[u8]) -> ImageResult<DynamicImage> {
+    let turn = orientation(&mut decoder, file);
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    image.apply_orientation(turn);
+    Ok(image)
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Component, Path};
 
@@ -218,7 +217,7 @@ impl MdsShardInfo {
 /// The text of the index in `dir`.
 pub(super) fn read_text(dir: &Path) -> Result<Vec<u8>> {
     let path = dir.join(INDEX_FILE);
-    fs::read(&path).map_err(|e| match e.kind() {
+    calotype_core::read_input(&path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => MdsFault::MissingIndex.of(&path),
         _ => Error::io("read", &path)(e),
     })

@@ -1,7 +1,7 @@
 //! Reading MDS datasets.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -408,7 +408,7 @@ fn check_length(dir: &Path, options: &MdsReadOptions, info: &MdsShardInfo) -> Re
 }
 
 fn map_file(path: &Path) -> Result<Shard> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = calotype_core::open_input(path).map_err(Error::io("open", path))?;
     // SAFETY: the map is only read. Its bytes change only if another program changes the file; bytes are only ever
     // used as `&[u8]`, for which the documentation of `MdsDataset` demands that the files stay as they are.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io("memory-map", path))?;

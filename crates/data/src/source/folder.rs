@@ -10,8 +10,8 @@
 //!    top folder among all, in the order of their names, as text; the names are in `meta`, as `classes`.
 //!
 //! The image itself is the part named by its extension in lower case. The key is the path without extension, in which
-//! dots of the file name become `_`. Images of formats that are not read, and links to what is not there, are counted as
-//! left out.
+//! dots of the file name become `_`. Images of formats that are not read, links to what is not there, and pipes or devices with an
+//! image's name are counted as left out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -21,13 +21,13 @@ use serde_json::{Map, Value};
 
 use super::captions::Columns;
 use super::metadata::{FILE_COLUMNS, Table, is_metadata};
-use super::{Member, Source, SourceOptions, extension_of, files_below};
+use super::{Member, Source, SourceOptions, extension_of, files_below, usual_extensions};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
 use crate::sample::HeldSample;
 use crate::{Error, Result, Sample, told};
 
 /// Extensions of images.
-pub const IMAGE_EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
+pub use calotype_core::folders::IMAGE_EXTENSIONS;
 
 /// Extensions of images in formats that are not read, and what is said of those that are left out.
 const UNREAD: [(&[&str], &str); 6] = [
@@ -45,8 +45,14 @@ const LOOKED_INTO: usize = 16;
 /// Reason for which rows are left out.
 const BAD_ROWS: &str = "rows of the metadata that cannot be used";
 
+/// Reason for which caption files are left out.
+const CAPTION_ALONE: &str = "with a caption file and no image of its name";
+
 /// Reason for which links are left out.
 const DANGLING: &str = "linked to nothing, or to a folder around the link";
+
+/// Reason for which pipes, sockets and devices are left out that have an image's name.
+const SPECIAL: &str = "that are no files, but pipes, sockets or devices";
 
 /// Key of the class names in [`Source::meta`].
 pub const META_CLASSES: &str = "classes";
@@ -101,7 +107,8 @@ impl FolderSource {
     /// Lists the folder.
     ///
     /// # Errors
-    /// [`Error::MissingFolder`]; [`Error::BadSource`] if there are no images; [`Error::BadTable`] and
+    /// [`Error::MissingFolder`]; [`Error::BadSource`] if there are no images, or not one caption file of extensions that are not the
+    /// usual ones; [`Error::BadTable`] and
     /// [`Error::BadRow`] for tables that cannot be used, among others because an image is absent, or named twice;
     /// [`Error::DuplicateKey`]; [`Error::BadIndex`] for a bad `quarantine.json`; [`Error::Io`].
     pub fn open(dir: &Path, options: &SourceOptions) -> Result<Self> {
@@ -139,6 +146,9 @@ impl FolderSource {
             self.tell_unread_captions(listing, options);
             return Ok(());
         }
+        let alone = listing.captions_alone(&self.images, options);
+        self.count(CAPTION_ALONE, alone.len());
+        self.tell(alone.into_iter(), "caption files are left out: no image has their name");
         self.tell_second_captions(listing, options);
         for image in &mut self.images {
             let extension = listing.captions_of(image, options).next().map(str::to_owned);
@@ -147,6 +157,13 @@ impl FolderSource {
             }
         }
         let without = self.images.iter().filter(|image| image.about == About::Nothing).count();
+        if without > 0 && without == self.images.len() && options.caption_extensions != usual_extensions() {
+            let asked = options.caption_extensions.join(", ");
+            let detail = format!(
+                "no caption file of the extensions that were asked for ({asked}) lies beside an image; correct them, or leave them out"
+            );
+            return Err(Error::BadSource { spec: self.name(), detail });
+        }
         if without == self.images.len() {
             self.assign_classes();
         } else if without > 0 && told::first_time(&self.dir, "without captions") {
@@ -200,6 +217,8 @@ impl FolderSource {
             }
         }
         self.count(BAD_ROWS, bad);
+        let without = self.images.iter().filter(|image| image.about == About::Nothing);
+        self.tell(without.map(|image| image.file.clone()), "images are left out: no row of the metadata names them");
         let before = self.images.len();
         self.images.retain(|image| image.about != About::Nothing);
         self.count("without a row in the metadata", before - self.images.len());
@@ -218,8 +237,24 @@ impl FolderSource {
             ));
         };
         match self.images[*number].about {
-            About::Nothing => Ok(*number),
-            _ => Err(table.bad_row(row, format!("names `{file}`, which an earlier row has named"))),
+            About::Row(other, earlier) => {
+                let detail = format!("names `{file}`, which {}", self.named_before(table, other, earlier));
+                Err(table.bad_row(row, detail))
+            }
+            _ => Ok(*number),
+        }
+    }
+
+    /// Which row has named an image before one of `table`, in words.
+    fn named_before(&self, table: &Table, other: usize, earlier: usize) -> String {
+        let other = &self.tables[other];
+        match other.path() == table.path() {
+            true => "an earlier row has named".to_owned(),
+            false => format!(
+                "row {} of {} has named; an image has its row in one table: leave the other out",
+                other.number(earlier),
+                other.path().display()
+            ),
         }
     }
 
@@ -279,7 +314,7 @@ impl FolderSource {
 
     fn read(&self, image: &Image, file: &str) -> Result<Vec<u8>> {
         let path = self.dir.join(file);
-        std::fs::read(&path).map_err(|e| bad_file(path, image, format!("cannot be read: {e}")))
+        calotype_core::read_input(&path).map_err(|e| bad_file(path, image, format!("cannot be read: {e}")))
     }
 
     /// A caption file as UTF-8 without a byte-order mark.
@@ -403,8 +438,14 @@ impl Listing {
         if !below.dangling.is_empty() {
             listing.left_out.insert(DANGLING, below.dangling.len());
         }
+        let is_image =
+            |path: &Path| extension_of(path).is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()));
+        let special = below.special.iter().filter(|path| is_image(path)).count();
+        if special > 0 {
+            listing.left_out.insert(SPECIAL, special);
+        }
         for path in below.files {
-            let is_image = extension_of(&path).is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()));
+            let is_image = is_image(&path);
             let Some(file) = path.strip_prefix(dir).ok().and_then(slashed) else {
                 if is_image {
                     *listing.left_out.entry("file name is not UTF-8").or_default() += 1;
@@ -428,6 +469,21 @@ impl Listing {
         // Extensions may be written with their dot.
         let extensions = options.caption_extensions.iter().map(|ext| ext.trim_start_matches('.'));
         extensions.filter(|ext| self.others.contains(&image.beside(ext)))
+    }
+
+    /// Caption files beside which no other file has the same name, but for more captions: one of each name.
+    fn captions_alone(&self, images: &[Image], options: &SourceOptions) -> Vec<String> {
+        let split = |file: &'_ String| file.rsplit_once('.').map(|(stem, ext)| (stem.to_owned(), ext.to_owned()));
+        let is_caption = |ext: &str| options.caption_extensions.iter().any(|it| it.trim_start_matches('.') == ext);
+        let (captions, others): (Vec<_>, Vec<_>) = images
+            .iter()
+            .map(|image| &image.file)
+            .chain(&self.others)
+            .filter_map(split)
+            .partition(|(_, ext)| is_caption(ext));
+        let named: BTreeSet<String> = others.into_iter().map(|(stem, _)| stem).collect();
+        let alone: BTreeMap<String, String> = captions.into_iter().filter(|(stem, _)| !named.contains(stem)).collect();
+        alone.into_iter().map(|(stem, extension)| format!("{stem}.{extension}")).collect()
     }
 
     /// Counts a file that is an image of a format that is not read.

@@ -4,11 +4,12 @@
 //! sixteen bytes a row beside its (memory-mapped) text.
 
 use std::borrow::Cow;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use calotype_core::{TextFault, decode_text};
+use calotype_core::{Quotes, TextFault, decode_text};
 use serde_json::{Map, Value};
 
 use super::Removed;
@@ -157,7 +158,12 @@ impl Table {
 
     /// An error of row `row`, from 0.
     pub fn bad_row(&self, row: usize, detail: impl Into<String>) -> Error {
-        Error::BadRow { path: self.path.clone(), row: self.bad.whole(row) as u64 + 1, detail: detail.into() }
+        Error::BadRow { path: self.path.clone(), row: self.number(row), detail: detail.into() }
+    }
+
+    /// The number that row `row`, from 0, has in the file, from 1.
+    pub fn number(&self, row: usize) -> u64 {
+        self.bad.whole(row) as u64 + 1
     }
 
     fn find_lines(&mut self) -> Result<()> {
@@ -177,7 +183,8 @@ impl Table {
         let first = text_start(&self.text);
         let text = self.text.clone();
         self.delimiter = delimiter_of(&text[first..]);
-        let mut reader = csv_reader(&text[first..], self.delimiter);
+        let checked = Quotes::new(&text[first..], Some(self.delimiter));
+        let mut reader = csv_reader(checked, self.delimiter);
         let mut record = csv::ByteRecord::new();
         let mut starts = Vec::new();
         let bad = |detail: String| Error::BadTable { path: self.path.clone(), detail };
@@ -198,7 +205,7 @@ impl Table {
 }
 
 /// A reader of rows of any number of fields.
-fn csv_reader(text: &[u8], delimiter: u8) -> csv::Reader<&[u8]> {
+fn csv_reader<R: Read>(text: R, delimiter: u8) -> csv::Reader<R> {
     csv::ReaderBuilder::new().has_headers(false).flexible(true).delimiter(delimiter).from_reader(text)
 }
 
@@ -237,10 +244,15 @@ fn parse_record(
 }
 
 fn parse_object(text: &[u8]) -> std::result::Result<Map<String, Value>, String> {
-    match json::from_slice(text).map_err(|e| e.to_string())? {
+    match json::from_slice(text).map_err(|e| without_line(&e.to_string()))? {
         Value::Object(fields) => Ok(fields),
         other => Err(format!("is {}, where an object in a line of its own is due", kind_of(&other))),
     }
+}
+
+/// A reader's message about one row: the line that it names is the first one of the row, whose number stands in front.
+fn without_line(message: &str) -> String {
+    message.replace(" at line 1 column ", " at character ")
 }
 
 /// A value as the text of a caption or label; `None` for null, an error for what is no text.
@@ -296,10 +308,14 @@ mod tests {
         for (name, text, part) in [
             ("m.jsonl", "{\"a\": 1}\n[1]\n", "row 2: is a list, where an object"),
             ("m.jsonl", "{\"a\": 1\n", "row 1: EOF"),
+            ("m.jsonl", "{\"a\": 1}\n{bad\n", "row 2: key must be a string at character 2"),
             ("m.jsonl", "{\"a\": 1} {}\n", "row 1: trailing"),
             ("m.csv", "", "no header"),
             ("m.csv", "a,b\n1,2\n1\n", "row 2: has 1 fields, the header 2"),
             ("m.csv", "a,b\n1,2,3\n", "row 1: has 3 fields"),
+            ("m.csv", "a,b\n1,\"2\n3,4\n5,6\n", "a quote that opens in line 2 is left open"),
+            ("m.csv", "\u{feff}a,b\n1,2\n3,\"4\n5,\"6\"\n", "a quote that opens in line 3 is left open"),
+            ("m.csv", "file_name;b\n1;\"2\n3;4\n", "a quote that opens in line 2 is left open"),
         ] {
             let error = table(name, text).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(part), "{error}");
@@ -324,5 +340,8 @@ mod tests {
             assert!(skipping.bad_row(2, "x").to_string().contains("row 5"));
             assert!(table(name, text).unwrap_err().to_string().contains("row 2"), "{name}");
         }
+        // How many rows a quote has taken in is not known.
+        let open = Bytes::from_static(b"a,b\n1,\"2\n3,4\n");
+        assert!(Table::parse(Path::new("m.csv"), open, true).unwrap_err().to_string().contains("is left open"));
     }
 }

@@ -13,12 +13,14 @@
 //! A source numbers its samples from 0; [`crate::order`] tells when each is seen. Several
 //! sources with weights are a [`Mixture`].
 
+mod beside;
 pub mod braces;
 mod captions;
 #[cfg(feature = "parquet")]
 pub mod cells;
 mod filter;
 pub mod folder;
+mod idle;
 pub mod metadata;
 mod mixture;
 #[cfg(feature = "parquet")]
@@ -30,11 +32,11 @@ mod summary;
 pub mod synthetic;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use calotype_core::folders::{Content, Found, content};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -49,9 +51,11 @@ use crate::{Dataset, Error, GlobalOrder, Result};
 
 #[cfg(feature = "parquet")]
 pub use self::parquet::ParquetSource;
+pub use beside::tell_beside;
 pub use captions::CaptionChoice;
 pub use filter::{Filtered, SampleFilter};
 pub use folder::FolderSource;
+pub use idle::{Idle, idle, refuse_idle};
 pub use mixture::Mixture;
 pub use remote::RemoteOptions;
 pub(crate) use removed::Removed;
@@ -192,13 +196,18 @@ impl Default for SourceOptions {
             image_column: None,
             caption_column: None,
             key_column: None,
-            caption_extensions: ["txt", "caption"].map(str::to_owned).to_vec(),
+            caption_extensions: usual_extensions(),
             captions: CaptionChoice::default(),
             skip_bad: false,
             quarantine: true,
             remote: RemoteOptions::default(),
         }
     }
+}
+
+/// Extensions of caption files that are looked for if none are asked for.
+fn usual_extensions() -> Vec<String> {
+    ["txt", "caption"].map(str::to_owned).to_vec()
 }
 
 /// Columns that are taken for captions, the first one that a table has.
@@ -232,7 +241,11 @@ pub fn open(spec: &str, options: &SourceOptions) -> Result<Arc<dyn Source>> {
     }
     let kind = match options.kind {
         Some(kind) => kind,
-        None => kind_of(spec, path)?,
+        None => {
+            let kind = kind_of(spec, path)?;
+            tell_beside(path, kind);
+            kind
+        }
     };
     match kind {
         SourceKind::Webdataset if path.is_file() => Ok(Arc::new(ShardSet::open(&escaped(spec), options)?)),
@@ -345,7 +358,7 @@ fn open_dataset(path: &Path, options: &SourceOptions) -> Result<Arc<dyn Source>>
 /// does not.
 ///
 /// # Errors
-/// [`Error::BadIndex`], [`Error::FolderInUse`] for a dataset that is not finished, [`Error::Io`].
+/// [`Error::BadIndex`], [`Error::Unfinished`], [`Error::Io`].
 pub fn has_packed_shards(path: &Path) -> Result<bool> {
     Ok(path.is_dir() && shards_of_folder(path)?.iter().any(|shard| is_gzip_file(shard)))
 }
@@ -400,6 +413,10 @@ fn kind_of(spec: &str, path: &Path) -> Result<SourceKind> {
     if kind.is_none() {
         refuse_packed(path)?;
     }
+    let others = |found: &Found| !matches!(found.content, Content::Shards | Content::Images | Content::Drawn);
+    if let (None, Some(found)) = (kind, content(path).filter(others)) {
+        return Err(bad(&format!("holds {found}, and no samples; name a folder of shards, parquet files or images")));
+    }
     kind.ok_or_else(|| {
         bad("holds no shards (*.tar, *.tar.gz, index.json), no parquet files and no images that are read (png, jpg, webp, gif, bmp); check the path, or give the kind")
     })
@@ -449,7 +466,7 @@ fn kind_of_file(path: &Path) -> Result<Option<SourceKind>> {
 /// The first bytes of a file.
 fn head_of(path: &Path) -> Result<Vec<u8>> {
     let mut head = Vec::new();
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = calotype_core::open_input(path).map_err(Error::io("open", path))?;
     file.take(PEEKED).read_to_end(&mut head).map_err(Error::io("read", path))?;
     Ok(head)
 }
@@ -498,6 +515,8 @@ struct Below {
     files: Vec<PathBuf>,
     /// Links to what is not there, and to folders around them.
     dangling: Vec<PathBuf>,
+    /// Pipes, sockets and devices, and links to such.
+    special: Vec<PathBuf>,
 }
 
 /// Lists what lies in a folder and those below it.
@@ -508,7 +527,8 @@ fn files_below(dir: &Path) -> Result<Below> {
     for entry in walk.into_iter().filter_entry(shown) {
         match entry {
             Ok(entry) if entry.file_type().is_file() => below.files.push(entry.into_path()),
-            Ok(_) => {}
+            Ok(entry) if entry.file_type().is_dir() => {}
+            Ok(entry) => below.special.push(entry.into_path()),
             Err(error) if leads_nowhere(&error) => below.dangling.extend(error.path().map(Path::to_path_buf)),
             Err(error) => {
                 let path = error.path().unwrap_or(dir).to_path_buf();

@@ -13,7 +13,6 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -301,7 +300,7 @@ impl Source for ParquetSource {
 
 impl Table {
     fn open(dir: &Path, path: PathBuf, options: &SourceOptions) -> Result<Self> {
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let file = calotype_core::open_input(&path).map_err(Error::io("open", &path))?;
         let bytes = file.metadata().map_err(Error::io("read", &path))?.len();
         // Plain types suffice, and an embedded schema is one thing less that may be wrong.
         let reading =
@@ -369,7 +368,7 @@ impl Table {
     }
 
     fn decode(&self, piece: Piece) -> std::result::Result<RecordBatch, String> {
-        let file = File::open(&self.path).map_err(|e| e.to_string())?;
+        let file = calotype_core::open_input(&self.path).map_err(|e| e.to_string())?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone());
         let mask = ProjectionMask::roots(self.metadata.parquet_schema(), self.columns.iter().copied());
         let batch = contained(|| {

@@ -100,7 +100,7 @@ pub(crate) fn starts(lengths: impl IntoIterator<Item = usize>) -> Vec<usize> {
 
 /// Maps a whole file into memory.
 pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|e| match e.kind() {
+    let file = calotype_core::open_input(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::MissingShard { path: path.to_path_buf() },
         _ => Error::io("open", path)(e),
     })?;

@@ -76,7 +76,7 @@ pub(crate) fn is_gzip(head: &[u8]) -> bool {
 /// [`is_gzip`] of a file; false if it cannot be read, which whoever opens it will say.
 pub(crate) fn is_gzip_file(path: &Path) -> bool {
     let mut head = [0; GZIP.len()];
-    File::open(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok()) && is_gzip(&head)
+    calotype_core::open_input(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok()) && is_gzip(&head)
 }
 
 /// The first `bytes` bytes inside of a gzip stream, as far as there are any.

@@ -80,8 +80,8 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::MissingFolder`], [`Error::MissingShard`], [`Error::TruncatedTar`] or [`Error::SizeMismatch`] (a file
-    /// has another length than its index says), [`Error::BadIndex`], [`Error::EmptyDataset`], [`Error::FolderInUse`]
-    /// (the dataset is unfinished), [`Error::Compressed`], [`Error::Io`]; when scanning, those of [`Dataset::get`].
+    /// has another length than its index says), [`Error::BadIndex`], [`Error::EmptyDataset`], [`Error::Unfinished`],
+    /// [`Error::Compressed`], [`Error::Io`]; when scanning, those of [`Dataset::get`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         check_folder(dir)?;
@@ -409,8 +409,7 @@ pub(crate) fn tar_names(dir: &Path) -> Result<Vec<String>> {
         let entry = entry.map_err(Error::io("list", dir))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name == PROGRESS_FILE {
-            let found = format!("{PROGRESS_FILE} of a dataset that is not finished");
-            return Err(Error::FolderInUse { path: dir.to_path_buf(), found });
+            return Err(Error::Unfinished { path: dir.to_path_buf() });
         }
         if is_shard_name(&name) {
             names.push(name);

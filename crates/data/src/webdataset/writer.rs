@@ -12,6 +12,7 @@ use super::header::BLOCK;
 use super::index::{DatasetIndex, INDEX_FILE, PROGRESS_FILE, ShardRecord, VERSION, is_plain_name};
 use super::reader::keys_of_checked_shard;
 use super::shard_file::{ShardFile, headers, tar_size};
+use crate::difference::difference;
 use crate::files::{read_json, write_json};
 use crate::{Error, Result, Sample};
 
@@ -264,11 +265,13 @@ fn check_progress(path: &Path, progress: &ProgressFile) -> Result<()> {
     }
 }
 
-fn compare<T: PartialEq + std::fmt::Debug>(dir: &Path, what: &'static str, expected: &T, found: &T) -> Result<()> {
+fn compare<T: PartialEq + Serialize>(dir: &Path, what: &'static str, expected: &T, found: &T) -> Result<()> {
     if expected == found {
         return Ok(());
     }
-    let (expected, found) = (format!("{expected:?}"), format!("{found:?}"));
+    let of_key = |value: &T| Map::from_iter([(what.to_owned(), serde_json::to_value(value).unwrap_or_default())]);
+    let differs = difference(&of_key(found), &of_key(expected));
+    let [found, expected] = differs.map(|differs| differs.both()).unwrap_or_default();
     Err(Error::ProgressMismatch { path: dir.to_path_buf(), what, expected, found })
 }
 

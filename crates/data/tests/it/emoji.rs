@@ -110,7 +110,7 @@ fn a_stop_is_obeyed() {
     let mut control = Control::default().with_stop(|| true);
     let result = emoji::write_dataset(dir.path(), 16, ShardLimits::default(), Split::Train, Some(9), &mut control);
     assert!(matches!(result, Err(Error::Interrupted { done: 0, .. })));
-    assert!(matches!(Dataset::open(dir.path()), Err(Error::FolderInUse { .. })));
+    assert!(matches!(Dataset::open(dir.path()), Err(Error::Unfinished { .. })));
     emoji::write_dataset(dir.path(), 16, ShardLimits::default(), Split::Train, Some(9), &mut Control::default())
         .unwrap();
 }

@@ -1,8 +1,10 @@
 //! The tests of the public interface, as one program: every program more is linked with everything that the crate uses.
 
+mod augment;
 mod emoji;
 mod foreign;
 mod images;
+mod jpegs;
 mod loader;
 mod mds;
 mod pickled;

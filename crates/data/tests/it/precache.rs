@@ -6,6 +6,7 @@ use std::path::Path;
 use calotype_data::npy::NpyArray;
 use calotype_data::precache::{PrecacheLayout, Precached, SampleEncoder, precache};
 use calotype_data::{BoxError, Control, Dataset, Error, Sample, ShardLimits, ShardWriter, Slice};
+use serde_json::{Map, Value, json};
 
 const LIMITS: ShardLimits = ShardLimits { samples: 6, bytes: 1 << 20 };
 const LAYOUT: PrecacheLayout = PrecacheLayout { batch: 4, shard_samples: 5 };
@@ -126,7 +127,7 @@ fn an_interrupted_run_goes_on_and_ends_the_same() {
                 interruptions += 1;
                 saved = samples_of_records(&out);
                 assert_eq!(done, saved, "only whole shards are saved");
-                assert!(matches!(Dataset::open(&out), Err(Error::FolderInUse { .. })), "half a dataset is none");
+                assert!(matches!(Dataset::open(&out), Err(Error::Unfinished { .. })), "half a dataset is none");
             }
             Err(other) => panic!("{other}"),
         }
@@ -201,6 +202,69 @@ fn a_finished_dataset_is_not_encoded_again_nor_mixed_up() {
     assert!(matches!(foreign, Err(Error::EncoderMismatch { found, .. }) if found == "no encoder"));
 }
 
+/// An encoder with a setting, which may look for images.
+struct Described {
+    caption: &'static str,
+    of_images: bool,
+}
+
+impl SampleEncoder for Described {
+    fn identity(&self) -> String {
+        format!("described {}", self.caption)
+    }
+
+    fn description(&self) -> Map<String, Value> {
+        let facts =
+            json!({ "long": "x".repeat(5000), "transform": { "caption": self.caption, "long": vec![7; 2000] } });
+        facts.as_object().unwrap().clone()
+    }
+
+    fn setting(&self, path: &str) -> String {
+        path.trim_start_matches("transform.").to_owned()
+    }
+
+    fn encode(&mut self, batch: &[Sample]) -> Result<Vec<Sample>, BoxError> {
+        let (key, part, present) = (batch[0].key.clone(), "png or jpg".to_owned(), "txt".to_owned());
+        if self.of_images { Err(Error::MissingPart { key, part, present }.into()) } else { Ok(batch.to_vec()) }
+    }
+}
+
+#[test]
+fn other_settings_are_named_and_a_failed_try_is_not_in_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let data = source(&at("in"));
+    let refused = |data: &Dataset, caption: &'static str, of_images: bool, out: &str, slice: Slice| -> String {
+        let mut encoder = Described { caption, of_images };
+        let error = run(data, &mut encoder, &at(out), slice, &mut Control::default()).unwrap_err().to_string();
+        assert!(error.len() < 700, "{error}");
+        error
+    };
+    let error = refused(&data, "{fil}", true, "out", Slice::ALL);
+    assert!(error.contains("no sample of this batch has it") && !error.contains("mend"), "{error}");
+    assert!(!at("out").exists(), "nothing is left of a try without a shard");
+    // Of several slices, others may be at work.
+    refused(&data, "{fil}", true, "slices", Slice { id: 0, count: 2 });
+    assert!(at("slices/progress.json").is_file());
+    let error = refused(&data, "{file}", false, "slices", Slice::ALL);
+    assert!(error.contains("another setting (there: `caption` = \"{fil}\"; now: `caption` = \"{file}\")"), "{error}");
+
+    let mut other = ShardWriter::create(at("other"), "x", LIMITS).unwrap();
+    other.write(&Sample::new("one").with("txt", "a")).unwrap();
+    other.finish().unwrap();
+    let other = Dataset::open(at("other")).unwrap();
+    let error = refused(&other, "{fil}", false, "slices", Slice::ALL);
+    assert!(error.contains("another source (there: of the checksum "), "{error}");
+
+    let mut encoder = Described { caption: "{file}", of_images: false };
+    run(&data, &mut encoder, &at("done"), Slice::ALL, &mut Control::default()).unwrap();
+    let error = refused(&data, "{class}", false, "done", Slice::ALL);
+    assert!(error.contains("with `caption` = \"{file}\", this run needs") && error.contains("\"{class}\""), "{error}");
+    // What encoders have made is no source of images.
+    let error = refused(&Dataset::open(at("done")).unwrap(), "{file}", true, "again", Slice::ALL);
+    assert!(error.contains("what encoders made of images (described {file})") && !error.contains("mend"), "{error}");
+}
+
 /// Breaks the contract in one of several ways.
 struct Broken(&'static str);
 
@@ -227,5 +291,9 @@ fn a_broken_encoder_is_named() {
     };
     assert!(matches!(fail("count"), Error::EncoderContract { .. }));
     assert!(matches!(fail("keys"), Error::EncoderContract { .. }));
-    assert!(matches!(fail("fails"), Error::Encode { first: 0, .. }));
+    let failed = fail("fails");
+    assert!(matches!(failed, Error::Encode { first: 0, .. }));
+    let text = failed.to_string();
+    assert!(text.contains("out of memory") && text.contains("calotype data check --quarantine"), "{text}");
+    assert!(text.starts_with(&calotype_data::Source::file_of(&data, 0)), "{text}");
 }

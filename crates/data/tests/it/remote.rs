@@ -419,8 +419,10 @@ fn addresses_that_cannot_be_used_are_named() {
         ("nowhere/x-{1..2}.tar", "is not there; check the path"),
         ("https://h/a.parquet", "fetch them first"),
     ] {
-        let error = open(spec, &options(cache.path())).map(|_| ()).unwrap_err().to_string();
-        assert!(error.contains(part), "{spec}: {error}");
+        let error = open(spec, &options(cache.path())).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(part), "{spec}: {error}");
+        // What is named in a folder that is not there is wrong usage; a shard that is missed beside others is not.
+        assert_eq!(error.is_usage(), spec.starts_with("nowhere/"), "{spec}: {error}");
     }
 }
 

@@ -118,7 +118,8 @@ fn a_foreign_folder_gets_an_index() {
 #[test]
 fn absent_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(matches!(Dataset::open(dir.path().join("no")), Err(Error::MissingFolder { .. })));
+    let missing = Dataset::open(dir.path().join("no")).map(|_| ()).unwrap_err();
+    assert!(matches!(missing, Error::MissingFolder { .. }) && missing.is_usage(), "{missing}");
     assert!(matches!(Dataset::open(dir.path()), Err(Error::EmptyDataset { .. })));
     write(dir.path(), 6);
     fs::remove_file(dir.path().join("train-000001.tar")).unwrap();
@@ -252,7 +253,10 @@ fn an_interrupted_dataset_is_resumed_or_replaced() {
     interrupt();
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "one shard and the progress file: {left:?}");
-    assert!(matches!(Dataset::open(dir.path()), Err(Error::FolderInUse { .. })));
+    let unfinished = Dataset::open(dir.path()).map(|_| ()).unwrap_err();
+    assert!(matches!(unfinished, Error::Unfinished { .. }) && !unfinished.is_usage(), "{unfinished}");
+    let parts = ["is not finished, as progress.json in it says", "run the command that writes it again"];
+    assert!(parts.iter().all(|part| unfinished.to_string().contains(part)), "{unfinished}");
     let other = ShardLimits { samples: 5, ..LIMITS };
     let mismatch = ShardWriter::resume(dir.path(), "train", other, Map::new()).map(|_| ());
     assert!(matches!(mismatch, Err(Error::ProgressMismatch { what: "shard limit", .. })));

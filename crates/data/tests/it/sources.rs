@@ -87,10 +87,25 @@ fn metadata_tables_give_captions_labels_and_the_rest() {
 }
 
 #[test]
+fn an_image_with_rows_in_two_tables_is_told_with_both() {
+    let csv = "file_name,text\na.png,one\nb.png,two\n";
+    let jsonl = "{\"file_name\": \"b.png\", \"text\": \"two\"}\n";
+    let dir = folder(&[("a.png", ""), ("b.png", ""), ("metadata.csv", csv), ("metadata.jsonl", jsonl)]);
+    let error = open_folder(dir.path()).map(|_| ()).unwrap_err().to_string();
+    let named = format!("row 2 of {} has named", dir.path().join("metadata.csv").display());
+    assert!(error.contains("metadata.jsonl, row 1: names `b.png`") && error.contains(&named), "{error}");
+}
+
+#[test]
 fn caption_files_and_class_folders_are_told_apart() {
     let kohya =
         folder(&[("1.png", ""), ("1.txt", "one"), ("2.JPG", ""), ("2.caption", "two"), ("3.png", ""), ("note.md", "")]);
     assert_eq!(texts(&open_folder(kohya.path()).unwrap()), ["1: png, txt=one", "2: jpg, txt=two", "3: png"]);
+    assert!(open_folder(kohya.path()).unwrap().left_out().is_empty());
+    let alone =
+        [("1.png", ""), ("1.txt", "one"), ("2.txt", "two"), ("2.caption", "two"), ("3.heic", ""), ("3.txt", "three")];
+    let left_out = open_folder(folder(&alone).path()).unwrap().left_out();
+    assert_eq!(left_out["with a caption file and no image of its name"], 1, "{left_out:?}");
     let classes = folder(&[("dog/1.png", ""), ("cat/x/1.png", ""), ("cat/2.png", ""), (".hidden/3.png", "")]);
     let source = open_folder(classes.path()).unwrap();
     assert_eq!(texts(&source), ["cat/2: cls=0, png", "cat/x/1: cls=0, png", "dog/1: cls=1, png"]);
@@ -410,7 +425,8 @@ fn sources_are_told_apart_by_their_content() {
     writer.finish().unwrap();
     let images = folder(&[("a.png", ""), ("a.txt", "x")]);
     let tables = parquet_folder();
-    let text = folder(&[("a.txt", "x")]);
+    let (text, model) = (folder(&[("a.txt", "x")]), tempfile::tempdir().unwrap());
+    put(model.path(), "model_index.json", "{}");
     let path = |dir: &tempfile::TempDir, name: &str| dir.path().join(name).display().to_string();
     let keys = |spec: String, kind: Option<SourceKind>| {
         let options = SourceOptions { kind, ..SourceOptions::default() };
@@ -423,6 +439,7 @@ fn sources_are_told_apart_by_their_content() {
     assert_eq!(keys(path(&tables, "data/train-1.parquet"), None).unwrap(), "train-1-00000000");
     for (spec, kind, part) in [
         (path(&text, ""), None, "holds no shards"),
+        (path(&model, ""), None, "holds a model (model_index.json), and no samples"),
         (path(&text, "a.txt"), None, "neither a tar shard"),
         (path(&text, "no"), None, "does not exist"),
         (path(&text, ""), Some(SourceKind::Webdataset), "holds no samples"),

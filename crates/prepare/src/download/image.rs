@@ -2,10 +2,16 @@
 
 use std::io::{Cursor, ErrorKind};
 
-use calotype_data::image::{Background, Decoded, Filter, PngEffort, RgbImage, RgbaImage, orientation};
+use calotype_data::Error;
+use calotype_data::image::{
+    Background, DecodeOptions, Decoded, Filter, PngEffort, RgbImage, RgbaImage, jpeg_decoder, orientation,
+};
 use image::codecs::webp::WebPEncoder;
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use image::{
+    ColorType, DynamicImage, ExtendedColorType, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader,
+    ImageResult, Limits,
+};
 use serde::Serialize;
 
 use super::failure::{Failure, FailureKind};
@@ -169,12 +175,7 @@ pub fn open<'a>(bytes: &'a [u8], options: &ImageOptions) -> Result<Opened<'a>, F
         ) => format,
         _ => return Err(FailureKind::NotAnImage.into()),
     };
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    // The decoders' own buffers; sides are checked below.
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(options.max_pixels.saturating_mul(16));
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(|error| failure(&error, format, bytes))?;
+    let mut decoder = decoder(bytes, format, options).map_err(|error| failure(&error, format, bytes))?;
     let orientation = orientation(&mut decoder, bytes);
     let (width, height) = decoder.dimensions();
     let (to_width, to_height, _) = target(width, height, options).unwrap_or_default();
@@ -187,7 +188,23 @@ pub fn open<'a>(bytes: &'a [u8], options: &ImageOptions) -> Result<Opened<'a>, F
     if width == 0 || height == 0 {
         return Err(Failure::new(FailureKind::Undecodable, format!("{width}x{height}")));
     }
-    Ok(Opened { bytes, format, decoder: Box::new(decoder), orientation })
+    Ok(Opened { bytes, format, decoder, orientation })
+}
+
+fn decoder<'a>(
+    bytes: &'a [u8],
+    format: ImageFormat,
+    options: &ImageOptions,
+) -> ImageResult<Box<dyn ImageDecoder + 'a>> {
+    if format == ImageFormat::Jpeg {
+        return Ok(Box::new(jpeg_decoder(bytes)?));
+    }
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    // The decoders' own buffers; sides are checked by the caller.
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(options.max_pixels.saturating_mul(16));
+    reader.limits(limits);
+    Ok(Box::new(reader.into_decoder()?))
 }
 
 impl Opened<'_> {
@@ -215,8 +232,13 @@ impl Opened<'_> {
             return Err(FailureKind::Truncated.into());
         }
         let is_same_format = self.format == options.format.format();
-        let decoded = DynamicImage::from_decoder(self.decoder);
-        let mut decoded = decoded.map_err(|error| failure(&error, self.format, self.bytes))?;
+        let (mut decoded, damaged) = match self.format {
+            ImageFormat::Jpeg => jpeg(self.bytes, options)?,
+            format => match DynamicImage::from_decoder(self.decoder) {
+                Ok(decoded) => (decoded, false),
+                Err(error) => return Err(failure(&error, format, self.bytes)),
+            },
+        };
         decoded.apply_orientation(turn);
         let has_alpha = matches!(
             decoded.color(),
@@ -233,9 +255,21 @@ impl Opened<'_> {
         }
         let (size, tagged) = ((image.width(), image.height()), self.orientation != Orientation::NoTransforms);
         // Grey of 16 bits is scaled here.
-        let changed = Some(Decoded { size, tagged, transparent, clipped: false });
+        let changed = Some(Decoded { size, tagged, transparent, clipped: false, damaged });
         Ok(Image { encoded: Some(encode(&image, options)?), sizes: Some(sizes), changed })
     }
+}
+
+/// The pixels of a JPEG as they are stored, and whether its data are damaged.
+fn jpeg(bytes: &[u8], options: &ImageOptions) -> Result<(DynamicImage, bool), Failure> {
+    let decode = DecodeOptions { max_pixels: options.max_pixels, ..DecodeOptions::as_stored() };
+    let (image, found) = RgbImage::decode_noting("", bytes, &decode).map_err(|error| match error {
+        Error::BadImage { detail, .. } => undecodable(&detail),
+        error => undecodable(&error),
+    })?;
+    let (width, height) = (image.width() as u32, image.height() as u32);
+    let pixels = ImageBuffer::from_raw(width, height, image.into_data());
+    Ok((DynamicImage::ImageRgb8(pixels.expect("three bytes for each pixel")), found.damaged))
 }
 
 /// True if width and height change places.

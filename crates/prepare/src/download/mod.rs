@@ -49,6 +49,7 @@ pub use failure::{Failure, FailureKind};
 pub use image::{EncodeFormat, Interpolation, ResizeMode};
 
 use crate::convert::Captions;
+use crate::paths::check_out;
 use crate::pixels::PixelArgs;
 use crate::slices::{SliceArgs, run_slices};
 use crate::words::counted;
@@ -398,7 +399,10 @@ pub fn run(args: &DownloadArgs, control: &mut Control<'_>) -> Result<Account> {
     let image = image_options(args)?;
     let fetch = fetch_options(args)?;
     let reading = Reading { skip_bad: args.skip_bad, no_quotes: args.no_quotes };
-    let captions = args.captions.choice(args.caption_seed);
+    let captions = args.captions.choice(args.caption_seed)?;
+    if captions != CaptionChoice::First && args.caption_col.is_none() {
+        return Err(Error::Usage("--captions random has no effect without --caption-col COLUMN".to_owned()));
+    }
     let list = ImageList::open(&args.list, args.input_format, &wanted, reading).map_err(download_error)?;
     let settings = Settings {
         list: list.files(),
@@ -571,6 +575,7 @@ fn claim_folder(out: &Path, settings: &Settings<'_>) -> Result<()> {
     let path = aside.join("settings.json");
     let now = serde_json::to_value(settings).map_err(|e| Error::Usage(format!("settings: {e}")))?;
     let Some(Recorded(there)) = read_json::<Recorded>(&path)? else {
+        check_out(out)?;
         refuse_foreign_shards(out)?;
         std::fs::create_dir_all(&aside).map_err(Error::io("create folder", &aside))?;
         return Ok(write_json(&path, &now)?);

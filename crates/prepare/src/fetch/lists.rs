@@ -1,7 +1,6 @@
 //! Files by address: single ones, lists, and those that a list of checksums names.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use url::Url;
@@ -156,7 +155,7 @@ pub(super) fn read_list(list: &Path, out: &Path) -> Result<Vec<Item>> {
 pub(super) async fn read_sums(client: &Client, written: &str) -> Result<Vec<Sum>> {
     let content = match origin(written)? {
         Origin::Web(url) => client.text(&url, &plain_hint).await?.0,
-        Origin::File(path) => fs::read(&path).map_err(Error::io("read", &path))?,
+        Origin::File(path) => calotype_core::read_input(&path).map_err(Error::io("read", &path))?,
     };
     let list = written.to_owned();
     Ok(parse_sums(&content).map_err(|source| FetchError::BadSums { list, source })?)
@@ -229,6 +228,7 @@ pub(super) fn apply_sums(items: &mut [Item], list: &str, sums: &[Sum]) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn braces_stand_for_numbers() {

@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use calotype_data::Control;
 
+use crate::paths::check_out;
 use crate::slices::SliceArgs;
 use crate::{Account, Error, Result};
 use tables::{Part, find_tables, parts};
@@ -152,11 +153,13 @@ pub fn run(args: &FilterArgs, control: &mut Control<'_>) -> Result<Account> {
     for condition in &args.conditions {
         Expression::parse(condition).map_err(|source| FilterError::Expression { path: None, source })?;
     }
+    check_out(&args.out)?;
     let tables = find_tables(args)?;
     for table in &tables {
         table.conditions(&clauses)?;
     }
     let all = parts(&tables, args);
+    all.iter().try_for_each(|part| work::check_place(&part.out))?;
     let mine: Vec<&Part> = args.slices.slices()?.into_iter().flat_map(|slice| &all[slice.range(all.len())]).collect();
     let mut account = work::run(args, &clauses, &mine, control)?;
     account.notes.push(format!("{} tables in, {} written", tables.len(), mine.len()));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use arrow_array::{BooleanArray, RecordBatch};
 use arrow_select::filter::filter_record_batch;
+use calotype_core::output::check_file;
 use calotype_data::Control;
 use calotype_data::files::{partial_name, publish};
 use parquet::arrow::ArrowWriter;
@@ -233,11 +234,28 @@ fn properties(input: &ParquetMetaData, row_group_rows: usize) -> WriterPropertie
 
 /// The record of a table at `out` that was made of the same rows with the same settings.
 fn finished(out: &Path, made_of: &str) -> Option<PartRecord> {
-    let file = File::open(out).ok()?;
-    let metadata = tables::metadata(out, &file).ok()?;
+    record_in(out).filter(|record| record.made_of == made_of)
+}
+
+/// What a table says of itself that this stage wrote.
+fn record_in(path: &Path) -> Option<PartRecord> {
+    let file = File::open(path).ok()?;
+    let metadata = tables::metadata(path, &file).ok()?;
     let pairs = metadata.metadata().file_metadata().key_value_metadata()?;
     let text = pairs.iter().find(|pair| pair.key == RECORD_KEY)?.value.as_ref()?;
-    serde_json::from_str(text).ok().filter(|record: &PartRecord| record.made_of == made_of)
+    serde_json::from_str(text).ok()
+}
+
+/// Refuses the place of a table where something is that this stage has not written.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub(super) fn check_place(out: &Path) -> Result<()> {
+    // Its folder is made later.
+    match out.symlink_metadata() {
+        Ok(_) => check_file(out, "a filtered table", |path| record_in(path).is_some()).map_err(Error::Usage),
+        Err(_) => Ok(()),
+    }
 }
 
 impl PartRecord {

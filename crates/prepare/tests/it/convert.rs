@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use calotype_data::image::{PngEffort, RgbImage};
 use calotype_data::mds::MdsDataset;
-use calotype_data::{Control, Dataset, Sample, ShardLimits, ShardWriter};
+use calotype_data::source::{idle, refuse_idle};
+use calotype_data::{Control, Dataset, Sample, ShardLimits, ShardWriter, SourceOptions};
 use calotype_prepare::{Account, DataStage, Error};
 use clap::Parser;
 
@@ -289,6 +290,51 @@ fn what_a_folder_of_images_loses_is_told() {
     }
     let error = run("convert {} {} --caption-extensions tags", &[&start, &folders.at("plain")]).unwrap_err();
     assert!(error.to_string().contains("already holds"), "other captions are another dataset: {error}");
+}
+
+/// What a flag would change is not there: who gives one expects another dataset.
+#[test]
+fn flags_without_effect_are_refused() {
+    let folders = Folders::new();
+    let [shards, images, table] = ["shards", "images", "table"].map(|name| folders.at(name));
+    source(&shards);
+    photos(&images, &["a.png"], &[("a.txt", "a cat")]);
+    photos(&table, &["a.png"], &[("metadata.csv", "file_name,text\na.png,a cat\n")]);
+    let plain = "a folder of images without a metadata table (--caption-extensions has one)";
+    let tabled = "a folder of images with a metadata table (--caption-column and --captions have one)";
+    for (input, flags, part) in [
+        (&shards, "--caption-column foo", "--caption-column has no effect on tar shards"),
+        (&shards, "--key-column foo", "--key-column has no effect on tar shards"),
+        (&shards, "--captions random", "--captions has no effect on tar shards"),
+        (&shards, "--caption-extensions foo", "--caption-extensions has no effect on tar shards"),
+        (&shards, "--image-column foo --from webdataset", "--image-column has no effect on tar shards"),
+        (&images, "--caption-column foo", plain),
+        (&images, "--captions random", plain),
+        (&images, "--key-column foo", plain),
+        (&images, "--caption-extensions foo", "no caption file of the extensions that were asked for (foo)"),
+        (&table, "--key-column foo", tabled),
+        (&table, "--caption-extensions foo", tabled),
+        (&table, "--caption-seed 3", "--caption-seed 3 has no effect without --captions random"),
+        (&shards, "--missing empty", "--missing has no effect on tar shards"),
+        (&shards, "--encoding jpg=bytes", "--encoding has no effect on tar shards"),
+        (&shards, "--without-keys", "--without-keys has no effect on tar shards"),
+    ] {
+        let out = folders.at("out");
+        let error = run(&format!("convert {{}} {{}} {flags}"), &[input, &out]).unwrap_err().to_string();
+        assert!(error.contains(part), "{flags}: {error}");
+        assert!(!out.exists(), "{flags}");
+    }
+    run("convert {} {} --caption-column text --captions random", &[&table, &folders.at("fits")]).unwrap();
+    let made_up = SourceOptions { caption_column: Some("foo".to_owned()), ..SourceOptions::default() };
+    let found = idle("synthetic://8/bmp=bmp:8x8", &made_up).unwrap().unwrap();
+    assert_eq!((found.key, found.what), ("caption_column", "made-up samples"));
+    // Of several sources, one that follows the setting is enough.
+    let [shards, table, images] = [&shards, &table, &images].map(|path| path.to_str().unwrap());
+    assert!(refuse_idle([shards, table], &made_up).is_ok());
+    let both = SourceOptions { caption_extensions: vec!["tags".to_owned()], ..made_up.clone() };
+    assert!(refuse_idle([images, table], &both).is_ok(), "each is followed by one of them");
+    let error = refuse_idle([shards], &made_up).unwrap_err().to_string();
+    assert!(error.contains("the setting `caption_column` has no effect on tar shards"), "{error}");
 }
 
 #[test]

@@ -909,7 +909,7 @@ fn lists_that_cannot_be_used_are_refused_by_name() {
     let caption = ["--caption-col=caption"];
     let extra = ["--save-additional-columns=x"];
     let open_quote = [&b"url\n\"http://a/"[..], &vec![b'x'; 5 << 20]].concat();
-    let cases: [(&str, &[u8], &[&str], &str); 38] = [
+    let cases: [(&str, &[u8], &[&str], &str); 40] = [
         ("a.csv", b"", &[], "has no column `url`; it has: none|holds no rows"),
         ("a.txt", b"", &[], "holds no rows"),
         ("a.txt", b"\n \n\r\n", &[], "holds no rows"),
@@ -922,6 +922,8 @@ fn lists_that_cannot_be_used_are_refused_by_name() {
         ("a.csv", b"url,caption\na,b\nc\n", &[], "row 2: 1 cells where 2 are due"),
         ("a.csv", b"url,caption\na,b\nc,d,e\n", &[], "row 2: 3 cells where 2 are due"),
         ("a.csv", b"url,caption\na,b\nc,\"d\n", &[], ""),
+        ("a.csv", b"url,caption\na,b\nc,\"d\ne,f\n", &[], "a quote that opens in line 3 is left open"),
+        ("a.csv", b"url,caption\na,\"b\nc,\"d\"\n", &["--skip-bad"], "a quote that opens in line 2 is left open"),
         ("a.csv", b"url\na\n\xff\xfe\n", &[], "row 2: not UTF-8"),
         ("a.csv", b"\xff\xfeu\0r\0l\0\n", &[], "is UTF-16 text"),
         ("a.csv", &open_quote, &[], "row 1: longer than 4 MiB"),
@@ -1032,4 +1034,19 @@ fn settings_that_make_no_sense_are_refused() {
     fs::write(used.join("00000.tar"), "someone's").unwrap();
     let error = run(&list, &used, &[]).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("00000.tar"), "{error}");
+}
+
+#[test]
+fn captions_of_images_are_no_lists_of_addresses() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pictures, out) = (dir.path().join("pictures"), dir.path().join("out"));
+    fs::create_dir(&pictures).unwrap();
+    fs::write(pictures.join("0.png"), "").unwrap();
+    fs::write(pictures.join("0.txt"), "a red cat").unwrap();
+    let error = run(&pictures, &out, &[]).unwrap_err();
+    let told = error.to_string();
+    assert!(
+        error.is_usage() && told.contains("holds images (0.png)") && told.contains("calotype data convert"),
+        "{told}"
+    );
 }

@@ -362,6 +362,11 @@ fn unusable_tables_and_settings_are_named() {
     }
     let onto = filter(&path("good.parquet"), folder.path(), &[]).unwrap_err();
     assert!(onto.is_usage() && onto.to_string().contains("input and output at once"), "{onto}");
+    // A table of somebody else's stays.
+    let raw = fs::read(path("short.parquet")).unwrap();
+    let error = filter(&path("good.parquet"), &path("short.parquet"), &[]).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("is a file, and what is written needs a folder"), "{error}");
+    assert_eq!(fs::read(path("short.parquet")).unwrap(), raw);
     let stopped = run(
         &Cli::parse_from(["filter", path("good.parquet").to_str().unwrap(), path("out2").to_str().unwrap()]).args,
         &mut Control::default().with_stop(|| true),

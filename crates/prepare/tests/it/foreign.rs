@@ -286,7 +286,7 @@ fn lists_of_python_are_read_and_bad_rows_say_how_to_go_on() {
     fs::write(at("quote.tsv"), tsv).unwrap();
     let words = format!("{DOWNLOAD} --caption-col=caption");
     let error = run(&words, &[&at("quote.tsv"), &at("quote")]).unwrap_err().to_string();
-    assert!(error.contains("is a quote left open?") && error.contains("--no-quotes"), "{error}");
+    assert!(error.contains("a quote that opens in line 2 is left open") && error.contains("--no-quotes"), "{error}");
     run(&format!("{words} --no-quotes"), &[&at("quote.tsv"), &at("quote")]).unwrap();
     assert_eq!(texts("quote"), ["\"a quote that never ends", "two"]);
     let utf16: Vec<u8> = format!("\u{feff}url\n{url}\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
@@ -322,4 +322,34 @@ fn dictionaries_of_texts_are_lists_like_others() {
     let all = samples_of(&out);
     assert_eq!(all.iter().map(|sample| sample.text("txt").unwrap()).collect::<Vec<_>>(), ["one", "two"]);
     assert!(all[1].text("json").unwrap().contains("\"style\": \"flat\""));
+}
+
+#[test]
+fn captions_that_are_empty_or_alone_are_counted_and_foreign_files_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("images")).unwrap();
+    for name in ["1", "2", "3", "4", "5"] {
+        fs::write(at("images").join(format!("{name}.png")), emoji::pairs()[0].png).unwrap();
+        fs::write(at("images").join(format!("{name}.txt")), " \n").unwrap();
+    }
+    fs::write(at("images/5.txt"), "a caption").unwrap();
+    fs::write(at("images/6.txt"), "of an image that is not there").unwrap();
+    let account = run("convert {} {}", &[&at("images"), &at("shards")]).unwrap();
+    let notes = account.notes.join("\n");
+    assert!(notes.contains("4 captions are empty") && notes.contains("data check"), "{notes}");
+    assert!(notes.contains("1 with a caption file and no image of its name"), "{notes}");
+    let checked = run("check {} --examples 3", &[&at("shards")]).unwrap().notes.join("\n");
+    assert!(checked.contains("and 1 more, which --findings FILE lists"), "{checked}");
+
+    fs::create_dir(at("photos")).unwrap();
+    fs::write(at("photos/cat.jpg"), "cat").unwrap();
+    for words in ["convert {} {}", "reorganize {} {}"] {
+        let error = run(words, &[&at("shards"), &at("photos")]).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains("photos holds images (cat.jpg)"), "{words}: {error}");
+    }
+    let error = run("check {} --findings {}", &[&at("shards"), &at("photos/cat.jpg")]).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("cat.jpg: something is there already"), "{error}");
+    assert_eq!(fs::read(at("photos/cat.jpg")).unwrap(), b"cat");
+    assert_eq!(fs::read_dir(at("photos")).unwrap().count(), 1);
 }

@@ -11,6 +11,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use arrow_array::RecordBatch;
+use calotype_core::absence;
+use calotype_core::folders::{Content, Found, content};
 use serde::Serialize;
 
 pub use calotype_data::source::cells::json_value;
@@ -49,7 +51,7 @@ impl fmt::Display for ListFormat {
 #[non_exhaustive]
 pub enum ListError {
     /// There is no such file or folder.
-    #[error("list {} does not exist", path.display())]
+    #[error("list {} does not exist{}; check the path", path.display(), absence(path))]
     Missing {
         /// The list.
         path: PathBuf,
@@ -63,6 +65,18 @@ pub enum ListError {
     NoFiles {
         /// The folder.
         path: PathBuf,
+    },
+
+    /// A folder of images, whose texts are captions and no addresses.
+    #[error(
+        "folder {} holds images ({image}), and a list is a file of addresses; `calotype data convert` makes shards of images with their \
+         captions; if addresses lie there too, name their file, or its kind by --input-format", path.display()
+    )]
+    Images {
+        /// The folder.
+        path: PathBuf,
+        /// One of them.
+        image: String,
     },
 
     /// Files of several formats in one folder.
@@ -173,7 +187,15 @@ impl ListError {
     /// True if the command line is to blame.
     pub fn is_usage(&self) -> bool {
         use ListError::*;
-        matches!(self, Missing { .. } | NoFiles { .. } | Mixed { .. } | UnknownFormat { .. } | MissingColumn { .. })
+        matches!(
+            self,
+            Missing { .. }
+                | NoFiles { .. }
+                | Images { .. }
+                | Mixed { .. }
+                | UnknownFormat { .. }
+                | MissingColumn { .. }
+        )
     }
 }
 
@@ -347,6 +369,10 @@ fn find_files(path: &Path, format: Option<ListFormat>) -> Result<Vec<(PathBuf, L
         let format = format.or_else(|| format_of(path));
         let format = format.ok_or_else(|| ListError::UnknownFormat { path: path.to_path_buf() })?;
         return Ok(vec![(path.to_path_buf(), format)]);
+    }
+    let images = content(path).filter(|found| matches!(found.content, Content::Images | Content::Drawn));
+    if let (Some(Found { name, .. }), None) = (images, format) {
+        return Err(ListError::Images { path: path.to_path_buf(), image: name });
     }
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path).map_err(io)? {

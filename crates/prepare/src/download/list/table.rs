@@ -50,7 +50,7 @@ fn renamed(all: &RecordBatch, wanted: &[Wanted]) -> std::result::Result<RecordBa
 }
 
 fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
-    let file = File::open(path).map_err(|source| ListError::Io { path: path.to_path_buf(), source })?;
+    let file = calotype_core::open_input(path).map_err(|source| ListError::Io { path: path.to_path_buf(), source })?;
     // Plain types suffice, whatever the writer had in memory: dictionaries of texts are texts.
     let reading = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     ParquetRecordBatchReaderBuilder::try_new_with_options(file, reading)

@@ -1,12 +1,12 @@
 //! Rows of text lists, one after the other.
 
 use std::cell::Cell as Shared;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use calotype_core::text::utf8_reader;
+use calotype_core::{OpenQuote, Quotes};
 use calotype_data::json;
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
@@ -16,8 +16,11 @@ use super::{Holds, ListError, ListFormat, Reading, Result, Wanted, enumerate};
 /// Longest row, in bytes. A quote that is never closed would otherwise take the whole list into memory.
 const LONGEST_ROW: u64 = 4 << 20;
 
+/// What lists want that were written without quoting.
+const NO_QUOTES: &str = "--no-quotes takes quotes for letters like others";
+
 /// What most probably made a row swallow others.
-const OPEN_QUOTE: &str = "is a quote left open? --no-quotes takes quotes for letters like others";
+const LEFT_OPEN: &str = "is a quote left open?";
 
 type Input = BufReader<Metered<Box<dyn Read>>>;
 
@@ -34,7 +37,7 @@ pub(super) struct TextRows {
 enum Source {
     Lines(Input),
     Objects { input: Input, wanted: Vec<Wanted> },
-    Table { reader: Box<csv::Reader<Input>>, record: csv::StringRecord, columns: Vec<usize> },
+    Table { reader: Box<csv::Reader<Quotes<Input>>>, record: csv::StringRecord, columns: Vec<usize> },
 }
 
 /// A fault of a row, in words.
@@ -48,7 +51,8 @@ enum Fault {
 impl TextRows {
     /// Opens a file, which is decompressed if it is compressed by gzip.
     pub fn open(path: &Path, format: ListFormat, wanted: &[Wanted], reading: Reading) -> Result<Self> {
-        let file = File::open(path).map_err(|source| ListError::Io { path: path.to_path_buf(), source })?;
+        let file =
+            calotype_core::open_input(path).map_err(|source| ListError::Io { path: path.to_path_buf(), source })?;
         let mut file = BufReader::new(file);
         let head = file.fill_buf().map_err(|source| ListError::Io { path: path.to_path_buf(), source })?;
         let is_compressed = head.starts_with(b"\x1f\x8b");
@@ -130,7 +134,7 @@ fn table(path: &Path, input: Input, delimiter: u8, wanted: &[Wanted], reading: R
         .delimiter(delimiter)
         .quoting(!reading.no_quotes)
         .buffer_capacity(1 << 16)
-        .from_reader(input);
+        .from_reader(Quotes::new(input, (!reading.no_quotes).then_some(delimiter)));
     let bad =
         |error: csv::Error| ListError::Unreadable { path: path.to_path_buf(), row: 0, detail: csv_detail(&error) };
     let header = reader.headers().map_err(bad)?.clone();
@@ -233,7 +237,7 @@ fn short(cell: &Value) -> String {
 }
 
 fn next_record(
-    reader: &mut csv::Reader<Input>,
+    reader: &mut csv::Reader<Quotes<Input>>,
     record: &mut csv::StringRecord,
     columns: &[usize],
 ) -> std::result::Result<Option<Vec<Value>>, Fault> {
@@ -252,10 +256,13 @@ fn csv_detail(error: &csv::Error) -> String {
     match error.kind() {
         csv::ErrorKind::Utf8 { .. } => "not UTF-8 text".to_owned(),
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => match len < expected_len {
-            true => format!("{len} cells where {expected_len} are due; {OPEN_QUOTE}"),
+            true => format!("{len} cells where {expected_len} are due; {LEFT_OPEN} {NO_QUOTES}"),
             false => format!("{len} cells where {expected_len} are due; a cell with the divider in it needs quotes"),
         },
-        csv::ErrorKind::Io(error) => error.to_string(),
+        csv::ErrorKind::Io(error) => match error.get_ref().is_some_and(|inner| inner.is::<OpenQuote>()) {
+            true => format!("{error}; {NO_QUOTES}"),
+            false => error.to_string(),
+        },
         // Of writing and of conversions, which do not happen here.
         _ => error.to_string(),
     }
@@ -270,7 +277,7 @@ struct Metered<R> {
 impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left.get() == 0 {
-            let detail = format!("longer than {} MiB; {OPEN_QUOTE}", LONGEST_ROW >> 20);
+            let detail = format!("longer than {} MiB; {LEFT_OPEN} {NO_QUOTES}", LONGEST_ROW >> 20);
             return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
         }
         let count = self.input.read(buffer)?;

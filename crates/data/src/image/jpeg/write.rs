@@ -7,7 +7,7 @@
 //! The loops are written for lanes of eight, and compiled for AVX2 as well as for any processor; both give the same bytes.
 
 /// Order of coefficients in a file: the place in the block, row by row, of each.
-const ZIGZAG: [u8; 64] = [
+pub(super) const ZIGZAG: [u8; 64] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21,
     28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
     47, 55, 62, 63,
@@ -35,17 +35,18 @@ const LUMA: [u8; 64] = [
 const CHROMA: [[u8; 4]; 4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]];
 
 /// A Huffman table: number of codes of each length from 1 to 16, and the symbols in the order of their codes.
-struct Huffman {
-    class: u8,
-    lengths: [u8; 16],
-    symbols: &'static [u8],
+pub(super) struct Huffman {
+    /// 0x10 for other coefficients than the first, and the table's number.
+    pub(super) class: u8,
+    pub(super) lengths: [u8; 16],
+    pub(super) symbols: &'static [u8],
 }
 
 const SIZES: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
 
 /// Tables K.3 to K.6 in the order of files: of luminance, then of colour, each of first coefficients (class 0x00, 0x01)
 /// and others (0x10, 0x11).
-const HUFFMAN: [Huffman; 4] = [
+pub(super) const HUFFMAN: [Huffman; 4] = [
     Huffman { class: 0x00, lengths: [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], symbols: &SIZES },
     Huffman {
         class: 0x10,
@@ -119,7 +120,7 @@ struct Coding {
 }
 
 /// Encodes `data`, `[height, width, 3]`, with `quality` 1 to 100. Sides are 1 to 65,535.
-pub(super) fn encode(data: &[u8], width: u16, height: u16, quality: u8) -> Vec<u8> {
+pub(in super::super) fn encode(data: &[u8], width: u16, height: u16, quality: u8) -> Vec<u8> {
     let steps = [steps(true, quality), steps(false, quality)];
     let mut out = Vec::with_capacity(1024 + data.len() / 4);
     write_head(&mut out, width, height, &steps);
