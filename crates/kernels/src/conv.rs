@@ -71,7 +71,7 @@ impl Conv2dShape {
         self.out_channels * self.patch()
     }
 
-    fn positions(&self) -> usize {
+    pub(crate) fn positions(&self) -> usize {
         self.batch * self.out_height() * self.out_width()
     }
 
@@ -87,7 +87,7 @@ impl Conv2dShape {
     }
 
     /// True if the output positions are the input positions and the patches the pixels.
-    fn is_pointwise(&self) -> bool {
+    pub(crate) fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.stride == 1 && self.padding == [0; 4]
     }
 
@@ -432,6 +432,24 @@ pub(crate) fn conv2d_forward<T: Element>(
             winograd16::convolve_plain(token, Pass::Forward, shape, x, w, out)
         });
     }
+    forward(shape, x, w, y, epilogue);
+}
+
+/// See [`crate::conv2d_relu_forward`].
+pub(crate) fn conv2d_relu_forward<T: Element>(
+    shape: &Conv2dShape,
+    x: &[T],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [T],
+) {
+    shape.check("conv2d_relu_forward", x.len(), w.len(), y.len());
+    let epilogue = shape.epilogue("conv2d_relu_forward", bias, None, None);
+    forward(shape, x, w, y, Epilogue { relu: true, ..epilogue });
+}
+
+/// The forward pass as a product.
+fn forward<T: Element>(shape: &Conv2dShape, x: &[T], w: &[f32], y: &mut [T], epilogue: Epilogue<T>) {
     let (m, n, k) = (shape.row_count(), shape.out_channels, shape.patch());
     let weights = Operand { source: Dense { data: w, stride: k }, k_rows: false };
     let out = (y, Rows::Linear { stride: n });

@@ -10,6 +10,7 @@ use crate::element::Element;
 use crate::gemm::{Layout, Matrix};
 use crate::pool::{Pool2dShape, Pooling};
 use crate::product::RowCount;
+use crate::product8::QuantisedWeights;
 use half::bf16;
 
 /// Declares the functions: their public form, the trait behind it, and its implementations.
@@ -129,6 +130,15 @@ compiled! {
         y: &mut [T]
     );
 
+    /// `y = max(conv(x, w) + bias, 0)`, as [`conv2d_forward`] without `channel_add` and `residual`, and a ReLU behind it, but never by
+    /// Winograd: networks with ReLUs have many convolutions of few channels, for which transforms take longer than they save (on Zen 5,
+    /// 64 to 96 channels of 35x35 pixels 1.7 times as long as the product).
+    ///
+    /// # Panics
+    ///
+    /// If a slice does not have the length its shape says.
+    conv::conv2d_relu_forward(shape: &Conv2dShape, x: &[T], w: &[f32], bias: Option<&[f32]>, y: &mut [T]);
+
     /// Gradient of [`conv2d_forward`] with respect to x: dy lies like y, dx (overwritten) like x.
     ///
     /// With a stride, the pixels of dx fall into stride x stride classes that meet different taps; each class is a dense
@@ -171,6 +181,63 @@ compiled! {
         k: usize,
         n: usize
     );
+
+    /// `y[m, n] = x[m, k] w[n, k]^T + bias[n] + residual[m, n]` in 8 bits: each row of x is quantised by itself (symmetric, largest
+    /// magnitude / 127, half to even), sums are whole numbers, and what the scales make of them is `f32`. The same bits on every
+    /// instruction set.
+    ///
+    /// # Panics
+    ///
+    /// If a slice or the weights do not have the size the shape says, or the weights were packed for GEGLU.
+    product8::linear_forward_int8(
+        x: &[T],
+        w: &QuantisedWeights,
+        bias: Option<&[f32]>,
+        residual: Option<&[T]>,
+        y: &mut [T],
+        m: usize,
+        k: usize,
+        n: usize
+    );
+
+    /// `y = value gelu(gate)` with `(value, gate)` as [`linear_forward_int8`] gives them: x is `[m, k]`, bias `[2 c]`, y `[m, c]`.
+    ///
+    /// # Panics
+    ///
+    /// If a slice or the weights do not have the size the shape says, or the weights were not packed for GEGLU.
+    product8::linear_geglu_forward_int8(
+        x: &[T],
+        w: &QuantisedWeights,
+        bias: Option<&[f32]>,
+        y: &mut [T],
+        m: usize,
+        k: usize,
+        c: usize
+    );
+
+    /// [`conv2d_forward`] in 8 bits, as [`linear_forward_int8`]: each pixel is quantised by itself where windows are pixels, and each
+    /// image otherwise, so that an image is the same bits in any batch.
+    ///
+    /// # Panics
+    ///
+    /// If a slice or the weights do not have the size the shape says.
+    product8::conv2d_forward_int8(
+        shape: &Conv2dShape,
+        x: &[T],
+        w: &QuantisedWeights,
+        bias: Option<&[f32]>,
+        channel_add: Option<&[T]>,
+        residual: Option<&[T]>,
+        y: &mut [T]
+    );
+
+    /// Raises `maxima[c]` to the largest magnitude in column `c` of x, `[rows, columns]`, of as many columns as there are maxima; NaN
+    /// where something is NaN.
+    ///
+    /// # Panics
+    ///
+    /// If there are not whole rows.
+    quantise8::column_maxima(x: &[T], maxima: &mut [f32]);
 
     /// `dx[m, k] = dy[m, n] w[n, k]`.
     ///

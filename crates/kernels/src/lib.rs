@@ -43,6 +43,8 @@ mod pool;
 mod product;
 #[cfg(target_arch = "x86_64")]
 mod product16;
+mod product8;
+mod quantise8;
 mod resample;
 mod scratch;
 mod simd;
@@ -52,6 +54,7 @@ mod threads;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile16;
+mod tile8;
 #[cfg(target_arch = "x86_64")]
 mod winograd16;
 
@@ -59,6 +62,8 @@ mod winograd16;
 mod reference;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests8;
 
 pub use activation::Activation;
 pub use attention::AttentionShape;
@@ -72,13 +77,15 @@ pub use optimizer::{
     adamw_step_in_eight_bits, ema_step, quantise_moment, sgd_step, sums_of_squares, widen_moment,
 };
 pub use packed::{
-    PackedWeights, conv2d_backward_input_packed, conv2d_forward_packed, linear_backward_input_packed,
-    linear_forward_packed, linear_geglu_forward_packed,
+    PackedWeights, conv2d_backward_input_packed, conv2d_forward_packed, conv2d_relu_forward_packed,
+    linear_backward_input_packed, linear_forward_packed, linear_geglu_forward_packed,
 };
 pub use peak::{ArithmeticPeak, MemoryBandwidth, bf16_peaks, f32_peak, memory_bandwidth};
 pub use pointwise::{bf16_to_f32, f32_to_bf16};
 pub use pool::{Pool2dShape, Pooling};
 pub use product::RowCount;
+pub use product8::{QuantisedWeights, StoredWeight8, int8_isa_name};
+pub use quantise8::quantise_rows;
 pub use simd::{ISA_LEVELS, isa_name, multiplies_bf16};
 pub use stored::{StoredType, StoredWeight};
 pub use threads::{parallel_for, set_threads, threads};

@@ -182,7 +182,7 @@ impl<W: Element> Source for GatedRows<'_, W> {
 
 /// The row of `[2 c, k]` values and gates that stands at a place of the panels of [`GatedRows`].
 #[inline(always)]
-fn gated_row(row: usize, c: usize) -> usize {
+pub(crate) fn gated_row(row: usize, c: usize) -> usize {
     let (panel, place) = (row / (2 * GATED), row % (2 * GATED));
     panel * GATED + if place < GATED { place } else { c + place - GATED }
 }
@@ -235,6 +235,17 @@ impl PackedWeights {
             let packing = Packing::Filters(Filters::new(token, w, n, shape.in_channels));
             return Some(Self::new(packing, false, true));
         }
+        Self::for_product_conv(shape, w)
+    }
+
+    /// [`PackedWeights::for_conv`] for convolutions that are never computed by Winograd, such as [`conv2d_relu_forward_packed`].
+    ///
+    /// # Panics
+    ///
+    /// If the slice does not have the length its shape says.
+    pub fn for_product_conv<W: Element>(shape: &Conv2dShape, w: &[W]) -> Option<Self> {
+        let (n, k) = (shape.out_channels, shape.patch());
+        assert!(w.len() == n * k, "PackedWeights: w has {} elements, not {n} x {k}", w.len());
         let operand = Operand { source: Dense { data: w, stride: k }, k_rows: false };
         let right = PackedRight::pack(&operand, n, k, shape.segment())?;
         let for_input = right.gives_rows() && shape.in_channels.is_multiple_of(32);
@@ -458,6 +469,25 @@ pub fn conv2d_forward_packed(
         return Output::to_rows(y, shape.out_channels, epilogue, |out| w.convolve(Pass::Forward, shape, x, out));
     }
     shape.packed_product(x, w, y, epilogue);
+}
+
+/// [`crate::conv2d_relu_forward`] on packed weights.
+///
+/// # Panics
+///
+/// If a slice or the weights do not have the size the shape says, or the weights were transformed for Winograd.
+pub fn conv2d_relu_forward_packed(
+    shape: &Conv2dShape,
+    x: &[bf16],
+    w: &PackedWeights,
+    bias: Option<&[f32]>,
+    y: &mut [bf16],
+) {
+    const OP: &str = "conv2d_relu_forward_packed";
+    w.check(OP, shape.out_channels, shape.patch(), false);
+    shape.check(OP, x.len(), shape.weight_len(), y.len());
+    let epilogue = shape.epilogue(OP, bias, None, None);
+    shape.packed_product(x, w, y, Epilogue { relu: true, ..epilogue });
 }
 
 /// [`crate::linear_backward_input`] on packed weights, with the bits that plain ones give.

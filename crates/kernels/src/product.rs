@@ -232,6 +232,8 @@ pub struct Epilogue<'a, T> {
     pub residual: Option<&'a [T]>,
     /// Add to what C holds.
     pub accumulate: bool,
+    /// Store `max(c, 0)`; not with `gated`.
+    pub relu: bool,
     /// Columns of sums come in panels of [`GATED`] values and as many gates; C, of half as many columns, gets
     /// `value gelu(gate)`. The bias has all values before all gates. Goes with nothing else but a bias.
     pub gated: bool,
@@ -242,7 +244,7 @@ pub const GATED: usize = 16;
 
 impl<T> Default for Epilogue<'_, T> {
     fn default() -> Self {
-        Self { bias: None, group: None, residual: None, accumulate: false, gated: false }
+        Self { bias: None, group: None, residual: None, accumulate: false, relu: false, gated: false }
     }
 }
 
@@ -295,6 +297,10 @@ impl<T: Element> Output<'_, T> {
             }
             if e.accumulate {
                 v = s.add(v, load_up_to(s, &out[i..j]));
+            }
+            if e.relu {
+                // The operand that is returned for NaN stands second.
+                v = s.max(s.splat(0.0), v);
             }
             store_up_to(s, v, &mut out[i..j]);
         }
@@ -375,6 +381,9 @@ impl<T: Element> Output<'_, T> {
                 }
                 if self.epilogue.accumulate {
                     total = s.add(total, T::load(s, &out[lanes.clone()]));
+                }
+                if self.epilogue.relu {
+                    total = s.max(s.splat(0.0), total);
                 }
                 T::store(s, total, &mut out[lanes]);
             }

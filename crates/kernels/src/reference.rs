@@ -299,3 +299,46 @@ impl GroupNorm<'_> {
         [dx, dgamma, dbeta]
     }
 }
+
+/// A row of activations in 8 bits, after its factors, and its scale.
+pub fn quantised(x: &[f32], factors: Option<&[f32]>) -> (Vec<i64>, f32) {
+    let scaled: Vec<f32> = x.iter().enumerate().map(|(i, x)| x * factors.map_or(1.0, |f| f[i % f.len()])).collect();
+    let scale = scaled.iter().fold(0.0f32, |a, b| a.max(b.abs())) / 127.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    (scaled.iter().map(|x| (x * inverse).round_ties_even() as i64).collect(), scale)
+}
+
+/// A convolution in 8 bits, without what is added: `w` is `[out, in, rows, columns]`.
+pub fn conv2d_8(shape: &Conv2dShape, x: &[f32], w: &[i8], scales: &[f32], factors: Option<&[f32]>) -> Vec<f32> {
+    let Conv2dShape { height, width, in_channels, out_channels, kernel, stride, padding, .. } = *shape;
+    let image = height * width * in_channels;
+    let mut y = Vec::new();
+    for x in x.chunks_exact(image) {
+        let whole = quantised(x, factors);
+        // Pixels by themselves, where windows are pixels.
+        let pixels: Vec<_> = x.chunks_exact(in_channels).map(|pixel| quantised(pixel, factors)).collect();
+        let pointwise = kernel == [1, 1] && stride == 1 && padding == [0; 4];
+        for (oy, ox) in (0..shape.out_height()).flat_map(|oy| (0..shape.out_width()).map(move |ox| (oy, ox))) {
+            for o in 0..out_channels {
+                let (mut sum, mut scale) = (0, whole.1);
+                for (ky, kx) in (0..kernel[0]).flat_map(|ky| (0..kernel[1]).map(move |kx| (ky, kx))) {
+                    let (Some(iy), Some(ix)) =
+                        ((oy * stride + ky).checked_sub(padding[0]), (ox * stride + kx).checked_sub(padding[2]))
+                    else {
+                        continue;
+                    };
+                    if iy >= height || ix >= width {
+                        continue;
+                    }
+                    let pixel = iy * width + ix;
+                    let numbers = if pointwise { &pixels[pixel].0 } else { &whole.0[pixel * in_channels..] };
+                    scale = if pointwise { pixels[pixel].1 } else { scale };
+                    let weight = |i: usize| i64::from(w[((o * in_channels + i) * kernel[0] + ky) * kernel[1] + kx]);
+                    sum += (0..in_channels).map(|i| numbers[i] * weight(i)).sum::<i64>();
+                }
+                y.push(sum as f32 * scale * scales[o]);
+            }
+        }
+    }
+    y
+}

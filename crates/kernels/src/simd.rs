@@ -1033,7 +1033,7 @@ pub enum Isa {
 }
 
 /// The greatest instruction set that the environment variable `CALOTYPE_ISA` allows, in the order of [`ISA_LEVELS`].
-fn allowed() -> usize {
+pub(crate) fn allowed() -> usize {
     let name = std::env::var("CALOTYPE_ISA").unwrap_or_default();
     ISA_LEVELS.iter().position(|level| *level == name).unwrap_or(ISA_LEVELS.len() - 1)
 }

@@ -209,6 +209,11 @@ fn packed_weights_give_what_plain_weights_give() {
         let Some(packed) = PackedWeights::for_conv(&shape, &w) else { return };
         let mut y = zeros::<bf16>(shape.output_len());
         conv2d_forward_packed(&shape, &x, &packed, None, None, None, &mut y);
+        let Some(product) = PackedWeights::for_product_conv(&shape, &w) else { return };
+        let (mut plain, mut rectified) = (zeros::<bf16>(shape.output_len()), zeros::<bf16>(shape.output_len()));
+        conv2d_relu_forward(&shape, &x, &w, None, &mut plain);
+        conv2d_relu_forward_packed(&shape, &x, &product, None, &mut rectified);
+        assert!(plain == rectified, "relu {shape:?}");
         let x: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
         near(&format!("packed {shape:?}"), &y, &reference::conv2d(&shape, &x, &w), kernel * kernel * cin);
     }
@@ -305,6 +310,9 @@ fn conv_case<T: Element>(shape: &Conv2dShape) {
     let product = reference::conv2d(shape, &x, &w);
     conv2d_forward(shape, &tx, &w, None, None, None, &mut y);
     near(&what, &y, &product, terms);
+    conv2d_relu_forward(shape, &tx, &w, Some(&bias), &mut y);
+    let biased = (0..y.len()).map(|i| product[i] + bias[i % shape.out_channels] as f64);
+    near(&format!("relu {what}"), &y, &biased.map(|y| y.max(0.0)).collect::<Vec<_>>(), terms);
     let (ta, tr) = (stored::<T>(&added), stored::<T>(&residual));
     conv2d_forward(shape, &tx, &w, Some(&bias), Some(&ta), Some(&tr), &mut y);
     let (c, image) = (shape.out_channels, shape.out_height() * shape.out_width() * shape.out_channels);

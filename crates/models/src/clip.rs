@@ -3,6 +3,8 @@
 use crate::ConfigError;
 use crate::init::Init;
 use crate::layers::Linear;
+use crate::parallel::{TensorParallel, check_divides};
+use crate::recompute::Recompute;
 use crate::text::{TextConfig, TextModel, pooled, projection};
 use crate::transformer::HiddenActivation;
 use crate::vision::{VisionConfig, VisionModel};
@@ -22,11 +24,15 @@ pub struct ClipConfig {
     pub text: TextConfig,
     /// The image tower.
     pub vision: VisionConfig,
+    /// True if a number is added to all logits, as the sigmoid loss needs one (Zhai et al. 2023, section 3.2).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub logit_bias: bool,
 }
 
 impl Default for ClipConfig {
     fn default() -> Self {
-        Self { projection: 1024, text: TextConfig::default(), vision: VisionConfig::default() }
+        let (text, vision) = (TextConfig::default(), VisionConfig::default());
+        Self { projection: 1024, text, vision, logit_bias: false }
     }
 }
 
@@ -77,10 +83,11 @@ impl ClipConfig {
             VisionConfig { patch_size, channels, mlp_channels, layers, heads, activation, ..VisionConfig::default() };
         let [channels, layers, heads] = row.text;
         let text = TextConfig { channels, layers, heads, activation, ..TextConfig::default() };
-        Ok(Self { projection: row.projection, text, vision })
+        Ok(Self { projection: row.projection, text, vision, logit_bias: false })
     }
 
-    /// From the `config.json` of a `CLIPModel`, as transformers writes it.
+    /// From the `config.json` of a `CLIPModel`, as transformers writes it. One more field says what open_clip's models may have:
+    /// `logit_bias`.
     ///
     /// # Errors
     /// [`FieldsError`] with every field that is malformed, absurdly large, or would change results and is not supported.
@@ -91,6 +98,7 @@ impl ClipConfig {
             projection: fields.size("projection_dim", 512),
             text: fields.nested("text_config", TextConfig::read),
             vision: fields.nested("vision_config", VisionConfig::read),
+            logit_bias: fields.get("logit_bias", false),
         };
         fields.finish_checked(clip, Self::validate)
     }
@@ -104,22 +112,52 @@ impl ClipConfig {
         self.vision.validate()
     }
 
+    /// Checks that processes can share the layers of both towers; see [`Clip::part_of`].
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first field that they do not divide.
+    pub fn check_parts(&self, processes: usize) -> Result<(), ConfigError> {
+        let Self { text, vision, .. } = self;
+        let hidden = |given: Option<usize>, channels: usize| given.unwrap_or(4 * channels);
+        let text = [("text.heads", text.heads), ("text.mlp_channels", hidden(text.mlp_channels, text.channels))];
+        let sides = hidden(vision.mlp_channels, vision.channels);
+        let vision = [("vision.heads", vision.heads), ("vision.mlp_channels", sides)];
+        check_divides(text, processes).and_then(|()| check_divides(vision, processes))
+    }
+
     /// Both towers with random weights, initialised as the CLIP reference does.
     ///
     /// # Errors
     /// As [`ClipConfig::validate`].
     pub fn init(&self, init: &mut Init) -> Result<Clip, ConfigError> {
+        self.init_at(init, initial_logit_scale(), LOGIT_BIAS)
+    }
+
+    /// [`ClipConfig::init`] with other initial values of the inverse temperature's logarithm and of the logits' bias, which is without
+    /// meaning where there is none.
+    ///
+    /// # Errors
+    /// As [`ClipConfig::validate`].
+    pub fn init_at(&self, init: &mut Init, logit_scale: f32, logit_bias: f32) -> Result<Clip, ConfigError> {
         self.validate()?;
         Ok(Clip {
             text_model: self.text.init(init)?,
             vision_model: self.vision.init(init)?,
             visual_projection: projection(init, self.vision.channels, self.projection),
             text_projection: projection(init, self.text.channels, self.projection),
-            // ln(1 / 0.07), the reference's initial temperature.
-            logit_scale: init.constant([1], (1.0f32 / 0.07).ln()),
+            logit_scale: init.constant([1], logit_scale),
+            logit_bias: self.logit_bias.then(|| init.constant([1], logit_bias)),
         })
     }
 }
+
+/// The logarithm of the initial inverse temperature, `1 / 0.07` (Radford et al. 2021, section 2.5).
+pub fn initial_logit_scale() -> f32 {
+    (1.0f32 / 0.07).ln()
+}
+
+/// The initial bias of logits of the sigmoid loss (Zhai et al. 2023, section 3.2).
+pub const LOGIT_BIAS: f32 = -10.0;
 
 /// Both towers with their projections (`CLIPModel` of transformers; Radford et al. 2021).
 #[derive(Module, Debug)]
@@ -131,18 +169,51 @@ pub struct Clip {
     visual_projection: Linear,
     text_projection: Linear,
     logit_scale: Param<Tensor<1>>,
+    logit_bias: Option<Param<Tensor<1>>>,
 }
 
-/// Largest inverse temperature of the contrastive loss, as in the reference.
-const MAX_LOGIT_SCALE: f32 = 100.0;
+/// Largest inverse temperature of the contrastive loss, as in the reference (Radford et al. 2021, section 2.5).
+pub const MAX_LOGIT_SCALE: f32 = 100.0;
 
 impl Clip {
+    /// This process's part of the model, which computes what the whole does together with the others' parts: the blocks of both
+    /// towers are shared out, embeddings and projections are not. [`ClipConfig::check_parts`] says whether the processes divide
+    /// it.
+    #[must_use]
+    pub fn part_of(self, parallel: &TensorParallel) -> Self {
+        Self {
+            text_model: self.text_model.part_of(parallel),
+            vision_model: self.vision_model.part_of(parallel),
+            ..self
+        }
+    }
+
+    /// The same model, of whose towers training computes some blocks twice.
+    #[must_use]
+    pub fn recomputing(self, recompute: Option<Recompute>) -> Self {
+        Self {
+            text_model: self.text_model.recomputing(recompute),
+            vision_model: self.vision_model.recomputing(recompute),
+            ..self
+        }
+    }
+
     /// Unit vectors of images in the common space, as `f32`.
     ///
     /// # Shapes
     /// `[batch, size, size, 3]` in `-1..1` to `[batch, projection]`
     pub fn image_features(&self, images: Tensor<4>) -> Tensor<2> {
         normalise(self.visual_projection.forward(self.vision_model.pooled(images)))
+    }
+
+    /// [`Clip::image_features`] of some of each image's patches; see [`VisionModel::pooled_of`].
+    pub fn image_features_of(&self, images: Tensor<4>, kept: &[Vec<usize>]) -> Tensor<2> {
+        normalise(self.visual_projection.forward(self.vision_model.pooled_of(images, kept)))
+    }
+
+    /// The logarithm of the inverse temperature, and the bias of logits where there is one, each of shape `[1]`.
+    pub fn logits(&self) -> (Tensor<1>, Option<Tensor<1>>) {
+        (self.logit_scale.val(), self.logit_bias.as_ref().map(Param::val))
     }
 
     /// Unit vectors of prompts in the common space, read at the end-of-text token, as `f32`; computed with activations of
@@ -158,9 +229,15 @@ impl Clip {
 
     /// Symmetric InfoNCE with the learned temperature (Radford et al. 2021, figure 3), shape `[1]`.
     ///
-    /// Row `i` of both belongs together; all other rows are negatives.
+    /// Row `i` of both belongs together; all other rows are negatives. The inverse temperature counts as [`MAX_LOGIT_SCALE`] at most.
     pub fn contrastive_loss(&self, images: Tensor<2>, texts: Tensor<2>) -> Tensor<1> {
-        let scale = self.logit_scale.val().exp().clamp_max(MAX_LOGIT_SCALE);
+        self.contrastive_loss_up_to(MAX_LOGIT_SCALE, images, texts)
+    }
+
+    /// [`Clip::contrastive_loss`] with another largest inverse temperature, which may be infinite.
+    pub fn contrastive_loss_up_to(&self, largest: f32, images: Tensor<2>, texts: Tensor<2>) -> Tensor<1> {
+        let scale = self.logit_scale.val().exp();
+        let scale = if largest.is_finite() { scale.clamp_max(largest) } else { scale };
         let logits = images.matmul(texts.transpose()) * scale.unsqueeze();
         let rows = diagonal_mean(log_softmax(logits.clone(), 1));
         let columns = diagonal_mean(log_softmax(logits, 0));

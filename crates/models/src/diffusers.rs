@@ -33,7 +33,6 @@ fn unet_constants() -> Vec<(&'static str, Vec<Value>)> {
         ("time_embedding_dim", vec![json!(null)]),
         ("time_embedding_act_fn", vec![json!(null)]),
         ("timestep_post_act", vec![json!(null)]),
-        ("time_cond_proj_dim", vec![json!(null)]),
         ("conv_in_kernel", vec![json!(3)]),
         ("conv_out_kernel", vec![json!(3)]),
         ("attention_type", vec![json!("default")]),
@@ -84,6 +83,7 @@ impl UNetConfig {
         fields.harmless(AVERAGES.map(|name| (name, None)));
         unet_constants().iter().for_each(|(name, allowed)| fields.fixed(name, allowed));
         fields.ignore(&UNET_IGNORED);
+        quantization(fields);
         let block_out_channels = fields.levels("block_out_channels", &[320, 640, 1280, 1280]);
         let levels = block_out_channels.len();
         let norm_groups = fields.size("norm_num_groups", 32);
@@ -105,6 +105,7 @@ impl UNetConfig {
             freq_shift: fields.number("freq_shift", 0.0) as f32,
             sample_size: sample_size(fields),
             added: added(fields),
+            guidance_features: fields.optional_size(GUIDANCE_FEATURES),
             block_out_channels,
             ..Self::default()
         }
@@ -150,7 +151,7 @@ impl UNetConfig {
         let block = |side: usize| move |&with: &bool| if with { WITH_ATTENTION[side] } else { WITHOUT_ATTENTION[side] };
         let heads: Vec<usize> = self.block_out_channels.iter().zip(&self.head_channels).map(|(c, h)| c / h).collect();
         let depths: Vec<usize> = levels.map(|level| self.transformer_depth.at(level)).collect();
-        Ok(json!({
+        let mut config = json!({
             "_class_name": Self::CLASS,
             "act_fn": "silu",
             "addition_embed_type": self.added.as_ref().map(|_| "text_time"),
@@ -171,8 +172,29 @@ impl UNetConfig {
             "transformer_layers_per_block": depths,
             "up_block_types": self.attention_levels.iter().rev().map(block(1)).collect::<Vec<_>>(),
             "use_linear_projection": self.linear_projection,
-        }))
+        });
+        if let Some(features) = self.guidance_features {
+            config[GUIDANCE_FEATURES] = features.into();
+        }
+        Ok(config)
     }
+}
+
+/// Features of the guidance scale, in networks that are told it.
+const GUIDANCE_FEATURES: &str = "time_cond_proj_dim";
+/// What `quantization_config` says of weights in 8 bits: `calotype quantize` writes `quant_method` = this. Scales stand beside the weights.
+pub const QUANTIZATION: &str = "calotype-int8";
+
+/// Refuses weights that are quantised in other ways.
+fn quantization(fields: &mut Fields<'_>) {
+    const FIELD: &str = "quantization_config";
+    let method = match fields.raw(FIELD) {
+        None | Some(Value::Null) => return,
+        Some(config) => config["quant_method"].as_str().unwrap_or("none").to_owned(),
+    };
+    fields.check(method == QUANTIZATION, FIELD, || {
+        format!("`quant_method` is {method}, and only {QUANTIZATION} is read: take weights that are not quantised")
+    });
 }
 
 /// Not a field of diffusers: Calotype's own layout and the key maps of MLPerf's variant say with it what the groups of the
@@ -392,6 +414,7 @@ mod tests {
             UNetConfig::stable_diffusion_xl(),
             UNetConfig::stable_diffusion_xl_refiner(),
             UNetConfig { in_channels: 9, ..UNetConfig::stable_diffusion_1() },
+            UNetConfig { guidance_features: Some(256), ..UNetConfig::stable_diffusion_xl() },
         ] {
             assert_eq!(UNetConfig::from_diffusers(&config.to_diffusers().unwrap()).unwrap(), config);
         }
@@ -411,7 +434,7 @@ mod tests {
         };
         for (name, value) in [
             ("only_cross_attention", json!([false, true, false, false])),
-            ("time_cond_proj_dim", json!(256)),
+            ("time_cond_proj_dim", json!("wide")),
             ("class_embed_type", json!("projection")),
             ("num_attention_heads", json!(8)),
             ("mid_block_type", json!(null)),
@@ -446,6 +469,7 @@ mod tests {
             "norm_num_groups",
             "attention_head_dim",
             "sample_size",
+            "time_cond_proj_dim",
             "addition_time_embed_dim",
             "projection_class_embeddings_input_dim",
         ] {

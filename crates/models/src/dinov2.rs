@@ -3,34 +3,18 @@
 
 use crate::init::Init;
 use crate::layers::{LayerNorm, Linear};
+use crate::positions::{PositionInterpolation, shares};
 use crate::transformer::HiddenActivation;
 use crate::transformers::{activation, without};
 use crate::vision::{check_patches, with_class_token};
 use crate::vit::{DEVIATION, PatchEmbeddings, SelfAttention};
 use crate::{ConfigError, InputError};
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use calotype_core::fields::{Fields, FieldsError, MOST};
 use calotype_ops::{Activation, attention};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-
-/// The way in which position embeddings are brought to another grid of patches. All are bicubic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PositionInterpolation {
-    /// From grid to grid, without smoothing: transformers' `Dinov2Model`.
-    #[default]
-    Grid,
-    /// The new grid counts a tenth of a patch more when places are computed, without smoothing: facebookresearch/dinov2's
-    /// models without registers, which keep this (`interpolate_offset`) because they were trained with it.
-    Offset,
-    /// From grid to grid, with smoothing where it shrinks: models with registers, in both libraries.
-    Smooth,
-}
-
-/// What [`PositionInterpolation::Offset`] adds to the sides of the new grid.
-const OFFSET: f64 = 0.1;
 
 /// The network; defaults are those of DINOv2 ViT-B/14 in transformers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -346,61 +330,13 @@ impl Dinov2 {
             return own;
         }
         let device = own.device();
-        let map = |to: usize| interpolation_matrix(side, to, self.interpolation, &device);
+        let map = |to: usize| -> Tensor<2> {
+            Tensor::from_data(TensorData::new(shares(side, to, self.interpolation), [to, side]), &device)
+        };
         let grid = own.clone().narrow(1, 1, tokens - 1).cast(DType::F32).reshape([side, side * channels]);
         let turned = |x: Tensor<2>, [a, b]: [usize; 2]| x.reshape([a, b, channels]).swap_dims(0, 1);
         let by_rows = turned(map(rows).matmul(grid), [rows, side]).reshape([side, rows * channels]);
         let grid = turned(map(columns).matmul(by_rows), [columns, rows]).reshape([1, rows * columns, channels]);
         Tensor::cat(vec![own.narrow(1, 0, 1).cast(DType::F32), grid], 1)
     }
-}
-
-/// Shares of `from` places in each of `to` places along an axis, `[to, from]`: torch's `interpolate` with `mode = "bicubic"`
-/// and `align_corners = False`.
-fn interpolation_matrix(from: usize, to: usize, kind: PositionInterpolation, device: &Device) -> Tensor<2> {
-    let mut shares = vec![0f32; to * from];
-    for (at, row) in shares.chunks_exact_mut(from.max(1)).enumerate() {
-        match kind {
-            PositionInterpolation::Smooth => smooth_shares(from, to, at, row),
-            // torch computes with `f32` here, and takes the inverse of the factor that it is given.
-            PositionInterpolation::Offset => {
-                let factor = (to as f64 + OFFSET) / from as f64;
-                nearest_shares((1.0 / factor) as f32, at, row);
-            }
-            PositionInterpolation::Grid => nearest_shares(from as f32 / to as f32, at, row),
-        }
-    }
-    Tensor::from_data(TensorData::new(shares, [to, from]), device)
-}
-
-/// Keys' cubic convolution with parameter `a`, at distance `x`.
-fn cubic(x: f64, a: f64) -> f64 {
-    match x.abs() {
-        x if x < 1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
-        x if x < 2.0 => ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a,
-        _ => 0.0,
-    }
-}
-
-/// The four nearest places with `a = -0.75`; those beyond an edge are the outermost ones.
-fn nearest_shares(scale: f32, at: usize, row: &mut [f32]) {
-    let place = scale * (at as f32 + 0.5) - 0.5;
-    let first = place.floor();
-    let share = f64::from(place - first);
-    for tap in -1..=2i32 {
-        let index = (first as i32 + tap).clamp(0, row.len() as i32 - 1) as usize;
-        row[index] += cubic(f64::from(tap) - share, -0.75) as f32;
-    }
-}
-
-/// All places under a cubic with `a = -0.5` that is as wide as an output's share of the axis; sums are one.
-fn smooth_shares(from: usize, to: usize, at: usize, row: &mut [f32]) {
-    let scale = from as f64 / to as f64;
-    let wider = scale.max(1.0);
-    let (center, support) = (scale * (at as f64 + 0.5), 2.0 * wider);
-    let start = (center - support + 0.5).max(0.0) as usize;
-    let end = ((center + support + 0.5) as usize).min(from);
-    let weights: Vec<f64> = (start..end).map(|x| cubic((x as f64 - center + 0.5) / wider, -0.5)).collect();
-    let sum: f64 = weights.iter().sum();
-    row[start..end].iter_mut().zip(weights).for_each(|(share, weight)| *share = (weight / sum) as f32);
 }

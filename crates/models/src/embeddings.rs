@@ -1,10 +1,10 @@
-//! Sinusoidal timestep features and the small network on them.
+//! Sinusoidal features of timesteps and guidance scales, and the small network on them.
 
 use crate::init::Init;
 use crate::layers::Linear;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use calotype_ops::{Activation, activation};
+use calotype_ops::{Activation, activation, add};
 
 /// Sinusoidal features of diffusion timesteps, longest period 10,000 (Ho et al. 2020; `Timesteps` of diffusers).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,22 +44,61 @@ impl TimestepFeatures {
     }
 }
 
-/// Two linear layers with SiLU between them: `TimestepEmbedding` of the reference.
+/// Sinusoidal features of guidance scales, sines first, as networks take them that were distilled with guidance (Meng et al.
+/// 2023, section 3.1; Luo et al. 2023; `get_guidance_scale_embedding` of diffusers). Rounded to `f32` where diffusers rounds.
+///
+/// # Shapes
+/// `scales` of length `batch`, 1 for no guidance, to `[batch, channels]`; `channels` is even and more than 2
+pub fn guidance_features(scales: &[f32], channels: usize, device: &Device) -> Tensor<2> {
+    let half = channels / 2;
+    let step = (10_000f64.ln() as f32) / (half as f32 - 1.0);
+    let frequencies: Vec<f32> = (0..half).map(|i| f64::from(i as f32 * -step).exp() as f32).collect();
+    let mut data = Vec::with_capacity(scales.len() * 2 * half);
+    for &scale in scales {
+        let weight = (f64::from(scale) - 1.0) as f32 * 1000.0;
+        let angles = || frequencies.iter().map(|&frequency| f64::from(weight * frequency));
+        data.extend(angles().map(|angle| angle.sin() as f32));
+        data.extend(angles().map(|angle| angle.cos() as f32));
+    }
+    Tensor::from_data(TensorData::new(data, [scales.len(), 2 * half]), device)
+}
+
+/// Two linear layers with SiLU between them, and a projection of further features that are added in front of them:
+/// `TimestepEmbedding` of the reference.
 #[derive(Module, Debug)]
 pub struct TimestepEmbedding {
     linear_1: Linear,
+    cond_proj: Option<Linear>,
     linear_2: Linear,
 }
 
 impl TimestepEmbedding {
     /// From `inputs` features to `outputs` channels.
     pub fn new(init: &mut Init, inputs: usize, outputs: usize) -> Self {
-        Self { linear_1: Linear::new(init, inputs, outputs), linear_2: Linear::new(init, outputs, outputs) }
+        let linear_1 = Linear::new(init, inputs, outputs);
+        Self { linear_1, cond_proj: None, linear_2: Linear::new(init, outputs, outputs) }
+    }
+
+    /// The same with a projection of `condition` further features.
+    pub fn conditioned(self, init: &mut Init, condition: usize, inputs: usize) -> Self {
+        Self { cond_proj: Some(Linear::without_bias(init, condition, inputs)), ..self }
     }
 
     /// # Shapes
     /// `[batch, inputs]` to `[batch, outputs]`
     pub fn forward(&self, features: Tensor<2>) -> Tensor<2> {
+        self.forward_with(features, None)
+    }
+
+    /// The same with the further features, where the layer projects them.
+    ///
+    /// # Shapes
+    /// `[batch, inputs]` and `[batch, condition]` to `[batch, outputs]`
+    pub fn forward_with(&self, features: Tensor<2>, condition: Option<Tensor<2>>) -> Tensor<2> {
+        let features = match self.cond_proj.as_ref().zip(condition) {
+            Some((projection, condition)) => add(features, projection.forward(condition)),
+            None => features,
+        };
         self.linear_2.forward(activation(self.linear_1.forward(features), Activation::Silu))
     }
 }

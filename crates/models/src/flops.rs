@@ -1,6 +1,6 @@
-//! The arithmetic of a UNet, counted from its configuration.
+//! The arithmetic of UNets, ViT and CLIP, counted from their configurations.
 
-use crate::UNetConfig;
+use crate::{ClipConfig, UNetConfig, VitConfig};
 
 /// Counts while the walk goes over the layers. All counts are of multiply-adds.
 struct Walk<'a> {
@@ -111,6 +111,65 @@ impl UNetConfig {
     }
 }
 
+/// A stack of transformer blocks on `tokens` states.
+struct Stack {
+    tokens: usize,
+    channels: usize,
+    mlp_channels: usize,
+    layers: usize,
+}
+
+impl Stack {
+    /// Multiply-adds of one sample: queries, keys, values and the output's projection, both products of attention (of a causal one,
+    /// too, all scores count), both layers of the feed-forward part.
+    fn count(&self) -> u64 {
+        let [tokens, channels, mlp, layers] =
+            [self.tokens, self.channels, self.mlp_channels, self.layers].map(|size| size as u64);
+        layers * tokens * (4 * channels * channels + 2 * tokens * channels + 2 * channels * mlp)
+    }
+}
+
+/// Multiply-adds of the projection of patches, of three colours each.
+fn patches(count: usize, patch: usize, channels: usize) -> u64 {
+    (count * patch * patch * 3) as u64 * channels as u64
+}
+
+impl VitConfig {
+    /// Floating-point operations of one forward pass, counted as [`UNetConfig::forward_flops`] does. A training step does three times as
+    /// many.
+    pub fn forward_flops(&self, batch: usize) -> u64 {
+        let grid = (self.image_size / self.patch_size).pow(2);
+        let channels = self.channels;
+        let (layers, mlp_channels) = (self.layers, self.mlp_channels);
+        let stack = Stack { tokens: grid + self.class_tokens, channels, mlp_channels, layers };
+        let pooler = if self.pooling { channels * channels } else { 0 };
+        let head = (pooler + channels * self.labels) as u64;
+        2 * (patches(grid, self.patch_size, channels) + stack.count() + head) * batch as u64
+    }
+}
+
+impl ClipConfig {
+    /// Floating-point operations of the image tower with its projection, counted as [`UNetConfig::forward_flops`] does.
+    pub fn image_flops(&self, batch: usize) -> u64 {
+        let vision = &self.vision;
+        let grid = (vision.image_size / vision.patch_size).pow(2);
+        let (channels, layers) = (vision.channels, vision.layers);
+        let mlp_channels = vision.mlp_channels.unwrap_or(4 * channels);
+        let stack = Stack { tokens: grid + 1, channels, mlp_channels, layers };
+        let ends = patches(grid, vision.patch_size, channels) + (channels * self.projection) as u64;
+        2 * (ends + stack.count()) * batch as u64
+    }
+
+    /// The same of the text tower on rows of the whole context.
+    pub fn text_flops(&self, batch: usize) -> u64 {
+        let text = &self.text;
+        let (channels, layers) = (text.channels, text.layers);
+        let mlp_channels = text.mlp_channels.unwrap_or(4 * channels);
+        let stack = Stack { tokens: text.context_length, channels, mlp_channels, layers };
+        2 * (stack.count() + (channels * self.projection) as u64) * batch as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +187,23 @@ mod tests {
         assert_eq!(flops(pix2pix, 1, 64), 803_367_813_120);
         assert_eq!(flops(UNetConfig::stable_diffusion_xl(), 1, 128), 6_761_236_398_080);
         assert_eq!(flops(UNetConfig::stable_diffusion_xl_refiner(), 1, 128), 7_286_010_937_344);
+    }
+
+    /// The number that PyTorch 2.15's `FlopCounterMode` counts in timm's `vit_base_patch16_224` and `vit_large_patch16_224`, and in
+    /// transformers 5.23's `CLIPModel` of the published sizes with 77 tokens.
+    #[test]
+    fn counts_of_transformers_agree_with_pytorch() {
+        let vit = |name: &str, batch| VitConfig::named(name).unwrap().forward_flops(batch);
+        assert_eq!((vit("B_16", 1), vit("B_16", 2)), (35_127_656_448, 70_255_312_896));
+        assert_eq!(vit("L_16", 1), 123_109_425_152);
+        let clip = |name: &str| {
+            let config = ClipConfig::open_clip(name).unwrap();
+            (config.image_flops(1), config.text_flops(1))
+        };
+        assert_eq!(clip("ViT-B-32"), (8_817_623_040, 5_959_540_736));
+        assert_eq!(clip("ViT-L-14"), (162_025_537_536, 13_299_683_328));
+        let pooled = VitConfig { pooling: true, ..VitConfig::default() };
+        assert_eq!(pooled.forward_flops(1) - vit("B_16", 1), 2 * 768 * 768);
     }
 
     /// The published networks have as many parameters as diffusers' of the same configurations.

@@ -12,7 +12,7 @@ use crate::state;
 use crate::{ConfigError, InputError};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Int, Tensor};
-use calotype_ops::{self as ops, Activation, Conv2dGeometry, PoolGeometry, Pooling, pool2d};
+use calotype_ops::{self as ops, Activation, Conv2dGeometry, PoolGeometry, Pooling, Weight, pool2d};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -166,16 +166,32 @@ struct BasicConv {
 
 impl BasicConv {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = match &self.bn {
-            None => self.conv.forward(x),
+        let (weight, bias) = self.affine();
+        ops::conv2d_relu(x, weight, bias, self.conv.geometry())
+    }
+
+    /// Behind an average over windows around every pixel. Both are linear, and averages of the few outputs take less than those of the
+    /// inputs; in `f32`, where features are compared with other programs', the order stays.
+    fn forward_averaged(&self, x: Tensor<4>) -> Tensor<4> {
+        if x.dtype() == DType::F32 {
+            return self.forward(around(&x, Pooling::Average));
+        }
+        let (weight, bias) = self.affine();
+        let y = ops::conv2d(x, weight, bias, None, None, self.conv.geometry());
+        ops::activation(around(&y, Pooling::Average), Activation::Relu)
+    }
+
+    /// Weight and bias of the convolution with its norm.
+    fn affine(&self) -> (Weight<4>, Option<Tensor<1>>) {
+        match &self.bn {
+            None => (self.conv.weight.val(), self.conv.bias.as_ref().map(Param::val)),
             Some(bn) => {
                 let (scale, shift) = bn.scale_and_shift();
                 let [outputs] = scale.dims();
                 let weight = self.conv.weight.tensor() * scale.reshape([outputs, 1, 1, 1]);
-                ops::conv2d(x, weight, Some(shift), None, None, self.conv.geometry())
+                (weight.into(), Some(shift))
             }
-        };
-        ops::activation(y, Activation::Relu)
+        }
     }
 }
 
@@ -185,8 +201,8 @@ fn chain(layers: &[&BasicConv], x: &Tensor<4>) -> Tensor<4> {
 }
 
 /// The channels of all branches.
-fn join(branches: Vec<Tensor<4>>) -> Tensor<4> {
-    Tensor::cat(branches, 3)
+fn join<const N: usize>(branches: [Tensor<4>; N]) -> Tensor<4> {
+    Tensor::cat(Vec::from(branches), 3)
 }
 
 /// Windows of 3x3 around every pixel.
@@ -225,11 +241,11 @@ impl BlockA {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        join(vec![
+        join([
             self.branch1x1.forward(x.clone()),
             chain(&[&self.branch5x5_1, &self.branch5x5_2], &x),
             chain(&[&self.branch3x3dbl_1, &self.branch3x3dbl_2, &self.branch3x3dbl_3], &x),
-            self.branch_pool.forward(around(&x, Pooling::Average)),
+            self.branch_pool.forward_averaged(x),
         ])
     }
 }
@@ -254,7 +270,7 @@ impl BlockB {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        join(vec![
+        join([
             self.branch3x3.forward(x.clone()),
             chain(&[&self.branch3x3dbl_1, &self.branch3x3dbl_2, &self.branch3x3dbl_3], &x),
             halve(x),
@@ -302,11 +318,11 @@ impl BlockC {
             &self.branch7x7dbl_4,
             &self.branch7x7dbl_5,
         ];
-        join(vec![
+        join([
             self.branch1x1.forward(x.clone()),
             chain(&[&self.branch7x7_1, &self.branch7x7_2, &self.branch7x7_3], &x),
             chain(&double, &x),
-            self.branch_pool.forward(around(&x, Pooling::Average)),
+            self.branch_pool.forward_averaged(x),
         ])
     }
 }
@@ -336,7 +352,7 @@ impl BlockD {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let long = [&self.branch7x7x3_1, &self.branch7x7x3_2, &self.branch7x7x3_3, &self.branch7x7x3_4];
-        join(vec![chain(&[&self.branch3x3_1, &self.branch3x3_2], &x), chain(&long, &x), halve(x)])
+        join([chain(&[&self.branch3x3_1, &self.branch3x3_2], &x), chain(&long, &x), halve(x)])
     }
 }
 
@@ -372,13 +388,16 @@ impl BlockE {
     fn forward(&self, x: Tensor<4>, pooling: Pooling) -> Tensor<4> {
         let single = self.branch3x3_1.forward(x.clone());
         let double = chain(&[&self.branch3x3dbl_1, &self.branch3x3dbl_2], &x);
-        join(vec![
+        join([
             self.branch1x1.forward(x.clone()),
             self.branch3x3_2a.forward(single.clone()),
             self.branch3x3_2b.forward(single),
             self.branch3x3dbl_3a.forward(double.clone()),
             self.branch3x3dbl_3b.forward(double),
-            self.branch_pool.forward(around(&x, pooling)),
+            match pooling {
+                Pooling::Average => self.branch_pool.forward_averaged(x),
+                Pooling::Max => self.branch_pool.forward(around(&x, pooling)),
+            },
         ])
     }
 }

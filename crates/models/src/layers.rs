@@ -1,6 +1,7 @@
 //! The layers with parameters that all models are built of.
 
 use crate::init::Init;
+use crate::observe;
 use crate::weight::LayerWeight;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
@@ -53,6 +54,7 @@ impl Linear {
     /// # Shapes
     /// `[.., in]` to `[.., out]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        observe::input(&self.weight, &x);
         ops::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), None)
     }
 
@@ -61,11 +63,13 @@ impl Linear {
     /// # Shapes
     /// `[.., in]` to `[.., out / 2]`
     pub fn forward_geglu<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        observe::input(&self.weight, &x);
         ops::linear_geglu(x, self.weight.val(), self.bias.as_ref().map(Param::val))
     }
 
     /// The map plus a residual of the output's shape.
     pub fn forward_onto<const D: usize>(&self, x: Tensor<D>, residual: Tensor<D>) -> Tensor<D> {
+        observe::input(&self.weight, &x);
         ops::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), Some(residual))
     }
 }
@@ -139,6 +143,7 @@ impl Conv2d {
 
     /// The convolution plus `[batch, out]` at every pixel plus a residual of the output's shape.
     pub fn forward_with(&self, x: Tensor<4>, channel_add: Option<Tensor<2>>, residual: Option<Tensor<4>>) -> Tensor<4> {
+        observe::input(&self.weight, &x);
         let bias = self.bias.as_ref().map(Param::val);
         ops::conv2d(x, self.weight.val(), bias, channel_add, residual, self.geometry)
     }

@@ -7,7 +7,7 @@ use crate::weight::{packable, replace_by};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use calotype_kernels::{Element, parallel_for, threads};
-use calotype_ops::{PackedWeight, StoredType, WeightUse};
+use calotype_ops::{PackedWeight, StoredInt8, StoredType, WeightUse};
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
@@ -81,6 +81,45 @@ pub struct StoredTensor<'a> {
     pub shape: Vec<usize>,
     /// Row-major elements, little-endian; they need not be aligned.
     pub bytes: Cow<'a, [u8]>,
+}
+
+/// What a checkpoint stores for a parameter.
+#[derive(Clone, Debug)]
+pub enum Stored<'a> {
+    /// Its elements.
+    Tensor(StoredTensor<'a>),
+    /// Numbers in 8 bits.
+    Quantised(QuantisedTensor<'a>),
+}
+
+/// The weight of a layer in 8 bits: `number * scale[output]`, for inputs that were divided by `smooth[input]`.
+#[derive(Clone, Debug)]
+pub struct QuantisedTensor<'a> {
+    /// The numbers, of type `I8`.
+    pub numbers: StoredTensor<'a>,
+    /// `[out]`
+    pub scales: Vec<f32>,
+    /// `[in]`; none: inputs are not divided.
+    pub smooth: Option<Vec<f32>>,
+}
+
+/// The weights that numbers in 8 bits stand for, in the same order, `[out, in, …]`: `number * scale[out] / smooth[in]`.
+///
+/// # Panics
+/// If there are not as many numbers for each scale, or for each of the factors in one of these.
+pub fn int8_values(numbers: &[u8], scales: &[f32], smooth: Option<&[f32]>) -> Vec<f32> {
+    if numbers.is_empty() {
+        return Vec::new();
+    }
+    let (row, inputs) = (numbers.len() / scales.len().max(1), smooth.map_or(1, <[f32]>::len));
+    assert!(row * scales.len() == numbers.len() && row.is_multiple_of(inputs), "numbers do not go with their scales");
+    let taps = row / inputs;
+    let factors: Option<Vec<f32>> = smooth.map(|smooth| smooth.iter().map(|smooth| 1.0 / smooth).collect());
+    let value = |(at, &number): (usize, &u8)| {
+        let factor = factors.as_ref().map_or(1.0, |factors| factors[at % row / taps]);
+        f32::from(number as i8) * scales[at / row] * factor
+    };
+    numbers.iter().enumerate().map(value).collect()
 }
 
 /// In which precision parameters are kept.
@@ -255,9 +294,30 @@ pub fn load_with<'a, M: Module, E: From<StateError>>(
     precision: WeightPrecision,
     mut lookup: impl FnMut(&str, &[usize]) -> Result<StoredTensor<'a>, E>,
 ) -> Result<M, E> {
+    load_stored(module, precision, |name, needed| lookup(name, needed).map(Stored::Tensor))
+}
+
+/// As [`load_with`], for weights of layers that may be stored in 8 bits. These are multiplied in 8 bits with activations of any type
+/// where the device takes packed weights, and are what they stand for elsewhere.
+///
+/// # Errors
+/// As of [`load_with`].
+pub fn load_stored<'a, M: Module, E: From<StateError>>(
+    module: M,
+    precision: WeightPrecision,
+    mut lookup: impl FnMut(&str, &[usize]) -> Result<Stored<'a>, E>,
+) -> Result<M, E> {
     replace(module, |name, shape, usage| {
         let needed = checkpoint_shape(shape);
-        let stored = lookup(name, &needed)?;
+        let stored = match lookup(name, &needed)? {
+            Stored::Tensor(stored) => stored,
+            Stored::Quantised(quantised) => match usage.and_then(|usage| int8_parameter(&quantised, shape, usage)) {
+                Some(packed) => return Ok(Loaded::Packed(packed)),
+                None => quantised
+                    .dequantised(shape)
+                    .map_err(|misfit| misfit.at(name, &quantised.numbers, needed.clone()))?,
+            },
+        };
         let half = precision == WeightPrecision::Bf16 && shape.len() > 1;
         let value = match half {
             true => usage.and_then(|usage| packed_parameter(&stored, shape, usage)).map_or_else(
@@ -371,6 +431,37 @@ fn packed_parameter(stored: &StoredTensor<'_>, shape: &[usize], usage: WeightUse
         return None;
     }
     PackedWeight::from_stored(&stored.bytes, dtype, shape, usage)
+}
+
+/// Numbers in 8 bits, packed; none if they do not fit.
+fn int8_parameter(stored: &QuantisedTensor<'_>, shape: &[usize], usage: WeightUse) -> Option<PackedWeight> {
+    let QuantisedTensor { numbers, scales, smooth } = stored;
+    if numbers.dtype != DType::I8 || numbers.shape != checkpoint_shape(shape) {
+        return None;
+    }
+    let stored = StoredInt8 { bytes: &numbers.bytes, scales, smooth: smooth.as_deref() };
+    PackedWeight::from_int8(&stored, shape, usage)
+}
+
+impl<'a> QuantisedTensor<'a> {
+    /// The weights that the numbers stand for, for a parameter of `shape` (in memory).
+    fn dequantised(&self, shape: &[usize]) -> Result<StoredTensor<'a>, Misfit> {
+        let (numbers, needed) = (&self.numbers, shape.iter().product::<usize>());
+        let [outputs, inputs] = [0, 1].map(|axis| numbers.shape.get(axis).copied().unwrap_or(1));
+        if numbers.dtype != DType::I8 {
+            return Err(Misfit::Dtype);
+        }
+        let fits = self.scales.len() == outputs && self.smooth.as_ref().is_none_or(|smooth| smooth.len() == inputs);
+        if numbers.shape != checkpoint_shape(shape) || !fits {
+            return Err(Misfit::Shape);
+        }
+        if numbers.bytes.len() != needed {
+            return Err(Misfit::Bytes { needed });
+        }
+        let values = int8_values(&numbers.bytes, &self.scales, self.smooth.as_deref());
+        let bytes = values.into_iter().flat_map(f32::to_le_bytes).collect();
+        Ok(StoredTensor { dtype: DType::F32, bytes: Cow::Owned(bytes), ..numbers.clone() })
+    }
 }
 
 /// Why a stored tensor is no parameter.
@@ -507,6 +598,36 @@ mod tests {
             let message = misfit.at("a.weight", &stored, vec![3, 2]).to_string();
             assert!(message.contains(part) && message.contains("`a.weight`"), "{message}");
         }
+    }
+
+    #[test]
+    fn numbers_in_8_bits_stand_for_weights() {
+        let numbers = |shape: &[usize], bytes: &[u8]| StoredTensor {
+            source_name: "test",
+            dtype: DType::I8,
+            shape: shape.to_vec(),
+            bytes: Cow::Owned(bytes.to_vec()),
+        };
+        let stored = QuantisedTensor {
+            numbers: numbers(&[2, 2, 1, 2], &[1, 2, 3, 4, 0xff, 0xfe, 0xfd, 0x80]),
+            scales: vec![0.5, 2.0],
+            smooth: Some(vec![1.0, 4.0]),
+        };
+        let expected = [0.5, 1.0, 0.375, 0.5, -2.0, -4.0, -1.5, -64.0];
+        assert_eq!(int8_values(&stored.numbers.bytes, &stored.scales, stored.smooth.as_deref()), expected);
+        let device = burn::tensor::Device::flex();
+        let shape = [2, 1, 2, 2];
+        let packed = int8_parameter(&stored, &shape, WeightUse::Conv2d).expect("fits");
+        assert!(packed.is_int8());
+        assert_eq!(values_of(packed.tensor::<4>(&device)), from_checkpoint(&expected, &shape));
+        let plain = stored.dequantised(&shape).expect("fits");
+        let parameter = parameter::<f32>(&plain, &shape).expect("fits");
+        assert_eq!(parameter.iter::<f32>().collect::<Vec<_>>(), from_checkpoint(&expected, &shape));
+        let short = QuantisedTensor { scales: vec![0.5], ..stored.clone() };
+        assert!(matches!(short.dequantised(&shape), Err(Misfit::Shape)));
+        assert!(int8_parameter(&short, &shape, WeightUse::Conv2d).is_none());
+        let cut = QuantisedTensor { numbers: numbers(&[2, 2, 1, 2], &[1]), ..stored };
+        assert!(matches!(cut.dequantised(&shape), Err(Misfit::Bytes { needed: 8 })));
     }
 
     #[test]

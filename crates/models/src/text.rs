@@ -2,6 +2,8 @@
 
 use crate::init::Init;
 use crate::layers::{Embedding, LayerNorm, Linear};
+use crate::parallel::TensorParallel;
+use crate::recompute::Recompute;
 use crate::transformer::{Encoder, HiddenActivation, Sizes};
 use crate::transformers::{activation, has_architecture, is_whole_clip, without};
 use crate::{ConfigError, InputError};
@@ -177,6 +179,16 @@ pub struct TextModel {
 }
 
 impl TextModel {
+    pub(crate) fn part_of(self, parallel: &TensorParallel) -> Self {
+        Self { encoder: self.encoder.part_of(parallel), ..self }
+    }
+
+    /// The same tower, of which training computes some blocks twice.
+    #[must_use]
+    pub fn recomputing(self, recompute: Option<Recompute>) -> Self {
+        Self { encoder: self.encoder.recomputing(recompute), ..self }
+    }
+
     /// The normalised last hidden states, which condition the UNet, computed with activations of type `dtype`.
     ///
     /// # Shapes

@@ -4,6 +4,7 @@
 //! the field: a written model must not load as something that it is not.
 
 use crate::transformer::HiddenActivation;
+use crate::vit::{OWN_TYPE, Reads};
 use crate::{ClipConfig, ConfigError, ImageEncoderConfig, TextConfig, TextEncoderConfig, VisionConfig, VitConfig};
 use serde_json::{Value, json};
 
@@ -35,7 +36,7 @@ impl ClipConfig {
     /// [`ConfigError`] as of [`ClipConfig::validate`]: what cannot be built is not written.
     pub fn to_transformers(&self) -> Result<Value, ConfigError> {
         self.validate()?;
-        Ok(json!({
+        let mut config = json!({
             "architectures": ["CLIPModel"],
             "initializer_factor": 1.0,
             "logit_scale_init_value": LOGIT_SCALE,
@@ -43,7 +44,12 @@ impl ClipConfig {
             "projection_dim": self.projection,
             "text_config": text(&self.text, self.projection),
             "vision_config": vision(&self.vision, self.projection),
-        }))
+        });
+        if self.logit_bias {
+            // The library has no such number: features are the same with and without.
+            config["logit_bias"] = true.into();
+        }
+        Ok(config)
     }
 }
 
@@ -81,16 +87,39 @@ impl VitConfig {
     /// The same model as the `config.json` of a `ViTForImageClassification`.
     ///
     /// # Errors
-    /// [`ConfigError`] naming `class_tokens` or `pooling` where the library has no such model, and as of
+    /// [`ConfigError`] naming `class_tokens`, `reads` or `pooling` where the library has no such model, and as of
     /// [`VitConfig::validate`].
     pub fn to_transformers(&self) -> Result<Value, ConfigError> {
-        self.validate()?;
+        ConfigError::check(self.reads == Reads::FirstToken, "reads", || {
+            format!("is {}: transformers' ViT reads its class token", self.reads)
+        })?;
         ConfigError::check(self.class_tokens == 1, "class_tokens", || {
             format!("is {}: transformers' ViT has one class token", self.class_tokens)
         })?;
         ConfigError::check(!self.pooling, "pooling", || {
             "is on: transformers' ViTForImageClassification has no layer in front of its classifier".into()
         })?;
+        self.written()
+    }
+
+    /// The same as [`VitConfig::to_transformers`], with fields for what only Calotype reads: then `model_type` is `calotype_vit`,
+    /// so that the library refuses it instead of reading another model.
+    ///
+    /// # Errors
+    /// As of [`VitConfig::validate`].
+    pub fn to_calotype(&self) -> Result<Value, ConfigError> {
+        self.to_transformers().or_else(|_| {
+            let mut config = self.written()?;
+            config["model_type"] = OWN_TYPE.into();
+            config["class_tokens"] = self.class_tokens.into();
+            config["reads"] = self.reads.name().into();
+            config["add_pooling_layer"] = self.pooling.into();
+            Ok(config)
+        })
+    }
+
+    fn written(&self) -> Result<Value, ConfigError> {
+        self.validate()?;
         let names = |part: &dyn Fn(usize) -> (String, Value)| (0..self.labels).map(part).collect::<Value>();
         let label = |class: usize| format!("LABEL_{class}");
         Ok(json!({
@@ -188,9 +217,23 @@ mod tests {
         for (config, field) in [
             (VitConfig { class_tokens: 2, ..VitConfig::default() }, "class_tokens"),
             (VitConfig { pooling: true, ..VitConfig::default() }, "pooling"),
+            (VitConfig { reads: Reads::Patches, ..VitConfig::default() }, "reads"),
             (VitConfig { heads: 5, ..VitConfig::default() }, "heads"),
         ] {
             assert_eq!(config.to_transformers().unwrap_err().field, field);
+        }
+        let usual = VitConfig { labels: 3, ..VitConfig::default() };
+        assert_eq!(usual.to_calotype().unwrap()["model_type"], "vit");
+        for own in [
+            VitConfig { class_tokens: 8, pooling: true, ..usual.clone() },
+            VitConfig { class_tokens: 2, reads: Reads::ClassTokens, ..usual.clone() },
+            VitConfig { class_tokens: 0, reads: Reads::Patches, ..usual },
+        ] {
+            let written = own.to_calotype().unwrap();
+            assert_eq!(
+                (written["model_type"].as_str(), VitConfig::from_transformers(&written)),
+                (Some(OWN_TYPE), Ok(own))
+            );
         }
     }
 }

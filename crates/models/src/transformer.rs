@@ -2,6 +2,8 @@
 
 use crate::init::Init;
 use crate::layers::{LayerNorm, Linear};
+use crate::parallel::TensorParallel;
+use crate::recompute::{Recompute, Stacked, through};
 use burn::module::Module;
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Tensor};
@@ -66,6 +68,8 @@ pub(crate) struct Block<'a> {
     pub(crate) activation: HiddenActivation,
     /// Added to the scores, `[batch, 1, tokens, tokens]`; none: nothing, or what `causal` says.
     pub(crate) mask: Option<&'a Tensor<4>>,
+    /// Who computes the block together, where it is a part.
+    pub(crate) parallel: Option<&'a TensorParallel>,
 }
 
 /// Attention with a mask that is added to the scores, in `f32`: for the few prompts in which words are hidden.
@@ -93,10 +97,10 @@ impl Block<'_> {
         mut drop: Option<&mut dyn FnMut(Tensor<3>) -> Tensor<3>>,
     ) -> Tensor<3> {
         let mut onto = |layer: &Linear, h: Tensor<3>, x: Tensor<3>| match &mut drop {
-            Some(drop) => x + drop(layer.forward(h)),
-            None => layer.forward_onto(h, x),
+            Some(drop) => x + drop(self.leave(layer, h, None)),
+            None => self.leave(layer, h, Some(x)),
         };
-        let h = self.norms[0].forward(x.clone());
+        let h = self.enter(self.norms[0].forward(x.clone()));
         let scale = 1.0 / ((self.query.weight.dims()[0] / self.heads) as f32).sqrt();
         let (q, k, v) = (self.query.forward(h.clone()), self.key.forward(h.clone()), self.value.forward(h));
         let y = match self.mask {
@@ -104,8 +108,25 @@ impl Block<'_> {
             None => attention(q, k, v, self.heads, causal, scale),
         };
         let x = onto(self.out, y, x);
-        let h = self.mlp[0].forward(self.norms[1].forward(x.clone()));
+        let h = self.mlp[0].forward(self.enter(self.norms[1].forward(x.clone())));
         onto(self.mlp[1], activation(h, self.activation.kind()), x)
+    }
+
+    /// The input of layers that are shared out, where they are.
+    fn enter(&self, h: Tensor<3>) -> Tensor<3> {
+        match self.parallel {
+            Some(parallel) => parallel.enter(h),
+            None => h,
+        }
+    }
+
+    /// The layer behind what is shared out, where it is, plus a residual.
+    fn leave(&self, layer: &Linear, h: Tensor<3>, residual: Option<Tensor<3>>) -> Tensor<3> {
+        match (self.parallel, residual) {
+            (Some(parallel), residual) => layer.forward_summed(h, residual, parallel),
+            (None, Some(residual)) => layer.forward_onto(h, residual),
+            (None, None) => layer.forward(h),
+        }
     }
 }
 
@@ -134,6 +155,8 @@ struct EncoderLayer {
     layer_norm2: LayerNorm,
     #[module(skip)]
     activation: HiddenActivation,
+    #[module(skip)]
+    parallel: Option<TensorParallel>,
 }
 
 impl EncoderLayer {
@@ -158,6 +181,24 @@ impl EncoderLayer {
             },
             layer_norm2: LayerNorm::with_eps(init, channels, norm_eps),
             activation,
+            parallel: None,
+        }
+    }
+
+    /// This process's part of the block, whose heads and channels the processes divide.
+    fn part_of(self, parallel: &TensorParallel) -> Self {
+        let SelfAttention { q_proj, k_proj, v_proj, out_proj, heads } = self.self_attn;
+        Self {
+            self_attn: SelfAttention {
+                q_proj: q_proj.with_outputs_of(parallel),
+                k_proj: k_proj.with_outputs_of(parallel),
+                v_proj: v_proj.with_outputs_of(parallel),
+                out_proj: out_proj.with_inputs_of(parallel),
+                heads: heads / parallel.world(),
+            },
+            mlp: Mlp { fc1: self.mlp.fc1.with_outputs_of(parallel), fc2: self.mlp.fc2.with_inputs_of(parallel) },
+            parallel: Some(parallel.clone()),
+            ..self
         }
     }
 
@@ -173,8 +214,23 @@ impl EncoderLayer {
             heads: a.heads,
             activation: self.activation,
             mask,
+            parallel: self.parallel.as_ref(),
         };
         block.forward(x, causal, None)
+    }
+}
+
+/// A block with what says which tokens it sees.
+#[derive(Module, Debug)]
+struct StackedLayer {
+    layer: EncoderLayer,
+    #[module(skip)]
+    causal: bool,
+}
+
+impl Stacked for StackedLayer {
+    fn apply(&self, x: Tensor<3>) -> Tensor<3> {
+        self.layer.forward(x, self.causal, None)
     }
 }
 
@@ -182,11 +238,25 @@ impl EncoderLayer {
 #[derive(Module, Debug)]
 pub(crate) struct Encoder {
     layers: Vec<EncoderLayer>,
+    /// The blocks that training computes twice.
+    #[module(skip)]
+    recompute: Option<Recompute>,
 }
 
 impl Encoder {
     pub(crate) fn new(init: &mut Init, sizes: Sizes) -> Self {
-        Self { layers: (0..sizes.layers).map(|_| EncoderLayer::new(init, sizes)).collect() }
+        Self { layers: (0..sizes.layers).map(|_| EncoderLayer::new(init, sizes)).collect(), recompute: None }
+    }
+
+    /// The same blocks, of which training computes some twice.
+    pub(crate) fn recomputing(self, recompute: Option<Recompute>) -> Self {
+        Self { recompute, ..self }
+    }
+
+    /// This process's part of every block.
+    pub(crate) fn part_of(mut self, parallel: &TensorParallel) -> Self {
+        self.layers = self.layers.into_iter().map(|layer| layer.part_of(parallel)).collect();
+        self
     }
 
     /// Number of blocks.
@@ -196,7 +266,9 @@ impl Encoder {
 
     /// The states behind the first `depth` blocks.
     pub(crate) fn forward(&self, x: Tensor<3>, causal: bool, depth: usize) -> Tensor<3> {
-        self.layers.iter().take(depth).fold(x, |x, layer| layer.forward(x, causal, None))
+        let keeping = |at: usize, x| self.layers[at].forward(x, causal, None);
+        let block = |at: usize| StackedLayer { layer: self.layers[at].clone(), causal };
+        through(self.recompute, depth.min(self.depth()), x, keeping, block)
     }
 
     /// The states behind the first `depth` blocks, with a mask `[batch, 1, tokens, tokens]` that is added to the scores.

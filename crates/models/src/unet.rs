@@ -2,7 +2,8 @@
 
 use crate::ConfigError;
 use crate::attention::{SpatialTransformer, TransformerShape};
-use crate::embeddings::{TimestepEmbedding, TimestepFeatures};
+use crate::deep_features::DeepFeatures;
+use crate::embeddings::{TimestepEmbedding, TimestepFeatures, guidance_features};
 use crate::init::Init;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::resnet::{Downsample, NormOptions, ResnetBlock, Upsample, activated_time};
@@ -10,6 +11,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use calotype_ops::{add, concat_channels, joined, recomputed};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// One number for all levels of a network, or one for each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,6 +91,10 @@ pub struct UNetConfig {
     /// Conditions beside the text states (SDXL).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub added: Option<AddedConfig>,
+    /// Features of the guidance scale, for a network that was distilled with guidance and is told its scale (Luo et al. 2023;
+    /// `time_cond_proj_dim` of diffusers); even and more than 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_features: Option<usize>,
 }
 
 impl Default for UNetConfig {
@@ -111,6 +117,7 @@ impl Default for UNetConfig {
             freq_shift: 0.0,
             sample_size: None,
             added: None,
+            guidance_features: None,
         }
     }
 }
@@ -214,6 +221,8 @@ impl UNetConfig {
         ConfigError::check(even(self.block_out_channels[0]), "block_out_channels", || {
             "the first level must have an even number of channels for the time features".into()
         })?;
+        let told = self.guidance_features.is_none_or(|channels| even(channels) && channels > 2);
+        ConfigError::check(told, "guidance_features", || "must be even and more than 2".into())?;
         let Some(added) = &self.added else { return Ok(()) };
         ConfigError::check(even(added.time_features), "added.time_features", || "must be even and not zero".into())?;
         ConfigError::check(added.input_channels > added.time_features, "added.input_channels", || {
@@ -241,7 +250,7 @@ impl UNetConfig {
         let (down_blocks, skips) = self.down_blocks(init, time_channels);
         Ok(UNet {
             conv_in: Conv2d::same(init, self.in_channels, first, 3),
-            time_embedding: TimestepEmbedding::new(init, first, time_channels),
+            time_embedding: self.time_embedding(init, time_channels),
             add_embedding: self.added.as_ref().map(|a| TimestepEmbedding::new(init, a.input_channels, time_channels)),
             down_blocks,
             mid_block: MidBlock {
@@ -253,7 +262,17 @@ impl UNetConfig {
             conv_out: Conv2d::zero(init, first, self.out_channels, 3),
             time_features: self.features(first),
             added: self.added.as_ref().map(|a| (self.features(a.time_features), a.input_channels)),
+            guidance_features: self.guidance_features,
         })
+    }
+
+    fn time_embedding(&self, init: &mut Init, outputs: usize) -> TimestepEmbedding {
+        let inputs = self.block_out_channels[0];
+        let embedding = TimestepEmbedding::new(init, inputs, outputs);
+        match self.guidance_features {
+            Some(features) => embedding.conditioned(init, features, inputs),
+            None => embedding,
+        }
     }
 
     fn features(&self, channels: usize) -> TimestepFeatures {
@@ -445,6 +464,23 @@ pub enum InputError {
         /// True if the network has an added embedding.
         needed: bool,
     },
+    /// The network is told its guidance scale and was not, or the other way round.
+    #[error("the network {}", if *.needed { "is told its guidance scale (LCM), and got none" } else { "is not told a guidance scale" })]
+    Guidance {
+        /// True if the network has features of the scale.
+        needed: bool,
+    },
+}
+
+/// What a pass does besides predicting; see [`UNet::forward_with`].
+#[derive(Debug, Default)]
+pub struct Pass<'a> {
+    /// The activations that are kept for the backward pass.
+    pub keep: Keep,
+    /// `batch` guidance scales, for a network that is told them ([`UNetConfig::guidance_features`]), and only there.
+    pub guidance: Option<&'a [f32]>,
+    /// The features of the deep blocks: taken from here if they are there, else computed and left here.
+    pub deep: Option<&'a mut DeepFeatures>,
 }
 
 /// The noise-predicting network (Rombach et al. 2022; `UNet2DConditionModel` of diffusers).
@@ -463,6 +499,8 @@ pub struct UNet {
     /// Features of each added number, and the channels that go into the added embedding.
     #[module(skip)]
     added: Option<(TimestepFeatures, usize)>,
+    #[module(skip)]
+    guidance_features: Option<usize>,
 }
 
 impl UNet {
@@ -499,23 +537,116 @@ impl UNet {
         context: Tensor<3>,
         added: Option<&AddedConditions>,
     ) -> Tensor<4> {
-        if let Err(error) = self.check(&x, timesteps, &context, added) {
+        self.forward_with(Pass { keep, ..Pass::default() }, x, timesteps, context, added)
+    }
+
+    /// [`UNet::forward`] with everything that a pass can do besides.
+    ///
+    /// # Panics
+    /// As [`UNet::forward`], on scales that [`UNet::check_guidance`] refuses, and on deep features of another network.
+    pub fn forward_with(
+        &self,
+        pass: Pass<'_>,
+        x: Tensor<4>,
+        timesteps: &[f32],
+        context: Tensor<3>,
+        added: Option<&AddedConditions>,
+    ) -> Tensor<4> {
+        let Pass { keep, guidance, deep } = pass;
+        let checked = self.check(&x, timesteps, &context, added);
+        if let Err(error) = checked.and_then(|()| self.check_guidance(guidance, timesteps.len())) {
             panic!("UNet: {error}");
         }
         let dtype = x.dtype();
-        let time = activated_time(self.time(timesteps, added, &x));
+        let time = activated_time(self.time(timesteps, guidance, added, &x));
         let conditions = Conditions { keep, time, context: context.cast(dtype) };
-        let mut h = self.conv_in.forward(x);
+        let h = self.conv_in.forward(x);
+        let h = match deep {
+            None => self.whole(h, &conditions),
+            Some(deep) => self.whole_or_shallow(h, &conditions, deep),
+        };
+        self.conv_out.forward(self.conv_norm_out.forward_silu(h))
+    }
+
+    /// All blocks.
+    fn whole(&self, h: Tensor<4>, conditions: &Conditions) -> Tensor<4> {
+        let (mut h, mut skips) = self.down_and_mid(h, conditions);
+        for block in &self.up_blocks {
+            h = block.forward(h, conditions, &mut skips);
+        }
+        h
+    }
+
+    fn down_and_mid(&self, mut h: Tensor<4>, conditions: &Conditions) -> (Tensor<4>, Vec<Tensor<4>>) {
         let mut skips = vec![h.clone()];
         for block in &self.down_blocks {
-            h = block.forward(h, &conditions, &mut skips);
+            h = block.forward(h, conditions, &mut skips);
         }
         h = conditions.unit(&self.mid_block.resnets[0], self.mid_block.attentions.first(), h);
-        h = conditions.unit(&self.mid_block.resnets[1], None, h);
-        for block in &self.up_blocks {
-            h = block.forward(h, &conditions, &mut skips);
+        (conditions.unit(&self.mid_block.resnets[1], None, h), skips)
+    }
+
+    /// All blocks, leaving the deep features behind; or those above the deep features that are there.
+    fn whole_or_shallow(&self, h: Tensor<4>, conditions: &Conditions, deep: &mut DeepFeatures) -> Tensor<4> {
+        let branch = deep.branch();
+        let last = self.up_blocks.len() - 1 - branch.level;
+        let up = &self.up_blocks[last];
+        let first = up.resnets.len().saturating_sub(branch.layer + 1);
+        let (mut h, mut skips) = match deep.take() {
+            Some(features) => {
+                let mut skips = vec![h.clone()];
+                let mut h = h;
+                for block in &self.down_blocks[..branch.level] {
+                    h = block.forward(h, conditions, &mut skips);
+                }
+                let block = &self.down_blocks[branch.level];
+                let layers = branch.layer.min(block.resnets.len());
+                // Its output is a skip connection only: what is below is known.
+                block.layers(layers, h, conditions, &mut skips);
+                (features, skips)
+            }
+            None => {
+                let (mut h, mut skips) = self.down_and_mid(h, conditions);
+                for block in &self.up_blocks[..last] {
+                    h = block.forward(h, conditions, &mut skips);
+                }
+                (up.layers(0..first, h, conditions, &mut skips), skips)
+            }
+        };
+        deep.put(h.clone());
+        h = up.layers(first..up.resnets.len(), h, conditions, &mut skips);
+        h = up.upsample(h, &skips);
+        for block in &self.up_blocks[last + 1..] {
+            h = block.forward(h, conditions, &mut skips);
         }
-        self.conv_out.forward(self.conv_norm_out.forward_silu(h))
+        h
+    }
+
+    /// A place for the features of the blocks below a skip connection, by DeepCache's number of it; none if there is no such
+    /// connection. See [`DeepFeatures`].
+    pub fn deep_features(&self, branch: usize) -> Option<DeepFeatures> {
+        DeepFeatures::new(branch, self.down_blocks.len())
+    }
+
+    /// True if the network is told its guidance scale, so that one pass is guided.
+    pub fn is_told_guidance(&self) -> bool {
+        self.guidance_features.is_some()
+    }
+
+    /// Checks that guidance scales are there exactly where the network is told them, one for each row.
+    ///
+    /// # Errors
+    /// [`InputError`].
+    pub fn check_guidance(&self, guidance: Option<&[f32]>, batch: usize) -> Result<(), InputError> {
+        match (self.is_told_guidance(), guidance) {
+            (false, None) => Ok(()),
+            (true, Some(scales)) if scales.len() == batch => Ok(()),
+            (true, Some(scales)) => {
+                let (input, what) = ("guidance_scale", "values");
+                Err(InputError::Size { input, what, found: scales.len(), needed: batch })
+            }
+            (needed, _) => Err(InputError::Guidance { needed }),
+        }
     }
 
     /// Checks that inputs fit the network and each other.
@@ -558,10 +689,18 @@ impl UNet {
         self.mid_block.attentions.first().and_then(SpatialTransformer::context_channels)
     }
 
-    /// The embedding of timesteps and added conditions, in the dtype of `x`.
-    fn time(&self, timesteps: &[f32], added: Option<&AddedConditions>, x: &Tensor<4>) -> Tensor<2> {
+    /// The embedding of timesteps, guidance scales and added conditions, in the dtype of `x`.
+    fn time(
+        &self,
+        timesteps: &[f32],
+        guidance: Option<&[f32]>,
+        added: Option<&AddedConditions>,
+        x: &Tensor<4>,
+    ) -> Tensor<2> {
         let (dtype, device) = (x.dtype(), x.device());
-        let time = self.time_embedding.forward(self.time_features.of(timesteps, &device).cast(dtype));
+        let told = self.guidance_features.zip(guidance);
+        let told = told.map(|(channels, scales)| guidance_features(scales, channels, &device).cast(dtype));
+        let time = self.time_embedding.forward_with(self.time_features.of(timesteps, &device).cast(dtype), told);
         let (Some(embedding), Some((features, inputs)), Some(added)) = (&self.add_embedding, self.added, added) else {
             return time;
         };
@@ -573,13 +712,19 @@ impl UNet {
 }
 
 impl DownBlock {
-    fn forward(&self, mut h: Tensor<4>, conditions: &Conditions, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            h = conditions.unit(resnet, self.attentions.as_ref().and_then(|a| a.get(i)), h);
-            skips.push(h.clone());
-        }
+    fn forward(&self, h: Tensor<4>, conditions: &Conditions, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
+        let mut h = self.layers(self.resnets.len(), h, conditions, skips);
         for downsample in self.downsamplers.iter().flatten() {
             h = downsample.forward(h);
+            skips.push(h.clone());
+        }
+        h
+    }
+
+    /// The first `count` residual blocks, each with its transformer.
+    fn layers(&self, count: usize, mut h: Tensor<4>, conditions: &Conditions, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
+        for (i, resnet) in self.resnets[..count].iter().enumerate() {
+            h = conditions.unit(resnet, self.attentions.as_ref().and_then(|a| a.get(i)), h);
             skips.push(h.clone());
         }
         h
@@ -587,14 +732,31 @@ impl DownBlock {
 }
 
 impl UpBlock {
-    fn forward(&self, mut h: Tensor<4>, conditions: &Conditions, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            let attention = self.attentions.as_ref().and_then(|a| a.get(i));
+    fn forward(&self, h: Tensor<4>, conditions: &Conditions, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
+        let h = self.layers(0..self.resnets.len(), h, conditions, skips);
+        self.upsample(h, skips)
+    }
+
+    /// Some of the residual blocks, each with its skip connection and its transformer.
+    fn layers(
+        &self,
+        range: Range<usize>,
+        mut h: Tensor<4>,
+        conditions: &Conditions,
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
+        for i in range {
+            let (resnet, attention) = (&self.resnets[i], self.attentions.as_ref().and_then(|a| a.get(i)));
             h = match skips.pop() {
                 Some(skip) => conditions.unit_with_skip(resnet, attention, h, skip),
                 None => conditions.unit(resnet, attention, h),
             };
         }
+        h
+    }
+
+    /// To the size of the next skip connection, where there is a finer level.
+    fn upsample(&self, mut h: Tensor<4>, skips: &[Tensor<4>]) -> Tensor<4> {
         for upsample in self.upsamplers.iter().flatten() {
             let [_, height, width, _] = h.dims();
             let size = skips.last().map_or([2 * height, 2 * width], |skip| [skip.dims()[1], skip.dims()[2]]);
@@ -602,4 +764,11 @@ impl UpBlock {
         }
         h
     }
+}
+/// Whether the weight of a key stays in `bf16` or `f32` where the UNet's layers are in 8 bits: the convolutions at both ends, whose few
+/// channels are what the picture is made of, and what is made of the timestep and sizes, which is one row for an image. They take less
+/// than a hundredth of the multiplications.
+pub fn stays_wide(key: &str) -> bool {
+    const BEGINNINGS: [&str; 4] = ["conv_in.", "conv_out.", "time_embedding.", "add_embedding."];
+    BEGINNINGS.iter().any(|beginning| key.starts_with(beginning)) || key.contains(".time_emb_proj.")
 }

@@ -2,12 +2,14 @@
 
 use crate::init::Init;
 use crate::layers::{Conv2d, Embedding, LayerNorm, Linear};
+use crate::parallel::TensorParallel;
+use crate::recompute::Recompute;
 use crate::text::projection;
 use crate::transformer::{Encoder, HiddenActivation, Sizes};
 use crate::transformers::{activation, has_architecture, is_whole_clip, without};
 use crate::{ConfigError, InputError};
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use calotype_core::fields::{Fields, FieldsError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -163,6 +165,16 @@ pub struct VisionModel {
 }
 
 impl VisionModel {
+    pub(crate) fn part_of(self, parallel: &TensorParallel) -> Self {
+        Self { encoder: self.encoder.part_of(parallel), ..self }
+    }
+
+    /// The same tower, of which training computes some blocks twice.
+    #[must_use]
+    pub fn recomputing(self, recompute: Option<Recompute>) -> Self {
+        Self { encoder: self.encoder.recomputing(recompute), ..self }
+    }
+
     /// The normalised state of the class token.
     ///
     /// # Shapes
@@ -172,6 +184,16 @@ impl VisionModel {
     /// If the images do not have the configured size; [`VisionModel::forward`] checks that.
     pub fn pooled(&self, images: Tensor<4>) -> Tensor<2> {
         self.pool(self.encoder.forward(self.embed(images), false, self.encoder.depth()))
+    }
+
+    /// [`VisionModel::pooled`] of some of each image's patches, for training (FLIP, Li et al. 2023, section 3; `PatchDropout` of
+    /// open_clip): the class token and, of image `i`, the patches `kept[i]`, counted by rows of the image, as many of each image.
+    ///
+    /// # Panics
+    /// As [`VisionModel::pooled`], and if there are not as many lists as images, of one length and of patches that there are.
+    pub fn pooled_of(&self, images: Tensor<4>, kept: &[Vec<usize>]) -> Tensor<2> {
+        let states = with_patches(self.embed(images), kept);
+        self.pool(self.encoder.forward(states, false, self.encoder.depth()))
     }
 
     /// All outputs but the projected one. The images' dtype is the precision of the pass; their values are what the
@@ -201,6 +223,22 @@ impl VisionModel {
         let [batch, _, channels] = states.dims();
         self.post_layernorm.forward(states.narrow(1, 0, 1).reshape([batch, channels]))
     }
+}
+
+/// The states of the class token and of some patches of each image.
+///
+/// # Shapes
+/// `[batch, 1 + patches, channels]` to `[batch, 1 + kept patches, channels]`
+fn with_patches(states: Tensor<3>, kept: &[Vec<usize>]) -> Tensor<3> {
+    let [batch, tokens, channels] = states.dims();
+    let of_image = |(image, patches): (usize, &Vec<usize>)| {
+        let places: Vec<i32> = patches.iter().map(|patch| (image * tokens + 1 + patch) as i32).collect();
+        std::iter::once((image * tokens) as i32).chain(places)
+    };
+    let places: Vec<i32> = kept.iter().enumerate().flat_map(of_image).collect();
+    let count = places.len() / batch;
+    let index = Tensor::<1, Int>::from_data(places.as_slice(), &states.device());
+    states.reshape([batch * tokens, channels]).select(0, index).reshape([batch, count, channels])
 }
 
 /// The class tokens, then the patches by rows, each with the embedding of its position.
@@ -278,5 +316,35 @@ impl ClipImageEncoder {
         let mut output = self.vision_model.forward(images)?;
         output.image_embeds = self.visual_projection.as_ref().map(|p| p.forward(output.pooler_output.clone()));
         Ok(output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::values_of;
+    use burn::tensor::{Device, TensorData};
+
+    #[test]
+    fn kept_patches_stand_behind_the_class_token() {
+        let device = Device::flex();
+        let states = TensorData::new((0..8).map(|i| i as f32).collect::<Vec<_>>(), [2, 4, 1]);
+        let kept = with_patches(Tensor::from_data(states, &device), &[vec![0, 2], vec![1, 2]]);
+        assert_eq!(kept.dims(), [2, 3, 1]);
+        assert_eq!(values_of(kept), [0.0, 1.0, 3.0, 4.0, 6.0, 7.0]);
+    }
+
+    #[test]
+    fn with_all_patches_nothing_changes() {
+        let device = Device::flex();
+        let config =
+            VisionConfig { image_size: 8, patch_size: 4, channels: 8, layers: 1, heads: 2, ..VisionConfig::default() };
+        let tower = config.init(&mut Init::new(1, &device)).unwrap();
+        let pixels = (0..2 * 8 * 8 * 3).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
+        let images = Tensor::<4>::from_data(TensorData::new(pixels, [2, 8, 8, 3]), &device);
+        let all = vec![vec![0, 1, 2, 3]; 2];
+        assert_eq!(values_of(tower.pooled_of(images.clone(), &all)), values_of(tower.pooled(images.clone())));
+        let some = tower.pooled_of(images.clone(), &[vec![0, 1], vec![2, 3]]);
+        assert!(values_of(some) != values_of(tower.pooled(images)));
     }
 }

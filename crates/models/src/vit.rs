@@ -2,19 +2,35 @@
 
 use crate::init::Init;
 use crate::layers::{Conv2d, LayerNorm, Linear};
+use crate::parallel::{TensorParallel, check_divides};
+use crate::recompute::{Recompute, Stacked, through};
 use crate::transformer::{Block, HiddenActivation};
 use crate::transformers::{activation, without};
 use crate::vision::{check_images, check_patches, with_class_token};
 use crate::{ConfigError, InputError};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use calotype_core::fields::{Fields, FieldsError};
+use calotype_core::fields::{Fields, FieldsError, MOST_LAYERS};
 use calotype_core::{Purpose, Stream};
 use calotype_ops::Conv2dGeometry;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
-/// A vision transformer with a classifier on its class token; defaults are ViT-B/16's.
+calotype_core::names! {
+    /// The tokens that a ViT's classifier reads.
+    Reads, "tokens that a classifier reads" {
+        /// The first class token: all published ViTs but those of the next two, and NeMo's with several.
+        FirstToken = "first_token",
+        /// The mean of all class tokens.
+        ClassTokens = "class_tokens",
+        /// The mean of all patches, which is normalised then: timm's `global_pool = "avg"` with `fc_norm`. The states are not
+        /// normalised before.
+        Patches = "patches",
+    }
+}
+
+/// A vision transformer with a classifier; defaults are ViT-B/16's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VitConfig {
@@ -40,9 +56,17 @@ pub struct VitConfig {
     pub labels: usize,
     /// Share of the states that training drops behind the embeddings and in front of every sum with the residual.
     pub dropout: f32,
-    /// Tokens in front of the patches; the classifier reads the first. NeMo trains with several.
+    /// Share of the samples for which training leaves out a branch of the last block; of the blocks before, in proportion to
+    /// their number, so that the first one's always stay (stochastic depth; Huang et al. 2016, section 3; timm's
+    /// `drop_path_rate`). What stays grows so that the expectation does.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub drop_path: f32,
+    /// Tokens in front of the patches. NeMo trains with several.
     #[serde(skip_serializing_if = "is_one")]
     pub class_tokens: usize,
+    /// What the classifier reads.
+    #[serde(skip_serializing_if = "is_first_token")]
+    pub reads: Reads,
     /// True if a layer with `tanh` stands in front of the classifier (Dosovitskiy et al. 2021, section 3.1: at
     /// pre-training time).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -54,6 +78,21 @@ pub struct VitConfig {
 fn is_one(number: &usize) -> bool {
     *number == 1
 }
+
+/// Serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &f32) -> bool {
+    *number == 0.0
+}
+
+/// Serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_first_token(reads: &Reads) -> bool {
+    *reads == Reads::FirstToken
+}
+
+/// The field `model_type` of classifiers that transformers' ViT cannot be.
+pub(crate) const OWN_TYPE: &str = "calotype_vit";
 
 impl Default for VitConfig {
     fn default() -> Self {
@@ -69,7 +108,9 @@ impl Default for VitConfig {
             qkv_bias: true,
             labels: 1000,
             dropout: 0.0,
+            drop_path: 0.0,
             class_tokens: 1,
+            reads: Reads::FirstToken,
             pooling: false,
         }
     }
@@ -99,14 +140,14 @@ impl VitConfig {
         Ok(Self { patch_size, channels, mlp_channels, layers, heads, ..Self::default() })
     }
 
-    /// From the `config.json` of a `ViTForImageClassification`, as transformers writes it. Two more fields say what
-    /// other libraries' models have: `class_tokens` and `add_pooling_layer`.
+    /// From the `config.json` of a `ViTForImageClassification`, as transformers writes it. Three more fields say what
+    /// other libraries' models have: `class_tokens`, `reads` and `add_pooling_layer`.
     ///
     /// # Errors
     /// [`FieldsError`] with every field that is malformed, absurdly large, or would change results and is not supported.
     pub fn from_transformers(config: &serde_json::Value) -> Result<Self, FieldsError> {
         let mut fields = Fields::new("ViTForImageClassification", config);
-        fields.kind("model_type", &["vit"]);
+        fields.kind("model_type", &["vit", OWN_TYPE]);
         fields.fixed("num_channels", &[json!(3)]);
         without(&mut fields, &["attention_probs_dropout_prob"]);
         let channels = fields.size("hidden_size", 768);
@@ -130,7 +171,9 @@ impl VitConfig {
             qkv_bias: fields.get("qkv_bias", true),
             labels,
             dropout: fields.number("hidden_dropout_prob", 0.0) as f32,
-            class_tokens: fields.count("class_tokens", 1),
+            drop_path: 0.0,
+            class_tokens: fields.whole("class_tokens", 1, 0..=MOST_LAYERS),
+            reads: fields.get("reads", Reads::FirstToken),
             pooling: fields.get("add_pooling_layer", false),
         };
         fields.finish_checked(vit, Self::validate)
@@ -148,8 +191,21 @@ impl VitConfig {
         ConfigError::check((0.0..1.0).contains(&self.dropout), "dropout", || {
             format!("{} is not a share from 0 to below 1", self.dropout)
         })?;
-        ConfigError::check(self.class_tokens > 0, "class_tokens", || "the classifier reads a class token".into())?;
+        ConfigError::check((0.0..1.0).contains(&self.drop_path), "drop_path", || {
+            format!("{} is not a share from 0 to below 1", self.drop_path)
+        })?;
+        ConfigError::check(self.class_tokens > 0 || self.reads == Reads::Patches, "class_tokens", || {
+            "the classifier reads a class token: use 1 or more, or reads = \"patches\"".into()
+        })?;
         check_patches("patch_size", self.image_size, self.patch_size)
+    }
+
+    /// Checks that processes can share the model's layers; see [`Vit::part_of`].
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first field that they do not divide.
+    pub fn check_parts(&self, processes: usize) -> Result<(), ConfigError> {
+        check_divides([("heads", self.heads), ("mlp_channels", self.mlp_channels)], processes)
     }
 
     /// The model with random weights, initialised as transformers does: normal of deviation 0.02, biases zero.
@@ -162,7 +218,7 @@ impl VitConfig {
         let (channels, patch) = (self.channels, self.patch_size);
         let vit = VitModel {
             embeddings: Embeddings {
-                cls_token: init.normal([1, self.class_tokens, channels], DEVIATION),
+                cls_token: (self.class_tokens > 0).then(|| init.normal([1, self.class_tokens, channels], DEVIATION)),
                 position_embeddings: init.normal([1, patches + self.class_tokens, channels], DEVIATION),
                 patch_embeddings: PatchEmbeddings::new(init, channels, patch),
             },
@@ -171,7 +227,15 @@ impl VitConfig {
             pooler: self.pooling.then(|| Dense { dense: Linear::normal(init, channels, channels, DEVIATION) }),
         };
         let classifier = Linear::normal(init, channels, self.labels, DEVIATION);
-        Ok(Vit { vit, classifier, image_size: self.image_size, dropout: self.dropout })
+        Ok(Vit {
+            vit,
+            classifier,
+            image_size: self.image_size,
+            dropout: self.dropout,
+            drop_path: self.drop_path,
+            reads: self.reads,
+            recompute: None,
+        })
     }
 }
 
@@ -197,7 +261,7 @@ impl PatchEmbeddings {
 
 #[derive(Module, Debug)]
 struct Embeddings {
-    cls_token: Param<Tensor<3>>,
+    cls_token: Option<Param<Tensor<3>>>,
     position_embeddings: Param<Tensor<3>>,
     patch_embeddings: PatchEmbeddings,
 }
@@ -251,9 +315,23 @@ struct Layer {
     heads: usize,
     #[module(skip)]
     activation: HiddenActivation,
+    #[module(skip)]
+    parallel: Option<TensorParallel>,
 }
 
 impl Layer {
+    /// The block of this number, from 0.
+    fn forward(&self, x: Tensor<3>, number: usize, dropping: Option<&Dropping>) -> Tensor<3> {
+        let Some(dropping) = dropping else { return self.block().forward(x, false, None) };
+        let mut branch = 2 * number;
+        let mut drop = |h| {
+            let h = dropping.branch(dropping.states(h, branch + 1), branch);
+            branch += 1;
+            h
+        };
+        self.block().forward(x, false, Some(&mut drop))
+    }
+
     fn new(init: &mut Init, config: &VitConfig) -> Self {
         let (channels, hidden) = (config.channels, config.mlp_channels);
         Self {
@@ -264,6 +342,25 @@ impl Layer {
             layernorm_after: LayerNorm::with_eps(init, channels, config.norm_eps),
             heads: config.heads,
             activation: config.activation,
+            parallel: None,
+        }
+    }
+
+    /// This process's part of the block, whose heads and channels the processes divide.
+    fn part_of(self, parallel: &TensorParallel) -> Self {
+        let SelfAttention { attention: Projections { query, key, value }, output } = self.attention;
+        let attention = Projections {
+            query: query.with_outputs_of(parallel),
+            key: key.with_outputs_of(parallel),
+            value: value.with_outputs_of(parallel),
+        };
+        Self {
+            attention: SelfAttention { attention, output: Dense { dense: output.dense.with_inputs_of(parallel) } },
+            intermediate: Dense { dense: self.intermediate.dense.with_outputs_of(parallel) },
+            output: Dense { dense: self.output.dense.with_inputs_of(parallel) },
+            heads: self.heads / parallel.world(),
+            parallel: Some(parallel.clone()),
+            ..self
         }
     }
 
@@ -279,6 +376,7 @@ impl Layer {
             heads: self.heads,
             activation: self.activation,
             mask: None,
+            parallel: self.parallel.as_ref(),
         }
     }
 }
@@ -305,30 +403,74 @@ pub struct Dropout<'a> {
     pub positions: &'a [u64],
 }
 
-/// Draws the masks of one pass, one place after the other.
-struct Masks<'a> {
-    streams: Vec<Stream>,
-    rate: f32,
-    positions: &'a [u64],
+/// What a training pass drops: at each place a function of seed and position, so that a block that is computed again drops the
+/// same.
+#[derive(Clone, Debug)]
+struct Dropping {
+    seed: u64,
+    positions: Arc<[u64]>,
+    /// Share of the states.
+    states: f32,
+    /// Share of the last block's branches.
+    path: f32,
+    layers: usize,
 }
 
-impl<'a> Masks<'a> {
-    fn new(dropout: Dropout<'a>, rate: f32) -> Self {
-        let stream = |&position: &u64| Stream::new(dropout.seed, Purpose::Dropout, position);
-        Self { streams: dropout.positions.iter().map(stream).collect(), rate, positions: dropout.positions }
+impl Dropping {
+    /// Zeros where the mask of a place says so; what is left grows so that the expectation stays. Place 0 is behind the
+    /// embeddings, and each block has two.
+    fn states(&self, x: Tensor<3>, place: usize) -> Tensor<3> {
+        if self.states == 0.0 {
+            return x;
+        }
+        let [_, tokens, channels] = x.dims();
+        let size = tokens * channels;
+        let mut keep = vec![0f32; self.positions.len() * size];
+        for (&position, row) in self.positions.iter().zip(keep.chunks_exact_mut(size)) {
+            let stream = Stream::new(self.seed, Purpose::Dropout, position);
+            stream.skipping((place * size) as u64).fill_uniform(row);
+            row.iter_mut().for_each(|u| *u = if *u < self.states { 0.0 } else { 1.0 / (1.0 - self.states) });
+        }
+        scaled(x, keep, [self.positions.len(), tokens, channels])
     }
 
-    /// Zeros where the mask says so; what is left grows so that the expectation stays.
-    fn apply(&mut self, x: Tensor<3>) -> Tensor<3> {
-        let [_, tokens, channels] = x.dims();
-        let mut keep = vec![0f32; self.positions.len() * tokens * channels];
-        for (stream, row) in self.streams.iter_mut().zip(keep.chunks_exact_mut(tokens * channels)) {
-            stream.fill_uniform(row);
-            row.iter_mut().for_each(|u| *u = if *u < self.rate { 0.0 } else { 1.0 / (1.0 - self.rate) });
+    /// Leaves out the branch of some samples: `branch` counts the two of each block from 0.
+    fn branch(&self, x: Tensor<3>, branch: usize) -> Tensor<3> {
+        // timm's linspace from 0 to the rate.
+        let rate = self.path * (branch / 2) as f32 / (self.layers.max(2) - 1) as f32;
+        if rate == 0.0 {
+            return x;
         }
-        let mask = Tensor::<3>::from_data(TensorData::new(keep, x.dims()), &x.device());
-        let dtype = x.dtype();
-        (x.cast(DType::F32) * mask).cast(dtype)
+        let drawn = |&position: &u64| {
+            Stream::new(self.seed, Purpose::StochasticDepth, position).skipping(branch as u64).uniform()
+        };
+        let keep = |u: f32| if u < rate { 0.0 } else { 1.0 / (1.0 - rate) };
+        let keep: Vec<f32> = self.positions.iter().map(drawn).map(keep).collect();
+        let batch = keep.len();
+        scaled(x, keep, [batch, 1, 1])
+    }
+}
+
+/// States times factors, which are multiplied in `f32`.
+fn scaled(x: Tensor<3>, factors: Vec<f32>, shape: [usize; 3]) -> Tensor<3> {
+    let dtype = x.dtype();
+    let factors = Tensor::<3>::from_data(TensorData::new(factors, shape), &x.device());
+    (x.cast(DType::F32) * factors).cast(dtype)
+}
+
+/// A block with its number and what training drops in it.
+#[derive(Module, Debug)]
+struct StackedLayer {
+    layer: Layer,
+    #[module(skip)]
+    number: usize,
+    #[module(skip)]
+    dropping: Option<Dropping>,
+}
+
+impl Stacked for StackedLayer {
+    fn apply(&self, x: Tensor<3>) -> Tensor<3> {
+        self.layer.forward(x, self.number, self.dropping.as_ref())
     }
 }
 
@@ -341,9 +483,30 @@ pub struct Vit {
     image_size: usize,
     #[module(skip)]
     dropout: f32,
+    #[module(skip)]
+    drop_path: f32,
+    #[module(skip)]
+    reads: Reads,
+    /// The blocks that training computes twice.
+    #[module(skip)]
+    recompute: Option<Recompute>,
 }
 
 impl Vit {
+    /// This process's part of the model, which computes what the whole does together with the others' parts.
+    /// [`VitConfig::check_parts`] says whether the processes divide it.
+    #[must_use]
+    pub fn part_of(mut self, parallel: &TensorParallel) -> Self {
+        self.vit.encoder.layer = self.vit.encoder.layer.into_iter().map(|layer| layer.part_of(parallel)).collect();
+        self
+    }
+
+    /// The same model, of which training computes some blocks twice.
+    #[must_use]
+    pub fn recomputing(self, recompute: Option<Recompute>) -> Self {
+        Self { recompute, ..self }
+    }
+
     /// Logits of the classes, without dropout. The images' dtype is the precision of the pass.
     ///
     /// # Shapes
@@ -356,7 +519,7 @@ impl Vit {
         Ok(self.classify(self.states(images, None)))
     }
 
-    /// [`Vit::forward`] with the configured dropout, for training.
+    /// [`Vit::forward`] with the configured dropout and stochastic depth, for training.
     ///
     /// # Errors
     /// As [`Vit::forward`], or if there are not as many positions as images.
@@ -366,11 +529,18 @@ impl Vit {
         if batch != dropout.positions.len() {
             return Err(InputError::Positions { images: batch, positions: dropout.positions.len() });
         }
-        let masks = (self.dropout > 0.0).then(|| Masks::new(dropout, self.dropout));
-        Ok(self.classify(self.states(images, masks)))
+        let dropping = (self.dropout > 0.0 || self.drop_path > 0.0).then(|| Dropping {
+            seed: dropout.seed,
+            positions: dropout.positions.into(),
+            states: self.dropout,
+            path: self.drop_path,
+            layers: self.vit.encoder.layer.len(),
+        });
+        Ok(self.classify(self.states(images, dropping.as_ref())))
     }
 
-    /// The normalised states behind the last layer, class token first (`last_hidden_state`).
+    /// The states behind the last layer, class tokens first (`last_hidden_state`); normalised, but where the classifier reads
+    /// the mean of the patches, which is normalised then.
     ///
     /// # Shapes
     /// `[batch, size, size, 3]` to `[batch, class tokens + patches, channels]`
@@ -382,27 +552,64 @@ impl Vit {
         Ok(self.states(images, None))
     }
 
-    fn states(&self, images: Tensor<4>, masks: Option<Masks>) -> Tensor<3> {
+    /// Whether the weights are being trained, and not only looked at.
+    pub fn is_in_training(&self) -> bool {
+        self.vit.layernorm.weight.val().is_autodiff()
+    }
+
+    fn embed(&self, images: Tensor<4>) -> Tensor<3> {
         let e = &self.vit.embeddings;
         let patches = e.patch_embeddings.projection.forward(images);
-        let x = with_class_token(patches, e.cls_token.val(), e.position_embeddings.val());
-        let x = match masks {
-            None => self.vit.encoder.layer.iter().fold(x, |x, layer| layer.block().forward(x, false, None)),
-            Some(mut masks) => {
-                let x = masks.apply(x);
-                let mut drop = |h| masks.apply(h);
-                self.vit.encoder.layer.iter().fold(x, |x, layer| layer.block().forward(x, false, Some(&mut drop)))
+        let positions = e.position_embeddings.val();
+        match &e.cls_token {
+            Some(class) => with_class_token(patches, class.val(), positions),
+            None => {
+                let ([batch, rows, columns, channels], dtype) = (patches.dims(), patches.dtype());
+                patches.reshape([batch, rows * columns, channels]) + positions.cast(dtype)
             }
+        }
+    }
+
+    fn states(&self, images: Tensor<4>, dropping: Option<&Dropping>) -> Tensor<3> {
+        let x = self.embed(images);
+        let x = match dropping {
+            None => x,
+            Some(dropping) => dropping.states(x, 0),
         };
-        self.vit.layernorm.forward(x)
+        let layers = &self.vit.encoder.layer;
+        let keeping = |number: usize, x| layers[number].forward(x, number, dropping);
+        let block = |number: usize| StackedLayer { layer: layers[number].clone(), number, dropping: dropping.cloned() };
+        let x = through(self.recompute, layers.len(), x, keeping, block);
+        match self.reads {
+            Reads::Patches => x,
+            Reads::FirstToken | Reads::ClassTokens => self.vit.layernorm.forward(x),
+        }
+    }
+
+    /// What the classifier reads of the states ([`Vit::last_hidden_state`]), in front of its layers.
+    ///
+    /// # Shapes
+    /// `[batch, class tokens + patches, channels]` to `[batch, channels]`
+    pub fn read(&self, states: Tensor<3>) -> Tensor<2> {
+        let [batch, tokens, channels] = states.dims();
+        let class_tokens = self.vit.embeddings.cls_token.as_ref().map_or(0, |class| class.dims()[1]);
+        let mean = |first: usize, count: usize| {
+            let dtype = states.dtype();
+            states.clone().narrow(1, first, count).cast(DType::F32).mean_dim(1).cast(dtype)
+        };
+        let read = match self.reads {
+            Reads::FirstToken => states.narrow(1, 0, 1),
+            Reads::ClassTokens => mean(0, class_tokens),
+            Reads::Patches => self.vit.layernorm.forward(mean(class_tokens, tokens - class_tokens)),
+        };
+        read.reshape([batch, channels])
     }
 
     fn classify(&self, states: Tensor<3>) -> Tensor<2> {
-        let [batch, _, channels] = states.dims();
-        let first = states.narrow(1, 0, 1).reshape([batch, channels]);
+        let read = self.read(states);
         let pooled = match &self.vit.pooler {
-            Some(pooler) => pooler.dense.forward(first).tanh(),
-            None => first,
+            Some(pooler) => pooler.dense.forward(read).tanh(),
+            None => read,
         };
         self.classifier.forward(pooled)
     }

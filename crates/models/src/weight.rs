@@ -9,7 +9,7 @@ use std::cell::RefCell;
 /// The weight of a linear layer or a convolution.
 ///
 /// A parameter as any other, until [`crate::state::load_with`] or [`crate::state::packed`] packs it for inference: then
-/// its numbers are in memory only once, in the order in which the kernels read them. Traversals of the module still see
+/// its numbers are in memory only once, in the order in which the kernels read them, as `bf16` or in 8 bits. Traversals of the module still see
 /// a parameter, which is unpacked when its value is asked for; one that gives it another value makes the weight an
 /// ordinary parameter again.
 #[derive(Clone, Debug)]
@@ -53,6 +53,14 @@ impl<const D: usize> LayerWeight<D> {
         match &self.value {
             Value::Parameter(_) => None,
             Value::Packed { weight, .. } => Some(weight),
+        }
+    }
+
+    /// The parameter's identity, which stays when it is packed.
+    pub fn id(&self) -> ParamId {
+        match &self.value {
+            Value::Parameter(parameter) => parameter.id,
+            Value::Packed { id, .. } => *id,
         }
     }
 
@@ -135,6 +143,15 @@ impl<const D: usize> Module for LayerWeight<D> {
 }
 
 impl<const D: usize> LayerWeight<D> {
+    /// With another parameter in its place; what is packed is unpacked for that.
+    pub(crate) fn changed(self, change: impl FnOnce(Param<Tensor<D>>) -> Param<Tensor<D>>) -> Self {
+        let parameter = match self.value {
+            Value::Parameter(parameter) => parameter,
+            Value::Packed { id, weight, device } => unpacking(id, &weight, &device),
+        };
+        Self::new(change(parameter), self.usage)
+    }
+
     /// Changes the parameter; what is packed stays.
     fn with_parameter(self, change: impl FnOnce(Param<Tensor<D>>) -> Param<Tensor<D>>) -> Self {
         let value = match self.value {

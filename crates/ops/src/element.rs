@@ -66,6 +66,17 @@ pub(crate) fn tensor<T: Activations>(data: Vec<T>, shape: impl Into<Shape>) -> F
     FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(shape.into()), T::dtype())
 }
 
+/// The tensor with its elements as the whole of its storage, as what changes them in place needs: a copy where it is a view of more.
+pub(crate) fn whole<T: Activations>(t: FlexTensor) -> FlexTensor {
+    match t.layout().contiguous_offsets() {
+        Some((0, end)) if t.storage::<T>().len() == end => t,
+        _ => {
+            let t = Dense::new(t);
+            tensor(t.slice::<T>().to_vec(), t.shape())
+        }
+    }
+}
+
 /// Room for `n` elements that a kernel will overwrite; what they are before is unspecified.
 ///
 /// Zeros would cost a pass over the memory, and a quarter of what a training step writes is made here.

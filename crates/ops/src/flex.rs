@@ -13,7 +13,9 @@ use burn::backend::flex::{Flex, FlexTensor};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, ExtensionType, backend_extension};
 use burn::tensor::DType;
-use calotype_kernels::{self as kernels, Activation, AttentionShape, Conv2dShape, PackedWeights, Pool2dShape};
+use calotype_kernels::{
+    self as kernels, Activation, AttentionShape, Conv2dShape, PackedWeights, Pool2dShape, QuantisedWeights,
+};
 use half::bf16;
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
@@ -56,6 +58,12 @@ pub trait DiffusionOps: Backend {
         #[extension_type] channel_add: OptionalTensor<Self>,
         #[extension_type] residual: OptionalTensor<Self>,
         weight: PackedWeight,
+        geometry: Conv2dGeometry,
+    ) -> FloatTensor<Self>;
+    fn nhwc_conv2d_relu(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
         geometry: Conv2dGeometry,
     ) -> FloatTensor<Self>;
     fn rows_linear(
@@ -136,6 +144,19 @@ impl DiffusionOps for Flex {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(OptionalTensor::into_option);
         let op = Convolution::new(x, weight.into(), bias.is_some(), geometry).per_image();
         op.forward(bias, channel_add, residual)
+    }
+
+    fn nhwc_conv2d_relu(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: OptionalTensor<Self>,
+        geometry: Conv2dGeometry,
+    ) -> FlexTensor {
+        let bias = bias.into_option();
+        Convolution::new(x, weight.into(), bias.is_some(), geometry)
+            .per_image()
+            .with_packed_product()
+            .forward_relu(bias)
     }
 
     fn rows_linear(
@@ -231,10 +252,10 @@ type GradientFn<const N: usize> = Arc<dyn Fn(FlexTensor, [bool; N]) -> [Option<F
 /// The part of a recorded operation that is kept for its backward pass: a function from the output's gradient,
 /// and which inputs need one, to the inputs' gradients.
 #[derive(Clone)]
-struct Gradient<const N: usize>(GradientFn<N>);
+pub(crate) struct Gradient<const N: usize>(GradientFn<N>);
 
 impl<const N: usize> Gradient<N> {
-    fn new(f: impl Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(f: impl Fn(FlexTensor, [bool; N]) -> [Option<FlexTensor>; N] + Send + Sync + 'static) -> Self {
         Self(Arc::new(f))
     }
 }
@@ -266,10 +287,10 @@ impl<const N: usize> Backward<Flex, N> for KernelStep {
     }
 }
 
-type Tracked<C> = FloatTensor<Autodiff<Flex, C>>;
+pub(crate) type Tracked<C> = FloatTensor<Autodiff<Flex, C>>;
 
 /// Runs `forward`, asking for the gradient function only where some input is tracked.
-fn record<C: CheckpointStrategy, const N: usize>(
+pub(crate) fn record<C: CheckpointStrategy, const N: usize>(
     inputs: [NodeGuard; N],
     forward: impl FnOnce() -> (FlexTensor, Gradient<N>),
 ) -> Tracked<C> {
@@ -292,7 +313,7 @@ pub(crate) fn absent() -> Tracked<NoCheckpointing> {
 }
 
 /// The node of an optional input.
-fn node_of<C: CheckpointStrategy>(input: &Option<Tracked<C>>) -> NodeGuard {
+pub(crate) fn node_of<C: CheckpointStrategy>(input: &Option<Tracked<C>>) -> NodeGuard {
     input.as_ref().map_or_else(|| absent().node(), Tracked::<C>::node)
 }
 
@@ -365,6 +386,17 @@ impl<C: CheckpointStrategy> DiffusionOps for Autodiff<Flex, C> {
             });
             (y, gradient)
         })
+    }
+
+    fn nhwc_conv2d_relu(
+        x: Tracked<C>,
+        weight: Tracked<C>,
+        bias: OptionalTensor<Self>,
+        geometry: Conv2dGeometry,
+    ) -> Tracked<C> {
+        let (channel_add, residual) = (OptionalTensor::None, OptionalTensor::None);
+        let y = Self::nhwc_conv2d(x, weight, bias, channel_add, residual, geometry);
+        Self::pointwise_activation(y, Activation::Relu)
     }
 
     fn rows_linear(
@@ -541,7 +573,7 @@ pub(crate) type Form = ([usize; 4], bool);
 pub(crate) static PACKED: PackedCache<Form, Option<PackedWeights>> = PackedCache::new();
 
 /// A layer's weight.
-enum Factor {
+pub(crate) enum Factor {
     /// A tensor, and its packed form, if it has one and is wanted.
     Plain(Dense, Option<Arc<Option<PackedWeights>>>),
     /// In packed form alone.
@@ -585,6 +617,14 @@ impl Factor {
             _ if dtype != DType::BF16 => None,
             Self::Plain(_, packed) => packed.as_deref()?.as_ref().filter(|packed| packed.is_gated() == gated),
             Self::Packed(weight) => weight.packed(gated),
+        }
+    }
+
+    /// The weights in 8 bits, if they are: for GEGLU or without.
+    fn int8(&self, gated: bool) -> Option<&QuantisedWeights> {
+        match self {
+            Self::Plain(..) => None,
+            Self::Packed(weight) => weight.int8(gated),
         }
     }
 
@@ -649,6 +689,17 @@ impl Convolution {
         self
     }
 
+    /// [`Convolution::with_packed`] for [`Convolution::forward_relu`].
+    fn with_packed_product(mut self) -> Self {
+        if let Some((weight, packed)) = self.weight.unpacked(&self.x) {
+            let form = (dims(weight), false);
+            *packed = by_dtype!(weight.dtype(), W => {
+                PACKED.get::<W>(weight.tensor(), form, |w| PackedWeights::for_product_conv(&self.shape, w))
+            });
+        }
+        self
+    }
+
     fn output_dims(&self) -> [usize; 4] {
         let s = &self.shape;
         [s.batch, s.out_height(), s.out_width(), s.out_channels]
@@ -662,6 +713,22 @@ impl Convolution {
     ) -> FlexTensor {
         let [bias, channel_add, residual] = [bias, channel_add, residual].map(|t| t.map(Dense::new));
         let out = self.output_dims();
+        if let Some(weight) = self.weight.int8(false) {
+            let _span = span(Pass::Forward, || Work::conv2d("conv2d int8", &self.shape, self.x.dtype()));
+            return by_dtype!(self.x.dtype(), T => {
+                let mut y = room::<T>(out.iter().product());
+                kernels::conv2d_forward_int8::<T>(
+                    &self.shape,
+                    self.x.slice(),
+                    weight,
+                    bias.as_ref().map(Dense::slice::<f32>),
+                    channel_add.as_ref().map(Dense::slice::<T>),
+                    residual.as_ref().map(Dense::slice::<T>),
+                    &mut y,
+                );
+                tensor(y, out)
+            });
+        }
         let _span = span(Pass::Forward, || Work::conv2d("conv2d", &self.shape, self.x.dtype()));
         if let Some(packed) = self.weight.packed(self.x.dtype(), false) {
             let mut y = room::<bf16>(out.iter().product());
@@ -687,6 +754,24 @@ impl Convolution {
                 residual.as_ref().map(Dense::slice::<T>),
                 &mut y,
             );
+            tensor(y, out)
+        })
+    }
+
+    /// With a ReLU behind the convolution, and nothing added but a bias.
+    fn forward_relu(&self, bias: Option<FlexTensor>) -> FlexTensor {
+        let bias = bias.map(Dense::new);
+        let bias = bias.as_ref().map(Dense::slice::<f32>);
+        let out = self.output_dims();
+        let _span = span(Pass::Forward, || Work::conv2d("conv2d", &self.shape, self.x.dtype()));
+        if let Some(packed) = self.weight.packed(self.x.dtype(), false) {
+            let mut y = room::<bf16>(out.iter().product());
+            kernels::conv2d_relu_forward_packed(&self.shape, self.x.slice(), packed, bias, &mut y);
+            return tensor(y, out);
+        }
+        by_dtype!(self.x.dtype(), T => {
+            let mut y = room::<T>(out.iter().product());
+            kernels::conv2d_relu_forward::<T>(&self.shape, self.x.slice(), &self.weight.wide(), bias, &mut y);
             tensor(y, out)
         })
     }
@@ -743,7 +828,7 @@ impl Convolution {
     }
 }
 
-struct Projection {
+pub(crate) struct Projection {
     x: Dense,
     weight: Factor,
     has_bias: bool,
@@ -752,7 +837,7 @@ struct Projection {
 }
 
 impl Projection {
-    fn new(x: FlexTensor, weight: Factor, has_bias: bool) -> Self {
+    pub(crate) fn new(x: FlexTensor, weight: Factor, has_bias: bool) -> Self {
         let x = Dense::new(x);
         let [_, k] = weight.dims();
         assert_eq!(last_dim(&x), k, "linear: input has {} features, weight {k}", last_dim(&x));
@@ -760,7 +845,7 @@ impl Projection {
     }
 
     /// Gives an image the same bits in any batch, unless weights are trained.
-    fn per_image(self) -> Self {
+    pub(crate) fn per_image(self) -> Self {
         Self { per_image: !takes_trained(), ..self }
     }
 
@@ -772,7 +857,7 @@ impl Projection {
     }
 
     /// Uses a tensor's packed form, made now or before.
-    fn with_packed(mut self) -> Self {
+    pub(crate) fn with_packed(mut self) -> Self {
         let [_, k, n] = self.sizes();
         if let Some((weight, packed)) = self.weight.unpacked(&self.x) {
             let form = ([n, 1, 1, k], false);
@@ -801,12 +886,21 @@ impl Projection {
         [rows(&self.x), k, n]
     }
 
-    fn forward(&self, bias: Option<FlexTensor>, residual: Option<FlexTensor>) -> FlexTensor {
+    pub(crate) fn forward(&self, bias: Option<FlexTensor>, residual: Option<FlexTensor>) -> FlexTensor {
         let [m, k, n] = self.sizes();
-        let _span = span(Pass::Forward, || Work::linear("linear", [m, k, n], self.x.dtype()));
         let [bias, residual] = [bias, residual].map(|t| t.map(Dense::new));
         let mut out = self.x.dims().to_vec();
         *out.last_mut().expect("rank at least 1") = n;
+        if let Some(weight) = self.weight.int8(false) {
+            let _span = span(Pass::Forward, || Work::linear("linear int8", [m, k, n], self.x.dtype()));
+            return by_dtype!(self.x.dtype(), T => {
+                let mut y = room::<T>(m * n);
+                let (bias, residual) = (bias.as_ref().map(Dense::slice), residual.as_ref().map(Dense::slice));
+                kernels::linear_forward_int8::<T>(self.x.slice(), weight, bias, residual, &mut y, m, k, n);
+                tensor(y, out)
+            });
+        }
+        let _span = span(Pass::Forward, || Work::linear("linear", [m, k, n], self.x.dtype()));
         if let Some(packed) = self.weight.packed(self.x.dtype(), false) {
             let mut y = room::<bf16>(m * n);
             let (bias, residual) = (bias.as_ref().map(Dense::slice), residual.as_ref().map(Dense::slice));
@@ -833,6 +927,17 @@ impl Projection {
     fn forward_geglu(&self, bias: Option<FlexTensor>) -> FlexTensor {
         let [m, k, n] = self.sizes();
         let c = n / 2;
+        if let Some(weight) = self.weight.int8(true) {
+            let _span = span(Pass::Forward, || Work::linear("linear int8, geglu", [m, k, n], self.x.dtype()));
+            let (bias, mut out) = (bias.map(Dense::new), self.x.dims().to_vec());
+            *out.last_mut().expect("rank at least 1") = c;
+            return by_dtype!(self.x.dtype(), T => {
+                let mut y = room::<T>(m * c);
+                let bias = bias.as_ref().map(Dense::slice);
+                kernels::linear_geglu_forward_int8::<T>(self.x.slice(), weight, bias, &mut y, m, k, c);
+                tensor(y, out)
+            });
+        }
         let Some(packed) = self.weight.packed(self.x.dtype(), true) else {
             return geglu_forward(&Dense::new(self.forward(bias, None)));
         };
@@ -846,7 +951,7 @@ impl Projection {
         tensor(y, out)
     }
 
-    fn backward(&self, dy: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
+    pub(crate) fn backward(&self, dy: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let residual_gradient = wanted[3].then(|| dy.clone());
         let [m, k, n] = self.sizes();
         let dy = Dense::new(dy);

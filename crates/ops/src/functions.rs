@@ -44,6 +44,27 @@ pub fn conv2d(
     })
 }
 
+/// Two-dimensional convolution, then a ReLU, in the same pass: `y = max(conv(x, weight) + bias, 0)`. In `bf16` never by Winograd, which
+/// loses on layers of few channels; but with gradients it is a [`conv2d`] and a ReLU, whose values differ by rounding.
+///
+/// # Shapes
+/// As of [`conv2d`].
+pub fn conv2d_relu(
+    x: Tensor<4>,
+    weight: impl Into<Weight<4>>,
+    bias: Option<Tensor<1>>,
+    geometry: Conv2dGeometry,
+) -> Tensor<4> {
+    let weight = weight.into();
+    match weight {
+        Weight::Plain(weight) if uses_kernels(&x.device()) => {
+            let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+            Tensor::from_dispatch(Dispatch::nhwc_conv2d_relu(x, weight, optional(bias), geometry))
+        }
+        weight => activation(conv2d(x, weight, bias, None, None, geometry), Activation::Relu),
+    }
+}
+
 /// Affine map of the last dimension: `y = x · weightᵀ + bias + residual`.
 ///
 /// # Shapes

@@ -20,6 +20,7 @@ mod functions;
 pub mod in_backward;
 mod optimizer;
 pub mod packed;
+pub mod parallel;
 mod peaks;
 pub mod portable;
 mod precision;
@@ -37,7 +38,7 @@ pub use optimizer::{
 pub use peaks::Peaks;
 pub use precision::Precision;
 pub use recompute::{Inputs, MapInput, joined, recomputed};
-pub use weight::{PackedWeight, Weight, WeightUse};
+pub use weight::{PackedWeight, StoredInt8, Weight, WeightUse};
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;

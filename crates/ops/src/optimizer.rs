@@ -4,7 +4,7 @@ mod eight_bit;
 
 pub use eight_bit::{EightBitMoment, EightBitState, adamw_steps_in_eight_bits};
 
-use crate::element::{Dense, tensor};
+use crate::element::{Dense, whole};
 use crate::flex::{Form, PACKED};
 use crate::profile::{Pass, Work, span};
 use crate::uses_kernels;
@@ -57,17 +57,6 @@ pub struct StepParams {
     pub ema_decay: f32,
 }
 
-/// The tensor with its elements as the whole of its storage, as in-place steps need: a copy where it is a view of more.
-fn whole(t: FlexTensor) -> FlexTensor {
-    match t.layout().contiguous_offsets() {
-        Some((0, end)) if t.storage::<f32>().len() == end => t,
-        _ => {
-            let t = Dense::new(t);
-            tensor(t.slice::<f32>().to_vec(), t.shape())
-        }
-    }
-}
-
 /// The tensor of the CPU backend.
 ///
 /// # Panics
@@ -92,7 +81,7 @@ struct Step {
 
 impl Step {
     fn new<const D: usize>(state: ParameterState<D>, gradient: Tensor<D>) -> Self {
-        let own = |t| whole(primitive(t));
+        let own = |t| whole::<f32>(primitive(t));
         let parameter = own(state.parameter);
         // Values and gates are only packed side by side outside of training.
         let mut forms = PACKED.take(&parameter).into_iter();
@@ -214,7 +203,7 @@ pub fn ema_step<const D: usize>(average: Tensor<D>, parameter: Tensor<D>, decay:
     if !uses_kernels(&average.device()) {
         return crate::portable::ema_step(average, parameter, decay);
     }
-    let mut average = whole(primitive(average));
+    let mut average = whole::<f32>(primitive(average));
     kernels::ema_step(average.storage_mut::<f32>(), Dense::new(primitive(parameter)).slice::<f32>(), decay);
     wrap(average)
 }

@@ -204,5 +204,6 @@ def write(name, cases):
     save_file(tensors, FOLDER / f"{name}.safetensors")
 
 
-write("unet", {name: unet(*case) for name, case in UNETS.items()})
-write("autoencoder", {name: autoencoder(config) for name, config in AUTOENCODERS.items()})
+if __name__ == "__main__":
+    write("unet", {name: unet(*case) for name, case in UNETS.items()})
+    write("autoencoder", {name: autoencoder(config) for name, config in AUTOENCODERS.items()})

@@ -3,6 +3,7 @@
 //! `tests/golden/make_encoders.py` made the outputs, and the norm and three projections of every gradient.
 
 use crate::common;
+use crate::formula::{formula, parameter};
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use calotype_models::state::{self, values_of};
@@ -23,33 +24,6 @@ fn case(name: &str) -> &'static Value {
 
 fn device() -> Device {
     Device::flex().autodiff()
-}
-
-/// Uniform in `-1..1`, multiples of 2^-23, from the key's hash (FNV-1a) and the index.
-pub(super) fn formula(key: &str, count: usize) -> Vec<f32> {
-    let start = key.bytes().fold(0x811C_9DC5u32, |h, byte| (h ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let number = |i: u32| {
-        let mut x = i.wrapping_mul(0x9E37_79B9).wrapping_add(start);
-        x = (x ^ (x >> 16)).wrapping_mul(0x7FEB_352D);
-        x = (x ^ (x >> 15)).wrapping_mul(0x846C_A68B);
-        ((x ^ (x >> 16)) >> 8) as f32 * (1.0 / 8_388_608.0) - 1.0
-    };
-    (0..count as u32).map(number).collect()
-}
-
-/// A parameter in checkpoint layout: weights that give outputs the variance `gain²`; scales around one; shifts around zero.
-fn parameter(key: &str, shape: &[usize], gain: f64) -> Vec<f32> {
-    let mut values = formula(key, shape.iter().product());
-    if shape.len() > 1 {
-        let fan_in = shape[1..].iter().product::<usize>() as f64;
-        let scale = (gain * (3.0 / fan_in).sqrt()) as f32;
-        values.iter_mut().for_each(|v| *v *= scale);
-    } else if key.ends_with("weight") || key.ends_with("running_var") {
-        values.iter_mut().for_each(|v| *v = 1.0 + *v * 0.3);
-    } else {
-        values.iter_mut().for_each(|v| *v *= 0.2);
-    }
-    values
 }
 
 pub(super) fn filled<M: Module>(model: M, gain: f64) -> M {

@@ -123,6 +123,7 @@ fn clip() {
             activation: HiddenActivation::Gelu,
             ..VisionConfig::default()
         },
+        ..ClipConfig::default()
     };
     let device = device();
     let model = config.init(&mut Init::new(3, &device)).unwrap();

@@ -3,9 +3,11 @@
 mod common;
 mod encoders;
 mod features;
+mod formula;
 mod half_precision;
 mod init;
 mod kernels_equal_portable;
+mod parallel;
 mod parity;
 mod recompute;
 mod tokenizer;

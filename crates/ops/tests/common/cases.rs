@@ -60,6 +60,20 @@ fn conv2d(x: [usize; 4], out: usize, kernel: [usize; 2], geometry: Conv2dGeometr
     })
 }
 
+fn conv2d_relu(x: [usize; 4], out: usize, kernel: [usize; 2], geometry: Conv2dGeometry) -> Case {
+    let channels = x[3];
+    let fan_in = (kernel[0] * kernel[1] * channels) as f32;
+    let inputs = vec![
+        Input::activation("x", &x),
+        Input::parameter("weight", &[out, kernel[0], kernel[1], channels]).around(0.0, fan_in.sqrt().recip()),
+        Input::parameter("bias", &[out]),
+    ];
+    let case = Case::new(format!("conv2d_relu {x:?} to {out}, kernel {kernel:?}"), inputs, move |t| {
+        t.flat(calotype_ops::conv2d_relu(t.get("x"), t.get::<4>("weight"), t.find("bias"), geometry))
+    });
+    case.kinked()
+}
+
 fn convolutions() -> Vec<Case> {
     let same = Conv2dGeometry::same;
     let (down, asymmetric) = (Conv2dGeometry::downsample(), Conv2dGeometry::downsample_asymmetric());
@@ -100,6 +114,9 @@ fn convolutions() -> Vec<Case> {
         conv2d([1, 16, 16, 33], 130, [1, 1], same(1), every),
         conv2d([2, 17, 17, 40], 24, [3, 3], down, every),
         conv2d([2, 16, 16, 24], 40, [3, 3], asymmetric, every),
+        conv2d_relu([2, 5, 3, 7], 3, [3, 3], same(3)),
+        conv2d_relu([2, 3, 5, 17], 5, [1, 1], same(1)),
+        conv2d_relu([3, 5, 7, 3], 5, [3, 3], down),
     ]);
     cases
 }

@@ -14,4 +14,5 @@ mod in_backward;
 mod optimizer;
 mod packed_training;
 mod packed_weights;
+mod parallel;
 mod tracking;

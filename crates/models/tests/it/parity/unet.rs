@@ -7,8 +7,8 @@ use calotype_models::unet::UNet;
 use calotype_models::{AddedConditions, AddedConfig, PerLevel, UNetConfig};
 
 const BATCH: usize = 2;
-const TIMESTEPS: [f32; BATCH] = [3.0, 721.5];
-const TEXT_CHANNELS: usize = 20;
+pub const TIMESTEPS: [f32; BATCH] = [3.0, 721.5];
+pub const TEXT_CHANNELS: usize = 20;
 
 /// Name, configuration, and sides of the latent of each case of the script.
 fn cases() -> Vec<(&'static str, UNetConfig, [usize; 2])> {
@@ -49,6 +49,11 @@ fn cases() -> Vec<(&'static str, UNetConfig, [usize; 2])> {
         ("refiner", refiner, [8, 8]),
         ("odd", UNetConfig { flip_sin_to_cos: false, freq_shift: 1.0, ..sd2 }, [11, 6]),
     ]
+}
+
+/// The configuration of one case.
+pub fn case(name: &str) -> UNetConfig {
+    cases().into_iter().find(|case| case.0 == name).unwrap_or_else(|| panic!("no case {name}")).1
 }
 
 /// The inputs of a case.
