@@ -163,7 +163,7 @@ fn clip(out: &Path, device: &Device) -> Result<(), Box<dyn Error>> {
         activation: HiddenActivation::QuickGelu,
         ..VisionConfig::default()
     };
-    let config = ClipConfig { projection: 24, text: text_config(), vision };
+    let config = ClipConfig { projection: 24, text: text_config(), vision, ..ClipConfig::default() };
     let model = config.init(&mut Init::new(2, device))?;
     let (processor, options) = (ImageProcessor::clip(SIDE), TokenizerOptions::TRANSFORMERS);
     Export::model(Part::module(Component::Clip, config.to_transformers()?, &model))

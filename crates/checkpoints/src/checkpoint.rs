@@ -7,16 +7,20 @@ use crate::image_processor::ImageProcessor;
 use crate::infer;
 use crate::kinds::{Component, Layout, Prediction};
 use crate::manifest::Manifest;
-use crate::map::{KeyMap, StoredTensor};
+use crate::map::{Form as Stored, KeyMap, StoredTensor};
 use crate::marks::Marks;
+use crate::nemo;
 use crate::networks::{TensorSpec, component_keys, passed_fields};
 use crate::recognise::{self, Found, Recognised};
 use crate::rules;
 use crate::scheduler::SchedulerFacts;
 use crate::source::{ComponentSource, Entry};
+use crate::timm;
 use crate::write::pretty;
+use calotype_core::folders::{self, Content, RECIPE, content};
 use calotype_models::ClipTokenizer;
 use calotype_models::tokenizer::{TokenizerError, TokenizerTexts};
+use calotype_weights::NemoFile;
 use calotype_weights::embedding::{Embedding, EmbeddingError, EmbeddingSlot, EmbeddingVectors, read_embeddings};
 use calotype_weights::lora;
 use calotype_weights::pickle::ReadOptions;
@@ -126,6 +130,8 @@ pub struct Checkpoint {
     /// Stored keys of an autoencoder that another file's replaces, by the index of their weights.
     replaced: HashSet<(usize, String)>,
     learned: Vec<LearnedWord>,
+    /// Stored keys whose values change nothing.
+    needless: HashSet<String>,
 }
 
 /// A word whose vectors are learned, as the text encoders get them.
@@ -171,7 +177,7 @@ impl std::fmt::Debug for Checkpoint {
 
 impl Checkpoint {
     /// Opens a checkpoint: a diffusers pipeline or some of its component folders, a model folder, a folder of Calotype's,
-    /// the folder of a training run (its `model`), or a file. Only headers and configurations are read.
+    /// the folder of a finished training run (its `model`), or a file. Only headers and configurations are read.
     ///
     /// # Errors
     /// [`LayoutError`]: the path is no checkpoint, a file is damaged, or a configuration is not supported.
@@ -224,6 +230,7 @@ impl Checkpoint {
             borrowed: Vec::new(),
             replaced: HashSet::new(),
             learned: Vec::new(),
+            needless: HashSet::new(),
         }
     }
 
@@ -238,7 +245,8 @@ impl Checkpoint {
         if has("model_index.json") {
             return Self::open_pipeline(path, options);
         }
-        if has("recipe.toml") && path.join(RUN_MODEL).is_dir() {
+        // The model of a run that was extended is that of its former end until it is finished again.
+        if has(RECIPE) && has(RUN_RESULT) && path.join(RUN_MODEL).is_dir() {
             return Self::open_folder(&path.join(RUN_MODEL), options);
         }
         if has("open_clip_config.json") {
@@ -267,6 +275,13 @@ impl Checkpoint {
             matches!(extension, Some("safetensors" | "ckpt" | "pt" | "pth" | "bin" | "nemo"))
         };
         let candidates: Vec<&String> = names.iter().filter(weights).collect();
+        if let Some(found) = samples_in(path, candidates.is_empty() || has("index.json")) {
+            let reason = format!(
+                "it holds {found}, which is a dataset and no model: `calotype inspect` tells what is in it; name the folder of a model, \
+                 or of the run that trained one"
+            );
+            return Err(LayoutError::Unrecognised { path: path.to_owned(), reason });
+        }
         match candidates[..] {
             [only] => Self::open_file(&path.join(only), options),
             _ => Err(LayoutError::Unrecognised {
@@ -480,7 +495,7 @@ impl Checkpoint {
         // timm's configuration says less than its weights.
         let recognised =
             recognise::file(&weights.shapes, &|_| None, false).filter(|found| found.layout == Layout::Timm);
-        let Some(recognised) = recognised else {
+        let Some(mut recognised) = recognised else {
             let kind = ["_class_name", "model_type", "architecture"].iter().find_map(|field| config[*field].as_str());
             return Err(LayoutError::Unrecognised {
                 path: path.join("config.json"),
@@ -490,7 +505,19 @@ impl Checkpoint {
                 ),
             });
         };
-        Self::from_recognised(path, weights, recognised, options)
+        recognised.found.iter_mut().for_each(|found| timm::take_labels(&mut found.config, &config));
+        let side = recognised.found.first().and_then(|found| found.config["image_size"].as_u64()).unwrap_or(224);
+        let mut checkpoint = Self::from_recognised(path, weights, recognised, options)?;
+        checkpoint.carry_model_files()?;
+        if let Some(processor) = timm::processor(&config, side as usize) {
+            let text = pretty(&processor.to_transformers());
+            checkpoint.files.entry(ImageProcessor::FILE.into()).or_insert(text);
+        } else {
+            let note = "its preparation of pictures is none that is followed (pretrained_cfg in config.json): name one where pictures are \
+                        looked at";
+            checkpoint.notes.push(note.to_owned());
+        }
+        Ok(checkpoint)
     }
 
     /// A folder as open_clip saves it: `open_clip_config.json` says what the weights do not.
@@ -565,12 +592,15 @@ impl Checkpoint {
         let averaged = options.ema && weights.shapes.keys().any(|key| key.starts_with("model_ema."));
         let mut recognised =
             recognise::file(&weights.shapes, &known, averaged).ok_or_else(|| unknown_keys(&weights))?;
+        complete_nemo(&mut recognised, &weights)?;
         let marks = Marks::of(&weights)?;
         let autoencoder = recognised.found.iter_mut().find(|found| found.component == Component::Vae);
         if let Some(found) = autoencoder.filter(|_| known(Component::Vae).is_none()) {
             marks.complete_autoencoder(&mut found.config);
         }
+        let needless = needless_keys(&recognised, &weights)?;
         let mut checkpoint = Self::from_recognised(path, weights, recognised, options)?;
+        checkpoint.needless = needless;
         checkpoint.scheduler.marks = marks;
         checkpoint.averaged = averaged;
         checkpoint.files = recorded.files;
@@ -639,6 +669,7 @@ impl Checkpoint {
                 let replaced = self.replaced.contains(&(at, tensor.name.clone()));
                 let reason = match replaced {
                     true => Some("the autoencoder that another file's replaces"),
+                    false if self.needless.contains(&tensor.name) => Some("zeros that would be added"),
                     false => scale_of(&taken, &tensor.name).or_else(|| self.reason_to_leave(&parts, &tensor.name)),
                 };
                 match reason {
@@ -1027,12 +1058,16 @@ impl Checkpoint {
             let Some(&dtype) = types.get(place.key.as_str()) else { continue };
             let scale =
                 rules::scale_keys(&place.key).and_then(|keys| keys.into_iter().find(|key| types.contains_key(&**key)));
+            let whole =
+                scale.is_some() && dtype == Dtype::I8 && matches!(place.form, Stored::Same | Stored::Convolution);
+            let smooth = rules::smooth_key(&place.key).filter(|key| types.contains_key(&**key));
             let mut entry = Entry {
                 spec: spec.clone(),
                 dtype: if scale.is_some() { Dtype::F32 } else { dtype },
                 key: place.key,
                 form: place.form,
                 scale,
+                int8: whole.then_some(smooth),
                 appended: Arc::default(),
             };
             if spec.name == TOKEN_TABLE && !learned.is_empty() {
@@ -1097,7 +1132,8 @@ fn latent_scale(unet: &Value) -> f64 {
 
 /// The reason to leave the scale of an 8-bit weight that is taken.
 fn scale_of(taken: &HashSet<&str>, key: &str) -> Option<&'static str> {
-    let module = key.strip_suffix(".scale_weight").or_else(|| key.strip_suffix(".weight_scale"))?;
+    let ends = [".scale_weight", ".weight_scale", ".smooth"];
+    let module = ends.into_iter().find_map(|end| key.strip_suffix(end))?;
     taken
         .contains(format!("{module}.weight").as_str())
         .then_some("scales of 8-bit weights, which are multiplied by them")
@@ -1141,10 +1177,18 @@ fn unfinished(path: &Path, has: impl Fn(&str) -> bool) -> Option<String> {
     if has("quickstart.json") {
         return Some(format!("a quickstart that is not finished; {again}"));
     }
-    if !has("recipe.toml") {
+    if !has(RECIPE) {
         return None;
     }
+    if let Some(Content::Evaluation | Content::VisionEvaluation) = content(path).map(|found| found.content) {
+        return Some(
+            "an evaluation, which holds pictures and figures of a model; give the model that it judged, by its own path".to_owned(),
+        );
+    }
     let saved = newest_saved(&path.join(RUN_CHECKPOINTS));
+    if !has(RUN_RESULT) && path.join(RUN_MODEL).is_dir() {
+        return Some(format!("{}; {again}", outgrown(path, saved)));
+    }
     Some(match (has(RUN_RESULT), saved) {
         (true, Some(_)) => format!(
             "a finished training run whose folder {RUN_MODEL} is gone; the command that trained it (`calotype train`) writes it again \
@@ -1153,10 +1197,30 @@ fn unfinished(path: &Path, has: impl Fn(&str) -> bool) -> Option<String> {
         (true, None) => format!(
             "a finished training run whose folders {RUN_MODEL} and {RUN_CHECKPOINTS} are gone; copy one of both back, or train again"
         ),
-        (false, saved) => {
-            format!("a training run that is not finished, with {} samples saved; {again}", saved.unwrap_or(0))
-        }
+        (false, None) => format!("a training run that is not finished, with 0 samples saved; {again}"),
+        (false, Some(saved)) => format!(
+            "a training run that is not finished, with {saved} samples saved; {again}; `calotype export {} --out FOLDER` writes the \
+             model of what is saved",
+            path.display()
+        ),
     })
+}
+
+/// What a run is that goes on behind the end whose model it still has.
+fn outgrown(run: &Path, saved: Option<u64>) -> String {
+    let (samples, model, run) = (saved.unwrap_or(0), run.join(RUN_MODEL), run.display());
+    format!(
+        "a training run that is not finished, with {samples} samples saved, and its model is that of an earlier end: give {} for \
+         that one, or write that of the newest checkpoint with `calotype export {run} --out FOLDER`",
+        model.display()
+    )
+}
+
+/// The samples or images that a folder is of; shards beside weights only if `is_dataset`.
+fn samples_in(path: &Path, is_dataset: bool) -> Option<folders::Found> {
+    let of_samples =
+        |found: &folders::Found| matches!(found.content, Content::Shards | Content::Images | Content::Drawn);
+    content(path).filter(|found| is_dataset && of_samples(found))
 }
 
 /// Samples of the newest checkpoint in a run's folder of them.
@@ -1262,6 +1326,28 @@ impl Recorded {
         }
         Ok(recorded)
     }
+}
+
+/// Takes what a `.nemo` file's own configuration says of a CLIP model or a ViT.
+fn complete_nemo(recognised: &mut Recognised, weights: &Weights) -> Result<(), LayoutError> {
+    if !matches!(recognised.layout, Layout::NemoClip | Layout::NemoVit) {
+        return Ok(());
+    }
+    let Some(text) = weights.metadata.get(NemoFile::CONFIG) else {
+        recognised.notes.push(nemo::NO_CONFIG.to_owned());
+        return Ok(());
+    };
+    // They are about what the configuration says.
+    recognised.notes.clear();
+    recognised.found.iter_mut().try_for_each(|found| nemo::complete(found, &weights.path, text))
+}
+
+/// The bias of NeMo's CLIP that is zero where the model was not trained there.
+fn needless_keys(recognised: &Recognised, weights: &Weights) -> Result<HashSet<String>, LayoutError> {
+    let is_bias = |name: &&String| recognised.layout == Layout::NemoClip && name.ends_with(nemo::PATCH_BIAS);
+    let Some(name) = weights.shapes.keys().find(is_bias) else { return Ok(HashSet::new()) };
+    let tensor = weights.source.tensor(name)?;
+    Ok(HashSet::from_iter(nemo::is_zero(&tensor).then(|| name.clone())))
 }
 
 /// `config.json` beside a file that has the name of a model folder's weights.

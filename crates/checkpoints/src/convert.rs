@@ -5,18 +5,23 @@ use crate::error::LayoutError;
 use crate::families::Facts;
 use crate::files::TextFiles;
 use crate::kinds::{Component, Prediction};
-use crate::map::KeyMap;
+use crate::map::{KeyMap, StoredTensor};
+use crate::nemo;
 use crate::networks::{check_published, reason};
+use crate::rules::{self, NemoClip};
 use crate::source::{ComponentSource, StoredSource};
 use crate::tables;
 use crate::write::{Export, Part, Placement, SCHEDULER, Written};
+use calotype_core::FieldsError;
 use calotype_diffusion::SamplerConfig;
 use calotype_models::tokenizer::{ClipTokenizer, clip_files};
+use calotype_models::{ClipConfig, VitConfig};
+use calotype_weights::nemo_writer::write_nemo;
 use calotype_weights::source::{TensorInfo, TensorSource};
 use calotype_weights::stream::{write_source, written_dtype};
 use calotype_weights::tensor_file::Dtype;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -33,8 +38,14 @@ calotype_core::names! {
         /// Calotype's own: a folder for each component with `config.json` and `model.safetensors`, all under canonical
         /// keys, and a manifest with hashes.
         Calotype = "calotype",
+        /// A `.nemo` file of a ViT or a whole CLIP model, as NeMo restores it; what its configuration has no place for is kept beside
+        /// it, and read again.
+        Nemo = "nemo",
     }
 }
+
+/// Prefix of all keys in NeMo's checkpoints.
+const NEMO: &str = "model.";
 
 /// Options of a conversion.
 #[derive(Clone, Debug, Default)]
@@ -89,15 +100,46 @@ pub fn convert(
     let job = Job::new(checkpoint, target, options)?;
     let written = match target {
         Target::SingleFile => job.single_file(out)?,
-        Target::Diffusers | Target::Calotype => job.folder(out)?,
+        Target::Diffusers | Target::Calotype => job.folder(out, None)?,
+        Target::Nemo => job.nemo(out)?,
     };
+    Ok(job.report(out, written))
+}
+
+/// A component in place of the checkpoint's own.
+pub struct Replacement<'a> {
+    /// The component.
+    pub component: Component,
+    /// Its configuration, as diffusers has it.
+    pub config: Value,
+    /// Its tensors under canonical keys.
+    pub tensors: &'a dyn TensorSource,
+}
+
+/// [`convert`] to a diffusers folder, with a component in place of the checkpoint's own.
+///
+/// # Errors
+/// As of [`convert`].
+pub fn convert_replaced(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    replacement: &Replacement<'_>,
+    options: &ConvertOptions,
+) -> Result<Conversion, LayoutError> {
+    if fs::symlink_metadata(out).is_ok() {
+        return Err(LayoutError::Exists { path: out.to_owned() });
+    }
+    check_name(out, Target::Diffusers)?;
+    checkpoint.verify()?;
+    let job = Job::new(checkpoint, Target::Diffusers, options)?;
+    let written = job.folder(out, Some(replacement))?;
     Ok(job.report(out, written))
 }
 
 /// Refuses a name that says another format than what is written: programs tell formats by it.
 fn check_name(out: &Path, target: Target) -> Result<(), LayoutError> {
     let extension = out.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
-    let pickled = matches!(extension.as_deref(), Some("ckpt" | "pt" | "pth" | "bin"));
+    let pickled = matches!(extension.as_deref(), Some("ckpt" | "pt" | "pth" | "bin" | "nemo"));
     let problem = match target {
         Target::SingleFile if pickled => {
             let named = out.with_extension("safetensors");
@@ -108,6 +150,10 @@ fn check_name(out: &Path, target: Target) -> Result<(), LayoutError> {
         }
         Target::Diffusers | Target::Calotype if pickled || extension.as_deref() == Some("safetensors") => {
             format!("--to {} writes a folder, and this is the name of a file: leave out its ending", target.name())
+        }
+        Target::Nemo if extension.as_deref() != Some("nemo") => {
+            let named = out.with_extension("nemo");
+            format!("--to nemo writes an archive that NeMo knows by its name: call it {}", named.display())
         }
         _ => return Ok(()),
     };
@@ -156,6 +202,13 @@ impl<'a> Job<'a> {
         }
         let sources: Result<Vec<_>, _> = components.iter().map(|&component| checkpoint.component(component)).collect();
         let sources = sources?;
+        if let Some(source) = sources.iter().find(|source| source.int8_tensors() > 0) {
+            let reason = format!(
+                "its {} is in 8 bits, with scales that no other program reads: convert the checkpoint that it was quantized from",
+                source.component
+            );
+            return Err(LayoutError::Target { path: path(), target: target.name(), reason });
+        }
         if let Some(source) = sources.iter().find(|source| !source.missing.is_empty() && !options.allow_missing) {
             return Err(LayoutError::Missing {
                 path: path(),
@@ -217,10 +270,16 @@ impl<'a> Job<'a> {
 
     // Folders ----------------------------------------------------------------------------------------------------
 
-    fn folder(&self, out: &Path) -> Result<Written, LayoutError> {
+    fn folder(&self, out: &Path, replacement: Option<&Replacement<'_>>) -> Result<Written, LayoutError> {
         let family = self.checkpoint.family();
         let pipeline = self.target == Target::Calotype || self.has(Component::Unet);
-        let mut parts = self.sources.iter().map(Part::source);
+        let mut parts = self.sources.iter().map(|source| {
+            let other = replacement.filter(|other| other.component == source.component);
+            other.map_or_else(
+                || Part::source(source),
+                |other| Part::tensors(other.component, other.config.clone(), other.tensors),
+            )
+        });
         let export = match (pipeline, parts.len()) {
             (true, _) => parts.fold(Export::pipeline(family), Export::part),
             (false, 1) => parts.next().map_or_else(|| Export::pipeline(family), Export::model),
@@ -234,21 +293,70 @@ impl<'a> Job<'a> {
         export.write(out, Placement::New)
     }
 
+    // NeMo's archives --------------------------------------------------------------------------------------------
+
+    fn nemo(&self, out: &Path) -> Result<Written, LayoutError> {
+        let [source] = &self.sources[..] else {
+            return Err(self.refuse("it must hold exactly one model, a ViT or both towers of CLIP"));
+        };
+        let component = source.component;
+        let unread = |error: FieldsError| LayoutError::Config { component, reason: reason(&error) };
+        let (map, config, notes, marks) = match component {
+            Component::Classifier => {
+                let vit = VitConfig::from_transformers(&source.config).map_err(unread)?;
+                let config = nemo::vit_config(&vit).map_err(|reason| self.refuse(&reason))?;
+                (rules::nemo_vit(NEMO, vit.pooling, true), config, Vec::new(), Vec::new())
+            }
+            Component::Clip => {
+                let clip = ClipConfig::from_transformers(&source.config).map_err(unread)?;
+                let (config, notes) = nemo::clip_config(&clip).map_err(|reason| self.refuse(&reason))?;
+                let bias = nemo::patch_bias(&format!("{NEMO}{}", nemo::PATCH_BIAS), clip.vision.channels);
+                (rules::nemo_clip(NEMO, NemoClip::default()), config, notes, vec![bias])
+            }
+            _ => {
+                return Err(
+                    self.refuse(&format!("the layout is written of a ViT or a whole CLIP model, not of {component}"))
+                );
+            }
+        };
+        let stored = self.stored(source, &map)?;
+        let bytes = self.bytes_of(source);
+        write_nemo(
+            out,
+            &config,
+            &StoredSource::new(vec![(source, stored)], marks),
+            self.options.dtype,
+            &self.metadata(),
+        )?;
+        let components = vec![(component, source.entries().len(), source.parameters())];
+        Ok(Written { components, bytes, missing: source.missing.clone(), notes, ..Written::default() })
+    }
+
+    /// The tensors of a component as a map stores them.
+    fn stored(&self, source: &ComponentSource, map: &KeyMap) -> Result<Vec<StoredTensor>, LayoutError> {
+        let (stored, homeless) = map.stored(&source.specs());
+        match homeless.first() {
+            Some(key) => Err(self.refuse(&format!("the layout has no place for {} `{key}`", source.component))),
+            None => Ok(stored),
+        }
+    }
+
+    /// Bytes of a component's weights as they are written.
+    fn bytes_of(&self, source: &ComponentSource) -> u64 {
+        let bytes =
+            |tensor: TensorInfo| (tensor.elements() * written_dtype(tensor.dtype, self.options.dtype).size()) as u64;
+        source.entries().into_iter().map(bytes).sum()
+    }
+
     // Single files -----------------------------------------------------------------------------------------------
 
     fn single_file(&self, out: &Path) -> Result<Written, LayoutError> {
         let mut parts = Vec::new();
         let mut written = Written::default();
-        let bytes =
-            |tensor: TensorInfo| (tensor.elements() * written_dtype(tensor.dtype, self.options.dtype).size()) as u64;
         for source in &self.sources {
-            let map = self.single_file_map(source)?;
-            let (stored, homeless) = map.stored(&source.specs());
-            if let Some(key) = homeless.first() {
-                return Err(self.refuse(&format!("the layout has no place for {} `{key}`", source.component)));
-            }
+            let stored = self.stored(source, &self.single_file_map(source)?)?;
             written.components.push((source.component, source.entries().len(), source.parameters()));
-            written.bytes += source.entries().into_iter().map(bytes).sum::<u64>();
+            written.bytes += self.bytes_of(source);
             written.missing.extend(source.missing.iter().cloned());
             parts.push((source, stored));
         }
@@ -308,7 +416,7 @@ impl<'a> Job<'a> {
     fn report(self, out: &Path, written: Written) -> Conversion {
         let mut notes = self.notes;
         // A folder of Calotype's is no diffusers pipeline, whether or not its files would make one.
-        if self.target == Target::Diffusers {
+        if matches!(self.target, Target::Diffusers | Target::Nemo) {
             notes.extend(written.notes);
         }
         Conversion {

@@ -119,6 +119,14 @@ pub enum LayoutError {
         /// One sentence for each tensor.
         problems: Vec<String>,
     },
+    /// A configuration within a checkpoint cannot be read, or asks for what is not built.
+    #[error("{}: {problem}; correct it there, or bring the checkpoint into another layout with the library that wrote it", path.display())]
+    Setting {
+        /// The configuration.
+        path: PathBuf,
+        /// The line or the setting at fault, and what is wrong with it.
+        problem: String,
+    },
     /// The prediction type decides what the images are and cannot be known from the checkpoint.
     #[error(
         "{}: whether the UNet predicts noise or velocity is not said by the checkpoint; \
@@ -164,17 +172,19 @@ pub enum LayoutError {
 }
 
 impl LayoutError {
-    /// True if the request is at fault (an answer is missing, the output exists), not the checkpoint.
+    /// True if the request is at fault (an answer is missing, the output exists, the input does not), not the checkpoint.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::NoEma { .. }
-                | Self::PredictionUnknown { .. }
-                | Self::Wish { .. }
-                | Self::Target { .. }
-                | Self::Exists { .. }
-                | Self::NoComponent { .. }
-        )
+            | Self::PredictionUnknown { .. }
+            | Self::Wish { .. }
+            | Self::Target { .. }
+            | Self::Exists { .. }
+            | Self::NoComponent { .. } => true,
+            Self::Tensors(error) => error.is_usage(),
+            Self::Embedding(error) => matches!(&**error, EmbeddingError::File(error) if error.is_usage()),
+            _ => false,
+        }
     }
 }
 

@@ -154,6 +154,9 @@ pub(crate) fn unet(seen: &Seen<'_>, structure: &Structure) -> Option<Value> {
         config["addition_time_embed_dim"] = size_features(added).into();
         config["projection_class_embeddings_input_dim"] = added.into();
     }
+    if let Some(told) = seen.axis("time_embedding.cond_proj.weight", 1) {
+        config["time_cond_proj_dim"] = told.into();
+    }
     Some(config)
 }
 
@@ -276,14 +279,18 @@ pub(crate) fn clip_vision(seen: &Seen<'_>, activation: &str) -> Option<Value> {
 /// A whole model's `CLIPConfig`.
 pub(crate) fn clip(seen: &Seen<'_>, activation: &str) -> Option<Value> {
     let (text, vision) = (clip_text(seen, activation)?, clip_vision(seen, activation)?);
-    Some(json!({
+    let mut config = json!({
         "architectures": ["CLIPModel"],
         "logit_scale_init_value": 2.6592,
         "model_type": "clip",
         "projection_dim": text["projection_dim"],
         "text_config": text,
         "vision_config": vision,
-    }))
+    });
+    if seen.has("logit_bias") {
+        config["logit_bias"] = true.into();
+    }
+    Some(config)
 }
 
 /// A `Dinov2Config`, or that of the network with registers.
@@ -341,7 +348,7 @@ pub(crate) fn keras_inception(seen: &Seen<'_>) -> Option<Value> {
 pub(crate) fn vit(seen: &Seen<'_>, layer_norm_eps: f64) -> Option<Value> {
     let patch = seen.shape("vit.embeddings.patch_embeddings.projection.weight")?;
     let [width, channels, side, _] = patch[..] else { return None };
-    let class_tokens = seen.axis("vit.embeddings.cls_token", 1)?;
+    let class_tokens = seen.axis("vit.embeddings.cls_token", 1).unwrap_or(0);
     let tokens = seen.axis("vit.embeddings.position_embeddings", 1)?;
     let tensors = ["layernorm_before.weight", "layernorm_after.weight", "output.dense.weight"];
     let layers = seen.count(|layer| format!("vit.encoder.layer.{layer}"), &tensors);

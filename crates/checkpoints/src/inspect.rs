@@ -5,6 +5,7 @@ use crate::error::LayoutError;
 use crate::families::Family;
 use crate::kinds::{Component, Layout, Prediction};
 use crate::source::ComponentSource;
+use calotype_weights::Dtype;
 use calotype_weights::source::{TensorInfo, TensorSource};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -116,7 +117,8 @@ impl Report {
 
 impl ComponentReport {
     fn of(source: &ComponentSource, tensors: bool) -> Self {
-        let entries = source.entries();
+        let mut entries = source.entries();
+        entries.iter_mut().filter(|tensor| source.is_int8(&tensor.name)).for_each(|tensor| tensor.dtype = Dtype::I8);
         let mut dtypes = BTreeMap::new();
         for tensor in &entries {
             *dtypes.entry(tensor.dtype.name().to_owned()).or_insert(0) += tensor.elements();
@@ -131,7 +133,10 @@ impl ComponentReport {
             tensors: entries.len(),
             parameters: source.parameters(),
             dtypes,
-            summary: summary(source),
+            summary: match source.int8_tensors() {
+                0 => summary(source),
+                count => format!("{}, {count} weights in 8 bits", summary(source)),
+            },
             missing: source.missing.clone(),
             details: if tensors { entries.iter().map(detail).collect() } else { Vec::new() },
         }

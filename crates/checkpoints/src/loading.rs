@@ -3,14 +3,14 @@
 use crate::{Checkpoint, Component, ComponentSource, LayoutError, NetworkConfig};
 use burn::module::Module;
 use burn::tensor::{DType, Device};
-use calotype_models::state::{StateError, StoredTensor, WeightPrecision, load_with};
+use calotype_models::state::{QuantisedTensor, StateError, Stored, StoredTensor, WeightPrecision, load_stored};
 use calotype_models::{
     Autoencoder, AutoencoderConfig, Clip, ClipConfig, ClipImageEncoder, ClipTextEncoder, Dinov2, Dinov2Config,
     EfficientNetLite, EfficientNetLiteConfig, ImageEncoderConfig, Inception, InceptionConfig, Init,
     KerasInceptionConfig, TextEncoderConfig, UNet, UNetConfig, Vit, VitConfig,
 };
 use calotype_weights::lora::{self, LoraSet};
-use calotype_weights::{Dtype, TensorFileError, TensorSource};
+use calotype_weights::{Dtype, Int8Tensor, NamedTensor, TensorFileError, TensorSource};
 use std::borrow::Cow;
 use std::path::PathBuf;
 
@@ -59,6 +59,17 @@ pub enum LoadError {
         component: Component,
         /// Their keys, as stored.
         keys: Vec<String>,
+    },
+    /// Adapters do not fit numbers in 8 bits.
+    #[error(
+        "{}: tensor `{tensor}` is in 8 bits, which no adapter can be added to: draw with the checkpoint that this one was quantized from, \
+         or quantize one that the adapter was merged into", path.display()
+    )]
+    Int8Adapter {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
     },
     /// A tensor of numbers that are no weights.
     #[error("{}: tensor `{tensor}` has element type {dtype}; weights are F64, F32, F16, BF16, F8_E4M3 or F8_E5M2", path.display())]
@@ -243,10 +254,19 @@ pub fn fill_from<M: Module>(
 ) -> Result<M, LoadError> {
     let name = source.origin().display().to_string();
     let mut before: Option<String> = None;
-    load_with(network, precision, |key, needed| {
+    load_stored(network, precision, |key, needed| {
         // What the tensor before took of the memory map is not needed any more.
         if let Some(before) = before.replace(key.to_owned()) {
             source.release(&before);
+        }
+        let change = adapters.filter(|(set, component)| set.changes(*component, key));
+        if let Some(Int8Tensor { numbers, scales, smooth }) = source.int8(key)? {
+            if change.is_some() {
+                return Err(LoadError::Int8Adapter { path: source.origin().to_owned(), tensor: key.to_owned() });
+            }
+            let NamedTensor { shape, data, .. } = numbers;
+            let numbers = StoredTensor { source_name: &name, dtype: DType::I8, shape, bytes: data };
+            return Ok(Stored::Quantised(QuantisedTensor { numbers, scales, smooth }));
         }
         let mut tensor = source.tensor(key)?;
         // A published scalar has no axis, a parameter has one.
@@ -255,7 +275,6 @@ pub fn fill_from<M: Module>(
         }
         let wrong =
             || LoadError::Dtype { path: source.origin().to_owned(), tensor: key.to_owned(), dtype: tensor.dtype };
-        let change = adapters.filter(|(set, component)| set.changes(*component, key));
         let stored = match (change, element_type(tensor.dtype)) {
             (None, Some(dtype)) => StoredTensor { source_name: &name, dtype, shape: tensor.shape, bytes: tensor.data },
             // Every 8-bit float is one of bfloat16, too.
@@ -271,7 +290,7 @@ pub fn fill_from<M: Module>(
                 StoredTensor { source_name: &name, dtype: DType::F32, shape: tensor.shape, bytes }
             }
         };
-        Ok::<_, LoadError>(stored)
+        Ok::<_, LoadError>(Stored::Tensor(stored))
     })
 }
 

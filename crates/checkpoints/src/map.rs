@@ -19,6 +19,14 @@ pub enum Form {
     Transposed,
     /// The canonical tensor is the given third of the stored rows (query, key, value).
     Third(usize),
+    /// The same, where the stored rows are ordered by heads first: each of this many heads has its query, key and value side by side
+    /// (Megatron since its second version of checkpoints).
+    HeadThird {
+        /// Which third.
+        part: usize,
+        /// Heads of the attention, which divide the canonical rows.
+        heads: usize,
+    },
     /// A vector or matrix is stored under this many leading axes of one.
     Leading(usize),
     /// Leading axes of one, this many, are left out in the file.
@@ -38,7 +46,7 @@ impl Form {
             Self::Same => {}
             Self::Convolution => shape.extend([1, 1]),
             Self::Transposed => shape.reverse(),
-            Self::Third(_) => shape.iter_mut().take(1).for_each(|rows| *rows *= 3),
+            Self::Third(_) | Self::HeadThird { .. } => shape.iter_mut().take(1).for_each(|rows| *rows *= 3),
             Self::Leading(axes) => shape.splice(0..0, std::iter::repeat_n(1, axes)).for_each(drop),
             Self::WithoutLeading(axes) => shape.drain(..axes.min(canonical.len())).for_each(drop),
             Self::Pixels => shape = vec![canonical[0], canonical[1..].iter().product()],
@@ -59,7 +67,7 @@ impl Form {
             Self::Same => {}
             Self::Convolution => shape.truncate(2),
             Self::Transposed => shape.reverse(),
-            Self::Third(_) => *shape.first_mut()? /= 3,
+            Self::Third(_) | Self::HeadThird { .. } => *shape.first_mut()? /= 3,
             Self::Leading(axes) => shape.drain(..axes.min(stored.len())).for_each(drop),
             Self::WithoutLeading(axes) => shape.splice(0..0, std::iter::repeat_n(1, axes)).for_each(drop),
             Self::Pixels => {
@@ -83,6 +91,11 @@ impl Form {
         let data = match (self, stored.data) {
             (Self::Third(part), Cow::Borrowed(data)) => Cow::Borrowed(&data[part * bytes..(part + 1) * bytes]),
             (Self::Third(part), Cow::Owned(data)) => Cow::Owned(data[part * bytes..(part + 1) * bytes].to_vec()),
+            (Self::HeadThird { part, heads }, data) => {
+                let head = (bytes / heads.max(1)).max(1);
+                let of_heads = data.chunks_exact(3 * head).flat_map(|three| &three[part * head..(part + 1) * head]);
+                Cow::Owned(of_heads.copied().collect())
+            }
             (Self::Transposed, data) => Cow::Owned(transposed(&data, spec.shape[1], spec.shape[0], size)),
             (Self::Pixels, data) => Cow::Owned(self.reorder_pixels(&data, &spec.shape, size, false)),
             (Self::OutputsLast, data) => {
@@ -118,6 +131,16 @@ impl Form {
         let outputs = data.chunks_exact((rows * columns * size).max(1));
         outputs.flat_map(|output| transposed(output, rows, columns, size)).collect()
     }
+}
+
+/// Parts of equal length, whose heads, this many of each, stand side by side.
+fn by_heads(parts: &[NamedTensor<'_>], heads: usize) -> Vec<u8> {
+    let heads = heads.max(1);
+    let head = |part: &NamedTensor<'_>, at: usize| {
+        let bytes = part.data.len() / heads;
+        part.data[at * bytes..(at + 1) * bytes].to_vec()
+    };
+    (0..heads).flat_map(|at| parts.iter().flat_map(move |part| head(part, at))).collect()
 }
 
 /// Outputs, inputs and positions of a convolution's weight.
@@ -164,6 +187,8 @@ pub struct KeyMap {
     prefix: String,
     sections: Vec<Section>,
     spelling: Spelling,
+    /// Heads of the attention below a canonical prefix, where thirds are stored by heads.
+    heads: Vec<(&'static str, usize)>,
 }
 
 /// The place of one canonical tensor.
@@ -195,7 +220,7 @@ impl KeyMap {
     }
 
     pub(crate) fn new(prefix: impl Into<String>) -> Self {
-        Self { prefix: prefix.into(), sections: Vec::new(), spelling: Spelling::Plain }
+        Self { prefix: prefix.into(), sections: Vec::new(), spelling: Spelling::Plain, heads: Vec::new() }
     }
 
     /// Adds a subtree.
@@ -215,6 +240,13 @@ impl KeyMap {
         self
     }
 
+    /// Below a canonical prefix, thirds are stored by `heads` ([`Form::HeadThird`]).
+    #[must_use]
+    pub fn by_heads(mut self, canonical: &'static str, heads: usize) -> Self {
+        self.heads.push((canonical, heads));
+        self
+    }
+
     /// The prefix of all stored keys.
     pub fn prefix(&self) -> &str {
         &self.prefix
@@ -227,6 +259,11 @@ impl KeyMap {
         let key = match self.spelling {
             Spelling::Plain => key,
             Spelling::Averaged => averaged_key(&key)?,
+        };
+        let heads = self.heads.iter().find(|(prefix, _)| canonical.starts_with(prefix)).map(|(_, heads)| *heads);
+        let form = match (form, heads) {
+            (Form::Third(part), Some(heads)) => Form::HeadThird { part, heads },
+            _ => form,
         };
         Some(Place { key, form })
     }
@@ -252,7 +289,7 @@ impl KeyMap {
         for tensor in &mut list {
             let part = |index: &usize| self.place(&specs[*index].name).map(|place| place.form);
             tensor.parts.sort_by_key(|index| match part(index) {
-                Some(Form::Third(third)) => third,
+                Some(Form::Third(third) | Form::HeadThird { part: third, .. }) => third,
                 _ => 0,
             });
         }
@@ -274,7 +311,8 @@ impl KeyMap {
         }
         let assemble = |tensor: &StoredTensor| {
             let parts: Vec<NamedTensor<'_>> = tensor.parts.iter().map(|&part| canonical[part].clone()).collect();
-            let whole = parts.len() == if matches!(tensor.form, Form::Third(_)) { 3 } else { 1 };
+            let thirds = matches!(tensor.form, Form::Third(_) | Form::HeadThird { .. });
+            let whole = parts.len() == if thirds { 3 } else { 1 };
             let alike = parts.iter().all(|part| part.dtype == parts[0].dtype);
             if whole && alike { Ok(tensor.assemble(parts).into_owned()) } else { Err(parts[0].name.clone()) }
         };
@@ -303,10 +341,10 @@ impl StoredTensor {
     /// The stored tensor out of its canonical parts, in stored order.
     pub(crate) fn assemble<'a>(&self, mut parts: Vec<NamedTensor<'a>>) -> NamedTensor<'a> {
         let dtype = parts[0].dtype;
-        let data = if parts.len() == 1 {
-            self.form.write(parts.remove(0))
-        } else {
-            Cow::Owned(parts.iter().flat_map(|part| part.data.iter().copied()).collect())
+        let data = match self.form {
+            _ if parts.len() == 1 => self.form.write(parts.remove(0)),
+            Form::HeadThird { heads, .. } => Cow::Owned(by_heads(&parts, heads)),
+            _ => Cow::Owned(parts.iter().flat_map(|part| part.data.iter().copied()).collect()),
         };
         NamedTensor { name: self.key.clone(), dtype, shape: self.shape.clone(), data }
     }
@@ -395,6 +433,21 @@ mod tests {
         let stored = NamedTensor::new("k", Dtype::U8, [1, 2, 2, 3], (0..12).collect::<Vec<u8>>());
         let read = Form::OutputsLast.read(stored, &spec("k", &[3, 2, 1, 2]));
         assert_eq!(&read.data[..], [0, 6, 3, 9, 1, 7, 4, 10, 2, 8, 5, 11]);
+    }
+
+    #[test]
+    fn thirds_of_heads_stand_side_by_side() {
+        const NAMES: &[Name] =
+            &[("k", "qkv", Form::Third(1)), ("q", "qkv", Form::Third(0)), ("v", "qkv", Form::Third(2))];
+        let map = KeyMap::new("").section("a.", "", NAMES).by_heads("a.", 2);
+        let part =
+            |name: &str, first: u8| NamedTensor::new(name, Dtype::U8, [4, 1], (first..first + 4).collect::<Vec<_>>());
+        let canonical = [part("a.k", 4), part("a.q", 0), part("a.v", 8)];
+        let stored = map.store(&canonical).unwrap();
+        // Two rows of each head: query, key, value of the first, then those of the second.
+        assert_eq!(&stored[0].data[..], [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]);
+        let specs = canonical.clone().map(|tensor| spec(&tensor.name, &tensor.shape));
+        assert_eq!(map.load(&stored, &specs), canonical);
     }
 
     #[test]

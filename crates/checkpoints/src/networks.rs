@@ -91,13 +91,13 @@ pub const PASS_OVER: &str = "--pass-over-fields goes on without unknown fields, 
 
 /// Turns a parameter's shape into the published one: tensors have an axis at least, published scalars have none.
 pub(crate) fn canonical_shape(name: &str, shape: &mut Vec<usize>) {
-    if name == LOGIT_SCALE {
+    if LOGITS.contains(&name) {
         shape.clear();
     }
 }
 
-/// The one scalar among the canonical tensors.
-const LOGIT_SCALE: &str = "logit_scale";
+/// The scalars among the canonical tensors.
+const LOGITS: [&str; 2] = ["logit_scale", "logit_bias"];
 
 type Layout = Vec<(String, Vec<usize>)>;
 /// Why a configuration is refused.
@@ -188,6 +188,10 @@ pub(crate) fn check_published(component: Component, config: &Value) -> Result<()
         Component::Unet => {
             let unet = UNetConfig::from_diffusers(config)?;
             drop(unet.to_diffusers()?);
+        }
+        // Those that the library does not have are written as models of another type.
+        Component::Classifier if config["model_type"] == "calotype_vit" => {
+            drop(VitConfig::from_transformers(config)?.to_calotype()?);
         }
         Component::Classifier => drop(VitConfig::from_transformers(config)?.to_transformers()?),
         _ => {}

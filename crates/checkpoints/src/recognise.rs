@@ -3,7 +3,7 @@
 use crate::infer::{self, Seen, Shapes};
 use crate::kinds::{Component, Layout};
 use crate::map::KeyMap;
-use crate::rules::{self, Departures, Structure};
+use crate::rules::{self, Departures, NemoClip, Structure};
 use serde_json::Value;
 
 /// A component found in a file.
@@ -245,8 +245,15 @@ fn open_clip(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
 }
 
 fn nemo_clip(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
-    let prefix = prefix_of(shapes, "vision_encoder.backbone.linear_encoder.weight")?;
-    let map = rules::nemo_clip(prefix);
+    let conv = prefix_of(shapes, "vision_encoder.backbone.conv1.weight");
+    let prefix = prefix_of(shapes, "vision_encoder.backbone.linear_encoder.weight").or(conv)?;
+    let has = |rest: &str| shapes.contains_key(&format!("{prefix}{rest}"));
+    let variant = NemoClip {
+        conv_patches: !has("vision_encoder.backbone.linear_encoder.weight"),
+        vision_table: has("vision_encoder.backbone.position_embeddings.weight"),
+        text_table: has("text_encoder.language_model.embedding.position_embeddings.weight"),
+    };
+    let map = rules::nemo_clip(prefix, variant);
     let inferred = || infer::clip(&Seen { shapes, map: &map }, "gelu");
     let config = configured(known(Component::Clip), inferred);
     let notes =
@@ -270,8 +277,14 @@ fn timm(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
     if !has("blocks.0.attn.qkv.weight") || !has("patch_embed.proj.weight") {
         return None;
     }
-    let map = rules::timm();
-    let inferred = || infer::vit(&Seen { shapes, map: &map }, 1e-6);
+    let map = rules::timm(has("fc_norm.weight"));
+    let inferred = || {
+        let mut config = infer::vit(&Seen { shapes, map: &map }, 1e-6)?;
+        if has("fc_norm.weight") {
+            config["reads"] = "patches".into();
+        }
+        Some(config)
+    };
     let config = configured(known(Component::Classifier), inferred);
     recognised(Layout::Timm, Component::Classifier, config, map)
 }
@@ -356,7 +369,7 @@ fn canonical(shapes: &Shapes, known: Known<'_>) -> Option<Recognised> {
         () if text && vision => Component::Clip,
         () if text || has("embeddings.token_embedding.weight") => Component::TextEncoder,
         () if vision => Component::ImageEncoder,
-        () if has("vit.embeddings.cls_token") => Component::Classifier,
+        () if has("vit.embeddings.position_embeddings") => Component::Classifier,
         () if ["", "dinov2."].iter().any(|prefix| has(&format!("{prefix}encoder.layer.0.layer_scale1.lambda1"))) => {
             Component::Dinov2
         }
@@ -431,7 +444,7 @@ pub(crate) fn component_of(config: &Value) -> Option<Component> {
         "clip_text_model" => Some(Component::TextEncoder),
         "clip_vision_model" => Some(Component::ImageEncoder),
         "clip" => Some(Component::Clip),
-        "vit" => Some(Component::Classifier),
+        "vit" | "calotype_vit" => Some(Component::Classifier),
         "inception" => Some(Component::Inception),
         "keras_inception_v3" => Some(Component::KerasInception),
         "dinov2" | "dinov2_with_registers" => Some(Component::Dinov2),

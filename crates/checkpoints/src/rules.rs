@@ -269,7 +269,7 @@ const OPEN_CLIP_VISION: &[Name] = &[
     ("visual_projection.weight", "proj", Transposed),
 ];
 
-const LOGIT_SCALE: &[Name] = &[("logit_scale", "logit_scale", Same)];
+const LOGITS: &[Name] = &[("logit_scale", "logit_scale", Same), ("logit_bias", "logit_bias", Same)];
 
 /// open_clip's text tower under a prefix (`cond_stage_model.model.` in LDM files).
 pub(crate) fn open_clip_text(prefix: &str) -> KeyMap {
@@ -287,11 +287,11 @@ pub(crate) fn open_clip(text: &str, prefix: &str) -> KeyMap {
         .section("", "visual.", OPEN_CLIP_VISION)
         .section("text_model.encoder.layers.#.", format!("{text}transformer.resblocks.#."), OPEN_CLIP_LAYER)
         .section("", text, OPEN_CLIP_TEXT)
-        .section("", "", LOGIT_SCALE)
+        .section("", "", LOGITS)
 }
 
 /// Megatron's transformer layer. Query, key and value are stacked as `megatron_legacy: True` has it, which NeMo's
-/// published CLIP and ViT configurations set.
+/// published CLIP configurations set; where a model's own says otherwise, they stand by heads ([`KeyMap::by_heads`]).
 const NEMO_CLIP_LAYER: &[Name] = &[
     ("layer_norm1", "input_layernorm", Same),
     ("self_attn.q_proj.weight", "self_attention.query_key_value.weight", Third(0)),
@@ -308,35 +308,60 @@ const NEMO_CLIP_LAYER: &[Name] = &[
 
 const NEMO_CLIP_TEXT: &[Name] = &[
     ("text_model.embeddings.token_embedding", "language_model.embedding.word_embeddings", Same),
-    ("text_model.embeddings.position_embedding.weight", "language_model.embedding.position_embeddings", Same),
     ("text_model.final_layer_norm", "language_model.encoder.final_layernorm", Same),
     ("text_projection", "head", Same),
 ];
 
 const NEMO_CLIP_VISION: &[Name] = &[
     ("vision_model.embeddings.class_embedding", "backbone.cls_token", Leading(2)),
-    ("vision_model.embeddings.patch_embedding.weight", "backbone.linear_encoder.weight", Pixels),
-    ("vision_model.embeddings.position_embedding.weight", "backbone.position_embeddings", Same),
     ("vision_model.pre_layrnorm", "backbone.preprocess_layernorm", Same),
     ("vision_model.post_layernorm", "backbone.transformer.final_layernorm", Same),
     ("visual_projection", "head", Same),
 ];
 
+const NEMO_LINEAR_PATCHES: &[Name] =
+    &[("vision_model.embeddings.patch_embedding.weight", "backbone.linear_encoder.weight", Pixels)];
+const NEMO_CONV_PATCHES: &[Name] = &[("vision_model.embeddings.patch_embedding", "backbone.conv1", Same)];
+/// Positions as a parameter, and as a module of its own.
+const NEMO_VISION_POSITIONS: [&[Name]; 2] = [
+    &[("vision_model.embeddings.position_embedding.weight", "backbone.position_embeddings", Same)],
+    &[("vision_model.embeddings.position_embedding", "backbone.position_embeddings", Same)],
+];
+const NEMO_TEXT_POSITIONS: [&[Name]; 2] = [
+    &[("text_model.embeddings.position_embedding.weight", "language_model.embedding.position_embeddings", Same)],
+    &[("text_model.embeddings.position_embedding", "language_model.embedding.position_embeddings", Same)],
+];
+
+/// What versions and configurations of NeMo's CLIP do otherwise; all `false` for its published models in NeMo 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NemoClip {
+    /// Patches go through a convolution without a bias, as in NeMo 2, instead of a linear layer.
+    pub(crate) conv_patches: bool,
+    /// Positions of the image tower are an embedding (`learned_absolute`).
+    pub(crate) vision_table: bool,
+    /// The same of the text tower.
+    pub(crate) text_table: bool,
+}
+
 /// NeMo's CLIP under a prefix (`model.` in its checkpoints).
-pub(crate) fn nemo_clip(prefix: &str) -> KeyMap {
+pub(crate) fn nemo_clip(prefix: &str, variant: NemoClip) -> KeyMap {
     let (text, vision) = ("text_encoder.", "vision_encoder.");
     KeyMap::new(prefix)
+        .section("", vision, if variant.conv_patches { NEMO_CONV_PATCHES } else { NEMO_LINEAR_PATCHES })
+        .section("", vision, NEMO_VISION_POSITIONS[usize::from(variant.vision_table)])
+        .section("", text, NEMO_TEXT_POSITIONS[usize::from(variant.text_table)])
         .section("vision_model.encoder.layers.#.", format!("{vision}backbone.transformer.layers.#."), NEMO_CLIP_LAYER)
         .section("", vision, NEMO_CLIP_VISION)
         .section("text_model.encoder.layers.#.", format!("{text}language_model.encoder.layers.#."), NEMO_CLIP_LAYER)
         .section("", text, NEMO_CLIP_TEXT)
-        .section("", "", LOGIT_SCALE)
+        .section("", "", LOGITS)
 }
 
 /// NeMo's CLIP text tower alone, as its Stable Diffusion holds it.
 pub(crate) fn nemo_clip_text(prefix: &str) -> KeyMap {
     KeyMap::new(prefix)
         .section("text_model.encoder.layers.#.", "language_model.encoder.layers.#.", NEMO_CLIP_LAYER)
+        .section("", "", NEMO_TEXT_POSITIONS[0])
         .section("", "", NEMO_CLIP_TEXT)
 }
 
@@ -358,13 +383,19 @@ const TIMM_ENDS: &[Name] = &[
     ("vit.embeddings.cls_token", "cls_token", Same),
     ("vit.embeddings.position_embeddings", "pos_embed", Same),
     ("vit.embeddings.patch_embeddings.projection", "patch_embed.proj", Same),
-    ("vit.layernorm", "norm", Same),
     ("classifier", "head", Same),
 ];
 
-/// timm's vision transformer.
-pub(crate) fn timm() -> KeyMap {
-    KeyMap::new("").section("vit.encoder.layer.#.", "blocks.#.", TIMM_LAYER).section("", "", TIMM_ENDS)
+const TIMM_NORM: &[Name] = &[("vit.layernorm", "norm", Same)];
+const TIMM_POOLED_NORM: &[Name] = &[("vit.layernorm", "fc_norm", Same)];
+
+/// timm's vision transformer. `pooled_norm`: the norm stands behind the mean of the patches.
+pub(crate) fn timm(pooled_norm: bool) -> KeyMap {
+    KeyMap::new("").section("vit.encoder.layer.#.", "blocks.#.", TIMM_LAYER).section("", "", TIMM_ENDS).section(
+        "",
+        "",
+        if pooled_norm { TIMM_POOLED_NORM } else { TIMM_NORM },
+    )
 }
 
 const FACEBOOK_DINOV2_LAYER: &[Name] = &[
@@ -588,6 +619,11 @@ const NOT_WEIGHTS: &[(Match, &str)] = &[
 pub(crate) fn scale_keys(weight: &str) -> Option<[String; 2]> {
     let module = weight.strip_suffix(".weight")?;
     Some([".scale_weight", ".weight_scale"].map(|end| format!("{module}{end}")))
+}
+
+/// The key of what a layer's inputs are divided by, before they are multiplied in 8 bits.
+pub(crate) fn smooth_key(weight: &str) -> Option<String> {
+    weight.strip_suffix(".weight").map(|module| format!("{module}.smooth"))
 }
 
 /// Pieces of keys of files whose weights are packed in a way that is not read, and what these are.

@@ -3,7 +3,8 @@
 use crate::kinds::Component;
 use crate::map::{Form, StoredTensor};
 use crate::networks::TensorSpec;
-use calotype_weights::source::{TensorInfo, TensorSource};
+use calotype_models::state::int8_values;
+use calotype_weights::source::{Int8Tensor, TensorInfo, TensorSource};
 use calotype_weights::tensor_file::{Dtype, NamedTensor, TensorFileError};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -35,8 +36,10 @@ pub(crate) struct Entry {
     pub(crate) dtype: Dtype,
     pub(crate) key: String,
     pub(crate) form: Form,
-    /// The key of what the elements are multiplied by (8-bit weights of ComfyUI): one number, or one for each row.
+    /// The key of what the elements are multiplied by (8-bit weights, ComfyUI's and our own): one number, or one for each row.
     pub(crate) scale: Option<String>,
+    /// Of weights that are whole numbers in 8 bits: the key of what inputs are divided by, if there is one.
+    pub(crate) int8: Option<Option<String>>,
     /// Elements that follow the stored ones: rows of learned words. `spec` counts them.
     pub(crate) appended: Arc<[f32]>,
 }
@@ -44,6 +47,11 @@ pub(crate) struct Entry {
 impl Entry {
     /// The elements before they are put into the canonical form, scaled.
     fn stored<'s>(&self, source: &'s dyn TensorSource) -> Result<NamedTensor<'s>, TensorFileError> {
+        if let Some(int8) = self.int8(source)? {
+            let Int8Tensor { numbers, scales, smooth } = int8;
+            let values = int8_values(&numbers.data, &scales, smooth.as_deref());
+            return Ok(NamedTensor { dtype: Dtype::F32, data: bytes_of(&values).into(), ..numbers });
+        }
         let tensor = source.tensor(&self.key)?;
         let Some(scale_key) = &self.scale else { return Ok(tensor) };
         let (scales, file) = (source.tensor(scale_key)?, source.origin().to_owned());
@@ -65,6 +73,35 @@ impl Entry {
             *value *= factors[(at / row).min(factors.len() - 1)];
         }
         Ok(NamedTensor { dtype: Dtype::F32, data: bytes_of(&values).into(), ..tensor })
+    }
+
+    /// Whole numbers in 8 bits as they are stored, with their scales; none for other tensors.
+    fn int8<'s>(&self, source: &'s dyn TensorSource) -> Result<Option<Int8Tensor<'s>>, TensorFileError> {
+        let (Some(smooth_key), Some(scale_key)) = (&self.int8, &self.scale) else { return Ok(None) };
+        let numbers = source.tensor(&self.key)?;
+        let [outputs, inputs] = [0, 1].map(|axis| numbers.shape.get(axis).copied().unwrap_or(1));
+        let vector = |key: &String, len: usize, is_scale: bool| {
+            let (tensor, file) = (source.tensor(key)?, source.origin().to_owned());
+            let Some(values) = tensor.to_f32_vec() else {
+                let (tensor, expected, got) = (key.clone(), "a floating-point type", tensor.dtype);
+                return Err(TensorFileError::WrongDtype { file, tensor, expected, got });
+            };
+            let bad = |value: &f32| !value.is_finite() || *value < 0.0 || (*value == 0.0 && !is_scale);
+            if let Some(index) = values.iter().position(bad) {
+                return Err(TensorFileError::Scale { file, tensor: key.clone(), index, value: values[index] });
+            }
+            if values.len() == len {
+                return Ok(values);
+            }
+            if is_scale && values.len() == 1 {
+                return Ok(vec![values[0]; len]);
+            }
+            let (tensor, expected, got) = (key.clone(), vec![len], tensor.shape);
+            Err(TensorFileError::WrongShape { file, tensor, expected, got })
+        };
+        let scales = vector(scale_key, outputs, true)?;
+        let smooth = smooth_key.as_ref().map(|key| vector(key, inputs, false)).transpose()?;
+        Ok(Some(Int8Tensor { numbers, scales, smooth }))
     }
 }
 
@@ -96,6 +133,16 @@ impl ComponentSource {
     /// Number of elements of all tensors.
     pub fn parameters(&self) -> usize {
         self.entries.iter().map(|entry| entry.spec.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Number of tensors that are stored in 8 bits, with scales for the products of layers.
+    pub fn int8_tensors(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.int8.is_some()).count()
+    }
+
+    /// Whether a tensor is stored in 8 bits, as [`ComponentSource::int8_tensors`] counts them.
+    pub fn is_int8(&self, name: &str) -> bool {
+        self.index.get(name).is_some_and(|&at| self.entries[at].int8.is_some())
     }
 
     /// The canonical tensors that are there.
@@ -131,6 +178,13 @@ impl TensorSource for ComponentSource {
         let mut values = stored.to_f32_vec().ok_or_else(|| absent(self.origin(), name, self.entries.len()))?;
         values.extend_from_slice(&entry.appended);
         Ok(NamedTensor::new(name, Dtype::F32, entry.spec.shape.clone(), bytes_of(&values)))
+    }
+
+    fn int8(&self, name: &str) -> Result<Option<Int8Tensor<'_>>, TensorFileError> {
+        let Some(&at) = self.index.get(name) else { return Ok(None) };
+        let entry = &self.entries[at];
+        let int8 = entry.int8(&*self.source)?;
+        Ok(int8.map(|int8| Int8Tensor { numbers: entry.form.read(int8.numbers, &entry.spec), ..int8 }))
     }
 
     fn release(&self, name: &str) {

@@ -4,7 +4,7 @@ use crate::error::LayoutError;
 use crate::kinds::Component;
 use crate::map::KeyMap;
 use crate::networks::{component_keys, reason};
-use crate::rules::{self, Departures, Structure};
+use crate::rules::{self, Departures, NemoClip, Structure};
 use calotype_core::FieldsError;
 use calotype_models::{AutoencoderConfig, UNetConfig};
 use serde_json::Value;
@@ -108,7 +108,8 @@ pub fn clips() -> Vec<(&'static str, KeyMap)> {
         ("open_clip", rules::open_clip("", "")),
         ("open_clip with its text tower apart", rules::open_clip("text.", "")),
         ("open_clip, trained in parallel", rules::open_clip("", "module.")),
-        ("NeMo", rules::nemo_clip("model.")),
+        ("NeMo", rules::nemo_clip("model.", NemoClip::default())),
+        ("NeMo 2", rules::nemo_clip("model.", NemoClip { conv_patches: true, vision_table: true, text_table: true })),
     ]
 }
 
@@ -128,7 +129,8 @@ pub fn vits() -> Vec<(&'static str, KeyMap, bool)> {
     vec![
         ("transformers", KeyMap::identity(), true),
         ("transformers' modules from 5 on", rules::new_vit(), true),
-        ("timm", rules::timm(), false),
+        ("timm", rules::timm(false), false),
+        ("timm, mean of the patches", rules::timm(true), false),
         ("NeMo, pre-trained", rules::nemo_vit("model.", true, true), true),
         ("NeMo, fine-tuned", rules::nemo_vit("model.", false, false), false),
     ]

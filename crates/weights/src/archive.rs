@@ -94,6 +94,9 @@ pub enum ArchiveFault {
     /// A text part that is not UTF-8.
     #[error("part `{0}` of the archive is not UTF-8 text")]
     Text(String),
+    /// A part that should hold texts by name.
+    #[error("part `{0}` of the archive is no JSON object of texts; convert the checkpoint again, or take the part out")]
+    Texts(&'static str),
 }
 
 /// Bytes that the compressed content of a file of `file_bytes` may unpack to. Weights hardly compress; a ratio above this is

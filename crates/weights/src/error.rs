@@ -8,14 +8,14 @@ use crate::pickle::PickleError;
 use crate::sharded::IndexFault;
 use crate::tensor_file::Dtype;
 use crate::torch_file::{TensorFault, TorchFault};
-use calotype_core::durable;
+use calotype_core::{absence, durable};
 
 /// An error of a tensor file. Every message names the file, the tensor where there is one, and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorFileError {
     /// No file at the path.
-    #[error("{}: there is no such file; check the path", file.display())]
+    #[error("{}: there is no such file{}; check the path", file.display(), absence(file))]
     NotFound {
         /// The path asked for.
         file: PathBuf,
@@ -163,6 +163,22 @@ pub enum TensorFileError {
         /// The shape in the file.
         got: Vec<usize>,
     },
+    /// A number of the scales of weights in 8 bits that cannot be one.
+    #[error(
+        "{}: tensor `{tensor}` holds {value} at element {index}: what weights in 8 bits are multiplied by, and inputs divided by, is finite and \
+         above zero (a scale may be zero); quantize the checkpoint again",
+        file.display()
+    )]
+    Scale {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The element.
+        index: usize,
+        /// Its value.
+        value: f32,
+    },
     /// A tensor's element type is not the one needed.
     #[error("{}: tensor `{tensor}` has element type {got}, expected {expected}; convert the file", file.display())]
     WrongDtype {
@@ -221,6 +237,11 @@ impl TensorFileError {
         let nearest = scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
         let nearest = nearest.map(|(_, known)| known.to_owned());
         Self::MissingTensor { file: file.to_owned(), tensor: tensor.to_owned(), count, nearest }
+    }
+
+    /// True if the request is at fault, not the file: what it names is not there.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
     }
 
     /// The variant for a system error met while reading (`NotFound`, `Io`) `file`.

@@ -19,7 +19,7 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     /// Maps the file at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self, TensorFileError> {
-        let file = File::open(path).map_err(|source| TensorFileError::reading(path, source))?;
+        let file = calotype_core::open_input(path).map_err(|source| TensorFileError::reading(path, source))?;
         Self::map(path, &file)
     }
 
@@ -28,6 +28,10 @@ impl MappedFile {
         let status = file.metadata().map_err(|source| TensorFileError::reading(path, source))?;
         if status.is_dir() {
             return Err(TensorFileError::reading(path, io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        if !status.is_file() {
+            let problem = "it is no regular file, and only such can be mapped into memory";
+            return Err(TensorFileError::reading(path, io::Error::new(io::ErrorKind::InvalidInput, problem)));
         }
         // SAFETY: the map is read-only and private to this process; the bytes are only ever read as plain numbers. That
         // nobody shortens the file in place is the documented condition of this type and of those that hold it.

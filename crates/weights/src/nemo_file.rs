@@ -1,6 +1,7 @@
 //! `.nemo` files: a tar archive, plain or gzip-compressed, of `model_config.yaml`, `model_weights.ckpt` and artifacts
 //! (NeMo, `nemo/core/connectors/save_restore_connector.py`; tar as POSIX `pax` and GNU describe it).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Write};
 use std::ops::Range;
@@ -15,14 +16,17 @@ use crate::source::{TensorInfo, TensorSource};
 use crate::tensor_file::NamedTensor;
 use crate::torch_file::TorchFile;
 
-const CONFIG: &str = "model_config.yaml";
-const WEIGHTS: &str = "model_weights.ckpt";
+pub(crate) const CONFIG: &str = "model_config.yaml";
+pub(crate) const WEIGHTS: &str = "model_weights.ckpt";
+/// Texts that [`write_nemo`](crate::nemo_writer::write_nemo) keeps beside them: a JSON object.
+pub(crate) const TEXTS: &str = "calotype.json";
 
 /// An open `.nemo` file. The weights are used in place; those of a compressed archive lie unpacked in a temporary file (in the
 /// system's folder for such, `TMPDIR`), which vanishes with this value.
 #[derive(Debug)]
 pub struct NemoFile {
     config: String,
+    texts: BTreeMap<String, String>,
     weights: TorchFile,
 }
 
@@ -31,6 +35,7 @@ pub struct NemoFile {
 struct Parts {
     config: Option<Range<usize>>,
     weights: Option<Range<usize>>,
+    texts: Option<Range<usize>>,
     /// Weights cut in pieces for several processes, or in the distributed format.
     distributed: bool,
     /// Parts of torch's own tar archives, which it wrote in 2016.
@@ -38,6 +43,9 @@ struct Parts {
 }
 
 impl NemoFile {
+    /// The name of the configuration's file.
+    pub const CONFIG: &'static str = CONFIG;
+
     /// Maps the archive, unpacking it first if it is compressed, and opens the weights in it.
     ///
     /// # Errors
@@ -52,11 +60,12 @@ impl NemoFile {
         let path = map.path().to_owned();
         let fail = |reason| TensorFileError::Archive { file: path.clone(), reason };
         let parts = find_parts(map.bytes()).map_err(fail)?;
+        let texts = parts.texts.clone().map(|range| texts_of(&map.bytes()[range])).transpose().map_err(fail)?;
         let (config, weights) = parts.complete().map_err(fail)?;
         let config = std::str::from_utf8(&map.bytes()[config]).map_err(|_| fail(ArchiveFault::Text(CONFIG.into())))?;
         let config = config.to_owned();
         let weights = TorchFile::from_map(Arc::new(map), weights, options)?;
-        Ok(Self { config, weights })
+        Ok(Self { config, texts: texts.unwrap_or_default(), weights })
     }
 
     /// The text of the model's configuration, in YAML.
@@ -88,6 +97,13 @@ impl TensorSource for NemoFile {
         self.weights.tensor(name)
     }
 
+    /// The configuration under [`NemoFile::CONFIG`], and the texts that Calotype's own conversion keeps.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let mut metadata = self.texts.clone();
+        metadata.insert(Self::CONFIG.to_owned(), self.config.clone());
+        metadata
+    }
+
     fn release(&self, name: &str) {
         self.weights.release(name);
     }
@@ -117,6 +133,7 @@ impl Parts {
         let slot = match name {
             CONFIG => &mut self.config,
             WEIGHTS => &mut self.weights,
+            TEXTS => &mut self.texts,
             "storages" | "tensors" | "pickle" => {
                 self.ancient = true;
                 return Ok(());
@@ -133,6 +150,11 @@ impl Parts {
             Some(_) => Err(ArchiveFault::Duplicate(name.to_owned())),
         }
     }
+}
+
+/// Our own texts by name.
+fn texts_of(bytes: &[u8]) -> Result<BTreeMap<String, String>, ArchiveFault> {
+    serde_json::from_slice(bytes).map_err(|_| ArchiveFault::Texts(TEXTS))
 }
 
 /// True if the bytes start as a gzip stream does (RFC 1952).
@@ -167,7 +189,7 @@ fn find_parts(bytes: &[u8]) -> Result<Parts, ArchiveFault> {
         if kind.is_file() || kind.is_contiguous() {
             let range = range().ok_or_else(|| ArchiveFault::OutOfRange(name.clone()))?;
             parts.add(&name, range)?;
-        } else if name == WEIGHTS || name == CONFIG {
+        } else if [WEIGHTS, CONFIG, TEXTS].contains(&name.as_str()) {
             let reason = "a part of it is a link or a sparse file".to_owned();
             return Err(ArchiveFault::Tar(reason));
         }

@@ -17,6 +17,7 @@ mod globals;
 mod machine;
 mod value;
 
+pub(crate) use globals::storage_class;
 pub use value::{Array, ArrayFault, Kind, Value};
 
 pub(crate) use arena::{Elements, Span, TensorRecord};

@@ -23,6 +23,18 @@ impl TensorInfo {
     }
 }
 
+/// The weight of a layer in 8 bits: `number * scale[output]`, for inputs that were divided by `smooth[input]` (the factors of SmoothQuant,
+/// Xiao et al. 2022).
+#[derive(Clone, Debug)]
+pub struct Int8Tensor<'a> {
+    /// The numbers, of type `I8`: `[out, in]` or `[out, in, rows, columns]`.
+    pub numbers: NamedTensor<'a>,
+    /// `[out]`
+    pub scales: Vec<f32>,
+    /// `[in]`; none: inputs are not divided.
+    pub smooth: Option<Vec<f32>>,
+}
+
 /// A set of named tensors that are read one at a time.
 ///
 /// Elements come row-major and little-endian, borrowed from the file's memory map where the file stores them so.
@@ -39,7 +51,15 @@ pub trait TensorSource: Send + Sync {
     /// There is no tensor of that name, or its bytes cannot be read.
     fn tensor(&self, name: &str) -> Result<NamedTensor<'_>, TensorFileError>;
 
-    /// Texts that the file carries besides its tensors, by name; only safetensors files have any.
+    /// The numbers of a tensor that is stored in 8 bits with scales; none for others. [`TensorSource::tensor`] gives what they stand for.
+    ///
+    /// # Errors
+    /// As of [`TensorSource::tensor`], and if scales are not as many as the numbers ask for.
+    fn int8(&self, _name: &str) -> Result<Option<Int8Tensor<'_>>, TensorFileError> {
+        Ok(None)
+    }
+
+    /// Texts that the file carries besides its tensors, by name; safetensors files and `.nemo` archives have such.
     fn metadata(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
     }

@@ -30,18 +30,26 @@ pub fn write_source(
         tensors.iter().map(|tensor| (&*tensor.name, tensor.dtype, &*tensor.shape, bytes(tensor))),
         metadata,
     );
-    let mut cause = None;
-    let outcome = durable::replace_file(path, |writer| {
+    replace_tensors(path, |writer| {
         writer.write_all(&(header.len() as u64).to_le_bytes())?;
         writer.write_all(&header)?;
-        tensors.iter().try_for_each(|tensor| {
-            write_tensor(writer, path, source, tensor).map_err(|error| match error {
-                Failure::Io(error) => error,
-                Failure::Tensor(error) => {
-                    cause = Some(error);
-                    io::Error::other("a tensor could not be read")
-                }
-            })
+        tensors.iter().try_for_each(|tensor| write_tensor(writer, path, source, tensor))
+    })
+}
+
+/// [`durable::replace_file`] through what may also fail at a tensor.
+pub(crate) fn replace_tensors(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), Failure>,
+) -> Result<(), TensorFileError> {
+    let mut cause = None;
+    let outcome = durable::replace_file(path, |writer| {
+        fill(writer).map_err(|failure| match failure {
+            Failure::Io(error) => error,
+            Failure::Tensor(error) => {
+                cause = Some(error);
+                io::Error::other("a tensor could not be read")
+            }
         })
     });
     match (outcome, cause) {
@@ -97,12 +105,30 @@ pub fn write_streamed<B: AsRef<[u8]>, E: From<TensorFileError>>(
     Ok(())
 }
 
-enum Failure {
+/// What keeps a file of tensors from being written.
+pub(crate) enum Failure {
     Io(io::Error),
     Tensor(TensorFileError),
 }
 
-fn write_tensor(
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Failure {
+    /// The failure as one of the file at `path`.
+    pub(crate) fn named(self, path: &Path) -> TensorFileError {
+        match self {
+            Self::Io(error) => TensorFileError::writing(path, error),
+            Self::Tensor(error) => error,
+        }
+    }
+}
+
+/// Writes the elements of the tensor that `info` names, in its type.
+pub(crate) fn write_tensor(
     writer: &mut dyn Write,
     path: &Path,
     source: &dyn TensorSource,
@@ -126,7 +152,7 @@ fn write_tensor(
     Ok(())
 }
 
-fn check_names(path: &Path, tensors: &[TensorInfo]) -> Result<(), TensorFileError> {
+pub(crate) fn check_names(path: &Path, tensors: &[TensorInfo]) -> Result<(), TensorFileError> {
     let mut names = BTreeSet::new();
     let repeated = tensors.iter().find(|tensor| !names.insert(tensor.name.as_str()));
     repeated.map_or(Ok(()), |tensor| {

@@ -157,7 +157,9 @@ impl<'a> Part<'a> {
         }
         if found.len() + missing.len() > wanted.len() {
             let wanted: std::collections::BTreeSet<&str> = wanted.iter().map(|spec| spec.name.as_str()).collect();
-            let odd = found.keys().filter(|name| !wanted.contains(*name));
+            let whole = |name: &str| entries.iter().any(|tensor| tensor.name == name && tensor.dtype == Dtype::I8);
+            let odd =
+                found.keys().filter(|name| !wanted.contains(*name) && !weight_of(name).is_some_and(|key| whole(&key)));
             problems.extend(odd.map(|name| format!("{name} has no place in its configuration")));
         }
         if problems.is_empty() {
@@ -474,6 +476,12 @@ impl<'a> Export<'a> {
         }
         config
     }
+}
+
+/// The weight that a tensor belongs to, if it has the name of scales of numbers in 8 bits.
+fn weight_of(name: &str) -> Option<String> {
+    let ends = [".weight_scale", ".smooth"];
+    ends.into_iter().find_map(|end| name.strip_suffix(end)).map(|module| format!("{module}.weight"))
 }
 
 /// JSON as people read it.

@@ -70,7 +70,7 @@ fn clip() -> (ClipConfig, Clip) {
         mlp_channels: Some(16),
         ..VisionConfig::default()
     };
-    let config = ClipConfig { projection: 6, text: text_config(), vision };
+    let config = ClipConfig { projection: 6, text: text_config(), vision, ..ClipConfig::default() };
     let model = config.init(&mut Init::new(4, &device())).unwrap();
     (config, model)
 }
@@ -213,8 +213,16 @@ fn a_unet_alone_is_a_component_folder_that_opens() {
     assert!(!written.whole_pipeline);
     assert!(written.notes[0].contains("no vae, text_encoder"), "{:?}", written.notes);
     assert_eq!(names(&run.join("model")), ["scheduler", "unet"]);
-    // The run's folder opens as its model.
+    // The run's folder opens as its model; one that has gone on behind the end that its model is of does not.
     fs::write(run.join("recipe.toml"), "").unwrap();
+    fs::create_dir_all(run.join("checkpoints/checkpoint-000000000672")).unwrap();
+    let refusal = Checkpoint::open(&run).unwrap_err().to_string();
+    let (former, way) = (run.join("model"), format!("`calotype export {} --out FOLDER`", run.display()));
+    for part in ["not finished, with 672 samples saved", "of an earlier end", former.to_str().unwrap(), &way] {
+        assert!(refusal.contains(part), "`{part}` is not in {refusal}");
+    }
+    fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    fs::write(run.join("result.json"), "{}").unwrap();
     for path in [run.join("model"), run.clone()] {
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!((checkpoint.components(), checkpoint.prediction()), (vec![Component::Unet], Some(Prediction::V)));
@@ -225,7 +233,7 @@ fn a_unet_alone_is_a_component_folder_that_opens() {
     fs::create_dir(run.join("unet")).unwrap();
     fs::write(run.join("unet/old"), "").unwrap();
     export().write(&run, Placement::Into).unwrap();
-    assert_eq!(names(&run), ["model", "recipe.toml", "scheduler", "unet"]);
+    assert_eq!(names(&run), ["model", "recipe.toml", "result.json", "scheduler", "unet"]);
     assert_eq!(names(&run.join("unet")), ["config.json", "diffusion_pytorch_model.safetensors"]);
 }
 

@@ -4,3 +4,5 @@ mod export;
 mod families;
 mod feature_networks;
 mod layouts;
+mod nemo;
+mod timm;

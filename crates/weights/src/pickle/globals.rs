@@ -136,6 +136,12 @@ pub(super) const TORCH_DTYPES: [(&str, Result<Dtype, &str>); 24] = [
     ("qint32", Err("qint32")),
 ];
 
+/// The storage class of `torch` for elements of a type, where there is one.
+pub(crate) fn storage_class(dtype: Dtype) -> Option<&'static str> {
+    // The first of them counts in bytes, whatever the elements are.
+    STORAGES[1..].iter().find(|row| row.1 == Ok(dtype)).map(|row| row.0)
+}
+
 /// Meaning of `module.name`; `None` if it is not on the list.
 pub(super) fn lookup(module: &str, name: &str) -> Option<Known> {
     let row = NAMES.iter().find(|row| row.1 == name && row.0.contains(&module));

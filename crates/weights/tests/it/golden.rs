@@ -1,11 +1,12 @@
 //! Checkpoints that torch, numpy and tar wrote (`golden/make_golden.py`), read bit for bit.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use calotype_weights::pickle::{Kind, Value};
 use calotype_weights::{
     NemoFile, ReadOptions, ShardedTensors, TensorFile, TensorFileError, TensorSource, TorchFile, TorchFormat,
-    open_tensors, open_tensors_with,
+    open_tensors, open_tensors_with, write_nemo,
 };
 
 const SKIP: ReadOptions = ReadOptions { skip_unknown_objects: true };
@@ -137,6 +138,32 @@ fn nemo_archives_hold_configuration_and_weights() {
         assert_same(&file, "torch");
         file.weights().verify_checksums().unwrap();
     }
+}
+
+#[test]
+fn written_archives_are_read_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, again) = (folder.path().join("written.nemo"), folder.path().join("again.nemo"));
+    let source = TensorFile::open(golden("torch.safetensors")).unwrap();
+    let texts = BTreeMap::from([("kept".to_owned(), "a \"text\"".to_owned())]);
+    write_nemo(&path, "name: tíny\n", &source, None, &texts).unwrap();
+    let file = NemoFile::open(&path, ReadOptions::default()).unwrap();
+    assert_same(&file, "torch");
+    file.weights().verify_checksums().unwrap();
+    assert_eq!((file.weights().format(), file.weights().skipped().count()), (TorchFormat::Zip, 0));
+    let mut metadata = texts.clone();
+    metadata.insert(NemoFile::CONFIG.to_owned(), "name: tíny\n".to_owned());
+    assert_eq!(file.metadata(), metadata);
+    write_nemo(&again, "name: tíny\n", &file, None, &texts).unwrap();
+    // Tensors stand in the order of their source; the file's is that of its own dictionary.
+    let other = NemoFile::open(&again, ReadOptions::default()).unwrap();
+    assert_same(&other, "torch");
+    let bytes = std::fs::read(&again).unwrap();
+    assert!(bytes.len() % 512 == 0 && bytes.starts_with(b"./model_config.yaml\0"));
+
+    let missing = folder.path().join("none/x.nemo");
+    let error = write_nemo(&missing, "", &source, None, &BTreeMap::new()).unwrap_err().to_string();
+    assert!(error.contains("x.nemo"), "{error}");
 }
 
 #[test]

@@ -628,6 +628,16 @@ fn nemo_archives() {
             "is not UTF-8 text",
             tar_of(&[("model_config.yaml", b"\xff\xfe"), ("model_weights.ckpt", &weights)]),
         ),
+        case(
+            "texts that are a list",
+            "`calotype.json` of the archive is no JSON object of texts",
+            tar_of(&[config, ("calotype.json", b"[1]"), ("model_weights.ckpt", &weights)]),
+        ),
+        case(
+            "texts twice",
+            "`calotype.json` is in the archive twice",
+            tar_of(&[("calotype.json", b"{}"), ("calotype.json", b"{}"), config, ("model_weights.ckpt", &weights)]),
+        ),
         case("weights that are empty", "the file is empty", tar_of(&[config, ("model_weights.ckpt", b"")])),
         case("weights that are none", "is not a pickle operation", tar_of(&[config, ("model_weights.ckpt", b"\xff")])),
         case(
