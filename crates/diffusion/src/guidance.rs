@@ -1,8 +1,9 @@
 //! Classifier-free guidance around a UNet.
 
+use crate::caching::CachedRun;
 use crate::samplers::Denoiser;
 use burn::tensor::{DType, Tensor};
-use calotype_models::{AddedConditions, UNet};
+use calotype_models::{AddedConditions, DeepFeatures, Pass, UNet};
 
 /// The conditions of a UNet besides the noisy latents.
 #[derive(Clone, Debug)]
@@ -39,7 +40,8 @@ impl Conditions {
 
 /// A UNet with its prompts, as a denoiser (Ho & Salimans 2022, eq. 6): the output is
 /// `uncond + scale * (cond - uncond)`, from one batch with the prompts of all images and the empty or negative ones of those
-/// that are guided. A scale of 1 or less means no guidance: the image's second half of the batch is left out.
+/// that are guided. A scale of 1 or less means no guidance: the image's second half of the batch is left out. A network that
+/// is told its scale ([`UNet::is_told_guidance`]) gets it instead, and no negative prompt.
 ///
 /// The output of an image does not depend on the scales of the others.
 pub struct GuidedUNet<'a> {
@@ -56,6 +58,8 @@ pub struct GuidedUNet<'a> {
     /// `[batch, height, width, channels]`: what the network takes behind the latent's channels, such as a mask and the image
     /// around it.
     pub extra: Option<Tensor<4>>,
+    /// The deep features that calls share; none: every call computes the whole network.
+    pub cached: Option<CachedRun>,
     /// Precision of the UNet's activations.
     pub dtype: DType,
 }
@@ -69,14 +73,36 @@ impl<'a> GuidedUNet<'a> {
     pub fn new(unet: &'a UNet, cond: Conditions, uncond: &Conditions, scales: &[f32]) -> Self {
         let rows = [cond.context.dims()[0], uncond.context.dims()[0]];
         assert_eq!(rows, [scales.len(); 2], "one guidance scale, prompt and negative prompt for each image");
-        let guided: Vec<usize> = (0..scales.len()).filter(|&row| scales[row] > 1.0).collect();
+        let is_guided = |&row: &usize| scales[row] > 1.0 && !unet.is_told_guidance();
+        let guided: Vec<usize> = (0..scales.len()).filter(is_guided).collect();
         let joined = if guided.is_empty() { cond.clone() } else { uncond.rows(&guided).joined(&cond) };
-        Self { unet, cond, joined, guided, scales: scales.to_vec(), rescale: 0.0, extra: None, dtype: DType::F32 }
+        Self {
+            unet,
+            cond,
+            joined,
+            guided,
+            scales: scales.to_vec(),
+            rescale: 0.0,
+            extra: None,
+            cached: None,
+            dtype: DType::F32,
+        }
     }
 
-    fn call(&self, x: Tensor<4>, t: f32, conditions: &Conditions) -> Tensor<4> {
-        let times = vec![t; x.dims()[0]];
-        self.unet.forward(x, &times, conditions.context.clone(), conditions.added.as_ref()).cast(DType::F32)
+    fn call(&self, x: Tensor<4>, t: f64, conditions: &Conditions) -> Tensor<4> {
+        match &self.cached {
+            None => self.pass(x, t, conditions, None),
+            Some(cached) => cached.pass(t, |deep| self.pass(x, t, conditions, Some(deep))),
+        }
+    }
+
+    fn pass(&self, x: Tensor<4>, t: f64, conditions: &Conditions, deep: Option<&mut DeepFeatures>) -> Tensor<4> {
+        let times = vec![t as f32; x.dims()[0]];
+        // Nothing is guided by such a network: the rows are the images.
+        let guidance = self.unet.is_told_guidance().then_some(&self.scales[..]);
+        let pass = Pass { guidance, deep, ..Pass::default() };
+        let Conditions { context, added } = conditions;
+        self.unet.forward_with(pass, x, &times, context.clone(), added.as_ref()).cast(DType::F32)
     }
 
     /// `uncond + scale * (cond - uncond)` of the guided images.
@@ -97,9 +123,9 @@ impl Denoiser for GuidedUNet<'_> {
         };
         let (x, guided) = (x.cast(self.dtype), self.guided.len());
         if guided == 0 {
-            return self.call(x, t as f32, &self.cond);
+            return self.call(x, t, &self.cond);
         }
-        let y = self.call(Tensor::cat(vec![rows(&x, &self.guided), x], 0), t as f32, &self.joined);
+        let y = self.call(Tensor::cat(vec![rows(&x, &self.guided), x], 0), t, &self.joined);
         let (uncond, cond) = (y.clone().narrow(0, 0, guided), y.narrow(0, guided, batch));
         let led = self.guide(uncond, rows(&cond, &self.guided));
         if guided == batch {

@@ -8,9 +8,10 @@ use crate::pipeline::{Batch, Pipeline};
 use crate::prompts::{EncodedPrompt, EncodedPrompts};
 use crate::request::{Request, Settings, Timings, timed};
 use burn::tensor::{DType, Int, Tensor};
+use calotype_diffusion::caching::{CachedRun, Caching};
 use calotype_diffusion::guidance::{Conditions, GuidedUNet};
 use calotype_diffusion::samplers::{Inpainting, Run, Sampler, SamplerError, SamplerStep};
-use calotype_models::{LatentDistribution, UNet};
+use calotype_models::{DeepFeatures, LatentDistribution, UNet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -148,6 +149,26 @@ impl Pipeline {
         }
     }
 
+    /// Checks that the UNet has the skip connection below which features are to be kept.
+    ///
+    /// # Errors
+    /// [`PipelineError::Setting`] for one that it does not have, and for an interval of 0.
+    pub fn check_caching(&self, settings: &Settings) -> Result<(), PipelineError> {
+        let Some(Caching { interval, branch }) = settings.caching else { return Ok(()) };
+        let branches = DeepFeatures::branches(self.unet.config().block_out_channels.len());
+        let name = self.name.display();
+        if interval == 0 {
+            return Err(PipelineError::setting("--cache-interval 0: it counts steps, from 1, which keeps nothing"));
+        }
+        if branch >= branches {
+            let last = branches - 1;
+            return Err(PipelineError::setting(format!(
+                "--cache-branch {branch}: {name}: the UNet has the skip connections 0 to {last}; 0 leaves out most"
+            )));
+        }
+        Ok(())
+    }
+
     /// `[height, width, channels]` of a latent.
     fn latent_size(&self, [height, width]: [usize; 2]) -> [usize; 3] {
         let config = self.autoencoder.config();
@@ -226,7 +247,10 @@ impl Pipeline {
         let requests = batch.requests;
         let by = self.autoencoder.config().downscale();
         let size = [drawing.size[0] * by, drawing.size[1] * by];
-        let denoiser = self.denoiser(&unet, requests, prompts, (settings, size), beginning.extra.clone())?;
+        let mut denoiser = self.denoiser(&unet, requests, prompts, (settings, size), beginning.extra.clone())?;
+        self.check_caching(settings)?;
+        denoiser.cached =
+            settings.caching.and_then(|caching| CachedRun::new(caching, &unet, drawing.sampler.timesteps()));
         let first = batch.range().start;
         let hear = &mut |progress: SamplerStep<'_>| {
             observer.step(&Step { first, requests, progress: &progress, colours: self.defaults.latent_colours });

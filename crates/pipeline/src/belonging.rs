@@ -14,6 +14,9 @@ use std::path::Path;
 /// Name of the file with the hashes.
 pub const TRAINED_TOGETHER: &str = "trained_together.json";
 
+/// Hashes of the tensors of networks under canonical keys, by component.
+pub type Hashes = BTreeMap<String, String>;
+
 /// Networks of a pipeline that depend on each other.
 const TOGETHER: [Component; 4] = [Component::Unet, Component::Vae, Component::TextEncoder, Component::TextEncoder2];
 
@@ -31,18 +34,29 @@ pub fn record(folder: &Path) -> Result<(), PipelineError> {
     durable::write_json(&path, &hashes).map_err(PipelineError::io("write", path))
 }
 
+/// What [`check`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// A sentence about networks that the caller takes from elsewhere.
+    pub note: Option<String>,
+    /// [`own_hashes`], if they were computed or known.
+    pub hashes: Option<Hashes>,
+}
+
 /// Refuses a folder in which a network is not the one that training put there. Checkpoints without the file are not looked at.
-/// A network that the caller takes from elsewhere is his choice, which the sentence that is returned tells.
+/// A network that the caller takes from elsewhere is his choice, of which there is a note. `known` are [`own_hashes`] that were
+/// computed before: reading all weights takes time.
 ///
 /// # Errors
 /// [`PipelineError::Setting`] naming the network; others if a file cannot be read.
-pub fn check(checkpoint: &Checkpoint) -> Result<Option<String>, PipelineError> {
+pub fn check(checkpoint: &Checkpoint, known: Option<Hashes>) -> Result<Checked, PipelineError> {
     let shown = checkpoint.path().display();
-    let (chosen, strange) = strangers(checkpoint)?;
-    match strange.first() {
-        None => Ok(chosen.first().map(|name| format!("{shown}: the other networks were not trained with this {name}"))),
-        Some(name) => Err(PipelineError::setting(format!("{shown}: {}", problem(checkpoint, name)))),
+    let Strangers { chosen, strange, hashes } = strangers(checkpoint, known)?;
+    if let Some(name) = strange.first() {
+        return Err(PipelineError::setting(format!("{shown}: {}", problem(checkpoint, name))));
     }
+    let note = chosen.first().map(|name| format!("{shown}: the other networks were not trained with this {name}"));
+    Ok(Checked { note, hashes })
 }
 
 /// Sentences about the networks of a folder that are not those that training put there, for people who look at it.
@@ -50,7 +64,7 @@ pub fn check(checkpoint: &Checkpoint) -> Result<Option<String>, PipelineError> {
 /// # Errors
 /// [`PipelineError`] if a file cannot be read.
 pub fn problems(checkpoint: &Checkpoint) -> Result<Vec<String>, PipelineError> {
-    let (_, strange) = strangers(checkpoint)?;
+    let Strangers { strange, .. } = strangers(checkpoint, None)?;
     Ok(strange.iter().map(|name| problem(checkpoint, name)).collect())
 }
 
@@ -62,20 +76,32 @@ fn problem(checkpoint: &Checkpoint, name: &str) -> String {
     )
 }
 
-/// The networks that are not those that training recorded: those that the caller takes from elsewhere, and the others.
-fn strangers(checkpoint: &Checkpoint) -> Result<(Vec<String>, Vec<String>), PipelineError> {
-    let Some(recorded) = recorded(checkpoint)? else { return Ok(Default::default()) };
-    let found = own_hashes(checkpoint)?;
-    let strange = found.into_iter().filter(|(name, hash)| recorded.get(name).is_some_and(|recorded| recorded != hash));
-    let chosen = |name: &str| name.parse().is_ok_and(|component| checkpoint.is_taken_elsewhere(component));
-    Ok(strange.map(|(name, _)| name).partition(|name| chosen(name)))
+/// Networks that are not those that training recorded.
+struct Strangers {
+    /// Those that the caller takes from elsewhere.
+    chosen: Vec<String>,
+    /// The others.
+    strange: Vec<String>,
+    hashes: Option<Hashes>,
+}
+
+fn strangers(checkpoint: &Checkpoint, known: Option<Hashes>) -> Result<Strangers, PipelineError> {
+    let Some(recorded) = recorded(checkpoint)? else {
+        return Ok(Strangers { chosen: Vec::new(), strange: Vec::new(), hashes: known });
+    };
+    let found = known.map_or_else(|| own_hashes(checkpoint), Ok)?;
+    let is_strange = |(name, hash): &(&String, &String)| recorded.get(*name).is_some_and(|recorded| recorded != *hash);
+    let is_chosen = |name: &String| name.parse().is_ok_and(|component| checkpoint.is_taken_elsewhere(component));
+    let (chosen, strange) =
+        found.iter().filter(is_strange).map(|(name, _)| name.clone()).partition::<Vec<String>, _>(is_chosen);
+    Ok(Strangers { chosen, strange, hashes: Some(found) })
 }
 
 /// The hashes that training recorded of a checkpoint's networks, by component; none for other checkpoints.
 ///
 /// # Errors
 /// [`PipelineError::Io`] if the file cannot be read.
-pub fn recorded(checkpoint: &Checkpoint) -> Result<Option<BTreeMap<String, String>>, PipelineError> {
+pub fn recorded(checkpoint: &Checkpoint) -> Result<Option<Hashes>, PipelineError> {
     let path = checkpoint.path().join(TRAINED_TOGETHER);
     durable::read_json(&path).map_err(PipelineError::io("read", path.clone()))
 }
@@ -85,7 +111,7 @@ pub fn recorded(checkpoint: &Checkpoint) -> Result<Option<BTreeMap<String, Strin
 ///
 /// # Errors
 /// [`PipelineError`] if a tensor cannot be read.
-pub fn hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, PipelineError> {
+pub fn hashes(checkpoint: &Checkpoint) -> Result<Hashes, PipelineError> {
     hashes_of(checkpoint, |component| checkpoint.component(component))
 }
 
@@ -93,14 +119,14 @@ pub fn hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, Pipel
 ///
 /// # Errors
 /// [`PipelineError`] if a tensor cannot be read.
-pub fn own_hashes(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, PipelineError> {
+pub fn own_hashes(checkpoint: &Checkpoint) -> Result<Hashes, PipelineError> {
     hashes_of(checkpoint, |component| checkpoint.component_without_words(component))
 }
 
 fn hashes_of(
     checkpoint: &Checkpoint,
     source_of: impl Fn(Component) -> Result<ComponentSource, LayoutError>,
-) -> Result<BTreeMap<String, String>, PipelineError> {
+) -> Result<Hashes, PipelineError> {
     let held = checkpoint.components();
     let held = TOGETHER.into_iter().filter(|component| held.contains(component));
     held.map(|component| {
@@ -126,19 +152,19 @@ mod tests {
         RandomCheckpoint::new(RandomFamily::Tiny).write(&own).unwrap();
         RandomCheckpoint { seed: 7, ..RandomCheckpoint::new(RandomFamily::Tiny) }.write(&other).unwrap();
         let open = || Checkpoint::open(&own).unwrap();
-        check(&open()).unwrap();
+        check(&open(), None).unwrap();
         record(&own).unwrap();
-        check(&open()).unwrap();
+        check(&open(), None).unwrap();
         let file = "vae/diffusion_pytorch_model.safetensors";
         std::fs::copy(other.join(file), own.join(file)).unwrap();
-        let error = check(&open()).unwrap_err();
+        let error = check(&open(), None).unwrap_err();
         assert!(error.is_usage() && error.to_string().contains("its vae is not the one"), "{error}");
         let told = problems(&open()).unwrap();
         assert!(told.len() == 1 && told[0].starts_with("its vae is not the one"), "{told:?}");
         // One that is named is chosen, and told if it is another.
         let with = |vae: &Path| {
             let options = OpenOptions { vae: Some(vae.to_owned()), ..OpenOptions::default() };
-            check(&Checkpoint::open_with(&own, &options).unwrap())
+            check(&Checkpoint::open_with(&own, &options).unwrap(), None).map(|checked| checked.note)
         };
         assert!(with(&other).unwrap().unwrap().contains("not trained with this vae"));
         RandomCheckpoint::new(RandomFamily::Tiny).write(&folder.path().join("same")).unwrap();
@@ -147,7 +173,7 @@ mod tests {
         std::fs::copy(other.join(unet), own.join(unet)).unwrap();
         assert!(with(&other).unwrap_err().to_string().contains("its unet is not the one"));
         std::fs::remove_file(own.join(TRAINED_TOGETHER)).unwrap();
-        check(&open()).unwrap();
+        check(&open(), None).unwrap();
         assert!(problems(&open()).unwrap().is_empty());
     }
 
@@ -173,6 +199,11 @@ mod tests {
         assert_eq!(rows(with_word.component_without_words(Component::TextEncoder).unwrap()), own);
         assert_eq!(own_hashes(&with_word).unwrap(), hashes(&plain).unwrap());
         assert_ne!(hashes(&with_word).unwrap(), hashes(&plain).unwrap());
-        assert_eq!(check(&with_word).unwrap(), None);
+        let known = own_hashes(&plain).unwrap();
+        for hashes in [None, Some(known.clone())] {
+            assert_eq!(check(&with_word, hashes).unwrap(), Checked { note: None, hashes: Some(known.clone()) });
+        }
+        std::fs::remove_file(model.join(TRAINED_TOGETHER)).unwrap();
+        assert_eq!(check(&plain, None).unwrap(), Checked::default());
     }
 }

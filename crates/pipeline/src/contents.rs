@@ -1,6 +1,6 @@
 //! What an image was drawn from, by hashes: the files at a path can be exchanged, and networks trained on.
 
-use crate::belonging;
+use crate::belonging::{self, Hashes};
 use crate::error::PipelineError;
 use crate::settings_text::GenerationRecord;
 use calotype_checkpoints::{Checkpoint, Component};
@@ -13,14 +13,17 @@ use std::path::{Path, PathBuf};
 /// `embedding PATH`, of the files.
 pub type Contents = BTreeMap<String, String>;
 
-/// What an image of this record is drawn from. All weights are read once for it.
+/// A checkpoint with its [`belonging::own_hashes`], where they are known.
+pub type Hashed<'a> = (&'a Checkpoint, Option<&'a Hashes>);
+
+/// What an image of this record is drawn from. All weights whose hashes are not known are read once for it.
 ///
 /// # Errors
 /// [`PipelineError::Io`] naming a file that cannot be read; others as of [`belonging::own_hashes`].
 pub fn contents(
     record: &GenerationRecord,
-    model: &Checkpoint,
-    refiner: Option<&Checkpoint>,
+    model: Hashed<'_>,
+    refiner: Option<Hashed<'_>>,
 ) -> Result<Contents, PipelineError> {
     let mut contents = Contents::new();
     let vae = record.opened.vae.as_deref().unwrap_or(&record.model);
@@ -43,11 +46,11 @@ pub fn changed<'a>(before: &'a Contents, now: &Contents) -> Vec<&'a str> {
 
 fn add_networks(
     contents: &mut Contents,
-    checkpoint: &Checkpoint,
+    (checkpoint, known): Hashed<'_>,
     path: &Path,
     vae: &Path,
 ) -> Result<(), PipelineError> {
-    for (name, hash) in belonging::own_hashes(checkpoint)? {
+    for (name, hash) in known.cloned().map_or_else(|| belonging::own_hashes(checkpoint), Ok)? {
         let path = if name == Component::Vae.name() { vae } else { path };
         contents.insert(format!("{name} of {}", path.display()), hash);
     }
@@ -104,8 +107,12 @@ mod tests {
         let mut record = GenerationRecord::new(at("model"), Precision::F32);
         record.image = Some(at("start.png"));
         record.loras = vec![AdapterFile { path: at("adapter"), weight: 1.0 }];
-        let now = || contents(&record, &Checkpoint::open(at("model")).unwrap(), None).unwrap();
+        let now = || contents(&record, (&Checkpoint::open(at("model")).unwrap(), None), None).unwrap();
         let before = now();
+        let model = Checkpoint::open(at("model")).unwrap();
+        let known = belonging::own_hashes(&model).unwrap();
+        assert_eq!(contents(&record, (&model, Some(&known)), None).unwrap(), before);
+        drop(model);
         assert_eq!(before.keys().filter(|what| what.contains(" of ")).count(), 3, "{before:?}");
         assert!(changed(&before, &now()).is_empty() && changed(&Contents::new(), &now()).is_empty());
         std::fs::write(at("start.png"), "b").unwrap();
@@ -116,7 +123,7 @@ mod tests {
         let expected = expected.map(|(what, name)| format!("{what} {}", at(name).display()));
         assert_eq!(changed(&before, &now()), expected);
         std::fs::remove_file(at("start.png")).unwrap();
-        let error = contents(&record, &Checkpoint::open(at("model")).unwrap(), None).unwrap_err();
+        let error = contents(&record, (&Checkpoint::open(at("model")).unwrap(), None), None).unwrap_err();
         assert!(error.to_string().contains("start.png"), "{error}");
     }
 

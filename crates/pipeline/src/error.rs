@@ -71,6 +71,9 @@ impl PipelineError {
             Self::Setting(_) | Self::Sampler(_) => true,
             Self::Load(error) => matches!(&**error, LoadError::Layout(error) if error.is_usage()),
             Self::Encoder(error) => error.is_usage(),
+            Self::Adapter(error) => matches!(&**error, LoraError::File(error) if error.is_usage()),
+            Self::Tensor(error) => error.is_usage(),
+            Self::Image(error) => error.is_usage(),
             _ => false,
         }
     }

@@ -3,7 +3,7 @@
 use crate::error::PipelineError;
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_core::durable::{create_file, replace_file};
-use calotype_data::image::text::{PngText, add_png_text};
+use calotype_data::image::text::{PngText, add_png_text, read_png_text};
 use calotype_data::image::{Background, DecodeNotes, DecodeOptions, Filter, PngEffort, RgbImage};
 use calotype_weights::TensorFile;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ impl StartImage {
 }
 
 fn read_image(path: &Path, options: &DecodeOptions, notes: &mut Vec<String>) -> Result<RgbImage, PipelineError> {
-    let bytes = std::fs::read(path).map_err(PipelineError::io("read", path))?;
+    let bytes = calotype_core::read_input(path).map_err(PipelineError::io("read", path))?;
     let (image, found) =
         RgbImage::decode_noting(&path.display().to_string(), &bytes, options).map_err(|error| error.of_file(path))?;
     let counts = DecodeNotes::default();
@@ -166,4 +166,25 @@ fn png_with(pixels: &Tensor<3>, texts: &[PngText]) -> Result<Vec<u8>, PipelineEr
 pub fn write_png(path: &Path, pixels: &Tensor<3>, texts: &[PngText]) -> Result<(), PipelineError> {
     let png = png_with(pixels, texts)?;
     replace_file(path, |file| file.write_all(&png)).map_err(PipelineError::io("write", path))
+}
+
+/// The text inside of a preview, by which [`is_preview`] knows it.
+const PREVIEW: (&str, &str) = ("Software", "Calotype preview");
+
+/// Writes a small image that shows how far a drawing is, as [`write_png`] does.
+///
+/// # Shapes
+/// `pixels`: `[height, width, 3]` in `0..1`
+///
+/// # Errors
+/// As of [`write_png`].
+pub fn write_preview(path: &Path, pixels: &Tensor<3>) -> Result<(), PipelineError> {
+    let text = PngText { keyword: PREVIEW.0.to_owned(), text: PREVIEW.1.to_owned() };
+    write_png(path, pixels, &[text])
+}
+
+/// Whether a file is one that [`write_preview`] wrote.
+pub fn is_preview(path: &Path) -> bool {
+    let texts = std::fs::read(path).ok().and_then(|png| read_png_text("", &png).ok());
+    texts.is_some_and(|texts| texts.iter().any(|text| (text.keyword.as_str(), text.text.as_str()) == PREVIEW))
 }

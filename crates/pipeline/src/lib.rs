@@ -4,6 +4,8 @@
 //! seed, guidance and image to begin with inside one batch, and an [`Observer`] follows. Its stages stand alone too:
 //! [`Pipeline::encode_prompts`], [`Pipeline::sample`], [`Pipeline::decode`].
 //!
+//! [`quantise`] makes a checkpoint whose UNet is in 8 bits.
+//!
 //! Beside it are the encoders that training reads frozen ([`encoders`]), single networks on given tensors ([`probe`]), what stands inside an image's file ([`GenerationRecord`]),
 //! and checkpoints of random weights for tests and benchmarks ([`random_checkpoint`]).
 
@@ -22,14 +24,17 @@ pub mod network;
 pub mod noise;
 mod observer;
 mod pipeline;
+mod presets;
 mod preview;
 pub mod probe;
 pub mod prompt_syntax;
 mod prompts;
+pub mod quantise;
 pub mod random_checkpoint;
 mod refiner;
 mod request;
 mod sampler_choice;
+mod serving;
 mod settings_text;
 
 pub use adapters::{AdapterFile, load_adapters};
@@ -40,6 +45,7 @@ pub use images::StartImage;
 pub use noise::NoiseKind;
 pub use observer::{DrawnImage, Observer, Step};
 pub use pipeline::{LoadOptions, Parts, Pipeline};
+pub use presets::Preset;
 pub use preview::{LatentColours, preview};
 pub use prompt_syntax::PromptSyntax;
 pub use prompts::{CutPrompt, EncodedPrompt, EncodedPrompts, PromptOptions};

@@ -1,11 +1,9 @@
 //! Memory that drawing takes, estimated from the networks' configurations before any of it is taken.
 
 use crate::error::PipelineError;
-use crate::network::Network;
 use crate::pipeline::Pipeline;
 use crate::request::{Request, Settings};
 use burn::tensor::DType;
-use calotype_checkpoints::NetworkConfig;
 use calotype_models::{AutoencoderConfig, UNetConfig};
 
 /// Feature maps in memory at once while a UNet runs, as multiples of the outputs of all its blocks: 4.5 were measured for a
@@ -30,12 +28,14 @@ impl Pipeline {
         let together = requests.len().min(settings.batch.max(1));
         let is_last = requests.len() <= together;
         let element = bytes_of(self.dtype);
-        let unet = element * parameters(&self.unet)?;
-        let autoencoder = element * parameters(&self.autoencoder)?;
+        let unet = self.unet.weight_bytes(element as usize)? as f64;
+        let autoencoder = self.autoencoder.weight_bytes(element as usize)? as f64;
         let mut most = 0.0_f64;
         for request in requests {
             let size = self.image_size(request, settings)?;
-            let guided = request.guidance.unwrap_or(self.defaults.guidance) > 1.0;
+            // A network that is told its guidance scale makes no second pass.
+            let is_told = self.unet.config().guidance_features.is_some();
+            let guided = request.guidance.unwrap_or(self.defaults.guidance) > 1.0 && !is_told;
             let rows = together * if guided { 2 } else { 1 };
             let by = self.autoencoder.config().downscale();
             let sample = element * rows as f64 * unet_maps(self.unet.config(), size.map(|side| side / by));
@@ -52,10 +52,6 @@ impl Pipeline {
 
 fn bytes_of(dtype: DType) -> f64 {
     if dtype == DType::BF16 { 2.0 } else { 4.0 }
-}
-
-fn parameters<C: NetworkConfig>(network: &Network<C>) -> Result<f64, PipelineError> {
-    Ok(network.parameters()? as f64)
 }
 
 /// Elements of an UNet's feature maps for one latent of `[height, width]`.

@@ -6,7 +6,7 @@ use calotype_checkpoints::{Checkpoint, Component, NetworkConfig};
 use calotype_models::state::{self, WeightPrecision};
 use calotype_models::{ConfigError, Init};
 use calotype_weights::lora::LoraSet;
-use calotype_weights::{TensorFileError, TensorSource};
+use calotype_weights::{Int8Tensor, TensorFileError, TensorSource};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -129,6 +129,21 @@ impl<C: NetworkConfig> Network<C> {
         Ok(layout.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum())
     }
 
+    /// Bytes of its weights in memory, with `element` for each that is not stored in 8 bits. Of a network that is in memory already, all
+    /// are counted with `element`.
+    ///
+    /// # Errors
+    /// As of [`parameters`](Self::parameters), and if scales cannot be read.
+    pub fn weight_bytes(&self, element: usize) -> Result<usize, LoadError> {
+        let Weights::OnDemand(origin, _) = &self.weights else { return Ok(element * self.parameters()?) };
+        let mut bytes = 0;
+        for (name, shape) in state::layout(&origin.empty(&self.config, &self.path)?) {
+            let each = if origin.source.int8(&name)?.is_some() { 1 } else { element };
+            bytes += each * shape.iter().product::<usize>();
+        }
+        Ok(bytes)
+    }
+
     /// The network with its weights, which are read if they are not in memory.
     ///
     /// # Errors
@@ -193,15 +208,22 @@ impl<C: NetworkConfig> Origin<C> {
     }
 }
 
-/// BLAKE3, in hexadecimal, of tensors in the order of their names.
+/// BLAKE3, in hexadecimal, of tensors in the order of their names; of those in 8 bits, of numbers and scales.
 pub(crate) fn hash_tensors(source: &dyn TensorSource, mut names: Vec<String>) -> Result<String, TensorFileError> {
     names.sort_unstable();
     let mut hasher = blake3::Hasher::new();
     for name in &names {
-        let tensor = source.tensor(name)?;
+        let int8 = source.int8(name)?;
+        let (tensor, more) = match int8 {
+            Some(Int8Tensor { numbers, scales, smooth }) => (numbers, [scales, smooth.unwrap_or_default()].concat()),
+            None => (source.tensor(name)?, Vec::new()),
+        };
         let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
         hasher.update(format!("{name}\t{}\t{}\n", tensor.dtype, shape.join("x")).as_bytes());
         hasher.update_rayon(&tensor.data);
+        for value in more {
+            hasher.update(&value.to_le_bytes());
+        }
         source.release(name);
     }
     Ok(hasher.finalize().to_hex().to_string())

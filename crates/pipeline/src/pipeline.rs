@@ -6,7 +6,7 @@ use crate::error::PipelineError;
 use crate::family::Defaults;
 use crate::network::{Network, Placement};
 use crate::observer::{DrawnImage, Observer};
-use crate::prompts::{EncodedPrompt, EncodedPrompts, PromptOptions};
+use crate::prompts::{CutPrompt, EncodedPrompt, EncodedPrompts, PromptOptions};
 use crate::refiner::Refiner;
 use crate::request::{Request, Settings, Timings, timed};
 use burn::tensor::{DType, Device, Tensor};
@@ -244,10 +244,22 @@ impl Pipeline {
     pub fn encode_prompts(&self, prompts: &[&str], options: &PromptOptions) -> Result<EncodedPrompts, PipelineError> {
         let mut unique = prompts.to_vec();
         unique.push("");
+        let (mut by_text, cut) = self.encode_texts(unique, options)?;
+        let none = || PipelineError::setting(format!("{}: there is no text encoder", self.name.display()));
+        let empty = by_text.remove("").ok_or_else(none)?;
+        Ok(EncodedPrompts { by_text, empty, cut, zeros_for_no_negative: self.defaults.zeros_for_no_negative })
+    }
+
+    /// Encodes each of some texts once, and says which were cut.
+    pub(crate) fn encode_texts(
+        &self,
+        mut unique: Vec<&str>,
+        options: &PromptOptions,
+    ) -> Result<(BTreeMap<String, EncodedPrompt>, Vec<CutPrompt>), PipelineError> {
         unique.sort_unstable();
         unique.dedup();
         let mut by_text: BTreeMap<String, EncodedPrompt> = BTreeMap::new();
-        let mut cut: Vec<crate::CutPrompt> = Vec::new();
+        let mut cut: Vec<CutPrompt> = Vec::new();
         for encoder in self.texts.iter() {
             for (prompt, (here, lost)) in unique.iter().zip(encoder.encode_prompts(&unique, options)?) {
                 cut.extend(lost.filter(|lost| cut.iter().all(|other| other.prompt != lost.prompt)));
@@ -258,9 +270,7 @@ impl Pipeline {
                 by_text.insert((*prompt).to_owned(), joined);
             }
         }
-        let none = || PipelineError::setting(format!("{}: there is no text encoder", self.name.display()));
-        let empty = by_text.remove("").ok_or_else(none)?;
-        Ok(EncodedPrompts { by_text, empty, cut, zeros_for_no_negative: self.defaults.zeros_for_no_negative })
+        Ok((by_text, cut))
     }
 
     /// Pixels of latents, one after the other.
@@ -295,6 +305,7 @@ impl Pipeline {
     ) -> Result<Timings, PipelineError> {
         let mut timings = Timings::default();
         let sampler = self.sampler(settings)?;
+        self.check_caching(settings)?;
         self.refiner.as_ref().map_or(Ok(()), |refiner| refiner.fits(self))?;
         for request in requests {
             self.check(request)?;

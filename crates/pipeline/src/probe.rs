@@ -6,7 +6,7 @@ use calotype_checkpoints::loading::{LoadError, Loader};
 use calotype_checkpoints::{Checkpoint, Component, LayoutError};
 use calotype_core::names;
 use calotype_models::state::{self, NamedValues, Path as ModulePath, WeightPrecision};
-use calotype_models::{AddedConditions, InputError};
+use calotype_models::{AddedConditions, InputError, Pass};
 use calotype_ops::Precision;
 use calotype_weights::{NamedTensor, TensorFile, TensorFileError};
 use std::path::{Path, PathBuf};
@@ -376,7 +376,14 @@ impl Probe<'_> {
         };
         unet.check(&x, &times, &context, added.as_ref())
             .map_err(|error| self.inputs.problem(format!("the inputs do not fit the network: {error}")))?;
-        let y = unet.forward(x, &times, context, added.as_ref());
+        let guidance = match config.guidance_features.is_some() || self.inputs.has("guidance_scale") {
+            true => Some(self.inputs.numbers("guidance_scale")?),
+            false => None,
+        };
+        unet.check_guidance(guidance.as_deref(), batch)
+            .map_err(|error| self.inputs.problem(format!("the inputs do not fit the network: {error}")))?;
+        let pass = Pass { guidance: guidance.as_deref(), ..Pass::default() };
+        let y = unet.forward_with(pass, x, &times, context, added.as_ref());
         self.finish(&unet, [("sample", Output::Image(y))])
     }
 

@@ -26,6 +26,8 @@ names! {
         /// The form of Stable Diffusion 2 with all four levels and 3 million parameters, and with the text tower's last layer, which
         /// its published folder leaves out.
         TinySd2 = "tiny-sd2",
+        /// The form of Stable Diffusion 1 as a latent consistency model, as small: told its guidance scale, with its scheduler.
+        TinyLcm = "tiny-lcm",
         /// The form of Stable Diffusion XL base, as small.
         TinySdxl = "tiny-sdxl",
         /// The form of Stable Diffusion XL's refiner, as small.
@@ -58,7 +60,10 @@ impl RandomCheckpoint {
     /// [`PipelineError::Io`] and [`PipelineError::Tensor`] naming the file.
     pub fn write(&self, folder: &Path) -> Result<(), PipelineError> {
         let facts = self.published().facts();
-        let scheduler = (facts.scheduler)();
+        let mut scheduler = (facts.scheduler)();
+        if self.family == RandomFamily::TinyLcm {
+            scheduler["_class_name"] = "LCMScheduler".into();
+        }
         let mut index = (facts.index)();
         index["_class_name"] = facts.pipeline.into();
         index["scheduler"] = json!(["diffusers", scheduler["_class_name"]]);
@@ -83,7 +88,7 @@ impl RandomCheckpoint {
     /// The published family of this form.
     pub fn published(&self) -> Family {
         match self.family {
-            RandomFamily::Sd1 | RandomFamily::Tiny => Family::Sd1,
+            RandomFamily::Sd1 | RandomFamily::Tiny | RandomFamily::TinyLcm => Family::Sd1,
             RandomFamily::Sd2 | RandomFamily::TinySd2 => Family::Sd2Base,
             RandomFamily::Sdxl | RandomFamily::TinySdxl => Family::SdxlBase,
             RandomFamily::TinyRefiner => Family::SdxlRefiner,
@@ -107,6 +112,11 @@ impl RandomCheckpoint {
         let vae = AutoencoderConfig::stable_diffusion().to_diffusers();
         Ok(match self.family {
             RandomFamily::Tiny => tiny(self.in_channels, text(32, 2, 2, "quick_gelu", PLAIN)),
+            RandomFamily::TinyLcm => {
+                let mut parts = tiny(self.in_channels, text(32, 2, 2, "quick_gelu", PLAIN));
+                parts[0].1["time_cond_proj_dim"] = 32.into();
+                parts
+            }
             RandomFamily::TinySd2 => {
                 let mut parts = tiny(self.in_channels, text(32, 3, 2, "gelu", PLAIN));
                 parts[0].1 = json!({

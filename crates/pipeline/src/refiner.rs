@@ -71,6 +71,7 @@ impl Refiner {
     ) -> Result<(), PipelineError> {
         first.handed_over_at(self.start, begun)?;
         self.pipeline.sampler(&self.settings(settings))?.taken_over_at(self.start)?;
+        self.pipeline.check_caching(settings)?;
         if request.start.as_ref().is_some_and(|start| start.mask.is_some()) {
             return Err(PipelineError::setting(
                 "--refiner draws over what a mask keeps: leave out --refiner or --mask, or refine the image afterwards",

@@ -4,6 +4,7 @@ use crate::prompt_syntax::PromptSyntax;
 use crate::prompts::PromptOptions;
 use burn::tensor::Tensor;
 use calotype_checkpoints::AESTHETIC_SCORES;
+use calotype_diffusion::Caching;
 use calotype_diffusion::samplers::SamplerConfig;
 use serde::Serialize;
 use std::sync::Arc;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub guidance_rescale: f64,
     /// The sampler; none: the checkpoint's own.
     pub sampler: Option<SamplerConfig>,
+    /// Deep features of the UNet that are kept between steps; none: every step computes the whole network.
+    pub caching: Option<Caching>,
     /// The generator of the random numbers.
     pub noise: NoiseKind,
     /// Layers of the text encoders to leave out.
@@ -84,6 +87,7 @@ impl Default for Settings {
             steps: 50,
             guidance_rescale: 0.0,
             sampler: None,
+            caching: None,
             noise: NoiseKind::default(),
             clip_skip: 0,
             long_prompts: false,

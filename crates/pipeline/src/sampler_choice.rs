@@ -1,5 +1,6 @@
 use crate::error::PipelineError;
 use crate::family::{CheckpointSampler, sampler_of};
+use crate::presets::Preset;
 use calotype_checkpoints::Checkpoint;
 use calotype_diffusion::samplers::{Curve, ForeignSampler, SamplerConfig, SamplerKind};
 
@@ -10,11 +11,28 @@ pub struct SamplerChoice {
     pub name: Option<String>,
     /// Spacing of the noise levels after Karras et al. 2022.
     pub karras: bool,
-    /// DDIM's share of fresh noise, 0 to 1.
+    /// The share of fresh noise of DDIM and TCD, 0 to 1.
     pub eta: Option<f64>,
+    /// The sampling of a few-step student, whose sampler takes the place of the checkpoint's.
+    pub preset: Option<&'static Preset>,
+    /// The timesteps to visit ([`SamplerConfig::timesteps`]); empty: the sampler's own.
+    pub timesteps: Vec<f64>,
+    /// The noise levels to visit ([`SamplerConfig::sigmas`]), likewise.
+    pub sigmas: Vec<f64>,
 }
 
 impl SamplerChoice {
+    /// The name of the sampler that is asked for, if any.
+    pub fn sampler_name(&self) -> Option<&str> {
+        self.name.as_deref().or(self.preset.map(|preset| preset.sampler))
+    }
+
+    /// What holds for a second network, a refiner: neither another network's preset nor its list of timesteps.
+    pub fn of_refiner(&self) -> Self {
+        let Self { name, karras, eta, .. } = self.clone();
+        Self { name, karras, eta, ..Self::default() }
+    }
+
     /// The checkpoint's sampler with what is asked for.
     ///
     /// # Errors
@@ -30,7 +48,7 @@ impl SamplerChoice {
     /// As of [`config`](Self::config).
     pub fn resolve(&self, checkpoint: &Checkpoint) -> Result<CheckpointSampler, PipelineError> {
         let mut found = match self.foreign()? {
-            None => sampler_of(checkpoint, self.name.as_deref())?,
+            None => sampler_of(checkpoint, self.sampler_name())?,
             Some(foreign) => {
                 let mut found = sampler_of(checkpoint, Some(foreign.name()))?;
                 foreign.apply(&mut found.config)?;
@@ -60,6 +78,12 @@ impl SamplerChoice {
 
     fn change(&self, sampler: &mut SamplerConfig) -> Result<(), PipelineError> {
         let name = sampler.kind.name();
+        if let Some(preset) = self.preset {
+            preset.apply(sampler);
+        }
+        if !self.timesteps.is_empty() || !self.sigmas.is_empty() {
+            (sampler.timesteps, sampler.sigmas) = (self.timesteps.clone(), self.sigmas.clone());
+        }
         if self.karras {
             match sampler.kind.curve_mut() {
                 Some(curve) => *curve = Curve::Karras,
@@ -74,7 +98,7 @@ impl SamplerChoice {
                 None => return Err(PipelineError::setting(format!("--eta: the sampler {name} has no such share"))),
             }
         }
-        Ok(())
+        Ok(sampler.check()?)
     }
 
     /// The sampler, if it is named as other programs do; names that are ours too are ours.

@@ -12,6 +12,7 @@ use burn::tensor::{Device, Tensor};
 use calotype_checkpoints::OpenOptions;
 use calotype_data::image::DecodeOptions;
 use calotype_data::image::text::{PARAMETERS_KEYWORD, Parameters, PngText, SETTINGS_KEYWORD, read_png_text};
+use calotype_diffusion::Caching;
 use calotype_diffusion::samplers::{ForeignSampler, SamplerConfig};
 use calotype_ops::Precision;
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,9 @@ pub struct RecordedSettings {
     pub guidance: Option<f32>,
     pub guidance_rescale: f64,
     pub sampler: Option<SamplerConfig>,
+    /// As of [`Settings::caching`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caching: Option<Caching>,
     pub seed: u64,
     pub noise: NoiseKind,
     pub clip_skip: usize,
@@ -119,6 +123,7 @@ impl Default for RecordedSettings {
             guidance: request.guidance,
             guidance_rescale: s.guidance_rescale,
             sampler: s.sampler,
+            caching: s.caching,
             seed: request.seed,
             noise: s.noise,
             clip_skip: s.clip_skip,
@@ -161,7 +166,7 @@ impl Recorded {
     /// [`PipelineError::Io`] and [`PipelineError::Image`] for a file that is no PNG; [`PipelineError::Record`] if it holds no
     /// settings that are known, or damaged ones.
     pub fn read(path: &Path) -> Result<Self, PipelineError> {
-        let bytes = std::fs::read(path).map_err(PipelineError::io("read", path))?;
+        let bytes = calotype_core::read_input(path).map_err(PipelineError::io("read", path))?;
         let texts = read_png_text(&path.display().to_string(), &bytes)?;
         let wrong = |problem: String| PipelineError::Record { path: path.to_owned(), problem };
         let find = |keyword: &str| texts.iter().find(|text| text.keyword == keyword).map(|text| text.text.as_str());
@@ -224,6 +229,8 @@ impl GenerationRecord {
         more("Model", self.model.file_stem().map(|name| name.to_string_lossy().into_owned()));
         more("Clip skip", (s.clip_skip > 0).then(|| (s.clip_skip + 1).to_string()));
         more("Denoising strength", self.image.as_ref().map(|_| s.strength.to_string()));
+        more("DeepCache interval", s.caching.map(|caching| caching.interval.to_string()));
+        more("DeepCache branch", s.caching.map(|caching| caching.branch.to_string()));
         more("CFG Rescale", (s.guidance_rescale > 0.0).then(|| s.guidance_rescale.to_string()));
         more("RNG", (s.noise == NoiseKind::TorchCpu).then(|| "CPU".to_owned()));
         more("Version", Some(format!("calotype {}", self.version)));
@@ -282,6 +289,7 @@ impl GenerationRecord {
             steps: s.steps,
             guidance_rescale: s.guidance_rescale,
             sampler: s.sampler,
+            caching: s.caching,
             noise: s.noise,
             clip_skip: s.clip_skip,
             long_prompts: s.long_prompts,

@@ -1,11 +1,16 @@
 //! Pipelines on tiny checkpoints of random weights.
 
+mod few_steps;
+#[path = "it/quantise.rs"]
+mod quantise;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_checkpoints::Checkpoint;
 use calotype_data::image::{DecodeOptions, RgbImage, RgbaImage};
+use calotype_diffusion::Caching;
 use calotype_models::{Init, UNetConfig};
 use calotype_ops::Precision;
-use calotype_pipeline::images::{write_next_png, write_png};
+use calotype_pipeline::images::{is_preview, write_next_png, write_png, write_preview};
 use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
 use calotype_pipeline::{
     CutPrompt, DrawnImage, GenerationRecord, LoadOptions, NoiseKind, Observer, Pipeline, PipelineError, Recorded,
@@ -360,6 +365,7 @@ fn an_image_holds_the_settings_that_draw_it_again() {
     let mut record = GenerationRecord::new(FOLDER.path(), Precision::F32);
     record.request = RecordedRequest { number: 4, prompt: "a cat — äöü".to_owned(), negative: None };
     (record.settings.steps, record.settings.seed, record.settings.guidance) = (2, 11, Some(2.5));
+    record.settings.caching = Some(Caching { interval: 2, branch: 1 });
     record.settings.sampler = Some(SamplerChoice::default().config(&checkpoint()).unwrap());
     let draw = |record: &GenerationRecord, path: &Path| {
         struct Write<'a>(&'a GenerationRecord, &'a Path);
@@ -383,6 +389,9 @@ fn an_image_holds_the_settings_that_draw_it_again() {
     let empty = [calotype_data::image::text::PngText { keyword: "parameters".into(), text: " \n".into() }];
     write_png(&path, &Tensor::zeros([8, 8, 3], &Device::flex()), &empty).unwrap();
     assert!(Recorded::read(&path).unwrap_err().to_string().contains("holds no settings"));
+    let preview = folder.path().join("preview.png");
+    write_preview(&preview, &Tensor::zeros([8, 8, 3], &Device::flex())).unwrap();
+    assert!(is_preview(&preview) && !is_preview(&path) && !is_preview(&folder.path().join("none.png")));
     record.mask = Some(path);
     let error = record.read_inputs(&Device::flex()).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("--image"), "{error}");
@@ -560,6 +569,43 @@ fn a_refiner_of_other_latents_is_refused_before_any_work() {
         assert!(error.is_usage() && error.to_string().contains(told), "{error}");
     }
     draw(&refined(&base, &refiner, 0.6), &[request("a cat", 1, 5.0)], &settings(3, 1));
+}
+
+/// Deep features belong to one batch's run, and an interval of 1 keeps none.
+#[test]
+fn cached_blocks_do_not_depend_on_the_batch() {
+    let pipeline = load(Precision::F32);
+    let requests = [("a cat", 3, 7.5), ("two boats on a lake", 4, 1.0), ("a dog", 5, 2.0)];
+    let requests = requests.map(|(prompt, seed, guidance)| request(prompt, seed, guidance));
+    let cached =
+        |interval: usize, branch: usize| Settings { caching: Some(Caching { interval, branch }), ..settings(5, 1) };
+    assert_independent_of_batch(&pipeline, &requests, &cached(2, 0));
+    let plain = draw(&pipeline, &requests, &settings(5, 1));
+    assert_eq!(draw(&pipeline, &requests, &cached(1, 3)), plain);
+    let both = [draw(&pipeline, &requests, &cached(2, 0)), draw(&pipeline, &requests, &cached(2, 1))];
+    assert!(both[0] != plain && both[1] != plain && both[0] != both[1]);
+    for (caching, said) in [(cached(2, 6), "skip connections 0 to 5"), (cached(0, 0), "--cache-interval 0")] {
+        let mut pixels = Pixels::endless();
+        let error = pipeline.generate(&requests, &caching, &mut pixels).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(said), "{error}");
+        assert_eq!(pixels.steps, 0);
+    }
+    // A start image leaves out the first steps; the first that is drawn is a whole one.
+    let begun = requests.clone().map(|request| Request { start: Some(start(1, false)), strength: 0.6, ..request });
+    assert_independent_of_batch(&pipeline, &begun, &cached(2, 0));
+}
+
+/// The network is told its scale: negative prompts change nothing, and each scale draws another image.
+#[test]
+fn a_latent_consistency_model_is_told_its_guidance() {
+    let folder = written(RandomFamily::TinyLcm);
+    let pipeline = open(&folder, false);
+    assert_eq!(pipeline.unet().config().guidance_features, Some(32));
+    let settings = settings(2, 1);
+    let requests = [request("a cat", 1, 8.5), request("a cat", 1, 1.0), request("a dog", 2, 4.0)];
+    assert_independent_of_batch(&pipeline, &requests, &settings);
+    let negative = Request { negative: Some("blurry".to_owned()), ..request("a cat", 1, 8.5) };
+    assert_eq!(draw(&pipeline, &[negative], &settings), draw(&pipeline, &requests[..1], &settings));
 }
 
 /// A checkpoint with another scheduler's file.

@@ -1,5 +1,5 @@
 use super::diffusers::ReadScheduler;
-use super::{Ddim, SamplerError, SamplerKind, diffusers};
+use super::{Ddim, SamplerError, SamplerKind, diffusers, visits};
 use crate::objective::Prediction;
 use crate::schedule::{ScheduleConfig, Spacing};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,14 @@ pub struct SamplerConfig {
     pub spacing: Spacing,
     /// Added to the timesteps of the leading spacing.
     pub steps_offset: usize,
+    /// The timesteps that are visited, in descending order, in place of all spacings; empty: those of the spacing. There are as
+    /// many steps then. Only for samplers whose diffusers scheduler takes `timesteps`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timesteps: Vec<f64>,
+    /// The noise levels that are visited, and the one after the last step, in descending order, in place of all spacings;
+    /// empty: those of the timesteps. Only for samplers whose diffusers scheduler takes `sigmas`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sigmas: Vec<f64>,
 }
 
 impl Default for SamplerConfig {
@@ -30,6 +38,8 @@ impl Default for SamplerConfig {
             prediction: Prediction::Epsilon,
             spacing: Spacing::Leading,
             steps_offset: 1,
+            timesteps: Vec::new(),
+            sigmas: Vec::new(),
         }
     }
 }
@@ -89,14 +99,23 @@ impl SamplerConfig {
         diffusers::parse(text)
     }
 
+    /// Steps of a list of timesteps or noise levels; none without one.
+    pub fn listed_steps(&self) -> Option<usize> {
+        match (self.timesteps.len(), self.sigmas.len()) {
+            (0, 0) => None,
+            (0, levels) => Some(levels - 1),
+            (steps, _) => Some(steps),
+        }
+    }
+
     /// Checks that the settings fit together.
     ///
     /// # Errors
-    /// [`SamplerError::Setting`].
+    /// [`SamplerError::Setting`]; [`SamplerError::Visits`] for a list of timesteps or noise levels that the sampler cannot visit.
     pub fn check(&self) -> Result<(), SamplerError> {
-        match self.kind.settings().problem(self) {
-            Some(problem) => Err(SamplerError::Setting { kind: self.kind.name(), problem }),
-            None => Ok(()),
+        if let Some(problem) = self.kind.settings().problem(self) {
+            return Err(SamplerError::Setting { kind: self.kind.name(), problem });
         }
+        visits::check(self)
     }
 }

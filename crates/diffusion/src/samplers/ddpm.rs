@@ -50,6 +50,10 @@ impl SamplerSettings for Ddpm {
         Timetable::of_timesteps(context, context.whole_timesteps())
     }
 
+    fn takes_timesteps(&self) -> bool {
+        true
+    }
+
     fn is_stochastic(&self) -> bool {
         true
     }

@@ -31,7 +31,7 @@ fn harmless() -> [(&'static str, Option<Value>); 6] {
 
 /// Schedulers of diffusers that are not built here, and of whose configurations those here can be made: all have the
 /// noise levels of discrete timesteps.
-const RELATED: [&str; 10] = [
+const RELATED: [&str; 9] = [
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
     "DDPMParallelScheduler",
@@ -41,7 +41,6 @@ const RELATED: [&str; 10] = [
     "KDPM2DiscreteScheduler",
     "LMSDiscreteScheduler",
     "SASolverScheduler",
-    "TCDScheduler",
 ];
 
 /// A configuration, and what its reader should know.
@@ -74,6 +73,7 @@ fn common(fields: &mut Fields<'_>, row: &Row) -> SamplerConfig {
         prediction: fields.get("prediction_type", Prediction::Epsilon),
         spacing: fields.get("timestep_spacing", spacing),
         steps_offset: fields.whole("steps_offset", 0, 0..=MOST),
+        ..SamplerConfig::default()
     }
 }
 
@@ -276,6 +276,11 @@ pub(super) fn write(config: &SamplerConfig) -> Result<Value, SamplerError> {
     fields.put("num_train_timesteps", config.schedule.timesteps);
     fields.put("prediction_type", config.prediction);
     config.kind.settings().write(&mut fields);
+    for (name, list) in [("timesteps", &config.timesteps), ("sigmas", &config.sigmas)] {
+        if !list.is_empty() {
+            fields.unsaid(name, format!("{list:?}"));
+        }
+    }
     if !row.defaults.edm {
         write_discrete(config, row, &mut fields);
     }

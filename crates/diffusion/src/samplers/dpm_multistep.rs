@@ -100,6 +100,10 @@ impl SamplerSettings for DpmMultistep {
         self.algorithm.problem(self.order, &self.sigmas)
     }
 
+    fn takes_timesteps(&self) -> bool {
+        true
+    }
+
     fn is_stochastic(&self) -> bool {
         self.algorithm.is_stochastic()
     }

@@ -40,6 +40,14 @@ pub enum SamplerError {
         /// The problem, and the remedy.
         problem: &'static str,
     },
+    /// A list of timesteps or noise levels that the sampler cannot visit.
+    #[error("sampler `{kind}`: {problem}")]
+    Visits {
+        /// The sampler.
+        kind: &'static str,
+        /// The problem, with the remedy.
+        problem: String,
+    },
     /// Too few steps for this sampler.
     #[error("sampler `{kind}` needs at least {least} steps, or {instead}; {steps} were asked for")]
     FewSteps {

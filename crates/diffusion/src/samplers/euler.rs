@@ -45,6 +45,14 @@ impl SamplerSettings for Euler {
         self.sigmas.problem_at_fractions()
     }
 
+    fn takes_timesteps(&self) -> bool {
+        true
+    }
+
+    fn takes_sigmas(&self) -> bool {
+        true
+    }
+
     fn write(&self, fields: &mut SchedulerFields) {
         fields.put_curve(self.sigmas.curve);
         fields.put_ends(&self.sigmas);

@@ -55,6 +55,10 @@ impl SamplerSettings for Heun {
         self.sigmas.problem_at_fractions()
     }
 
+    fn takes_timesteps(&self) -> bool {
+        true
+    }
+
     fn write(&self, fields: &mut SchedulerFields) {
         fields.put_curve(self.sigmas.curve);
         fields.put_no_ends(&self.sigmas);

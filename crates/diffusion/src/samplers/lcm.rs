@@ -51,19 +51,11 @@ impl SamplerSettings for Lcm {
     }
 
     fn timetable(&self, context: &ScheduleContext<'_>) -> Result<Timetable, SamplerError> {
-        let (original, steps, timesteps) = (self.original_steps, context.steps, context.schedule.timesteps());
-        if original == 0 || original > timesteps {
-            let problem = "original_steps has to lie between 1 and the number of training timesteps";
-            return Err(SamplerError::Setting { kind: Self::NAME, problem });
-        }
-        if steps > original {
-            return Err(SamplerError::ManySteps { kind: Self::NAME, steps, most: original });
-        }
-        let stride = timesteps / original;
-        // numpy.linspace without its end, from which floating point may leave a little less than a whole number.
-        let spacing = original as f64 / steps as f64;
-        let place = |i: usize| (i as f64 * spacing).floor() as usize;
-        Timetable::of_timesteps(context, (0..steps).map(|i| (original - place(i)) * stride - 1).collect())
+        Timetable::of_timesteps(context, distilled_timesteps(context, Self::NAME, self.original_steps)?)
+    }
+
+    fn takes_timesteps(&self) -> bool {
+        true
     }
 
     fn is_stochastic(&self) -> bool {
@@ -79,6 +71,34 @@ impl SamplerSettings for Lcm {
     fn clip_mut(&mut self) -> Option<&mut Option<f64>> {
         Some(&mut self.clip)
     }
+}
+
+/// The timesteps of sampling, from noise to image: evenly among those of the solver in distillation, `original` of them; or a
+/// list that is given.
+///
+/// # Errors
+/// [`SamplerError::Setting`] and [`SamplerError::ManySteps`] for the sampler `kind`.
+pub(super) fn distilled_timesteps(
+    context: &ScheduleContext<'_>,
+    kind: &'static str,
+    original: usize,
+) -> Result<Vec<usize>, SamplerError> {
+    if let Some(given) = context.given_timesteps() {
+        return Ok(given);
+    }
+    let (steps, timesteps) = (context.steps, context.schedule.timesteps());
+    if original == 0 || original > timesteps {
+        let problem = "original_steps has to lie between 1 and the number of training timesteps";
+        return Err(SamplerError::Setting { kind, problem });
+    }
+    if steps > original {
+        return Err(SamplerError::ManySteps { kind, steps, most: original });
+    }
+    let stride = timesteps / original;
+    // numpy.linspace without its end, from which floating point may leave a little less than a whole number.
+    let spacing = original as f64 / steps as f64;
+    let place = |i: usize| (i as f64 * spacing).floor() as usize;
+    Ok((0..steps).map(|i| (original - place(i)) * stride - 1).collect())
 }
 
 struct LcmSolver<'a> {

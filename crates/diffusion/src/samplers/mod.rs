@@ -20,6 +20,7 @@ mod settings;
 mod sigmas;
 mod solver;
 mod timetable;
+mod visits;
 
 pub use config::SamplerConfig;
 pub use diffusers::ReadScheduler;
@@ -58,6 +59,8 @@ settings::samplers! {
     unipc::UniPc = "unipc";
     /// Latent consistency models.
     lcm::Lcm = "lcm";
+    /// Trajectory consistency distillation.
+    tcd::Tcd = "tcd";
     /// Euler's method on EDM's noise levels.
     edm_euler::EdmEuler = "edm_euler";
     /// Multistep DPM-Solver++ on EDM's noise levels.

@@ -31,6 +31,16 @@ pub(super) trait SamplerSettings {
         false
     }
 
+    /// True if it can visit a list of timesteps; its diffusers scheduler takes `timesteps` then.
+    fn takes_timesteps(&self) -> bool {
+        false
+    }
+
+    /// True if it can visit a list of noise levels; its diffusers scheduler takes `sigmas` then.
+    fn takes_sigmas(&self) -> bool {
+        false
+    }
+
     /// Calls of the denoiser in one step.
     fn calls_per_step(&self) -> usize {
         1

@@ -129,11 +129,14 @@ impl Table {
 
     /// The fractional timestep of a ratio, interpolated in its logarithm.
     fn timestep_of(&self, sigma: f64) -> f64 {
+        self.timestep_of_log(sigma.max(1e-10).ln())
+    }
+
+    fn timestep_of_log(&self, log: f64) -> f64 {
         let last = self.logs.len() - 1;
         if last == 0 {
             return 0.0;
         }
-        let log = sigma.max(1e-10).ln();
         let low = self.logs.partition_point(|&other| other <= log).saturating_sub(1).min(last - 1);
         let (below, above) = (self.logs[low], self.logs[low + 1]);
         let weight = ((below - log) / single(below - above)).clamp(0.0, 1.0);
@@ -154,6 +157,12 @@ fn single(x: f64) -> f64 {
 /// The curves run between the levels of the spacing's own ends.
 pub(super) fn fractional(context: &ScheduleContext<'_>, range: &SigmaRange) -> (Vec<f64>, Vec<f64>) {
     let table = Table::new(context.schedule);
+    if let [visited @ .., last] = &context.config.sigmas[..] {
+        // A list is `f32` in diffusers, and so are its logarithms.
+        let log = |sigma: f64| single(single(sigma).max(1e-10).ln());
+        let timesteps = visited.iter().map(|&sigma| single(table.timestep_of_log(log(sigma)))).collect();
+        return (timesteps, closed(visited.to_vec(), *last));
+    }
     let timesteps = context.fractional_timesteps();
     let sigmas: Vec<f64> = timesteps.iter().map(|&t| table.at(t)).collect();
     let last = match range.last {

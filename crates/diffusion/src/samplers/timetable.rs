@@ -3,6 +3,7 @@
 use super::SamplerConfig;
 use super::SamplerError;
 use super::solver::Level;
+use super::visits::check_steps;
 use crate::objective::Prediction;
 use crate::schedule::{NoiseSchedule, ScheduleError, Spacing};
 use burn::tensor::Tensor;
@@ -41,6 +42,7 @@ impl Timetable {
     /// # Errors
     /// [`SamplerError`] for impossible numbers of steps or timesteps.
     pub fn new(config: &SamplerConfig, schedule: &NoiseSchedule, steps: usize) -> Result<Self, SamplerError> {
+        check_steps(config, steps)?;
         let timesteps = schedule.timesteps();
         if steps == 0 || steps > timesteps {
             return Err(ScheduleError::Steps { steps, timesteps }.into());
@@ -127,8 +129,17 @@ impl Timetable {
 }
 
 impl ScheduleContext<'_> {
+    /// A list of training timesteps that is given, which is whole where it is taken as whole.
+    pub fn given_timesteps(&self) -> Option<Vec<usize>> {
+        let given = &self.config.timesteps;
+        (!given.is_empty()).then(|| given.iter().map(|&t| t as usize).collect())
+    }
+
     /// Training timesteps, from noise to image.
     pub fn whole_timesteps(&self) -> Vec<usize> {
+        if let Some(given) = self.given_timesteps() {
+            return given;
+        }
         let (n, steps) = (self.schedule.timesteps(), self.steps);
         match self.config.spacing {
             Spacing::Leading => self.leading(n / steps, steps),
@@ -139,6 +150,9 @@ impl ScheduleContext<'_> {
 
     /// The same without rounding, as fractions of the `f32` in which diffusers keeps them.
     pub fn fractional_timesteps(&self) -> Vec<f64> {
+        if !self.config.timesteps.is_empty() {
+            return self.config.timesteps.iter().map(|&t| f64::from(t as f32)).collect();
+        }
         match self.config.spacing {
             Spacing::Linspace => {
                 even(self.schedule.timesteps() - 1, self.steps).map(|t| f64::from(t as f32)).rev().collect()
@@ -150,6 +164,9 @@ impl ScheduleContext<'_> {
     /// The timesteps of the exponential integrators, from noise to image: of one step more, the last of
     /// which is left out. They begin with the last of `timesteps`.
     pub fn inner_timesteps(&self, spacing: Spacing, timesteps: usize) -> Vec<usize> {
+        if let Some(given) = self.given_timesteps() {
+            return given;
+        }
         let points = self.steps + 1;
         match spacing {
             Spacing::Leading => {

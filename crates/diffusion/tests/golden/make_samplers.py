@@ -53,7 +53,8 @@ def run(group, prediction, spacing, steps):
     if spacing is not None:
         config["timestep_spacing"] = spacing
     scheduler = getattr(diffusers, name)(**config)
-    scheduler.set_timesteps(steps)
+    lists = {key: group[key] for key in ["timesteps", "sigmas"] if key in group}
+    scheduler.set_timesteps(**(lists or dict(num_inference_steps=steps)))
     first, timesteps = 0, scheduler.timesteps
     if group.get("strength") is not None:
         first = (steps - min(int(steps * group.get("strength")), steps)) * scheduler.order
@@ -65,7 +66,7 @@ def run(group, prediction, spacing, steps):
         x = x * scheduler.init_noise_sigma
     else:
         x = scheduler.add_noise(clean_latent().reshape(1, 2, 2, 2), x, timesteps[:1])
-    options = {"eta": group.get("eta", 0.0)} if name == "DDIMScheduler" else {}
+    options = {"eta": group.get("eta", 0.0)} if name in ["DDIMScheduler", "TCDScheduler"] else {}
     module = importlib.import_module(type(scheduler).__module__)
     out = []
     for i, t in enumerate(timesteps):
@@ -80,8 +81,20 @@ def run(group, prediction, spacing, steps):
     return values
 
 
-def group(name, predictions, spacings, steps=STEPS, betas={}, eta=None, strength=None, tolerance=None, **config):
-    optional = dict(eta=eta, strength=strength, tolerance=tolerance)
+def group(
+    name,
+    predictions,
+    spacings,
+    steps=STEPS,
+    betas={},
+    eta=None,
+    strength=None,
+    timesteps=None,
+    sigmas=None,
+    tolerance=None,
+    **config,
+):
+    optional = dict(eta=eta, strength=strength, timesteps=timesteps, sigmas=sigmas, tolerance=tolerance)
     config = dict(betas, _class_name=name, **config)
     result = dict(config=config, predictions=predictions, spacings=spacings, steps=steps)
     return result | {key: value for key, value in optional.items() if value is not None}
@@ -219,10 +232,40 @@ def edm():
     yield group(multi, EPS, [None], solver_order=3, lower_order_final=False, euler_at_final=True, **cosxl)
 
 
+def few_steps():
+    """Students of few steps: TCD, and the lists of timesteps and noise levels that they and others visit."""
+    for eta in [0.0, 0.3, 1.0]:
+        yield group("TCDScheduler", ALL, ["leading"], steps=[1, 2, 4, 8, 50], eta=eta)
+    yield group("TCDScheduler", EPS, ["trailing"], steps=[3, 7], eta=0.75, original_inference_steps=30)
+    yield group("TCDScheduler", EPS_V, ["leading"], steps=[8], eta=0.3, strength=0.5)
+    dmd2, one = [999, 749, 499, 249], [800]
+    for name in ["LCMScheduler", "TCDScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler"]:
+        config = {"clip_sample": False} if name == "DDPMScheduler" else {}
+        eta = {"eta": 0.5} if name == "TCDScheduler" else {}
+        for timesteps in [dmd2, one]:
+            steps = [len(timesteps)]
+            yield group(name, EPS_V, [None], steps=steps, timesteps=timesteps, **eta, **config)
+    # Align your steps (Sabour et al. 2024), the table of diffusers for SDXL.
+    ays = [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]
+    yield group("DPMSolverMultistepScheduler", EPS_V, [None], steps=[10], timesteps=ays)
+    yield group("DPMSolverMultistepScheduler", EPS, [None], steps=[10], timesteps=ays, algorithm_type="sde-dpmsolver++")
+    yield group("EulerDiscreteScheduler", EPS, ["trailing"], steps=[10], timesteps=ays)
+    yield group("EulerDiscreteScheduler", EPS, ["leading"], steps=[2], timesteps=[700.25, 99.5])
+    levels = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029]
+    for spacing in ["leading", "trailing"]:
+        yield group("EulerDiscreteScheduler", ALL, [spacing], steps=[10], sigmas=levels)
+        yield group("EulerDiscreteScheduler", EPS, [spacing], steps=[2], sigmas=[14.615, 2.0, 0.0])
+    for steps in [1, 2, 4, 8]:
+        yield group("EulerDiscreteScheduler", ["epsilon", "sample"], ["trailing"], steps=[steps])
+        yield group("EulerAncestralDiscreteScheduler", EPS, ["trailing"], steps=[steps])
+        ddim = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        yield group("DDIMScheduler", EPS, ["trailing"], steps=[steps], **ddim)
+
+
 def main():
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
-    groups = [g for part in [alpha_families, dpm_families, unipc, sigma_families, from_pictures, edm] for g in part()]
+    groups = [g for part in [alpha_families, dpm_families, unipc, sigma_families, from_pictures, edm, few_steps] for g in part()]
     values = []
     for g in groups:
         for combination in itertools.product(g["predictions"], g["spacings"], g["steps"]):

@@ -2,7 +2,7 @@
 
 use calotype_diffusion::samplers::{
     Curve, Ddim, Ddpm, DpmAlgorithm, DpmMultistep, DpmRule, DpmSinglestep, EdmCurve, EdmDpmMultistep, EdmLevels, Euler,
-    FinalSigma, Heun, Lcm, Pndm, SigmaRange, UniPc, UniPcStep, Variance,
+    FinalSigma, Heun, Lcm, Pndm, SigmaRange, Tcd, UniPc, UniPcStep, Variance,
 };
 use calotype_diffusion::{Prediction, SamplerConfig, SamplerError, SamplerKind, ScheduleConfig, ScheduleKind, Spacing};
 use serde_json::{Value, json};
@@ -35,6 +35,7 @@ fn stable_diffusion_1_5() {
             prediction: Prediction::Epsilon,
             spacing: Spacing::Leading,
             steps_offset: 1,
+            ..SamplerConfig::default()
         }
     );
 }
@@ -217,6 +218,7 @@ fn unusual_settings() -> Vec<SamplerKind> {
             sigmas: ends,
         }),
         SamplerKind::Lcm(Lcm { original_steps: 30, timestep_scaling: 8.0, clip: Some(1.0) }),
+        SamplerKind::Tcd(Tcd { eta: 0.0, original_steps: 30 }),
         SamplerKind::EdmDpmMultistep(EdmDpmMultistep {
             order: 1,
             algorithm: DpmAlgorithm::SdePlusPlus,
@@ -263,6 +265,9 @@ fn settings_without_a_field_are_not_written() {
     let of = |kind| SamplerConfig { kind, ..Default::default() };
     for (config, setting) in [
         (of(SamplerKind::Ddim(Ddim { eta: 0.5, ..Default::default() })), "eta"),
+        (of(SamplerKind::Tcd(Tcd { eta: 0.3, ..Default::default() })), "eta"),
+        (SamplerConfig { timesteps: vec![999.0], ..of(SamplerKind::Lcm(Lcm::default())) }, "timesteps"),
+        (SamplerConfig { sigmas: vec![9.0, 0.0], ..of(SamplerKind::Euler(Euler::default())) }, "sigmas"),
         (of(SamplerKind::Heun(Heun { sigmas: ends, clip: None })), "sigma_max"),
         (SamplerConfig { schedule, ..of(SamplerKind::Heun(Heun::default())) }, "zero_terminal_snr"),
     ] {
@@ -281,7 +286,7 @@ fn curves_and_shares_of_noise() {
         all.filter_map(|mut kind| choice(&mut kind).then_some(kind.name())).collect::<Vec<_>>()
     };
     assert_eq!(with(|kind| kind.curve_mut().is_some()), ["dpm_multistep", "dpm_singlestep", "euler", "heun", "unipc"]);
-    assert_eq!(with(|kind| kind.eta_mut().is_some()), ["ddim"]);
+    assert_eq!(with(|kind| kind.eta_mut().is_some()), ["ddim", "tcd"]);
     assert_eq!(SamplerKind::all().iter().map(SamplerKind::name).collect::<Vec<_>>(), SamplerKind::NAMES);
 }
 

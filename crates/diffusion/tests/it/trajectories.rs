@@ -24,6 +24,11 @@ struct Group {
     #[serde(default)]
     eta: f64,
     strength: Option<f64>,
+    /// Lists in place of a spacing.
+    #[serde(default)]
+    timesteps: Vec<f64>,
+    #[serde(default)]
+    sigmas: Vec<f64>,
     /// Largest difference over largest value.
     #[serde(default = "tolerance")]
     tolerance: f32,
@@ -117,9 +122,10 @@ fn trajectories_equal_those_of_diffusers() {
             file["prediction_type"] = prediction.into();
             file["timestep_spacing"] = spacing.map_or(Value::Null, Value::from);
             let mut config = SamplerConfig::from_diffusers(&file).unwrap();
-            if let SamplerKind::Ddim(ddim) = &mut config.kind {
-                ddim.eta = group.eta;
+            if let Some(eta) = config.kind.eta_mut() {
+                *eta = group.eta;
             }
+            (config.timesteps, config.sigmas) = (group.timesteps.clone(), group.sigmas.clone());
             let sampler = Sampler::new(&config, steps).unwrap();
             let latents = trajectory(&sampler, group.strength).unwrap();
             let error = difference(&mut golden, &latents, steps);

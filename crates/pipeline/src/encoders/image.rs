@@ -226,13 +226,11 @@ impl ImageEncoder {
             }
             Model::Classifier(network) => {
                 let misfit = misfit(network.path(), Component::Classifier);
-                let states = network.get()?.last_hidden_state(batch).map_err(misfit)?;
+                let network = network.get()?;
+                let states = network.last_hidden_state(batch).map_err(misfit)?;
                 match output {
                     ImageOutput::States => Ok(rows_of(states)),
-                    _ => {
-                        let [images, _, channels] = states.dims();
-                        Ok(rows_of(states.narrow(1, 0, 1).reshape([images, channels])))
-                    }
+                    _ => Ok(rows_of(network.read(states))),
                 }
             }
         }

@@ -68,6 +68,7 @@ impl EncoderError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Layout(error) | Self::Load(LoadError::Layout(error)) => error.is_usage(),
+            Self::Tensor(error) => error.is_usage(),
             Self::Output { .. } | Self::Prompt { .. } => true,
             _ => false,
         }
