@@ -4,9 +4,10 @@ use crate::features::{FeatureKey, Features, Networks, hex};
 use crate::figure::Figure;
 use crate::metrics::Metric;
 use crate::pictures::{Picture, Pictures};
-use crate::state::{Part, Reference, State, StateFolder, States};
+use crate::state::{Part, PixelHash, Reference, State, StateFolder, States, pixel_hash};
 use crate::{EvaluateError, Result};
 use calotype_data::Control;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -47,6 +48,8 @@ pub struct PassOptions<'a> {
     pub first: usize,
     /// A folder of its own, in which it is saved and goes on; without one, it is in temporary files and memory.
     pub folder: Option<&'a Path>,
+    /// What that folder is of, such as the name of a model: states that are of something else are refused.
+    pub of: &'a str,
     /// True if the rows of all features are kept, whether or not a metric wants them: mean and covariance of slices are then
     /// the same bits as of all pictures at once, and other metrics can be computed later.
     pub keep_rows: bool,
@@ -79,7 +82,7 @@ impl Pass {
         metrics: &[Box<dyn Metric>],
         options: &PassOptions<'_>,
     ) -> Result<Self> {
-        let folder = options.folder.map(StateFolder::open).transpose()?;
+        let folder = options.folder.map(|folder| StateFolder::open(folder, options.of)).transpose()?;
         let mut states = States::new();
         for (key, mut wanted) in wanted(metrics) {
             if options.keep_rows {
@@ -110,6 +113,7 @@ impl Pass {
     /// be used any more then.
     pub fn push(&mut self, pictures: &[Picture]) -> Result<()> {
         let images: Vec<_> = pictures.iter().map(|picture| &picture.image).collect();
+        let pixels: Vec<PixelHash> = images.par_iter().map(|image| pixel_hash(image)).collect();
         for features in &self.networks {
             let Some(state) = self.states.get_mut(features.key()) else { continue };
             let found = features.images(&images)?;
@@ -117,7 +121,7 @@ impl Pass {
                 true => features.captions(&captions(pictures)?)?,
                 false => Vec::new(),
             };
-            state.push(pictures, &found, &captions)?;
+            state.push(pictures, &pixels, &found, &captions)?;
         }
         Ok(())
     }
@@ -146,12 +150,7 @@ impl Pass {
 /// The captions of pictures that all need one.
 fn captions(pictures: &[Picture]) -> Result<Vec<&str>> {
     fn caption(picture: &Picture) -> Result<&str> {
-        let missing = || {
-            let name = &picture.name;
-            EvaluateError::Usage(format!(
-                "picture {name} has no caption, which a metric compares it with; see --captions"
-            ))
-        };
+        let missing = || EvaluateError::NoCaption { place: String::new(), picture: picture.name.clone() };
         picture.caption.as_deref().ok_or_else(missing)
     }
     pictures.iter().map(caption).collect()
@@ -185,7 +184,7 @@ pub fn judge(pictures: &Pictures, numbers: Range<usize>, pass: &mut Pass, contro
                 pass.save()?;
                 return Err(stopped.into());
             }
-            pass.push(&batch?)?;
+            pass.push(&batch?).map_err(|error| error.of_place(&pictures.name()))?;
         }
         control.report(STAGE, total, total);
         pass.save()
@@ -196,7 +195,7 @@ pub fn judge(pictures: &Pictures, numbers: Range<usize>, pass: &mut Pass, contro
 /// features has a folder of its own there, in which a second start goes on.
 ///
 /// # Errors
-/// As [`Pass::open`] and [`judge`].
+/// As [`Pass::open`] and [`judge`]; [`EvaluateError::Usage`] for too few pictures.
 pub fn states_of(
     pictures: &Pictures,
     metrics: &[Box<dyn Metric>],
@@ -204,29 +203,47 @@ pub fn states_of(
     keep: Option<&Path>,
     control: &mut Control<'_>,
 ) -> Result<States> {
-    let folder = keep.map(|keep| keep.join(name_of_pass(pictures, metrics)));
-    let options = PassOptions { first: 0, folder: folder.as_deref(), keep_rows: keep.is_some() };
+    check_number(pictures, metrics)?;
+    let name = keep.map_or(Ok(String::new()), |_| name_of_pass(pictures, metrics))?;
+    let folder = keep.map(|keep| keep.join(&name));
+    let options = PassOptions { first: 0, folder: folder.as_deref(), of: &name, keep_rows: keep.is_some() };
     let mut pass = Pass::open(metrics, networks, &options)?;
     judge(pictures, 0..pictures.len(), &mut pass, control)?;
     pass.finish()
 }
 
+/// Refuses too few pictures before a network is opened.
+fn check_number(pictures: &Pictures, metrics: &[Box<dyn Metric>]) -> Result<()> {
+    match metrics.iter().find(|metric| metric.needs().gaussian && pictures.len() < 2) {
+        None => Ok(()),
+        Some(metric) => Err(EvaluateError::Usage(format!(
+            "{} holds {} picture, and {} compares covariances, which need at least 2; give more pictures, or other metrics",
+            pictures.name(),
+            pictures.len(),
+            metric.name()
+        ))),
+    }
+}
+
 /// A name that passes over other pictures, or for other features, do not have.
-fn name_of_pass(pictures: &Pictures, metrics: &[Box<dyn Metric>]) -> String {
+fn name_of_pass(pictures: &Pictures, metrics: &[Box<dyn Metric>]) -> Result<String> {
     const DIGITS: usize = 16;
-    let mut hasher = Sha256::new().chain_update(pictures.digest());
+    // The version of what is kept: states of earlier ones are not looked at.
+    const VERSION: &str = "2\n";
+    let contents = pictures.digest_of_contents(pictures.len())?;
+    let mut hasher = Sha256::new().chain_update(VERSION).chain_update(contents);
     for (key, wanted) in wanted(metrics) {
         let rows: Vec<&str> =
             wanted.rows.iter().filter(|part| **part != Part::Features).map(|part| part.name()).collect();
         hasher.update(format!("\n{key} {}", rows.join(" ")));
     }
-    hex(&hasher.finalize())[..DIGITS].to_owned()
+    Ok(hex(&hasher.finalize())[..DIGITS].to_owned())
 }
 
 /// The figures of all metrics.
 ///
 /// # Errors
-/// A metric needs what was not kept, or its formula does not take the numbers.
+/// A metric needs what was not kept, its formula does not take the numbers, or gives what is no finite number.
 pub fn figures(metrics: &[Box<dyn Metric>], judged: &States, reference: Option<&Reference>) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for metric in metrics {
@@ -235,7 +252,13 @@ pub fn figures(metrics: &[Box<dyn Metric>], judged: &States, reference: Option<&
             key: key.to_string(),
             detail: format!("{} needs these features, which were not computed", metric.name()),
         })?;
-        figures.extend(metric.figures(state, reference)?);
+        for figure in metric.figures(state, reference)? {
+            if !figure.value.is_finite() {
+                let detail = format!("{} ({}) is {}, no finite number", figure.metric, figure.variant, figure.value);
+                return Err(EvaluateError::State { key: key.to_string(), detail });
+            }
+            figures.push(figure);
+        }
     }
     Ok(figures)
 }

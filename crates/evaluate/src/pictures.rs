@@ -3,15 +3,15 @@
 use crate::features::hex;
 use crate::{EvaluateError, Result};
 use calotype_core::read_text;
-use calotype_data::Source;
 use calotype_data::image::{DecodeNotes, DecodeOptions, RgbImage};
 use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use calotype_data::source::metadata::{FILE_COLUMNS, Table};
 use calotype_data::source::{CAPTION_COLUMNS, SourceOptions, open};
+use calotype_data::{Error, SampleRef, Source};
 use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct Picture {
 /// Pictures of a folder, of shards, or of what else samples are read from, in the order of their source.
 pub struct Pictures {
     source: Arc<dyn Source>,
+    /// What messages call the source; empty if it has no name.
+    place: String,
     captions: Captions,
     decode: DecodeOptions,
     notes: DecodeNotes,
@@ -52,19 +54,20 @@ impl Pictures {
     /// # Errors
     /// [`EvaluateError::Data`], among others if there are no pictures.
     pub fn open(spec: &str) -> Result<Self> {
-        Ok(Self::of(open(spec, &SourceOptions::default())?))
+        Ok(Self { place: spec.to_owned(), ..Self::of(open(spec, &SourceOptions::default())?) })
     }
 
     /// Those of a source.
     pub fn of(source: Arc<dyn Source>) -> Self {
-        Self { source, captions: Captions::OfSource, decode: DecodeOptions::as_stored(), notes: DecodeNotes::default() }
+        let (captions, decode, notes) = (Captions::OfSource, DecodeOptions::as_stored(), DecodeNotes::default());
+        Self { source, place: String::new(), captions, decode, notes }
     }
 
     /// The same pictures with the captions of a file: a table (`.csv`, `.jsonl`) with the pictures' names in `file_name` and
     /// captions in a column that is called one (`caption`, `text`, …), or a text with a line for each picture, in order.
     ///
     /// # Errors
-    /// [`EvaluateError::File`] if it cannot be used: another number of lines than pictures, no such columns, a name twice;
+    /// [`EvaluateError::Usage`] for another number of lines than pictures; [`EvaluateError::File`] for no such columns, a name twice;
     /// [`EvaluateError::Io`], [`EvaluateError::Data`].
     pub fn with_captions(mut self, path: &Path) -> Result<Self> {
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
@@ -79,13 +82,13 @@ impl Pictures {
         let text = read_text(path).map_err(EvaluateError::io("read", path))?;
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
         if lines.len() != self.len() {
-            let detail = format!(
-                "{} lines for {} pictures; give a line for each, in the order of the pictures' names, or a table (.csv, .jsonl) \
+            return Err(EvaluateError::Usage(format!(
+                "{}: {} lines for {} pictures; give a line for each, in the order of the pictures' names, or a table (.csv, .jsonl) \
                  with the columns file_name and caption",
+                path.display(),
                 lines.len(),
                 self.len()
-            );
-            return Err(EvaluateError::File { path: path.to_owned(), detail });
+            )));
         }
         Ok(lines)
     }
@@ -104,9 +107,40 @@ impl Pictures {
         hex(&hasher.finalize())
     }
 
+    /// A checksum of the first `count` pictures too, where each is read by itself: files of a folder can be replaced under their names.
+    /// Of shards and tables it is [`digest`](Self::digest), which knows their files.
+    ///
+    /// # Errors
+    /// [`EvaluateError::Data`] for a picture that cannot be read.
+    pub fn digest_of_contents(&self, count: usize) -> Result<String> {
+        let digest = self.digest();
+        if self.source.blocks().len() != self.len() {
+            return Ok(digest);
+        }
+        let of_sample = |number: usize| -> Result<blake3::Hash> {
+            let held = self.source.get(number)?;
+            let mut hasher = blake3::Hasher::new();
+            for (name, bytes) in held.sample().parts() {
+                hasher.update(format!("{name} {}\n", bytes.len()).as_bytes()).update(bytes);
+            }
+            Ok(hasher.finalize())
+        };
+        let found: Vec<_> = (0..count.min(self.len())).into_par_iter().map(of_sample).collect();
+        let mut hasher = Sha256::new().chain_update(digest);
+        for found in found {
+            hasher.update(found?.as_bytes());
+        }
+        Ok(hex(&hasher.finalize()))
+    }
+
     /// Number of pictures.
     pub fn len(&self) -> usize {
         self.source.len()
+    }
+
+    /// Their source, for messages.
+    pub fn name(&self) -> String {
+        self.source.name()
     }
 
     /// True if there are none.
@@ -117,21 +151,48 @@ impl Pictures {
     /// Picture `number`.
     ///
     /// # Errors
-    /// [`EvaluateError::Data`], which names it.
+    /// [`EvaluateError::Data`] or [`EvaluateError::Picture`], which name it.
     pub fn get(&self, number: usize) -> Result<Picture> {
+        self.picture(number).map_err(|error| match error {
+            EvaluateError::Data(source) if self.is_unnamed_in(&source) => {
+                EvaluateError::Picture { place: self.place.clone(), source: Box::new(source) }
+            }
+            error => error,
+        })
+    }
+
+    /// Whether an error does not say where the picture is.
+    fn is_unnamed_in(&self, error: &calotype_data::Error) -> bool {
+        let is_stop = matches!(error, calotype_data::Error::Interrupted { .. });
+        !is_stop && !self.place.is_empty() && !error.to_string().contains(&self.place)
+    }
+
+    fn picture(&self, number: usize) -> Result<Picture> {
         let held = self.source.get(number)?;
         let sample = held.sample();
         // Without any, the error of the usual one names the parts that there are.
-        let bytes =
-            IMAGE_EXTENSIONS.iter().find_map(|part| sample.part(part).ok()).map_or_else(|| sample.part("png"), Ok)?;
-        let (image, found) = RgbImage::decode_noting(sample.key(), bytes, &self.decode)?;
+        let image = IMAGE_EXTENSIONS.iter().find_map(|part| sample.part(part).ok());
+        let image = image
+            .map_or_else(|| sample.part("png"), Ok)
+            .and_then(|bytes| RgbImage::decode_noting(sample.key(), bytes, &self.decode));
+        let (image, found) = image.map_err(|error| self.with_file(number, error))?;
         self.notes.add(&found);
-        let caption = match &self.captions {
-            Captions::OfSource => sample.text("txt").ok().map(|text| text.trim_end_matches(['\r', '\n']).to_owned()),
-            Captions::Lines(lines) => lines.get(number).cloned(),
-            Captions::Named(captions) => captions.get(sample.key()).cloned(),
-        };
-        Ok(Picture { name: sample.key().to_owned(), image, caption })
+        Ok(Picture { name: sample.key().to_owned(), image, caption: self.caption(number, &sample) })
+    }
+
+    /// An error of a sample with the file that it is in.
+    fn with_file(&self, number: usize, error: Error) -> Error {
+        let path = || self.source.file_of(number).into();
+        match error {
+            Error::BadImage { key, detail } => {
+                Error::BadSample { path: path(), key, detail: format!("image cannot be used: {detail}") }
+            }
+            Error::MissingPart { key, part, present } => {
+                let detail = format!("it has no part `{part}`; it has: {present}");
+                Error::BadSample { path: path(), key, detail }
+            }
+            error => error,
+        }
     }
 
     /// Some pictures, in order.
@@ -145,8 +206,50 @@ impl Pictures {
 
     /// What of the source is not judged, and what of the pictures was read so far that decoding changes, a sentence each.
     pub fn told(&self) -> Vec<String> {
-        let left_out = self.source.left_out().into_iter().map(|(reason, count)| format!("left out: {count} {reason}"));
-        left_out.chain(self.notes.sentences(&self.decode)).collect()
+        self.left_out().into_iter().chain(self.notes.sentences(&self.decode)).collect()
+    }
+
+    /// What of the source is not judged, a sentence each.
+    pub fn left_out(&self) -> Vec<String> {
+        self.source.left_out().into_iter().map(|(reason, count)| format!("left out: {count} {reason}")).collect()
+    }
+
+    /// Which captions say nothing, and which are of no picture, a sentence each. Captions that are not in a text by lines need a look
+    /// at every picture's file.
+    ///
+    /// # Errors
+    /// [`EvaluateError::Data`], as [`Pictures::get`] but for images.
+    pub fn told_of_captions(&self) -> Result<Vec<String>> {
+        let mut unused: BTreeSet<&str> = match &self.captions {
+            Captions::Named(captions) => captions.keys().map(String::as_str).collect(),
+            Captions::OfSource | Captions::Lines(_) => BTreeSet::new(),
+        };
+        let mut empty: Vec<String> = Vec::new();
+        for number in 0..self.len() {
+            let held = self.source.get(number)?;
+            let sample = held.sample();
+            unused.remove(sample.key());
+            if self.caption(number, &sample).is_some_and(|caption| caption.trim().is_empty()) {
+                empty.push(sample.key().to_owned());
+            }
+        }
+        let mut told = Vec::new();
+        if let Some(first) = empty.first() {
+            told.push(format!("{} empty, such as that of {first}; it is judged as any other", empty.len()));
+        }
+        if let Some(first) = unused.first() {
+            told.push(format!("{} of no picture, such as that of `{first}`", unused.len()));
+        }
+        Ok(told)
+    }
+
+    /// The caption of picture `number`, which is this sample.
+    fn caption(&self, number: usize, sample: &SampleRef<'_>) -> Option<String> {
+        match &self.captions {
+            Captions::OfSource => sample.text("txt").ok().map(|text| text.trim_end_matches(['\r', '\n']).to_owned()),
+            Captions::Lines(lines) => lines.get(number).cloned(),
+            Captions::Named(captions) => captions.get(sample.key()).cloned(),
+        }
     }
 }
 

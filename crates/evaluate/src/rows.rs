@@ -13,8 +13,9 @@ pub struct Rows {
     path: PathBuf,
     width: usize,
     count: usize,
-    is_temporary: bool,
     map: OnceLock<Mmap>,
+    /// Of all values, in files with a name: those outlive the process, and others may change them.
+    hasher: Option<Box<blake3::Hasher>>,
 }
 
 impl Rows {
@@ -25,19 +26,19 @@ impl Rows {
     pub fn temporary(width: usize) -> Result<Self> {
         let path = std::env::temp_dir();
         let file = tempfile::tempfile().map_err(EvaluateError::io("make a temporary file in", &path))?;
-        Ok(Self { file, path, width, count: 0, is_temporary: true, map: OnceLock::new() })
+        Ok(Self { file, path, width, count: 0, map: OnceLock::new(), hasher: None })
     }
 
-    /// The first `count` rows of the file at `path`, to go on with: it is made if it is not there, and rows behind them are
-    /// cut off.
+    /// The first `count` rows of the file at `path`, to go on with: it is made for no rows if it is not there, and rows behind them
+    /// are cut off.
     ///
     /// # Errors
     /// [`EvaluateError::Io`]; [`EvaluateError::File`] if the file has fewer rows.
     pub fn open(path: &Path, width: usize, count: usize) -> Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
-        let rows = Self::first_of(path, file.map_err(EvaluateError::io("open", path))?, width, count)?;
+        let file = File::options().read(true).write(true).create(count == 0).truncate(false).open(path);
+        let rows = Self::first_of(path, file.map_err(lost("open", path))?, width, count)?;
         rows.file.set_len((count * width * 4) as u64).map_err(EvaluateError::io("write", path))?;
-        Ok(rows)
+        rows.hashed()
     }
 
     /// The first `count` rows of the file at `path`, to be read.
@@ -45,20 +46,42 @@ impl Rows {
     /// # Errors
     /// [`EvaluateError::Io`]; [`EvaluateError::File`] if the file has fewer rows.
     pub fn read(path: &Path, width: usize, count: usize) -> Result<Self> {
-        let file = File::open(path).map_err(EvaluateError::io("open", path))?;
-        Self::first_of(path, file, width, count)
+        let file = File::open(path).map_err(lost("open", path))?;
+        Self::first_of(path, file, width, count)?.hashed()
     }
 
     fn first_of(path: &Path, file: File, width: usize, count: usize) -> Result<Self> {
         let found = file.metadata().map_err(EvaluateError::io("read", path))?.len();
         let needed = count.checked_mul(width).and_then(|values| values.checked_mul(4));
         if needed.is_none_or(|needed| found < needed as u64) {
-            let detail = format!(
-                "{found} bytes are too few for {count} rows of {width} values; remove the folder to begin anew"
-            );
+            let detail = format!("{found} bytes are too few for {count} rows of {width} values; {}", anew(path));
             return Err(EvaluateError::File { path: path.to_owned(), detail });
         }
-        Ok(Self { file, path: path.to_owned(), width, count, is_temporary: false, map: OnceLock::new() })
+        Ok(Self { file, path: path.to_owned(), width, count, map: OnceLock::new(), hasher: None })
+    }
+
+    /// The same, with the checksum of the rows that there are.
+    fn hashed(mut self) -> Result<Self> {
+        let mut hasher = Box::new(blake3::Hasher::new());
+        hasher.update(bytemuck::cast_slice(self.values()?));
+        self.hasher = Some(hasher);
+        Ok(self)
+    }
+
+    /// BLAKE3 of all values, in hexadecimal; empty for rows in a temporary file.
+    pub fn checksum(&self) -> String {
+        self.hasher.as_ref().map(|hasher| hasher.finalize().to_hex().to_string()).unwrap_or_default()
+    }
+
+    /// The same rows, if their checksum is this one.
+    ///
+    /// # Errors
+    /// [`EvaluateError::File`] if it is another, because the file was damaged, changed or exchanged.
+    pub fn verified(self, checksum: &str) -> Result<Self> {
+        match self.checksum() {
+            found if found == checksum => Ok(self),
+            found => Err(damaged(&self.path, checksum, &found)),
+        }
     }
 
     /// Values in a row.
@@ -90,6 +113,9 @@ impl Rows {
         let written =
             self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytemuck::cast_slice(values)));
         written.map_err(EvaluateError::io("write", &self.path))?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytemuck::cast_slice(values));
+        }
         self.count += values.len() / self.width;
         Ok(())
     }
@@ -116,7 +142,7 @@ impl Rows {
     /// # Errors
     /// [`EvaluateError::Io`].
     pub(crate) fn make_temporary(&mut self) -> Result<()> {
-        if self.is_temporary {
+        if self.hasher.is_none() {
             return Ok(());
         }
         let mut copy = Self::temporary(self.width)?;
@@ -131,5 +157,29 @@ impl Rows {
     /// [`EvaluateError::Io`].
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(EvaluateError::io("write", &self.path))
+    }
+}
+
+/// What to do about the file of a saved state that cannot be used.
+pub(crate) fn anew(path: &Path) -> String {
+    let folder = calotype_core::durable::parent_folder(path);
+    format!("remove {}, and the next start judges its pictures anew", folder.display())
+}
+
+/// A file of a saved state that is not what was saved.
+pub(crate) fn damaged(path: &Path, saved: &str, found: &str) -> EvaluateError {
+    let detail =
+        format!("the file is damaged: its checksum is {found}, and was {saved} when it was saved; {}", anew(path));
+    EvaluateError::File { path: path.to_owned(), detail }
+}
+
+/// An error of a file that a saved state names; what to do if it is gone.
+pub(crate) fn lost(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EvaluateError {
+    move |source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            let detail = format!("the file is gone; copy it back, or {}", anew(path));
+            EvaluateError::File { path: path.to_owned(), detail }
+        }
+        _ => EvaluateError::io(action, path)(source),
     }
 }

@@ -5,11 +5,14 @@ use crate::figure::{Figure, Fingerprint};
 use crate::metrics::{METRICS, Metric};
 use crate::pass::Wanted;
 use crate::pictures::Picture;
-use crate::rows::Rows;
+use crate::rows::{Rows, anew, damaged, lost};
+use crate::statistics::Archive;
 use crate::{EvaluateError, Result};
 use calotype_core::durable::{read_json, write_bytes, write_json};
+use calotype_data::image::RgbImage;
 use calotype_metrics::{GaussianAccumulator, GaussianStatistics};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -69,34 +72,75 @@ pub struct SampleList {
     pub count: usize,
     /// Sum over samples of the hash of number and name.
     sum: [u64; 4],
+    /// Sum over samples of the hash of number and pixels, of lists of pictures.
+    pixels: [u64; 4],
 }
 
 impl SampleList {
     /// An empty list that goes on with sample `first`.
     pub fn starting_at(first: usize) -> Self {
-        Self { first, count: 0, sum: [0; 4] }
+        Self { first, count: 0, sum: [0; 4], pixels: [0; 4] }
     }
 
     /// Adds the next sample.
     pub fn push(&mut self, name: &str) {
         let number = (self.first + self.count) as u64;
         let hash = Sha256::new().chain_update(number.to_le_bytes()).chain_update(name.as_bytes()).finalize();
-        let (words, _) = hash.as_slice().as_chunks::<8>();
-        self.add(std::array::from_fn(|at| u64::from_le_bytes(words[at])));
+        add(&mut self.sum, words(&hash));
         self.count += 1;
+    }
+
+    /// Adds the next sample, which is a picture with this hash of its pixels.
+    fn push_picture(&mut self, name: &str, pixels: &PixelHash) {
+        let number = (self.first + self.count) as u64;
+        let hash = blake3::Hasher::new().update(&number.to_le_bytes()).update(pixels.as_bytes()).finalize();
+        add(&mut self.pixels, words(hash.as_bytes()));
+        self.push(name);
+    }
+
+    /// Adds the list that follows.
+    fn append(&mut self, next: &Self) {
+        self.count += next.count;
+        add(&mut self.sum, next.sum);
+        add(&mut self.pixels, next.pixels);
     }
 
     /// The list's hash, in hexadecimal.
     pub fn hash(&self) -> String {
-        let mut hasher = Sha256::new();
-        let words = [self.first as u64, self.count as u64];
-        words.iter().chain(&self.sum).for_each(|word| hasher.update(word.to_le_bytes()));
-        hex(&hasher.finalize())
+        self.hash_of(&self.sum)
     }
 
-    fn add(&mut self, sum: [u64; 4]) {
-        self.sum.iter_mut().zip(sum).for_each(|(sum, word)| *sum = sum.wrapping_add(word));
+    /// The hash of the list and of the pictures' pixels, in hexadecimal.
+    pub fn hash_with_pixels(&self) -> String {
+        self.hash_of(&[self.sum, self.pixels].concat())
     }
+
+    fn hash_of(&self, sums: &[u64]) -> String {
+        let mut hasher = Sha256::new();
+        let words = [self.first as u64, self.count as u64];
+        words.iter().chain(sums).for_each(|word| hasher.update(word.to_le_bytes()));
+        hex(&hasher.finalize())
+    }
+}
+
+/// The hash of a picture's pixels.
+pub(crate) type PixelHash = blake3::Hash;
+
+/// Hashes size and pixels of a picture.
+pub(crate) fn pixel_hash(image: &RgbImage) -> PixelHash {
+    let mut hasher = blake3::Hasher::new();
+    [image.width(), image.height()].iter().for_each(|side| _ = hasher.update(&(*side as u64).to_le_bytes()));
+    hasher.update(image.data()).finalize()
+}
+
+fn add(sum: &mut [u64; 4], words: [u64; 4]) {
+    sum.iter_mut().zip(words).for_each(|(sum, word)| *sum = sum.wrapping_add(word));
+}
+
+/// 32 bytes as numbers.
+fn words(hash: &[u8]) -> [u64; 4] {
+    let (words, _) = hash.as_chunks::<8>();
+    std::array::from_fn(|at| u64::from_le_bytes(words[at]))
 }
 
 impl State {
@@ -191,9 +235,10 @@ impl State {
             let detail = format!("picture {expected} comes next, a slice begins with {}", next.samples.first);
             return Err(self.lacks(detail));
         }
-        if next.network != self.network {
-            let detail = format!("slices of unlike networks: {:?} and {:?}", self.network, next.network);
-            return Err(self.lacks(detail));
+        if let Some(difference) = next.network.difference(&self.network) {
+            return Err(
+                self.lacks(format!("a slice is of another network or preparation than those before: {difference}"))
+            );
         }
         if next.rows.keys().ne(self.rows.keys()) {
             return Err(self.lacks("slices that keep unlike rows".to_owned()));
@@ -209,8 +254,7 @@ impl State {
             rows.make_temporary()?;
             rows.push(others.values()?)?;
         }
-        self.samples.count += next.samples.count;
-        self.samples.add(next.samples.sum);
+        self.samples.append(&next.samples);
         Ok(())
     }
 
@@ -218,8 +262,14 @@ impl State {
         EvaluateError::State { key: self.key.to_string(), detail }
     }
 
-    /// Adds pictures with their rows.
-    pub(crate) fn push(&mut self, pictures: &[Picture], found: &ImageRows, captions: &[f32]) -> Result<()> {
+    /// Adds pictures with the hashes of their pixels and their rows.
+    pub(crate) fn push(
+        &mut self,
+        pictures: &[Picture],
+        pixels: &[PixelHash],
+        found: &ImageRows,
+        captions: &[f32],
+    ) -> Result<()> {
         match &mut self.moments {
             Moments::Unwanted => {}
             Moments::Running(sums) => {
@@ -234,8 +284,9 @@ impl State {
                 Part::Captions => captions,
             })?;
         }
-        let name = |picture: &'_ Picture| picture.caption.clone().unwrap_or_else(|| picture.name.clone());
-        pictures.iter().for_each(|picture| self.samples.push(&name(picture)));
+        for (picture, pixels) in pictures.iter().zip(pixels) {
+            self.samples.push_picture(picture.caption.as_ref().unwrap_or(&picture.name), pixels);
+        }
         Ok(())
     }
 
@@ -294,41 +345,106 @@ const INDEX: &str = "state.json";
 /// A folder in which states are saved.
 pub(crate) struct StateFolder {
     path: PathBuf,
+    of: String,
     index: BTreeMap<FeatureKey, Saved>,
 }
 
-/// What of a state is saved.
+/// What [`INDEX`] says.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Index {
+    /// What the folder is of, in the words of whoever keeps it.
+    of: String,
+    features: BTreeMap<FeatureKey, Saved>,
+    /// Of the other fields.
+    checksum: String,
+}
+
+/// What of a state is saved.
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Saved {
     network: NetworkFingerprint,
     samples: SampleList,
-    /// Kinds of rows with their widths.
-    rows: BTreeMap<Part, usize>,
-    /// True if sums for mean and covariance are in a file of their own.
-    sums: bool,
+    rows: BTreeMap<Part, SavedRows>,
+    /// Checksum of the sums for mean and covariance, if they are in a file of their own.
+    sums: Option<String>,
 }
 
-/// The states that a pass saved in a folder.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedRows {
+    width: usize,
+    checksum: String,
+}
+
+impl Index {
+    fn new(of: &str, features: BTreeMap<FeatureKey, Saved>) -> serde_json::Result<Self> {
+        let text = serde_json::to_string(&(of, &features))?;
+        Ok(Self { of: of.to_owned(), features, checksum: blake3::hash(text.as_bytes()).to_hex().to_string() })
+    }
+
+    /// That of a folder; none if there is none. `of` says what it has to be of.
+    fn read(folder: &Path, of: &str) -> Result<Option<Self>> {
+        let path = folder.join(INDEX);
+        let wrong =
+            |detail: String| EvaluateError::File { path: path.clone(), detail: format!("{detail}; {}", anew(&path)) };
+        let found: Option<Value> = match read_json(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                return Err(wrong(format!("the file is damaged: {error}")));
+            }
+            found => found.map_err(EvaluateError::io("read", &path))?,
+        };
+        let Some(found) = found else { return Ok(None) };
+        if found.get("features").is_none() {
+            return Err(wrong("it is of an earlier version, without checksums".to_owned()));
+        }
+        let found = Self::deserialize(found).map_err(|error| wrong(format!("the file is damaged: {error}")))?;
+        let again = Self::new(&found.of, found.features.clone()).map_err(|error| wrong(error.to_string()))?;
+        if again.checksum != found.checksum {
+            return Err(damaged(&path, &found.checksum, &again.checksum));
+        }
+        match found.of == of {
+            true => Ok(Some(found)),
+            false => Err(wrong(format!("it is of `{}`, and `{of}` is looked for: folders were exchanged", found.of))),
+        }
+    }
+}
+
+/// The networks whose features a pass saved in a folder that is of `of`; no rows are read.
 ///
 /// # Errors
-/// [`EvaluateError::File`] if there are none, or if they are damaged; [`EvaluateError::Io`].
-pub fn load(path: &Path) -> Result<States> {
-    let folder = StateFolder::read(path)?;
-    if folder.index.is_empty() {
-        let detail = format!("no saved states: there is no {INDEX}; the pass over the pictures writes it");
-        return Err(EvaluateError::File { path: path.to_owned(), detail });
-    }
+/// As of [`load`].
+pub(crate) fn networks_of(path: &Path, of: &str) -> Result<BTreeMap<FeatureKey, NetworkFingerprint>> {
+    let saved = saved_in(path, of)?.into_iter();
+    Ok(saved.map(|(key, saved)| (key, saved.network)).collect())
+}
+
+fn saved_in(path: &Path, of: &str) -> Result<BTreeMap<FeatureKey, Saved>> {
+    let found = Index::read(path, of)?.map(|index| index.features).filter(|features| !features.is_empty());
+    found.ok_or_else(|| {
+        let detail =
+            format!("no saved states: there is no {INDEX}, which is written last; {}", anew(&path.join(INDEX)));
+        EvaluateError::File { path: path.to_owned(), detail }
+    })
+}
+
+/// The states that a pass saved in a folder, which is of `of`, as [`PassOptions`](crate::PassOptions) had it.
+///
+/// # Errors
+/// [`EvaluateError::File`] if there are none, if they are damaged, or of something else; [`EvaluateError::Io`].
+pub fn load(path: &Path, of: &str) -> Result<States> {
+    let folder = StateFolder { path: path.to_owned(), of: of.to_owned(), index: saved_in(path, of)? };
     let state = |(key, saved): (&FeatureKey, &Saved)| {
-        let rows = saved
-            .rows
-            .iter()
-            .map(|(part, width)| Ok((*part, Rows::read(&folder.rows_file(key, *part), *width, saved.samples.count)?)));
+        let rows = saved.rows.iter().map(|(part, SavedRows { width, checksum })| {
+            let rows = Rows::read(&folder.rows_file(key, *part), *width, saved.samples.count)?;
+            Ok((*part, rows.verified(checksum)?))
+        });
         let rows = rows.collect::<Result<BTreeMap<_, _>>>()?;
-        let moments = match (saved.sums, rows.contains_key(&Part::Features)) {
-            (true, _) => folder.sums(key, saved)?,
-            (false, true) => Moments::OfRows(OnceLock::new()),
-            (false, false) => Moments::Unwanted,
+        let moments = match (&saved.sums, rows.contains_key(&Part::Features)) {
+            (Some(_), _) => folder.sums(key, saved)?,
+            (None, true) => Moments::OfRows(OnceLock::new()),
+            (None, false) => Moments::Unwanted,
         };
         let state = State { key: key.clone(), network: saved.network.clone(), samples: saved.samples, moments, rows };
         Ok((key.clone(), state))
@@ -337,16 +453,11 @@ pub fn load(path: &Path) -> Result<States> {
 }
 
 impl StateFolder {
-    /// The folder at `path`, which is made if it is not there.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    /// The folder at `path`, which is made if it is not there. Without an index, what else is in it does not count.
+    pub(crate) fn open(path: &Path, of: &str) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(EvaluateError::io("make", path))?;
-        Self::read(path)
-    }
-
-    fn read(path: &Path) -> Result<Self> {
-        let file = path.join(INDEX);
-        let index = read_json(&file).map_err(EvaluateError::io("read", &file))?.unwrap_or_default();
-        Ok(Self { path: path.to_owned(), index })
+        let index = Index::read(path, of)?.map(|index| index.features).unwrap_or_default();
+        Ok(Self { path: path.to_owned(), of: of.to_owned(), index })
     }
 
     /// The state of some features, as it was saved, or new.
@@ -356,7 +467,9 @@ impl StateFolder {
         self.check(features, wanted, first, saved)?;
         let rows = wanted.rows.iter().map(|part| {
             let width = width_of(features, *part);
-            Ok((*part, Rows::open(&self.rows_file(key, *part), width, saved.samples.count)?))
+            let rows = Rows::open(&self.rows_file(key, *part), width, saved.samples.count)?;
+            let checksum = saved.rows.get(part).map_or("", |saved| saved.checksum.as_str());
+            Ok((*part, rows.verified(checksum)?))
         });
         let mut state = State::of(features, wanted, saved.samples, rows.collect::<Result<_>>()?)?;
         if matches!(state.moments, Moments::Running(_)) {
@@ -379,16 +492,15 @@ impl StateFolder {
     /// Refuses to go on with what was saved of other pictures, networks or kinds of rows.
     fn check(&self, features: &dyn Features, wanted: &Wanted, first: usize, saved: &Saved) -> Result<()> {
         let key = features.key();
-        if saved.network != *features.fingerprint() {
-            let (now, then) = (features.fingerprint(), &saved.network);
-            return Err(self.refusal(format!("its {key} is of another network or preparation: {then:?}, not {now:?}")));
+        if let Some(difference) = saved.network.difference(features.fingerprint()) {
+            return Err(self.refusal(format!("its {key} is of another network or preparation: {difference}")));
         }
         if saved.samples.first != first {
             let detail = format!("it begins with picture {}, not with {first}", saved.samples.first);
             return Err(self.refusal(detail));
         }
         let sums = wanted.gaussian && !wanted.rows.contains(&Part::Features);
-        let lacks = wanted.rows.iter().any(|part| !saved.rows.contains_key(part)) || (sums && !saved.sums);
+        let lacks = wanted.rows.iter().any(|part| !saved.rows.contains_key(part)) || (sums && saved.sums.is_none());
         if lacks {
             return Err(self.refusal(format!("it lacks what the metrics need of {key}")));
         }
@@ -411,7 +523,11 @@ impl StateFolder {
 
     fn sums(&self, key: &FeatureKey, saved: &Saved) -> Result<Moments> {
         let path = self.sums_file(key, saved.samples.count);
-        let bytes = std::fs::read(&path).map_err(EvaluateError::io("read", &path))?;
+        let bytes = std::fs::read(&path).map_err(lost("read", &path))?;
+        let (found, checksum) = (blake3::hash(&bytes).to_hex().to_string(), saved.sums.as_deref().unwrap_or_default());
+        if found != checksum {
+            return Err(damaged(&path, checksum, &found));
+        }
         let sums = GaussianAccumulator::from_bytes(&bytes);
         let sums = sums.map_err(|fault| EvaluateError::File { path: path.clone(), detail: fault.to_string() })?;
         if sums.count() != saved.samples.count {
@@ -430,18 +546,22 @@ impl StateFolder {
             let sums = match &state.moments {
                 Moments::Running(sums) => {
                     let path = self.sums_file(key, state.count());
-                    write_bytes(&path, &sums.to_bytes()).map_err(EvaluateError::io("write", &path))?;
-                    true
+                    let bytes = sums.to_bytes();
+                    write_bytes(&path, &bytes).map_err(EvaluateError::io("write", &path))?;
+                    Some(blake3::hash(&bytes).to_hex().to_string())
                 }
-                _ => false,
+                _ => None,
             };
-            let rows = state.rows.iter().map(|(part, rows)| (*part, rows.width())).collect();
+            let saved = |rows: &Rows| SavedRows { width: rows.width(), checksum: rows.checksum() };
+            let rows = state.rows.iter().map(|(part, rows)| (*part, saved(rows))).collect();
             let saved = Saved { network: state.network.clone(), samples: state.samples, rows, sums };
             index.insert(key.clone(), saved);
         }
         let file = self.path.join(INDEX);
+        let index = Index::new(&self.of, index).map_err(|error| EvaluateError::io("write", &file)(error.into()))?;
         write_json(&file, &index).map_err(EvaluateError::io("write", &file))?;
-        index.iter().filter(|(_, saved)| saved.sums).try_for_each(|(key, saved)| self.remove_old(key, saved))
+        let mut with_sums = index.features.iter().filter(|(_, saved)| saved.sums.is_some());
+        with_sums.try_for_each(|(key, saved)| self.remove_old(key, saved))
     }
 
     /// Removes the sums of earlier savings.
@@ -461,8 +581,8 @@ impl StateFolder {
 
 /// What pictures are compared with.
 pub enum Reference {
-    /// Mean and covariance out of a file, and the file's hash.
-    Statistics(GaussianStatistics, String),
+    /// Mean and covariance out of a file.
+    Statistics(Box<Archive>),
     /// Other pictures.
     Pictures(States),
 }
@@ -488,16 +608,40 @@ impl Reference {
     /// As [`State::gaussian`] and [`Reference::state`].
     pub fn gaussian(&self, key: &FeatureKey) -> Result<GaussianStatistics> {
         match self {
-            Self::Statistics(statistics, _) => Ok(statistics.clone()),
+            Self::Statistics(archive) => Ok(archive.statistics.clone()),
             Self::Pictures(_) => self.state(key)?.gaussian(),
         }
     }
 
-    /// The hash of what is compared with.
+    /// The hash of what is compared with: of pictures, with their pixels.
     pub fn hash(&self, key: &FeatureKey) -> String {
         match self {
-            Self::Statistics(_, hash) => hash.clone(),
-            Self::Pictures(states) => states.get(key).map(|state| state.samples.hash()).unwrap_or_default(),
+            Self::Statistics(archive) => archive.hash.clone(),
+            Self::Pictures(states) => states.get(key).map(|state| state.samples.hash_with_pixels()).unwrap_or_default(),
+        }
+    }
+
+    /// Refuses statistics that are not of these features; pictures are.
+    ///
+    /// # Errors
+    /// [`EvaluateError::File`] naming the archive, if it has another number of features, or says that it is of another preparation or
+    /// another network.
+    pub fn check(&self, key: &FeatureKey, network: &NetworkFingerprint, width: usize) -> Result<()> {
+        match self {
+            Self::Statistics(archive) => archive.check(key, network, width),
+            Self::Pictures(_) => Ok(()),
+        }
+    }
+
+    /// What of it nobody can check, in a sentence.
+    pub fn told(&self) -> Option<String> {
+        match self {
+            Self::Statistics(archive) if archive.origin.is_none() => Some(format!(
+                "{} does not say of which network and preparation it is; the distance means something if these are the same as of \
+                 the pictures",
+                archive.path.display()
+            )),
+            _ => None,
         }
     }
 }

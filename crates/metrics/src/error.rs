@@ -92,6 +92,9 @@ pub enum MetricsError {
         /// The number.
         variance: f64,
     },
+    /// A matrix that is no covariance.
+    #[error("covariance: {0}")]
+    NoCovariance(String),
     /// Fewer rows than a figure needs.
     #[error("{what}: {found} rows, but {needed} are needed: {why}")]
     FewRows {

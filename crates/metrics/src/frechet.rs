@@ -97,6 +97,47 @@ fn check_statistics(statistics: &GaussianStatistics) -> Result<()> {
     }
 }
 
+/// Refuses a mean and a covariance that are of no features, such as a damaged file's.
+///
+/// Covariances that other programs summed up or stored in `f32` are somewhat off: unsymmetric by 1e-5 of the largest variance, and
+/// with eigenvalues down to -1e-6 of the sum of variances, they pass.
+///
+/// # Errors
+/// As of [`frechet_distance`]; [`MetricsError::NoCovariance`] if the numbers' squares are beyond an `f64`, the matrix is not symmetric,
+/// or not positive semidefinite.
+pub fn check_gaussian(statistics: &GaussianStatistics) -> Result<()> {
+    const UNSYMMETRIC: f64 = 1e-5;
+    const INDEFINITE: f64 = 1e-6;
+    check_statistics(statistics)?;
+    let width = statistics.width();
+    let squares: f64 = statistics.mean.iter().map(|value| value * value).sum();
+    let variances = trace(statistics);
+    if !squares.is_finite() || !(variances * variances).is_finite() {
+        return Err(MetricsError::NoCovariance("mean and covariance are too large to be of features".to_owned()));
+    }
+    let at = |row: usize, column: usize| statistics.covariance[row * width + column];
+    let largest = (0..width).map(|row| at(row, row)).fold(0.0, f64::max);
+    let mut pairs = (0..width).flat_map(|row| (0..row).map(move |column| (row, column)));
+    let unlike = |(row, column): &(usize, usize)| (at(*row, *column) - at(*column, *row)).abs() > UNSYMMETRIC * largest;
+    if let Some((row, column)) = pairs.find(unlike) {
+        let (below, above) = (at(row, column), at(column, row));
+        let detail =
+            format!("it is not symmetric: {below} in row {row}, column {column}, and {above} in its mirror image");
+        return Err(MetricsError::NoCovariance(detail));
+    }
+    // The factorisation goes through to the end exactly if no eigenvalue is below what is added.
+    let shift = INDEFINITE * variances;
+    let mut shifted =
+        Mat::from_fn(width, width, |row, column| at(row, column) + if row == column { shift } else { 0.0 });
+    let is_zero = statistics.covariance.iter().all(|value| *value == 0.0);
+    match is_zero || factor_in_place(&mut shifted).is_some_and(|(rank, _)| rank == width) {
+        true => Ok(()),
+        false => Err(MetricsError::NoCovariance(
+            "it is not positive semidefinite: some combination of features has a negative variance".to_owned(),
+        )),
+    }
+}
+
 /// What counts as zero beside a largest variance.
 fn noise(largest: f64, width: usize) -> f64 {
     largest * f64::EPSILON * width as f64
@@ -110,6 +151,16 @@ fn square_root_factor(statistics: &GaussianStatistics) -> Result<Mat<f64>> {
         let value = statistics.covariance[r * width + c];
         if r == c { value.max(0.0) } else { value }
     });
+    // What rounding leaves of equal features has no positive pivot.
+    let Some((rank, places)) = factor_in_place(&mut matrix) else { return factor_by_eigenvalues(statistics) };
+    let lower = |row: usize, column: usize| if column <= row { matrix[(row, column)] } else { 0.0 };
+    Ok(Mat::from_fn(width, rank, |row, column| lower(places[row], column)))
+}
+
+/// Cholesky's factorisation with pivots in place of a matrix: its rank, and the row of the factor that each row has; none if there is
+/// no positive pivot.
+fn factor_in_place(matrix: &mut Mat<f64>) -> Option<(usize, Vec<usize>)> {
+    let width = matrix.nrows();
     let (mut order, mut places) = (vec![0usize; width], vec![0usize; width]);
     let params: Spec<PivLltParams, f64> = Default::default();
     let scratch = cholesky_in_place_scratch::<usize, f64>(width, Par::Seq, params);
@@ -121,10 +172,8 @@ fn square_root_factor(statistics: &GaussianStatistics) -> Result<Mat<f64>> {
         MemStack::new(&mut MemBuffer::new(scratch)),
         params,
     );
-    // What rounding leaves of equal features has no positive pivot.
-    let Ok((info, _)) = factored else { return factor_by_eigenvalues(statistics) };
-    let lower = |row: usize, column: usize| if column <= row { matrix[(row, column)] } else { 0.0 };
-    Ok(Mat::from_fn(width, info.rank, |row, column| lower(places[row], column)))
+    let rank = factored.ok()?.0.rank;
+    Some((rank, places))
 }
 
 /// The same by `Σ = U Λ Uᵀ`, of any symmetric matrix: eigenvalues that are noise, of either sign, count as zero.
@@ -235,6 +284,39 @@ mod tests {
         });
         calotype_kernels::set_threads(before);
         assert!(distances.iter().all(|bits| *bits == distances[0]), "{distances:?}");
+    }
+
+    #[test]
+    fn what_is_no_covariance_is_told() {
+        let gaussian = |mean: &[f64], covariance: &[f64]| GaussianStatistics {
+            mean: mean.to_vec(),
+            covariance: covariance.to_vec(),
+            count: 0,
+        };
+        for rows in [2, 20, 500] {
+            let set = GaussianStatistics::from_features(&features(rows, 64, 1.0, 3), 64).unwrap();
+            check_gaussian(&set).unwrap();
+            // As somebody stores it in f32.
+            let rounded = |values: &[f64]| values.iter().map(|value| f64::from(*value as f32)).collect::<Vec<_>>();
+            check_gaussian(&gaussian(&rounded(&set.mean), &rounded(&set.covariance))).unwrap();
+        }
+        for good in [&[0.0; 4], &[1.0, 1.0, 1.0, 1.0], &[4.0, 0.0, 0.0, 0.0]] {
+            check_gaussian(&gaussian(&[1.0, 2.0], good)).unwrap();
+        }
+        check_gaussian(&gaussian(&[], &[])).unwrap();
+        for (mean, covariance, expected) in [
+            (&[1.0, 2.0], &[1.0, 0.5, 0.25, 1.0][..], "not symmetric: 0.25 in row 1, column 0, and 0.5"),
+            (&[1.0, 2.0], &[1.0, 2.0, 2.0, 1.0], "not positive semidefinite"),
+            (&[1.0, 2.0], &[1.0, -1.1, -1.1, 1.0], "not positive semidefinite"),
+            (&[1e300, 2.0], &[1.0, 0.0, 0.0, 1.0], "too large"),
+            (&[1.0, 2.0], &[1e300, 0.0, 0.0, 1.0], "too large"),
+            (&[1.0, f64::NAN], &[1.0, 0.0, 0.0, 1.0], "mean: row 0, column 1 is NaN"),
+            (&[1.0, 2.0], &[1.0, 0.0, 0.0, -1.0], "row 1 has the variance -1"),
+            (&[1.0, 2.0], &[1.0, 0.0, 0.0], "covariance"),
+        ] {
+            let error = check_gaussian(&gaussian(mean, covariance)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

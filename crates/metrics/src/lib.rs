@@ -44,7 +44,7 @@ mod triangle;
 pub use bootstrap::{Bootstrap, Interval, interval, mean_interval};
 pub use cmmd::{CmmdSettings, clip_mmd};
 pub use error::{MetricsError, Result};
-pub use frechet::frechet_distance;
+pub use frechet::{check_gaussian, frechet_distance};
 pub use gaussian::{GaussianAccumulator, GaussianStatistics};
 pub use grid::{GridOptions, encode_png, image_grid};
 pub use inception_score::{ScoreOrder, inception_score};

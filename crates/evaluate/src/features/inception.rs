@@ -150,7 +150,10 @@ impl InceptionNetwork {
 }
 
 /// True if a file is the published one.
-fn is_official(path: &Path) -> Result<bool> {
+///
+/// # Errors
+/// [`EvaluateError::Io`].
+pub(crate) fn is_official(path: &Path) -> Result<bool> {
     if !path.is_file() {
         return Ok(false);
     }

@@ -66,6 +66,23 @@ pub struct NetworkFingerprint {
     pub precision: String,
 }
 
+impl NetworkFingerprint {
+    /// Its fields by name, in words.
+    pub(crate) fn fields(&self) -> [(&'static str, &str); 5] {
+        let Self { network, weights, official: _, resize, rounding, precision } = self;
+        let values = [network, weights, resize, rounding, precision].map(String::as_str);
+        let names = ["network", "weights", "resize", "rounding", "precision"];
+        std::array::from_fn(|at| (names[at], values[at]))
+    }
+
+    /// In what another one differs, with both values; nothing if features of both compare.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let pairs = self.fields().into_iter().zip(other.fields());
+        let mut unlike = pairs.filter(|(ours, theirs)| ours != theirs);
+        unlike.next().map(|((name, ours), (_, theirs))| format!("{name} {ours} there, and {theirs} here"))
+    }
+}
+
 /// What a network gives for pictures, row by row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImageRows {

@@ -13,6 +13,7 @@ pub const ENTRY: MetricEntry = MetricEntry {
     otherwise: "clip_fd",
     about: "Fréchet distance to the reference, on CLIP's embeddings of pictures",
     variants: &[],
+    settings: &["clip"],
     open: |settings| Ok(vec![Box::new(ClipFid { features: FeatureKey::new("clip", &settings.clip) })]),
 };
 
@@ -31,6 +32,10 @@ impl Metric for ClipFid {
 
     fn needs(&self) -> Needs {
         frechet::needs(self.features.clone())
+    }
+
+    fn fewest(&self) -> usize {
+        frechet::FEWEST
     }
 
     fn figures(&self, judged: &State, reference: Option<&Reference>) -> Result<Vec<Figure>> {

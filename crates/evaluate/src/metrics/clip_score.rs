@@ -25,6 +25,7 @@ pub const ENTRY: MetricEntry = MetricEntry {
         Variant { name: "mlperf-inference", features: "open_clip" },
         Variant { name: "torchmetrics", features: "torchmetrics" },
     ],
+    settings: &["clip", "seed", "resamples"],
     open: |settings| Ok(open(settings)),
 };
 

@@ -18,6 +18,7 @@ pub const ENTRY: MetricEntry = MetricEntry {
     otherwise: "clip_mmd",
     about: "maximum mean discrepancy to the reference, on CLIP's embeddings of pictures",
     variants: &[],
+    settings: &[],
     open: |_| Ok(vec![Box::new(Cmmd { features: FeatureKey::new("clip", "cmmd") })]),
 };
 

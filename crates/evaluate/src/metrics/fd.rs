@@ -12,6 +12,7 @@ pub const ENTRY: MetricEntry = MetricEntry {
     otherwise: "fd",
     about: "Fréchet distance to the reference, on the network of --features",
     variants: &[Variant { name: "auto", features: "auto" }, Variant { name: "processor", features: "processor" }],
+    settings: &[],
     open: |settings| Ok(chosen(&ENTRY, settings).map(open).collect()),
 };
 
@@ -35,6 +36,10 @@ impl Metric for Fd {
 
     fn needs(&self) -> Needs {
         frechet::needs(self.features.clone())
+    }
+
+    fn fewest(&self) -> usize {
+        frechet::FEWEST
     }
 
     /// The variant of the figure is the network by name.

@@ -17,10 +17,12 @@ pub const ENTRY: MetricEntry = MetricEntry {
         Variant { name: "torch-fidelity", features: "torch-fidelity" },
         Variant { name: "torchmetrics", features: "torchmetrics" },
         Variant { name: "mlperf-training", features: "pytorch-fid" },
+        Variant { name: "mlperf-inference", features: "pytorch-fid" },
         Variant { name: "tf", features: "tf" },
         Variant { name: "nemo", features: "tf" },
         Variant { name: "nvidia", features: "tf" },
     ],
+    settings: &[],
     open: |settings| Ok(open(settings)),
 };
 
@@ -48,6 +50,10 @@ impl Metric for Fid {
 
     fn needs(&self) -> Needs {
         frechet::needs(self.features.clone())
+    }
+
+    fn fewest(&self) -> usize {
+        frechet::FEWEST
     }
 
     fn figures(&self, judged: &State, reference: Option<&Reference>) -> Result<Vec<Figure>> {

@@ -7,6 +7,9 @@ use crate::state::{Reference, State, compared_with};
 use crate::{EvaluateError, Result};
 use calotype_metrics::frechet_distance;
 
+/// A covariance is of two pictures at least.
+pub(super) const FEWEST: usize = 2;
+
 /// Mean and covariance of both sides.
 pub(super) fn needs(features: FeatureKey) -> Needs {
     Needs { features, gaussian: true, rows: Vec::new(), reference: true }
@@ -15,7 +18,9 @@ pub(super) fn needs(features: FeatureKey) -> Needs {
 /// The distance of the pictures' Gaussian to that of the reference.
 pub(super) fn figures(metric: &dyn Metric, judged: &State, reference: Option<&Reference>) -> Result<Vec<Figure>> {
     let reference = compared_with(metric, reference)?;
-    let (ours, theirs) = (judged.gaussian()?, reference.gaussian(judged.key())?);
+    let ours = judged.gaussian()?;
+    reference.check(judged.key(), judged.network(), ours.width())?;
+    let theirs = reference.gaussian(judged.key())?;
     let named = format!("{} ({})", metric.name(), metric.variant());
     let value = frechet_distance(&ours, &theirs).map_err(EvaluateError::metric(named))?;
     Ok(vec![judged.figure(metric, value, Some(reference))])

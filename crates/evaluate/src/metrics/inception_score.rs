@@ -17,6 +17,7 @@ pub const ENTRY: MetricEntry = MetricEntry {
         Variant { name: "torch-fidelity", features: "torch-fidelity" },
         Variant { name: "torchmetrics", features: "torchmetrics" },
     ],
+    settings: &["splits", "seed"],
     open: |settings| Ok(open(settings)),
 };
 
@@ -53,6 +54,10 @@ impl Metric for InceptionScore {
 
     fn needs(&self) -> Needs {
         Needs { features: self.features.clone(), gaussian: false, rows: vec![Part::Logits], reference: false }
+    }
+
+    fn fewest(&self) -> usize {
+        self.splits
     }
 
     fn figures(&self, judged: &State, _: Option<&Reference>) -> Result<Vec<Figure>> {

@@ -1,9 +1,9 @@
 //! The kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401), with the subsets of each library.
 
+use super::inception_rows::InceptionRows;
 use super::{Metric, MetricEntry, MetricSettings, Metrics, Needs, Variant, chosen};
-use crate::features::FeatureKey;
 use crate::figure::Figure;
-use crate::state::{Part, Reference, State, compared_with};
+use crate::state::{Reference, State};
 use crate::{EvaluateError, Result};
 use calotype_metrics::kid::{KidSettings, SubsetChoice, kernel_distance};
 use serde_json::json;
@@ -18,6 +18,7 @@ pub const ENTRY: MetricEntry = MetricEntry {
         Variant { name: "torchmetrics", features: "torchmetrics" },
         Variant { name: "clean-fid", features: "clean-fid" },
     ],
+    settings: &["subsets", "subset_size", "seed"],
     open: |settings| Ok(open(settings)),
 };
 
@@ -30,14 +31,13 @@ fn open(settings: &MetricSettings) -> Metrics {
         };
         let (subsets, subset_size, seed) = (settings.subsets, settings.subset_size, settings.seed);
         let settings = KidSettings { subsets, subset_size, seed, choice, ..KidSettings::default() };
-        Box::new(Kid { variant: variant.name, features: FeatureKey::new("inception", variant.features), settings })
+        Box::new(Kid { rows: InceptionRows::of(variant), settings })
     };
     chosen(&ENTRY, settings).map(kid).collect()
 }
 
 struct Kid {
-    variant: &'static str,
-    features: FeatureKey,
+    rows: InceptionRows,
     settings: KidSettings,
 }
 
@@ -47,18 +47,22 @@ impl Metric for Kid {
     }
 
     fn variant(&self) -> &str {
-        self.variant
+        self.rows.variant
     }
 
     fn needs(&self) -> Needs {
-        Needs { features: self.features.clone(), gaussian: false, rows: vec![Part::Features], reference: true }
+        self.rows.needs()
+    }
+
+    /// Subsets of clean-fid have no more pictures than there are.
+    fn fewest(&self) -> usize {
+        let is_clean_fid = self.settings.choice == SubsetChoice::CleanFid;
+        if is_clean_fid { 2 } else { self.settings.subset_size.max(2) }
     }
 
     fn figures(&self, judged: &State, reference: Option<&Reference>) -> Result<Vec<Figure>> {
-        let reference = compared_with(self, reference)?;
-        let ours = judged.rows(Part::Features)?;
-        let theirs = reference.state(&self.features)?.rows(Part::Features)?;
-        let wrong = EvaluateError::metric(format!("kid ({})", self.variant));
+        let (ours, theirs, reference) = self.rows.pair(self, judged, reference)?;
+        let wrong = EvaluateError::metric(self.rows.title(self));
         let found = kernel_distance(ours.values()?, theirs.values()?, ours.width(), &self.settings).map_err(wrong)?;
         let mut figure = judged.figure(self, found.mean, Some(reference));
         figure.deviation = Some(found.deviation);

@@ -6,6 +6,7 @@ pub mod cmmd;
 pub mod fd;
 pub mod fid;
 mod frechet;
+mod inception_rows;
 pub mod inception_score;
 pub mod kid;
 pub mod neighbours;
@@ -41,6 +42,17 @@ pub trait Metric: Send + Sync {
 
     /// What it is computed of.
     fn needs(&self) -> Needs;
+
+    /// Pictures that it takes at least.
+    fn fewest(&self) -> usize {
+        1
+    }
+
+    /// What its figures are called: on published weights, and on others.
+    fn figure_names(&self) -> Vec<&'static str> {
+        let entry = METRICS.iter().find(|entry| entry.name == self.name());
+        vec![self.name(), entry.map_or(self.name(), |entry| entry.otherwise)]
+    }
 
     /// The figures of pictures, all of whose needs are in `judged` (and in `reference`).
     ///
@@ -101,6 +113,8 @@ pub struct MetricEntry {
     pub about: &'static str,
     /// Its definitions, the usual one first; none if there is only one.
     pub variants: &'static [Variant],
+    /// Keys of [`MetricSettings`] that it follows, beside `variants`.
+    pub settings: &'static [&'static str],
     /// Opens it, in each of the chosen definitions that it has.
     pub open: fn(&MetricSettings) -> Result<Metrics>,
 }
@@ -117,6 +131,31 @@ pub const METRICS: &[MetricEntry] = &[
     fd::ENTRY,
 ];
 
+/// The row of a metric (`-` and `_` are the same).
+fn entry(name: &str) -> Option<&'static MetricEntry> {
+    METRICS.iter().find(|entry| entry.name == name.replace('-', "_"))
+}
+
+/// The key of the first setting that is not the `usual` one, and that none of the named metrics follows.
+pub fn idle(names: &[String], settings: &MetricSettings, usual: &MetricSettings) -> Option<&'static str> {
+    let entries: Vec<&MetricEntry> = names.iter().filter_map(|name| entry(name)).collect();
+    let has = |variant: &String| entries.iter().any(|entry| entry.variants.iter().any(|own| own.name == *variant));
+    if !settings.variants.iter().all(has) {
+        return Some("variants");
+    }
+    let follows = |key: &str| entries.iter().any(|entry| entry.settings.contains(&key));
+    let said = [
+        ("clip", settings.clip != usual.clip),
+        ("seed", settings.seed != usual.seed),
+        ("subsets", settings.subsets != usual.subsets),
+        ("subset_size", settings.subset_size != usual.subset_size),
+        ("splits", settings.splits != usual.splits),
+        ("neighbours", settings.neighbours != usual.neighbours),
+        ("resamples", settings.resamples != usual.resamples),
+    ];
+    said.into_iter().find(|(key, is_said)| *is_said && !follows(key)).map(|(key, _)| key)
+}
+
 /// Opens metrics by name (`-` and `_` are the same), each once.
 ///
 /// # Errors
@@ -126,8 +165,7 @@ pub fn open(names: &[String], settings: &MetricSettings) -> Result<Metrics> {
     check_counts(settings)?;
     let mut entries: Vec<&MetricEntry> = Vec::new();
     for name in names {
-        let entry = METRICS.iter().find(|entry| entry.name == name.replace('-', "_"));
-        let entry = entry.ok_or_else(|| unknown("metric", name, METRICS.iter().map(|entry| entry.name)))?;
+        let entry = entry(name).ok_or_else(|| unknown("metric", name, METRICS.iter().map(|entry| entry.name)))?;
         if !entries.iter().any(|other| other.name == entry.name) {
             entries.push(entry);
         }
@@ -171,6 +209,34 @@ fn chosen<'a>(entry: &'a MetricEntry, settings: &'a MetricSettings) -> impl Iter
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_are_those_of_some_metric() {
+        let usual = MetricSettings::default();
+        let key = |names: &[&str], change: fn(&mut MetricSettings)| {
+            let mut settings = usual.clone();
+            change(&mut settings);
+            idle(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &settings, &usual)
+        };
+        type Change = fn(&mut MetricSettings);
+        let changes: [(&str, Change, &str); 7] = [
+            ("subsets", |s| s.subsets = 5, "kid"),
+            ("subset_size", |s| s.subset_size = 5, "kid"),
+            ("splits", |s| s.splits = 5, "inception-score"),
+            ("neighbours", |s| s.neighbours = 5, "neighbours"),
+            ("seed", |s| s.seed = 5, "inception_score"),
+            ("resamples", |s| s.resamples = 5, "clip-score"),
+            ("clip", |s| s.clip = "cmmd".to_owned(), "clip_fid"),
+        ];
+        for (name, change, metric) in changes {
+            assert_eq!(key(&["fd", "cmmd"], change), Some(name));
+            assert_eq!(key(&["fd", metric], change), None, "{name}");
+        }
+        let variants: Change = |s| s.variants = vec!["clean-fid".to_owned(), "nemo".to_owned()];
+        assert_eq!(key(&["fid"], variants), None);
+        assert_eq!(key(&["kid", "clip_score"], variants), None);
+        assert_eq!(key(&["kid"], variants), Some("variants"));
+    }
 
     #[test]
     fn counts_that_nobody_waits_for_are_refused() {

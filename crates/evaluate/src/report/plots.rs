@@ -130,7 +130,11 @@ fn over_training(evaluation: &Evaluation, baseline: Option<&Evaluation>) -> Vec<
     let baseline = baseline.map(|baseline| training_run(baseline, &format!("baseline: {}", name(baseline))));
     runs.extend(baseline.filter(|run| !run.evaluations.is_empty()));
     let plot = |(metric, chart): (Metric, Chart)| {
-        let name = if metric == Metric::Clip { "convergence_clip" } else { "convergence_fid" };
+        let name = match metric {
+            Metric::Clip => "convergence_clip",
+            _ if official => "convergence_fid",
+            _ => "convergence_fd",
+        };
         let (caption, mut chart) = (behind.caption(), chart.size(SIZE.0, SIZE.1));
         if metric == Metric::Fid && !official {
             chart.title = chart.title.replace("FID", "Fréchet distance");

@@ -1,12 +1,12 @@
 //! Tables of figures: NeMo's two, one of all figures, one of all pictures.
 
 use super::{Evaluation, ReferenceCurve, Setting};
+use crate::figure::{self, FIGURES};
 use crate::{EvaluateError, Result};
-use calotype_core::{durable, words};
+use calotype_core::{Quotes, durable, words};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-const FIGURES: &str = "figures.json";
 const PICTURES: &str = "picture_scores.csv";
 /// Columns of [`PICTURES`] in front of those of the settings.
 const COLUMNS: [&str; 2] = ["sample", "caption"];
@@ -34,9 +34,7 @@ pub(super) fn write(evaluation: &Evaluation, out: &Path) -> Result<Vec<PathBuf>>
     if evaluation.settings.iter().any(|setting| !setting.clip_scores.is_empty()) {
         file(PICTURES.into(), by_picture(evaluation))?;
     }
-    let json = serde_json::to_vec_pretty(evaluation);
-    let json = json.map_err(|error| EvaluateError::io("write", &out.join(FIGURES))(error.into()))?;
-    file(FIGURES.into(), json)?;
+    written.push(figure::write(out, evaluation)?);
     Ok(written)
 }
 
@@ -159,7 +157,7 @@ struct Row {
 impl Table {
     fn read(path: &Path) -> Result<Self> {
         let text = calotype_core::read_text(path).map_err(EvaluateError::io("read", path))?;
-        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let mut reader = csv::Reader::from_reader(Quotes::new(text.as_bytes(), Some(b',')));
         let bad = |error: csv::Error| EvaluateError::File { path: path.to_owned(), detail: error.to_string() };
         let header = reader.headers().map_err(bad)?.iter().map(str::to_owned).collect();
         let mut rows = Vec::new();

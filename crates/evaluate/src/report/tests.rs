@@ -302,6 +302,12 @@ fn checkpoints_are_drawn_over_training() {
     );
     let svg = fs::read_to_string(folder.path().join("convergence_fid.svg")).unwrap();
     assert!(svg.contains("reference runs, batch 512") && svg.contains("target: at most 90"));
+    // A distance that is not the FID has another name, and no reference.
+    let mut other = evaluation.clone();
+    other.settings.iter_mut().for_each(|setting| setting.figures[0].metric = "fd".into());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let written = names(&write(&other, &Plain, &OPTIONS, elsewhere.path()).unwrap());
+    assert!(written.contains(&"convergence_fd.svg".to_owned()) && !written.contains(&"convergence_fid.svg".to_owned()));
     // Runs that are far from the reference's length stand alone.
     evaluation.settings.iter_mut().for_each(|setting| setting.samples_seen = setting.samples_seen.map(|n| n / 1000));
     write(&evaluation, &Plain, &OPTIONS, folder.path()).unwrap();

@@ -2,7 +2,7 @@
 
 use super::SweepError;
 use super::recipe::CaptionSettings;
-use calotype_core::read_text;
+use calotype_core::{Quotes, is_special, read_text};
 use calotype_data::source::{CAPTION_COLUMNS, SourceOptions, open};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,21 +41,32 @@ impl Captions {
     /// that cannot be read.
     pub fn read(settings: &CaptionSettings, count: usize) -> Result<Self, SweepError> {
         let path = Path::new(&settings.path);
-        let column = settings.column.as_deref();
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-        let mut list = match extension.as_deref() {
-            Some("tsv") if path.is_file() => of_file(path, |text| parse_table(text, column))?,
-            Some("txt") if path.is_file() => of_file(path, |text| Ok(parse_lines(text)))?,
-            _ => match text_files(path)? {
-                Some(files) => files.iter().take(count).map(|file| of_text_file(file)).collect::<Result<_, _>>()?,
-                None => of_source(settings, count)?,
-            },
-        };
+        let mut list = list(settings, count)?;
         if list.len() < count {
             let problem = format!("holds {} captions, and `images` asks for {count}; take fewer images", list.len());
             return Err(SweepError::Captions { path: path.to_owned(), problem });
         }
         list.truncate(count);
+        let empty: Vec<&Caption> = list.iter().filter(|caption| caption.text.is_empty()).collect();
+        if let Some(first) = empty.first() {
+            let (path, count, name) = (path.display(), empty.len(), &first.name);
+            tracing::warn!(
+                "{path}: {count} empty captions, such as that of {name}; they are drawn and judged as any other"
+            );
+        }
+        Ok(Self::new(list))
+    }
+
+    /// All captions, of what [`read`](Self::read) reads.
+    ///
+    /// # Errors
+    /// As of [`read`](Self::read); [`SweepError::Captions`] if there are none.
+    pub fn read_all(settings: &CaptionSettings) -> Result<Self, SweepError> {
+        let list = list(settings, usize::MAX)?;
+        if list.is_empty() {
+            let problem = "holds no captions".to_owned();
+            return Err(SweepError::Captions { path: PathBuf::from(&settings.path), problem });
+        }
         Ok(Self::new(list))
     }
 
@@ -68,6 +79,26 @@ impl Captions {
         }
         let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Self { list, sha256 }
+    }
+}
+
+/// Whether there is a file, or what is none and must not be read, which is told then.
+fn is_there(path: &Path) -> bool {
+    path.is_file() || is_special(path)
+}
+
+/// The captions of a path; of a folder and a source no more than `count`.
+fn list(settings: &CaptionSettings, count: usize) -> Result<Vec<Caption>, SweepError> {
+    let path = Path::new(&settings.path);
+    let column = settings.column.as_deref();
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    match extension.as_deref() {
+        Some("tsv") if is_there(path) => of_file(path, |text| parse_table(text, column)),
+        Some("txt") if is_there(path) => of_file(path, |text| Ok(parse_lines(text))),
+        _ => match text_files(path)? {
+            Some(files) => files.iter().take(count).map(|file| of_text_file(file)).collect(),
+            None => of_source(settings, count),
+        },
     }
 }
 
@@ -139,7 +170,7 @@ pub fn parse_lines(text: &str) -> Vec<Caption> {
 /// # Errors
 /// What is wrong, in words, with the number of the line.
 pub fn parse_table(text: &str, column: Option<&str>) -> Result<Vec<Caption>, String> {
-    let mut reader = csv::ReaderBuilder::new().delimiter(b'\t').from_reader(text.as_bytes());
+    let mut reader = csv::ReaderBuilder::new().delimiter(b'\t').from_reader(Quotes::new(text.as_bytes(), Some(b'\t')));
     let header = reader.headers().map_err(|error| in_words(&error))?.clone();
     let at = |name: &str| header.iter().position(|column| column == name);
     let caption = match column {
@@ -176,6 +207,8 @@ fn in_words(error: &csv::Error) -> String {
             let line = pos.as_ref().map_or(0, csv::Position::line);
             format!("line {line}: {len} fields, and the first line names {expected_len} columns")
         }
+        // A quote that is left open.
+        csv::ErrorKind::Io(error) => error.to_string(),
         _ => format!("is no table: {error}"),
     }
 }
@@ -218,6 +251,7 @@ mod tests {
             ("image_id\tid\tcaption\n42\t1\n", "line 2: 2 fields, and the first line names 3 columns"),
             ("image_id\tid\tcaption\n42\t1\tA\tcat\n", "line 2: 4 fields"),
             ("image_id\tid\tcaption\n42\t1\tA cat.\n43\t2\t \n", "line 3: the caption is empty"),
+            ("image_id\tid\tcaption\n42\t1\t\"A cat.\n43\t2\tA dog.\n", "a quote that opens in line 2 is left open"),
         ] {
             let error = parse_table(text, None).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -1,20 +1,24 @@
 //! The sub-stage that draws: one picture for each caption.
 
 use super::layout::{Blocks, Layout, Point, make_folder};
-use super::recipe::{NoiseSettings, PictureNoise, SamplerSettings, SweepRecipe};
+use super::recipe::{NoiseSettings, PictureNoise, SamplerSettings, SweepRecipe, setting};
 use super::{Captions, SweepError};
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_checkpoints::{Checkpoint, OpenOptions};
+use calotype_core::system::{Memory, format_bytes, memory};
 use calotype_core::{StopFlag, TorchCpuGenerator, durable};
 use calotype_data::image::PngEffort;
+use calotype_diffusion::Caching;
 use calotype_diffusion::samplers::SamplerConfig;
-use calotype_ops::Precision;
+use calotype_ops::{Precision, uses_kernels};
+use calotype_pipeline::belonging::{self, Hashes};
 use calotype_pipeline::{
-    CutPrompt, DrawnImage, LoadOptions, Observer, Pipeline, PipelineError, Request, SamplerChoice, Settings, belonging,
+    CutPrompt, DrawnImage, LoadOptions, Observer, Pipeline, PipelineError, Request, SamplerChoice, Settings,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 /// Everything that a point's pictures depend on.
@@ -27,6 +31,8 @@ struct Drawn {
     noise: NoiseSettings,
     sampler: SamplerConfig,
     steps: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    caching: Option<Caching>,
     negative: Option<String>,
     guidance: f32,
     /// Height and width in pixels.
@@ -34,7 +40,7 @@ struct Drawn {
     /// Type of the activations.
     precision: Precision,
     /// Hashes of the networks' tensors.
-    networks: BTreeMap<String, String>,
+    networks: Hashes,
 }
 
 /// A checkpoint that draws.
@@ -43,7 +49,7 @@ pub(super) struct Artist<'a> {
     captions: &'a Captions,
     pipeline: Pipeline,
     settings: Settings,
-    networks: BTreeMap<String, String>,
+    networks: Hashes,
     precision: Precision,
     tasks: TaskNoise,
     /// Prompts that were longer than a text encoder's context.
@@ -51,7 +57,7 @@ pub(super) struct Artist<'a> {
 }
 
 impl<'a> Artist<'a> {
-    /// Loads a checkpoint.
+    /// Loads a checkpoint, whose networks may be [known](hashes).
     ///
     /// # Errors
     /// [`SweepError::Pipeline`] for what is no checkpoint, cannot draw, or lacks the sampler that the recipe asks for.
@@ -60,25 +66,32 @@ impl<'a> Artist<'a> {
         recipe: &'a SweepRecipe,
         captions: &'a Captions,
         device: &Device,
+        known: Option<&Hashes>,
     ) -> Result<Self, SweepError> {
-        let checkpoint = open(path, &recipe.open)?;
-        let precision = recipe.precision.resolve(device);
-        let options = LoadOptions { device: device.clone(), precision, start_images: false, ..LoadOptions::default() };
-        let sampler = sampler(&checkpoint, &recipe.sampler)?;
+        let (checkpoint, networks) = open(path, &recipe.open, known)?;
+        let options = load_options(recipe, device);
+        let (sampler, notes) = sampler(&checkpoint, &recipe.sampler)?;
         let pipeline = Pipeline::load(&checkpoint, &options)?;
-        pipeline.defaults().notes.iter().for_each(|note| tracing::info!("{}: {note}", path.display()));
-        let settings = Settings {
-            width: recipe.size,
-            height: recipe.size,
-            steps: recipe.sampler.steps,
-            sampler: Some(sampler),
-            noise: recipe.noise.generator,
-            batch: recipe.batch_size,
-            ..Settings::default()
-        };
-        let networks = belonging::hashes(&checkpoint)?;
+        let notes = notes.iter().chain(&pipeline.defaults().notes);
+        notes.for_each(|note| tracing::info!("{}: {note}", path.display()));
+        let settings = settings(recipe, sampler);
+        check_memory(&pipeline, recipe, &settings)?;
         let (tasks, cut) = (TaskNoise::default(), BTreeSet::new());
-        Ok(Self { recipe, captions, pipeline, settings, networks, precision, tasks, cut })
+        Ok(Self { recipe, captions, pipeline, settings, networks, precision: options.precision, tasks, cut })
+    }
+
+    /// Finds out, without reading weights, whether a checkpoint can draw as the recipe has it.
+    ///
+    /// # Errors
+    /// As of [`Artist::load`] but for what stands in the weights; [`SweepError::Setting`] for pictures that the memory does not hold.
+    pub fn check(path: &Path, recipe: &SweepRecipe, device: &Device) -> Result<(), SweepError> {
+        let checkpoint = Checkpoint::open_with(path, &recipe.open).map_err(PipelineError::from)?;
+        let options = LoadOptions { low_memory: true, ..load_options(recipe, device) };
+        let (sampler, _) = sampler(&checkpoint, &recipe.sampler)?;
+        let pipeline = Pipeline::load(&checkpoint, &options)?;
+        let settings = settings(recipe, sampler);
+        pipeline.sampler(&settings)?;
+        check_memory(&pipeline, recipe, &settings)
     }
 
     /// Puts beside a point's pictures what they are drawn with, or finds that those that are there were drawn alike.
@@ -95,15 +108,26 @@ impl<'a> Artist<'a> {
             noise: noise.clone(),
             sampler: sampler_of.config().clone(),
             steps: sampler.steps,
+            caching: self.settings.caching,
             negative: sampler.negative.clone(),
             guidance,
             size: self.pipeline.image_size(&Request::new(""), &self.settings)?,
             precision: self.precision,
             networks: self.networks.clone(),
         };
-        make_folder(&layout.pictures(point))?;
+        let folder = layout.pictures(point);
+        make_folder(&folder)?;
+        // Whoever draws first writes the file before the first picture, so that it is looked for after the pictures.
+        let holds_pictures = fs::read_dir(&folder).map_err(SweepError::io("list", &folder))?.next().is_some();
         let path = layout.drawn(point);
         let found: Option<Value> = durable::read_json(&path).map_err(SweepError::io("read", &path))?;
+        if found.is_none() && holds_pictures {
+            let folder = folder.display();
+            let problem = format!(
+                "this file is gone, and nothing else says what the pictures in {folder} were drawn with; copy it back, or remove them"
+            );
+            return Err(SweepError::Other { path, problem });
+        }
         let ours = serde_json::to_value(&drawn).map_err(|error| SweepError::io("write", &path)(error.into()))?;
         match found {
             None => durable::write_json(&path, &ours).map_err(SweepError::io("write", &path)),
@@ -204,31 +228,104 @@ impl Drop for Artist<'_> {
     }
 }
 
-/// Opens a checkpoint whose networks belong together.
-fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, SweepError> {
+/// Hashes of the networks that a checkpoint draws with, learned words included.
+pub(super) fn hashes(path: &Path, options: &OpenOptions) -> Result<Hashes, SweepError> {
+    Ok(belonging::hashes(&Checkpoint::open_with(path, options).map_err(PipelineError::from)?)?)
+}
+
+/// Opens a checkpoint whose networks belong together, with their [`hashes`], which may be known.
+fn open(path: &Path, options: &OpenOptions, known: Option<&Hashes>) -> Result<(Checkpoint, Hashes), SweepError> {
     let checkpoint = Checkpoint::open_with(path, options).map_err(PipelineError::from)?;
-    if let Some(note) = belonging::check(&checkpoint)? {
+    // Learned words change the text encoders' hashes, by which networks that belong together are not compared.
+    let are_own = options.embeddings.is_empty();
+    let checked = belonging::check(&checkpoint, known.filter(|_| are_own).cloned())?;
+    if let Some(note) = &checked.note {
         tracing::warn!("{note}");
     }
+    let known = known.cloned().or(checked.hashes.filter(|_| are_own));
+    let hashes = known.map_or_else(|| belonging::hashes(&checkpoint), Ok)?;
     if let Some(note) = checkpoint.overruled_prediction() {
         tracing::warn!("{}: {note}", path.display());
     }
     if let Some(warning) = checkpoint.unused_warning() {
         tracing::warn!("{warning}");
     }
-    Ok(checkpoint)
+    Ok((checkpoint, hashes))
 }
 
-/// The recipe's sampler on the schedule of a checkpoint.
-fn sampler(checkpoint: &Checkpoint, settings: &SamplerSettings) -> Result<SamplerConfig, SweepError> {
-    let choice = SamplerChoice { name: settings.name.clone(), karras: false, eta: settings.eta };
+fn load_options(recipe: &SweepRecipe, device: &Device) -> LoadOptions {
+    let precision = recipe.precision.resolve(device);
+    LoadOptions { device: device.clone(), precision, start_images: false, ..LoadOptions::default() }
+}
+
+fn settings(recipe: &SweepRecipe, sampler: SamplerConfig) -> Settings {
+    Settings {
+        width: recipe.size,
+        height: recipe.size,
+        steps: recipe.sampler.steps,
+        sampler: Some(sampler),
+        caching: recipe.sampler.caching,
+        noise: recipe.noise.generator,
+        batch: recipe.batch_size,
+        ..Settings::default()
+    }
+}
+
+/// The recipe's sampler on the schedule of a checkpoint, with notes on what was passed over.
+fn sampler(checkpoint: &Checkpoint, settings: &SamplerSettings) -> Result<(SamplerConfig, Vec<String>), SweepError> {
+    let (name, timesteps) = (settings.name.clone(), settings.timesteps.clone());
+    let choice = SamplerChoice { name, timesteps, eta: settings.eta, ..SamplerChoice::default() };
     let found = choice.resolve(checkpoint)?;
-    found.notes.iter().for_each(|note| tracing::info!("{}: {note}", checkpoint.path().display()));
     let mut config = found.config;
     config.spacing = settings.spacing.unwrap_or(config.spacing);
     config.steps_offset = settings.steps_offset.unwrap_or(config.steps_offset);
     config.check().map_err(PipelineError::from)?;
-    Ok(config)
+    Ok((config, found.notes))
+}
+
+/// Refuses pictures that the memory cannot hold as a batch is drawn, and warns of those that it may not.
+fn check_memory(pipeline: &Pipeline, recipe: &SweepRecipe, settings: &Settings) -> Result<(), SweepError> {
+    let together = recipe.batch_size.min(recipe.block_size).min(recipe.images);
+    let largest = recipe.sampler.guidance.iter().copied().fold(1.0, f32::max);
+    let request = Request { guidance: Some(largest), ..Request::new("") };
+    let size = pipeline.image_size(&request, settings)?;
+    // One picture more: the networks stay while a batch is decoded.
+    let settings = Settings { batch: together, ..settings.clone() };
+    let needed = pipeline.memory(&vec![request; together.saturating_add(1)], &settings)?;
+    check_needed(needed, size, together, pipeline.device())
+}
+
+/// Refuses pictures whose pixels alone are more than the memory holds, whatever draws them.
+///
+/// # Errors
+/// [`SweepError::Setting`].
+pub(super) fn check_size(recipe: &SweepRecipe, device: &Device) -> Result<(), SweepError> {
+    let Some(side) = recipe.size else { return Ok(()) };
+    let bytes = [side, side, 3, size_of::<f32>()].iter().fold(1u64, |all, count| all.saturating_mul(*count as u64));
+    check_needed(bytes, [side, side], 1, device)
+}
+
+/// Refuses what takes far more memory than there is.
+fn check_needed(needed: u64, [height, width]: [usize; 2], together: usize, device: &Device) -> Result<(), SweepError> {
+    /// Estimates are within this of what was measured.
+    const SURE: f64 = 1.5;
+    // Other devices have memory of their own, which nothing tells.
+    let Some(Memory { total, available }) = memory().filter(|_| uses_kernels(device)) else { return Ok(()) };
+    if needed <= available {
+        return Ok(());
+    }
+    let problem = format!(
+        "pictures of {width}x{height} pixels, {together} at a time, take about {} of memory, and {} of {} are to be had: draw smaller ones \
+         (size) or fewer at a time (batch_size)",
+        format_bytes(needed),
+        format_bytes(available),
+        format_bytes(total)
+    );
+    if needed as f64 > SURE * total as f64 {
+        return Err(setting("size", problem));
+    }
+    tracing::warn!("{problem}");
+    Ok(())
 }
 
 /// The first field in which two objects differ, in words.
@@ -296,6 +393,17 @@ mod tests {
             assert_eq!(noise, whole[before as usize * 64..][..64], "picture {before}");
         }
         assert_ne!(values(tasks.noise(143, 2, [4, 4, 4], &device)), whole[2 * 64..3 * 64]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pictures_that_no_memory_holds_are_refused() {
+        let check =
+            |needed, side| check_needed(needed, [side; 2], 2, &Device::flex()).map_err(|error| error.to_string());
+        assert_eq!(check(1 << 20, 64), Ok(()));
+        let error = check(u64::MAX, 1_000_000).unwrap_err();
+        assert!(error.contains("`size`") && error.contains("1000000x1000000 pixels, 2 at a time"), "{error}");
+        assert!(error.contains("16.0 EiB") && error.contains("batch_size"), "{error}");
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub enum SweepError {
         /// In what they differ.
         problem: String,
     },
+    /// The folder to write holds something else than an evaluation.
+    #[error("{0} with --out")]
+    Taken(String),
     /// The run's folder cannot be used.
     #[error("{}: {source}", path.display())]
     Run {
@@ -83,8 +86,9 @@ impl SweepError {
     /// Whether the recipe or the command, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Setting { .. } | Self::Captions { .. } | Self::Other { .. } => true,
+            Self::Setting { .. } | Self::Captions { .. } | Self::Other { .. } | Self::Taken(_) => true,
             Self::Evaluate(error) => error.is_usage(),
+            Self::Data(error) => error.is_usage(),
             Self::Pipeline(error) => error.is_usage(),
             _ => false,
         }

@@ -60,9 +60,33 @@ impl Layout {
         self.out.join("scores").join(format!("{point}.json"))
     }
 
+    /// Where models of a run's checkpoints are while they draw.
+    pub fn models(&self) -> PathBuf {
+        self.out.join(".models")
+    }
+
     /// The model of a run's checkpoint while it draws for a slice.
     pub fn model(&self, samples: u64, slice: Slice) -> PathBuf {
-        self.out.join(".models").join(format!("{samples}-{}", name_of(slice)))
+        self.models().join(format!("{samples}-{}", name_of(slice)))
+    }
+
+    /// Removes the models that a killed process has left that drew for a slice.
+    ///
+    /// # Errors
+    /// [`SweepError::Io`].
+    pub fn remove_models(&self, slice: Slice) -> Result<(), SweepError> {
+        let (models, slice) = (self.models(), name_of(slice));
+        if !models.is_dir() {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(&models).map_err(SweepError::io("list", &models))? {
+            let path = entry.map_err(SweepError::io("list", &models))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
+            if name.is_some_and(|(samples, of)| samples.parse::<u64>().is_ok() && of == slice) {
+                std::fs::remove_dir_all(&path).map_err(SweepError::io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// The folder that a process has for a slice, so that none other does the same.
@@ -142,5 +166,20 @@ mod tests {
         assert_eq!(layout.picture(&eight, 7), Path::new("o/pictures/8/image000007.png"));
         let of_run = Point { samples: Some(512), guidance: Some(1.5) };
         assert_eq!(layout.drawn(&of_run), Path::new("o/pictures/512/1.5.json"));
+    }
+
+    #[test]
+    fn models_that_were_left_go_by_slice() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout { out: folder.path().to_owned() };
+        let [one, other] = [Slice::ALL, Slice { id: 1, count: 3 }];
+        layout.remove_models(one).unwrap();
+        let kept = [layout.model(8, other), layout.models().join("notes")];
+        for path in kept.iter().chain([&layout.model(8, one), &layout.model(512, one)]) {
+            std::fs::create_dir_all(path.join("unet")).unwrap();
+        }
+        layout.remove_models(one).unwrap();
+        assert!(kept.iter().all(|path| path.is_dir()));
+        assert_eq!(std::fs::read_dir(layout.models()).unwrap().count(), 2);
     }
 }

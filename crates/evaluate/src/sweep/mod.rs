@@ -37,9 +37,11 @@ pub use recipe::{
 use crate::Figure;
 use burn::tensor::Device;
 use calotype_collective::Collective;
-use calotype_core::{StopFlag, names};
+use calotype_core::folders::DRAWING;
+use calotype_core::{FolderLock, StopFlag, names};
 use calotype_data::Slice;
 use layout::Layout;
+use results::Compared;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -98,14 +100,56 @@ pub struct SweepEnd {
     pub mlperf: Option<PathBuf>,
 }
 
-/// Finds out what a sweep would before it draws: what the recipe says by itself, its captions, and whether the networks are there.
+/// Finds out what a sweep would before it draws: what the recipe says by itself, its captions, whether the networks are there, and
+/// what the report is to be compared with.
 ///
 /// # Errors
 /// [`SweepError`] naming the key or file at fault.
 pub fn check(recipe: &SweepRecipe, device: &Device) -> Result<(), SweepError> {
     recipe.validate()?;
+    recipe.check_captions()?;
     Captions::read(&recipe.captions, recipe.images)?;
-    judging::Judge::open(recipe, device)?.check_networks()
+    let judge = judging::Judge::open(recipe, device)?;
+    judge.check_counts()?;
+    judge.check_networks()?;
+    draw::check_size(recipe, device)?;
+    Compared::read(recipe).map(drop)
+}
+
+/// Finds out what a recipe says of its metrics that cannot be, without a look at any file: names, a reference that is missing, and
+/// fewer pictures than a metric takes.
+///
+/// # Errors
+/// [`SweepError`] naming the key at fault.
+pub fn check_metrics(recipe: &SweepRecipe) -> Result<(), SweepError> {
+    judging::Judge::open(recipe, &Device::default())?.check_counts()
+}
+
+/// The names of the figures that a recipe asks for, as far as they are known before they are made: distances are called otherwise on
+/// other weights than the published ones.
+///
+/// # Errors
+/// [`SweepError`] for metrics that are none, or a network that cannot be read.
+pub fn figure_names(recipe: &SweepRecipe) -> Result<BTreeSet<&'static str>, SweepError> {
+    judging::Judge::open(recipe, &Device::default())?.figure_names()
+}
+
+/// Removes the models that killed processes have written to draw with into a sweep's folder, if no other process works there.
+///
+/// # Errors
+/// [`SweepError::Io`] if they cannot be removed.
+pub fn remove_leftovers(out: &Path) -> Result<(), SweepError> {
+    let layout = Layout { out: out.to_owned() };
+    let models = layout.models();
+    if !models.is_dir() {
+        return Ok(());
+    }
+    let folder = layout.slice(Slice::ALL);
+    layout::make_folder(&folder)?;
+    match FolderLock::take(&folder) {
+        Ok(_lock) => layout.remove_models(Slice::ALL),
+        Err(_) => Ok(()),
+    }
 }
 
 impl Sweep<'_> {
@@ -115,10 +159,35 @@ impl Sweep<'_> {
     /// [`SweepError`]; [`SweepError::Interrupted`] when a stop is asked for, with everything saved.
     pub fn run(&self) -> Result<SweepEnd, SweepError> {
         self.recipe.validate()?;
-        let captions = Captions::read(&self.recipe.captions, self.recipe.images)?;
         let layout = Layout { out: self.out.to_owned() };
-        let _locks = self.claim(&layout, &captions)?;
-        let mut work = work::Work::open(self, &layout, &captions)?;
+        let begun = layout.out.join(DRAWING).exists();
+        if !begun {
+            self.recipe.check_model()?;
+        }
+        if let Err(problem) = self.recipe.check_captions() {
+            // Captions are looked for in the model's folder: that it is not there says more.
+            self.recipe.check_model()?;
+            return Err(problem);
+        }
+        check_metrics(self.recipe)?;
+        let captions = Captions::read(&self.recipe.captions, self.recipe.images)?;
+        if !begun && self.stages.contains(&SubStage::Plot) {
+            Compared::read(self.recipe)?;
+        }
+        if let (Judged::Model(path), true) =
+            (self.recipe.judged()?, !begun && self.stages.contains(&SubStage::Generate))
+        {
+            // Before the folder is taken for such pictures.
+            draw::Artist::check(Path::new(path), self.recipe, self.device)?;
+        }
+        let claim = self.claim(&layout, &captions)?;
+        let opened = work::Work::open(self, &layout, &captions, claim.networks.as_ref())
+            .and_then(|work| work.check_drawing().map(|()| work));
+        if opened.is_err() && !begun && self.collective.is_first() {
+            // A folder is not taken by what cannot be.
+            claim::release(&layout);
+        }
+        let mut work = opened?;
         work.judge_reference()?;
         let mut listed = BTreeSet::new();
         loop {

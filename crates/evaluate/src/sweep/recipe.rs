@@ -3,11 +3,12 @@
 use super::SweepError;
 use crate::MetricSettings;
 use calotype_checkpoints::OpenOptions;
-use calotype_core::names;
-use calotype_diffusion::Spacing;
+use calotype_core::{absence, names};
+use calotype_diffusion::{Caching, Spacing};
 use calotype_ops::Precision;
 use calotype_pipeline::NoiseKind;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// The value of `kind` in the recipes of sweeps.
 pub const KIND: &str = "text_to_image";
@@ -107,6 +108,12 @@ pub struct SamplerSettings {
     /// Added to the timesteps of the leading spacing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_offset: Option<usize>,
+    /// The timesteps themselves, `steps` of them, from noise to image, as few-step students are trained on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timesteps: Vec<f64>,
+    /// Deep features that are kept between steps (`interval`, `branch`); none: every step computes the whole UNet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caching: Option<Caching>,
 }
 
 names! {
@@ -275,7 +282,7 @@ impl SweepRecipe {
     ///
     /// # Errors
     /// [`SweepError::Setting`] unless one of `model`, `run` and `pictures` is given; a `model` beside one of the others only names
-    /// the folder that `{model}` stands for.
+    /// the folder that `{model}` stands for ([`idle_model`](Self::idle_model)).
     pub fn judged(&self) -> Result<Judged<'_>, SweepError> {
         match (&self.model, &self.run, &self.pictures) {
             (_, Some(run), None) => Ok(Judged::Run(run)),
@@ -317,6 +324,59 @@ impl SweepRecipe {
         Ok(self)
     }
 
+    /// The `model` that is neither judged nor looked into: something else is judged, and no path of the recipe lies in it.
+    pub fn idle_model(&self) -> Option<&str> {
+        let model = self.model.as_deref()?;
+        let is_judged = self.run.is_none() && self.pictures.is_none();
+        (!is_judged && !self.looks_below(model)).then_some(model)
+    }
+
+    /// Whether a path of the recipe lies in the folder that `model` names, or is to.
+    fn looks_below(&self, model: &str) -> bool {
+        let judge = &self.judge;
+        let optional = [&judge.reference, &judge.inception, &judge.clip, &judge.features];
+        let mut paths = optional.into_iter().flatten().chain([&self.captions.path]).map(Path::new);
+        paths.any(|path| path.starts_with(model) || path.starts_with(MODEL))
+    }
+
+    /// Refuses a model of which nothing is there.
+    ///
+    /// # Errors
+    /// [`SweepError::Setting`].
+    pub(super) fn check_model(&self) -> Result<(), SweepError> {
+        match &self.model {
+            Some(path) if self.idle_model().is_none() && !Path::new(path).exists() => Err(setting(
+                "model",
+                format!(
+                    "there is nothing at {path}{}; name a checkpoint, or the folder of a finished run or quickstart",
+                    absence(Path::new(path))
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses captions of which nothing is there; addresses and patterns are left to who opens them.
+    ///
+    /// # Errors
+    /// [`SweepError::Setting`].
+    pub(super) fn check_captions(&self) -> Result<(), SweepError> {
+        let path = &self.captions.path;
+        if path.contains([':', '{', '*']) || Path::new(path).exists() {
+            return Ok(());
+        }
+        let below = self.model.as_ref().filter(|model| Path::new(path).starts_with(model));
+        let hint = below.map_or(String::new(), |model| {
+            format!(
+                ": the recipe looks for captions in the model's folder, as a quickstart leaves them, and {model} is none; name one by \
+                 model=QUICKSTART, or what else the recipe takes of it: captions.path, judge.reference, judge.clip, judge.features"
+            )
+        });
+        let hint = if hint.is_empty() { "; name a list of captions, or captioned samples".to_owned() } else { hint };
+        let near = absence(Path::new(path));
+        Err(setting("captions.path", format!("there is nothing at {path}{near}{hint}")))
+    }
+
     /// Checks what the recipe says by itself.
     ///
     /// # Errors
@@ -332,6 +392,8 @@ impl SweepRecipe {
         check(self.size != Some(0), "size", "must be at least 1")?;
         check(self.at.is_empty() || matches!(judged, Judged::Run(_)), "at", "is of `run`, which is not given")?;
         check(self.sampler.steps > 0, "sampler.steps", "must be at least 1")?;
+        let kept = self.sampler.caching.is_none_or(|caching| caching.interval > 0);
+        check(kept, "sampler.caching.interval", "must be at least 1, which keeps nothing")?;
         let scales = &self.sampler.guidance;
         check(!scales.is_empty(), "sampler.guidance", "names no scale; write a list such as [2.0, 7.5]")?;
         check(scales.iter().all(|scale| scale.is_finite()), "sampler.guidance", "must be finite numbers")?;
@@ -383,7 +445,7 @@ mod tests {
     #[test]
     fn impossible_settings_name_their_key() {
         type Change = fn(&mut SweepRecipe);
-        let cases: [(Change, &str); 16] = [
+        let cases: [(Change, &str); 17] = [
             (|r| r.kind = "x".to_owned(), "kind"),
             (|r| r.model = None, "model"),
             (|r| (r.run, r.pictures) = (Some("r".to_owned()), Some("p".to_owned())), "pictures"),
@@ -393,6 +455,7 @@ mod tests {
             (|r| r.size = Some(0), "size"),
             (|r| r.at = vec![8], "at"),
             (|r| r.sampler.steps = 0, "sampler.steps"),
+            (|r| r.sampler.caching = Some(Caching { interval: 0, branch: 0 }), "sampler.caching.interval"),
             (|r| r.sampler.guidance = vec![], "sampler.guidance"),
             (|r| r.sampler.guidance = vec![2.0, 2.0], "sampler.guidance"),
             (|r| r.sampler.guidance = vec![f32::NAN], "sampler.guidance"),
@@ -425,6 +488,22 @@ mod tests {
         assert_eq!(below(Some("runs/q"), "{models}/a").unwrap(), both("{models}/a"));
         assert_eq!(below(None, "a").unwrap(), both("a"));
         assert!(below(None, "{model}/a").unwrap_err().to_string().contains("captions.path"));
+    }
+
+    #[test]
+    fn a_model_beside_a_run_is_the_folder_of_paths() {
+        let of_run = |path: &str| recipe(|r| (r.run, r.captions.path) = (Some("r".to_owned()), path.to_owned()));
+        for path in ["{model}/dataset", "m/dataset", "m"] {
+            assert_eq!(of_run(path).idle_model(), None, "{path}");
+            assert_eq!(of_run(path).judged().unwrap(), Judged::Run("r"));
+        }
+        for path in ["captions.tsv", "models/dataset", "{models}/a"] {
+            assert_eq!(of_run(path).idle_model(), Some("m"), "{path}");
+        }
+        let of_pictures = |clip: &str| recipe(|r| (r.pictures, r.judge.clip) = (Some("p".into()), Some(clip.into())));
+        assert_eq!(of_pictures("m/clip").idle_model(), None);
+        assert_eq!(of_pictures("clip").idle_model(), Some("m"));
+        assert_eq!(recipe(|_| {}).idle_model(), None, "it is judged itself");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::judging::Scores;
 use super::layout::{Layout, Point, make_folder};
-use super::recipe::{Judged, SweepRecipe};
+use super::recipe::{Judged, SweepRecipe, setting};
 use super::{Captions, Sweep, SweepEnd, SweepError};
 use crate::report::{self, Baseline, Evaluation, ReferenceCurve, ReportOptions, Setting};
 use crate::{EvaluateError, Figure, Pictures};
@@ -22,6 +22,29 @@ pub(super) struct Results {
     scored: Vec<(Point, Scores)>,
     written: Vec<PathBuf>,
     mlperf: Option<PathBuf>,
+}
+
+/// What the report is compared with.
+pub(super) struct Compared {
+    baseline: Option<Baseline>,
+    reference: Option<ReferenceCurve>,
+}
+
+impl Compared {
+    /// Reads what the recipe names.
+    ///
+    /// # Errors
+    /// [`SweepError::Setting`] naming the key of a baseline or a reference curve that cannot be read.
+    pub fn read(recipe: &SweepRecipe) -> Result<Self, SweepError> {
+        let wrong = |key: &'static str| move |error: EvaluateError| setting(key, error.to_string());
+        let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
+        let baseline = path(&recipe.report.baseline).map(|path| Baseline::read(&path)).transpose();
+        let reference = path(&recipe.report.reference_curve).map(|path| ReferenceCurve::read(&path)).transpose();
+        Ok(Self {
+            baseline: baseline.map_err(wrong("report.baseline"))?,
+            reference: reference.map_err(wrong("report.reference_curve"))?,
+        })
+    }
 }
 
 /// Where the pictures of points are.
@@ -63,7 +86,7 @@ impl Results {
     /// Writes a report of all points, or one for each checkpoint where each has several scales.
     ///
     /// # Errors
-    /// [`SweepError::Evaluate`] as of writing; [`SweepError::Setting`] for a baseline or a reference curve that cannot be read.
+    /// [`SweepError::Evaluate`] as of writing; others as of [`Compared::read`].
     pub fn write(&mut self, sweep: &Sweep<'_>, captions: &Captions, shown: Shown<'_>) -> Result<(), SweepError> {
         self.written.clear();
         self.mlperf = None;
@@ -71,12 +94,10 @@ impl Results {
             return Ok(());
         }
         let recipe = sweep.recipe;
-        let given = |path: &Option<String>| path.as_ref().map(PathBuf::from);
-        let baseline = given(&recipe.report.baseline).map(|path| Baseline::read(&path)).transpose()?;
-        let reference = given(&recipe.report.reference_curve).map(|path| ReferenceCurve::read(&path)).transpose()?;
+        let compared = Compared::read(recipe)?;
         let options = ReportOptions {
-            baseline: baseline.as_ref(),
-            reference: reference.as_ref(),
+            baseline: compared.baseline.as_ref(),
+            reference: compared.reference.as_ref(),
             seed: recipe.seed,
             pictures: recipe.report.pictures,
         };
@@ -100,27 +121,29 @@ impl Results {
         self.scored.iter().any(|(point, _)| point.samples.is_some())
     }
 
-    /// The figures as MLPerf's log takes them. Where the weights are not known to be the published ones, the distance is not the
-    /// FID, which is told.
+    /// The figures as MLPerf's log takes them. Where features or weights are not known to be the published ones, the distance is
+    /// `fd` and not `fid`, which is told.
     fn write_mlperf(&mut self, out: &Path) -> Result<(), SweepError> {
-        let line = |(point, scores): &(Point, Scores)| -> Option<(Line, bool)> {
-            let (fid, clip) = (scores.of("fid").or_else(|| scores.of("fd"))?, scores.of("clip_score")?);
-            Some((Line { samples: point.samples?, fid: fid.value, clip: clip.value }, fid.metric == "fid"))
+        let line = |(point, scores): &(Point, Scores)| -> Option<Line> {
+            let (distance, clip) = (scores.of("fid").or_else(|| scores.of("fd"))?, scores.of("clip_score")?);
+            let (samples, clip, official) = (point.samples?, clip.value, distance.metric == "fid");
+            let [fid, fd] = [official, !official].map(|is_it| is_it.then_some(distance.value));
+            Some(Line { samples, fid, fd, clip })
         };
-        let mut lines: Vec<(Line, bool)> = match self.scored.iter().map(line).collect() {
+        let mut lines: Vec<Line> = match self.scored.iter().map(line).collect() {
             Some(lines) => lines,
             None => return Ok(()),
         };
-        lines.sort_by_key(|(line, _)| line.samples);
-        if lines.iter().any(|(_, official)| !official) {
+        lines.sort_by_key(|line| line.samples);
+        if lines.iter().any(|line| line.fd.is_some()) {
             tracing::warn!(
-                "{MLPERF}: the distances are of other weights than the published Inception's: they are no FID, and no result of the \
-                 benchmark"
+                "{MLPERF}: the distances are of other features or weights than the published Inception's: they are `fd`, no FID, and no \
+                 result of the benchmark"
             );
         }
         let path = out.join(MLPERF);
         let mut text = String::new();
-        for (line, _) in &lines {
+        for line in &lines {
             text += &serde_json::to_string(line).map_err(|error| SweepError::io("write", &path)(error.into()))?;
             text.push('\n');
         }
@@ -145,7 +168,10 @@ impl Results {
 #[derive(Serialize)]
 struct Line {
     samples: u64,
-    fid: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fid: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fd: Option<f64>,
     clip: f64,
 }
 

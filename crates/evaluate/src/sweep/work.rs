@@ -1,7 +1,9 @@
 //! One process's part of a sweep, sub-stage by sub-stage.
 
+mod early;
+
 use super::draw::Artist;
-use super::judging::{Judge, REFERENCE, Scores, Side, drawn, merged, scores_of};
+use super::judging::{Judge, REFERENCE, Scores, Side, drawn, features_of, merged, scores_of};
 use super::layout::{Blocks, Layout, Point, make_folder};
 use super::listing::Subject;
 use super::recipe::{Judged, SweepRecipe};
@@ -9,8 +11,10 @@ use super::results::{Results, Shown};
 use super::{Captions, SubStage, Sweep, SweepEnd, SweepError};
 use crate::state::Reference;
 use crate::{EvaluateError, Picture, Pictures};
+use calotype_collective::Collective;
 use calotype_core::{Progress, durable};
 use calotype_data::Slice;
+use calotype_pipeline::belonging::Hashes;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -23,6 +27,8 @@ pub(super) struct Work<'a> {
     sweep: &'a Sweep<'a>,
     layout: &'a Layout,
     captions: &'a Captions,
+    /// Hashes of the model's networks, if they are known already.
+    networks: Option<&'a Hashes>,
     judge: Judge<'a>,
     /// Pictures that were made elsewhere, if those are judged.
     foreign: Option<Pictures>,
@@ -44,38 +50,58 @@ impl<'a> Work<'a> {
     ///
     /// # Errors
     /// As of [`Judge::open`] and of opening pictures; [`SweepError::Setting`] if there are fewer pictures than the recipe asks for.
-    pub fn open(sweep: &'a Sweep<'a>, layout: &'a Layout, captions: &'a Captions) -> Result<Self, SweepError> {
+    pub fn open(
+        sweep: &'a Sweep<'a>,
+        layout: &'a Layout,
+        captions: &'a Captions,
+        networks: Option<&'a Hashes>,
+    ) -> Result<Self, SweepError> {
         let recipe = sweep.recipe;
-        let judge = Judge::open(recipe, sweep.device)?;
+        let mut judge = Judge::open(recipe, sweep.device)?;
         let [features, score] = [SubStage::Features, SubStage::Score].map(|stage| sweep.stages.contains(&stage));
         if features {
             judge.check_networks()?;
+        }
+        if features || score {
+            judge.check_counts()?;
         }
         let foreign = match recipe.judged()? {
             Judged::Pictures(folder) => Some(foreign(folder, recipe.images)?),
             _ => None,
         };
-        let digest = foreign.as_ref().map(Pictures::digest).unwrap_or_default();
+        let digest = match &foreign {
+            Some(pictures) => told_and_digested(sweep.collective, "pictures", pictures, recipe.images)?,
+            None => String::new(),
+        };
         let blocks = Blocks { pictures: recipe.images, size: recipe.block_size };
         let opened = if features || score { judge.reference_pictures()? } else { None };
         let reference_pictures = match opened {
             None => None,
             Some(pictures) => {
                 let count = recipe.judge.reference_images.unwrap_or(usize::MAX).min(pictures.len());
-                let set = judge.set(Side::Reference, &format!("{} {count}", pictures.digest()));
+                let digest = told_and_digested(sweep.collective, "reference", &pictures, count)?;
+                let set = judge.set(Side::Reference, &format!("{digest} {count}"));
                 Some((pictures, set, Blocks { pictures: count, size: recipe.block_size }))
             }
         };
+        let mut reference = None;
+        if features || score {
+            reference = judge.statistics(sweep.collective.is_first())?;
+            judge.open_networks(reference.as_ref())?;
+            let pictures = reference_pictures.as_ref().map(|(_, set, _)| set.as_str());
+            judge.compare_with(pictures, reference.as_ref());
+        }
         Ok(Self {
             set: judge.set(Side::Judged, &format!("{} {digest}", captions.sha256)),
             own: blocks.of_process(sweep.slices, sweep.collective),
-            reference: if score { judge.statistics()? } else { None },
+            reference,
             results: Results::default(),
             waiting: 0,
             pictures: 0,
             sweep,
             layout,
             captions,
+            networks,
             judge,
             foreign,
             blocks,
@@ -121,6 +147,9 @@ impl<'a> Work<'a> {
         let own = blocks.of_process(self.sweep.slices, self.sweep.collective);
         let folder = |block: usize| self.layout.features(set, REFERENCE, block);
         let (there, missing): (Vec<_>, Vec<_>) = own.into_iter().partition(|(block, _)| folder(*block).is_dir());
+        there
+            .iter()
+            .try_for_each(|(block, _)| self.judge.check_block(&folder(*block), &features_of(set, REFERENCE)))?;
         if missing.is_empty() {
             return Ok(());
         }
@@ -131,7 +160,8 @@ impl<'a> Work<'a> {
         for (block, slice) in missing {
             let range = blocks.range(block);
             let load = |numbers: Range<usize>| pictures.batch(numbers);
-            self.judge.block(Side::Reference, (&folder(block), slice), range.clone(), &load, self.sweep.stop)?;
+            let at = (folder(block), slice, features_of(set, REFERENCE));
+            self.judge.block(Side::Reference, &at, range.clone(), &load, self.sweep.stop)?;
             done += range.len() as u64;
             progress.set(done, &[]);
         }
@@ -145,6 +175,7 @@ impl<'a> Work<'a> {
     /// [`SweepError`].
     pub fn judge(&mut self, subject: &Subject) -> Result<(), SweepError> {
         let points = self.points(subject);
+        points.iter().try_for_each(|point| self.check_judge(point))?;
         let Some(model) = self.model(subject, &points)? else { return Ok(()) };
         let mut part = Part::new(self, subject, &points);
         let mut artist = None;
@@ -171,6 +202,24 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Refuses figures of a point, or else features, that other networks made than are there now.
+    fn check_judge(&self, point: &Point) -> Result<(), SweepError> {
+        if let Some(scores) = self.scores(point)? {
+            return self.judge.check_scores(&self.layout.scores(point), &scores);
+        }
+        let own = self.own.iter().map(|(block, _)| self.folder(point, *block)).filter(|folder| folder.is_dir());
+        own.into_iter().try_for_each(|folder| self.judge.check_block(&folder, &self.of(point)))
+    }
+
+    /// What the features of a point are of.
+    fn of(&self, point: &Point) -> String {
+        features_of(&self.set, &point.to_string())
+    }
+
+    fn scores(&self, point: &Point) -> Result<Option<Scores>, SweepError> {
+        scores_of(self.layout, point, &self.judge, &self.set)
+    }
+
     fn folder(&self, point: &Point, block: usize) -> PathBuf {
         self.layout.features(&self.set, &point.to_string(), block)
     }
@@ -194,7 +243,7 @@ impl<'a> Work<'a> {
 
     /// Whether the figures of a point are there, so that nothing else is needed of it.
     fn is_scored(&self, point: &Point) -> Result<bool, SweepError> {
-        Ok(scores_of(self.layout, point, &self.judge.judged_by(&self.set))?.is_some())
+        Ok(self.scores(point)?.is_some())
     }
 
     /// The checkpoint to draw with. That of a training run is written as a model first, if any process has to draw; none if it is
@@ -262,8 +311,8 @@ impl<'a> Work<'a> {
             let is_drawn = self.is_drawn(point, range.clone());
             if is_drawn && self.does(SubStage::Features) {
                 let load = |numbers: Range<usize>| self.load(point, numbers);
-                let at = (folder.as_path(), *slice);
-                let states = self.judge.block(Side::Judged, at, range.clone(), &load, self.sweep.stop)?;
+                let at = (folder, *slice, self.of(point));
+                let states = self.judge.block(Side::Judged, &at, range.clone(), &load, self.sweep.stop)?;
                 part.judged(if draws { 0 } else { range.len() }, self.judge.running(&states)?);
             }
             part.finished += if is_drawn { range.len() as u64 } else { 0 };
@@ -275,7 +324,7 @@ impl<'a> Work<'a> {
     fn artist<'m>(&self, model: &Path, artist: &'m mut Option<Artist<'a>>) -> Result<&'m mut Artist<'a>, SweepError> {
         let loaded = match artist.take() {
             Some(loaded) => loaded,
-            None => Artist::load(model, self.recipe(), self.captions, self.sweep.device)?,
+            None => Artist::load(model, self.recipe(), self.captions, self.sweep.device, self.networks)?,
         };
         Ok(artist.insert(loaded))
     }
@@ -310,8 +359,7 @@ impl<'a> Work<'a> {
 
     /// Makes the figures of a point whose features are all there, and takes those that were made earlier.
     fn score(&mut self, point: &Point) -> Result<(), SweepError> {
-        let judged_by = self.judge.judged_by(&self.set);
-        if let Some(scores) = scores_of(self.layout, point, &judged_by)? {
+        if let Some(scores) = self.scores(point)? {
             self.results.push(*point, scores);
             return Ok(());
         }
@@ -321,7 +369,7 @@ impl<'a> Work<'a> {
             self.waiting += 1;
             return Ok(());
         }
-        let scores = self.judge.score(folders.into_iter(), self.reference.as_ref(), &self.set)?;
+        let scores = self.judge.score(folders.into_iter(), point, self.reference.as_ref(), &self.set)?;
         // Before the figures are there: a process that is killed meanwhile goes on with it.
         if !self.recipe().keep_pictures && self.foreign.is_none() {
             self.remove_pictures(point, &scores)?;
@@ -341,7 +389,8 @@ impl<'a> Work<'a> {
             if !folders.iter().all(|folder| folder.is_dir()) {
                 return Ok(false);
             }
-            self.reference = Some(Reference::Pictures(merged(folders.into_iter())?));
+            let states = merged(folders.into_iter(), &features_of(set, REFERENCE))?;
+            self.reference = Some(Reference::Pictures(states));
         }
         Ok(true)
     }
@@ -377,6 +426,22 @@ impl<'a> Work<'a> {
     pub fn end(self) -> SweepEnd {
         self.results.end(self.waiting)
     }
+}
+
+/// Says what of pictures is left out, and finds a digest of the first `count`. The first process reads them for all.
+fn told_and_digested(
+    collective: &dyn Collective,
+    what: &str,
+    pictures: &Pictures,
+    count: usize,
+) -> Result<String, SweepError> {
+    let mut digest = Vec::new();
+    if collective.is_first() {
+        pictures.left_out().iter().for_each(|sentence| tracing::warn!("{what}: {sentence}"));
+        digest = pictures.digest_of_contents(count)?.into_bytes();
+    }
+    collective.broadcast(0, &mut digest)?;
+    Ok(String::from_utf8_lossy(&digest).into_owned())
 }
 
 /// Pictures that were made elsewhere, as many as the recipe asks for.

@@ -1,6 +1,7 @@
 //! Picture files that a command line names, and their pixels.
 
 use crate::{EvaluateError, Result};
+use calotype_core::absence;
 use calotype_data::image::{DecodeNotes, DecodeOptions, RgbImage};
 use calotype_data::source::folder::IMAGE_EXTENSIONS;
 use rayon::prelude::*;
@@ -11,13 +12,14 @@ use walkdir::WalkDir;
 /// names.
 ///
 /// # Errors
-/// [`EvaluateError::File`] for a path where nothing is, or a folder without pictures; [`EvaluateError::Io`].
+/// [`EvaluateError::Usage`] for a path where nothing is; [`EvaluateError::File`] for a folder without pictures; [`EvaluateError::Io`].
 pub fn picture_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
         let wrong = |detail: String| EvaluateError::File { path: path.clone(), detail };
         if !path.exists() {
-            return Err(wrong("there is no such file or folder".to_owned()));
+            let problem = format!("{}: there is no such file or folder{}", path.display(), absence(path));
+            return Err(EvaluateError::Usage(problem));
         }
         let before = files.len();
         for entry in WalkDir::new(path).follow_links(true).sort_by_file_name() {
@@ -41,7 +43,7 @@ fn is_picture(path: &Path) -> bool {
 /// The pixels of files, decoded by all threads; what cannot be read is an error of its own, which names the file.
 pub fn read_pictures(files: &[PathBuf], decode: &DecodeOptions, notes: &DecodeNotes) -> Vec<Result<RgbImage>> {
     let read = |file: &PathBuf| {
-        let bytes = std::fs::read(file).map_err(EvaluateError::io("read", file))?;
+        let bytes = calotype_core::read_input(file).map_err(EvaluateError::io("read", file))?;
         let (image, found) = RgbImage::decode_noting(&file.display().to_string(), &bytes, decode)
             .map_err(|error| error.of_file(file))?;
         notes.add(&found);

@@ -96,7 +96,7 @@ impl Labelled {
         let mut found = BTreeSet::new();
         for number in 0..source.len() {
             let held = source.get(number)?;
-            let class = text_of(&held.sample(), &settings.class).map_err(|detail| bad(&*source, &detail))?;
+            let class = class_text(&held.sample(), &settings.class).map_err(|detail| bad(&*source, &detail))?;
             found.insert(class);
         }
         // Numbers are named by themselves, without gaps.
@@ -145,7 +145,7 @@ impl Labelled {
     }
 
     fn class_of(&self, sample: &SampleRef<'_>) -> std::result::Result<usize, String> {
-        let text = text_of(sample, &self.class)?;
+        let text = class_text(sample, &self.class)?;
         let wrong = |problem: &str| format!("sample `{}` has `{text}` in `{}`, {problem}", sample.key(), self.class);
         if let Ok(number) = text.parse::<usize>() {
             let known = self.numbers.as_ref().map_or(self.names.len(), Vec::len);
@@ -184,8 +184,11 @@ fn own_classes(source: &dyn Source) -> Option<Vec<String>> {
     names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
-/// The text of a part, or of a field of part `json`.
-fn text_of(sample: &SampleRef<'_>, part: &str) -> std::result::Result<String, String> {
+/// The class that a sample holds: the text of a part, or of a field of part `json` (`json.FIELD`).
+///
+/// # Errors
+/// A sentence that names the sample, where there is none.
+pub fn class_text(sample: &SampleRef<'_>, part: &str) -> std::result::Result<String, String> {
     let Some(field) = part.strip_prefix("json.") else {
         return match sample.text(part) {
             Ok(text) => Ok(text.trim().to_owned()),
@@ -208,8 +211,12 @@ fn text_of(sample: &SampleRef<'_>, part: &str) -> std::result::Result<String, St
     }
 }
 
-/// Refuses folders whose number would be another one than the reader expects.
-fn check_folders(path: &str, classes: &[String]) -> Result<()> {
+/// Refuses folders of classes whose number would be another one than the reader expects: one without pictures, and two whose
+/// names differ in case alone. Other paths than those of such folders pass.
+///
+/// # Errors
+/// [`EvaluateError::File`] naming the folder.
+pub fn check_folders(path: &str, classes: &[String]) -> Result<()> {
     let folder = Path::new(path);
     if !folder.is_dir() || detect(path)? != Some(SourceKind::Imagefolder) {
         return Ok(());
@@ -242,8 +249,11 @@ fn check_folders(path: &str, classes: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The number among `names` of each of a source's classes.
-fn numbers_of(own: &[String], names: &[String]) -> std::result::Result<Vec<usize>, String> {
+/// The number among `names` of each of a source's classes; in their order, if none is among them and there are as many.
+///
+/// # Errors
+/// A sentence that says what does not fit.
+pub fn numbers_of(own: &[String], names: &[String]) -> std::result::Result<Vec<usize>, String> {
     let number = |name: &String| names.iter().position(|known| known == name);
     let found: Vec<Option<usize>> = own.iter().map(number).collect();
     let known = found.iter().flatten().count();

@@ -95,7 +95,7 @@ fn read(path: &str, what: &str, built_in: &[(&str, &str)]) -> Result<Vec<String>
             known.join(", ")
         )));
     }
-    let bytes = std::fs::read(file).map_err(EvaluateError::io("read", file))?;
+    let bytes = calotype_core::read_input(file).map_err(EvaluateError::io("read", file))?;
     parse(&bytes).map_err(|detail| EvaluateError::File { path: file.to_owned(), detail })
 }
 

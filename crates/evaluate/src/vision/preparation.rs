@@ -2,7 +2,7 @@
 
 use crate::features::framing::{Framing, Half, Resampler, View};
 use crate::{EvaluateError, Result};
-use calotype_checkpoints::{Checkpoint, Component, ImageProcessor};
+use calotype_checkpoints::{Checkpoint, Component, ImageProcessor, Layout};
 use calotype_data::image::{Filter, RgbImage};
 use calotype_pipeline::encoders::ImageInput;
 
@@ -10,8 +10,8 @@ calotype_core::names! {
     /// How a picture becomes a classifier's input.
     #[derive(Default)]
     ClassifierInput, "preparation of pictures" {
-        /// As the model's `preprocessor_config.json` says; without one as transformers' ViT (squeezed into a square by torch's
-        /// bilinear, values from -1 to 1), or as EfficientNet-Lite was trained (the shorter side to 32 pixels more than the
+        /// As the model's `preprocessor_config.json` says; without one as NeMo does, of its layout, as transformers' ViT (squeezed into
+        /// a square by torch's bilinear, values from -1 to 1), or as EfficientNet-Lite was trained (the shorter side to 32 pixels more than the
         /// network's by Pillow's bicubic, the middle cut out, levels less 127, by 128).
         #[default]
         Checkpoint = "checkpoint",
@@ -46,6 +46,7 @@ impl ClassifierInput {
         };
         Ok(match (self, checkpoint.image_processor()?) {
             (Self::Nemo, _) => imagenet(View::Whole),
+            (Self::Checkpoint, None) if checkpoint.layout() == Layout::NemoVit => imagenet(View::Whole),
             (Self::Torchvision, _) => imagenet(View::Shorter(side * 8 / 7, Half::Even)),
             (Self::Checkpoint, Some(processor)) => followed(checkpoint, processor, side)?,
             (Self::Checkpoint, None) if component == Component::EfficientNetLite => {
@@ -66,7 +67,18 @@ fn followed(checkpoint: &Checkpoint, processor: ImageProcessor, side: usize) -> 
              preparation (nemo, torchvision)"
         ),
     })?;
+    let framing = if checkpoint.layout() == Layout::Timm { as_timm(framing) } else { framing };
     Ok(Prepared { framing, input: ImageInput::normalised(side, processor.mean, processor.std) })
+}
+
+/// The same by torchvision's transforms of Pillow's images, which timm takes.
+fn as_timm(framing: Framing) -> Framing {
+    let (Resampler::Torch(filter) | Resampler::Pillow(filter)) = framing.resampler;
+    let view = match framing.view {
+        View::Shorter(to, _) => View::Shorter(to, Half::Even),
+        view => view,
+    };
+    Framing { view, resampler: Resampler::Pillow(filter) }
 }
 
 impl Prepared {
@@ -104,6 +116,15 @@ mod tests {
         assert_eq!(values.len(), 8 * 8 * 3);
         let expected = (f32::from(levels.data()[1]) / 255.0 - 0.456) / 0.224;
         assert!((values[1] - expected).abs() < 1e-5, "{} and {expected}", values[1]);
+        // The levels of timm 1.0.31's `create_transform(input_size=(3, 8, 8), interpolation="bicubic", crop_pct=0.7)`.
+        let torch = Resampler::Torch(Filter::Bicubic);
+        let timm = as_timm(Framing { view: View::Shorter(11, Half::Down), resampler: torch });
+        let found =
+            Prepared { framing: timm, input: ImageInput::normalised(8, [0.5; 3], [0.5; 3]) }.apply(&image).unwrap();
+        let levels: Vec<u32> = found.iter().map(|value| ((value * 0.5 + 0.5) * 255.0).round() as u32).collect();
+        assert_eq!(levels[..9], [111, 118, 132, 160, 168, 147, 117, 126, 78]);
+        assert_eq!((&levels[90..96], &levels[189..]), (&[111, 118, 125, 157, 164, 174][..], &[135, 145, 152][..]));
+        assert_eq!(levels.iter().sum::<u32>(), 24_775);
         let torchvision = Framing { view: View::Shorter(224 * 8 / 7, Half::Even), resampler: pillow };
         assert!(torchvision.describe(224).starts_with("shorter side to 256 by Pillow's bilinear, middle 224x224"));
     }

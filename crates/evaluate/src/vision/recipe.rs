@@ -9,13 +9,14 @@ use super::lists::{class_names, templates};
 use super::model::{Placing, open_clip, open_features, open_head};
 use super::preparation::ClassifierInput;
 use super::prepared::PrepareSettings;
-use super::report::{write_figures, write_tables};
+use super::report::write_tables;
 use super::retrieval::retrieval;
-use crate::figure::Figure;
+use crate::figure::{self, Figure};
 use crate::{EvaluateError, Result};
 use burn::tensor::Device;
 use calotype_checkpoints::Checkpoint;
 use calotype_data::Control;
+use calotype_data::source::{SourceOptions, open};
 use calotype_metrics::LogisticOptions;
 use calotype_ops::Precision;
 use serde::{Deserialize, Serialize};
@@ -130,7 +131,7 @@ impl Outcome {
     /// # Errors
     /// [`EvaluateError::Io`].
     pub fn write(&self, folder: &Path) -> Result<()> {
-        write_figures(folder, &self.figures)?;
+        figure::write(folder, &self.figures)?;
         if self.pictures.is_empty() { Ok(()) } else { write_tables(folder, &self.pictures, &self.names) }
     }
 }
@@ -195,6 +196,27 @@ impl Recipe {
                 wrong("line", &format!("`{line}` names a figure that there is not; there are {}", names.join(", ")))
             }
             false => Ok(()),
+        }
+    }
+
+    /// Opens what the evaluation takes beside its model: names of classes, templates, pictures.
+    ///
+    /// # Errors
+    /// [`EvaluateError`] naming what cannot be read or does not fit.
+    pub fn check_inputs(&self) -> Result<()> {
+        match self.kind {
+            Kind::ZeroShot => {
+                templates(&self.templates)?;
+                Labelled::open(&self.data, &class_names(&self.classes)?).map(drop)
+            }
+            Kind::Retrieval => Captioned::open(&self.data.path).map(drop),
+            // The head of a classifier may be what names the classes.
+            Kind::Classification | Kind::LinearProbe => {
+                for data in std::iter::once(&self.data).chain(&self.train) {
+                    open(&data.path, &SourceOptions::default())?;
+                }
+                Ok(())
+            }
         }
     }
 

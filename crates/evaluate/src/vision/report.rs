@@ -1,28 +1,15 @@
 //! Files of an evaluation of a vision model.
 
 use super::accuracy::Ranked;
-use crate::figure::Figure;
 use crate::{EvaluateError, Result};
-use calotype_core::durable::{write_bytes, write_json};
+use calotype_core::durable::write_bytes;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The figures, as `calotype evaluate compare` reads them.
-pub const FIGURES: &str = "figures.json";
 /// Each picture with its best classes.
 pub const PREDICTIONS: &str = "predictions.csv";
 /// Each class with its share of right pictures, and what it is taken for.
 pub const CLASSES: &str = "classes.csv";
-
-/// Writes the figures into a folder, which is made if absent.
-///
-/// # Errors
-/// [`EvaluateError::Io`].
-pub fn write_figures(folder: &Path, figures: &[Figure]) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(EvaluateError::io("make", folder))?;
-    let file = folder.join(FIGURES);
-    write_json(&file, figures).map_err(EvaluateError::io("write", &file))
-}
 
 /// Writes what became of pictures of the classes `names` into a folder that is there.
 ///
@@ -60,14 +47,33 @@ fn predictions(pictures: &[Ranked], names: &[String]) -> Vec<Vec<String>> {
     rows
 }
 
-fn classes(pictures: &[Ranked], names: &[String]) -> Vec<Vec<String>> {
-    #[derive(Default)]
-    struct Found {
-        pictures: usize,
-        right: usize,
-        others: BTreeMap<usize, usize>,
+/// What became of the pictures of one class.
+#[derive(Default)]
+pub(super) struct ClassResult {
+    /// Its pictures.
+    pub(super) pictures: usize,
+    /// Those that were taken for it.
+    pub(super) right: usize,
+    /// How many were taken for each other class.
+    pub(super) others: BTreeMap<usize, usize>,
+}
+
+impl ClassResult {
+    /// The share that is right.
+    pub(super) fn share(&self) -> f64 {
+        self.right as f64 / self.pictures as f64
     }
-    let mut found: BTreeMap<usize, Found> = BTreeMap::new();
+
+    /// The other class that it is taken for most often, of several the first, and how often.
+    pub(super) fn taken_for(&self) -> Option<(usize, usize)> {
+        let most = self.others.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0)));
+        most.map(|(class, times)| (*class, *times))
+    }
+}
+
+/// What became of the pictures of each class that has some.
+pub(super) fn per_class(pictures: &[Ranked]) -> BTreeMap<usize, ClassResult> {
+    let mut found: BTreeMap<usize, ClassResult> = BTreeMap::new();
     for picture in pictures {
         let of_class = found.entry(picture.class).or_default();
         of_class.pictures += 1;
@@ -77,15 +83,16 @@ fn classes(pictures: &[Ranked], names: &[String]) -> Vec<Vec<String>> {
             None => {}
         }
     }
+    found
+}
+
+fn classes(pictures: &[Ranked], names: &[String]) -> Vec<Vec<String>> {
     let mut rows = vec![row(&[&"class", &"name", &"images", &"top_1", &"taken_for", &"taken_for_name", &"times"])];
-    for (class, Found { pictures, right, others }) in found {
-        // Of the classes that it is taken for most often, the first.
-        let other = others.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0)));
-        let (taken, name, times) = other.map_or_else(Default::default, |(class, times)| {
-            (class.to_string(), names[*class].clone(), times.to_string())
+    for (class, found) in per_class(pictures) {
+        let (taken, name, times) = found.taken_for().map_or_else(Default::default, |(class, times)| {
+            (class.to_string(), names[class].clone(), times.to_string())
         });
-        let share = right as f64 / pictures as f64;
-        rows.push(row(&[&class, &names[class], &pictures, &share, &taken, &name, &times]));
+        rows.push(row(&[&class, &names[class], &found.pictures, &found.share(), &taken, &name, &times]));
     }
     rows
 }

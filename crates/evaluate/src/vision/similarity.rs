@@ -14,20 +14,41 @@ pub struct Similarity {
     /// Probability of each text among all, given the picture, `[pictures, texts]`: the softmax of cosines times the model's
     /// scale, as transformers' `logits_per_image` and open_clip's example give it.
     pub probabilities: Vec<f64>,
-    /// Tokens that were cut from the end of each text.
-    pub cut: Vec<usize>,
 }
 
-/// Compares all pictures with all texts.
-///
-/// # Errors
-/// A picture cannot be prepared, or a vector has no direction.
-pub fn similarity(clip: &Clip, images: &[&RgbImage], texts: &[&str]) -> Result<Similarity> {
-    let (pictures, sentences) = (clip.images(images)?, clip.texts(texts)?);
-    let cosines: Vec<f32> = products(&pictures, &sentences, clip.width()).collect();
-    let scale = f64::from(clip.scale());
-    let rows = cosines.chunks_exact(texts.len().max(1));
-    let probabilities = rows.flat_map(|row| softmax(row.iter().map(|cosine| scale * f64::from(*cosine)))).collect();
-    let cut = texts.iter().map(|text| clip.cut(text).unwrap_or(0)).collect();
-    Ok(Similarity { cosines, probabilities, cut })
+/// Texts that pictures are compared with, which are read once.
+pub struct Comparison<'a> {
+    clip: &'a Clip,
+    texts: Vec<&'a str>,
+    /// `[texts, width]`.
+    sentences: Vec<f32>,
+}
+
+impl<'a> Comparison<'a> {
+    /// Reads the texts.
+    ///
+    /// # Errors
+    /// The model cannot read them, or one has no direction.
+    pub fn new(clip: &'a Clip, texts: Vec<&'a str>) -> Result<Self> {
+        let sentences = clip.texts(&texts)?;
+        Ok(Self { clip, texts, sentences })
+    }
+
+    /// Tokens that are cut from the end of each text.
+    pub fn cut(&self) -> impl Iterator<Item = usize> {
+        self.texts.iter().map(|text| self.clip.cut(text).unwrap_or(0))
+    }
+
+    /// Compares pictures with all texts; what is found of one does not depend on the others.
+    ///
+    /// # Errors
+    /// A picture cannot be prepared, or its vector has no direction.
+    pub fn with(&self, images: &[&RgbImage]) -> Result<Similarity> {
+        let pictures = self.clip.images(images)?;
+        let cosines: Vec<f32> = products(&pictures, &self.sentences, self.clip.width()).collect();
+        let scale = f64::from(self.clip.scale());
+        let rows = cosines.chunks_exact(self.texts.len().max(1));
+        let probabilities = rows.flat_map(|row| softmax(row.iter().map(|cosine| scale * f64::from(*cosine)))).collect();
+        Ok(Similarity { cosines, probabilities })
+    }
 }

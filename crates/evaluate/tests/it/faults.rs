@@ -46,7 +46,7 @@ fn few_equal_and_absent_pictures() {
     let same = judged(&fid, &at("few"), &at("few")).unwrap()[0].value;
     assert!((0.0..1e-9).contains(&same), "{same}");
     let error = judged(&fid, &at("one"), &at("few")).unwrap_err().to_string();
-    assert!(error.contains("inception/pytorch-fid") && error.contains("at least 2"), "{error}");
+    assert!(error.contains("one holds 1 picture") && error.contains("at least 2"), "{error}");
     for (name, expected) in [("empty", "images"), ("texts", "images"), ("nowhere", "nowhere")] {
         let error = judged(&fid, &at(name), &at("few")).unwrap_err();
         assert!(matches!(error, EvaluateError::Data(_)), "{error}");
@@ -70,7 +70,8 @@ fn damaged_files_are_named() {
         fs::write(folder.join("damaged-one.png"), bytes).unwrap();
         let error = judged(&opened(&["fid"]), &folder, &folder).unwrap_err();
         assert!(matches!(error, EvaluateError::Data(_)), "{error}");
-        assert!(error.to_string().contains("damaged-one"), "{error}");
+        let told = error.to_string();
+        assert!(told.contains("damaged-one") && told.contains(folder.to_str().unwrap()), "{told}");
     }
 }
 
@@ -105,6 +106,52 @@ fn captions_are_matched_or_missed() {
 }
 
 #[test]
+fn empty_captions_and_those_of_no_picture_are_told() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("pictures");
+    write_pictures(&folder, [("a", "a".to_owned(), (9, 9)), ("b", "b".to_owned(), (9, 9))]);
+    let open = || Pictures::open(folder.to_str().unwrap()).unwrap();
+    let told = |file: &str, text: &str| {
+        let path = root.path().join(file);
+        fs::write(&path, text).unwrap();
+        open().with_captions(&path).unwrap().told_of_captions().unwrap()
+    };
+    assert!(told("full.txt", "one\ntwo\n").is_empty());
+    assert!(told("full.csv", "file_name,caption\na.png,one\nb.png,two\n").is_empty());
+    assert_eq!(told("half.txt", "one\n \n"), ["1 empty, such as that of b; it is judged as any other"]);
+    assert_eq!(
+        told("more.csv", "file_name,caption\na.png,one\nb.png,\nc.png,three\nd.png,four\n"),
+        ["1 empty, such as that of b; it is judged as any other", "2 of no picture, such as that of `c`"]
+    );
+    fs::write(folder.join("a.txt"), "").unwrap();
+    fs::write(folder.join("b.txt"), "two").unwrap();
+    assert_eq!(open().told_of_captions().unwrap(), ["1 empty, such as that of a; it is judged as any other"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_or_has_no_name_is_counted() {
+    use std::os::unix::ffi::OsStrExt;
+    let root = tempfile::tempdir().unwrap();
+    write_pictures(root.path(), [("a", "a".to_owned(), (9, 9))]);
+    let at = |name: &[u8]| root.path().join(std::ffi::OsStr::from_bytes(name));
+    std::os::unix::fs::symlink("/dev/zero", at(b"zero.png")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at(b"socket.jpg")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", at(b"notes.txt")).unwrap();
+    fs::copy(at(b"a.png"), at(b"\xff.png")).unwrap();
+    let pictures = Pictures::open(root.path().to_str().unwrap()).unwrap();
+    assert_eq!(pictures.len(), 1);
+    let told = pictures.left_out().join("\n");
+    assert!(told.contains("left out: 2 that are no files, but pipes, sockets or devices"), "{told}");
+    assert!(told.contains("left out: 1 file name is not UTF-8"), "{told}");
+    assert_eq!(pictures.told(), pictures.left_out());
+}
+
+fn clean_fid() -> MetricSettings {
+    MetricSettings { variants: vec!["clean-fid".to_owned()], ..MetricSettings::default() }
+}
+
+#[test]
 fn statistics_in_files() {
     let root = tempfile::tempdir().unwrap();
     let names: Vec<String> = (0..5).map(|n| format!("{n}")).collect();
@@ -115,11 +162,29 @@ fn statistics_in_files() {
     let states = states_of(&pictures, &fid, &networks(), None, &mut Control::default()).unwrap();
     let path = root.path().join("stats.npz");
     let key = FeatureKey::new("inception", "pytorch-fid");
-    statistics::write(states[&key].gaussian().unwrap(), &path).unwrap();
+    statistics::write_state(&states[&key], &path).unwrap();
     let reference = Reference::read_statistics(&path).unwrap();
     let figure = &figures(&fid, &states, Some(&reference)).unwrap()[0];
     assert!((0.0..1e-9).contains(&figure.value));
     assert_eq!(figure.fingerprint.reference.len(), 64);
+    assert_eq!(reference.told(), None, "our own say of which features they are");
+    let clean = metrics::open(&["fid".to_owned()], &clean_fid()).unwrap();
+    let other = states_of(&pictures, &clean, &networks(), None, &mut Control::default()).unwrap();
+    let error = figures(&clean, &other, Some(&reference)).unwrap_err().to_string();
+    assert!(error.contains("stats.npz") && error.contains("inception/pytorch-fid"), "{error}");
+    assert!(error.contains("inception/clean-fid") && error.contains("or the pictures themselves"), "{error}");
+    let network = states[&key].network();
+    let mut exchanged = network.clone();
+    exchanged.weights = "00".to_owned();
+    let error = reference.check(&key, &exchanged, 2048).unwrap_err().to_string();
+    assert!(error.contains("another network") && error.contains(&network.weights), "{error}");
+    let error = reference.check(&key, network, 64).unwrap_err().to_string();
+    assert!(error.contains("of 2048 features") && error.contains("has 64"), "{error}");
+    // What other programs write cannot say it, which is told.
+    FeatureStatistics::read(&path).unwrap().write(&path).unwrap();
+    let foreign = Reference::read_statistics(&path).unwrap();
+    assert!(foreign.told().unwrap().contains("stats.npz does not say"));
+    assert_eq!(figures(&clean, &other, Some(&foreign)).unwrap()[0].variant, "clean-fid");
     // Rows are wanted, an archive has none.
     let kid = opened(&["kid"]);
     let states = states_of(&pictures, &kid, &networks(), None, &mut Control::default()).unwrap();
@@ -135,6 +200,19 @@ fn statistics_in_files() {
     let error = bad(vec![1.0, f64::NAN], vec![0.0; 4]).unwrap();
     assert!(error.contains("`mu`: value 1 is NaN") && error.contains("stats.npz"), "{error}");
     assert!(bad(vec![1.0, 2.0], vec![0.0; 4]).is_none());
+    for (mean, covariance, expected) in [
+        ([1e300, 0.0], [1.0, 0.0, 0.0, 1.0], "too large"),
+        ([1.0, 0.0], [1.0, 0.5, 0.25, 1.0], "not symmetric"),
+        ([1.0, 0.0], [1.0, 2.0, 2.0, 1.0], "not positive semidefinite"),
+        ([1.0, 0.0], [1.0, 0.0, 0.0, f64::INFINITY], "`sigma`: value 3 is inf"),
+    ] {
+        let error = bad(mean.to_vec(), covariance.to_vec()).unwrap();
+        assert!(error.contains(expected) && error.contains("stats.npz"), "{error}");
+    }
+    let two = FeatureStatistics { mean: vec![1.0, 2.0], covariance: vec![0.0; 4] };
+    two.write_with(&path, Some(("fingerprint.json", "{}".to_owned()))).unwrap();
+    let error = Reference::read_statistics(&path).err().unwrap().to_string();
+    assert!(error.contains("fingerprint.json") && error.contains("stats.npz"), "{error}");
     fs::write(&path, "no archive").unwrap();
     assert!(Reference::read_statistics(&path).err().unwrap().to_string().contains("stats.npz"));
 }

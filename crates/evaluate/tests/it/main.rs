@@ -2,9 +2,13 @@
 //! with all their faults, vision models judged.
 
 mod faults;
+#[path = "../../../models/tests/it/formula.rs"]
+mod formula;
 mod networks;
 mod published;
 mod slices;
+mod state;
 mod support;
 mod sweep;
+mod sweep_state;
 mod vision;

@@ -3,6 +3,7 @@
 //!
 //! `tests/golden/make_networks.py` made the values; the networks are tiny and have weights by formula.
 
+use crate::formula;
 use burn::tensor::Device;
 use calotype_checkpoints::{Component, TensorSpec, component_keys, tables};
 use calotype_data::image::{DecodeOptions, RgbImage};
@@ -16,33 +17,10 @@ use std::sync::LazyLock;
 static GOLDEN: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("../golden/networks.json")).expect("JSON"));
 
-/// Uniform in `-1..1`, multiples of 2^-23, from the key's hash (FNV-1a) and the index.
-fn formula(key: &str, count: usize) -> Vec<f32> {
-    let start = key.bytes().fold(0x811C_9DC5u32, |h, byte| (h ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let number = |i: u32| {
-        let mut x = i.wrapping_mul(0x9E37_79B9).wrapping_add(start);
-        x = (x ^ (x >> 16)).wrapping_mul(0x7FEB_352D);
-        x = (x ^ (x >> 15)).wrapping_mul(0x846C_A68B);
-        ((x ^ (x >> 16)) >> 8) as f32 * (1.0 / 8_388_608.0) - 1.0
-    };
-    (0..count as u32).map(number).collect()
-}
-
-/// A parameter: weights that give outputs the variance `gain²`; scales around one; shifts around zero.
+/// A parameter with these weights, but for the scale of logits.
 fn parameter(spec: &TensorSpec, gain: f64) -> NamedTensor<'static> {
     let TensorSpec { name, shape } = spec;
-    let mut values = formula(name, shape.iter().product());
-    if name == "logit_scale" {
-        values = vec![2.6592];
-    } else if shape.len() > 1 {
-        let fan_in = shape[1..].iter().product::<usize>() as f64;
-        let scale = (gain * (3.0 / fan_in).sqrt()) as f32;
-        values.iter_mut().for_each(|v| *v *= scale);
-    } else if name.ends_with("weight") || name.ends_with("running_var") {
-        values.iter_mut().for_each(|v| *v = 1.0 + *v * 0.3);
-    } else {
-        values.iter_mut().for_each(|v| *v *= 0.2);
-    }
+    let values = if name == "logit_scale" { vec![2.6592] } else { formula::parameter(name, shape, gain) };
     NamedTensor::from_f32(name.clone(), shape.clone(), &values).into_owned()
 }
 
@@ -136,9 +114,14 @@ fn clip_config() -> Value {
 
 /// The same model in transformers' layout.
 fn transformers_clip(folder: &Path) {
+    clip_of_gain(folder, 1.0);
+}
+
+/// A tiny CLIP with weights of this gain in transformers' layout.
+pub fn clip_of_gain(folder: &Path, gain: f64) {
     let config = clip_config();
     save(&folder.join("config.json"), &config);
-    write(&folder.join("model.safetensors"), &parameters(Component::Clip, &config, 1.0));
+    write(&folder.join("model.safetensors"), &parameters(Component::Clip, &config, gain));
 }
 
 /// The same weights in open_clip's layout, with exact GELU.

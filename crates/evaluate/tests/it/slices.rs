@@ -27,11 +27,11 @@ fn all_metrics(names: &[&str]) -> Metrics {
 fn merged(pictures: &Pictures, metrics: &Metrics, borders: &[usize], folder: Option<&Path>) -> States {
     let slices = borders.windows(2).map(|border| {
         let own = folder.map(|folder| folder.join(format!("{}-{}", border[0], border[1])));
-        let options = PassOptions { first: border[0], folder: own.as_deref(), keep_rows: false };
+        let options = PassOptions { first: border[0], folder: own.as_deref(), ..PassOptions::default() };
         let mut pass = Pass::of(Quick::of(metrics), metrics, &options).unwrap();
         judge(pictures, border[0]..border[1], &mut pass, &mut Control::default()).unwrap();
         let states = pass.finish().unwrap();
-        own.map_or(states, |own| state::load(&own).unwrap())
+        own.map_or(states, |own| state::load(&own, "").unwrap())
     });
     state::merge(slices.collect()).unwrap()
 }
@@ -111,7 +111,7 @@ fn what_does_not_belong_together_is_refused() {
     let own = folder.path().join("own");
     let open = |names: &[&str], first: usize| {
         let metrics = all_metrics(names);
-        Pass::of(Quick::of(&metrics), &metrics, &PassOptions { first, folder: Some(&own), keep_rows: false })
+        Pass::of(Quick::of(&metrics), &metrics, &PassOptions { first, folder: Some(&own), ..PassOptions::default() })
     };
     let mut pass = open(&["fid"], 0).unwrap();
     pass.push(&pictures.batch(0..2).unwrap()).unwrap();
@@ -129,6 +129,6 @@ fn what_does_not_belong_together_is_refused() {
     std::fs::write(own.join("state.json"), "{").unwrap();
     let error = open(&["fid"], 0).err().unwrap().to_string();
     assert!(error.contains("state.json"), "{error}");
-    let error = state::load(&folder.path().join("nothing")).err().unwrap().to_string();
+    let error = state::load(&folder.path().join("nothing"), "").err().unwrap().to_string();
     assert!(error.contains("no saved states"), "{error}");
 }

@@ -1,5 +1,6 @@
 //! Made-up weights and pictures, the same as in golden/make_inception.py.
 
+use crate::formula::{self, hashes};
 use burn::tensor::Device;
 use calotype_data::image::{PngEffort, RgbImage};
 use calotype_evaluate::pass::wanted;
@@ -14,30 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tempfile::TempDir;
 
-/// FNV-1a of the key, mixed with the index.
-pub fn hashes(key: &str, count: usize) -> impl Iterator<Item = u32> + use<> {
-    let start = key.bytes().fold(0x811C_9DC5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    (0..count as u32).map(move |index| {
-        let mut x = index.wrapping_mul(0x9E37_79B9).wrapping_add(start);
-        x ^= x >> 16;
-        x = x.wrapping_mul(0x7FEB_352D);
-        x ^= x >> 15;
-        x = x.wrapping_mul(0x846C_A68B);
-        x ^ (x >> 16)
-    })
-}
-
-/// Weights that keep the variance behind ReLUs; scales around one; shifts around zero.
+/// Weights that keep the variance behind ReLUs.
 fn parameter(key: &str, shape: &[usize]) -> Vec<f32> {
-    let (gain, shift) = if shape.len() > 1 {
-        ((6.0 / shape[1..].iter().product::<usize>() as f64).sqrt() as f32, 0.0)
-    } else if key.ends_with("weight") || key.ends_with("running_var") {
-        (0.3, 1.0)
-    } else {
-        (0.2, 0.0)
-    };
-    let uniform = |hash: u32| (hash >> 8) as f32 * 2f32.powi(-23) - 1.0;
-    hashes(key, shape.iter().product()).map(|hash| shift + uniform(hash) * gain).collect()
+    formula::parameter(key, shape, 2f64.sqrt())
 }
 
 /// A ramp in each channel, and noise.

@@ -1,12 +1,14 @@
 //! Sweeps that draw: whoever draws, and however often it was begun, the pictures are the same.
 
 use burn::tensor::Device;
+use calotype_checkpoints::Checkpoint;
 use calotype_collective::{Collective, Group, Local, Memory, Payload};
 use calotype_core::StopFlag;
 use calotype_data::{BoxError, Slice};
 use calotype_evaluate::sweep::{KeptCheckpoints, SeedRule, SubStage, Sweep, SweepEnd, SweepError, SweepRecipe};
 use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
 use calotype_pipeline::{NoiseKind, belonging};
+use serde_json::Value;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,24 +19,24 @@ const CAPTIONS: &str =
     "image_id\tid\tcaption\n3\t1\tA cat.\n5\t2\tTwo dogs.\n8\t3\tA boat.\n9\t4\tA red bus.\n12\t5\tAn apple.\n";
 
 /// A folder with a tiny checkpoint of random weights and a list of captions.
-struct Place {
+pub struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         RandomCheckpoint::new(RandomFamily::Tiny).write(&folder.path().join("model")).unwrap();
         fs::write(folder.path().join("captions.tsv"), CAPTIONS).unwrap();
         Self { folder }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// A recipe of five pictures in blocks of two, with two guidance scales.
-    fn recipe(&self, change: impl FnOnce(&mut SweepRecipe)) -> SweepRecipe {
+    pub fn recipe(&self, change: impl FnOnce(&mut SweepRecipe)) -> SweepRecipe {
         let text = format!(
             "kind = \"text_to_image\"\nmodel = {:?}\nseed = 7\nimages = 5\nbatch_size = 2\nblock_size = 2\nsize = 32\n\
              precision = \"f32\"\n[captions]\npath = {:?}\n[sampler]\nname = \"ddim\"\nsteps = 2\nguidance = [1.5, 4]\n[judge]\n\
@@ -64,15 +66,24 @@ impl Default for With<'_> {
 }
 
 fn generate(recipe: &SweepRecipe, out: &Path, with: &With<'_>) -> Result<SweepEnd, SweepError> {
+    run(recipe, out, with, &[SubStage::Generate])
+}
+
+/// Does everything.
+pub fn evaluate(recipe: &SweepRecipe, out: &Path) -> Result<SweepEnd, SweepError> {
+    run(recipe, out, &With::default(), SubStage::ALL)
+}
+
+fn run(recipe: &SweepRecipe, out: &Path, with: &With<'_>, stages: &[SubStage]) -> Result<SweepEnd, SweepError> {
     let sweep = Sweep {
         recipe,
-        text: "",
+        text: "kind = \"text_to_image\"\n",
         out,
         device: &Device::flex(),
         stop: &with.stop,
         collective: with.collective,
         slices: with.slices,
-        stages: BTreeSet::from([SubStage::Generate]),
+        stages: stages.iter().copied().collect(),
         run: with.run,
         follow: with.follow,
     };
@@ -191,11 +202,30 @@ fn a_folder_is_of_one_choice_of_pictures() {
     let more = place.recipe(|r| (r.sampler.guidance, r.batch_size) = (vec![1.5, 4.0, 8.0], 4));
     generate(&more, &out, &With::default()).unwrap();
     assert_eq!(pictures(&out).len(), 15);
-    // Another model at the same place is noticed as soon as something is drawn.
+    // Another model at the same place is noticed, whether or not something is to be drawn.
+    let own = belonging::hashes(&Checkpoint::open(place.at("model")).unwrap()).unwrap();
     RandomCheckpoint { seed: 1, ..RandomCheckpoint::new(RandomFamily::Tiny) }.write(&place.at("model")).unwrap();
-    fs::remove_file(out.join("pictures/4/image000002.png")).unwrap();
-    let error = generate(&more, &out, &With::default()).unwrap_err();
-    assert!(error.is_usage() && error.to_string().contains("networks."), "{error}");
+    let other = belonging::hashes(&Checkpoint::open(place.at("model")).unwrap()).unwrap();
+    let refused = || {
+        let error = generate(&more, &out, &With::default()).unwrap_err();
+        let told = error.to_string();
+        assert!(error.is_usage() && told.contains("networks.text_encoder") && told.contains("drawing.json"), "{told}");
+        assert!(told.contains(&own["text_encoder"]) && told.contains(&other["text_encoder"]), "{told}");
+    };
+    refused();
+    // What an earlier version wrote has the hashes beside the pictures alone.
+    let drawing = out.join("drawing.json");
+    let mut older: Value = serde_json::from_slice(&fs::read(&drawing).unwrap()).unwrap();
+    older.as_object_mut().unwrap().remove("networks").unwrap();
+    fs::write(&drawing, older.to_string()).unwrap();
+    refused();
+    RandomCheckpoint::new(RandomFamily::Tiny).write(&place.at("model")).unwrap();
+    generate(&more, &out, &With::default()).unwrap();
+    assert!(fs::read_to_string(&drawing).unwrap().contains(&own["unet"]));
+    // A sweep that is drawn needs no model.
+    fs::remove_dir_all(place.at("model")).unwrap();
+    generate(&more, &out, &With::default()).unwrap();
+    assert!(fs::read_to_string(&drawing).unwrap().contains(&own["unet"]));
 }
 
 #[test]

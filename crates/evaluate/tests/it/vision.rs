@@ -1,14 +1,15 @@
 //! Vision models judged as transformers, torch and scikit-learn judge them, ties included; `make_vision.py` made
 //! `vision.json`.
 
+use crate::formula::{self, formula};
 use burn::tensor::{DType, Device};
 use calotype_checkpoints::{Checkpoint, Component, Export, ImageProcessor, Part, Placement};
 use calotype_data::Control;
 use calotype_data::image::{PngEffort, RgbImage};
 use calotype_evaluate::Figure;
 use calotype_evaluate::vision::{
-    Captioned, Classifier, ClassifierInput, Clip, Labelled, LabelledSettings, Placing, ZERO_SHOT_SCALE, ZeroShot,
-    accuracy, classify, linear_probe, open_clip, open_head, retrieval, similarity,
+    Captioned, Classifier, ClassifierInput, Clip, Comparison, Labelled, LabelledSettings, Placing, ZERO_SHOT_SCALE,
+    ZeroShot, accuracy, classify, linear_probe, open_clip, open_head, retrieval,
 };
 use calotype_metrics::LogisticOptions;
 use calotype_models::tokenizer::TokenizerOptions;
@@ -50,33 +51,9 @@ struct Pairs {
 static GOLDEN: LazyLock<Golden> =
     LazyLock::new(|| serde_json::from_str(include_str!("../golden/vision.json")).expect("JSON"));
 
-/// Uniform in `-1..1`, multiples of 2^-23, from the key's hash (FNV-1a) and the index.
-fn formula(key: &str, count: usize) -> Vec<f32> {
-    let start = key.bytes().fold(0x811C_9DC5u32, |h, byte| (h ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let number = |i: u32| {
-        let mut x = i.wrapping_mul(0x9E37_79B9).wrapping_add(start);
-        x = (x ^ (x >> 16)).wrapping_mul(0x7FEB_352D);
-        x = (x ^ (x >> 15)).wrapping_mul(0x846C_A68B);
-        ((x ^ (x >> 16)) >> 8) as f32 * (1.0 / 8_388_608.0) - 1.0
-    };
-    (0..count as u32).map(number).collect()
-}
-
-/// A parameter in checkpoint layout, as of the function of the same name in `make_vision.py`.
+/// A parameter, as of the function of the same name in `make_vision.py`.
 fn parameter(key: &str, shape: &[usize]) -> Vec<f32> {
-    let mut values = formula(key, shape.iter().product());
-    if key == "logit_scale" {
-        return vec![2.0];
-    }
-    if shape.len() > 1 {
-        let scale = (3.0 / shape[1..].iter().product::<usize>() as f64).sqrt() as f32;
-        values.iter_mut().for_each(|v| *v *= scale);
-    } else if key.ends_with("weight") {
-        values.iter_mut().for_each(|v| *v = 1.0 + *v * 0.3);
-    } else {
-        values.iter_mut().for_each(|v| *v *= 0.2);
-    }
-    values
+    if key == "logit_scale" { vec![2.0] } else { formula::parameter(key, shape, 1.0) }
 }
 
 /// Rows of a head of classes in which two classes are the same.
@@ -283,8 +260,9 @@ fn texts_beyond_the_context_are_told() {
     let names = vec!["cat".to_owned(), long.clone()];
     let error = ZeroShot::new(FILES.clip(), 100.0, names, vec!["a {}".to_owned()]).err().unwrap().to_string();
     assert!(error.contains("class `very very") && error.contains("7 tokens longer than the 77"), "{error}");
-    let found = similarity(&FILES.clip(), &[&picture(0)], &["cat", &long]).unwrap();
-    assert_eq!(found.cut, [0, 6]);
+    let clip = FILES.clip();
+    let compared = Comparison::new(&clip, vec!["cat", &long]).unwrap();
+    assert_eq!(compared.cut().collect::<Vec<_>>(), [0, 6]);
 }
 
 #[test]
@@ -306,8 +284,13 @@ fn retrieval_counts_as_torch_counts() {
 fn similarity_is_that_of_transformers() {
     let Pairs { texts, cosines, probabilities } = &GOLDEN.similarity;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let found = similarity(&FILES.clip(), &[&picture(0), &picture(1)], &texts).unwrap();
+    let clip = FILES.clip();
+    let compared = Comparison::new(&clip, texts).unwrap();
+    let found = compared.with(&[&picture(0), &picture(1)]).unwrap();
     assert_close("cosines", &found.cosines, cosines, 1e-5);
+    // One picture at once.
+    let alone: Vec<f32> = (0..2).flat_map(|number| compared.with(&[&picture(number)]).unwrap().cosines).collect();
+    assert_eq!(alone, found.cosines);
     let found: Vec<f32> = found.probabilities.iter().map(|probability| *probability as f32).collect();
     assert_close("probabilities", &found, probabilities, 1e-4);
 }
