@@ -75,6 +75,10 @@ pub struct Figure {
     /// Fréchet inception distance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fid: Option<f64>,
+    /// A Fréchet distance of other features or weights than the published ones, in the place of the inception distance. It is no
+    /// result of the benchmark, and good for trying out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<f64>,
     /// CLIP score, a mean cosine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
@@ -91,7 +95,7 @@ impl Figure {
     }
 
     fn per_metric(&self) -> PerMetric<f64> {
-        PerMetric { fid: self.fid, clip: self.clip, validation_loss: self.validation_loss }
+        PerMetric { fid: self.fid.or(self.fd), clip: self.clip, validation_loss: self.validation_loss }
     }
 }
 
@@ -183,6 +187,9 @@ impl Figures {
         if self.is_empty() {
             return Err("there are no figures; give one for each evaluation".to_owned());
         }
+        if let Some(figure) = self.0.iter().find(|figure| figure.fid.is_some() && figure.fd.is_some()) {
+            return Err(format!("the figure at {} samples has `fid` and `fd`; leave one out", figure.samples));
+        }
         let lacking = self.0.iter().find_map(|figure| Some((figure.samples, figure.per_metric().lacks(benchmark)?)));
         if let Some((samples, metric)) = lacking {
             return Err(format!(
@@ -203,6 +210,11 @@ impl Figures {
                 ))
             }
         }
+    }
+
+    /// Whether some distance is not the FID.
+    pub fn are_unofficial(&self) -> bool {
+        self.0.iter().any(|figure| figure.fd.is_some())
     }
 
     /// The last figure at or before some samples.
@@ -253,6 +265,8 @@ mod tests {
                 "{\"samples\": 8, \"fid\": 3, \"clip\": 0}\n{\"samples\": 8, \"fid\": 3, \"clip\": 0}",
                 "at 8 samples comes behind that at 8",
             ),
+            ("{\"samples\": 8, \"fid\": 3, \"fd\": 3, \"clip\": 0}", "at 8 samples has `fid` and `fd`"),
+            ("{\"samples\": 8, \"fd\": -80, \"clip\": 0.2}", "an FID of -80 is not possible"),
             ("{\"samples\": 8, \"fid\": -80, \"clip\": 0.2}", "an FID of -80 is not possible"),
             ("{\"samples\": 8, \"fid\": 80, \"clip\": 20}", "a CLIP score of 20 is not possible"),
         ] {
@@ -267,6 +281,15 @@ mod tests {
         std::fs::write(&path, "{\"samples\": 8, \"validation_loss\": 0.5}\r\n").unwrap();
         let scores = Figures::read_for(&path, Benchmark::Flux1).unwrap().scores(Benchmark::Flux1);
         assert_eq!(scores, [Scores { samples: 8, results: vec![(Metric::ValidationLoss, 0.5)] }]);
+    }
+
+    #[test]
+    fn a_distance_that_is_not_the_fid_stands_in_its_place() {
+        let figures = |text: &str| Figures::parse(text).unwrap();
+        let other = figures("{\"samples\": 8, \"fd\": 3, \"clip\": 0.2}");
+        assert!(other.check(SD).is_ok() && other.are_unofficial());
+        assert_eq!(other.scores(SD)[0].results, [(Metric::Fid, 3.0), (Metric::Clip, 0.2)]);
+        assert!(!figures("{\"samples\": 8, \"fid\": 3, \"clip\": 0.2}").are_unofficial());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! MLPerf training: what its logs hold, what its rules ask, and what a submission looks like.
+//! MLPerf training: what its logs hold, what its rules ask, and what a submission looks like; the same of MLPerf Inference in
+//! [`inference`].
 //!
 //! - [`LogWriter`] writes the log of a run, [`finish_offline`] ends one whose checkpoints were evaluated after training.
 //! - [`Log`] reads logs of any program; [`check_log`], [`check_rcp`] and [`check_package`] judge them as MLCommons' checkers do
@@ -12,6 +13,7 @@
 mod compliance;
 mod figures;
 mod finding;
+pub mod inference;
 mod keys;
 mod lines;
 mod log;

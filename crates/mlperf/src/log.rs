@@ -7,7 +7,8 @@ use crate::keys;
 use crate::offline::Scores;
 use crate::ruleset::{Benchmark, Metric};
 use crate::value::Value;
-use std::fs;
+use calotype_core::{TextFault, decode_text, read_input};
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ const SHOWN: usize = 80;
 
 /// A file that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: cannot be read: {source}; check the path and the permissions", file.display())]
+#[error("{}: cannot be read: {source}{}", file.display(), advice(source))]
 pub struct ReadError {
     /// The file or folder.
     pub file: PathBuf,
@@ -27,9 +28,12 @@ pub struct ReadError {
     pub source: io::Error,
 }
 
-/// Whether there is something else than a file or folder at a path: a named pipe would be waited for without end.
-pub(crate) fn is_special(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+/// What to do about a file that cannot be read; what it is instead says that itself.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => "",
+        _ => "; check the path and the permissions",
+    }
 }
 
 /// What a line says.
@@ -49,6 +53,29 @@ impl Line {
     /// The sample count in the metadata, if it is a whole number.
     pub fn samples(&self) -> Option<u64> {
         self.metadata.get(keys::SAMPLES_COUNT)?.count()
+    }
+
+    /// What it is a result of, if the line is an evaluation's; one that names nothing is of the validation loss.
+    fn metric(&self) -> Option<Metric> {
+        match self.metadata.get(keys::METRIC) {
+            None => Some(Metric::ValidationLoss),
+            Some(name) => name.text()?.parse().ok(),
+        }
+    }
+
+    /// The result of an evaluation at some samples; none if it is of nothing that a benchmark measures.
+    fn result(&self, benchmark: Benchmark) -> Result<Option<(u64, Metric, f64)>, String> {
+        let Some(metric) = self.metric().filter(|metric| benchmark.metrics().contains(metric)) else { return Ok(None) };
+        let value = match &self.value {
+            Value::Whole(_) | Value::Float(_) => self.value.number().filter(|value| value.is_finite()),
+            _ => None,
+        };
+        match (value, self.metadata.get(keys::SAMPLES_COUNT), self.samples()) {
+            (None, ..) => Err(format!("the result of {} is {}, and no finite number", metric.name(), self.value)),
+            (_, None, _) => Err(format!("`{}` is missing in the metadata", keys::SAMPLES_COUNT)),
+            (_, Some(found), None) => Err(format!("`{}` is {found}, and no count", keys::SAMPLES_COUNT)),
+            (Some(value), _, Some(samples)) => Ok(Some((samples, metric, value))),
+        }
     }
 
     /// Whether it ends a block of training steps or an epoch.
@@ -90,10 +117,17 @@ impl Log {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`ReadError`]. Lines that are not as they should be are no error; [`crate::check`] tells them.
+    /// [`ReadError`], also for UTF-16 and UTF-32, which no checker reads. Lines that are not as they should be are no error;
+    /// [`crate::check`] tells them.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
-        let bytes = fs::read(path).map_err(|source| ReadError { file: path.to_owned(), source })?;
-        Ok(Self::parse(path, &bytes))
+        let failed = |source| ReadError { file: path.to_owned(), source };
+        let bytes = read_input(path).map_err(failed)?;
+        match decode_text(&bytes) {
+            Ok(Cow::Owned(_)) => Err(failed(TextFault::Utf16.into())),
+            // Single bytes that are no letters are passed over.
+            Err(fault) if !matches!(fault, TextFault::NotUtf8 { .. }) => Err(failed(fault.into())),
+            _ => Ok(Self::parse(path, &bytes)),
+        }
     }
 
     /// Reads a file's content. Bytes that are not UTF-8 are no letters (U+FFFD).
@@ -136,22 +170,49 @@ impl Log {
 
     /// Results of the evaluations, in the order of their first lines; what is no number is left out.
     pub fn scores(&self) -> Vec<Scores> {
-        let mut all: Vec<Scores> = Vec::new();
-        for (_, line) in self.lines().filter(|(_, line)| line.key == keys::EVAL_ACCURACY) {
-            let metric = match line.metadata.get(keys::METRIC) {
-                None => Some(Metric::ValidationLoss),
-                Some(name) => name.text().and_then(|name| name.parse().ok()),
-            };
-            let (Some(metric), Some(samples), Some(value)) = (metric, line.samples(), line.value.number()) else {
-                continue;
-            };
-            match all.iter_mut().find(|scores| scores.samples == samples) {
-                Some(scores) => scores.results.push((metric, value)),
-                None => all.push(Scores { samples, results: vec![(metric, value)] }),
-            }
-        }
-        all
+        let lines = self.lines().filter(|(_, line)| line.key == keys::EVAL_ACCURACY);
+        by_samples(lines.filter_map(|(_, line)| Some((line.samples()?, line.metric()?, line.value.number()?))))
     }
+
+    /// Results of the evaluations of a benchmark's metrics, in the order of their first lines.
+    ///
+    /// # Errors
+    /// The number of the first such line that cannot be read, or whose result is no finite number or of no sample count, and what
+    /// is wrong with it; without a number, that there is none.
+    pub fn finite_scores(&self, benchmark: Benchmark) -> Result<Vec<Scores>, String> {
+        let mut results = Vec::new();
+        for Entry { number, text, line } in &self.entries {
+            let found = match line {
+                Ok(line) if line.key != keys::EVAL_ACCURACY => continue,
+                Ok(line) => line.result(benchmark),
+                // Lines that say something else are nobody's concern here.
+                Err(_) if !text.contains(keys::EVAL_ACCURACY) => continue,
+                Err(fault) => Err(fault.problem.clone()),
+            };
+            results.extend(found.map_err(|problem| format!("line {number}: {problem}"))?);
+        }
+        let measured = || benchmark.metrics().iter().map(|metric| metric.name()).collect::<Vec<_>>().join(" and ");
+        match results.is_empty() {
+            false => Ok(by_samples(results.into_iter())),
+            true => Err(format!(
+                "has no evaluations of what {benchmark} measures, {}; they are lines `eval_accuracy` with `samples_count` and \
+                 `metric` in their metadata",
+                measured()
+            )),
+        }
+    }
+}
+
+/// Results together with the others of their sample count.
+fn by_samples(results: impl Iterator<Item = (u64, Metric, f64)>) -> Vec<Scores> {
+    let mut all: Vec<Scores> = Vec::new();
+    for (samples, metric, value) in results {
+        match all.iter_mut().find(|scores| scores.samples == samples) {
+            Some(scores) => scores.results.push((metric, value)),
+            None => all.push(Scores { samples, results: vec![(metric, value)] }),
+        }
+    }
+    all
 }
 
 impl Entry {
@@ -252,5 +313,58 @@ mod tests {
         }
         let long = "x".repeat(500);
         assert!(parse(format!(":::MLLOG {long}").as_bytes())[0].line.clone().unwrap_err().problem.len() < 200);
+    }
+
+    #[test]
+    fn results_that_cannot_be_drawn_are_named_by_their_line() {
+        let line = |value: &str, metadata: &str| {
+            format!(
+                ":::MLLOG {{\"time_ms\": 1, \"key\": \"eval_accuracy\", \"value\": {value}, \"metadata\": {{{metadata}}}}}\n"
+            )
+        };
+        let of = |metric: &str| format!("\"samples_count\": 512, \"metric\": \"{metric}\"");
+        let scores = |benchmark: Benchmark, text: &str| {
+            Log::parse(Path::new("a.txt"), format!("first\n{text}").as_bytes()).finite_scores(benchmark)
+        };
+        let sd = |text: &str| scores(Benchmark::StableDiffusion, text);
+        for (value, part) in [
+            ("NaN", "line 2: the result of FID is NaN, and no finite number"),
+            ("-Infinity", "line 2: the result of FID is -Infinity"),
+            ("null", "line 2: the result of FID is null"),
+            ("\"abc\"", "line 2: the result of FID is \"abc\""),
+            ("true", "line 2: the result of FID is true"),
+            ("[90]", "line 2: the result of FID is [90]"),
+            ("1e999", "line 2: `{"),
+            ("", "line 2: `{"),
+        ] {
+            let error = sd(&line(value, &of("FID"))).unwrap_err();
+            assert!(error.contains(part), "{value}: {error}");
+        }
+        let error = sd(&line("90", "\"metric\": \"FID\"")).unwrap_err();
+        assert!(error.contains("line 2: `samples_count` is missing"), "{error}");
+        let error = sd(&line("90", "\"metric\": \"FID\", \"samples_count\": -8")).unwrap_err();
+        assert!(error.contains("line 2: `samples_count` is -8, and no count"), "{error}");
+        // What the benchmark does not measure is passed over, and is not enough.
+        let both = line("90", &of("FID")) + &line("NaN", &of("PSNR")) + ":::MLLOG {\n";
+        assert_eq!(sd(&both).unwrap(), [Scores { samples: 512, results: vec![(Metric::Fid, 90.0)] }]);
+        let error = scores(Benchmark::Flux1, &both).unwrap_err();
+        assert!(error.starts_with("has no evaluations of what flux1 measures, "), "{error}");
+    }
+
+    #[test]
+    fn logs_of_other_encodings_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.log");
+        let units = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        for bytes in [units("\u{feff}:::MLLOG {}"), units(":::MLLOG {}")] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = Log::read(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("a.log") && error.contains("UTF-16") && error.contains("save it as UTF-8"),
+                "{error}"
+            );
+        }
+        std::fs::write(&path, b"caf\xe9\n").unwrap();
+        assert!(Log::read(&path).unwrap().entries.is_empty());
     }
 }

@@ -10,8 +10,7 @@ use crate::log::Log;
 use crate::ruleset::{Benchmark, Division, Metric, RunStatus};
 use crate::value::Value;
 use crate::writer::{LogError, io_error};
-use calotype_core::durable;
-use std::fs;
+use calotype_core::{durable, read_input};
 use std::panic::Location;
 use std::path::Path;
 
@@ -50,7 +49,7 @@ pub fn finish_offline(
     reached: impl Fn(&[(Metric, f64)]) -> bool,
 ) -> Result<Finished, LogError> {
     let (now, place) = (now_ms(), Location::caller());
-    let mut content = fs::read(path).map_err(|source| io_error(path, "read it", source))?;
+    let mut content = read_input(path).map_err(|source| io_error(path, "read it", source))?;
     if !content.ends_with(b"\n") {
         let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         content.truncate(whole);

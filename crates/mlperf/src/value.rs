@@ -92,6 +92,16 @@ impl Value {
         }
     }
 
+    /// Python's `bool(value)`.
+    pub(crate) fn is_true(&self) -> bool {
+        match self {
+            Self::Text(text) => !text.is_empty(),
+            Self::List(items) => !items.is_empty(),
+            Self::Object(fields) => !fields.is_empty(),
+            other => other.number().is_some_and(|number| number != 0.0),
+        }
+    }
+
     /// A field of an object.
     pub fn get(&self, name: &str) -> Option<&Self> {
         match self {

@@ -10,6 +10,7 @@ mod write;
 pub use check::{Bypass, PackageReport, ResultReport, check_package};
 pub use repository::check_repository;
 pub use system::{SystemDescription, check_system};
+pub(crate) use system::{operating_system, processors, text_as_it_is};
 pub use write::{NewPackage, PackageError, write_package};
 
 /// Where the system descriptions are.

@@ -1,10 +1,10 @@
 //! Descriptions of systems.
 
 use crate::finding::{Finding, Report, Severity};
-use crate::log::{ReadError, is_special};
+use crate::log::ReadError;
 use crate::ruleset::{Division, SubmissionStatus};
 use crate::value::Value;
-use calotype_core::system;
+use calotype_core::{read_input, system};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -158,7 +158,7 @@ fn availability(status: SubmissionStatus) -> &'static str {
 }
 
 /// How many processors Linux lists, and the cores of one where it says so.
-fn processors(cpuinfo: &str) -> (usize, Option<usize>) {
+pub(crate) fn processors(cpuinfo: &str) -> (usize, Option<usize>) {
     let values = |name: &str| -> Vec<&str> {
         let fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
         fields.filter(|(field, _)| field.trim() == name).map(|(_, value)| value.trim()).collect()
@@ -169,17 +169,14 @@ fn processors(cpuinfo: &str) -> (usize, Option<usize>) {
     (packages.len().max(1), values("cpu cores").first().and_then(|cores| cores.parse().ok()))
 }
 
-fn operating_system(os_release: &str) -> String {
+pub(crate) fn operating_system(os_release: &str) -> String {
     let name = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     name.map_or(std::env::consts::OS, |name| name.trim_matches('"')).to_owned()
 }
 
 /// A file's text with any byte-order mark, which the official checkers do not read past.
-pub(super) fn text_as_it_is(path: &Path) -> std::io::Result<String> {
-    if is_special(path) {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no regular file"));
-    }
-    std::fs::read_to_string(path)
+pub(crate) fn text_as_it_is(path: &Path) -> std::io::Result<String> {
+    String::from_utf8(read_input(path)?).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
 }
 
 /// Judges a system description: all fields, a status that the rules have, and texts where the official checker needs them.

@@ -4,7 +4,7 @@ use super::alike::difference;
 use super::{BENCHMARKS, RESULTS, SYSTEMS, SystemDescription};
 use crate::log::{Log, ReadError};
 use crate::ruleset::Benchmark;
-use calotype_core::durable;
+use calotype_core::{durable, read_input};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -165,7 +165,7 @@ fn describe(root: &Path, system: &SystemDescription) -> Result<(), PackageError>
 
 /// Copies a file where none is, or the same.
 fn copy_new(from: &Path, to: &Path) -> Result<(), PackageError> {
-    let bytes = fs::read(from).map_err(io_error(from, "read it"))?;
+    let bytes = read_input(from).map_err(io_error(from, "read it"))?;
     match durable::create_file(to, &bytes) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::read(to) {
             Ok(earlier) if earlier == bytes => Ok(()),
@@ -179,7 +179,7 @@ fn copy_logs(logs: &[PathBuf], folder: &Path) -> Result<(), PackageError> {
     make_folder(folder)?;
     for (index, log) in logs.iter().enumerate() {
         let target = folder.join(format!("result_{index}.txt"));
-        let bytes = fs::read(log).map_err(io_error(log, "read it"))?;
+        let bytes = read_input(log).map_err(io_error(log, "read it"))?;
         let written = fs::write(&target, bytes).and_then(|()| File::open(&target)?.sync_all());
         written.map_err(io_error(&target, "write it"))?;
     }

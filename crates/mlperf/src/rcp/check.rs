@@ -3,9 +3,9 @@
 use super::convergence::convergence;
 use super::{Basis, Convergence, RcpSet, Rcps, olympic_mean};
 use crate::finding::{Finding, Report, Severity};
-use crate::log::{Log, ReadError, is_special};
+use crate::log::{Log, ReadError};
 use crate::ruleset::{Benchmark, Ruleset};
-use calotype_core::durable;
+use calotype_core::{durable, is_special};
 use std::fmt;
 use std::fs;
 use std::io;
