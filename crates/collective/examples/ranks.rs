@@ -115,6 +115,22 @@ fn reduce(collective: &dyn Collective) -> Result<Vec<f32>, Box<dyn Error>> {
     Ok(reduction.finish()?.flat().collect())
 }
 
+/// Sums over pairs, then over those in the same place of all pairs.
+fn check_groups(collective: &dyn Collective) -> Outcome {
+    let (rank, world) = (collective.rank(), collective.world());
+    let first = rank / 2 * 2;
+    let pair = collective.split(&[first, first + 1])?;
+    let others = collective.split(&(rank % 2..world).step_by(2).collect::<Vec<_>>())?;
+    let mut values = vec![rank as f32; 3_000_000];
+    pair.all_reduce_sum(&mut values)?;
+    let of_pair = values.iter().all(|value| *value == (2 * first + 1) as f32);
+    others.all_reduce_sum(&mut values)?;
+    match of_pair && values.iter().all(|value| *value == (world * (world - 1) / 2) as f32) {
+        true => Ok(()),
+        false => Err("sums of groups are wrong".into()),
+    }
+}
+
 fn check(collective: &dyn Collective) -> Outcome {
     let (rank, world) = (collective.rank(), collective.world());
     let sums = reduce(collective)?;
@@ -125,6 +141,9 @@ fn check(collective: &dyn Collective) -> Outcome {
     collective.all_reduce_sum(&mut values)?;
     if values.iter().any(|value| *value != (world * (world + 1) / 2) as f32) {
         return Err("sums of ranks are wrong".into());
+    }
+    if world.is_multiple_of(2) {
+        check_groups(collective)?;
     }
     let gathered = collective.all_gather(&vec![rank as f32; rank])?;
     if !gathered.iter().enumerate().all(|(rank, values)| *values == vec![rank as f32; rank]) {

@@ -1,6 +1,8 @@
 //! Operations of all processes, made of messages. Their order is fixed by the number of processes and the sizes alone.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::Instant;
 
 use half::bf16;
@@ -8,6 +10,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::counters::Counting;
 use crate::failure::{Cause, Failure};
+use crate::members::Members;
 use crate::transport::{Channel, Transport};
 use crate::tree::{Part, SlotTree};
 
@@ -51,32 +54,54 @@ impl Operation {
 /// What stands before the content of every message: operation, number of the call, and length of what is summed.
 const HEAD: usize = 16;
 /// Numbers in all up to which every process sums for itself, which takes one round of messages instead of two.
-const SMALL: usize = 16_384;
+pub(crate) const SMALL: usize = 16_384;
 
-/// A transport with what is counted.
+/// A transport with what is counted. What a run has once, its groups share.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    pub transport: Box<dyn Transport>,
-    pub counting: Counting,
+    pub transport: Arc<dyn Transport>,
+    pub counting: Arc<Counting>,
     pub payload: Payload,
     /// Calls so far, by channel. All processes make the same ones.
     calls: [AtomicU32; Channel::ALL.len()],
+    /// Which group of the run this is, and how many were split off it.
+    group: u8,
+    groups: Arc<AtomicU8>,
     /// Whether a reduction is being made.
-    pub reducing: AtomicBool,
+    pub reducing: Arc<AtomicBool>,
     /// Whether one was given up, for which the others wait.
-    pub dropped: AtomicBool,
+    pub dropped: Arc<AtomicBool>,
 }
 
 impl Wire {
     pub(crate) fn new(transport: Box<dyn Transport>, payload: Payload) -> Self {
         Self {
-            transport,
-            counting: Counting::default(),
+            transport: Arc::from(transport),
+            counting: Arc::default(),
             payload,
             calls: Default::default(),
-            reducing: AtomicBool::new(false),
-            dropped: AtomicBool::new(false),
+            group: 0,
+            groups: Arc::default(),
+            reducing: Arc::default(),
+            dropped: Arc::default(),
         }
+    }
+
+    /// The same between some of the processes.
+    pub(crate) fn split(&self, members: &[usize]) -> Result<Self, String> {
+        let transport = Arc::new(Members::of(&self.transport, members)?);
+        // Every process splits off the same number of groups, one after the other.
+        let group = self.groups.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        Ok(Self {
+            transport,
+            counting: Arc::clone(&self.counting),
+            payload: self.payload,
+            calls: Default::default(),
+            group,
+            groups: Arc::clone(&self.groups),
+            reducing: Arc::clone(&self.reducing),
+            dropped: Arc::clone(&self.dropped),
+        })
     }
 
     /// Ends the run because of this process.
@@ -130,7 +155,7 @@ impl Call<'_> {
 
     fn head(&self) -> [u8; HEAD] {
         let mut head = [0; HEAD];
-        head[0] = self.operation as u8;
+        (head[0], head[1]) = (self.operation as u8, self.wire.group);
         head[4..8].copy_from_slice(&self.number.to_le_bytes());
         head[8..].copy_from_slice(&(self.length as u64).to_le_bytes());
         head
@@ -163,8 +188,10 @@ impl Call<'_> {
         if message.get(..HEAD) == Some(&self.head()) {
             return Ok(Content(message));
         }
-        let own = format!("{} of {} values as call {}", self.operation.name(), self.length, self.number);
-        Err(self.disagrees(from, &format!("{}, where rank {} makes {own}", told(&message), self.rank())))
+        let group = of_group(self.wire.group);
+        let own = format!("{} of {} values as call {}{group}", self.operation.name(), self.length, self.number);
+        let rank = self.wire.transport.in_run(self.rank());
+        Err(self.disagrees(from, &format!("{}, where rank {rank} makes {own}", told(&message))))
     }
 
     fn disagrees(&self, rank: usize, detail: &str) -> Failure {
@@ -254,7 +281,7 @@ impl Call<'_> {
         parts.iter().for_each(|part| encode(&part.values, payload, &mut own));
         let all = self.all_gather_bytes(&own)?;
         let mut sum = vec![0.0; self.length];
-        self.sum(&all, tree, &mut sum)?;
+        self.sum(&all, &[], tree, &mut sum)?;
         round(&mut sum, payload);
         Ok(sum)
     }
@@ -263,20 +290,21 @@ impl Call<'_> {
     /// everybody, whatever the number of processes.
     pub(crate) fn all_reduce_scattered(&self, parts: Vec<Part>, tree: &SlotTree) -> Result<Vec<f32>, Failure> {
         let (payload, rank, world) = (self.wire.payload, self.rank(), self.world());
-        let piece = |rank: usize| self.length * rank / world..self.length * (rank + 1) / world;
+        let piece = |rank: usize| values_of_rank(self.length, rank, world);
         let piece_of_all = |to: usize| {
             let bytes = parts.len() * piece(to).len() * payload.bytes();
             self.message(bytes, |message| {
                 parts.iter().for_each(|part| encode(&part.values[piece(to)], payload, message));
             })
         };
-        let mut all = self.contents(piece_of_all(rank));
+        let mut all = self.contents(Vec::new());
         for (to, from) in self.others() {
             self.send(to, piece_of_all(to))?;
             all[from] = self.receive(from)?;
         }
         let mut own = vec![0.0; piece(rank).len()];
-        self.sum(&all, tree, &mut own)?;
+        let kept: Vec<&[f32]> = parts.iter().map(|part| &part.values[piece(rank)]).collect();
+        self.sum(&all, &kept, tree, &mut own)?;
         self.recycle(all);
         round(&mut own, payload);
         // Parts are sent; the first one's memory is that of the sum.
@@ -292,18 +320,68 @@ impl Call<'_> {
         Ok(sum)
     }
 
-    /// The sum of the parts of all processes, each of which sent its own one behind the other.
-    fn sum(&self, all: &[Content], tree: &SlotTree, into: &mut [f32]) -> Result<(), Failure> {
+    /// Replaces values by their sums over all processes, whose bits are those of [`Call::all_reduce`], in the memory that they have.
+    /// Everybody sums one piece and sends it to all; what is sent and summed is rounded to the type of the values.
+    pub(crate) fn sum_in_place<E: Number>(&self, values: &mut [E], tree: &SlotTree) -> Result<(), Failure> {
+        let (rank, world) = (self.rank(), self.world());
+        let piece = |rank: usize| values_of_rank(self.length, rank, world);
+        let mut all = self.contents(Vec::new());
+        for (to, from) in self.others() {
+            self.send_bytes(to, bytemuck::cast_slice(&values[piece(to)]))?;
+            all[from] = self.receive(from)?;
+        }
+        let own = piece(rank);
+        for from in (0..world).filter(|from| *from != rank) {
+            self.check_size(from, &all[from], size_of_val(&values[own.clone()]))?;
+        }
+        let parts: Vec<Range<usize>> = (0..world).flat_map(|rank| tree.parts_of(rank)).collect();
+        let mut sum = vec![0.0; own.len()];
+        let read = |number: usize, at: usize, block: &mut [f32]| match number == rank {
+            true => widen(&values[own.clone()][at..at + block.len()], block),
+            false => {
+                let bytes = at * size_of::<E>()..(at + block.len()) * size_of::<E>();
+                let sent = all[number].bytes()[bytes].chunks_exact(size_of::<E>());
+                block.iter_mut().zip(sent).for_each(|(value, bytes)| *value = E::read(bytes));
+            }
+        };
+        if !tree.sum(&parts, &read, &mut sum) {
+            return Err(self.disagrees(rank, "its values are incomplete"));
+        }
+        self.recycle(all);
+        values[own.clone()].iter_mut().zip(&sum).for_each(|(value, sum)| *value = E::narrow(*sum));
+        for (to, from) in self.others() {
+            self.send_bytes(to, bytemuck::cast_slice(&values[own.clone()]))?;
+            let content = self.receive(from)?;
+            let into = bytemuck::cast_slice_mut(&mut values[piece(from)]);
+            self.check_size(from, &content, into.len())?;
+            into.copy_from_slice(content.bytes());
+            self.recycle([content]);
+        }
+        Ok(())
+    }
+
+    /// The sum of the parts of all processes, each of which sent its own one behind the other. Our own are `kept`, unless they are
+    /// among what was sent.
+    fn sum(&self, all: &[Content], kept: &[&[f32]], tree: &SlotTree, into: &mut [f32]) -> Result<(), Failure> {
         let (payload, bytes) = (self.wire.payload, into.len() * self.wire.payload.bytes());
         let (mut parts, mut places) = (Vec::new(), Vec::new());
         for (rank, content) in all.iter().enumerate() {
             let own = tree.parts_of(rank);
-            self.check_size(rank, content, own.len() * bytes)?;
-            places.extend((0..own.len()).map(|number| &content.bytes()[number * bytes..(number + 1) * bytes]));
+            if rank == self.rank() && !kept.is_empty() {
+                places.extend(kept.iter().map(|values| Place::Kept(values)));
+            } else {
+                self.check_size(rank, content, own.len() * bytes)?;
+                let sent = |number: usize| &content.bytes()[number * bytes..(number + 1) * bytes];
+                places.extend((0..own.len()).map(|number| Place::Sent(sent(number))));
+            }
             parts.extend(own);
         }
-        let read = |number: usize, at: usize, block: &mut [f32]| {
-            decode(&places[number][at * payload.bytes()..], payload, block);
+        let read = |number: usize, at: usize, block: &mut [f32]| match places[number] {
+            Place::Sent(sent) => decode(&sent[at * payload.bytes()..], payload, block),
+            Place::Kept(values) => {
+                block.copy_from_slice(&values[at..at + block.len()]);
+                round(block, payload);
+            }
         };
         match tree.sum(&parts, &read, into) {
             true => Ok(()),
@@ -329,6 +407,53 @@ impl Call<'_> {
     }
 }
 
+/// The piece of so many values that a process sums.
+fn values_of_rank(length: usize, rank: usize, world: usize) -> Range<usize> {
+    length * rank / world..length * (rank + 1) / world
+}
+
+/// A type of numbers that are summed in `f32`.
+pub(crate) trait Number: bytemuck::Pod {
+    fn wide(self) -> f32;
+    fn narrow(value: f32) -> Self;
+    /// Of the bytes of one number in a message.
+    fn read(bytes: &[u8]) -> f32;
+}
+
+impl Number for f32 {
+    #[inline]
+    fn wide(self) -> f32 {
+        self
+    }
+    #[inline]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+    #[inline]
+    fn read(bytes: &[u8]) -> f32 {
+        bytes.try_into().map_or(0.0, f32::from_ne_bytes)
+    }
+}
+
+impl Number for bf16 {
+    #[inline]
+    fn wide(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    #[inline]
+    fn read(bytes: &[u8]) -> f32 {
+        bytes.try_into().map_or(0.0, |bytes| Self::from_ne_bytes(bytes).to_f32())
+    }
+}
+
+fn widen<E: Number>(values: &[E], into: &mut [f32]) {
+    into.iter_mut().zip(values).for_each(|(into, value)| *into = value.wide());
+}
+
 /// What a message of another call says of itself.
 fn told(message: &[u8]) -> String {
     let operation = message.first().and_then(|first| Operation::ALL.into_iter().find(|known| *known as u8 == *first));
@@ -336,10 +461,25 @@ fn told(message: &[u8]) -> String {
     let length = message.get(8..HEAD).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
     match (operation, number, length) {
         (Some(operation), Some(number), Some(length)) => {
-            format!("{} of {length} values as call {number}", operation.name())
+            let group = of_group(message.get(1).copied().unwrap_or(0));
+            format!("{} of {length} values as call {number}{group}", operation.name())
         }
         _ => "something unknown".to_owned(),
     }
+}
+
+/// Which group of the run a call is of, where it is not the whole.
+fn of_group(group: u8) -> String {
+    if group == 0 { String::new() } else { format!(" of group {group}") }
+}
+
+/// Where a part is.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    /// In a message.
+    Sent(&'a [u8]),
+    /// Still in our own memory, not yet rounded to what travels.
+    Kept(&'a [f32]),
 }
 
 /// A message, with its head.

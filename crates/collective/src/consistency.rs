@@ -75,7 +75,7 @@ impl Fingerprint {
         if wholes.windows(2).all(|pair| pair[0] == pair[1]) {
             return Ok(());
         }
-        compare(&self.names, &everywhere(collective, &own)?)
+        compare(&self.names, &everywhere(collective, &own)?, &|rank| collective.in_run(rank))
     }
 }
 
@@ -97,8 +97,9 @@ fn everywhere(collective: &dyn Collective, own: &[u8]) -> Result<Vec<Vec<u8>>, C
     Ok(parts)
 }
 
-/// Finds what is different.
-fn compare(names: &[String], all: &[Vec<u8>]) -> Result<(), ConsistencyError> {
+/// Finds what is different; processes are named by what `in_run` gives for them.
+fn compare(names: &[String], all: &[Vec<u8>], in_run: &dyn Fn(usize) -> usize) -> Result<(), ConsistencyError> {
+    let listed = |ranks: &[usize]| listed(&ranks.iter().map(|rank| in_run(*rank)).collect::<Vec<_>>());
     let longest = all.iter().map(|own| own.len() / DIGEST).max().unwrap_or(0);
     let half = size_of::<u128>();
     let part = |own: &Vec<u8>, from: usize| own.get(from..from + half).map(<[u8]>::to_vec);

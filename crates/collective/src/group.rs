@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::algorithms::{Call, Operation, Payload, Wire};
-use crate::buckets::{BucketPlan, Order, Reduction};
+use half::bf16;
+
+use crate::algorithms::{Call, Number, Operation, Payload, SMALL, Wire};
+use crate::buckets::{BUCKET_BYTES, BucketPlan, Order, Reduction};
 use crate::counters::Counters;
 use crate::failure::{Failure, Hook};
 use crate::transport::{Channel, Transport};
@@ -26,7 +28,23 @@ impl Group {
     }
 
     fn error(&self, operation: Operation, problem: String) -> CollectiveError {
-        CollectiveError { rank: self.rank(), world: self.world(), operation: operation.name(), problem }
+        self.error_of(operation.name(), problem)
+    }
+
+    /// Processes are named by their numbers in the run.
+    fn error_of(&self, operation: &'static str, problem: String) -> CollectiveError {
+        let transport = &self.wire.transport;
+        let (rank, world) = (transport.in_run(transport.rank()), transport.hosts_of_run().len());
+        CollectiveError { rank, world, operation, problem }
+    }
+
+    /// Sums in the memory that the values have, as many at a time as stay in a cache.
+    fn sum_in_place<E: Number>(&self, values: &mut [E]) -> Result<(), CollectiveError> {
+        let Some(tree) = SlotTree::new(self.world(), self.world()) else { return Ok(()) };
+        let sum = |values: &mut [E]| {
+            self.call(Operation::AllReduceSum, values.len(), |call| call.sum_in_place(values, &tree))
+        };
+        values.chunks_mut(BUCKET_BYTES / size_of::<E>()).try_for_each(sum)
     }
 
     fn call<T>(
@@ -65,11 +83,23 @@ impl Collective for Group {
 
     fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CollectiveError> {
         let (rank, length) = (self.rank(), values.len());
+        if self.wire.payload == Payload::F32 && length * self.world() > SMALL {
+            return if self.world() == 1 { Ok(()) } else { self.sum_in_place(values) };
+        }
         let Some(tree) = SlotTree::new(self.world(), self.world()) else { return Ok(()) };
         let parts = vec![Part { slots: rank..rank + 1, values: values.to_vec() }];
         let sum = self.call(Operation::AllReduceSum, length, |call| call.all_reduce(parts, &tree))?;
         values.copy_from_slice(&sum);
         Ok(())
+    }
+
+    fn all_reduce_sum_bf16(&self, values: &mut [bf16]) -> Result<(), CollectiveError> {
+        if self.world() == 1 { Ok(()) } else { self.sum_in_place(values) }
+    }
+
+    fn split(&self, members: &[usize]) -> Result<Box<dyn Collective>, CollectiveError> {
+        let wire = self.wire.split(members).map_err(|problem| self.error_of("split", problem))?;
+        Ok(Box::new(Self { wire: Arc::new(wire) }))
     }
 
     fn broadcast(&self, root: usize, bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
@@ -93,6 +123,10 @@ impl Collective for Group {
         }
     }
 
+    fn in_run(&self, rank: usize) -> usize {
+        self.wire.transport.in_run(rank)
+    }
+
     fn counters(&self) -> Counters {
         self.wire.counting.now()
     }
@@ -103,7 +137,7 @@ impl Collective for Group {
 
     fn on_failure(&self, hook: Hook) {
         let transport = &self.wire.transport;
-        let (rank, hosts) = (transport.rank(), transport.hosts().to_vec());
+        let (rank, hosts) = (transport.in_run(transport.rank()), transport.hosts_of_run().to_vec());
         transport.health().on_failure(Box::new(move |failure| hook(failure, failure.reporter(rank, &hosts))));
     }
 

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! [`Launch`] reads what the launcher says, [`open`] connects the processes, over TCP or MPI; [`Group`] has the operations
-//! over any [`Transport`]. [`Reduction`] sums gradients during the backward pass.
+//! over any [`Transport`]. [`Reduction`] sums gradients during the backward pass. [`Collective::split`] makes groups of some processes.
 //!
 //! When a process dies, falls silent or calls [`Collective::abort`], every call of every other fails within ten seconds,
 //! with one [`Failure`] that names it. A process that computes meanwhile hears of it by [`Collective::on_failure`].
@@ -26,6 +26,7 @@ mod counters;
 mod failure;
 mod group;
 mod launch;
+mod members;
 mod memory;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -55,8 +56,10 @@ pub use partition::Partition;
 pub use transport::{Channel, Patience, Transport};
 pub use tree::SlotTree;
 
+use half::bf16;
+
 /// A process that does not answer, or answers something else.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("rank {rank} of {world}: {operation} failed: {problem}")]
 pub struct CollectiveError {
     /// Our number among the processes.
@@ -88,6 +91,29 @@ pub trait Collective: Debug + Send + Sync {
     /// # Errors
     /// [`CollectiveError`] if a process is gone or its values are of another number.
     fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// [`Collective::all_reduce_sum`] of numbers that travel and come as `bf16`; they are added up in `f32`.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn all_reduce_sum_bf16(&self, values: &mut [bf16]) -> Result<(), CollectiveError> {
+        let mut wide: Vec<f32> = values.iter().map(|value| value.to_f32()).collect();
+        self.all_reduce_sum(&mut wide)?;
+        values.iter_mut().zip(wide).for_each(|(value, wide)| *value = bf16::from_f32(wide));
+        Ok(())
+    }
+
+    /// Some of the processes as a group of their own, in which they are numbered as in `members`. Every process of the run
+    /// splits off as many groups, one after the other, each time a group that it is in; nothing is sent for that. Of all
+    /// groups of a process, one at a time sums gradients in the background. What ends the run of one group ends the whole.
+    ///
+    /// # Errors
+    /// [`CollectiveError`] if this process is not among the members, one is named twice or is not there, or these processes
+    /// have no groups.
+    fn split(&self, members: &[usize]) -> Result<Box<dyn Collective>, CollectiveError> {
+        let problem = format!("these processes have no groups such as {members:?}");
+        Err(CollectiveError { rank: self.rank(), world: self.world(), operation: "split", problem })
+    }
 
     /// Replaces the bytes by those of the process `root`.
     ///
@@ -128,6 +154,11 @@ pub trait Collective: Debug + Send + Sync {
     /// What communication has cost this process since its start.
     fn counters(&self) -> Counters {
         Counters::default()
+    }
+
+    /// The number that a process has in the whole run, if these are some of its processes; for messages.
+    fn in_run(&self, rank: usize) -> usize {
+        rank
     }
 
     /// What ended the run, if something did.
@@ -180,6 +211,18 @@ impl Collective for Local {
         Ok(())
     }
 
+    fn all_reduce_sum_bf16(&self, _: &mut [bf16]) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn split(&self, members: &[usize]) -> Result<Box<dyn Collective>, CollectiveError> {
+        if members == [0] {
+            return Ok(Box::new(Self));
+        }
+        let problem = format!("{members:?} is no group of a run of one process");
+        Err(CollectiveError { rank: 0, world: 1, operation: "split", problem })
+    }
+
     fn broadcast(&self, root: usize, _: &mut Vec<u8>) -> Result<(), CollectiveError> {
         Self::check_root("broadcast", root)
     }
@@ -213,5 +256,10 @@ mod tests {
         assert!(Local.is_first() && Local.barrier().is_ok());
         assert_eq!(Local.gather_bytes(0, &bytes).unwrap(), [[7]]);
         assert!(Local.failure().is_none());
+        assert_eq!(Local.split(&[0]).unwrap().world(), 1);
+        assert!(Local.split(&[0, 1]).unwrap_err().to_string().contains("[0, 1] is no group"));
+        let mut halves = [bf16::ONE];
+        Local.all_reduce_sum_bf16(&mut halves).unwrap();
+        assert_eq!(halves, [bf16::ONE]);
     }
 }

@@ -3,5 +3,6 @@
 pub(crate) mod control;
 pub(crate) mod frame;
 pub(crate) mod meeting;
+mod ring;
 pub(crate) mod tcp;
 mod waiting;

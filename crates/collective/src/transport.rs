@@ -97,9 +97,20 @@ pub trait Transport: Debug + Send + Sync {
         drop(message);
     }
 
+    /// The number that a process has in the whole run, if these are some of its processes; for messages.
+    fn in_run(&self, rank: usize) -> usize {
+        rank
+    }
+
+    /// The names of the hosts of all processes of the run.
+    fn hosts_of_run(&self) -> &[String] {
+        self.hosts()
+    }
+
     /// A failure of a process.
     fn failure_of(&self, rank: usize, cause: Cause, detail: String) -> Failure {
-        let host = self.hosts().get(rank).cloned().unwrap_or_default();
+        let rank = self.in_run(rank);
+        let host = self.hosts_of_run().get(rank).cloned().unwrap_or_default();
         Failure { rank, host, cause, detail }
     }
 }

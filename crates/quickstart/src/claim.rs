@@ -2,6 +2,7 @@
 
 use crate::{QuickstartError, Stages};
 use calotype_core::durable::{read_json, write_json};
+use calotype_core::folders::{check_folder, content, file_in_place};
 use calotype_core::lock::LOCK_FILE;
 use calotype_train::trainer::{RECIPE, first_difference};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Name of the file that says what a folder was begun with.
-pub(crate) const BEGUN: &str = "quickstart.json";
+pub(crate) const BEGUN: &str = calotype_core::folders::QUICKSTART;
 
 /// What a folder was begun with.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,11 +66,15 @@ pub(crate) fn claim(out: &Path, preset: &str, stages: &Stages) -> Result<(), Qui
     write()
 }
 
-/// Refuses a folder of something else before a lock is left there. In one that has a lock, who holds it is found out first.
+/// Refuses a folder of something else, and a file in its place, before a lock is left there. In one that has a lock, who holds it is
+/// found out first.
 ///
 /// # Errors
-/// [`QuickstartError::Taken`].
+/// [`QuickstartError::Taken`], [`QuickstartError::File`].
 pub(crate) fn check_free(out: &Path) -> Result<(), QuickstartError> {
+    if file_in_place(out).is_some() {
+        return check_folder(out, &[]).map_err(QuickstartError::File);
+    }
     let known = [BEGUN, LOCK_FILE].iter().any(|name| out.join(name).exists());
     if known || !out.is_dir() { Ok(()) } else { refuse_others(out) }
 }
@@ -91,8 +96,10 @@ fn refuse_others(out: &Path) -> Result<(), QuickstartError> {
         return Ok(());
     }
     names.sort_unstable();
-    let what = if names.iter().any(|name| name == RECIPE) { "a training run" } else { "something else" };
+    if let Some(found) = content(out) {
+        return Err(QuickstartError::Taken { folder: out.to_owned(), what: found.to_string() });
+    }
     let more = if names.len() > SHOWN { ", …" } else { "" };
     names.truncate(SHOWN);
-    Err(QuickstartError::Taken { folder: out.to_owned(), what: format!("{what} ({}{more})", names.join(", ")) })
+    Err(QuickstartError::Taken { folder: out.to_owned(), what: format!("something else ({}{more})", names.join(", ")) })
 }

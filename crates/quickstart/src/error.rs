@@ -47,6 +47,9 @@ pub enum QuickstartError {
         /// What it holds.
         what: String,
     },
+    /// A file is where the folder is to be.
+    #[error("{0} with --out")]
+    File(String),
     /// The device is not to be had.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -104,6 +107,7 @@ impl QuickstartError {
             Self::Device(_)
             | Self::Other { .. }
             | Self::Taken { .. }
+            | Self::File(_)
             | Self::OverrideStage { .. }
             | Self::Setting { .. } => true,
             Self::Pipeline(error) => error.is_usage(),

@@ -102,7 +102,7 @@ fn figures(summary: &Summary, candidates: usize) -> Table {
         )
         .row(
             "Fréchet distance",
-            "own CLIP features, lower is better",
+            "own CLIP features of unit length, lower is better",
             with(row(|f| figure(f.frechet_distance)), String::new()),
         )
         .row("CLIP score", "mean cosine", with(row(|f| figure(f.clip_score)), String::new()))

@@ -3,11 +3,14 @@
 
 use crate::config::{SettingError, check};
 use crate::task::BoxError;
+use calotype_core::names::nearest;
 use calotype_core::{Purpose, Stream};
-use calotype_data::SampleRef;
 use calotype_data::source::folder::META_CLASSES;
+use calotype_data::{Error, SampleRef};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How captions are read beside the key `caption`: table `data.captions`. Tags are what stands between commas. What is random is a
 /// function of the run's seed and the sample's position.
@@ -72,6 +75,8 @@ pub struct CaptionReader {
     settings: CaptionSettings,
     classes: Vec<String>,
     seed: u64,
+    /// Whether an empty caption was told.
+    told: Arc<AtomicBool>,
 }
 
 impl CaptionReader {
@@ -90,7 +95,7 @@ impl CaptionReader {
         let names = meta.get(META_CLASSES).and_then(Value::as_array);
         let classes = names.into_iter().flatten().filter_map(|name| name.as_str().map(words)).collect();
         settings.validate()?;
-        Ok(Self { text: Text::parse(caption)?, settings: settings.clone(), classes, seed })
+        Ok(Self { text: Text::parse(caption)?, settings: settings.clone(), classes, seed, told: Arc::default() })
     }
 
     /// The caption of the sample at a position of the run.
@@ -101,20 +106,24 @@ impl CaptionReader {
         let text = match &self.text {
             Text::Part(part) => match sample.text(part) {
                 Ok(text) => text.to_owned(),
-                Err(error @ calotype_data::Error::MissingPart { .. }) => {
-                    return Err(format!(
-                        "{error}; captions stand in files beside the images (a.png and a.txt) or in a metadata.jsonl when \
-                         they are converted, or are made of names: caption = \"a photo of {{class}}\" or \"{{file}}\""
-                    )
-                    .into());
+                Err(error) => {
+                    let advice = "captions stand in files beside the images (a.png and a.txt) or in a metadata.jsonl when they are \
+                                  converted, or are made of names: caption = \"a photo of {class}\" or \"{file}\"";
+                    return Err(advised(error, |_| advice.to_owned()).into());
                 }
-                Err(error) => return Err(error.into()),
             },
             Text::Template(pieces) => {
                 pieces.iter().map(|piece| self.piece(piece, sample)).collect::<Result<String, BoxError>>()?
             }
         };
         let text = text.trim();
+        if text.is_empty() && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                sample = sample.key(),
+                "an empty caption, which is taken as it is: an image without words; `calotype data check` names all of them, and with \
+                 --quarantine has training leave them out"
+            );
+        }
         let text = if self.settings.first_line { text.lines().next().unwrap_or_default().trim() } else { text };
         Ok(if self.settings.is_random() { self.varied(position, text) } else { text.to_owned() })
     }
@@ -122,10 +131,18 @@ impl CaptionReader {
     fn piece(&self, piece: &Piece, sample: &SampleRef<'_>) -> Result<String, BoxError> {
         Ok(match piece {
             Piece::Plain(text) => text.clone(),
-            Piece::Part(part) => sample.text(part)?.trim().to_owned(),
+            Piece::Part(part) => {
+                let text =
+                    sample.text(part).map_err(|error| advised(error, |present| names_in_braces(part, present)))?;
+                text.trim().to_owned()
+            }
             Piece::File => words(sample.key().rsplit('/').next().unwrap_or_default()),
             Piece::Class => {
-                let class = sample.text("cls")?.trim();
+                let asked = |_: &str| {
+                    "the key `caption` asks for it by {class}: classes are folders of images, or a column `label` of their metadata"
+                        .to_owned()
+                };
+                let class = sample.text("cls").map_err(|error| advised(error, asked))?.trim();
                 let name = class.parse::<usize>().ok().and_then(|class| self.classes.get(class));
                 name.cloned().unwrap_or_else(|| words(class))
             }
@@ -146,6 +163,26 @@ impl CaptionReader {
         others.retain(|_| self.settings.tag_dropout == 0.0 || random.uniform_f64() >= self.settings.tag_dropout);
         kept.iter().chain(&others).copied().collect::<Vec<_>>().join(", ")
     }
+}
+
+/// The error of a part that is missing, with what to do about it, which is made of the parts that there are; others as they are.
+fn advised(error: Error, advice: impl Fn(&str) -> String) -> Error {
+    match error {
+        Error::MissingPart { key, part, present } => {
+            let present = format!("{present}; {}", advice(&present));
+            Error::MissingPart { key, part, present }
+        }
+        other => other,
+    }
+}
+
+/// What a caption's name in braces may have been meant to be, where a sample has no such part.
+fn names_in_braces(name: &str, present: &str) -> String {
+    let known = ["class", "file"].into_iter().chain(present.split(", "));
+    let meant = nearest(name, known).map_or_else(String::new, |name| format!(" (did you mean {{{name}}}?)"));
+    format!(
+        "the key `caption` asks for it by {{{name}}}{meant}: in braces stand class, file, for the file's name, or the extension of a part"
+    )
 }
 
 /// What is to be said of captions that were cut to a number of tokens; none if none was.
@@ -207,7 +244,7 @@ mod tests {
 
     fn captions(caption: &str, settings: CaptionSettings) -> CaptionReader {
         let classes = vec!["golden retriever".to_owned(), "tabby cat".to_owned()];
-        CaptionReader { text: Text::parse(caption).unwrap(), settings, classes, seed: 3 }
+        CaptionReader { text: Text::parse(caption).unwrap(), settings, classes, seed: 3, told: Arc::default() }
     }
 
     fn sample(text: &str) -> Sample {
@@ -235,6 +272,19 @@ mod tests {
         assert_eq!(read(&nameless, 0, ""), "1");
         let error = captions("{json}", plain).read(0, &SampleRef::from(&sample(""))).unwrap_err().to_string();
         assert!(error.contains("json") && error.contains("my_old-dog.02"), "{error}");
+        let lacking = |caption: &str, sample: &Sample| {
+            let reader = captions(caption, CaptionSettings::default());
+            let error = reader.read(0, &SampleRef::from(sample)).unwrap_err();
+            assert!(matches!(error.downcast_ref(), Some(Error::MissingPart { .. })), "{error}");
+            error.to_string()
+        };
+        let error = lacking("a {fil}", &sample(""));
+        assert!(error.contains("no part `fil`") && error.contains("key `caption` asks for it by {fil}"), "{error}");
+        assert!(error.contains("did you mean {file}?"), "{error}");
+        assert!(lacking("{tga}", &sample("")).contains("did you mean {tag}?"));
+        let bare = Sample::new("bare").with("png", "");
+        assert!(lacking("{class}", &bare).contains("key `caption` asks for it by {class}"));
+        assert!(lacking("txt", &bare).contains("it has: png; captions stand in files beside the images"));
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(crate) fn clip_tokenizer(length: usize) -> ClipTokenizer {
     ClipTokenizer::with_options(length, TokenizerOptions::TRANSFORMERS_EXCLAMATION)
 }
 
-/// How images are prepared for a model that was trained on -1 to 1, with the recipe's filter.
+/// How images are prepared for a model that was trained with the recipe's filter and normalisation.
 fn image_processor(size: usize, augment: &Augment) -> ImageProcessor {
     let filter = match augment.filter {
         ResizeFilter::Nearest => Filter::Nearest,
@@ -41,7 +41,8 @@ fn image_processor(size: usize, augment: &Augment) -> ImageProcessor {
         // Processors of images resize levels.
         ResizeFilter::Bicubic | ResizeFilter::TorchBicubic => Filter::Bicubic,
     };
-    ImageProcessor { mean: [0.5; 3], std: [0.5; 3], filter, ..ImageProcessor::clip(size) }
+    let (mean, std) = augment.normalise.mean_and_deviation();
+    ImageProcessor { mean, std, filter, ..ImageProcessor::clip(size) }
 }
 
 /// A CLIP model as transformers' `CLIPModel`, with image processor and tokenizer.
@@ -74,18 +75,18 @@ pub fn autoencoder(
     Export::model(Part::module(Component::Vae, published, model))
 }
 
-/// A classifier as transformers' `ViTForImageClassification`, with image processor; `names` are its classes', if they are
-/// known.
+/// A classifier as transformers' `ViTForImageClassification`, or as Calotype's own where the library has none such, with image
+/// processor; `names` are its classes', if they are known.
 ///
 /// # Errors
-/// [`StageError`] if transformers cannot say the configuration.
+/// [`StageError`] if the configuration makes no sense.
 pub fn vit(
     model: &Vit,
     config: &VitConfig,
     names: &[String],
     augment: &Augment,
 ) -> Result<Export<'static>, StageError> {
-    let mut published = config.to_transformers()?;
+    let mut published = config.to_calotype()?;
     if !names.is_empty() {
         let numbered = || names.iter().enumerate();
         published["id2label"] = numbered().map(|(id, name)| (id.to_string(), json!(name))).collect();

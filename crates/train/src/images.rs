@@ -1,6 +1,6 @@
 //! Images of samples as numbers.
 
-use crate::config::DataSettings;
+use crate::config::{DataSettings, Normalise};
 use crate::precache::InputRange;
 use burn::tensor::Tensor;
 use calotype_data::image::{DecodeNotes, DecodeOptions, Filter, RgbImage};
@@ -27,7 +27,7 @@ pub fn image_bytes<'a>(sample: &SampleRef<'a>, parts: &[String]) -> Result<&'a [
                 format!("; `{part}` is an image that the recipe's list does not name: set data.images={listed:?} (images of a precache recipe)")
             });
             let present = format!("{}{advice}", present.join(", "));
-            Err(Error::MissingPart { key: sample.key().to_owned(), part: parts.join(" or "), present })
+            Err(Error::MissingPart { key: sample.key().to_owned(), part: parts.join(Error::OR), present })
         }
     }
 }
@@ -74,12 +74,22 @@ impl Images {
         let resizing = match data.augment.filter.of_levels() {
             None => Resizing::Floats { input: range.of(side), decode: data.decode(), notes: Arc::default() },
             Some(filter) => {
+                let crop = CropSettings { place: data.augment.crop, size: None };
+                let (resize, crop) = match data.augment.resized_crop {
+                    Some(resized) => (Resize::Cropped(side, resized), None),
+                    None => (Resize::Shorter(side), Some(crop)),
+                };
+                let normalise = data.augment.normalise;
                 let transform = Transform {
-                    resize: Resize::Shorter(side),
+                    resize,
                     filter,
-                    crop: Some(CropSettings { place: data.augment.crop, size: None }),
+                    crop,
                     flip: data.augment.flip,
+                    colour_jitter: data.augment.colour_jitter,
+                    auto_augment: data.augment.auto_augment,
+                    rand_augment: data.augment.rand_augment,
                     range: range.ends(),
+                    normalise: (normalise != Normalise::Half).then(|| normalise.mean_and_deviation()),
                     decode: data.decode(),
                     ..Transform::default()
                 };
@@ -190,6 +200,53 @@ mod tests {
             ..toml::from_str("path = 'x'").unwrap()
         };
         assert!(Images::new(&data, 16, 0).is_err());
+    }
+
+    #[test]
+    fn what_is_random_is_left_out_of_evaluations() {
+        let image = RgbImage::new(40, 24, (0..40 * 24 * 3).map(|i| (i * 7 % 251) as u8).collect()).unwrap();
+        let sample = Sample::new("a").with("png", image.encode_png(PngEffort::Fast).unwrap());
+        let text = "path = 'x'\n[augment]\nflip = 0.5\nnormalise = 'imagenet'\nresized_crop = { scale = [0.3, 1.0] }\n\
+                    rand_augment = { timm = { magnitude = 9, deviation = 0.5, increasing = true } }";
+        let data: DataSettings = toml::from_str(text).unwrap();
+        data.validate().unwrap();
+        assert_eq!(toml::from_str::<DataSettings>(&toml::to_string(&data).unwrap()).unwrap(), data);
+        let read = |data: &DataSettings, position: u64| {
+            Images::new(data, 16, 7).unwrap().read(position, &SampleRef::from(&sample)).unwrap()
+        };
+        assert!((1..20).any(|position| read(&data, position) != read(&data, 0)));
+        assert_eq!(read(&data, 3), read(&data, 3));
+        let still = DataSettings { augment: data.augment.without_chance(), ..data };
+        let middle = image.resize_shorter(16, Filter::Bicubic).unwrap().center_crop(16, 16).unwrap();
+        let (mean, deviation) = Normalise::Imagenet.mean_and_deviation();
+        let number = |(at, level): (usize, &u8)| (f32::from(*level) / 255.0 - mean[at % 3]) / deviation[at % 3];
+        let expected: Vec<f32> = middle.data().iter().enumerate().map(number).collect();
+        assert!((0..5).all(|position| read(&still, position) == expected));
+    }
+
+    #[test]
+    fn augmentations_that_contradict_each_other_are_refused_by_key() {
+        for (text, key) in [
+            ("crop = 'random'\nresized_crop = {}", "data.augment.crop"),
+            ("resized_crop = { scale = [0.5, 0.1] }", "data.augment.resized_crop"),
+            ("rand_augment = { torchvision = { magnitude = 31 } }", "data.augment.rand_augment"),
+            ("rand_augment = { timm = {} }\nauto_augment = 'imagenet'", "data.augment.rand_augment"),
+            ("colour_jitter = { hue = 0.7 }", "data.augment.colour_jitter"),
+            ("rand_augment = { torchvision = {} }\nfilter = 'torch_bicubic'", "data.augment.filter"),
+            ("normalise = 'clip'\nfilter = 'torch_bicubic'", "data.augment.filter"),
+        ] {
+            let data: DataSettings = toml::from_str(&format!("path = 'x'\n[augment]\n{text}")).unwrap();
+            assert_eq!(data.validate().unwrap_err().key, key, "{text}");
+        }
+        for text in [
+            "auto_augment = 'cifar'",
+            "colour_jitter = { gamma = 1 }",
+            "normalise = 'imagenett'",
+            "resized_crop = { size = 3 }",
+            "rand_augment = { keras = {} }",
+        ] {
+            assert!(toml::from_str::<DataSettings>(&format!("path = 'x'\n[augment]\n{text}")).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -414,7 +414,9 @@ impl Encoders {
     /// # Errors
     /// [`StageError::Encoder`] naming the model; [`StageError::Setting`] for captions that cannot be.
     pub fn open(recipe: &PrecacheRecipe, meta: &Map<String, Value>, device: &Device) -> Result<Self, StageError> {
-        let captions = CaptionReader::new(&recipe.caption, &recipe.captions, meta, 0)?;
+        // Of the keys below the table `data` of a training recipe.
+        let own = |wrong: SettingError| SettingError { key: wrong.key.trim_start_matches("data."), ..wrong };
+        let captions = CaptionReader::new(&recipe.caption, &recipe.captions, meta, 0).map_err(own)?;
         let encoders = recipe
             .encoders
             .iter()
@@ -562,6 +564,14 @@ impl SampleEncoder for Encoders {
         self.description.clone()
     }
 
+    fn setting(&self, path: &str) -> String {
+        match path.strip_prefix(TRANSFORM).and_then(|rest| rest.strip_prefix('.')) {
+            Some(IMAGES_FACT) => "images".to_owned(),
+            Some(key) => key.to_owned(),
+            None => format!("encoders.{path}"),
+        }
+    }
+
     fn encode(&mut self, batch: &[Sample]) -> Result<Vec<Sample>, BoxError> {
         let arrays = self.encode_all(batch)?;
         Ok(batch.iter().zip(arrays).map(|(sample, arrays)| self.finish(sample, arrays)).collect())
@@ -699,6 +709,12 @@ fn prepare_images(
     Ok(of_input)
 }
 
+/// Fact of a description that holds the recipe's own keys, beside those of encoders.
+const TRANSFORM: &str = "transform";
+
+/// What it calls the key `images`: the name is part of the identity of datasets that exist.
+const IMAGES_FACT: &str = "pictures";
+
 /// All that shapes the output.
 fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value> {
     let of = |encoder: &Encoder| {
@@ -720,8 +736,7 @@ fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value>
         "version": IDENTITY_VERSION,
         "filter": recipe.filter,
         "fit": "shorter side, then centre crop",
-        // The name is part of the identity of datasets that exist.
-        "pictures": recipe.images,
+        IMAGES_FACT: recipe.images,
         "caption": recipe.caption,
         "keep": recipe.keep,
         "layout": recipe.layout,
@@ -735,7 +750,7 @@ fn describe(recipe: &PrecacheRecipe, encoders: &[Encoder]) -> Map<String, Value>
     if recipe.captions != CaptionSettings::default() {
         transform["captions"] = json!(recipe.captions);
     }
-    description.insert("transform".to_owned(), transform);
+    description.insert(TRANSFORM.to_owned(), transform);
     description
 }
 

@@ -7,6 +7,7 @@ use crate::prepare::{PreparedStep, prepared_steps};
 use crate::stages::{MODEL, RESULT, read_result};
 use crate::trainer::{CHECKPOINTS, RECIPE, TrainingSummary};
 use calotype_core::durable::{advice, read_json};
+use calotype_core::folders::{Content, EVALUATIONS, content};
 use calotype_core::lock::{Holder, LOCK_FILE};
 use calotype_core::system::{format_bytes, format_count, format_duration};
 use serde::Serialize;
@@ -64,7 +65,7 @@ pub struct RunReport {
     pub data: Vec<String>,
     /// Its checkpoints, oldest first.
     pub checkpoints: Vec<Saved>,
-    /// The trained model, if it is there.
+    /// The trained model, if it is there; that of an earlier end if the run was extended and is not finished.
     pub model: Option<PathBuf>,
 }
 
@@ -97,6 +98,17 @@ pub enum Held {
         /// What is made first, and whether it is there.
         steps: Vec<PreparedStep>,
     },
+    /// An evaluation, of pictures or of a vision model.
+    Evaluation {
+        /// Its folder.
+        path: PathBuf,
+        /// The value of `kind` in its recipe.
+        kind: String,
+        /// What it judges, as the recipe says it: a model, a run or pictures.
+        judges: Option<String>,
+        /// Its report or its figures, if they are there.
+        report: Option<PathBuf>,
+    },
     /// A checkpoint of a run.
     TrainingCheckpoint(CheckpointReport),
     /// A snapshot of averages, which is no checkpoint.
@@ -115,6 +127,9 @@ pub enum Held {
 /// # Errors
 /// [`RunsError`]: it is, but cannot be read.
 pub fn held(path: &Path) -> Result<Option<Held>, RunsError> {
+    if let Some(Content::Evaluation | Content::VisionEvaluation) = content(path).map(|found| found.content) {
+        return evaluation(path).map(Some);
+    }
     if path.join(RECIPE).is_file() && (path.join(CHECKPOINTS).is_dir() || path.join(RESULT).is_file()) {
         return run(path).map(|run| Some(Held::Run(run)));
     }
@@ -138,10 +153,25 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, RunsEr
     read_json(path).map_err(|source| RunsError::Io { path: path.to_owned(), source })
 }
 
-fn run(path: &Path) -> Result<RunReport, RunsError> {
+/// The recipe in a folder; an empty one if it is no TOML.
+fn recipe_in(path: &Path) -> Result<Table, RunsError> {
     let recipe = path.join(RECIPE);
     let text = std::fs::read_to_string(&recipe).map_err(|source| RunsError::Io { path: recipe, source })?;
-    let recipe: Table = toml::from_str(&text).unwrap_or_default();
+    Ok(toml::from_str(&text).unwrap_or_default())
+}
+
+fn evaluation(path: &Path) -> Result<Held, RunsError> {
+    // A kill may have left what it draws without its recipe.
+    let recipe = if path.join(RECIPE).is_file() { recipe_in(path)? } else { Table::new() };
+    let text_at = |key: &str| recipe.get(key).and_then(Value::as_str).map(str::to_owned);
+    let judges = ["model", "run", "pictures"].into_iter().find_map(|key| Some(format!("{key} {}", text_at(key)?)));
+    let kind = text_at("kind").unwrap_or_else(|| EVALUATIONS[0].to_owned());
+    let report = ["report.html", "figures.json"].map(|name| path.join(name)).into_iter().find(|path| path.is_file());
+    Ok(Held::Evaluation { path: path.to_owned(), kind, judges, report })
+}
+
+fn run(path: &Path) -> Result<RunReport, RunsError> {
+    let recipe = recipe_in(path)?;
     let text_at = |key: &str| recipe.get(key).and_then(Value::as_str).unwrap_or("of unknown kind").to_owned();
     let samples = recipe.get("run").and_then(|run| run.get("samples")).and_then(Value::as_integer);
     let checkpoints = path.join(CHECKPOINTS);
@@ -208,6 +238,16 @@ impl fmt::Display for Held {
                     let state = if step.done { "made" } else { "begun" };
                     writeln!(f, "  {:11} {state}", step.name)
                 })
+            }
+            Self::Evaluation { path, kind, judges, report } => {
+                writeln!(f, "{}: an evaluation ({kind})", path.display())?;
+                if let Some(judges) = judges {
+                    writeln!(f, "  of the {judges}")?;
+                }
+                match report {
+                    Some(report) => writeln!(f, "  report      {}", report.display()),
+                    None => writeln!(f, "  not finished: the same command goes on with it"),
+                }
             }
             Self::Snapshot(Saved { samples, path, bytes }) => {
                 let (samples, bytes, run) = (format_count(*samples), format_bytes(*bytes), averages::run_of(path));
@@ -279,6 +319,13 @@ impl fmt::Display for RunReport {
             writeln!(f, "  checkpoint  {} ({samples} samples, {bytes})", saved.path.display())?;
         }
         match (&self.model, &self.result, self.checkpoints.last()) {
+            (Some(model), None, _) => {
+                let (model, run) = (model.display(), self.path.display());
+                writeln!(
+                    f,
+                    "  model       {model}, of an earlier end; `calotype export {run} --out FOLDER` writes the newest"
+                )
+            }
             (Some(model), ..) => writeln!(f, "  model       {}", model.display()),
             (None, None, _) => Ok(()),
             (None, Some(_), Some(_)) => {

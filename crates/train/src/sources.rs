@@ -3,7 +3,9 @@
 use crate::config::DataSettings;
 use calotype_core::stop::StopFlag;
 use calotype_data::precache::{encoder_of, require_encoder};
-use calotype_data::source::{Filtered, SampleFilter, SourceKind, has_packed_shards, is_shard_folder, open};
+use calotype_data::source::{
+    Filtered, SampleFilter, SourceKind, has_packed_shards, is_shard_folder, open, refuse_idle, tell_beside,
+};
 use calotype_data::{Control, Dataset, Error, Mixture, Source};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,13 +14,15 @@ use std::sync::Arc;
 /// damage, unless the recipe says otherwise; shards of other machines are compared with their checksums when they come.
 ///
 /// # Errors
-/// Those of opening and of checking; [`Error::EncoderMismatch`] if the recipe requires other encoders, or if sources
+/// Those of opening and of checking; [`Error::BadSource`] for settings of `[data.source]` that no source follows;
+/// [`Error::EncoderMismatch`] if the recipe requires other encoders, or if sources
 /// of one mixture were encoded by different ones.
 pub fn open_source(data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<dyn Source>, Error> {
     let mut sources = Vec::new();
     for (spec, weight) in data.specs() {
         sources.push((filtered(open_one(spec, data, stop)?, &data.filter)?, weight));
     }
+    refuse_idle(data.specs().into_iter().map(|(spec, _)| spec), &data.source)?;
     same_encoders(&sources)?;
     let source = match sources.len() {
         1 => sources.swap_remove(0).0,
@@ -36,6 +40,9 @@ fn filtered(source: Arc<dyn Source>, filter: &SampleFilter) -> Result<Arc<dyn So
 
 fn open_one(spec: &str, data: &DataSettings, stop: Option<&StopFlag>) -> Result<Arc<dyn Source>, Error> {
     let shards = matches!(data.source.kind, None | Some(SourceKind::Webdataset)) && is_shard_folder(Path::new(spec))?;
+    if shards {
+        tell_beside(Path::new(spec), SourceKind::Webdataset);
+    }
     let packed = shards && has_packed_shards(Path::new(spec))?;
     let Some(stop) = stop.filter(|_| data.verify && shards && !packed) else { return open(spec, &data.source) };
     let dataset = Dataset::open(spec)?;

@@ -211,6 +211,8 @@ impl StageError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Setting(_) | Self::Config(_) | Self::Schedule(_) | Self::Unwritable(_) | Self::Together(_) => true,
+            Self::Data(error) => error.is_usage(),
+            Self::Tensor(error) => error.is_usage(),
             Self::Train(error) => error.is_usage(),
             Self::Start(error) => error.is_usage(),
             Self::Layout(error) => error.is_usage(),
@@ -238,11 +240,12 @@ pub fn train<T: Task>(recipe: Recipe<'_, T::Recipe>, context: &StageContext<'_>)
         restore_model::<T>(recipe.value, context)?;
         return Ok(StageEnd::Done(summary));
     }
+    recipe.value.distributed().check_world(&recipe.value.config(), context.collective.world())?;
     let Checked { task, .. } = open_checked::<T>(recipe.value, context)?;
     let device = context.device.clone().autodiff();
     let model = task.model(&mut Init::new(recipe.value.config().run.seed, &device))?;
     let model = match recipe.value.init_from() {
-        Some(from) => start::fill(model, from, task.component())?,
+        Some(from) => start::fill(model, from, task.component(), task.refit())?,
         None => model,
     };
     // Until the model is written, the folder is this process's.
@@ -311,6 +314,11 @@ pub fn check_recipe<T: Task>(recipe: &T::Recipe) -> Result<(), StageError> {
             T::KIND
         )
     })?;
+    let processes = recipe.distributed().tensor_parallel;
+    if processes > 1 {
+        T::check_parts(recipe, processes)?;
+    }
+    recipe.hooks().vision.as_ref().map_or(Ok(()), |vision| vision.check_task(T::KIND))?;
     Ok(T::check(recipe)?)
 }
 
@@ -368,6 +376,10 @@ fn check_samples<T: Task>(task: &T, recipe: &T::Recipe, dataset: &dyn Source) ->
         }
     }
     first.map_or(Ok(()), |(number, source)| {
+        let source: BoxError = match data_precache::encoded_instead(dataset.meta(), &source) {
+            Some(advice) => format!("{source}; {advice}").into(),
+            None => source,
+        };
         Err(StageError::Dataset { path: PathBuf::from(dataset.file_of(number)), source })
     })
 }
@@ -446,7 +458,7 @@ pub fn check_start<T: Task>(
     }
     let placeholder = task.model(&mut Init::placeholders(context.device))?;
     if let Some(from) = recipe.init_from() {
-        start::check(&placeholder, from, task.component())?;
+        start::check(&placeholder, from, task.component(), task.refit())?;
     }
     let config = recipe.config();
     let parameters = placeholder.num_params();
@@ -466,7 +478,11 @@ pub fn check_start<T: Task>(
         batch_size: config.run.batch_size,
         epochs: samples / dataset.len().max(1) as f64,
         checkpoint_bytes,
-        remarks: trainer::remarks(&config, dataset.len(), world).into_iter().chain(remarks).collect(),
+        remarks: trainer::remarks(&config, dataset.len(), world)
+            .into_iter()
+            .chain(recipe.distributed().idle(world))
+            .chain(remarks)
+            .collect(),
         folder,
     })
 }
@@ -618,6 +634,7 @@ pub fn precache(
 ) -> Result<StageEnd<PrecacheSummary>, StageError> {
     recipe.validate()?;
     let source = calotype_data::source::open(&recipe.source, &recipe.source_options)?;
+    calotype_data::source::refuse_idle([recipe.source.as_str()], &recipe.source_options)?;
     let mut encoders = Encoders::open(recipe, source.meta(), device)?;
     let out = Path::new(&recipe.out);
     let mut progress = Progress::new("precache", source.len() as u64);

@@ -7,7 +7,7 @@ use crate::optim::AVERAGE;
 use crate::trainer::MODEL;
 use burn::module::Module;
 use calotype_checkpoints::{Checkpoint, Component, ComponentSource, LayoutError};
-use calotype_models::state;
+use calotype_models::{positions, state};
 use calotype_weights::{Dtype, NamedTensor, TensorFile, TensorFileError, TensorInfo, TensorSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -92,11 +92,42 @@ impl StartError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Layout(error) => error.is_usage(),
-            Self::Tensor(_) => false,
+            Self::Tensor(error) => error.is_usage(),
             _ => true,
         }
     }
 }
+
+/// What may differ between a checkpoint and the network that begins with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refit {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Of ViTs, the grid of patches and the classes. Position embeddings are interpolated by timm's rule
+    /// ([`positions::resample`]). A head of other classes, or one that stood behind a layer which the network does not have,
+    /// becomes zeros (Dosovitskiy et al. 2021, section 3.2), and that layer is left out. All of it is logged.
+    Vit,
+}
+
+/// How a tensor becomes a parameter's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    AsIs,
+    /// Positions of patches, behind so many tokens, from so many patches a side to so many.
+    Positions {
+        prefix: usize,
+        from: usize,
+        to: usize,
+    },
+    Zeros(usize),
+}
+
+const POSITIONS: &str = "vit.embeddings.position_embeddings";
+const CLASS_TOKENS: &str = "vit.embeddings.cls_token";
+const HEAD: &str = "classifier.";
+/// The layer in front of the head.
+const POOLER: &str = "vit.pooler.";
 
 /// A checkpoint's tensors for the parameters whose keys begin with `prefix`.
 struct Part {
@@ -128,7 +159,7 @@ struct TrainedTensors {
 }
 
 impl TrainedTensors {
-    /// Of a training checkpoint's folder, or the newest one of a run's folder that has no model yet; none for other paths.
+    /// Of a training checkpoint's folder, or the newest one of a run's folder that has no model of its end yet; none for other paths.
     fn open(path: &str, settings: &InitSettings) -> Result<Option<Self>, StartError> {
         let unreadable = |error: CheckpointError| StartError::Training { problem: error.to_string() };
         let Some(folder) = checkpoint::training_folder(Path::new(path), false).map_err(unreadable)? else {
@@ -201,18 +232,22 @@ impl Part {
         rest.is_some_and(|rest| self.prefix.is_empty() || rest.is_empty() || rest.starts_with('.'))
     }
 
-    /// Whether the checkpoint has a tensor for the parameter of this key and checkpoint shape.
-    fn has(&self, key: &str, shape: &[usize]) -> Result<bool, StartError> {
-        let Some((_, info)) = self.tensors.get(key) else { return Ok(false) };
+    /// How the checkpoint's tensor becomes the parameter of this key and checkpoint shape, if there is one.
+    fn fit(&self, key: &str, shape: &[usize], change: Change) -> Result<Option<Fit>, StartError> {
+        let Some((_, info)) = self.tensors.get(key) else { return Ok(None) };
+        if !info.dtype.is_float() {
+            return Err(StartError::Dtype { path: self.path.clone(), name: key.to_owned(), dtype: info.dtype });
+        }
         // A published scalar is a vector of one number here.
         let scalar = info.shape.is_empty() && shape == [1];
-        if info.shape != shape && !scalar {
-            let (path, name) = (self.path.clone(), key.to_owned());
-            return Err(StartError::Shape { path, name, found: info.shape.clone(), needed: shape.to_vec() });
-        }
-        match info.dtype {
-            dtype if dtype.is_float() => Ok(true),
-            dtype => Err(StartError::Dtype { path: self.path.clone(), name: key.to_owned(), dtype }),
+        let same = info.shape == shape || scalar;
+        match change.fit(key, &info.shape, shape) {
+            Some(fit) => Ok(Some(fit)),
+            None if same => Ok(Some(Fit::AsIs)),
+            None => {
+                let (path, name) = (self.path.clone(), key.to_owned());
+                Err(StartError::Shape { path, name, found: info.shape.clone(), needed: shape.to_vec() })
+            }
         }
     }
 
@@ -228,12 +263,73 @@ impl Part {
         values
     }
 
+    /// The values for a parameter.
+    fn values(&self, key: &str, info: &(usize, TensorInfo), fit: Fit) -> Result<Vec<f32>, StartError> {
+        match fit {
+            Fit::AsIs => self.read(key, info),
+            Fit::Zeros(count) => Ok(vec![0.0; count]),
+            Fit::Positions { prefix, from, to } => {
+                let stored = self.read(key, info)?;
+                Ok(positions::resample(&stored, prefix, from, to).unwrap_or(stored))
+            }
+        }
+    }
+
+    /// What of it is to be changed for a network of this layout.
+    fn change(&self, refit: Refit, layout: &[(String, Vec<usize>)]) -> Change {
+        let behind_layer = self.tensors.keys().any(|key| key.starts_with(POOLER))
+            && !layout.iter().any(|(key, _)| key.starts_with(POOLER));
+        let class_tokens = self.tensors.get(CLASS_TOKENS).and_then(|(_, info)| info.shape.get(1).copied());
+        Change { refit, behind_layer, class_tokens: class_tokens.unwrap_or(0) }
+    }
+
     /// Tensors below the prefix that no parameter takes.
     fn unused(&self, taken: &BTreeSet<&str>) -> Vec<String> {
         let listed = self.tensors.keys();
         let all = listed.chain(self.sources.iter().flat_map(|source| &source.unused));
         all.filter(|key| self.holds(key) && !taken.contains(key.as_str())).cloned().collect()
     }
+}
+
+/// What of a checkpoint is to be changed.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    refit: Refit,
+    /// Whether its head stands behind a layer that the network does not have.
+    behind_layer: bool,
+    class_tokens: usize,
+}
+
+impl Change {
+    /// How a tensor is changed, if it is.
+    fn fit(&self, key: &str, found: &[usize], needed: &[usize]) -> Option<Fit> {
+        if self.refit == Refit::Nothing {
+            return None;
+        }
+        if key.starts_with(HEAD) && found.len() == needed.len() {
+            let other = found[0] != needed[0] && found[1..] == needed[1..];
+            return (other || self.behind_layer).then(|| Fit::Zeros(needed.iter().product()));
+        }
+        match (found, needed) {
+            ([1, from, width], [1, to, wanted]) if key == POSITIONS && width == wanted && from != to => {
+                let prefix = self.class_tokens;
+                let [from, to] = [side_of(*from, prefix)?, side_of(*to, prefix)?];
+                Some(Fit::Positions { prefix, from, to })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a tensor that no parameter takes goes with what was changed.
+    fn leaves_out(&self, key: &str) -> bool {
+        self.refit == Refit::Vit && self.behind_layer && key.starts_with(POOLER)
+    }
+}
+
+/// Patches a side of a square grid, behind `prefix` other tokens.
+fn side_of(tokens: usize, prefix: usize) -> Option<usize> {
+    let patches = tokens.checked_sub(prefix)?;
+    Some(patches.isqrt()).filter(|side| *side > 0 && side * side == patches)
 }
 
 /// The component, or for a whole CLIP model the towers that the checkpoint has.
@@ -257,13 +353,17 @@ fn sources_of(checkpoint: &Checkpoint, component: Component) -> Result<Vec<Compo
 /// one, so that memory holds the network and one tensor.
 ///
 /// # Errors
-/// [`StartError`]: a checkpoint cannot be opened, or its tensors and the network's parameters are not the same.
-pub fn fill<M: Module>(model: M, from: &InitFrom, component: Component) -> Result<M, StartError> {
+/// [`StartError`]: a checkpoint cannot be opened, or its tensors and the network's parameters are not the same, but for what
+/// `refit` allows.
+pub fn fill<M: Module>(model: M, from: &InitFrom, component: Component, refit: Refit) -> Result<M, StartError> {
     let layout = state::layout(&model);
-    let (parts, taken_from) = assign(&layout, from, component)?;
-    let mut sources = layout.iter().zip(taken_from).map(|((key, _), from)| (key.as_str(), from.map(|at| &parts[at])));
+    let (parts, taken_from) = assign(&layout, from, component, refit)?;
+    let mut sources = layout.iter().zip(taken_from);
     state::load_some(model, |_, _| match sources.next() {
-        Some((key, Some(part))) => part.tensors.get(key).map(|info| part.read(key, info)).transpose(),
+        Some(((key, _), Some((at, fit)))) => {
+            let part = &parts[at];
+            part.tensors.get(key).map(|info| part.values(key, info, fit)).transpose()
+        }
         _ => Ok(None),
     })
 }
@@ -272,34 +372,65 @@ pub fn fill<M: Module>(model: M, from: &InitFrom, component: Component) -> Resul
 ///
 /// # Errors
 /// As [`fill`].
-pub fn check<M: Module>(model: &M, from: &InitFrom, component: Component) -> Result<(), StartError> {
-    assign(&state::layout(model), from, component).map(drop)
+pub fn check<M: Module>(model: &M, from: &InitFrom, component: Component, refit: Refit) -> Result<(), StartError> {
+    assign(&state::layout(model), from, component, refit).map(drop)
 }
 
-/// The checkpoints, and the place among them of the one that each parameter is taken from.
+/// The place of a checkpoint among all, and how its tensor becomes the parameter.
+type Taken = Option<(usize, Fit)>;
+
+/// The checkpoints, and what each parameter is taken from.
 fn assign(
     layout: &[(String, Vec<usize>)],
     from: &InitFrom,
     component: Component,
-) -> Result<(Vec<Part>, Vec<Option<usize>>), StartError> {
+    refit: Refit,
+) -> Result<(Vec<Part>, Vec<Taken>), StartError> {
     let settings = &from.0;
     settings.validate()?;
     let parts = open_parts(settings, component, layout)?;
     // The part of each parameter, if one has a tensor for it.
     let mut taken_from = vec![None; layout.len()];
     let (mut missing, mut taken) = (Vec::new(), vec![BTreeSet::new(); parts.len()]);
+    let changes: Vec<Change> = parts.iter().map(|part| part.change(refit, layout)).collect();
     for ((key, shape), from) in layout.iter().zip(&mut taken_from) {
         let Some(place) = parts.iter().position(|part| part.holds(key)) else { continue };
-        if parts[place].has(key, shape)? {
-            *from = Some(place);
-            taken[place].insert(key.as_str());
-        } else {
-            missing.push(key.clone());
+        match parts[place].fit(key, shape, changes[place])? {
+            Some(fit) => {
+                *from = Some((place, fit));
+                taken[place].insert(key.as_str());
+            }
+            None => missing.push(key.clone()),
         }
     }
-    let unused = parts.iter().zip(&taken).flat_map(|(part, taken)| part.unused(taken)).collect();
-    report(settings, &missing, unused)?;
+    let unused = parts
+        .iter()
+        .zip(&taken)
+        .zip(&changes)
+        .flat_map(|((part, taken), change)| part.unused(taken).into_iter().filter(|key| !change.leaves_out(key)));
+    report(settings, &missing, unused.collect())?;
+    tell_changes(layout, &parts, &taken_from);
     Ok((parts, taken_from))
+}
+
+/// Says what does not begin as the checkpoint has it.
+fn tell_changes(layout: &[(String, Vec<usize>)], parts: &[Part], taken_from: &[Taken]) {
+    for ((key, shape), taken) in layout.iter().zip(taken_from) {
+        let Some((place, fit)) = taken else { continue };
+        let path = parts[*place].path.display();
+        match fit {
+            Fit::Positions { from, to, .. } => {
+                tracing::warn!(
+                    "init_from: {path}: position embeddings of {from}x{from} patches are interpolated to {to}x{to}"
+                );
+            }
+            Fit::Zeros(_) if shape.len() > 1 => tracing::warn!(
+                "init_from: {path}: the head `{key}` is of other classes or behind another layer, and begins with zeros for {}",
+                shape[0]
+            ),
+            Fit::AsIs | Fit::Zeros(_) => {}
+        }
+    }
 }
 
 /// The parts, longest beginnings first, the whole checkpoint last.

@@ -5,11 +5,12 @@
 //! samples, optimizer, average, checkpoints, resuming, logs, hooks) is the trainer's. `tasks/` holds the tasks, one a
 //! file, and the table that makes them known to the command line.
 
-use crate::config::{SettingError, TrainingRecipe};
+use crate::config::{SettingError, TrainingRecipe, check};
 use crate::hooks::PreviewSettings;
 use crate::optim::GroupRule;
 use crate::record::StepRecord;
 use crate::stages::{StageContext, StageError};
+use crate::start::Refit;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
 use calotype_checkpoints::{Component, Export, Placement};
@@ -17,7 +18,7 @@ use calotype_collective::{Collective, CollectiveError};
 use calotype_data::image::RgbImage;
 use calotype_data::{Batch, SampleRef};
 use calotype_models::state::values_of;
-use calotype_models::{ConfigError, Init};
+use calotype_models::{ConfigError, Init, TensorParallel};
 use std::ops::Range;
 use std::path::Path;
 
@@ -43,10 +44,40 @@ impl Loss {
     }
 }
 
+/// What the loss of a whole batch is to one of the parts in which the batch goes through the network: its gradient with respect to
+/// what the network makes of the part's samples (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+/// Setup", section 3.2).
+#[derive(Clone, Debug)]
+pub struct PartLoss {
+    /// The loss of the whole batch, or of this process's rows of it.
+    pub value: f32,
+    /// The gradients of the network's outputs and of what else the loss depends on, in an order that is the task's. The trainer takes the
+    /// mean over the parts of all processes: they are multiplied by the number of these, unless each part has the whole of one.
+    pub gradients: Vec<Vec<f32>>,
+}
+
+impl PartLoss {
+    /// The loss of the part, shape `[1]`: its value is that of the whole batch, its gradient with respect to `outputs` is the one that
+    /// the whole batch has.
+    ///
+    /// # Shapes
+    /// `outputs`: flat, one for each of [`PartLoss::gradients`] and of its length; in `f32`
+    ///
+    /// # Panics
+    /// If there are no outputs, or their lengths are others.
+    pub fn through(&self, outputs: Vec<Tensor<1>>) -> Tensor<1> {
+        let outputs = Tensor::cat(outputs, 0);
+        let gradients = TensorData::new(self.gradients.concat(), outputs.dims());
+        let sum = (outputs.clone() * Tensor::from_data(gradients, &outputs.device())).sum();
+        // What the products come to is of no meaning.
+        (sum.clone() - sum.detach()).add_scalar(self.value)
+    }
+}
+
 /// What a loss may ask for beside its batch.
 #[derive(Debug)]
 pub struct StepContext<'a> {
-    /// The other processes of the run.
+    /// The processes that share out the batches.
     pub collective: &'a dyn Collective,
     /// Where the loss's inputs are recorded, if this step is recorded.
     pub record: Option<&'a StepRecord>,
@@ -138,8 +169,34 @@ pub trait Task: Sized + 'static {
     /// [`ConfigError`] naming the field that cannot be.
     fn model(&self, init: &mut Init<'_>) -> Result<Self::Model, ConfigError>;
 
+    /// Checks that so many processes can compute the network's layers together (`distributed.tensor_parallel`).
+    ///
+    /// # Errors
+    /// [`StageError`] naming the key that stands against it: that of the table `[model]` that they do not divide, or of tasks
+    /// without [`Task::part_of`] the number of processes.
+    fn check_parts(_: &Self::Recipe, processes: usize) -> Result<(), StageError> {
+        Ok(check(processes == 1, "distributed.tensor_parallel", || {
+            format!(
+                "is {processes}, and the network of a run of kind `{}` cannot be shared out; set it to 1: processes then share out \
+                 the batches",
+                Self::KIND
+            )
+        })?)
+    }
+
+    /// This process's part of the network, which computes together with the others' parts what the whole does. Its parameters are
+    /// those of the whole, under the same names and in the same order; some have a part of their rows or columns.
+    fn part_of(&self, model: Self::Model, _: &TensorParallel) -> Self::Model {
+        model
+    }
+
     /// The component of a checkpoint that the network's weights stand in, for `init_from`.
     fn component(&self) -> Component;
+
+    /// What may differ between the checkpoint of `init_from` and the network.
+    fn refit(&self) -> Refit {
+        Refit::Nothing
+    }
 
     /// Parameters that are trained differently: frozen, without weight decay, at another learning rate. Rules of the
     /// recipe's optimizer come after these and win.
@@ -151,12 +208,51 @@ pub trait Task: Sized + 'static {
     /// positions `counted`, so that each is counted once, however often a run sees it.
     fn decoder(&self, counted: Range<u64>) -> Decoder<Self::Item>;
 
+    /// The same for samples that are evaluated, not trained on.
+    fn evaluation_decoder(&self) -> Decoder<Self::Item> {
+        self.decoder(0..0)
+    }
+
     /// The loss of a batch, or of this process's part of it. What it computes with is recorded in `step` under the
     /// argument names of the reference implementation.
     ///
     /// # Errors
     /// A frozen encoder that runs in training cannot take the batch, or another process is gone.
     fn loss(&self, model: &Self::Model, batch: Batch<Self::Item>, step: &StepContext<'_>) -> Result<Loss, BoxError>;
+
+    /// Whether the loss compares all samples of a batch with each other: there is a [`Task::compare`].
+    const COMPARES_SAMPLES: bool = false;
+
+    /// In front of the losses of a batch's parts, for a loss that compares all samples: looks at all of them, without gradients, and
+    /// says what each part's loss is. None if the parts need not know of each other. `parts` are those of this process, `step` knows of
+    /// the others.
+    ///
+    /// # Errors
+    /// Those of [`Task::loss`].
+    fn compare(
+        &self,
+        model: &Self::Model,
+        parts: &[Batch<Self::Item>],
+        step: &StepContext<'_>,
+    ) -> Result<Option<Vec<PartLoss>>, BoxError> {
+        let _ = (model, parts, step);
+        Ok(None)
+    }
+
+    /// The loss of a part of which [`Task::compare`] has said what it is.
+    ///
+    /// # Errors
+    /// Those of [`Task::loss`].
+    fn part_loss(
+        &self,
+        model: &Self::Model,
+        batch: Batch<Self::Item>,
+        part: &PartLoss,
+        step: &StepContext<'_>,
+    ) -> Result<Loss, BoxError> {
+        let _ = part;
+        self.loss(model, batch, step)
+    }
 
     /// What is written of a model of this task, in the published layout of its kind. The trainer checks it with a model
     /// without weights before training, so that nothing is trained that cannot be written.

@@ -10,12 +10,21 @@ use std::time::{Duration, Instant};
 use super::control::{Control, Shared, spawn};
 use super::frame::{self, Kind};
 use super::meeting::{self, Hello, MeetingError, Member};
+use super::ring;
 use crate::failure::{Cause, Failure, Health, locked};
 use crate::launch::{Launch, Rendezvous};
 use crate::transport::{Channel, Missing, Patience, Pool, Transport, waited};
 
 /// Channel and length of a message.
 const HEAD: usize = 9;
+/// Instead of a channel: memory is offered, and the content says which.
+const OFFER: u8 = 255;
+/// Added to a channel: the content is in the memory that was offered.
+const SHARED: u8 = 128;
+/// The longest offer.
+const LONGEST_OFFER: u64 = 1 << 10;
+/// Time for the answer to an offer.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Memory that is set aside before a message has come; a longer one gets more while it comes.
 const AT_ONCE: u64 = 64 << 20;
 /// Between two looks at the run's health while a message does not move.
@@ -24,17 +33,25 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A process among others, connected by TCP.
 ///
 /// A connection carries messages in one direction and is opened by the first of them. A thread for each takes messages
-/// in, so that senders need not wait until somebody asks.
+/// in, so that senders need not wait until somebody asks. Between processes of one host, long messages go through memory
+/// that both share, where the system allows it, and only their heads through the connection.
 #[derive(Debug)]
 pub struct Tcp {
     control: Control,
     own: Hello,
     members: Vec<Member>,
-    outgoing: Vec<Mutex<Option<TcpStream>>>,
+    outgoing: Vec<Mutex<Option<Outgoing>>>,
     incoming: Arc<Incoming>,
     listener_thread: Option<JoinHandle<()>>,
     /// Where this process takes connections, seen from itself.
     door: SocketAddr,
+}
+
+/// A connection to another process.
+#[derive(Debug)]
+struct Outgoing {
+    stream: TcpStream,
+    ring: Option<ring::Sender>,
 }
 
 /// Connections that others opened.
@@ -82,18 +99,33 @@ impl Tcp {
     /// Sends on the connection to a process, which is opened if there is none.
     fn deliver(&self, to: usize, channel: Channel, message: &[u8]) -> Result<(), Undelivered> {
         let mut line = locked(&self.outgoing[to]);
-        let stream = match &mut *line {
-            Some(stream) => stream,
-            empty => {
-                let stream = meeting::open_data(self.members[to].address, &self.own)?;
-                stream.set_write_timeout(Some(LOOK))?;
-                empty.insert(stream)
-            }
+        let line = match &mut *line {
+            Some(line) => line,
+            empty => empty.insert(self.call(to)?),
         };
-        let mut head = [channel as u8; HEAD];
-        head[1..].copy_from_slice(&(message.len() as u64).to_le_bytes());
-        self.write(stream, &head)?;
-        self.write(stream, message)
+        let inside = message.len() >= ring::SHORT && line.ring.as_mut().is_some_and(|ring| ring.put(message));
+        let kind = channel as u8 + if inside { SHARED } else { 0 };
+        self.write(&mut line.stream, &head(kind, message.len()))?;
+        match inside {
+            true => Ok(()),
+            false => self.write(&mut line.stream, message),
+        }
+    }
+
+    /// Opens the connection to a process, with memory that both share if it is on this host.
+    fn call(&self, to: usize) -> io::Result<Outgoing> {
+        let mut stream = meeting::open_data(self.members[to].address, &self.own)?;
+        let neighbours = self.members.iter().filter(|member| member.host == self.own.host).count();
+        let ring = match self.members[to].host == self.own.host {
+            true => ring::Sender::create(neighbours).ok(),
+            false => None,
+        };
+        let ring = match ring {
+            Some(ring) => offer(&mut stream, &ring)?.then_some(ring),
+            None => None,
+        };
+        stream.set_write_timeout(Some(LOOK))?;
+        Ok(Outgoing { stream, ring })
     }
 
     /// Writes everything, however slow the receiver is, for as long as the run works.
@@ -123,6 +155,27 @@ enum Undelivered {
 impl From<io::Error> for Undelivered {
     fn from(error: io::Error) -> Self {
         Self::Broken(error)
+    }
+}
+
+/// What stands before a message.
+fn head(kind: u8, length: usize) -> [u8; HEAD] {
+    let mut head = [kind; HEAD];
+    head[1..].copy_from_slice(&(length as u64).to_le_bytes());
+    head
+}
+
+/// Whether the process at the other end takes the memory.
+fn offer(stream: &mut TcpStream, ring: &ring::Sender) -> io::Result<bool> {
+    let content = ring.offer();
+    stream.write_all(&head(OFFER, content.len()))?;
+    stream.write_all(&content)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    let mut answer = [0];
+    match stream.read_exact(&mut answer) {
+        Ok(()) => Ok(answer == [1]),
+        Err(error) if frame::passes(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -169,8 +222,9 @@ fn read(mut stream: TcpStream, own: &Hello, shared: &Shared) {
     if sender.job != own.job || sender.rank >= own.world || stream.set_read_timeout(None).is_err() {
         return;
     }
+    let mut incoming = Messages { stream, ring: None };
     let error = loop {
-        match read_message(&mut stream, &shared.inbox.pool) {
+        match incoming.next(&shared.inbox.pool) {
             Ok((channel, message)) => shared.inbox.put(sender.rank, channel, message),
             Err(error) => break error,
         }
@@ -179,19 +233,57 @@ fn read(mut stream: TcpStream, own: &Hello, shared: &Shared) {
     shared.inbox.gone(sender.rank, Cause::Died, detail);
 }
 
-fn read_message(stream: &mut TcpStream, pool: &Pool) -> io::Result<(Channel, Vec<u8>)> {
-    let mut head = [0; HEAD];
-    stream.read_exact(&mut head)?;
-    let [channel, length @ ..] = head;
-    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "it sent something else than messages");
-    let (channel, length) = (Channel::of(channel).ok_or_else(invalid)?, u64::from_le_bytes(length));
-    let mut message = pool.take(length.min(AT_ONCE) as usize);
-    message.clear();
-    stream.take(length).read_to_end(&mut message)?;
-    match message.len() as u64 == length {
-        true => Ok((channel, message)),
-        false => Err(io::ErrorKind::UnexpectedEof.into()),
+/// What comes on a connection.
+struct Messages {
+    stream: TcpStream,
+    ring: Option<ring::Receiver>,
+}
+
+impl Messages {
+    fn next(&mut self, pool: &Pool) -> io::Result<(Channel, Vec<u8>)> {
+        loop {
+            let mut head = [0; HEAD];
+            self.stream.read_exact(&mut head)?;
+            let [kind, length @ ..] = head;
+            let length = u64::from_le_bytes(length);
+            if kind == OFFER {
+                self.answer(length)?;
+                continue;
+            }
+            let channel = Channel::of(kind & !SHARED).ok_or_else(foreign)?;
+            let mut message = pool.take(length.min(AT_ONCE) as usize);
+            message.clear();
+            match (kind & SHARED != 0, &mut self.ring) {
+                (true, Some(ring)) => ring.take(usize::try_from(length).map_err(|_| foreign())?, &mut message)?,
+                (true, None) => return Err(foreign()),
+                (false, _) => self.read(length, &mut message)?,
+            }
+            return Ok((channel, message));
+        }
     }
+
+    fn read(&mut self, length: u64, into: &mut Vec<u8>) -> io::Result<()> {
+        (&mut self.stream).take(length).read_to_end(into)?;
+        match into.len() as u64 == length {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Takes memory that is offered, or says that it cannot.
+    fn answer(&mut self, length: u64) -> io::Result<()> {
+        if length > LONGEST_OFFER {
+            return Err(foreign());
+        }
+        let mut content = Vec::new();
+        self.read(length, &mut content)?;
+        self.ring = ring::Receiver::open(&content).ok();
+        self.stream.write_all(&[u8::from(self.ring.is_some())])
+    }
+}
+
+fn foreign() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it sent something else than messages")
 }
 
 impl Transport for Tcp {
@@ -248,8 +340,9 @@ impl Transport for Tcp {
 impl Drop for Tcp {
     fn drop(&mut self) {
         // Messages that are still on their way arrive: a connection is closed behind what was written.
-        for stream in self.outgoing.iter().filter_map(|line| locked(line).take()) {
-            let _ = stream.shutdown(Shutdown::Write);
+        // So does what is in shared memory, which lives as long as the receiver maps it.
+        for line in self.outgoing.iter().filter_map(|line| locked(line).take()) {
+            let _ = line.stream.shutdown(Shutdown::Write);
         }
         self.control.close();
         self.incoming.closed.store(true, Ordering::SeqCst);

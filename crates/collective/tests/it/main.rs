@@ -1,6 +1,7 @@
 //! Groups of threads and of processes, against sums made in one place.
 
 mod failures;
+mod groups;
 mod launch;
 mod processes;
 mod reductions;

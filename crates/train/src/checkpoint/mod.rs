@@ -719,8 +719,8 @@ fn write_tensors(
     })
 }
 
-/// The folder of a training checkpoint that a path means: its own, or the newest one of a run. `finished`: also of a run that
-/// has a model. None for other paths.
+/// The folder of a training checkpoint that a path means: its own, or the newest one of a run. `finished`: also of a finished run
+/// that has its model. None for other paths.
 ///
 /// # Errors
 /// [`CheckpointError::Io`] if the run's checkpoints cannot be listed.
@@ -729,7 +729,9 @@ pub fn training_folder(path: &Path, finished: bool) -> Result<Option<PathBuf>, C
         return Ok(Some(path.to_owned()));
     }
     let checkpoints = path.join(crate::trainer::CHECKPOINTS);
-    if !checkpoints.is_dir() || (!finished && path.join(crate::stages::MODEL).is_dir()) {
+    // The model of a run that was extended is that of its former end.
+    let has_model = || path.join(crate::stages::MODEL).is_dir() && path.join(crate::stages::RESULT).is_file();
+    if !checkpoints.is_dir() || (!finished && has_model()) {
         return Ok(None);
     }
     Ok(saved_in(&checkpoints)?.pop().map(|(_, newest)| newest))

@@ -3,6 +3,8 @@
 use super::{SettingError, check, is_no, is_usual};
 use crate::captions::CaptionSettings;
 use crate::precache::ResizeFilter;
+use calotype_checkpoints::{CLIP_MEAN, CLIP_STD};
+use calotype_data::augment::{AutoAugment, ColourJitter, RandAugment, ResizedCrop};
 use calotype_data::image::{Background, DecodeOptions};
 use calotype_data::source::SampleFilter;
 use calotype_data::source::folder::IMAGE_EXTENSIONS;
@@ -126,12 +128,45 @@ impl DataSettings {
         check((0.0..=1.0).contains(&augment.flip), "data.augment.flip", || {
             format!("{} is no probability; use 0 to 1", augment.flip)
         })?;
-        let plain = augment.crop == Place::Center && augment.flip == 0.0;
+        augment.check_more()?;
+        let plain = *augment == Augment { filter: augment.filter, ..Augment::default() };
         check(augment.filter != ResizeFilter::TorchBicubic || plain, "data.augment.filter", || {
             "torch_bicubic cuts out the middle and mirrors nothing: use crop = \"center\" and flip = 0, or filter = \"bicubic\""
                 .to_owned()
         })
     }
+}
+
+calotype_core::names! {
+    /// By which mean and deviation of red, green and blue pixels are normalised, as shares of the greatest level.
+    Normalise, "normalisation" {
+        /// By one half: to -1..1.
+        Half = "half",
+        /// Of ImageNet's images, as torchvision's models take them.
+        Imagenet = "imagenet",
+        /// Of the images that OpenAI's CLIP was trained with.
+        Clip = "clip",
+    }
+}
+
+/// Mean of ImageNet's images (torchvision, `references/classification/presets.py`).
+const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// Their deviation.
+const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+impl Normalise {
+    /// Mean and deviation.
+    pub fn mean_and_deviation(self) -> ([f32; 3], [f32; 3]) {
+        match self {
+            Self::Half => ([0.5; 3], [0.5; 3]),
+            Self::Imagenet => (IMAGENET_MEAN, IMAGENET_STD),
+            Self::Clip => (CLIP_MEAN, CLIP_STD),
+        }
+    }
+}
+
+fn is_half(normalise: &Normalise) -> bool {
+    *normalise == Normalise::Half
 }
 
 /// How images become squares: the shorter side is resized, a square is cut out, and some are mirrored. What is random
@@ -146,11 +181,64 @@ pub struct Augment {
     /// Filter of resizing: `nearest`, `box`, `bilinear`, `bicubic` or `lanczos`, each as Pillow's; or `torch_bicubic`, in
     /// floats as torchvision resizes tensors, which takes the middle and mirrors nothing.
     pub filter: ResizeFilter,
+    /// How pixels are normalised, for networks that are trained on pictures themselves (`clip`, `vit`).
+    #[serde(skip_serializing_if = "is_half")]
+    pub normalise: Normalise,
+    /// A rectangle of random area and shape that is resized to the square, instead of `crop`: torchvision's `RandomResizedCrop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resized_crop: Option<ResizedCrop>,
+    /// Jitter of brightness, contrast, saturation and hue, behind crop and flip: torchvision's `ColorJitter`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub colour_jitter: Option<ColourJitter>,
+    /// AutoAugment's policies for a dataset (`imagenet`), behind the jitter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_augment: Option<AutoAugment>,
+    /// RandAugment by torchvision's table or timm's, instead of these policies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rand_augment: Option<RandAugment>,
 }
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { crop: Place::Center, flip: 0.0, filter: ResizeFilter::Bicubic }
+        Self {
+            crop: Place::Center,
+            flip: 0.0,
+            filter: ResizeFilter::Bicubic,
+            normalise: Normalise::Half,
+            resized_crop: None,
+            colour_jitter: None,
+            auto_augment: None,
+            rand_augment: None,
+        }
+    }
+}
+
+impl Augment {
+    /// The same without anything random: the middle of each image, as evaluations see it.
+    #[must_use]
+    pub fn without_chance(&self) -> Self {
+        Self { filter: self.filter, normalise: self.normalise, ..Self::default() }
+    }
+
+    fn check_more(&self) -> Result<(), SettingError> {
+        let place = |key| move |error: calotype_data::Error| SettingError { key, problem: error.to_string() };
+        let both = self.resized_crop.is_some() && self.crop != Place::Center;
+        check(!both, "data.augment.crop", || {
+            "data.augment.resized_crop says what is cut out already: leave one of both out".to_owned()
+        })?;
+        self.resized_crop.map_or(Ok(()), |crop| crop.check()).map_err(place("data.augment.resized_crop"))?;
+        self.colour_jitter.map_or(Ok(()), |jitter| jitter.check()).map_err(place("data.augment.colour_jitter"))?;
+        check(self.auto_augment.is_none() || self.rand_augment.is_none(), "data.augment.rand_augment", || {
+            "data.augment.auto_augment says what is done already: leave one of both out".to_owned()
+        })?;
+        self.rand_augment.map_or(Ok(()), |augment| augment.check()).map_err(place("data.augment.rand_augment"))
+    }
+
+    /// Refuses a normalisation that a task has no use for: its network takes pictures from -1 to 1.
+    pub(crate) fn check_range(&self) -> Result<(), SettingError> {
+        check(self.normalise == Normalise::Half, "data.augment.normalise", || {
+            format!("is {}, and autoencoders take pictures from -1 to 1: leave it out", self.normalise)
+        })
     }
 }
 

@@ -6,11 +6,11 @@ mod init;
 mod run;
 
 pub use crate::optim::{EmaSettings, OptimizerSettings, TrainConfig};
-pub use data::{Augment, CorruptSample, DataSettings, WeightedSource};
+pub use data::{Augment, CorruptSample, DataSettings, Normalise, WeightedSource};
 pub(crate) use data::{caption_part, image_parts, yes};
 pub use distributed::{DistributedSettings, Reproducible};
 pub use init::{InitFrom, InitSettings};
-pub use run::{LARGEST_BATCH, MemorySettings, RunSettings};
+pub use run::{LARGEST_BATCH, MemorySettings, RunSettings, StackMemory};
 
 use crate::hooks::HookSettings;
 use crate::mlperf::{self, MlperfSettings};

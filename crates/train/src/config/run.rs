@@ -3,6 +3,7 @@
 use super::{SettingError, check};
 use crate::hooks::crossed;
 use calotype_core::system::format_count;
+use calotype_models::Recompute;
 use calotype_ops::Precision;
 use serde::{Deserialize, Serialize};
 
@@ -78,4 +79,22 @@ pub struct MemorySettings {
     /// Whether the forward pass keeps only the inputs of the network's blocks; the backward pass computes the rest
     /// again, for about a third more time. The results are the same bits. Devices other than the CPU keep everything.
     pub recompute_blocks: bool,
+}
+
+/// Time for memory, of transformers: which of their blocks keep only their inputs for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StackMemory {
+    /// `{ uniform = N }`: all, in groups of N blocks; `{ block = N }`: the first N. The results are the same bits. Devices other
+    /// than the CPU keep everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
+}
+
+impl StackMemory {
+    pub(crate) fn validate(&self) -> Result<(), SettingError> {
+        check(self.recompute.is_none_or(Recompute::is_possible), "memory.recompute", || {
+            "names 0 blocks: use 1 or more, or leave it out".to_owned()
+        })
+    }
 }

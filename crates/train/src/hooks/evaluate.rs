@@ -6,7 +6,7 @@ use crate::task::{BoxError, StepContext, Task};
 use crate::trainer::TrainError;
 use calotype_collective::Local;
 use calotype_core::system::format_count;
-use calotype_data::{Loader, LoaderConfig, OrderConfig, Shuffle, Source, source};
+use calotype_data::{Batch, Loader, LoaderConfig, OrderConfig, Shuffle, Source, source};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl<T: Task> Hook<T> for Evaluate {
         let dataset = Arc::clone(&self.dataset);
         let order = OrderConfig { seed: run.seed, shuffle: Shuffle::Sequential, resampled: false };
         let order = Arc::new(dataset.order(&order)?);
-        let collective = context.stage.collective;
+        let collective = context.data_parallel;
         let batch = run.batch_size;
         let config = LoaderConfig {
             rank: collective.rank(),
@@ -92,7 +92,7 @@ impl<T: Task> Hook<T> for Evaluate {
             ..LoaderConfig::new(batch)
         };
         if context.recipe.distributed().same_for_all_worlds() {
-            let loader = Loader::new(dataset, order, config, context.task.decoder(0..0))?;
+            let loader = Loader::new(dataset, order, config, context.task.evaluation_decoder())?;
             let Some(losses) = losses_of_parts(context, loader)? else { return Ok(()) };
             let mean = mean_in_order(&collective.all_gather(&losses)?, parts_of(context));
             context.log("validation", vec![("loss", mean)]);
@@ -103,8 +103,9 @@ impl<T: Task> Hook<T> for Evaluate {
         // The sum of each range, or of all, and behind them the number of batches.
         let mut sums = vec![0f32; ranges.len().max(1) + 1];
         let (task, model) = (context.task, context.model());
-        let loss = |batch| -> Result<f32, BoxError> { Ok(task.loss(model, batch, &step)?.value.into_scalar::<f32>()) };
-        for batch in Loader::new(dataset, order, config, context.task.decoder(0..0))? {
+        let part = (context.recipe.config().micro_batch() / collective.world()).max(1);
+        let loss = |batch| loss_of(task, model, batch, part, &step);
+        for batch in Loader::new(dataset, order, config, context.task.evaluation_decoder())? {
             if context.stop_asked()? {
                 return Ok(());
             }
@@ -124,6 +125,25 @@ impl<T: Task> Hook<T> for Evaluate {
     }
 }
 
+/// The loss of a batch. One that compares all samples has features of so many of them made at once, as training has.
+fn loss_of<T: Task>(
+    task: &T,
+    model: &T::Model,
+    batch: Batch<T::Item>,
+    part: usize,
+    step: &StepContext<'_>,
+) -> Result<f32, BoxError> {
+    let parts = if T::COMPARES_SAMPLES { batch.split(part) } else { vec![batch] };
+    if let Some(compared) = task.compare(model, &parts, step)? {
+        return Ok(compared.first().ok_or("the batch is empty")?.value);
+    }
+    let (mut sum, count) = (0.0, parts.len() as f32);
+    for part in parts {
+        sum += task.loss(model, part, step)?.value.into_scalar::<f32>();
+    }
+    Ok(sum / count)
+}
+
 /// Timesteps in so many ranges of as equal lengths as can be.
 fn ranges(timesteps: Option<usize>, count: usize) -> Vec<Range<usize>> {
     let timesteps = timesteps.unwrap_or(0);
@@ -141,7 +161,7 @@ fn results(sums: &[f32], ranges: &[Range<usize>]) -> Vec<(String, f64)> {
 
 /// Parts of a batch that this process computes.
 fn parts_of<T: Task>(context: &HookContext<'_, T>) -> usize {
-    context.recipe.config().optimizer.accumulate / context.stage.collective.world()
+    context.recipe.distributed().parts(&context.recipe.config()) / context.data_parallel.world()
 }
 
 /// The losses of this process's parts of all batches, each computed as one process alone would; none if a stop was asked for.
@@ -150,13 +170,20 @@ fn losses_of_parts<T: Task>(
     loader: Loader<T::Item>,
 ) -> Result<Option<Vec<f32>>, BoxError> {
     let step = StepContext { collective: &Local, record: None };
-    let size = context.recipe.config().micro_batch();
+    let all = StepContext { collective: context.data_parallel, record: None };
+    let config = context.recipe.config();
+    let size = config.run.batch_size / context.recipe.distributed().parts(&config).max(1);
     let mut losses = Vec::new();
     for batch in loader {
         if context.stop_asked()? {
             return Ok(None);
         }
-        for part in batch?.split(size) {
+        let parts = batch?.split(size);
+        if let Some(compared) = context.task.compare(context.model(), &parts, &all)? {
+            losses.extend(compared.iter().map(|part| part.value));
+            continue;
+        }
+        for part in parts {
             losses.push(context.task.loss(context.model(), part, &step)?.value.into_scalar::<f32>());
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Hook, HookContext, crossed};
 use crate::config::{DataSettings, SettingError, TrainingRecipe, check};
-use crate::stages::export_new;
+use crate::stages::{StageContext, export_new};
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
 use burn::tensor::Device;
@@ -42,7 +42,19 @@ impl JudgeSettings {
                 sampler.guidance.len()
             )
         })?;
-        self.of_run(Path::new("the run")).and_then(|recipe| recipe.validate()).map_err(in_recipe)
+        let recipe = self.of_run(Path::new("the run")).map_err(in_recipe)?;
+        recipe.validate().and_then(|()| sweep::check_metrics(&recipe)).map_err(in_recipe)
+    }
+
+    /// Refuses the name of a figure that is not logged. Before the networks are there, distances have two names.
+    pub(super) fn check_figure(&self, key: &'static str, figure: &str) -> Result<(), SettingError> {
+        // What is wrong with the recipe is told under its own key.
+        let names = self.of_run(Path::new("the run")).and_then(|recipe| sweep::figure_names(&recipe));
+        let Ok(names) = names else { return Ok(()) };
+        check(names.contains(figure), key, || {
+            let known: Vec<String> = names.iter().map(|name| format!("{JUDGED}/{name}")).collect();
+            format!("`{JUDGED}/{figure}` is no number of [hooks.judge], which logs {}", known.join(", "))
+        })
     }
 
     /// The recipe, of a run in a folder.
@@ -111,6 +123,13 @@ impl<T: Task> Hook<T> for Judge {
         let checked = self.0.of_run(Path::new("the run")).and_then(|recipe| sweep::check(&recipe, &Device::default()));
         checked.map_err(in_recipe)?;
         Ok(Vec::new())
+    }
+
+    fn begin(&self, stage: &StageContext<'_>) -> Result<(), BoxError> {
+        match stage.collective.is_first() {
+            true => Ok(sweep::remove_leftovers(&stage.folder.join(JUDGED))?),
+            false => Ok(()),
+        }
     }
 
     /// The distance of evaluations may follow from the recipe, which only a call of [`Hook::run`] has.

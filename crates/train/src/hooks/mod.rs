@@ -8,6 +8,7 @@ mod evaluate;
 mod judge;
 mod preview;
 mod target;
+mod vision;
 
 pub use benchmark::BenchmarkSettings;
 pub(crate) use benchmark::EVALUATION;
@@ -15,12 +16,13 @@ pub use evaluate::EvaluateSettings;
 pub use judge::JudgeSettings;
 pub use preview::PreviewSettings;
 pub use target::TargetSettings;
+pub use vision::VisionSettings;
 
 use crate::config::{DataSettings, SettingError, check};
 use crate::stages::StageContext;
 use crate::task::{BoxError, Task};
 use crate::trainer::TrainError;
-use calotype_collective::CollectiveError;
+use calotype_collective::{Collective, CollectiveError};
 use calotype_data::image::RgbImage;
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
@@ -38,8 +40,23 @@ pub trait Hook<T: Task> {
         Ok(Vec::new())
     }
 
+    /// Puts in order what a killed process has left, when the run begins or goes on.
+    ///
+    /// # Errors
+    /// A file that cannot be removed.
+    fn begin(&self, stage: &StageContext<'_>) -> Result<(), BoxError> {
+        let _ = stage;
+        Ok(())
+    }
+
     /// Whether it is to run behind the step that went from `before` to `samples` samples seen.
     fn due(&self, before: u64, samples: u64) -> bool;
+
+    /// Whether it looks at the whole network at the first process alone. Where several compute the layers together, others run theirs
+    /// at each, with the part that it has.
+    fn wants_whole_model(&self) -> bool {
+        false
+    }
 
     /// Runs it. One that takes long looks now and then whether a stop is asked for ([`HookContext::stop_asked`]) and returns early; it is
     /// run again, from its beginning, when the run goes on.
@@ -57,6 +74,8 @@ pub struct HookContext<'a, T: Task> {
     pub recipe: &'a T::Recipe,
     /// Device, folder and processes of the run.
     pub stage: &'a StageContext<'a>,
+    /// The processes that share out the batches: all of the run, or those with this one's part of the network.
+    pub data_parallel: &'a dyn Collective,
     /// Samples seen.
     pub samples: u64,
     model: &'a LazyModel<'a, T::Model>,
@@ -91,14 +110,16 @@ impl<'a, T: Task> HookContext<'a, T> {
         task: &'a T,
         recipe: &'a T::Recipe,
         stage: &'a StageContext<'a>,
+        data_parallel: &'a dyn Collective,
         model: &'a LazyModel<'a, T::Model>,
         samples: u64,
         metrics: &'a BTreeMap<String, f64>,
     ) -> Self {
-        Self { task, recipe, stage, model, samples, metrics, found: Found::default() }
+        Self { task, recipe, stage, data_parallel, model, samples, metrics, found: Found::default() }
     }
 
-    /// The model with its averaged weights, where the recipe averages; without autodiff.
+    /// The model with its averaged weights, where the recipe averages; without autodiff. Of processes that compute layers together,
+    /// each has its part, but the first the whole for hooks that want it.
     pub fn model(&self) -> &'a T::Model {
         self.model.made.get_or_init(|| (self.model.make)())
     }
@@ -210,9 +231,22 @@ impl HookSettings {
 
     /// Refuses a number that [`EvaluateSettings`] would have to log and does not.
     fn check_metric(&self, key: &'static str, name: &str) -> Result<(), SettingError> {
-        check(!name.starts_with("judged/") || self.judge.is_some(), key, || {
-            format!("`{name}` is a number of [hooks.judge], which the recipe does not have: it would never come")
-        })?;
+        if let Some(figure) = name.strip_prefix("judged/") {
+            let Some(judge) = &self.judge else {
+                return check(false, key, || {
+                    format!(
+                        "`{name}` is a number of [hooks.judge], which the recipe does not have: it would never come"
+                    )
+                });
+            };
+            return judge.check_figure(key, figure);
+        }
+        if let Some(figure) = name.strip_prefix("vision/") {
+            check(self.vision.is_some(), key, || {
+                format!("`{name}` is a number of [hooks.vision], which the recipe does not have: it would never come")
+            })?;
+            return self.vision.as_ref().map_or(Ok(()), |vision| vision.check_figure(key, figure));
+        }
         let Some(result) = name.strip_prefix("validation/") else { return Ok(()) };
         check(self.evaluate.is_some(), key, || {
             format!("`{name}` is a number of [hooks.evaluate], which the recipe does not have: it would never come")
@@ -225,8 +259,11 @@ impl HookSettings {
     }
 }
 
-/// [`Hook::check`] of all.
+/// [`Hook::check`] of all. Networks that decide over the names of figures are there by now.
 pub(crate) fn check_all<T: Task>(hooks: &[HookRun<T>], recipe: &T::Recipe) -> Result<Vec<String>, TrainError> {
+    use crate::config::TrainingRecipe;
+    let names = recipe.hooks().named_metrics();
+    names.into_iter().try_for_each(|(key, name)| recipe.hooks().check_metric(key, name))?;
     let remarks = hooks.iter().map(|run| run.hook.check(recipe)).collect::<Result<Vec<_>, _>>()?;
     Ok(remarks.into_iter().flatten().collect())
 }
@@ -238,6 +275,8 @@ hooks! {
     preview: PreviewSettings, preview::Preview::open;
     /// Draws and judges by an evaluation recipe.
     judge: JudgeSettings, judge::Judge::open;
+    /// Judges a vision model by evaluation recipes.
+    vision: VisionSettings, vision::Vision::open;
     /// Evaluates as an MLPerf benchmark has it, and ends the run at its targets.
     benchmark: BenchmarkSettings, benchmark::BenchmarkRun::open;
     /// Ends the run when a number of the logs is good enough.
@@ -253,6 +292,7 @@ impl HookSettings {
         if let Some(benchmark) = &self.benchmark {
             benchmark::BenchmarkRun::open(benchmark, data)?;
         }
+        self.vision.as_ref().map_or(Ok(()), |vision| vision.check_inputs(&is_given))?;
         let evaluate = self.evaluate.as_ref().filter(|evaluate| is_given(&evaluate.path));
         evaluate.map_or(Ok(()), |settings| evaluate::Evaluate::open(settings, data).map(drop))
     }

@@ -61,6 +61,10 @@ impl<T: Task> Hook<T> for Preview {
         crossed(before, samples, self.0.every)
     }
 
+    fn wants_whole_model(&self) -> bool {
+        true
+    }
+
     fn run(&mut self, context: &mut HookContext<'_, T>) -> Result<(), BoxError> {
         // One process shows them.
         if !context.stage.collective.is_first() {

@@ -10,6 +10,9 @@ calotype_core::names! {
         Biases = "biases",
         /// Scales of normalisations: parameters of fewer than two axes that are no biases.
         Norms = "norms",
+        /// Parameters of fewer than two axes: biases, scales of normalisations, class tokens, temperatures. Those that open_clip
+        /// trains without weight decay.
+        Vectors = "vectors",
         /// Tables of vectors: `embedding`, `embeddings` or `embed` ends the name, or comes before its last part `weight`.
         Embeddings = "embeddings",
     }
@@ -22,6 +25,7 @@ impl ParameterKind {
         let is_table = |part: &str| ["embedding", "embeddings", "embed"].iter().any(|end| part.ends_with(end));
         match self {
             Self::Biases => is_bias,
+            Self::Vectors => shape.len() < 2,
             Self::Norms => shape.len() < 2 && !is_bias && !Self::Embeddings.includes(name, shape),
             // Convolutions that make embeddings of patches have four axes.
             Self::Embeddings => shape.len() < 4 && (is_table(last) || (last == "weight" && is_table(path))),
@@ -56,6 +60,10 @@ pub struct GroupRule {
     /// Factor of the learning rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate_scale: Option<f64>,
+    /// The least and the largest value, which each step is followed by: a parameter that a step moves beyond is put back, in front of
+    /// averages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clamp: Option<[f64; 2]>,
 }
 
 impl GroupRule {
@@ -88,6 +96,9 @@ impl GroupRule {
         })?;
         check(self.learning_rate_scale.is_none_or(|scale| scale >= 0.0 && scale.is_finite()), || {
             "learning_rate_scale must be 0 or more; to leave parameters alone, set frozen = true".to_owned()
+        })?;
+        check(self.clamp.is_none_or(|[least, most]| least <= most), || {
+            "clamp must be two numbers, the smaller one first".to_owned()
         })
     }
 }
@@ -114,11 +125,13 @@ pub struct Group {
     pub weight_decay: Option<f32>,
     /// Factor of the learning rate.
     pub learning_rate_scale: f64,
+    /// The least and the largest value.
+    pub clamp: Option<[f32; 2]>,
 }
 
 impl Default for Group {
     fn default() -> Self {
-        Self { frozen: false, weight_decay: None, learning_rate_scale: 1.0 }
+        Self { frozen: false, weight_decay: None, learning_rate_scale: 1.0, clamp: None }
     }
 }
 
@@ -129,6 +142,7 @@ impl Group {
             frozen: rule.frozen.unwrap_or(group.frozen),
             weight_decay: rule.weight_decay.or(group.weight_decay),
             learning_rate_scale: rule.learning_rate_scale.unwrap_or(group.learning_rate_scale),
+            clamp: rule.clamp.map(|bounds| bounds.map(|bound| bound as f32)).or(group.clamp),
         })
     }
 }
@@ -182,15 +196,15 @@ mod tests {
 
     #[test]
     fn kinds_are_told_by_name_and_axes() {
-        use ParameterKind::{Biases, Embeddings, Norms};
+        use ParameterKind::{Biases, Embeddings, Norms, Vectors};
         let kinds = |name: &str, shape: &[usize]| -> Vec<_> {
             ParameterKind::ALL.iter().copied().filter(|kind| kind.includes(name, shape)).collect()
         };
-        assert_eq!(kinds("mid_block.resnets.0.conv1.bias", &[4]), [Biases]);
-        assert_eq!(kinds("encoder.norm1.weight", &[4]), [Norms]);
-        assert_eq!(kinds("logit_scale", &[1]), [Norms]);
+        assert_eq!(kinds("mid_block.resnets.0.conv1.bias", &[4]), [Biases, Vectors]);
+        assert_eq!(kinds("encoder.norm1.weight", &[4]), [Norms, Vectors]);
+        assert_eq!(kinds("logit_scale", &[1]), [Norms, Vectors]);
         assert_eq!(kinds("text_model.embeddings.token_embedding.weight", &[9, 4]), [Embeddings]);
-        assert_eq!(kinds("vision_model.embeddings.class_embedding", &[4]), [Embeddings]);
+        assert_eq!(kinds("vision_model.embeddings.class_embedding", &[4]), [Vectors, Embeddings]);
         assert_eq!(kinds("vision_model.embeddings.patch_embedding.weight", &[4, 2, 2, 3]), []);
         assert_eq!(kinds("time_embedding.linear_1.weight", &[4, 4]), []);
     }
@@ -214,6 +228,10 @@ mod tests {
         assert!(GroupRule::default().validate().unwrap_err().contains("names or kinds"));
         let rule = GroupRule { learning_rate_scale: Some(-1.0), ..GroupRule::frozen(["*"]) };
         assert!(rule.validate().unwrap_err().contains("learning_rate_scale"));
+        for clamp in [[1.0, 0.0], [f64::NAN, 1.0]] {
+            let rule = GroupRule { clamp: Some(clamp), ..GroupRule::no_decay([ParameterKind::Norms]) };
+            assert!(rule.validate().unwrap_err().contains("clamp"));
+        }
         let error = GroupError::new(&GroupRule::frozen(["text.*"]), &["a.weight", "b.weight"]).to_string();
         assert!(error.contains("`text.*`") && error.contains("`a.weight`, `b.weight`"), "{error}");
         assert!(toml::from_str::<GroupRule>("kinds = ['bias']").unwrap_err().to_string().contains("biases"));

@@ -44,6 +44,8 @@ struct Kept {
     frozen: bool,
     /// Whether another process of the run keeps the rest of this, and steps it.
     elsewhere: bool,
+    /// The least and the largest value.
+    clamp: Option<[f32; 2]>,
     /// In `f32`; none where they are in 8 bits.
     moments: Vec<Tensor<1>>,
     eight_bit: Option<[EightBitMoment; 2]>,
@@ -55,25 +57,40 @@ struct Kept {
 impl Kept {
     /// What a step needs beside the gradient. The tensors go with it, so that nothing else owns them.
     fn lend(&mut self, parameter: Tensor<1>) -> ParameterState<1> {
-        ParameterState { parameter, moments: std::mem::take(&mut self.moments), average: self.average.take() }
+        ParameterState { parameter, moments: std::mem::take(&mut self.moments), average: self.lend_average() }
+    }
+
+    /// The average, which a step takes the new value up into; not of one that is still to be clamped.
+    fn lend_average(&mut self) -> Option<Tensor<1>> {
+        if self.clamp.is_none() { self.average.take() } else { None }
     }
 
     /// Keeps what a step made of what was lent; gives the parameter's new value.
     fn keep(&mut self, new: ParameterState<1>) -> Tensor<1> {
-        (self.moments, self.average) = (new.moments, new.average);
+        self.moments = new.moments;
+        self.average = new.average.or(self.average.take());
         new.parameter
     }
 
     /// [`Kept::lend`] of moments in 8 bits.
     fn lend_eight_bit(&mut self, parameter: Tensor<1>) -> Option<EightBitState> {
         let moments = self.eight_bit.take()?;
-        Some(EightBitState { parameter, moments, average: self.average.take() })
+        Some(EightBitState { parameter, moments, average: self.lend_average() })
     }
 
     /// [`Kept::keep`] of moments in 8 bits.
     fn keep_eight_bit(&mut self, new: EightBitState) -> Tensor<1> {
-        (self.eight_bit, self.average) = (Some(new.moments), new.average);
+        self.eight_bit = Some(new.moments);
+        self.average = new.average.or(self.average.take());
         new.parameter
+    }
+
+    /// The new value of a parameter within its bounds; the average of such a one has waited for it.
+    fn clamped(&mut self, value: Tensor<1>, decay: f32) -> Tensor<1> {
+        let Some([least, most]) = self.clamp else { return value };
+        let value = value.clamp(least, most);
+        self.average = self.average.take().map(|average| ema_step(average, value.clone(), decay));
+        value
     }
 
     /// Takes a new value up into the averages beside the first one.
@@ -188,13 +205,25 @@ impl Optimizer {
     /// # Errors
     /// [`NotFinite`] naming the first gradient, in traversal order, that is not finite.
     pub fn gradient_norm(&self, gradients: &StepGradients) -> Result<f64, NotFinite> {
-        let named = self.kept.iter().zip(&gradients.values);
-        let named = named.filter_map(|(kept, gradient)| Some((kept.name.as_str(), gradient.clone()?)));
-        let (names, found): (Vec<_>, Vec<_>) = named.unzip();
-        let squares = sums_of_squares(&found);
-        match names.iter().zip(&squares).find(|(_, square)| !square.is_finite()) {
-            Some((name, _)) => Err(NotFinite::gradient_of(name)),
-            None => Ok(squares.iter().sum::<f64>().sqrt() * gradients.scale()),
+        self.norm_of(&self.squares(gradients), gradients)
+    }
+
+    /// The sum of the squares of each gradient that is there, by the places of the parameters in traversal order.
+    pub fn squares(&self, gradients: &StepGradients) -> Vec<Option<f64>> {
+        let found: Vec<_> = gradients.values.iter().flatten().cloned().collect();
+        let mut squares = sums_of_squares(&found).into_iter();
+        gradients.values.iter().map(|gradient| gradient.as_ref().and_then(|_| squares.next())).collect()
+    }
+
+    /// The norm of the whole gradient, of the [`squares`](Self::squares) of all of it.
+    ///
+    /// # Errors
+    /// As [`Optimizer::gradient_norm`].
+    pub fn norm_of(&self, squares: &[Option<f64>], gradients: &StepGradients) -> Result<f64, NotFinite> {
+        let bad = self.kept.iter().zip(squares).find(|(_, square)| square.is_some_and(|square| !square.is_finite()));
+        match bad {
+            Some((kept, _)) => Err(NotFinite::gradient_of(&kept.name)),
+            None => Ok(squares.iter().flatten().sum::<f64>().sqrt() * gradients.scale()),
         }
     }
 
@@ -227,6 +256,7 @@ impl Optimizer {
                 Form::F32 => kept.keep(full.next()?),
                 Form::EightBit => kept.keep_eight_bit(eight_bit.next()?),
             };
+            let value = kept.clamped(value, params[kept.group].ema_decay);
             kept.follow(&value, &beside);
             Some((value, true))
         };
@@ -513,6 +543,7 @@ impl ModuleVisitor for Start<'_> {
             group,
             frozen,
             elsewhere: false,
+            clamp: self.groups[group].clamp,
             moments: (0..moments).map(|_| Tensor::zeros([size], &device)).collect(),
             eight_bit,
             beside: (0..beside).map(|_| owned_copy(tensor.clone())).collect(),
@@ -647,6 +678,7 @@ impl StepParameter for Stepper {
             let new = optimizer_step(kept.lend(parameter), gradient, params);
             kept.keep(new)
         };
+        let value = kept.clamped(value, params.ema_decay);
         kept.follow(&value, &self.beside);
         value
     }
@@ -979,6 +1011,39 @@ mod tests {
         let mut optimizer = Optimizer::new(&unet, &config).expect("no groups");
         let unet = step(unet, &mut optimizer, &config, When::After, 0);
         assert!(all_bits(&unet, &optimizer) != results[0]);
+    }
+
+    #[test]
+    fn clamped_parameters_and_what_averages_see_of_them_stay_within_their_bounds() {
+        let run = run();
+        let clamp =
+            GroupRule { names: vec!["conv_in.*".to_owned()], clamp: Some([-0.01, 0.02]), ..GroupRule::default() };
+        let settings = OptimizerSettings { groups: vec![clamp], ..OptimizerSettings::default() };
+        let ema = EmaSettings::new(EmaForm::HalfLife(HalfLife { half_life: 10, rampup: 10.0 }));
+        let config = TrainConfig::new(&run, &settings, Some(&ema));
+        let decay = ema.decay(&config.position(2));
+        assert!(decay > 0.0 && decay < 1.0);
+        let results = [When::After, When::InBackward].map(|when| {
+            let unet = network(&Device::flex().autodiff());
+            let before = state::collect(&unet);
+            let mut optimizer = Optimizer::new(&unet, &config).expect("the group is there");
+            let unet = step(unet, &mut optimizer, &config, when, 0);
+            let (after, averages) = (state::collect(&unet), state::collect(&optimizer.averaged(&unet)));
+            let mut met = 0;
+            for ((before, after), average) in before.iter().zip(&after).zip(&averages) {
+                let within = |value: f32| (-0.01..=0.02).contains(&value);
+                let clamped = after.name.starts_with("conv_in.");
+                assert!(!clamped || after.values.iter().copied().all(within), "{}", after.name);
+                met += usize::from(!clamped && !after.values.iter().copied().all(within));
+                for ((before, after), average) in before.values.iter().zip(&after.values).zip(&average.values) {
+                    let wanted = decay * before + (1.0 - decay) * after;
+                    assert!((average - wanted).abs() <= 1e-6, "{average} {wanted}");
+                }
+            }
+            assert!(met > 5, "others are not clamped");
+            all_bits(&unet, &optimizer)
+        });
+        assert!(results[0] == results[1]);
     }
 
     #[test]

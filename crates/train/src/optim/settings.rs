@@ -336,6 +336,41 @@ impl<'a> TrainConfig<'a> {
         found
     }
 
+    /// What of the learning rate's schedule and of the average a run that ends after `total` samples does not come to, a sentence each.
+    pub fn out_of_reach(&self, total: u64) -> Vec<String> {
+        let batch = self.run.batch_size as u64;
+        let peak = self.optimizer.peak(batch);
+        let table = Table::try_from(&self.optimizer.schedule).unwrap_or_default();
+        let samples = |value: &Value| Span::deserialize(value.clone()).ok().map(|span| span.samples(batch));
+        let mut found = Vec::new();
+        if let Some(warmup) = table.get("warmup").and_then(samples).filter(|warmup| *warmup > total && peak > 0.0) {
+            // Of a product, an f32 shows what was meant.
+            let [last, peak] = [self.optimizer.learning_rate_at(&self.position(total)), peak].map(|rate| rate as f32);
+            let [warmup, total] = [warmup, total].map(format_count);
+            found.push(format!(
+                "optimizer.schedule.warmup is {warmup} samples, and the run ends after {total}: the learning rate ends at {last:e} of \
+                 {peak:e}; shorten the warm-up, or train longer"
+            ));
+        }
+        // Places at which the rate falls.
+        let listed = table.get("milestones").and_then(Value::as_array).into_iter().flatten();
+        let places: Vec<u64> = listed.chain(table.get("every")).filter_map(samples).collect();
+        if let Some(first) = places.iter().min().filter(|first| **first >= total) {
+            let [first, total] = [*first, total].map(format_count);
+            found.push(format!(
+                "optimizer.schedule lowers the learning rate after {first} samples for the first time, and the run ends after {total}: \
+                 it stays as it is"
+            ));
+        }
+        if let Some(start) = self.ema.map(|ema| ema.start.samples(batch)).filter(|start| *start >= total) {
+            let [start, total] = [start, total].map(format_count);
+            found.push(format!(
+                "ema.start is {start} samples, and the run ends after {total}: the average is the trained weights"
+            ));
+        }
+        found
+    }
+
     /// Checks what the types cannot.
     ///
     /// # Errors
@@ -414,18 +449,55 @@ mod tests {
         assert!(both.contains("remove one"), "{both}");
     }
 
-    #[test]
-    fn published_units_are_told_as_samples_and_rates() {
-        let run = RunSettings {
+    fn run(samples: u64, batch_size: usize) -> RunSettings {
+        RunSettings {
             seed: 0,
-            samples: 1 << 20,
-            batch_size: 512,
+            samples,
+            batch_size,
             precision: Default::default(),
             log_every: 1,
             checkpoint_every: 1,
             keep_checkpoints: 1,
             keep_every: None,
+        }
+    }
+
+    #[test]
+    fn what_a_run_does_not_come_to_is_told() {
+        let told = |schedule: &str, samples: u64| {
+            let optimizer = read_settings(&format!("learning_rate = 1e-3\nschedule = {{ {schedule} }}"));
+            TrainConfig::new(&run(samples, 8), &optimizer, None).out_of_reach(samples)
         };
+        let warmup = told("name = 'constant', warmup = 4000", 64);
+        assert_eq!(
+            warmup,
+            [
+                "optimizer.schedule.warmup is 4,000 samples, and the run ends after 64: the learning rate ends at 1.6e-5 of 1e-3; \
+              shorten the warm-up, or train longer"
+            ]
+        );
+        assert!(told("name = 'cosine', warmup = { steps = 500 }", 64)[0].contains("warmup is 4,000 samples"));
+        for name in ["constant", "cosine", "linear", "inverse_sqrt", "step", "lambda_linear", "warmup_hold"] {
+            let more = if name == "step" { ", every = 32" } else { "" };
+            assert!(told(&format!("name = '{name}', warmup = 64{more}"), 64).is_empty(), "{name}");
+            assert_eq!(told(&format!("name = '{name}', warmup = 65{more}"), 64).len(), 1, "{name}");
+        }
+        let falls = "after 80 samples for the first time, and the run ends after 80";
+        assert!(told("name = 'multi_step', milestones = [{ steps = 20 }, 80]", 80)[0].contains(falls));
+        assert!(told("name = 'step', every = 80", 80)[0].contains(falls));
+        assert!(told("name = 'multi_step', milestones = [72, { steps = 20 }]", 80).is_empty());
+        let ema: EmaSettings = toml::from_str("name = 'lit_ema'\nstart = { steps = 10 }").unwrap();
+        let plain = read_settings("learning_rate = 1e-3");
+        let averaged = |samples| TrainConfig::new(&run(samples, 8), &plain, Some(&ema)).out_of_reach(samples);
+        assert!(averaged(80)[0].contains("ema.start is 80 samples, and the run ends after 80"));
+        assert!(averaged(88).is_empty());
+        let still = read_settings("learning_rate = 0.0\nschedule = { name = 'constant', warmup = 4000 }");
+        assert!(TrainConfig::new(&run(64, 8), &still, None).out_of_reach(64).is_empty());
+    }
+
+    #[test]
+    fn published_units_are_told_as_samples_and_rates() {
+        let run = run(1 << 20, 512);
         let text = "base_learning_rate = 1.25e-7\nschedule = { name = 'lambda_linear', warmup = { steps = 1000 } }";
         let optimizer = read_settings(text);
         let ema: EmaSettings = toml::from_str("name = 'lit_ema'\nstart = { steps = 10 }\ninterval = 512").unwrap();

@@ -63,5 +63,6 @@ fn small_clip() -> ClipConfig {
             heads: 2,
             ..VisionConfig::default()
         },
+        ..ClipConfig::default()
     }
 }

@@ -136,6 +136,7 @@ impl Task for AutoencoderTask {
     type Item = NoisedImage;
 
     fn check(recipe: &AutoencoderRecipe) -> Result<(), SettingError> {
+        recipe.data.augment.check_range()?;
         let (side, multiple) = (recipe.objective.resolution, recipe.model.downscale());
         check(side > 0 && side.is_multiple_of(multiple), "objective.resolution", || {
             format!("{side} is not a multiple of {multiple}, by which this model shrinks images")

@@ -1,18 +1,30 @@
 //! Contrastive training of both CLIP towers (Radford et al. 2021).
+//!
+//! The loss is always that of the whole batch of all processes. A batch that goes through the network in parts
+//! (`optimizer.accumulate`) goes twice: first without gradients, for the features of all parts, of which the loss and its gradient are
+//! computed; then part by part with its piece of that gradient (GradCache, Gao et al. 2021).
+
+mod compare;
+mod objective;
+
+pub use objective::{Clamp, ClipLoss, ClipObjective, kept_patches};
 
 use crate::captions::{CaptionReader, cut_captions};
-use crate::config::{SettingError, check, training_recipe};
+use crate::config::{SettingError, StackMemory, check, training_recipe};
 use crate::export;
 use crate::images::Images;
+use crate::optim::GroupRule;
 use crate::sources::open_source;
 use crate::stages::{StageContext, StageError};
-use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
-use burn::tensor::Device;
+use crate::task::{BoxError, Decoder, Loss, PartLoss, StepContext, Task};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
 use calotype_checkpoints::{Component, Export};
 use calotype_data::Batch;
 use calotype_models::tokenizer::Tokens;
-use calotype_models::{Clip, ClipConfig, ClipTokenizer, ConfigError, Init};
+use calotype_models::{Clip, ClipConfig, ClipTokenizer, ConfigError, Init, TensorParallel};
 use calotype_pipeline::batches::{stack, token_ids};
+use compare::{Comparison, Features, Temperature, outputs};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,6 +35,12 @@ training_recipe! {
     ClipRecipe {
         /// Both towers.
         model: ClipConfig,
+        /// Time for memory.
+        #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+        memory: StackMemory,
+        /// How images and captions are compared.
+        #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+        objective: ClipObjective,
     }
 }
 
@@ -33,7 +51,7 @@ pub struct Pair {
     tokens: Tokens,
 }
 
-/// Symmetric InfoNCE over the batch of all processes.
+/// Images told by their captions, and captions by their images, in the batch of all processes.
 #[derive(Debug)]
 pub struct ClipTask {
     recipe: ClipRecipe,
@@ -53,6 +71,10 @@ impl ClipTask {
     /// Says once if so many captions of a batch are equal that the loss cannot become small: to each image, its caption's
     /// doubles are wrong answers.
     fn mind_repetition(&self, batch: &[Tokens]) {
+        // A decision for each pair has no such floor to speak of.
+        if self.recipe.objective.loss == ClipLoss::Siglip {
+            return;
+        }
         let (different, floor) = repetition(batch);
         if floor >= NOTABLE_FLOOR && !self.repetition_said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -62,6 +84,56 @@ impl ClipTask {
             );
         }
     }
+
+    /// Features of images and of texts.
+    ///
+    /// `kept` are the patches of each image that are looked at; all, if there is none.
+    fn encode(
+        &self,
+        model: &Clip,
+        images: Tensor<4>,
+        tokens: &[Tokens],
+        kept: Option<&[Vec<usize>]>,
+    ) -> [Tensor<2>; 2] {
+        let dtype = images.dtype();
+        let (ids, ends) = token_ids(tokens, &self.device);
+        let texts = model.text_features(ids, &ends, dtype);
+        let images = match kept {
+            Some(kept) => model.image_features_of(images, kept),
+            None => model.image_features(images),
+        };
+        [images, texts]
+    }
+
+    /// The pixels of a batch.
+    fn images(&self, batch: &Batch<Pair>) -> Tensor<4> {
+        let side = self.recipe.model.vision.image_size;
+        let dtype = self.recipe.run.precision.dtype(&self.device);
+        stack(batch.items.iter().map(|pair| pair.pixels.as_slice()), &[side, side, 3], dtype, &self.device)
+    }
+
+    /// The patches that are looked at of each image of a batch, where training leaves some out. Evaluations, whose models have no
+    /// autodiff, look at all.
+    fn kept(&self, model: &Clip, batch: &Batch<Pair>) -> Option<Vec<Vec<usize>>> {
+        let (vision, rate) = (&self.recipe.model.vision, self.recipe.objective.patch_dropout);
+        if rate == 0.0 || !model.logits().0.is_autodiff() {
+            return None;
+        }
+        let (seed, patches) = (self.recipe.run.seed, (vision.image_size / vision.patch_size).pow(2));
+        let positions = batch.first_position..batch.first_position + batch.items.len() as u64;
+        Some(positions.map(|position| kept_patches(seed, position, patches, rate)).collect())
+    }
+
+    /// Records what a loss computes with.
+    fn record(&self, step: &StepContext<'_>, images: &Tensor<4>, tokens: &[Tokens]) {
+        step.record_images("pixel_values", images);
+        let shape = [tokens.len(), self.tokenizer.context_length()];
+        step.record_integers("input_ids", &shape, tokens.iter().flat_map(|row| row.ids.iter().map(|&id| id.into())));
+    }
+}
+
+fn tokens_of(batch: &Batch<Pair>) -> Vec<Tokens> {
+    batch.items.iter().map(|pair| pair.tokens.clone()).collect()
 }
 
 /// The number of different captions, and the smallest mean loss that a model can have which cannot tell equal ones apart: of
@@ -84,6 +156,7 @@ impl Task for ClipTask {
     type Item = Pair;
 
     fn check(recipe: &ClipRecipe) -> Result<(), SettingError> {
+        recipe.memory.validate()?;
         check(recipe.run.batch_size >= 2, "run.batch_size", || {
             "contrastive training needs at least 2 samples to tell apart".to_owned()
         })?;
@@ -91,13 +164,7 @@ impl Task for ClipTask {
         check(size >= ClipTokenizer::VOCABULARY, "model.text.vocab_size", || {
             format!("is {size}, and captions are cut into CLIP's {} tokens", ClipTokenizer::VOCABULARY)
         })?;
-        check(recipe.optimizer.accumulate == 1, "optimizer.accumulate", || {
-            let (batch, parts) = (recipe.run.batch_size, recipe.optimizer.accumulate);
-            format!(
-                "{parts} parts would compare each sample with its own part alone, and not with all {batch} of the batch, \
-                 which is another loss; use 1, and a smaller run.batch_size if memory does not suffice"
-            )
-        })
+        recipe.objective.validate(recipe.model.logit_bias)
     }
 
     fn open(recipe: &ClipRecipe, context: &StageContext<'_>) -> Result<Self, StageError> {
@@ -114,7 +181,21 @@ impl Task for ClipTask {
     }
 
     fn model(&self, init: &mut Init<'_>) -> Result<Clip, ConfigError> {
-        self.recipe.model.init(init)
+        let (logit_scale, logit_bias) = self.recipe.objective.begin();
+        let model = self.recipe.model.init_at(init, logit_scale, logit_bias)?;
+        Ok(model.recomputing(self.recipe.memory.recompute))
+    }
+
+    fn check_parts(recipe: &ClipRecipe, processes: usize) -> Result<(), StageError> {
+        Ok(recipe.model.check_parts(processes)?)
+    }
+
+    fn part_of(&self, model: Clip, parallel: &TensorParallel) -> Clip {
+        model.part_of(parallel)
+    }
+
+    fn groups(&self) -> Vec<GroupRule> {
+        self.recipe.objective.groups()
     }
 
     fn component(&self) -> Component {
@@ -133,19 +214,70 @@ impl Task for ClipTask {
     }
 
     fn loss(&self, model: &Clip, batch: Batch<Pair>, step: &StepContext<'_>) -> Result<Loss, BoxError> {
-        let side = self.recipe.model.vision.image_size;
-        let dtype = self.recipe.run.precision.dtype(&self.device);
-        let rows = batch.items.iter().map(|pair| pair.pixels.as_slice());
-        let images = stack(rows, &[side, side, 3], dtype, &self.device);
-        step.record_images("pixel_values", &images);
-        let tokens: Vec<Tokens> = batch.items.into_iter().map(|pair| pair.tokens).collect();
+        let (images, tokens, kept) = (self.images(&batch), tokens_of(&batch), self.kept(model, &batch));
+        self.record(step, &images, &tokens);
         self.mind_repetition(&tokens);
-        let (ids, ends) = token_ids(&tokens, &self.device);
-        let shape = [tokens.len(), self.tokenizer.context_length()];
-        step.record_integers("input_ids", &shape, tokens.iter().flat_map(|row| row.ids.iter().map(|&id| id.into())));
-        let texts = step.gather_rows(model.text_features(ids, &ends, dtype))?;
-        let images = step.gather_rows(model.image_features(images))?;
-        Ok(Loss::of(model.contrastive_loss(images, texts)))
+        let [images, texts] = self.encode(model, images, &tokens, kept.as_deref());
+        let objective = &self.recipe.objective;
+        let differentiated = match objective.loss {
+            ClipLoss::Full => true,
+            ClipLoss::Local => step.collective.world() == 1,
+            ClipLoss::Siglip => false,
+        };
+        if differentiated {
+            let texts = step.gather_rows(texts)?;
+            let images = step.gather_rows(images)?;
+            return Ok(Loss::of(model.contrastive_loss_up_to(objective.largest_scale(), images, texts)));
+        }
+        let mut own = Features::default();
+        own.add(&images, &texts);
+        let found = Comparison::of(objective, own, Temperature::of(model), (step.collective, false), &self.device)?;
+        let part = PartLoss { value: found.loss, gradients: found.gradients(0..tokens.len(), 1) };
+        Ok(Loss::of(part.through(outputs(model, images, texts))))
+    }
+
+    const COMPARES_SAMPLES: bool = true;
+
+    fn compare(
+        &self,
+        model: &Clip,
+        parts: &[Batch<Pair>],
+        step: &StepContext<'_>,
+    ) -> Result<Option<Vec<PartLoss>>, BoxError> {
+        let whole = self.recipe.distributed.same_for_all_worlds();
+        let count = parts.len() * if whole { step.collective.world() } else { 1 };
+        if count == 1 {
+            return Ok(None);
+        }
+        let (plain, mut own) = (model.valid(), Features::default());
+        for part in parts {
+            let kept = self.kept(model, part);
+            let [images, texts] = self.encode(&plain, self.images(part), &tokens_of(part), kept.as_deref());
+            own.add(&images, &texts);
+        }
+        self.mind_repetition(&parts.iter().flat_map(tokens_of).collect::<Vec<_>>());
+        let objective = &self.recipe.objective;
+        let found = Comparison::of(objective, own, Temperature::of(model), (step.collective, whole), &self.device)?;
+        let mut begin = 0;
+        let of_part = |part: &Batch<Pair>| {
+            let rows = begin..begin + part.items.len();
+            begin = rows.end;
+            PartLoss { value: found.loss, gradients: found.gradients(rows, parts.len()) }
+        };
+        Ok(Some(parts.iter().map(of_part).collect()))
+    }
+
+    fn part_loss(
+        &self,
+        model: &Clip,
+        batch: Batch<Pair>,
+        part: &PartLoss,
+        step: &StepContext<'_>,
+    ) -> Result<Loss, BoxError> {
+        let (images, tokens, kept) = (self.images(&batch), tokens_of(&batch), self.kept(model, &batch));
+        self.record(step, &images, &tokens);
+        let [images, texts] = self.encode(model, images, &tokens, kept.as_deref());
+        Ok(Loss::of(part.through(outputs(model, images, texts))))
     }
 
     fn published(&self, model: &Clip) -> Result<Export<'static>, StageError> {

@@ -194,6 +194,7 @@ impl Task for DiffusionTask {
     type Item = NoisySample;
 
     fn check(recipe: &DiffusionRecipe) -> Result<(), SettingError> {
+        recipe.data.augment.check_range()?;
         check(recipe.model.added.is_none(), "model.added", || {
             "asks for pooled texts and sizes (Stable Diffusion XL), which training does not give: leave this table out"
                 .to_owned()
@@ -335,6 +336,11 @@ fn check_fit(model: &UNetConfig, inputs: &DiffusionInputs) -> Result<(), ConfigE
     if (channels, channels) != (model.in_channels, model.out_channels) {
         let problem = format!("the dataset's latents have {channels} channels");
         return Err(ConfigError { field: "in_channels", problem });
+    }
+    if model.guidance_features.is_some() {
+        let problem =
+            "this network is told its guidance scale (LCM), which only distillation trains; leave it out".to_owned();
+        return Err(ConfigError { field: "guidance_features", problem });
     }
     if shape.states[1] != model.context_channels {
         let problem = format!("the dataset's text states have {} channels", shape.states[1]);

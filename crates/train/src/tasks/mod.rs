@@ -14,6 +14,7 @@ use crate::recipe::{RecipeError, RecipeLoader, Resolved};
 use crate::saved::{self, Exported, WantedModel};
 use crate::stages::{self, Readiness, StageContext, StageEnd, StageError};
 use crate::task::Task;
+use calotype_core::folders::EVALUATIONS;
 use std::any::Any;
 use std::fmt;
 use std::path::Path;
@@ -191,7 +192,7 @@ pub enum TaskError {
         name: String,
     },
     /// Its `kind` is none of the tasks.
-    #[error("{name}: key `kind`: `{kind}` is no task; the tasks are {}{}", kinds(), nearest(kind))]
+    #[error("{name}: key `kind`: `{kind}` is no task; the tasks are {}{}", kinds(), meant(name, kind))]
     UnknownKind {
         /// The recipe.
         name: String,
@@ -225,7 +226,11 @@ pub fn kinds() -> String {
     TASKS.iter().map(|task| task.kind).collect::<Vec<_>>().join(", ")
 }
 
-fn nearest(kind: &str) -> String {
+/// What was probably meant by a kind that is no task.
+fn meant(name: &str, kind: &str) -> String {
+    if EVALUATIONS.contains(&kind) {
+        return format!("; this is an evaluation: calotype evaluate {name}");
+    }
     let best = calotype_core::names::nearest(kind, TASKS.iter().map(|task| task.kind));
     best.map(|kind| format!("; did you mean `{kind}`?")).unwrap_or_default()
 }
@@ -311,6 +316,7 @@ mod tests {
         ("typo", "kind = \"autoencodr\"\n"),
         ("far", "kind = \"zzz\"\n"),
         ("short", "kind = \"clip\"\n"),
+        ("curve", "kind = \"text_to_image\"\n"),
     ];
 
     fn error(name: &str) -> TaskError {
@@ -324,6 +330,7 @@ mod tests {
         let text = error("typo").to_string();
         assert!(text.contains("`autoencodr` is no task") && text.ends_with("did you mean `autoencoder`?"), "{text}");
         assert!(error("far").to_string().ends_with(&kinds()));
+        assert!(error("curve").to_string().ends_with("; this is an evaluation: calotype evaluate curve"));
         assert!(error("short").to_string().contains("is missing"));
         let other = load_as::<clip::ClipTask>(&RecipeLoader::new().embedded(RECIPES), "far", &[]).unwrap_err();
         assert!(matches!(other, TaskError::UnknownKind { .. }));

@@ -1,18 +1,20 @@
 //! Training of ViT classifiers (Dosovitskiy et al. 2021) on images with classes.
 
-use crate::config::{SettingError, check, training_recipe};
+use crate::classes::{Classes, USUAL_PART};
+use crate::config::{DataSettings, SettingError, StackMemory, TrainingRecipe, check, training_recipe};
 use crate::export;
 use crate::images::Images;
+use crate::mixing::MixSettings;
 use crate::sources::open_source;
 use crate::stages::{StageContext, StageError};
+use crate::start::Refit;
 use crate::task::{BoxError, Decoder, Loss, StepContext, Task};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use calotype_checkpoints::{Component, Export};
-use calotype_data::source::folder::META_CLASSES;
-use calotype_data::{Batch, SampleRef};
+use calotype_data::Batch;
 use calotype_models::vit::Dropout;
-use calotype_models::{ConfigError, Init, Vit, VitConfig};
+use calotype_models::{ConfigError, Init, TensorParallel, Vit, VitConfig};
 use calotype_pipeline::batches::stack;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -21,16 +23,23 @@ use std::ops::Range;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VitObjective {
-    /// Part of a sample that holds the number of its class, from 0, as text. Images in one folder for each class have it as
-    /// `cls`, numbered by the folders' names.
+    /// Part of a sample that holds the number of its class, from 0, or its name, as text; `json.FIELD` is a field of part `json`,
+    /// and `key` what the sample's key begins with, as ImageNet names its images (`n01440764_10026`). Images in one folder for
+    /// each class have it as `cls`, numbered by the folders' names.
     pub class: String,
+    /// Names of the classes in the order of their numbers, where samples hold names, or where the dataset has another order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
     /// Share of the target probability that is spread evenly over all classes (Szegedy et al. 2016, section 7).
     pub label_smoothing: f64,
+    /// Mixup and CutMix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<MixSettings>,
 }
 
 impl Default for VitObjective {
     fn default() -> Self {
-        Self { class: "cls".to_owned(), label_smoothing: 0.0 }
+        Self { class: USUAL_PART.to_owned(), classes: Vec::new(), label_smoothing: 0.0, mix: None }
     }
 }
 
@@ -42,6 +51,9 @@ training_recipe! {
         /// Its loss.
         #[serde(default)]
         objective: VitObjective,
+        /// Time for memory.
+        #[serde(default, skip_serializing_if = "crate::config::is_usual")]
+        memory: StackMemory,
     }
 }
 
@@ -57,8 +69,10 @@ pub struct Labelled {
 pub struct VitTask {
     recipe: VitRecipe,
     images: Images,
-    /// Names of the classes; empty where the dataset does not say them.
-    names: Vec<String>,
+    /// The same for samples that are evaluated, without augmentations.
+    evaluated: Images,
+    classes: Classes,
+    evaluated_classes: Classes,
     device: Device,
 }
 
@@ -74,56 +88,89 @@ impl Task for VitTask {
         let smoothing = recipe.objective.label_smoothing;
         check((0.0..1.0).contains(&smoothing), "objective.label_smoothing", || {
             format!("{smoothing} is not a share from 0 to below 1")
+        })?;
+        recipe.memory.validate()?;
+        recipe.objective.mix.map_or(Ok(()), |mix| {
+            mix.validate()?;
+            check_pairs(recipe, 1)
         })
     }
 
     fn open(recipe: &VitRecipe, context: &StageContext<'_>) -> Result<Self, StageError> {
-        let dataset = open_source(&recipe.data, None)?;
-        let names = dataset.meta().get(META_CLASSES).and_then(|names| names.as_array());
-        let names: Vec<String> = names.into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).collect();
-        if !names.is_empty() && names.len() != recipe.model.labels {
-            let problem = format!("the dataset has {} classes", names.len());
-            return Err(ConfigError { field: "labels", problem }.into());
+        let (dataset, objective) = (open_source(&recipe.data, None)?, &recipe.objective);
+        let (side, seed) = (recipe.model.image_size, recipe.run.seed);
+        if objective.mix.is_some() {
+            check_pairs(recipe, context.collective.world())?;
         }
+        let still = DataSettings { augment: recipe.data.augment.without_chance(), ..recipe.data.clone() };
+        let (part, given, labels) = (&objective.class, &objective.classes, recipe.model.labels);
+        let classes = Classes::open(part, given, &recipe.data, dataset.as_ref(), labels)?;
         Ok(Self {
-            images: Images::new(&recipe.data, recipe.model.image_size, recipe.run.seed)?,
+            images: Images::new(&recipe.data, side, seed)?,
+            evaluated: Images::new(&still, side, seed)?,
+            evaluated_classes: match &recipe.hooks.evaluate {
+                Some(settings) => classes.in_other(&settings.path, &recipe.data)?,
+                None => classes.clone(),
+            },
+            classes,
             recipe: recipe.clone(),
-            names,
             device: context.device.clone(),
         })
     }
 
     fn model(&self, init: &mut Init<'_>) -> Result<Vit, ConfigError> {
-        self.recipe.model.init(init)
+        Ok(self.recipe.model.init(init)?.recomputing(self.recipe.memory.recompute))
+    }
+
+    fn check_parts(recipe: &VitRecipe, processes: usize) -> Result<(), StageError> {
+        Ok(recipe.model.check_parts(processes)?)
+    }
+
+    fn part_of(&self, model: Vit, parallel: &TensorParallel) -> Vit {
+        model.part_of(parallel)
     }
 
     fn component(&self) -> Component {
         Component::Classifier
     }
 
+    fn refit(&self) -> Refit {
+        Refit::Vit
+    }
+
     fn decoder(&self, counted: Range<u64>) -> Decoder<Labelled> {
-        let (images, part, labels) =
-            (self.images.clone(), self.recipe.objective.class.clone(), self.recipe.model.labels);
-        Box::new(move |position, sample| -> Result<Labelled, BoxError> {
-            let class = class_of(sample, &part, labels)?;
-            Ok(Labelled { pixels: images.read_counting(counted.contains(&position), position, sample)?, class })
-        })
+        decoder(self.images.clone(), self.classes.clone(), counted)
+    }
+
+    fn evaluation_decoder(&self) -> Decoder<Labelled> {
+        decoder(self.evaluated.clone(), self.evaluated_classes.clone(), 0..0)
     }
 
     fn loss(&self, model: &Vit, batch: Batch<Labelled>, step: &StepContext<'_>) -> Result<Loss, BoxError> {
         let (side, labels) = (self.recipe.model.image_size, self.recipe.model.labels);
-        let rows = batch.items.iter().map(|item| item.pixels.as_slice());
-        let images = stack(rows, &[side, side, 3], self.recipe.run.precision.dtype(&self.device), &self.device);
-        let classes: Vec<usize> = batch.items.iter().map(|item| item.class).collect();
+        let (objective, seed, first) = (&self.recipe.objective, self.recipe.run.seed, batch.first_position);
+        // Evaluations see whole images, and networks without anything left out.
+        let training = model.is_in_training();
+        let (mut pixels, classes): (Vec<Vec<f32>>, Vec<usize>) =
+            batch.items.into_iter().map(|item| (item.pixels, item.class)).unzip();
+        let shares = match objective.mix.filter(|_| training) {
+            Some(mix) => Some(mix.apply(seed, first, &mut pixels, side)?),
+            None => None,
+        };
+        let dtype = self.recipe.run.precision.dtype(&self.device);
+        let images = stack(pixels.iter().map(Vec::as_slice), &[side, side, 3], dtype, &self.device);
+        let target = targets(&classes, shares.as_deref(), labels, objective.label_smoothing, &self.device);
         step.record_images("pixel_values", &images);
-        step.record_integers("labels", &[classes.len()], classes.iter().map(|&class| class as i64));
-        let count = batch.items.len() as u64;
-        let positions: Vec<u64> = (batch.first_position..batch.first_position + count).collect();
-        let dropout = Dropout { seed: self.recipe.run.seed, positions: &positions };
-        let logits = model.forward_training(images, dropout)?.cast(DType::F32);
-        let target = targets(&classes, labels, self.recipe.objective.label_smoothing, &self.device);
-        let loss = (log_softmax(logits, 1) * target).sum().mul_scalar(-1.0 / classes.len() as f64);
-        Ok(Loss::of(loss))
+        match shares {
+            Some(_) => step.record("labels", &target),
+            None => step.record_integers("labels", &[classes.len()], classes.iter().map(|&class| class as i64)),
+        }
+        let positions: Vec<u64> = (first..first + classes.len() as u64).collect();
+        let logits = match training {
+            true => model.forward_training(images, Dropout { seed, positions: &positions })?,
+            false => model.forward(images)?,
+        };
+        Ok(Loss::of(cross_entropy(logits, target)))
     }
 
     fn notices(&self) -> Vec<String> {
@@ -131,30 +178,63 @@ impl Task for VitTask {
     }
 
     fn published(&self, model: &Vit) -> Result<Export<'static>, StageError> {
-        export::vit(model, &self.recipe.model, &self.names, &self.recipe.data.augment)
+        export::vit(model, &self.recipe.model, self.classes.names(), &self.recipe.data.augment)
     }
 }
 
-/// The number of a sample's class.
-fn class_of(sample: &SampleRef<'_>, part: &str, labels: usize) -> Result<usize, BoxError> {
-    let text = sample.text(part)?.trim();
-    match text.parse::<usize>() {
-        Ok(class) if class < labels => Ok(class),
-        _ => Err(format!(
-            "sample `{}` has `{text}` in `{part}`, which is no class from 0 to {}; model.labels is the number of classes",
-            sample.key(),
-            labels - 1
+/// Refuses batches of which one who shares them out would have an odd number of samples at once, of which two each are mixed.
+fn check_pairs(recipe: &VitRecipe, world: usize) -> Result<(), SettingError> {
+    let distributed = &recipe.distributed;
+    let world = if distributed.same_for_all_worlds() { 1 } else { world };
+    let (groups, who) = (distributed.sharing_batches(world).max(1), distributed.batch_sharers(world));
+    let part = recipe.config().micro_batch() / groups;
+    check(part.is_multiple_of(2), "run.batch_size", || {
+        format!(
+            "{part} samples go through the network of each of {who} at once, of which two each are mixed \
+             (objective.mix): use a multiple of {}",
+            2 * groups * recipe.optimizer.accumulate
         )
-        .into()),
-    }
+    })
 }
 
-/// Target probabilities, `[batch, labels]`.
-fn targets(classes: &[usize], labels: usize, smoothing: f64, device: &Device) -> Tensor<2> {
+fn decoder(images: Images, classes: Classes, counted: Range<u64>) -> Decoder<Labelled> {
+    Box::new(move |position, sample| -> Result<Labelled, BoxError> {
+        let class = classes.of(sample)?;
+        Ok(Labelled { pixels: images.read_counting(counted.contains(&position), position, sample)?, class })
+    })
+}
+
+/// Mean cross-entropy of logits and target probabilities, in `f32`.
+///
+/// # Shapes
+/// both `[batch, labels]`, to `[1]`
+pub fn cross_entropy(logits: Tensor<2>, target: Tensor<2>) -> Tensor<1> {
+    let [batch, _] = logits.dims();
+    (log_softmax(logits.cast(DType::F32), 1) * target).sum().mul_scalar(-1.0 / batch as f64)
+}
+
+/// Target probabilities, `[batch, labels]`: smoothed, then mixed with those of another sample of the batch, where `shares` says
+/// which and how much of the sample itself is left (timm 1.0, `mixup_target`).
+pub fn targets(
+    classes: &[usize],
+    shares: Option<&[(usize, f64)]>,
+    labels: usize,
+    smoothing: f64,
+    device: &Device,
+) -> Tensor<2> {
     let even = (smoothing / labels as f64) as f32;
     let mut values = vec![even; classes.len() * labels];
     for (row, &class) in values.chunks_exact_mut(labels).zip(classes) {
         row[class] = (1.0 - smoothing) as f32 + even;
+    }
+    if let Some(shares) = shares {
+        let own = values.clone();
+        for (row, (at, &(other, share))) in values.chunks_exact_mut(labels).zip(shares.iter().enumerate()) {
+            let (share, rest) = (share as f32, (1.0 - share) as f32);
+            for (class, value) in row.iter_mut().enumerate() {
+                *value = own[at * labels + class] * share + own[other * labels + class] * rest;
+            }
+        }
     }
     Tensor::from_data(TensorData::new(values, [classes.len(), labels]), device)
 }
@@ -162,23 +242,24 @@ fn targets(classes: &[usize], labels: usize, smoothing: f64, device: &Device) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use calotype_data::Sample;
 
-    #[test]
-    fn classes_are_numbers_below_the_number_of_labels() {
-        let class = |text: &str| class_of(&SampleRef::from(&Sample::new("a").with("cls", text)), "cls", 3);
-        assert_eq!(class(" 2\n").unwrap(), 2);
-        for text in ["3", "-1", "cat"] {
-            let error = class(text).unwrap_err().to_string();
-            assert!(error.contains(&format!("`a` has `{text}`")) && error.contains("from 0 to 2"), "{error}");
-        }
-        assert!(class_of(&SampleRef::from(&Sample::new("a").with("txt", "")), "cls", 3).is_err());
+    fn values(classes: &[usize], shares: Option<&[(usize, f64)]>, smoothing: f64) -> Vec<f32> {
+        targets(classes, shares, 4, smoothing, &Device::flex()).into_data().try_to_vec::<f32>().unwrap()
     }
 
     #[test]
     fn smoothed_targets_sum_to_one() {
-        let target = targets(&[1, 0], 4, 0.2, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+        let target = values(&[1, 0], None, 0.2);
         assert_eq!(target[..4], [0.05, 0.85, 0.05, 0.05]);
         assert!((target[4..].iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    }
+
+    /// `timm.data.mixup.mixup_target(torch.tensor([1, 0]), 4, 0.25, 0.2)`, timm 1.0.31.
+    #[test]
+    fn mixed_targets_are_those_of_timm() {
+        let target = values(&[1, 0], Some(&[(1, 0.25), (0, 0.25)]), 0.2);
+        let expected = [0.65, 0.25, 0.05, 0.05, 0.25, 0.65, 0.05, 0.05];
+        assert!(target.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{target:?}");
+        assert_eq!(values(&[1, 0], Some(&[(0, 1.0), (1, 1.0)]), 0.0), values(&[1, 0], None, 0.0));
     }
 }

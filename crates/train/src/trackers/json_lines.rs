@@ -76,11 +76,11 @@ fn rewind(path: &Path, samples: u64) -> Result<f64, TrackerError> {
     };
     let mut kept = Vec::with_capacity(text.len());
     let mut seconds = 0.0;
-    let mut dropped = 0;
+    let (mut dropped, mut cut) = (0, false);
     for (index, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
         let damaged = |reason: String| TrackerError::DamagedLine { file: path.to_owned(), line: index + 1, reason };
         if !line.ends_with(b"\n") {
-            dropped += 1;
+            cut = true;
             continue;
         }
         let (at, line_seconds) = samples_and_seconds(line).map_err(damaged)?;
@@ -97,6 +97,11 @@ fn rewind(path: &Path, samples: u64) -> Result<f64, TrackerError> {
             path.display(),
             counted(dropped as u64, "line")
         );
+    }
+    if cut {
+        tracing::info!("{}: dropped the last line, which was cut when the process ended", path.display());
+    }
+    if dropped > 0 || cut {
         durable::replace_file(path, |writer| writer.write_all(&kept))
             .map_err(|source| io_error(path, "shorten it", source))?;
     }

@@ -82,15 +82,15 @@ pub enum TrainError {
     },
     /// The run was begun with other encoders.
     #[error(
-        "{} was begun with {what} `{expected}`, and now it is `{found}`; \
+        "{} was begun with {what} {expected}, and now it is {found}; \
          take the former again, or start in another folder", folder.display()
     )]
     OtherEncoder {
-        /// The run's folder.
+        /// The run's folder, or what it begins with.
         folder: PathBuf,
         /// Which encoders.
         what: &'static str,
-        /// Their identity when the run was begun.
+        /// Their identity when the run was begun, quoted; `none` without any.
         expected: String,
         /// Their identity now.
         found: String,
@@ -181,19 +181,20 @@ pub enum TrainError {
 impl TrainError {
     /// Whether the command or the recipe, not the work, is at fault.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::OtherRecipe { .. }
-                | Self::Extend { .. }
-                | Self::From { .. }
-                | Self::OtherEncoder { .. }
-                | Self::OtherData { .. }
-                | Self::Record { .. }
-                | Self::RecordBegun { .. }
-                | Self::Group(_)
-                | Self::Setting(_)
-                | Self::OtherRank { .. }
-                | Self::Figures(_)
-        )
+            | Self::Extend { .. }
+            | Self::From { .. }
+            | Self::OtherEncoder { .. }
+            | Self::OtherData { .. }
+            | Self::Record { .. }
+            | Self::RecordBegun { .. }
+            | Self::Group(_)
+            | Self::Setting(_)
+            | Self::OtherRank { .. }
+            | Self::Figures(_) => true,
+            Self::Data(error) => error.is_usage(),
+            _ => false,
+        }
     }
 }

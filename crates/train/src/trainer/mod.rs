@@ -5,12 +5,15 @@
 //! a run that was killed and resumed ends in the same bits as one that was not.
 //!
 //! Of several processes ([`calotype_collective`]) each computes its part of every batch, gradients are summed while the
-//! backward pass goes on, all take the same steps with the mean, and the first one writes.
+//! backward pass goes on, all take the same steps with the mean, and the first one writes. Where neighbours compute the layers of
+//! the network together (`grid.rs`), each group of them does what a process does otherwise.
 
 mod averages;
 mod dataset;
 mod error;
+mod gathering;
 mod gradients;
+mod grid;
 mod places;
 mod ranks;
 mod recorded;
@@ -33,7 +36,7 @@ use crate::optim::{NotFinite, Optimizer, Position, StepGradients, Stepping};
 use crate::record::{Recording, StepFigures, StepRecord};
 use crate::sources::open_source;
 use crate::stages::{Recipe, StageContext};
-use crate::task::{BoxError, Loss, StepContext, Task};
+use crate::task::{BoxError, Loss, PartLoss, StepContext, Task};
 use crate::trackers::{Event, MllogPlan, RunOutcome};
 use crate::trainable::{Trainable, WholeModel};
 use burn::module::Module;
@@ -43,7 +46,9 @@ use calotype_core::system::{counted, format_count};
 use calotype_data::{Batch, Loader, LoaderConfig, Source};
 use calotype_models::state;
 use calotype_ops::in_backward::{Uses, count_uses};
+use gathering::Gathering;
 use gradients::{Exchange, Losses};
+use grid::Grid;
 use report::Reporter;
 use serde::{Deserialize, Serialize};
 use sharding::Shards;
@@ -80,7 +85,8 @@ pub struct TrainingSummary {
 /// How a training ended.
 #[derive(Debug)]
 pub enum Outcome<M> {
-    /// All samples seen, or the target reached; the model has the averaged weights, where the recipe averages.
+    /// All samples seen, or the target reached; the model has the averaged weights, where the recipe averages. It is whole at the
+    /// first process; at those that compute layers together with others, it is their part.
     Finished(M, TrainingSummary),
     /// Stopped on request, with everything saved.
     Interrupted {
@@ -147,7 +153,7 @@ pub const CHECKPOINTS: &str = "checkpoints";
 /// File name of the record of the encoders that a run depends on.
 pub const ENCODERS: &str = "encoders.json";
 /// File name of the recipe beside a run.
-pub const RECIPE: &str = "recipe.toml";
+pub const RECIPE: &str = calotype_core::folders::RECIPE;
 
 /// Trains a task's whole model, resuming where an earlier process was stopped or killed.
 ///
@@ -161,14 +167,30 @@ pub fn train<T: Task>(
     recipe: Recipe<'_, T::Recipe>,
     context: &StageContext<'_>,
 ) -> Result<Outcome<T::Model>, TrainError> {
-    train_with(task, &WholeModel, model, recipe, context)
+    let mut grid = Grid::of(recipe.value, context)?;
+    let model = grid.part_of(task, model);
+    train_in(&grid, task, &WholeModel, model, recipe, context)
 }
 
 /// [`train`] with another choice of what is trained ([`Trainable`]): `parameters` are its initial ones.
 ///
 /// # Errors
-/// As [`train`].
+/// As [`train`]; of processes that compute layers together (`distributed.tensor_parallel`).
 pub fn train_with<T: Task, A: Trainable<T::Model>>(
+    task: &T,
+    trainable: &A,
+    parameters: A::Parameters,
+    recipe: Recipe<'_, T::Recipe>,
+    context: &StageContext<'_>,
+) -> Result<Outcome<T::Model>, TrainError> {
+    let grid = Grid::of(recipe.value, context)?;
+    grid.refuse_adapters()?;
+    train_in(&grid, task, trainable, parameters, recipe, context)
+}
+
+/// [`train_with`] by the processes of a grid.
+fn train_in<T: Task, A: Trainable<T::Model>>(
+    grid: &Grid<'_>,
     task: &T,
     trainable: &A,
     parameters: A::Parameters,
@@ -178,17 +200,16 @@ pub fn train_with<T: Task, A: Trainable<T::Model>>(
     // Shards were compared with their checksums when the stage began.
     let dataset = open_source(recipe.value.data(), None)?;
     let reporter = Reporter::new(context, MllogPlan::of(recipe.value, dataset.len(), context));
-    let outcome = run_to_an_end(task, trainable, parameters, recipe, dataset, &reporter, context);
+    let outcome = run_to_an_end((grid, task, trainable), parameters, recipe, dataset, &reporter, context);
     if outcome.is_err() {
         reporter.fail();
     }
     outcome
 }
 
-/// [`train_with`], without the event of a failure.
+/// [`train_in`], without the event of a failure.
 fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
-    task: &T,
-    trainable: &A,
+    (grid, task, trainable): (&Grid<'_>, &T, &A),
     parameters: A::Parameters,
     recipe: Recipe<'_, T::Recipe>,
     dataset: Arc<dyn Source>,
@@ -196,11 +217,10 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     context: &StageContext<'_>,
 ) -> Result<Outcome<T::Model>, TrainError> {
     let collective = context.collective;
-    recipe.value.distributed().check_world(&recipe.value.config(), collective.world())?;
     ranks::check_same_recipe(collective, context.folder, recipe.text)?;
     let mut run = ranks::first_then_others(collective, || {
         check_inputs(context, recipe.value, dataset.as_ref(), task.encoders())?;
-        let run = Run::open(task, trainable, parameters, recipe, reporter, context)?;
+        let run = Run::open((grid, task, trainable), parameters, recipe, reporter, context)?;
         resume::record_encoders(context.folder, dataset.as_ref(), task.encoders())?;
         if collective.is_first() {
             dataset::record(context.folder, dataset.as_ref())?;
@@ -211,12 +231,17 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
     for (reason, samples) in dataset.left_out() {
         run.progress.message(&format!("{}: left out: {}: {reason}", T::KIND, counted(samples as u64, "sample")));
     }
-    for remark in remarks(&run.config, dataset.len(), collective.world()) {
+    let idle = recipe.value.distributed().idle(collective.world());
+    for remark in remarks(&run.config, dataset.len(), collective.world()).into_iter().chain(idle) {
         run.progress.message(&format!("{}: {remark}", T::KIND));
     }
     let mut hooks = hooks::open_all::<T>(recipe.value)?;
     for remark in hooks::check_all(&hooks, recipe.value)? {
         run.progress.message(&format!("{}: {remark}", T::KIND));
+    }
+    for HookRun { name, hook } in &hooks {
+        let begun = hook.begin(context);
+        begun.map_err(|source| TrainError::Hook { hook: name, samples: run.samples, source })?;
     }
     if let Some(StoppedHook { hook, metrics }) = run.state.stopped_in.take() {
         run.metrics = metrics;
@@ -247,6 +272,7 @@ fn run_to_an_end<T: Task, A: Trainable<T::Model>>(
 }
 
 struct Run<'a, T: Task, A: Trainable<T::Model>> {
+    grid: &'a Grid<'a>,
     task: &'a T,
     trainable: &'a A,
     parameters: A::Parameters,
@@ -298,8 +324,7 @@ struct Passes {
 
 impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     fn open(
-        task: &'a T,
-        trainable: &'a A,
+        (grid, task, trainable): (&'a Grid<'a>, &'a T, &'a A),
         parameters: A::Parameters,
         recipe: Recipe<'a, T::Recipe>,
         reporter: &'a Reporter<'a>,
@@ -315,17 +340,17 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         check(sizes.iter().any(Option::is_some), "optimizer.groups", || {
             "freezes every parameter: nothing is left to train; name the frozen ones more closely".to_owned()
         })?;
-        let exchange = Exchange::new(collective, distributed, config.optimizer.accumulate, sizes);
-        let shards = (distributed.shard_optimizer && collective.world() > 1)
-            .then(|| Shards::of(collective, context.device, &mut optimizer));
+        let exchange = Exchange::new(grid.data(), distributed, distributed.parts(&config), sizes);
+        let shards = (distributed.shard_optimizer && grid.data().world() > 1)
+            .then(|| Shards::of(grid.data(), context.device, &mut optimizer));
         let newest = store.newest()?;
         if newest.is_none() {
-            store.preflight(checkpoint_bytes(parameters.num_params(), &config))?;
+            store.preflight(checkpoint_bytes(grid.parameters(parameters.num_params()), &config))?;
         }
         let total = end_of(&config);
         let checkpoint = resume::beginning(context.folder, context.from, newest)?;
         let (parameters, mut state, samples) = match &checkpoint {
-            Some(checkpoint) => restore(parameters, &mut optimizer, checkpoint)?,
+            Some(checkpoint) => restore(grid, parameters, &mut optimizer, checkpoint)?,
             None => (parameters, RunState::default(), 0),
         };
         // Entries of the logs that are kept: all but one that came early.
@@ -350,7 +375,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         if samples > 0 {
             progress.message(&format!("{}: resumed at {samples} of {total} samples", T::KIND));
         }
-        if let Some(before) = before {
+        if let Some(before) = before.filter(|_| samples > 0) {
             progress.message(&format!("{}: {}", T::KIND, extension(&config, before, samples)));
         }
         if recipe.value.hooks().preview.is_some() && recipe.value.trackers().tensorboard {
@@ -378,6 +403,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             measure,
             communicated: collective.counters(),
             metrics: BTreeMap::new(),
+            grid,
             task,
             trainable,
             parameter_count: parameters.num_params(),
@@ -408,8 +434,8 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         self.counts_part = self.samples > 0 && self.counted.end - self.counted.start < epoch;
         let order = Arc::new(dataset.order(&data.order(self.config.run.seed))?);
         let config = LoaderConfig {
-            rank: self.context.collective.rank(),
-            world: self.context.collective.world(),
+            rank: self.grid.data().rank(),
+            world: self.grid.data().world(),
             start: self.samples,
             end: Some(end_of(&self.config)),
             threads: data.threads,
@@ -432,7 +458,8 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     fn next_parts(&self, loader: &mut Loader<T::Item>) -> Result<Vec<Batch<T::Item>>, TrainError> {
         if self.takes_whole_parts() {
             let batch = loader.next().transpose()?;
-            return Ok(batch.map_or_else(Vec::new, |batch| batch.split(self.config.micro_batch())));
+            let part = self.config.run.batch_size / self.recipe.value.distributed().parts(&self.config).max(1);
+            return Ok(batch.map_or_else(Vec::new, |batch| batch.split(part)));
         }
         Ok(loader.by_ref().take(self.config.optimizer.accumulate).collect::<Result<_, _>>()?)
     }
@@ -517,7 +544,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     }
 
     fn stepping(&self) -> Stepping {
-        let alone = self.recording.is_none() && self.exchange.is_none();
+        let alone = self.recording.is_none() && self.exchange.is_none() && self.grid.neighbours().is_none();
         // What may be left out must be known as a whole before it changes a weight.
         let whole = self.recipe.value.watch().is_some_and(|watch| watch.on_non_finite == OnNonFinite::Skip);
         match alone && !whole && calotype_ops::uses_kernels(self.context.device) {
@@ -526,12 +553,33 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         }
     }
 
-    /// The loss of a part of a batch.
-    fn loss(&self, batch: Batch<T::Item>, record: Option<&StepRecord>) -> Result<Loss, TrainError> {
+    /// What a loss that compares all samples of a batch says of each of this process's parts; nothing of other losses.
+    fn compared(&self, parts: &[Batch<T::Item>]) -> Result<Vec<Option<PartLoss>>, TrainError> {
+        let step = StepContext { collective: self.grid.data(), record: None };
+        let found = match T::COMPARES_SAMPLES {
+            true => self.trainable.with_model(&self.parameters, |model| self.task.compare(model, parts, &step)),
+            false => Ok(None),
+        };
+        self.grid.check_passes()?;
+        let found = found.map_err(|source| TrainError::Loss { samples: self.samples, source })?;
+        Ok(found.map_or_else(|| parts.iter().map(|_| None).collect(), |found| found.into_iter().map(Some).collect()))
+    }
+
+    /// The loss of a part of a batch, of which a comparison may have said something.
+    fn loss(
+        &self,
+        batch: Batch<T::Item>,
+        compared: Option<&PartLoss>,
+        record: Option<&StepRecord>,
+    ) -> Result<Loss, TrainError> {
         // A whole part is computed as one process alone would.
-        let collective = if self.takes_whole_parts() { &Local } else { self.context.collective };
+        let collective = if self.takes_whole_parts() { &Local } else { self.grid.data() };
         let step = StepContext { collective, record };
-        let computed = self.trainable.with_model(&self.parameters, |model| self.task.loss(model, batch, &step));
+        let computed = self.trainable.with_model(&self.parameters, |model| match compared {
+            Some(part) => self.task.part_loss(model, batch, part, &step),
+            None => self.task.loss(model, batch, &step),
+        });
+        self.grid.check_passes()?;
         computed.map_err(|source| TrainError::Loss { samples: self.samples, source })
     }
 
@@ -539,13 +587,14 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
     fn passes(&self, batch: Vec<Batch<T::Item>>) -> Result<Passes, TrainError> {
         let mut sum: Option<StepGradients> = None;
         let (mut mean, mut records) = (MeanLoss::default(), Vec::new());
-        for part in batch {
+        for (compared, part) in self.compared(&batch)?.into_iter().zip(batch) {
             let record = self.recording.is_some().then(StepRecord::default);
             let weight = part.items.len() as f64;
-            let Loss { value, parts } = self.loss(part, record.as_ref())?;
+            let Loss { value, parts } = self.loss(part, compared.as_ref(), record.as_ref())?;
             let number = f64::from(value.clone().inner().into_scalar::<f32>());
             let mut gradients = value.backward();
             drop(value);
+            self.grid.check_passes()?;
             mean.add(number, parts, weight);
             let gradients = self.optimizer.gradients(&self.parameters, &mut gradients, weight);
             match &mut sum {
@@ -566,11 +615,12 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         batch: Vec<Batch<T::Item>>,
     ) -> Result<(Self, Passes), TrainError> {
         let samples = batch.first().map_or(0, |part| part.items.len()) as f64;
+        let compared = self.compared(&batch)?;
         let mut handing = exchange.start()?;
         let (mut losses, mut records) = (Losses::default(), Vec::new());
-        for part in batch {
+        for (compared, part) in compared.into_iter().zip(batch) {
             let record = self.recording.is_some().then(StepRecord::default);
-            let (computed, uses) = count_uses(|| self.loss(part, record.as_ref()));
+            let (computed, uses) = count_uses(|| self.loss(part, compared.as_ref(), record.as_ref()));
             let Loss { value, parts } = computed?;
             losses.push(f64::from(value.clone().inner().into_scalar::<f32>()), parts);
             if calotype_ops::uses_kernels(self.context.device) {
@@ -582,6 +632,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
                     gradient.into_iter().for_each(|gradient| handing.hand(parameter, gradient));
                 }
             }
+            self.grid.check_passes()?;
             handing.end_part()?;
             records.extend(record);
         }
@@ -611,7 +662,9 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             }
         };
         let Passes { gradients, loss, records } = passes;
-        let norm = match self.optimizer.gradient_norm(&gradients) {
+        let mut squares = self.optimizer.squares(&gradients);
+        self.grid.add_up(&mut squares)?;
+        let norm = match self.optimizer.norm_of(&squares, &gradients) {
             Ok(norm) if loss.value().is_finite() => norm,
             norm => {
                 let what = self.leave_out(loss.value(), norm.err())?;
@@ -644,7 +697,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         let mut norm = None;
         for part in batch {
             let weight = part.items.len() as f64;
-            let (computed, uses): (_, Uses) = stepping.pass(|| count_uses(|| self.loss(part, None)));
+            let (computed, uses): (_, Uses) = stepping.pass(|| count_uses(|| self.loss(part, None, None)));
             let Loss { value, parts } = computed?;
             mean.add(f64::from(value.clone().inner().into_scalar::<f32>()), parts, weight);
             if !mean.value().is_finite() {
@@ -703,7 +756,7 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             Some((samples, path)) => format!("the checkpoint of {samples} samples is kept in {}", path.display()),
             None => "there was no checkpoint yet".to_owned(),
         };
-        let advice = format!("{kept}; {REMEDIES}");
+        let advice = format!("{kept}; {}", remedies(self.gradient_clip()));
         TrainError::NotFinite { stage: T::KIND.to_owned(), what, samples: self.samples, advice }
     }
 
@@ -739,10 +792,16 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         loss
     }
 
+    /// The largest norm of a gradient by the recipe; 0 if there is no limit.
+    fn gradient_clip(&self) -> f64 {
+        self.recipe.value.config().optimizer.gradient_clip
+    }
+
     /// Says that the run does not learn, which the logs show and nobody may look at.
     fn warn_of_rise(&mut self, first: f64, loss: f64) {
+        let remedies = remedies(self.gradient_clip());
         self.progress.message(&format!(
-            "{}: after {} samples the loss is {}, and it was {} at first: the run diverges; {REMEDIES}",
+            "{}: after {} samples the loss is {}, and it was {} at first: the run diverges; {remedies}",
             T::KIND,
             self.samples,
             format_number(loss),
@@ -803,14 +862,23 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             Some(shards) => Some(shards.averaged(&self.parameters, &self.optimizer)?),
             None => None,
         };
-        let averaged = || {
+        let of_process = || {
             let parameters = together.clone().unwrap_or_else(|| self.optimizer.averaged(&self.parameters));
-            self.trainable.model_of(parameters).valid()
+            self.trainable.model_of(parameters)
         };
+        // Likewise the whole of parts.
+        let whole = match hook.wants_whole_model() && self.grid.neighbours().is_some() {
+            true => Some(self.grid.whole(self.task, of_process(), self.context.device)?),
+            false => None,
+        };
+        let averaged = || whole.clone().unwrap_or_else(of_process).valid();
         let model = LazyModel::new(&averaged);
         let (recipe, stage) = (self.recipe.value, self.context);
-        let mut context = HookContext::new(self.task, recipe, stage, &model, self.samples, &self.metrics);
-        hook.run(&mut context)?;
+        let data = self.grid.data();
+        let mut context = HookContext::new(self.task, recipe, stage, data, &model, self.samples, &self.metrics);
+        let ran = hook.run(&mut context);
+        self.grid.check_passes()?;
+        ran?;
         Ok(context.finish())
     }
 
@@ -840,61 +908,65 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
         self.state.seconds = self.seconds();
         self.state.steps = self.optimizer.steps();
         self.state.skipped = self.skipped_before + self.skipped_everywhere()?;
-        ranks::check_same_weights(self.context.collective, &self.parameters)?;
+        ranks::check_weights_of_grid(self.grid, &self.parameters)?;
+        let have_parts = self.shards.is_some() || self.grid.neighbours().is_some();
         // Whether there is a checkpoint is for one process to say: the others may look before or after it is there.
         let path = match self.context.collective.is_first() {
-            true => self.save_first()?,
-            false => {
-                if let Some(shards) = &self.shards {
-                    shards.whole_state(&self.optimizer)?;
-                }
-                self.store.folder().to_owned()
-            }
+            _ if have_parts => self.save_together()?,
+            true => self.save_first(self.own_tensors())?,
+            false => self.store.folder().to_owned(),
         };
         self.context.collective.barrier()?;
         self.replaces = false;
         Ok(path)
     }
 
-    /// Writes the checkpoint of the present state, unless it is there.
-    fn save_first(&mut self) -> Result<PathBuf, TrainError> {
+    /// What this process has for a checkpoint; of what several have, one does.
+    fn own_tensors(&self) -> Vec<LazyTensor<'_>> {
+        let first = self.grid.data().rank() == 0;
+        let model = first.then(|| module_tensors(MODEL, &self.parameters)).into_iter().flatten();
+        let state = (first || self.shards.is_some()).then(|| self.optimizer.state()).into_iter().flatten();
+        let all = model.map(LazyTensor::within).chain(state);
+        all.filter(|tensor| self.grid.gives(tensor.name())).collect()
+    }
+
+    /// [`Run::save_first`] of what all processes have, which takes part at the others.
+    fn save_together(&self) -> Result<PathBuf, TrainError> {
+        let gathering = Gathering::new(self.grid);
+        let tensors = gathering.all(self.own_tensors())?;
+        if !self.context.collective.is_first() {
+            return Ok(self.store.folder().to_owned());
+        }
+        let path = self.save_first(tensors);
+        // What kept a tensor from coming is the cause of what could not be written.
+        gathering.end()?;
+        path
+    }
+
+    /// Writes a checkpoint of the present state, unless it is there.
+    fn save_first(&self, tensors: Vec<LazyTensor<'_>>) -> Result<PathBuf, TrainError> {
         let is_there = |samples: u64| samples == self.samples && !self.replaces;
         let there = self.store.list()?.into_iter().find(|(samples, _)| is_there(*samples));
         let state = serde_json::to_value(&self.state).map_err(|error| TrainError::State {
             checkpoint: self.store.folder().to_owned(),
             problem: error.to_string(),
         })?;
-        let Some(shards) = &self.shards else {
-            return match there {
-                Some((_, path)) => Ok(path),
-                None => self.write_checkpoint(self.optimizer.state().collect(), &state),
-            };
-        };
-        let tensors = shards.whole_state(&self.optimizer)?;
-        let path = match there {
+        match there {
             Some((_, path)) => Ok(path),
             None => self.write_checkpoint(tensors, &state),
-        };
-        // What kept a tensor from coming is the cause of what could not be written.
-        shards.end_sending()?;
-        path
+        }
     }
 
     /// Corrupt samples that all processes of this start have replaced.
     fn skipped_everywhere(&self) -> Result<u64, TrainError> {
         let mut skipped = [self.skipped_here as f32];
-        self.context.collective.all_reduce_sum(&mut skipped)?;
+        self.grid.data().all_reduce_sum(&mut skipped)?;
         Ok(skipped[0] as u64)
     }
 
-    /// Writes a checkpoint of the parameters and the optimizer's tensors.
-    fn write_checkpoint(
-        &self,
-        optimizer: Vec<LazyTensor<'_>>,
-        state: &serde_json::Value,
-    ) -> Result<PathBuf, TrainError> {
+    /// Writes a checkpoint of the tensors of parameters and optimizer.
+    fn write_checkpoint(&self, tensors: Vec<LazyTensor<'_>>, state: &serde_json::Value) -> Result<PathBuf, TrainError> {
         self.reporter.sync()?;
-        let tensors = module_tensors(MODEL, &self.parameters).into_iter().map(LazyTensor::within).chain(optimizer);
         let path = self.store.save(self.samples, tensors, state).map_err(|error| match error {
             // A run cannot go on from such a checkpoint, and keeping it would push out one from which it can.
             CheckpointError::NotFinite { tensor } => self.diverged(format!("tensor `{tensor}`")),
@@ -920,7 +992,10 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             true => format!(" (of {} samples seen since the run went on)", self.counted.end - self.counted.start),
             false => String::new(),
         };
-        for notice in ranks::notices(self.context.collective, self.task.notices())? {
+        // Neighbours see the same samples.
+        let speaks = self.grid.neighbours().is_none_or(|neighbours| neighbours.rank() == 0);
+        let own = if speaks { self.task.notices() } else { Vec::new() };
+        for notice in ranks::notices(self.context.collective, own)? {
             self.progress.message(&format!("{}: {notice}{part}", T::KIND));
         }
         let (loss_first, loss_last) = self.state.losses();
@@ -952,7 +1027,8 @@ impl<'a, T: Task, A: Trainable<T::Model>> Run<'a, T, A> {
             Some(shards) => shards.averaged(&self.parameters, &self.optimizer)?,
             None => self.optimizer.averaged(&self.parameters),
         };
-        Ok(Outcome::Finished(self.trainable.model_of(parameters), summary))
+        let model = self.grid.whole(self.task, self.trainable.model_of(parameters), self.context.device)?;
+        Ok(Outcome::Finished(model, summary))
     }
 }
 
@@ -976,9 +1052,17 @@ fn progress_of(kind: &str, total: u64, collective: &dyn Collective) -> Progress 
     }
 }
 
-/// What usually helps a run that diverges.
-const REMEDIES: &str = "a lower optimizer.learning_rate, a longer optimizer.schedule.warmup or optimizer.gradient_clip = 1.0 \
-                        usually helps";
+/// What usually helps a run that diverges, whose recipe limits gradients to a norm of `clip`, or not if that is 0.
+fn remedies(clip: f64) -> String {
+    const USUAL: f64 = 1.0;
+    let by_rate = "a lower optimizer.learning_rate";
+    match clip > 0.0 && clip <= USUAL {
+        true => format!("{by_rate} or a longer optimizer.schedule.warmup usually helps"),
+        false => format!(
+            "{by_rate}, a longer optimizer.schedule.warmup or optimizer.gradient_clip = {USUAL:.1} usually helps"
+        ),
+    }
+}
 
 /// Whether a loss is so far above the first one that no noise explains it.
 fn has_risen(first: f64, loss: f64) -> bool {
@@ -1032,6 +1116,7 @@ pub(crate) fn remarks(config: &TrainConfig<'_>, dataset: usize, world: usize) ->
     if config.optimizer.peak(batch as u64) == 0.0 {
         remarks.push("optimizer.learning_rate is 0: the weights stay as they are".to_owned());
     }
+    remarks.extend(config.out_of_reach(total));
     if world > 1 && config.optimizer.in_backward == Some(true) {
         remarks.push(format!(
             "optimizer.in_backward = true has no effect on {world} processes, which take their steps with the sum of their gradients"
@@ -1122,13 +1207,14 @@ pub fn checkpoint_bytes(parameters: usize, config: &TrainConfig<'_>) -> u64 {
 }
 
 fn restore<M: Module>(
+    grid: &Grid<'_>,
     parameters: M,
     optimizer: &mut Optimizer,
     checkpoint: &Checkpoint,
 ) -> Result<(M, RunState, u64), TrainError> {
     let state: RunState = serde_json::from_value(checkpoint.state.clone())
         .map_err(|error| TrainError::State { checkpoint: checkpoint.path.clone(), problem: error.to_string() })?;
-    let get = |name: &str, shape: &[usize]| checkpoint.values(name, shape);
+    let get = |name: &str, shape: &[usize]| grid.values(checkpoint, name, shape);
     let parameters = state::load(parameters, |name, shape| get(&format!("{MODEL}{name}"), shape))?;
     optimizer.restore(state.steps, get)?;
     Ok((parameters, state, checkpoint.samples))

@@ -1,5 +1,6 @@
 //! What the processes of a run do together beside its steps: they begin alike, and compare what must be the same.
 
+use super::grid::Grid;
 use super::{MODEL, TrainError, first_difference};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -91,11 +92,31 @@ pub(super) fn check_alike(
 /// # Errors
 /// [`TrainError::Consistency`], the same at all processes.
 pub(super) fn check_same_weights<M: Module>(collective: &dyn Collective, parameters: &M) -> Result<(), TrainError> {
-    struct Add {
+    check_same_of(collective, parameters, &|_| true)
+}
+
+/// Compares the weights of the processes with the same part of a network, and among those that share it out what all have.
+///
+/// # Errors
+/// [`TrainError::Consistency`], the same at all processes that were compared.
+pub(super) fn check_weights_of_grid<M: Module>(grid: &Grid<'_>, parameters: &M) -> Result<(), TrainError> {
+    check_same_weights(grid.data(), parameters)?;
+    let Some(neighbours) = grid.neighbours() else { return Ok(()) };
+    check_same_of(neighbours, parameters, &|name| grid.cut_of(name).is_none())
+}
+
+/// Compares the weights of these names.
+fn check_same_of<M: Module>(
+    collective: &dyn Collective,
+    parameters: &M,
+    compared: &dyn Fn(&str) -> bool,
+) -> Result<(), TrainError> {
+    struct Add<'a> {
         path: Path,
         fingerprint: Fingerprint,
+        compared: &'a dyn Fn(&str) -> bool,
     }
-    impl ModuleVisitor for Add {
+    impl ModuleVisitor for Add<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.push(name, container);
         }
@@ -104,13 +125,15 @@ pub(super) fn check_same_weights<M: Module>(collective: &dyn Collective, paramet
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let name = format!("{MODEL}{}", self.path.name());
-            self.fingerprint.add(&name, param.val().inner().into_data().as_bytes());
+            if (self.compared)(&name) {
+                self.fingerprint.add(&name, param.val().inner().into_data().as_bytes());
+            }
         }
     }
     if collective.world() == 1 {
         return Ok(());
     }
-    let mut add = Add { path: Path::default(), fingerprint: Fingerprint::default() };
+    let mut add = Add { path: Path::default(), fingerprint: Fingerprint::default(), compared };
     parameters.visit(&mut add);
     Ok(add.fingerprint.check_same(collective)?)
 }

@@ -3,7 +3,6 @@
 use super::{CHECKPOINTS, end_of};
 use crate::averages;
 use crate::config::{EmaSettings, TrainingRecipe};
-use crate::stages::MODEL;
 use crate::trackers::{CSV_LINES, JSON_LINES};
 use calotype_core::system::format_count;
 use std::path::Path;
@@ -28,19 +27,15 @@ pub(super) fn missing<R: TrainingRecipe>(folder: &Path, recipe: &R, begun: u64, 
     missing
 }
 
-/// A run that begins although it has been there.
+/// A run that begins although it has been there. (One that has left a model is refused before.)
 fn anew(folder: &Path, samples: u64) -> Option<String> {
     let has_metrics = folder.join(JSON_LINES).metadata().is_ok_and(|file| file.len() > 0);
-    let left: Vec<&str> = [(JSON_LINES, has_metrics), (MODEL, folder.join(MODEL).is_dir())]
-        .iter()
-        .filter(|(_, is)| *is)
-        .map(|(name, _)| *name)
-        .collect();
-    let text = format!(
-        "{} is there, but no checkpoint in {CHECKPOINTS}/: the run begins anew from {samples} samples, and what is there is replaced",
-        left.join(" and ")
-    );
-    (!left.is_empty()).then_some(text)
+    has_metrics.then(|| {
+        format!(
+            "{JSON_LINES} is there, but no checkpoint in {CHECKPOINTS}/: the run begins anew from {samples} samples, and what is there \
+             is replaced"
+        )
+    })
 }
 
 /// Snapshots of averages that the run has kept: without them, `calotype ema` comes to other averages.

@@ -3,7 +3,7 @@
 use super::places::{respelled, same_place};
 use super::{CHECKPOINTS, ENCODERS, RECIPE, TrainError, dataset, end_of};
 use crate::checkpoint::{Checkpoint, saved_in, training_folder};
-use crate::config::{TrainConfig, TrainingRecipe};
+use crate::config::{DistributedSettings, TrainConfig, TrainingRecipe, is_usual};
 use crate::stages::{RESULT, Recipe, StageContext};
 use calotype_core::durable;
 use calotype_data::Source;
@@ -46,7 +46,7 @@ pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Clai
         return Ok(Claim::Same);
     }
     let now = table_of(recipe);
-    let begun = begun.map(|begun| respelled(&table_of(&begun), &now, folder));
+    let begun = begun.map(|begun| respelled(&in_layout_of(table_of(&begun), recipe.distributed()), &now, folder));
     if begun.as_ref() == Some(&now) {
         return Ok(Claim::Respelled);
     }
@@ -66,6 +66,18 @@ pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Clai
         }
     };
     Ok(Claim::Other(difference.unwrap_or_else(|| format!("{} is no training recipe", path.display()))))
+}
+
+/// A recipe for as many processes that compute layers together as another one's settings have: runs go on with any number.
+fn in_layout_of(mut recipe: Table, other: &DistributedSettings) -> Table {
+    const KEY: &str = "distributed";
+    let own = recipe.get(KEY).and_then(|own| own.clone().try_into::<DistributedSettings>().ok()).unwrap_or_default();
+    let laid_out = DistributedSettings { tensor_parallel: other.tensor_parallel, ..own };
+    match Value::try_from(laid_out) {
+        Ok(table) if !is_usual(&laid_out) => recipe.insert(KEY.to_owned(), table),
+        _ => recipe.remove(KEY),
+    };
+    recipe
 }
 
 /// The samples of a run's recipe, if another one differs in nothing but more of them.
@@ -313,18 +325,18 @@ fn check_encoders(
     from: Option<&Path>,
 ) -> Result<(), TrainError> {
     let now = encoders_of(dataset, training);
-    let begun = match (own_record(folder)?, from) {
-        (None, Some(from)) => record_of(from)?,
-        (own, _) => own,
+    let (place, begun) = match (own_record(folder)?, from) {
+        (None, Some(from)) => (from, record_of(from)?),
+        (own, _) => (folder, own),
     };
     let Some(begun) = begun else { return Ok(()) };
     let pairs = [("data of the encoders", begun.dataset, &now.dataset), ("the encoder", begun.training, &now.training)];
     match pairs.into_iter().find(|(_, begun, now)| begun != *now) {
         None => Ok(()),
         Some((what, expected, found)) => {
-            let [expected, found] =
-                [expected, found.clone()].map(|encoder| encoder.unwrap_or_else(|| "none".to_owned()));
-            Err(TrainError::OtherEncoder { folder: folder.to_owned(), what, expected, found })
+            let [expected, found] = [expected, found.clone()]
+                .map(|encoder| encoder.map_or_else(|| "none".to_owned(), |encoder| format!("`{encoder}`")));
+            Err(TrainError::OtherEncoder { folder: place.to_owned(), what, expected, found })
         }
     }
 }
@@ -358,6 +370,16 @@ mod tests {
         assert_eq!(claimed(&TEXT.replace("seed = 1\n", "seed = 1\nkeep_checkpoints = 2\n")), Claim::Same, "a default");
         let now: AutoencoderRecipe = toml::from_str(TEXT).unwrap();
         assert_eq!(claim(&tempfile::tempdir().unwrap().path().join("none"), &now).unwrap(), Claim::New);
+    }
+
+    #[test]
+    fn a_run_goes_on_in_another_layout() {
+        let pairs = format!("{TEXT}[distributed]\ntensor_parallel = 2\n");
+        assert_eq!(claimed(&pairs), Claim::Respelled);
+        assert_eq!(claimed(&pairs.replace("samples = 16", "samples = 8")), Claim::Longer(8));
+        let sharded = format!("{pairs}shard_optimizer = true\n");
+        assert!(matches!(claimed(&sharded), Claim::Other(key) if key.contains("distributed")));
+        assert_eq!(claimed(&format!("{TEXT}[distributed]\nshard_optimizer = false\n")), Claim::Same, "a default");
     }
 
     #[test]

@@ -1,12 +1,9 @@
 //! Optimizer state that is shared out to the processes (`distributed.shard_optimizer`).
 
-use crate::checkpoint::LazyTensor;
 use crate::optim::Optimizer;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_collective::{Collective, CollectiveError, Partition};
-use calotype_weights::Dtype;
-use std::cell::RefCell;
 
 /// Who keeps and steps what.
 pub(super) struct Shards<'a> {
@@ -15,12 +12,7 @@ pub(super) struct Shards<'a> {
     /// Parameters that are trained, by their place in the partition; in traversal order.
     parameters: Vec<usize>,
     device: &'a Device,
-    /// Why a tensor of another process did not come while a checkpoint was written.
-    failed: RefCell<Option<CollectiveError>>,
 }
-
-/// A tensor of a process's optimizer state: name, type and shape.
-type Entry = (String, String, Vec<usize>);
 
 impl<'a> Shards<'a> {
     /// Shares out parameters of these sizes, in traversal order, but frozen ones, and leaves to other processes what is theirs.
@@ -31,7 +23,7 @@ impl<'a> Shards<'a> {
         let partition = Partition::by_size(&lengths, collective.world());
         let own: Vec<usize> = partition.of(collective.rank()).map(|place| parameters[place]).collect();
         optimizer.leave_to_others(|parameter| own.contains(&parameter));
-        Self { collective, partition, parameters, device, failed: RefCell::new(None) }
+        Self { collective, partition, parameters, device }
     }
 
     /// After a step: the module with what other processes have changed.
@@ -80,82 +72,4 @@ impl<'a> Shards<'a> {
         self.partition.share(self.collective, read, write)?;
         Ok(others)
     }
-
-    /// At the first process, the state of all, which others send tensor by tensor when it is written, until
-    /// [`Shards::end_sending`]. The others send until then, and have nothing.
-    ///
-    /// # Errors
-    /// [`CollectiveError`] if a process is gone.
-    pub(super) fn whole_state<'s>(&'s self, optimizer: &'s Optimizer) -> Result<Vec<LazyTensor<'s>>, CollectiveError> {
-        let mut own: Vec<_> = optimizer.state().map(Some).collect();
-        let entries: Vec<Entry> = own
-            .iter()
-            .flatten()
-            .map(|tensor| tensor.info())
-            .map(|info| (info.name.clone(), info.dtype.name().to_owned(), info.shape.clone()))
-            .collect();
-        let listed = serde_json::to_vec(&entries).map_err(|problem| self.error(problem.to_string()))?;
-        let lists = self.collective.gather_bytes(0, &listed)?;
-        if !self.collective.is_first() {
-            self.send(&mut own)?;
-            return Ok(Vec::new());
-        }
-        let mut all: Vec<LazyTensor<'s>> = own.into_iter().flatten().map(LazyTensor::within).collect();
-        for (rank, list) in lists.iter().enumerate().skip(1) {
-            let entries: Vec<Entry> =
-                serde_json::from_slice(list).map_err(|problem| self.error(problem.to_string()))?;
-            for (number, (name, dtype, shape)) in entries.into_iter().enumerate() {
-                let dtype = Dtype::from_name(&dtype).ok_or_else(|| self.error(format!("no type is {dtype}")))?;
-                all.push(LazyTensor::new(name, dtype, shape, move || self.fetched(rank, number)));
-            }
-        }
-        Ok(all)
-    }
-
-    /// Sends the tensors that the first process asks for, each once.
-    fn send(&self, own: &mut [Option<LazyTensor<'_>>]) -> Result<(), CollectiveError> {
-        loop {
-            let mut request = Vec::new();
-            self.collective.broadcast(0, &mut request)?;
-            let Some((rank, number)) = request_of(&request) else { return Ok(()) };
-            let asked = own.get_mut(number).filter(|_| rank == self.collective.rank()).and_then(Option::take);
-            self.collective.gather_bytes(0, &asked.map_or_else(Vec::new, LazyTensor::into_bytes))?;
-        }
-    }
-
-    /// The data of a tensor of another process. Without them, the tensor cannot be written.
-    fn fetched(&self, rank: usize, number: usize) -> Vec<u8> {
-        let fetch = || {
-            let mut request = [rank as u64, number as u64].map(u64::to_le_bytes).concat();
-            self.collective.broadcast(0, &mut request)?;
-            Ok(self.collective.gather_bytes(0, &[])?.into_iter().nth(rank).unwrap_or_default())
-        };
-        fetch().unwrap_or_else(|error| {
-            self.failed.borrow_mut().get_or_insert(error);
-            Vec::new()
-        })
-    }
-
-    /// At the first process: no more tensors are asked for.
-    ///
-    /// # Errors
-    /// [`CollectiveError`] if a process is gone, now or when a tensor was asked for.
-    pub(super) fn end_sending(&self) -> Result<(), CollectiveError> {
-        match self.failed.take() {
-            Some(error) => Err(error),
-            None => self.collective.broadcast(0, &mut Vec::new()),
-        }
-    }
-
-    fn error(&self, problem: String) -> CollectiveError {
-        let (rank, world) = (self.collective.rank(), self.collective.world());
-        CollectiveError { rank, world, operation: "gathering the optimizer's state", problem }
-    }
-}
-
-/// Which process is asked for which of its tensors.
-fn request_of(bytes: &[u8]) -> Option<(usize, usize)> {
-    let (rank, rest) = bytes.split_first_chunk()?;
-    let (number, _) = rest.split_first_chunk()?;
-    Some((u64::from_le_bytes(*rank) as usize, u64::from_le_bytes(*number) as usize))
 }

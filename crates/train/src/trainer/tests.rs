@@ -272,6 +272,15 @@ impl Ended {
 }
 
 #[test]
+fn what_a_recipe_does_already_is_no_remedy() {
+    for (clip, proposed) in [(0.0, true), (0.5, false), (1.0, false), (10.0, true)] {
+        let remedies = remedies(clip);
+        assert_eq!(remedies.contains("optimizer.gradient_clip = 1.0"), proposed, "{clip}: {remedies}");
+        assert!(remedies.contains("optimizer.learning_rate") && remedies.ends_with("usually helps"), "{remedies}");
+    }
+}
+
+#[test]
 fn every_ending_is_told_to_the_trackers() {
     let world = World::new();
     let done = world.train("done", &LineTask::default(), &[]);

@@ -52,7 +52,7 @@ fn clip_config() -> ClipConfig {
     let text = TextConfig { context_length: TOKENS, channels: 32, layers: 2, heads: 2, ..TextConfig::default() };
     let vision =
         VisionConfig { image_size: 16, patch_size: 8, channels: 32, layers: 1, heads: 2, ..VisionConfig::default() };
-    ClipConfig { projection: 16, text, vision }
+    ClipConfig { projection: 16, text, vision, ..ClipConfig::default() }
 }
 
 /// A CLIP model that was trained on -1 to 1.
@@ -479,6 +479,23 @@ fn recipes_that_cannot_be() {
         let error = run_recipe(&world.recipe("bad", &more), Slice::ALL).expect_err(&more).to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{more}\n{error}");
     }
+    // A try that fails at once is not in the way of a better one.
+    let named = |caption: &str| world.recipe("named", &format!("caption = \"{caption}\"\n{STATES}"));
+    let error = run_recipe(&named("{fil}"), Slice::ALL).unwrap_err().to_string();
+    for part in ["no part `fil`", "the key `caption` asks for it by {fil}", "did you mean {file}?", "no sample of this"]
+    {
+        assert!(error.contains(part), "`{part}` is not in: {error}");
+    }
+    let error = run_recipe(&named("a photo"), Slice::ALL).unwrap_err().to_string();
+    assert!(error.contains("`caption`") && !error.contains("data.caption"), "{error}");
+    run_recipe(&named("{file}"), Slice::ALL).unwrap();
+    let error = run_recipe(&named("{json}"), Slice::ALL).unwrap_err().to_string();
+    assert!(error.contains("with `caption` = \"{file}\"") && error.contains("with `caption` = \"{json}\""), "{error}");
+    // Nor is what encoders have made a source of images.
+    let mut again = world.recipe("again", MOMENTS);
+    again.source = world.path("named").display().to_string();
+    let error = run_recipe(&again, Slice::ALL).unwrap_err().to_string();
+    assert!(error.contains("what encoders made of images") && !error.contains("mend a sample"), "{error}");
     let mut recipe = world.recipe("bad", MOMENTS);
     recipe.resolution = 30;
     let error = run_recipe(&recipe, Slice::ALL).unwrap_err().to_string();

@@ -24,8 +24,8 @@ const CHANNELS: usize = 4;
 /// Tokens and channels of a caption's states.
 const STATES: [usize; 2] = [5, 24];
 /// How far losses may be apart, relatively, and weights; a step moves those by up to 1e-3.
-const LOSS_BOUND: f64 = 1e-4;
-const WEIGHT_BOUND: f64 = 5e-5;
+pub(crate) const LOSS_BOUND: f64 = 1e-4;
+pub(crate) const WEIGHT_BOUND: f64 = 5e-5;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -68,12 +68,12 @@ fn uniform(name: &str) -> impl Iterator<Item = f64> {
 }
 
 /// Numbers of deviation one.
-fn inputs(name: &str, count: usize) -> Vec<f32> {
+pub(crate) fn inputs(name: &str, count: usize) -> Vec<f32> {
     uniform(name).take(count).map(|u| (u * 3f64.sqrt()) as f32).collect()
 }
 
 /// A parameter: deviation of one over the root of the inputs, scales around one, small shifts.
-fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
+pub(crate) fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
     let (by, shift) = match shape {
         [_, rest @ ..] if !rest.is_empty() => ((3.0 / rest.iter().product::<usize>() as f64).sqrt(), 0.0),
         _ if name.ends_with("weight") => (0.25, 1.0),

@@ -55,8 +55,12 @@ impl World {
     }
 
     fn write(&self, name: &str, sample: impl Fn(usize) -> Sample) {
+        self.write_many(name, 24, sample);
+    }
+
+    pub(crate) fn write_many(&self, name: &str, count: usize, sample: impl Fn(usize) -> Sample) {
         let mut writer = ShardWriter::create(self.path(name), "x", ShardLimits::default()).unwrap();
-        (0..24).for_each(|number| writer.write(&sample(number)).unwrap());
+        (0..count).for_each(|number| writer.write(&sample(number)).unwrap());
         writer.finish().unwrap();
     }
 
@@ -88,7 +92,7 @@ impl World {
     }
 
     /// A run as it was when its process was killed behind its first checkpoint.
-    fn killed(&self, run: &str, copy: &str) {
+    pub(crate) fn killed(&self, run: &str, copy: &str) {
         let (from, to) = (self.path(run), self.path(copy));
         fs::create_dir_all(to.join(CHECKPOINTS)).unwrap();
         for file in ["recipe.toml", "encoders.json", "metrics.jsonl"] {
@@ -108,7 +112,7 @@ impl World {
     }
 
     /// All files of a run's model, and its logs without times.
-    fn left_by(&self, run: &str) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn left_by(&self, run: &str) -> Vec<(String, Vec<u8>)> {
         let mut files = Vec::new();
         collect(&self.path(run).join(MODEL), "", &mut files);
         let metrics = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
@@ -141,7 +145,7 @@ pub(crate) fn recipe_text(world: &World, kind: &str) -> String {
     tasks::load(&loader, kind, &[format!("data.path={data:?}")]).unwrap().text().to_owned()
 }
 
-fn here() -> PathBuf {
+pub(crate) fn here() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it")
 }
 
@@ -168,6 +172,47 @@ fn every_task_resumes_exports_and_learns_as_in_pytorch() {
         compare_with_pytorch(kind, &record, &world.path(&whole).join(MODEL));
         world.init_from_own_model(kind, &whole);
     }
+}
+
+/// As every task, with all that is random in a ViT's training, in parts of a batch, and with an average; and the same bits
+/// whatever is kept for the backward pass.
+#[test]
+fn a_vit_resumes_with_augmentations_mixing_and_stochastic_depth() {
+    let world = World::new();
+    let augment = "data.augment={ flip = 0.5, normalise = \"imagenet\", resized_crop = { scale = [0.3, 1.0] }, \
+                   rand_augment = { timm = { deviation = 0.5, increasing = true } } }";
+    let random = [
+        augment,
+        "objective.mix={ mixup = 0.8, cutmix = 1.0 }",
+        "model.dropout=0.1",
+        "model.drop_path=0.3",
+        "optimizer.accumulate=2",
+        "ema={ half_life = 16 }",
+    ];
+    let train = |out: &str, more: &[&str]| {
+        world.train("vit", out, &[&random[..], more].concat(), None).unwrap_or_else(|error| panic!("{out}: {error}"));
+    };
+    train("whole", &[]);
+    world.killed("whole", "resumed");
+    train("resumed", &[]);
+    let expected = world.left_by("whole");
+    assert!(expected == world.left_by("resumed"), "a run that was killed and resumed ends otherwise");
+    for memory in ["memory.recompute={ uniform = 2 }", "memory.recompute={ block = 1 }"] {
+        let out = memory.replace([' ', '{', '}', '='], "");
+        train(&out, &[memory]);
+        assert!(expected == world.left_by(&out), "{memory}: other bits");
+    }
+    // Pairs of neighbours are the same ones in parts of any size.
+    let pairs = |out: &str, parts: &str| {
+        let more = ["objective.mix={ mixup = 0.8, cutmix = 1.0, mode = \"pair\" }", parts];
+        train(out, &more);
+        let file = TensorFile::open(world.path(out).join(MODEL).join("model.safetensors")).unwrap();
+        file.get("classifier.weight").unwrap().to_f32_vec().unwrap()
+    };
+    let (one, two) = (pairs("one", "optimizer.accumulate=1"), pairs("two", "optimizer.accumulate=2"));
+    assert!(one.iter().zip(&two).all(|(a, b)| (a - b).abs() < 1e-4), "pairs were divided otherwise");
+    let error = world.train("vit", "odd", &["objective.mix={ mixup = 0.8 }", "run.batch_size=3"], None).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("run.batch_size"), "{error}");
 }
 
 /// Losses of the recorded steps against those that PyTorch computed in a replay of such a record.
@@ -293,10 +338,11 @@ fn hooks_measure_show_and_end_a_run() {
 #[test]
 fn what_could_not_be_written_is_refused_before_training() {
     let world = World::new();
-    let cases: [(&str, &[&str], &[&str]); 3] = [
-        ("vit", &["model.class_tokens=2"], &["`model.class_tokens`", "one class token"]),
-        ("vit", &["model.pooling=true"], &["`model.pooling`"]),
-        ("clip", &["optimizer.accumulate=2"], &["`optimizer.accumulate`", "another loss"]),
+    let cases: [(&str, &[&str], &[&str]); 4] = [
+        ("vit", &["model.class_tokens=0"], &["`model.class_tokens`", "reads a class token"]),
+        ("vit", &["model.drop_path=1"], &["`model.drop_path`"]),
+        ("clip", &["objective.loss=siglip"], &["`model.logit_bias`", "model.logit_bias = true"]),
+        ("clip", &["model.logit_bias=true"], &["`model.logit_bias`", "objective.loss = \"siglip\""]),
     ];
     for (kind, settings, words) in cases {
         let error = world.train(kind, "refused", settings, None).unwrap_err();
@@ -304,6 +350,27 @@ fn what_could_not_be_written_is_refused_before_training() {
         assert!(error.is_usage() && words.iter().all(|word| text.contains(word)), "{kind} {settings:?}: {text}");
         assert!(!world.path("refused").join("recipe.toml").exists(), "{kind}: a run was begun");
     }
+}
+
+/// What transformers' ViT has not is written as a model of Calotype's own, opened again, and fine-tuned.
+#[test]
+fn a_vit_that_transformers_cannot_describe_is_written_and_fine_tuned() {
+    let world = World::new();
+    let own = ["model.class_tokens=2", "model.pooling=true"];
+    world.train("vit", "own", &own, None).unwrap();
+    let model = world.path("own").join(MODEL);
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    let classifier = checkpoint.component(Component::Classifier).unwrap();
+    assert_eq!(classifier.config["model_type"], "calotype_vit");
+    assert!(classifier.missing.is_empty() && checkpoint.unused().is_empty());
+    let from = format!("init_from={model:?}");
+    // Another grid of patches, and a head of its own: the one before stood behind a layer.
+    let tuned = ["model.class_tokens=2", "model.image_size=24", "optimizer={ name = \"sgd\", learning_rate = 1e-6 }"];
+    let summary = world.train("vit", "tuned", &[&tuned[..], &[&from]].concat(), None).unwrap();
+    // A head of zeros gives all classes the same probability.
+    assert!((summary.loss_first - 3f64.ln()).abs() < 1e-3, "{}", summary.loss_first);
+    let error = world.train("vit", "wider", &[&tuned[..], &[&from, "model.channels=16"]].concat(), None).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("has shape"), "{error}");
 }
 
 #[test]
@@ -398,7 +465,7 @@ fn a_folder_that_cannot_be_written_to_is_not_free() {
     let check = |out: &str| run.check(&StageContext::new(&world.path(out), &device, &stop));
     assert!(check("free").unwrap().folder.contains("is free"));
     let error = check("file/run").unwrap_err().to_string();
-    assert!(error.contains("file/run") && error.contains("not a folder"), "{error}");
+    assert!(error.contains("file/run") && error.contains("is a file, and what is written needs a folder"), "{error}");
 }
 
 #[test]

@@ -19,20 +19,56 @@ pub struct Cosine {
     /// Where it ends, the warm-up included; by default with the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<Span>,
+    /// Which step has which rate.
+    #[serde(skip_serializing_if = "CosineVariant::is_usual")]
+    pub variant: CosineVariant,
+}
+
+calotype_core::names! {
+    /// Whose steps a cosine counts. Of a warm-up of w steps in a run of t steps, step n, counted from 0, has the share of the peak
+    /// that is named here, and behind the warm-up `(1 + cos(π d)) / 2` of what is above `final`.
+    CosineVariant, "variant of the cosine" {
+        /// transformers' `get_cosine_schedule_with_warmup` behind the step: `(n + 1) / w`, then `d = (n + 1 - w) / (t - w)`.
+        Transformers = "transformers",
+        /// open_clip's `cosine_lr`: `(n + 1) / w`, then `d = (n - w) / (t - w)`.
+        OpenClip = "open_clip",
+        /// NeMo's `CosineAnnealing`: `(n + 1) / (w + 1)` up to step w, then `d = (n - w) / (t - w)`; `min_lr` is `final` times the peak.
+        Nemo = "nemo",
+    }
+}
+
+impl CosineVariant {
+    /// Whether it is the one of recipes that name none.
+    #[allow(clippy::trivially_copy_pass_by_ref)] // Serde hands over a reference.
+    fn is_usual(&self) -> bool {
+        *self == Self::Transformers
+    }
 }
 
 impl Default for Cosine {
     fn default() -> Self {
-        Self { warmup: Span::ZERO, final_share: 0.0, cycles: 1, length: None }
+        let variant = CosineVariant::Transformers;
+        Self { warmup: Span::ZERO, final_share: 0.0, cycles: 1, length: None, variant }
     }
 }
 
 impl Schedule for Cosine {
     fn rate(&self, peak: f64, at: &Position) -> f64 {
-        if let Some(rate) = warming(self.warmup, peak, at) {
-            return rate;
-        }
-        let done = share_done(self.warmup, self.length, at);
+        let before = Position { samples: at.samples.saturating_sub(at.batch_size), ..*at };
+        let (behind, warmup) = (self.warmup.samples(at.batch_size), self.warmup);
+        let done = match self.variant {
+            CosineVariant::Transformers => match warming(warmup, peak, at) {
+                Some(rate) => return rate,
+                None => share_done(warmup, self.length, at),
+            },
+            CosineVariant::OpenClip if before.samples < behind => {
+                return peak * at.samples as f64 / behind as f64;
+            }
+            CosineVariant::Nemo if behind > 0 && before.samples <= behind => {
+                return peak * (at.samples as f64 / (behind + at.batch_size) as f64).min(1.0);
+            }
+            CosineVariant::OpenClip | CosineVariant::Nemo => share_done(warmup, self.length, &before),
+        };
         let within = if self.cycles > 1 && done < 1.0 { (f64::from(self.cycles) * done).fract() } else { done };
         peak * (self.final_share + (1.0 - self.final_share) * (0.5 * (1.0 + (PI * within).cos())))
     }
@@ -56,6 +92,21 @@ mod tests {
         near(&rates(&once, &[0, 5, 10, 35, 60, 110, 200]), &[0.0, 0.5, 1.0, quarter, 0.5, 0.0, 0.0]);
         let twice = Cosine { cycles: 2, ..once };
         near(&rates(&twice, &[10, 35, 60, 85, 110]), &[1.0, 0.5, 1.0, 0.5, 0.0]);
+    }
+
+    /// The factors of open_clip_train.scheduler.cosine_lr(optimizer, 1.0, 4, 20), and of NeMo's CosineAnnealing with min_lr 0.1, by
+    /// hand from their definitions; long runs of both are in `tests/golden/schedules.txt`.
+    #[test]
+    fn other_variants_count_from_the_step_before() {
+        let length = Some(Span::Steps(20));
+        let open_clip =
+            Cosine { warmup: Span::Steps(4), length, variant: CosineVariant::OpenClip, ..Cosine::default() };
+        near(&rates(&open_clip, &[1, 2, 4, 5, 13, 21]), &[0.25, 0.5, 1.0, 1.0, 0.5, 0.0]);
+        let nemo = Cosine { final_share: 0.1, variant: CosineVariant::Nemo, ..open_clip };
+        near(&rates(&nemo, &[1, 2, 4, 5, 13, 21, 40]), &[0.2, 0.4, 0.8, 1.0, 0.55, 0.1, 0.1]);
+        assert!(
+            toml::from_str::<Cosine>("variant = 'nemo'").is_ok() && toml::from_str::<Cosine>("variant = 'x'").is_err()
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod step;
 mod warmup_hold;
 
 pub use constant::Constant;
-pub use cosine::Cosine;
+pub use cosine::{Cosine, CosineVariant};
 pub use inverse_sqrt::InverseSqrt;
 pub use lambda_linear::LambdaLinear;
 pub use linear::Linear;
@@ -114,7 +114,9 @@ mod tests {
     fn golden_values_of_the_originals() {
         const GOLDEN: &str = include_str!("../../../tests/golden/schedules.txt");
         let steps = Span::Steps;
-        let schedules: [(&str, &dyn Schedule, u64); 10] = [
+        let open_clip = Cosine { warmup: steps(10), variant: CosineVariant::OpenClip, ..Cosine::default() };
+        let nemo = Cosine { final_share: 0.1, variant: CosineVariant::Nemo, ..open_clip.clone() };
+        let schedules: [(&str, &dyn Schedule, u64); 12] = [
             ("torch_constant", &Constant::default(), 0),
             ("torch_linear", &Linear { final_share: 0.2, length: Some(steps(50)), ..Linear::default() }, 0),
             ("torch_polynomial", &Polynomial::default(), 0),
@@ -137,6 +139,8 @@ mod tests {
                 &WarmupHold { warmup: steps(10), hold: Some(steps(20)), length: Some(steps(60)), final_share: 0.1 },
                 1,
             ),
+            ("open_clip_cosine", &open_clip, 1),
+            ("nemo_cosine", &nemo, 1),
         ];
         assert_eq!(GOLDEN.lines().count(), schedules.len());
         for (line, (name, schedule, first)) in GOLDEN.lines().zip(schedules) {
