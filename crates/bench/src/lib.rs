@@ -1,5 +1,5 @@
-//! Benchmarks: every kernel by itself ([`run_kernels`]) and a UNet's forward pass or training step ([`run_unet`]), both
-//! against what the processor is measured to do at most in the same process; and the stages of drawing images from a
+//! Benchmarks: every kernel by itself ([`run_kernels`]) and a UNet's forward pass or training step ([`run_unet`]), or a
+//! ViT's or CLIP's ([`run_vision`]), all against what the processor is measured to do at most in the same process; and the stages of drawing images from a
 //! checkpoint ([`run_generate`]); the networks that judge images ([`run_features`]); and whole training steps as MosaicML's diffusion-benchmark times them ([`run_train`]).
 //!
 //! Nothing here prints: rows and reports write themselves as lines for people (`Display`) or as JSON objects of one
@@ -8,6 +8,7 @@
 mod cases;
 mod features;
 mod generate;
+mod iterations;
 mod kernels;
 mod microbatch;
 mod mosaic;
@@ -15,6 +16,7 @@ mod profile;
 mod setting;
 mod train;
 mod unet;
+mod vision;
 
 pub use calotype_ops::Peaks;
 pub use features::{FeatureShape, FeaturesBench, FeaturesReport, run_features};
@@ -23,9 +25,10 @@ pub use kernels::{KernelRow, run_kernels};
 pub use microbatch::MicrobatchProbe;
 pub use mosaic::{PUBLISHED, SCHEDULE_IMAGES, ScheduleCost, WINDOW};
 pub use profile::{Profile, ProfileRow};
-pub use setting::{Family, Mode};
+pub use setting::{Family, Mode, NetworkPrecision};
 pub use train::{Microbatch, TrainBench, TrainReport, run_train};
 pub use unet::{UNetBench, UNetReport, run_unet};
+pub use vision::{ClipShape, VisionBench, VisionNetwork, VisionReport, VitShape, run_vision};
 
 use calotype_checkpoints::LayoutError;
 use calotype_models::ConfigError;
@@ -99,6 +102,7 @@ impl BenchError {
     pub fn is_usage(&self) -> bool {
         match self {
             BenchError::Setting { .. } | BenchError::NoMatch { .. } => true,
+            BenchError::Data(error) => error.is_usage(),
             BenchError::Pipeline(error) => error.is_usage(),
             BenchError::Stage(error) => error.is_usage(),
             BenchError::Task(error) => error.is_usage(),

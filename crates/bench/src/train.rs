@@ -183,6 +183,7 @@ impl Family {
         match self {
             Family::Sd1 => RandomFamily::Sd1,
             Family::Sd2 => RandomFamily::Sd2,
+            Family::Sdxl => RandomFamily::Sdxl,
             Family::Tiny => RandomFamily::Tiny,
         }
     }
@@ -201,6 +202,9 @@ impl TrainBench {
         let check = |ok: bool, flag: &'static str, problem: &dyn Fn() -> String| {
             if ok { Ok(()) } else { Err(BenchError::Setting { flag, problem: problem() }) }
         };
+        check(self.family != Family::Sdxl, "--family", &|| {
+            "sdxl takes two text encoders, and the published benchmark is of one; `bench unet` has it".to_owned()
+        })?;
         let step = 8 * self.family.config().size_multiple();
         check(self.image_size > 0 && self.image_size.is_multiple_of(step), "--image-size", &|| {
             format!("{} is not a multiple of {step} pixels, as the network's levels need it", self.image_size)

@@ -1,31 +1,24 @@
 //! A whole UNet: its forward pass, or a training step.
 
+use crate::iterations::{DEVIATION, Forward, Plan, Training, load_noise, noise};
 use crate::profile::Profile;
-use crate::setting::{Family, Mode};
+use crate::setting::{Family, Mode, NetworkPrecision};
 use crate::{BenchError, Peaks, json_line, median};
-use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use calotype_core::system::peak_rss_gib;
-use calotype_core::{Purpose, Stream};
-use calotype_kernels::{isa_name, threads};
-use calotype_models::unet::Keep;
-use calotype_models::{Init, UNet, state};
-use calotype_ops::in_backward::count_uses;
-use calotype_ops::profile::{self, Pass};
-use calotype_ops::{Precision, mean_squared_error};
-use calotype_train::config::RunSettings;
-use calotype_train::optim::{Optimizer, OptimizerSettings, Stepping, TrainConfig};
+use calotype_kernels::{int8_isa_name, isa_name, threads};
+use calotype_models::unet::{Keep, stays_wide};
+use calotype_models::{AddedConditions, Init, UNet};
+use calotype_ops::mean_squared_error;
 use serde::Serialize;
 use std::fmt;
-use std::time::Instant;
 
 /// Text states of a caption.
 const TOKENS: usize = 77;
+/// Numbers that Stable Diffusion XL takes beside them: heights, widths and corners.
+const SIZES: usize = 6;
 /// Pixels of an image for one of its latent, in both directions.
 const LATENT_SCALE: usize = 8;
-/// Standard deviation of all parameters.
-const DEVIATION: f32 = 0.02;
-
 /// The settings of a measurement.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNetBench {
@@ -37,8 +30,8 @@ pub struct UNetBench {
     pub batch: usize,
     /// Forward pass or training step.
     pub mode: Mode,
-    /// Precision of activations.
-    pub precision: Precision,
+    /// Numbers of layers and activations.
+    pub precision: NetworkPrecision,
     /// Number of iterations; the last half counts.
     pub iterations: usize,
     /// Training keeps the inputs of the blocks only and computes them a second time.
@@ -62,8 +55,8 @@ pub struct UNetReport {
     pub batch: usize,
     /// Forward pass or training step.
     pub mode: Mode,
-    /// Precision of activations.
-    pub precision: Precision,
+    /// Numbers of layers and activations.
+    pub precision: NetworkPrecision,
     /// Threads of the kernels.
     pub threads: usize,
     /// Instruction set of the kernels.
@@ -139,11 +132,14 @@ impl UNetBench {
         {
             check(!set || self.mode == Mode::Train, flag, &|| "is for training; add --mode train".to_owned())?;
         }
+        check(self.precision != NetworkPrecision::Int8 || self.mode == Mode::Forward, "--precision", &|| {
+            "int8 is for drawing; training has f32 and bf16".to_owned()
+        })?;
         Ok(())
     }
 
     fn dtype(&self) -> DType {
-        self.precision.dtype(&Device::flex())
+        self.precision.activations().dtype(&Device::flex())
     }
 
     /// Side of a latent.
@@ -169,15 +165,18 @@ impl UNetBench {
 /// [`BenchError`]
 pub fn run_unet(bench: &UNetBench) -> Result<(UNetReport, Option<Profile>), BenchError> {
     bench.validate()?;
+    let plan = Plan { network: bench.family.to_string(), iterations: bench.iterations, profile: bench.profile };
     let (laps, profile, page_faults) = match bench.mode {
-        Mode::Forward => iterate(bench, Forward::new(bench)?)?,
-        Mode::Train => iterate(bench, Training::new(bench)?)?,
+        Mode::Forward => plan.run(forward(bench)?)?,
+        Mode::Train => plan.run(training(bench)?)?,
     };
     // Before the peaks, which need memory of their own. The network is gone by now.
     let peak_rss_gib = peak_rss_gib();
     let seconds = median(laps.clone());
-    let precision = bench.precision.resolve(&Device::flex());
-    let peak = Peaks::measure().of(precision);
+    // Of products in 8 bits there is no measured peak: their rate is a share of that of the activations' precision, and may be above it.
+    let activations = bench.precision.activations().resolve(&Device::flex());
+    let peak = Peaks::measure().of(activations);
+    let int8 = bench.precision == NetworkPrecision::Int8;
     let flops = bench.flops() / seconds;
     let report = UNetReport {
         engine: "calotype",
@@ -185,9 +184,9 @@ pub fn run_unet(bench: &UNetBench) -> Result<(UNetReport, Option<Profile>), Benc
         resolution: bench.resolution,
         batch: bench.batch,
         mode: bench.mode,
-        precision,
+        precision: if int8 { bench.precision } else { activations.into() },
         threads: threads(),
-        isa: isa_name(),
+        isa: if int8 { int8_isa_name() } else { isa_name() },
         iterations: bench.iterations,
         recompute_blocks: bench.recompute_blocks,
         optimizer_in_backward: bench.optimizer_in_backward,
@@ -204,66 +203,27 @@ pub fn run_unet(bench: &UNetBench) -> Result<(UNetReport, Option<Profile>), Benc
     Ok((report, profile))
 }
 
-/// Something that is done over and over.
-trait Iteration {
-    /// Once; the seconds of its passes in their order.
-    fn run(&mut self) -> Vec<(Pass, f64)>;
-
-    /// A number that is not finite if anything was not.
-    fn witness(&self) -> f32;
-}
-
-/// Seconds of each iteration that counts, their profile if asked for, and page faults of one.
-fn iterate(bench: &UNetBench, mut iteration: impl Iteration) -> Result<(Vec<f64>, Option<Profile>, f64), BenchError> {
-    let warm_up = bench.iterations / 2;
-    for _ in 0..warm_up {
-        iteration.run();
-    }
-    if bench.profile {
-        profile::start();
-    }
-    let steady = bench.iterations - warm_up;
-    let faults = page_faults();
-    let mut seconds = Vec::with_capacity(steady);
-    let mut passes: Vec<(Pass, f64)> = Vec::new();
-    for _ in 0..steady {
-        let start = Instant::now();
-        let laps = iteration.run();
-        seconds.push(start.elapsed().as_secs_f64());
-        for (pass, lap) in laps {
-            match passes.iter_mut().find(|(known, _)| *known == pass) {
-                Some((_, sum)) => *sum += lap,
-                None => passes.push((pass, lap)),
-            }
-        }
-    }
-    let faults = (page_faults() - faults) / steady as f64;
-    let profile = bench.profile.then(|| Profile::new(&profile::stop(), &passes, steady));
-    let witness = iteration.witness();
-    if !witness.is_finite() {
-        return Err(BenchError::NotFinite { family: bench.family.to_string(), value: witness.to_string() });
-    }
-    Ok((seconds, profile, faults))
-}
-
-/// Page faults of this process so far; 0 where the system does not tell.
-fn page_faults() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF);
-    usage.map_or(0.0, |usage| (usage.minor_page_faults() + usage.major_page_faults()) as f64)
-}
-
 /// The network's inputs.
 struct Inputs {
     latent: Tensor<4>,
     timesteps: Vec<f32>,
     context: Tensor<3>,
+    added: Option<AddedConditions>,
 }
 
 impl Inputs {
     fn new(bench: &UNetBench, device: &Device) -> Self {
         let config = bench.family.config();
         let side = bench.side();
+        let added = config.added.as_ref().map(|added| {
+            let pooled = added.input_channels - SIZES * added.time_features;
+            AddedConditions {
+                text_embeds: noise([bench.batch, pooled], 3, device).cast(bench.dtype()),
+                time_ids: vec![bench.resolution as f32; SIZES * bench.batch],
+            }
+        });
         Self {
+            added,
             latent: noise([bench.batch, side, side, config.in_channels], 0, device).cast(bench.dtype()),
             timesteps: vec![500.0; bench.batch],
             context: noise([bench.batch, TOKENS, config.context_channels], 1, device).cast(bench.dtype()),
@@ -271,141 +231,34 @@ impl Inputs {
     }
 
     fn through(&self, unet: &UNet, keep: Keep) -> Tensor<4> {
-        unet.forward_keeping(keep, self.latent.clone(), &self.timesteps, self.context.clone(), None)
+        unet.forward_keeping(keep, self.latent.clone(), &self.timesteps, self.context.clone(), self.added.as_ref())
     }
-}
-
-/// Standard normal numbers; `index` tells apart tensors.
-fn noise<const D: usize>(shape: [usize; D], index: u64, device: &Device) -> Tensor<D> {
-    let mut values = vec![0f32; shape.iter().product()];
-    Stream::new(0, Purpose::Evaluation, index).fill_normal(&mut values);
-    Tensor::from_data(TensorData::new(values, shape), device)
 }
 
 fn build(bench: &UNetBench, device: &Device) -> Result<UNet, BenchError> {
     Ok(bench.family.config().init(&mut Init::repeated_noise(DEVIATION, device))?)
 }
 
-/// Time since the last lap.
-struct Laps(Instant);
-
-impl Laps {
-    fn lap(&mut self, pass: Pass) -> (Pass, f64) {
-        let before = std::mem::replace(&mut self.0, Instant::now());
-        (pass, (self.0 - before).as_secs_f64())
-    }
+/// [`build`] as a network is loaded for inference.
+fn load(bench: &UNetBench, device: &Device) -> Result<UNet, BenchError> {
+    let empty = bench.family.config().init(&mut Init::placeholders(device))?;
+    let int8 = bench.precision == NetworkPrecision::Int8;
+    let narrow: &dyn Fn(&str) -> bool = &|key| int8 && !stays_wide(key);
+    load_noise(empty, bench.dtype(), narrow).map_err(|error| error.of("--family"))
 }
 
-struct Forward {
-    unet: UNet,
-    inputs: Inputs,
-    output: Option<Tensor<4>>,
+/// The forward pass, without gradients.
+fn forward(bench: &UNetBench) -> Result<Forward<4>, BenchError> {
+    let device = Device::flex();
+    let (unet, inputs) = (load(bench, &device)?, Inputs::new(bench, &device));
+    Ok(Forward::new(move || Ok(inputs.through(&unet, Keep::Activations))))
 }
 
-impl Forward {
-    fn new(bench: &UNetBench) -> Result<Self, BenchError> {
-        let device = Device::flex();
-        let unet = build(bench, &device)?;
-        // As a network is that was loaded for inference.
-        let unet = if bench.dtype() == DType::BF16 { state::packed(unet) } else { unet };
-        Ok(Self { unet, inputs: Inputs::new(bench, &device), output: None })
-    }
-}
-
-impl Iteration for Forward {
-    fn run(&mut self) -> Vec<(Pass, f64)> {
-        let mut laps = Laps(Instant::now());
-        self.output = Some(self.inputs.through(&self.unet, Keep::Activations));
-        vec![laps.lap(Pass::Forward)]
-    }
-
-    fn witness(&self) -> f32 {
-        let output = self.output.clone();
-        output.map_or(f32::NAN, |output| output.cast(DType::F32).abs().sum().into_scalar::<f32>())
-    }
-}
-
-struct Training {
-    /// Taken out while a step makes the next one of it.
-    unet: Option<UNet>,
-    inputs: Inputs,
-    target: Tensor<4>,
-    keep: Keep,
-    optimizer: Optimizer,
-    stepping: Stepping,
-    run: RunSettings,
-    settings: OptimizerSettings,
-    samples: u64,
-    loss: f32,
-}
-
-impl Training {
-    fn new(bench: &UNetBench) -> Result<Self, BenchError> {
-        let device = Device::flex().autodiff();
-        let unet = build(bench, &device)?;
-        let inputs = Inputs::new(bench, &device);
-        let samples = (bench.iterations * bench.batch) as u64;
-        let run = RunSettings {
-            seed: 0,
-            samples,
-            batch_size: bench.batch,
-            precision: Default::default(),
-            log_every: samples,
-            checkpoint_every: samples,
-            keep_checkpoints: 1,
-            keep_every: None,
-        };
-        let settings = OptimizerSettings {
-            learning_rate: 1e-6,
-            in_backward: bench.optimizer_in_backward.then_some(true),
-            ..OptimizerSettings::default()
-        };
-        let optimizer = Optimizer::new(&unet, &TrainConfig::new(&run, &settings, None))?;
-        Ok(Self {
-            target: noise(inputs.latent.dims(), 2, &device),
-            stepping: settings.stepping(unet.num_params()),
-            unet: Some(unet),
-            inputs,
-            keep: if bench.recompute_blocks { Keep::Inputs } else { Keep::Activations },
-            optimizer,
-            run,
-            settings,
-            samples: 0,
-            loss: f32::NAN,
-        })
-    }
-}
-
-impl Iteration for Training {
-    fn run(&mut self) -> Vec<(Pass, f64)> {
-        let Some(unet) = self.unet.take() else { return Vec::new() };
-        let mut laps = Laps(Instant::now());
-        let pass = || {
-            let output = self.inputs.through(&unet, self.keep);
-            mean_squared_error(output.cast(DType::F32), self.target.clone())
-        };
-        let stepping = self.stepping;
-        let (loss, uses) = stepping.pass(|| count_uses(pass));
-        self.loss = loss.clone().inner().into_scalar::<f32>();
-        let forward = laps.lap(Pass::Forward);
-        self.samples += self.run.batch_size as u64;
-        // Peers do not clip, so the norm of the gradient is not computed here either.
-        let config = TrainConfig::new(&self.run, &self.settings, None);
-        if stepping != Stepping::AfterBackward {
-            let step = || self.optimizer.step_in_backward(unet, (loss, uses), &config, self.samples, false);
-            let (unet, _) = stepping.pass(step);
-            self.unet = Some(unet);
-            return vec![forward, laps.lap(Pass::Backward)];
-        }
-        let mut gradients = loss.backward();
-        drop(loss);
-        let backward = laps.lap(Pass::Backward);
-        let gradients = self.optimizer.gradients(&unet, &mut gradients, self.run.batch_size as f64);
-        self.unet = Some(self.optimizer.step(unet, gradients, &config, self.samples, 0.0));
-        vec![forward, backward, laps.lap(Pass::Optimizer)]
-    }
-
-    fn witness(&self) -> f32 {
-        self.loss
-    }
+fn training(bench: &UNetBench) -> Result<Training<UNet>, BenchError> {
+    let device = Device::flex().autodiff();
+    let (unet, inputs) = (build(bench, &device)?, Inputs::new(bench, &device));
+    let target = noise(inputs.latent.dims(), 2, &device);
+    let keep = if bench.recompute_blocks { Keep::Inputs } else { Keep::Activations };
+    let loss = move |unet: &UNet| Ok(mean_squared_error(inputs.through(unet, keep).cast(DType::F32), target.clone()));
+    Training::new(unet, loss, bench.iterations, bench.batch, bench.optimizer_in_backward)
 }

@@ -1,10 +1,12 @@
-//! The counted work of a UNet is the work that its operations do.
+//! The counted work of a network is the work that its operations do.
 
-use calotype_bench::{Family, Mode, UNetBench, run_unet};
+use calotype_bench::{
+    ClipShape, Family, Mode, NetworkPrecision, UNetBench, VisionBench, VisionNetwork, VitShape, run_unet, run_vision,
+};
 use calotype_ops::Precision;
 use calotype_ops::profile::{self, Pass, ProfileEntry};
 
-/// Both things at once, as the profile belongs to the process.
+/// All things at once, as the profile belongs to the process.
 #[test]
 fn profiled_operations_add_up_to_the_counted_work() {
     let bench = UNetBench {
@@ -12,7 +14,7 @@ fn profiled_operations_add_up_to_the_counted_work() {
         resolution: 64,
         batch: 2,
         mode: Mode::Train,
-        precision: Precision::F32,
+        precision: NetworkPrecision::F32,
         iterations: 1,
         recompute_blocks: false,
         optimizer_in_backward: false,
@@ -44,4 +46,27 @@ fn profiled_operations_add_up_to_the_counted_work() {
     let again = flops(&entries_of_thrifty, Pass::Recompute) / counted;
     assert!((0.8..1.0).contains(&again), "all blocks, not the layers around them: {again}");
     assert!(profile::stop().is_empty(), "nothing is gathered while profiling is off");
+
+    let int8 = UNetBench { mode: Mode::Forward, precision: NetworkPrecision::Int8, ..bench };
+    assert_eq!(flops(&profiled(&int8), Pass::Forward), counted);
+    let (report, _) = run_unet(&int8).unwrap();
+    assert!(report.json().contains("\"precision\":\"int8\""), "{}", report.json());
+    let error = run_unet(&UNetBench { mode: Mode::Train, ..int8 }).unwrap_err().to_string();
+    assert!(error.starts_with("--precision: int8 is for drawing"), "{error}");
+
+    for network in [VisionNetwork::Vit(VitShape::Tiny), VisionNetwork::Clip(ClipShape::Tiny)] {
+        let (batch, precision, iterations) = (2, Precision::F32, 1);
+        let bench = VisionBench { network, batch, mode: Mode::Forward, precision, iterations, profile: false };
+        profile::start();
+        let (report, _) = run_vision(&bench).unwrap();
+        let done = flops(&profile::stop(), Pass::Forward);
+        let counted = 1e12 * report.tflops * report.seconds;
+        assert!((done / counted - 1.0).abs() < 1e-9, "{network:?}: {done} of {counted}");
+        let (trained, _) = run_vision(&VisionBench { mode: Mode::Train, ..bench }).unwrap();
+        assert_eq!((trained.images_per_second * trained.seconds).round(), 2.0);
+    }
+    let alone = VisionNetwork::Clip(ClipShape::Tiny);
+    let (precision, iterations) = (Precision::F32, 1);
+    let one = VisionBench { network: alone, batch: 1, mode: Mode::Train, precision, iterations, profile: false };
+    assert!(run_vision(&one).unwrap_err().to_string().starts_with("--batch: the contrastive loss"), "a single pair");
 }

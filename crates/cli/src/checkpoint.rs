@@ -7,8 +7,9 @@ use anyhow::Result;
 use calotype_checkpoints::{
     Checkpoint, ConvertOptions, Family, LayoutError, OpenOptions, Prediction, Report, Target, convert,
 };
+use calotype_core::folders::{Content, content};
 use calotype_data::source::{self, SourceOptions, Summary};
-use calotype_pipeline::belonging;
+use calotype_pipeline::belonging::{self, Checked, Hashes};
 use calotype_train::runs::{Held, RunReport, held};
 use calotype_weights::Dtype;
 use clap::Args;
@@ -48,7 +49,8 @@ pub(crate) struct ConvertArgs {
     input: PathBuf,
     /// The file or folder to write; it must not exist.
     output: PathBuf,
-    /// Layout to write: a folder of diffusers', one file of LDM's keys, or a folder with checksums of Calotype's.
+    /// Layout to write: a folder of diffusers', one file of LDM's keys, a folder with checksums of Calotype's, or NeMo's archive of a ViT
+    /// or CLIP.
     #[arg(long, value_name = "LAYOUT", value_parser = named::<Target>())]
     to: Target,
     /// Type to write weights in [default: as they are].
@@ -147,7 +149,12 @@ impl OpenArgs {
 
 /// Opens a checkpoint for use, and tells which of its tensors are in no network.
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
-    let checkpoint = opened(path, options)?;
+    Ok(open_hashed(path, options)?.0)
+}
+
+/// [`open`], with the hashes of the networks where those had to be computed.
+pub(crate) fn open_hashed(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, Option<Hashes>)> {
+    let (checkpoint, hashes) = opened(path, options)?;
     if let Some(warning) = checkpoint.unused_warning() {
         eprintln!("warning: {warning}");
     }
@@ -157,18 +164,19 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     for (word, vectors) in checkpoint.learned_words() {
         eprintln!("embedding: `{word}` stands for {vectors} learned vectors");
     }
-    Ok(checkpoint)
+    Ok((checkpoint, hashes))
 }
 
-/// Opens a checkpoint whose networks belong together.
-fn opened(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+/// Opens a checkpoint whose networks belong together; tells of a network that was chosen and was not trained with the others.
+fn opened(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, Option<Hashes>)> {
     refuse_repository(path)?;
     let checkpoint = Checkpoint::open_with(path, options).map_err(|error| match error {
         LayoutError::Unrecognised { .. } => runs_instead(path).unwrap_or_else(|| error.into()),
         error => error.into(),
     })?;
-    check_belonging(&checkpoint)?;
-    Ok(checkpoint)
+    let Checked { note, hashes } = belonging::check(&checkpoint, None)?;
+    note.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok((checkpoint, hashes))
 }
 
 /// What to say of a folder that holds runs, or a run without a model, where a checkpoint is wanted.
@@ -178,7 +186,7 @@ fn runs_instead(path: &Path) -> Option<anyhow::Error> {
         return Some(Usage(format!("{}: {problem}", path.display())).into());
     }
     let runs = Runs::below(path).ok().flatten()?;
-    Some(Usage(format!("{}: a folder of runs; name one of them: {}", path.display(), runs.names().join(", "))).into())
+    Some(Usage(format!("{}: {}; {}", path.display(), runs.what(), runs.advice())).into())
 }
 
 /// Refuses the name of a repository of models, which is no path.
@@ -191,14 +199,6 @@ fn refuse_repository(path: &Path) -> Result<()> {
         .into()),
         None => Ok(()),
     }
-}
-
-/// Refuses networks that were not trained together, and tells of one that was chosen so.
-fn check_belonging(checkpoint: &Checkpoint) -> Result<()> {
-    if let Some(note) = belonging::check(checkpoint)? {
-        eprintln!("note: {note}");
-    }
-    Ok(())
 }
 
 /// The name of a repository, ORG/NAME, if a path that is not there looks like one.
@@ -236,8 +236,10 @@ pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
     args.open.check(&args.path)?;
     if let Some(training) = held(&args.path)? {
         let model = match &training {
-            Held::Run(RunReport { model: None, .. }) | Held::Preparation { .. } => None,
-            Held::TrainingCheckpoint(_) | Held::Snapshot(_) => None,
+            // A run that is not finished may have the model of an earlier end, which is not its own.
+            Held::Run(RunReport { model: None, .. } | RunReport { result: None, .. }) => None,
+            Held::Preparation { .. } => None,
+            Held::Evaluation { .. } | Held::TrainingCheckpoint(_) | Held::Snapshot(_) => None,
             Held::Quickstart { summary: None, .. } => None,
             _ => Some(args.report()?),
         };
@@ -257,9 +259,11 @@ fn inspect_other(args: &InspectArgs, error: anyhow::Error) -> Result<()> {
     let runs = Runs::below(&args.path)?;
     let dataset = || args.path.to_str().map(|spec| source::open(spec, &SourceOptions::default()));
     let (what, report): (&str, Box<dyn Told>) = match runs {
-        Some(runs) => ("a folder of runs", Box::new(runs)),
+        Some(runs) => (runs.what(), Box::new(runs)),
         None => match dataset() {
             Some(Ok(dataset)) => ("a dataset", Box::new(Summary::of(&*dataset)?)),
+            // It is one, and says itself what is wrong with it.
+            Some(Err(fault)) if is_dataset(&args.path, &fault) => return Err(fault.into()),
             // Neither: the folder may still be meant as a checkpoint.
             _ => return Err(error),
         },
@@ -269,6 +273,12 @@ fn inspect_other(args: &InspectArgs, error: anyhow::Error) -> Result<()> {
         return Err(Usage(format!("{} is {what}: {flags}", args.path.display())).into());
     }
     print(report.told(args.json.json)?.trim_end())
+}
+
+/// Whether what cannot be opened as a dataset is one all the same.
+fn is_dataset(path: &Path, fault: &calotype_data::Error) -> bool {
+    let is_unfinished = matches!(fault, calotype_data::Error::Unfinished { .. });
+    is_unfinished || content(path).is_some_and(|found| found.content == Content::Shards)
 }
 
 /// Prints a report as text, or as JSON.
@@ -287,10 +297,21 @@ impl<T: Serialize + Display> Told for T {
     }
 }
 
+/// Says that other programs know files of weights by their ending.
+fn tell_ending(target: Target, output: &Path) {
+    if target == Target::SingleFile && output.extension().is_none() {
+        let output = output.display();
+        eprintln!(
+            "note: {output} has no ending, and other programs know files of weights by theirs: {output}.safetensors is usual"
+        );
+    }
+}
+
 /// Writes a checkpoint in another layout.
 pub(crate) fn convert_command(args: &ConvertArgs) -> Result<()> {
     args.open.check(&args.input)?;
-    let checkpoint = opened(&args.input, &args.open.options())?;
+    tell_ending(args.to, &args.output);
+    let (checkpoint, _) = opened(&args.input, &args.open.options())?;
     let options = ConvertOptions {
         dtype: args.dtype,
         allow_missing: args.allow_missing,

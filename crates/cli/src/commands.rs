@@ -1,3 +1,4 @@
+mod absent;
 pub(crate) mod bench;
 pub(crate) mod classify;
 pub(crate) mod doctor;
@@ -9,23 +10,31 @@ pub(crate) mod fid_stats;
 pub(crate) mod generate;
 mod judging;
 pub(crate) mod mlperf;
+mod mlperf_accuracy;
+mod mlperf_inference;
 mod mlperf_plot;
+mod mlperf_submission;
 pub(crate) mod probe;
+pub(crate) mod quantize;
 pub(crate) mod recipes;
 pub(crate) mod shell;
 pub(crate) mod similarity;
 pub(crate) mod sweep;
 mod vision;
 
-use crate::{QuickstartArgs, TrainArgs, ranks};
+use crate::{QuickstartArgs, TrainArgs, help, ranks};
 use anyhow::{Context, Result};
 use calotype_bench::BenchError;
 use calotype_checkpoints::LayoutError;
+use calotype_core::folders::{Content, check_folder};
+use calotype_core::output::check_file;
 use calotype_core::words::plain;
 use calotype_evaluate::EvaluateError;
 use calotype_evaluate::sweep::SweepError;
+use calotype_inference::InferenceError;
 use calotype_mlperf::FiguresError;
 use calotype_pipeline::PipelineError;
+use calotype_pipeline::encoders::EncoderError;
 use calotype_quickstart::{Options, QuickstartError, run};
 use calotype_train::device::DeviceError;
 use calotype_train::prepare::{Preparation, PrepareError};
@@ -34,6 +43,7 @@ use calotype_train::stages::{MODEL, StageContext, StageEnd, StageError};
 use calotype_train::tasks::{self, TaskError, TrainingRun};
 use calotype_train::trainer::TrainingSummary;
 use calotype_train::{RecipeError, RecipeLoader, StopFlag};
+use calotype_weights::TensorFileError;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -95,7 +105,7 @@ pub(crate) fn harmless(text: &str) -> String {
     shown
 }
 
-/// 2 for bad usage or configuration, 130 for a stop on request, 1 for failed work.
+/// 2 for bad usage or configuration, also where something is not there that was named, 130 for a stop on request, 1 for failed work.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(Told(code)) = error.downcast_ref() {
         return *code;
@@ -106,6 +116,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || matches!(error.downcast_ref(), Some(calotype_data::Error::Interrupted { .. }))
         || error.downcast_ref::<EvaluateError>().is_some_and(EvaluateError::is_interrupted)
         || error.downcast_ref::<SweepError>().is_some_and(SweepError::is_interrupted)
+        || error.downcast_ref::<InferenceError>().is_some_and(InferenceError::is_stopped)
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_interrupted);
     let usage = error.downcast_ref::<RecipeError>().is_some_and(RecipeError::is_usage)
         || error.downcast_ref::<QuickstartError>().is_some_and(QuickstartError::is_usage)
@@ -114,23 +125,72 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         || error.downcast_ref::<BenchError>().is_some_and(BenchError::is_usage)
         || error.downcast_ref::<EvaluateError>().is_some_and(EvaluateError::is_usage)
         || error.downcast_ref::<SweepError>().is_some_and(SweepError::is_usage)
+        || error.downcast_ref::<InferenceError>().is_some_and(InferenceError::is_usage)
         || error.downcast_ref::<calotype_prepare::Error>().is_some_and(calotype_prepare::Error::is_usage)
+        || error.downcast_ref::<calotype_data::Error>().is_some_and(calotype_data::Error::is_usage)
+        || error.downcast_ref::<EncoderError>().is_some_and(EncoderError::is_usage)
+        || error.downcast_ref::<TensorFileError>().is_some_and(TensorFileError::is_usage)
         || error.is::<DeviceError>()
         || error.is::<FiguresError>()
         || error.is::<Usage>()
         || error.downcast_ref::<PipelineError>().is_some_and(PipelineError::is_usage)
         || error.downcast_ref::<TaskError>().is_some_and(TaskError::is_usage)
         || error.downcast_ref::<LayoutError>().is_some_and(LayoutError::is_usage);
-    match (interrupted, usage) {
+    match (interrupted, usage || names_absent(error)) {
         (true, _) => STOPPED,
         (_, true) => 2,
         _ => 1,
     }
 }
 
+/// True if something is not there that the command line names.
+fn names_absent(error: &anyhow::Error) -> bool {
+    let arguments: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    absent::is_named(error, &help::command(), &arguments)
+}
+
 /// Built-in recipes, and those of a `recipes` folder in the current directory.
 pub(crate) fn recipe_loader() -> RecipeLoader {
     RecipeLoader::new().embedded(RECIPES).folder("recipes")
+}
+
+/// Refuses a place for a single file where something is that the command does not write ([`check_file`]); `argument` names it.
+pub(crate) fn check_output(argument: &str, path: &Path, what: &str, is_own: impl FnOnce(&Path) -> bool) -> Result<()> {
+    check_file(path, what, is_own).map_err(|problem| Usage(format!("{argument} {problem}")).into())
+}
+
+/// Refuses a folder of something else than a command writes ([`check_folder`]); `argument` names it.
+pub(crate) fn check_out(argument: &str, folder: &Path, own: &[Content]) -> Result<()> {
+    check_folder(folder, own).map_err(|problem| Usage(format!("{problem} with {argument}")).into())
+}
+
+/// Says which files of a quickstart a built-in recipe takes, where the command line names no others: what comes out is of these.
+pub(crate) fn tell_quickstart(recipe: &str, text: &str, overrides: &[String]) {
+    let named = Path::new(recipe).is_file() || overrides.iter().any(|text| text.contains(QUICKSTART));
+    let Ok(table) = text.parse::<toml::Table>() else { return };
+    let mut taken = Vec::new();
+    quickstart_paths("", &toml::Value::Table(table), &mut taken);
+    let Some((key, path)) = taken.first().filter(|_| !named) else { return };
+    let others: Vec<&str> = taken[1..].iter().map(|(key, _)| key.as_str()).collect();
+    let others = if others.is_empty() { String::new() } else { format!(", and {} lie there, too", others.join(", ")) };
+    eprintln!("note: the recipe takes files of the quickstart: {key} is {path}{others}; {key}=PATH takes others");
+}
+
+/// The folder that the built-in recipes mean by the quickstart's.
+const QUICKSTART: &str = "runs/quickstart";
+
+/// Keys of a recipe with paths in that folder.
+fn quickstart_paths(key: &str, value: &toml::Value, taken: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::String(path) if Path::new(path).starts_with(QUICKSTART) => {
+            taken.push((key.to_owned(), path.clone()))
+        }
+        toml::Value::Table(table) => table.iter().for_each(|(name, value)| {
+            let below = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            quickstart_paths(&below, value, taken);
+        }),
+        _ => {}
+    }
 }
 
 /// Prints to standard output; a closed pipe (`| head`) is no error.
@@ -160,7 +220,7 @@ pub(crate) fn quickstart(args: &QuickstartArgs) -> Result<()> {
     print(&format!(
         "background right  {} (untrained {}, real {})\n\
          caption retrieval {} (untrained {}, real {})\n\
-         Fréchet distance  {:.4} (untrained {:.4}, real {:.4}; own CLIP features, not FID)\n\
+         Fréchet distance  {:.4} (untrained {:.4}, real {:.4}; own CLIP features of unit length, not FID)\n\
          CLIP score        {:.4} (untrained {:.4}, real {:.4})\n\
          took              {:.0} s, {:.2} GiB\n\
          report            {out}/report.html\n\
@@ -201,6 +261,9 @@ fn train_together(args: &TrainArgs, place: &ranks::Place) -> Result<()> {
     recipes.check_overrides(&args.recipe, &args.overrides)?;
     let run = tasks::load(&recipes, &args.recipe, &args.overrides)?;
     let preparation = Preparation::of(&recipes, &run, &folder)?;
+    if collective.is_first() {
+        tell_quickstart(&args.recipe, run.text(), &args.overrides);
+    }
     if args.dry_run {
         print(run.text().trim_end())?;
     }

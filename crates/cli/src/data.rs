@@ -2,8 +2,9 @@
 
 use crate::args::{DeviceArgs, heading};
 use crate::commands::fid_stats::{FidStatsArgs, fid_stats};
-use crate::commands::{Stopped, harmless, print, recipe_loader};
+use crate::commands::{Stopped, Usage, harmless, print, recipe_loader, tell_quickstart};
 use anyhow::{Context, Result};
+use calotype_core::folders::EVALUATIONS;
 use calotype_data::Control;
 use calotype_prepare::slices::SliceArgs;
 use calotype_prepare::{Account, DataStage};
@@ -75,10 +76,30 @@ pub(crate) fn data(args: &DataArgs) -> Result<()> {
     }
 }
 
+/// Refuses a recipe of something else, whose keys would be told to be unknown.
+fn refuse_others(recipe: &str, overrides: &[String]) -> Result<()> {
+    let table = recipe_loader().load::<toml::Table>(recipe, overrides)?.value;
+    let what = match table.get("kind").and_then(toml::Value::as_str) {
+        Some(kind) if EVALUATIONS.contains(&kind) => {
+            format!("a recipe of an evaluation, which is `calotype evaluate {recipe}`")
+        }
+        Some(kind) => format!("a training recipe (kind `{kind}`), which is `calotype train {recipe}`"),
+        None if table.contains_key("encoders") => return Ok(()),
+        None => "no recipe of encoders: it has no table [encoders]".to_owned(),
+    };
+    Err(Usage(format!(
+        "{recipe} is {what}; the recipes of `data precache` are those below data/precache/ (`calotype recipes`)"
+    ))
+    .into())
+}
+
 /// The slices of a precache stage that this process has to do, one after the other.
 fn run_precache(args: &PrecacheArgs, stop: &StopFlag) -> Result<Account> {
     recipe_loader().check_overrides(&args.recipe, &args.overrides)?;
-    let recipe: PrecacheRecipe = recipe_loader().load(&args.recipe, &args.overrides)?.value;
+    refuse_others(&args.recipe, &args.overrides)?;
+    let loaded = recipe_loader().load::<PrecacheRecipe>(&args.recipe, &args.overrides)?;
+    tell_quickstart(&args.recipe, &loaded.text, &args.overrides);
+    let recipe = loaded.value;
     let device = args.device.open()?;
     let mut account = Account::new("precache");
     let mut last = None;

@@ -2,7 +2,8 @@
 
 use crate::Cli;
 use crate::args::heading;
-use clap::{Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory};
+use std::any::TypeId;
 
 /// Examples of each command, by its path. Tests parse every line.
 const EXAMPLES: &[(&str, &[&str])] = &[
@@ -50,6 +51,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "calotype generate \"a red fox in the snow\" --model v1-5-pruned.safetensors --negative \"blurry\" --seed 7",
             "calotype generate \"a stone bridge\" --model sdxl-folder --image photo.png --strength 0.6",
+            "calotype generate \"a red fox\" --model sdxl-folder --lora sdxl_lightning_4step_lora.safetensors --preset lightning-4",
             "calotype generate --model runs/quickstart --prompts prompts.txt --count 4 --batch 4 --out drawn",
             "calotype generate --from runs/images/00000.png --steps 30",
         ],
@@ -95,12 +97,22 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "calotype convert model.ckpt model-folder --to diffusers",
             "calotype convert runs/quickstart quickstart.safetensors --to single-file --dtype f16",
+            "calotype convert runs/vit vit.nemo --to nemo",
+        ],
+    ),
+    (
+        "quantize",
+        &[
+            "calotype quantize sdxl-folder --out sdxl-int8 --captions captions.txt --count 32",
+            "calotype quantize runs/quickstart --out quickstart-int8 --keep mid_block,*.conv_shortcut",
         ],
     ),
     ("bench", &["calotype bench unet --family sd2 --resolution 512 --mode train --profile"]),
     ("bench kernels", &["calotype bench kernels --filter attention --precision bf16"]),
     ("bench features", &["calotype bench features --network vit-h-14 --batch 8"]),
     ("bench unet", &["calotype bench unet --family sd2 --resolution 512 --mode train --profile"]),
+    ("bench vit", &["calotype bench vit --model b16 --batch 16 --mode train"]),
+    ("bench clip", &["calotype bench clip --model l14 --batch 1"]),
     (
         "bench train",
         &[
@@ -150,8 +162,61 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "mlperf package",
         &["calotype mlperf package runs/seed-0 runs/seed-1 --out submission --ruleset 5.0.0 --field cooling=air"],
     ),
+    (
+        "mlperf inference accuracy",
+        &[
+            "calotype mlperf inference accuracy --run runs/sdxl/offline --captions coco/captions.tsv --statistics val2014.npz --clip \
+             ViT-B-32 --inception inception.pth --compliance-ids v6.1",
+            "calotype mlperf inference accuracy --log mlperf_log_accuracy.json --captions captions_source.tsv --statistics val2014.npz \
+             --clip ViT-B-32 --inception inception.pth --out judged",
+        ],
+    ),
+    (
+        "mlperf inference verify",
+        &[
+            "calotype mlperf inference verify --test TEST01 --performance runs/sdxl/offline --compliance runs/test01 --out compliance",
+        ],
+    ),
+    ("mlperf inference audit", &["calotype mlperf inference audit --test TEST04 --out runs/test04"]),
+    (
+        "mlperf inference",
+        &[
+            "calotype mlperf inference sdxl --model sdxl-folder --scenario offline --out runs/sdxl",
+            "calotype mlperf inference worker --listen 0.0.0.0:4242 --model sdxl-folder",
+        ],
+    ),
+    (
+        "mlperf inference sdxl",
+        &[
+            "calotype mlperf inference sdxl --model sdxl-folder --scenario offline --captions coco/captions.tsv --qps 0.01 --out runs/sdxl",
+            "calotype mlperf inference sdxl --model sdxl-folder --scenario server --accuracy --out runs/sdxl",
+            "calotype mlperf inference sdxl --model sdxl-folder --variant scc24-base --scenario offline --workers host1:4242 --out runs/scc",
+            "calotype mlperf inference sdxl --recipe inference/sdxl/mlperf_mini --scenario offline --out runs/trial",
+        ],
+    ),
+    (
+        "mlperf inference worker",
+        &["calotype mlperf inference worker --listen 0.0.0.0:4242 --model sdxl-folder --variant scc24-base"],
+    ),
+    (
+        "mlperf check-submission",
+        &[
+            "calotype mlperf check-submission submission --round v6.1",
+            "calotype mlperf check-submission submission --round v5.1 --short-run --csv summary.csv",
+        ],
+    ),
+    (
+        "mlperf inference",
+        &["calotype mlperf inference submission runs/sdxl --out handed-in --submitter Team --round v6.1 --short-run"],
+    ),
+    (
+        "mlperf inference submission",
+        &[
+            "calotype mlperf inference submission runs/sdxl --out handed-in --submitter Team --round v6.1 --short-run --field cooling=air",
+        ],
+    ),
     ("recipes", &["calotype recipes", "calotype recipes training/clip/quickstart"]),
-    ("doctor", &["calotype doctor"]),
+    ("doctor", &["calotype doctor", "calotype doctor --system-json > system.json"]),
     (
         "completions",
         &[
@@ -253,7 +318,26 @@ pub(crate) fn command() -> Command {
     with_examples(Cli::command(), "")
 }
 
+/// An option that takes a number, with the parser's own words on a negative one: clap takes `-8` for a flag.
+fn with_negative_numbers(argument: Arg) -> Arg {
+    let parsed = argument.get_value_parser().type_id();
+    let is_number = [
+        TypeId::of::<u8>(),
+        TypeId::of::<u16>(),
+        TypeId::of::<u32>(),
+        TypeId::of::<u64>(),
+        TypeId::of::<usize>(),
+        TypeId::of::<f32>(),
+        TypeId::of::<f64>(),
+    ]
+    .iter()
+    .any(|number| parsed == *number);
+    let takes = argument.get_long().is_some() && argument.get_action().takes_values();
+    if is_number && takes { argument.allow_negative_numbers(true) } else { argument }
+}
+
 fn with_examples(command: Command, path: &str) -> Command {
+    let command = command.mut_args(with_negative_numbers);
     let command = command.mut_args(|argument| match heading_of(path, argument.get_id().as_str()) {
         Some(heading) if argument.get_help_heading().is_none() => argument.help_heading(heading),
         _ => argument,

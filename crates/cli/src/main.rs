@@ -59,18 +59,20 @@ enum Command {
     /// Print the contents of a checkpoint (layout, family, components, prediction type, problems), of a training run, of a dataset,
     /// or of a drawn image (its settings).
     Inspect(checkpoint::InspectArgs),
-    /// Write a checkpoint in another layout: a diffusers folder, a single file, or a Calotype folder.
+    /// Write a checkpoint in another layout: a diffusers folder, a single file, a Calotype folder, or a NeMo archive.
     Convert(checkpoint::ConvertArgs),
+    /// Write a checkpoint whose UNet is in 8 bits, for faster drawing: weights with scales, calibrated by drawing captions.
+    Quantize(Box<commands::quantize::QuantizeArgs>),
     /// Measure speed and memory, as shares of the processor's peak in the same process.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
-    /// End, judge and package the logs of MLPerf training runs.
+    /// End, judge and package the logs of MLPerf training runs; run, judge and hand in MLPerf Inference's Stable Diffusion XL.
     #[command(subcommand)]
     Mlperf(commands::mlperf::MlperfCommand),
     /// List the built-in recipes with purpose, size, memory and time, or show one with everything it inherits.
     Recipes(commands::recipes::RecipesArgs),
     /// Show what this machine and this build offer, with advice.
-    Doctor,
+    Doctor(commands::doctor::DoctorArgs),
     /// Print a shell's completions of commands, flags and their values.
     Completions(commands::shell::CompletionsArgs),
     /// Write a man page for each command.
@@ -185,10 +187,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Probe(args) => commands::probe::probe_command(&args),
         Command::Inspect(args) => checkpoint::inspect_command(&args),
         Command::Convert(args) => checkpoint::convert_command(&args),
+        Command::Quantize(args) => commands::quantize::quantize_command(&args),
         Command::Bench(command) => commands::bench::bench(&command),
-        Command::Mlperf(command) => commands::mlperf::mlperf(&command),
+        Command::Mlperf(command) => commands::mlperf::mlperf(&command, cli.threads),
         Command::Recipes(args) => commands::recipes::recipes(&args),
-        Command::Doctor => commands::doctor::doctor(),
+        Command::Doctor(args) => commands::doctor::doctor(&args),
         Command::Completions(args) => commands::shell::completions(&args),
         Command::Man(args) => commands::shell::man(&args),
     }

@@ -6,6 +6,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
 use std::error::Error as _;
 
+/// Where results go, for commands that have the flag.
+const OUT: &str = "--out VALUE";
+
 /// Names that other programs give to what a flag or a recipe's key is called here: diffusers' pipelines and training
 /// scripts, kohya's sd-scripts, the scripts of CompVis and Stability, A1111's API, open_clip, img2dataset. The command that
 /// a row is for (all, if empty), the names with hyphens for underscores, and what to write; `VALUE` becomes the value that
@@ -65,6 +68,7 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("generate", &["clip-stop-at-last-layers"], "--clip-skip with the number of layers left out"),
     ("generate", &["vae-tiling", "tiled-vae", "enable-vae-tiling", "vae-slicing"], "--tiled"),
     ("generate", &["use-karras-sigmas"], "--karras"),
+    ("generate", &["cache-branch-id"], "--cache-branch VALUE"),
     (
         "generate",
         &[
@@ -126,7 +130,15 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("train", &["adam-epsilon", "eps"], "optimizer.eps=VALUE"),
     ("train", &["max-grad-norm", "grad-clip-norm", "grad-clip"], "optimizer.gradient_clip=VALUE"),
     ("train", &["gradient-accumulation-steps", "accum-freq"], "optimizer.accumulate=VALUE"),
-    ("train", &["gradient-checkpointing", "grad-checkpointing"], "memory.recompute_blocks=true"),
+    ("train", &["tensor-model-parallel-size", "tensor-parallel-size", "tp"], "distributed.tensor_parallel=VALUE"),
+    (
+        "train",
+        &["gradient-checkpointing", "grad-checkpointing"],
+        "memory.recompute_blocks=true, of clip and vit memory.recompute={ uniform = 1 }",
+    ),
+    ("train", &["local-loss", "gather-with-grad"], "objective.loss=local"),
+    ("train", &["siglip"], "objective.loss=siglip and model.logit_bias=true"),
+    ("train", &["force-patch-dropout", "patch-dropout"], "objective.patch_dropout=VALUE"),
     ("train", &["use-ema", "ema"], "ema.name=\"diffusers\", or another average"),
     (
         "train",
@@ -142,6 +154,18 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("train", &["caption-column", "caption-extension"], "data.caption=VALUE, the extension of the caption's part"),
     ("train", &["proportion-empty-prompts", "caption-dropout-rate"], "objective.caption_dropout=VALUE"),
     ("train", &["prediction-type"], "objective.prediction=VALUE"),
+    ("train", &["smoothing", "label-smoothing"], "objective.label_smoothing=VALUE"),
+    ("train", &["mixup", "mixup-alpha"], "objective.mix.mixup=VALUE"),
+    ("train", &["cutmix", "cutmix-alpha"], "objective.mix.cutmix=VALUE"),
+    ("train", &["drop-path", "drop-path-rate"], "model.drop_path=VALUE"),
+    ("train", &["drop"], "model.dropout=VALUE"),
+    (
+        "train",
+        &["aa", "auto-augment"],
+        "data.augment.rand_augment={ timm = { magnitude = 9, deviation = 0.5 } }, for example",
+    ),
+    ("train", &["num-classes"], "model.labels=VALUE"),
+    ("train", &["finetune", "initial-checkpoint"], "init_from=VALUE"),
     ("train", &["v-parameterization"], "objective.prediction=\"v\""),
     (
         "train",
@@ -164,6 +188,15 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
         &["resume", "resume-from-checkpoint", "resume-from"],
         "the same command again: a run in the same folder goes on where it stopped",
     ),
+    (
+        "data precache",
+        &["out", "o", "output", "output-dir", "output-folder", "outdir", "out-dir", "save-dir"],
+        "out=VALUE",
+    ),
+    ("data precache", &["source", "input", "images", "dataset", "data"], "source=VALUE"),
+    ("data precache", &["resolution", "image-size", "size"], "resolution=VALUE"),
+    ("data precache", &["batch-size", "batch"], "batch_size=VALUE"),
+    ("data precache", &["model", "vae"], "encoders.NAME.model=VALUE"),
     ("data", &["output-folder", "url-list"], "folders without a flag: calotype data STAGE INPUT OUTPUT"),
     (
         "data",
@@ -171,12 +204,8 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
         "--samples-per-shard VALUE, or --shard-samples",
     ),
     ("data", &["processes-count", "num-workers", "workers"], "--threads VALUE, in front of or behind the stage"),
-    (
-        "",
-        &["outdir", "output-dir", "output", "output-path", "output-name", "save-dir", "save-path", "out-dir"],
-        "--out VALUE",
-    ),
-    ("", &["o"], "--out VALUE"),
+    ("", &["outdir", "output-dir", "output", "output-path", "output-name", "save-dir", "save-path", "out-dir"], OUT),
+    ("", &["o", "out"], OUT),
     (
         "",
         &[
@@ -223,7 +252,13 @@ const COMMANDS: &[(&[&str], &str)] = &[
 pub(crate) fn explained(mut error: Error, command: Command, arguments: &[String]) -> Error {
     match error.kind() {
         ErrorKind::UnknownArgument => {
-            if let Some(tip) = unknown_flag(&error, &command, arguments) {
+            let tip = unknown_flag(&error, &command, arguments);
+            let given = text_of(&error, ContextKind::InvalidArg).unwrap_or_default();
+            if tip.is_none() && !given.contains(char::is_whitespace) {
+                // How to pass the flag as a value, which is seldom meant.
+                error.remove(ContextKind::Suggested);
+            }
+            if let Some(tip) = tip {
                 error.remove(ContextKind::SuggestedArg);
                 error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
                 // The usage names the flag that looks most like the unknown one, which is none of those meant.
@@ -238,6 +273,19 @@ pub(crate) fn explained(mut error: Error, command: Command, arguments: &[String]
             if let Some((_, own)) = COMMANDS.iter().find(|(names, _)| names.contains(&name.as_str())) {
                 error.remove(ContextKind::SuggestedSubcommand);
                 let tip = format!("here that is `calotype {own}`");
+                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+            }
+            error
+        }
+        ErrorKind::InvalidValue
+            if text_of(&error, ContextKind::InvalidArg).is_some_and(|it| it.starts_with("--device")) =>
+        {
+            let value = text_of(&error, ContextKind::InvalidValue).unwrap_or_default().to_lowercase();
+            let graphics = ["gpu", "nvidia", "amd", "apple", "mps", "intel"].iter().any(|name| value.starts_with(name));
+            if graphics {
+                error.remove(ContextKind::SuggestedValue);
+                let tip = "a graphics processor is cuda (NVIDIA), rocm (AMD), metal (Apple) or vulkan, each in a build with the \
+                           feature of its name; `calotype doctor` tells what this one has";
                 error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
             }
             error
@@ -284,13 +332,18 @@ fn unknown_flag(error: &Error, command: &Command, arguments: &[String]) -> Optio
     if is_own {
         return Some(format!("here that is `--{name}`"));
     }
-    let stage = path.first().copied().unwrap_or_default();
-    let row = FOREIGN.iter().find(|(of, names, _)| (of.is_empty() || *of == stage) && names.contains(&name.as_str()));
+    let (stage, whole) = (path.first().copied().unwrap_or_default(), path.join(" "));
+    let fits = |of: &str| of.is_empty() || of == stage || of == whole;
+    let row = FOREIGN.iter().find(|(of, names, _)| fits(of) && names.contains(&name.as_str()));
     let Some((_, _, own)) = row else { return alike(error, at, &name) };
     let own = filled(own, value.as_deref());
     // A flag of another command is no help.
     let known = |flag: &str| flag == "threads" || at.get_arguments().any(|arg| arg.get_long() == Some(flag));
     match own.strip_prefix("--").map(|rest| rest.split([' ', ':', ',']).next().unwrap_or_default()) {
+        // The stages of `data` take folders by their places.
+        Some("out") if !known("out") && stage == "data" => {
+            Some(format!("here the folder has no flag: see calotype {whole} --help"))
+        }
         Some(flag) if !known(flag) => None,
         _ if own.contains(", ") || own.contains(": ") || own.contains(" with ") => Some(format!("here: {own}")),
         _ => Some(format!("here that is `{own}`")),

@@ -9,7 +9,7 @@ use std::fmt::{self, Display};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Runs and quickstarts of a folder, by name.
+/// Runs, quickstarts, evaluations and training checkpoints of a folder, by name.
 #[derive(Serialize)]
 pub(crate) struct Runs {
     path: PathBuf,
@@ -34,15 +34,42 @@ impl Runs {
         let folder = |held: &Held| match held {
             Held::Run(run) => Some(run.path.display().to_string()),
             Held::Quickstart { runs, .. } => Some(runs.first()?.path.parent()?.display().to_string()),
-            Held::Preparation { .. } | Held::TrainingCheckpoint(_) | Held::Snapshot(_) => None,
+            Held::Preparation { .. } | Held::Evaluation { .. } | Held::TrainingCheckpoint(_) | Held::Snapshot(_) => {
+                None
+            }
         };
         self.runs.iter().filter_map(folder).collect()
+    }
+
+    /// What the folder is, in words.
+    pub(crate) fn what(&self) -> &'static str {
+        let all = |is: fn(&Held) -> bool| self.runs.iter().all(is);
+        match () {
+            () if all(|held| matches!(held, Held::TrainingCheckpoint(_) | Held::Snapshot(_))) => {
+                "a folder of training checkpoints"
+            }
+            () if all(|held| matches!(held, Held::Evaluation { .. })) => "a folder of evaluations",
+            () => "a folder of runs",
+        }
+    }
+
+    /// What to do instead of taking the folder for a checkpoint.
+    pub(crate) fn advice(&self) -> String {
+        match self.names() {
+            names if !names.is_empty() => format!("name one of them: {}", names.join(", ")),
+            _ if self.what() == "a folder of training checkpoints" => {
+                "`calotype export RUN --at SAMPLES --out FOLDER` writes the model of one, and a run that is finished has its own in \
+                 the folder model"
+                    .to_owned()
+            }
+            _ => "none of them holds a model".to_owned(),
+        }
     }
 }
 
 impl Display for Runs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: a folder of runs, each of which `inspect` tells more of", self.path.display(),)?;
+        writeln!(f, "{}: {}, each of which `inspect` tells more of", self.path.display(), self.what())?;
         self.runs.iter().try_for_each(|run| write!(f, "{run}"))
     }
 }
@@ -68,7 +95,7 @@ fn write_fields(f: &mut fmt::Formatter<'_>, fields: &Map<String, Value>, depth: 
 pub(crate) fn has_settings(path: &Path) -> bool {
     const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
     let mut beginning = [0; 8];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut beginning));
+    let read = calotype_core::open_input(path).and_then(|mut file| file.read_exact(&mut beginning));
     read.is_ok() && beginning == SIGNATURE
 }
 

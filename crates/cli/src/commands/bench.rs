@@ -4,8 +4,9 @@ use crate::args::{JsonArgs, dtype, heading, named};
 use crate::commands::{Usage, print};
 use anyhow::Result;
 use calotype_bench::{
-    Family, FeatureShape, FeaturesBench, GenerateBench, KernelRow, Microbatch, Mode, TrainBench, UNetBench, WINDOW,
-    run_features, run_generate, run_kernels, run_train, run_unet,
+    ClipShape, Family, FeatureShape, FeaturesBench, GenerateBench, KernelRow, Microbatch, Mode, NetworkPrecision,
+    Profile, TrainBench, UNetBench, VisionBench, VisionNetwork, VitShape, WINDOW, run_features, run_generate,
+    run_kernels, run_train, run_unet, run_vision,
 };
 use calotype_core::numbers::count;
 use calotype_data::Control;
@@ -25,6 +26,10 @@ pub(crate) enum BenchCommand {
     Kernels(BenchKernelsArgs),
     /// A UNet with random weights: its forward pass, or a training step with AdamW.
     Unet(BenchUnetArgs),
+    /// A vision transformer with random weights: its forward pass, or a training step with AdamW.
+    Vit(BenchVitArgs),
+    /// CLIP with random weights: its image tower's forward pass, or a training step of both towers with AdamW.
+    Clip(BenchClipArgs),
     /// A network with random weights that images are judged by: features of images a second.
     Features(BenchFeaturesArgs),
     /// Whole training steps as MosaicML's diffusion-benchmark times them, and what Stable Diffusion 2's schedule would cost.
@@ -81,9 +86,9 @@ pub(crate) struct BenchUnetArgs {
     /// forward (no gradients), or train (forward, mean squared error, backward, AdamW).
     #[arg(long, default_value = "forward", value_name = "NAME", value_parser = named::<Mode>())]
     mode: Mode,
-    /// Precision of activations; weights and their optimizer are f32.
-    #[arg(long, default_value = "bf16", value_name = "TYPE", value_parser = named::<Precision>(), help_heading = heading::MACHINE)]
-    precision: Precision,
+    /// Precision of activations; weights that are trained and their optimizer are f32. int8: layers in 8 bits, for forward.
+    #[arg(long, default_value = "bf16", value_name = "TYPE", value_parser = named::<NetworkPrecision>(), help_heading = heading::MACHINE)]
+    precision: NetworkPrecision,
     /// Number of repetitions; the median of the last half is printed.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = count::<usize>)]
     iterations: usize,
@@ -93,6 +98,45 @@ pub(crate) struct BenchUnetArgs {
     /// Train with the least memory: step each parameter as soon as its gradient is complete, and pack no weights.
     #[arg(long)]
     optimizer_in_backward: bool,
+    /// Print how much of the time each operation took, by pass and shape.
+    #[arg(long)]
+    profile: bool,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchVitArgs {
+    /// Size of the network.
+    #[arg(long, default_value = "b16", value_name = "NAME", value_parser = named::<VitShape>())]
+    model: VitShape,
+    #[command(flatten)]
+    common: BenchVisionArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchClipArgs {
+    /// Size of the network, by that of its image tower.
+    #[arg(long, default_value = "b32", value_name = "NAME", value_parser = named::<ClipShape>())]
+    model: ClipShape,
+    #[command(flatten)]
+    common: BenchVisionArgs,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct BenchVisionArgs {
+    /// Images in a batch; CLIP is trained on as many captions.
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count::<usize>)]
+    batch: usize,
+    /// forward (no gradients), or train (forward, loss, backward, AdamW).
+    #[arg(long, default_value = "forward", value_name = "NAME", value_parser = named::<Mode>())]
+    mode: Mode,
+    /// Precision of activations, and without gradients of weights; weights that are trained and their optimizer are f32.
+    #[arg(long, default_value = "bf16", value_name = "TYPE", value_parser = named::<Precision>(), help_heading = heading::MACHINE)]
+    precision: Precision,
+    /// Number of repetitions; the median of the last half is printed.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = count::<usize>)]
+    iterations: usize,
     /// Print how much of the time each operation took, by pass and shape.
     #[arg(long)]
     profile: bool,
@@ -205,6 +249,8 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
             tell(&bench_download(&args.out, args.images, args.pixels, &args.settings)?, args.json.json)
         }
         BenchCommand::Unet(args) => unet(args),
+        BenchCommand::Vit(args) => vision(VisionNetwork::Vit(args.model), args.common),
+        BenchCommand::Clip(args) => vision(VisionNetwork::Clip(args.model), args.common),
         BenchCommand::Features(args) => features(args),
         BenchCommand::Train(args) => {
             if let Some(batches) = args.batches.filter(|&batches| batches < args.window) {
@@ -280,11 +326,21 @@ fn unet(args: &BenchUnetArgs) -> Result<()> {
         optimizer_in_backward: args.optimizer_in_backward,
         profile: args.profile,
     })?;
-    if args.json.json {
-        print(&report.json())?;
-        let mut rows = profile.iter().flat_map(|profile| profile.rows());
-        return rows.try_for_each(|row| print(&row.json()));
+    tell_profiled(if args.json.json { report.json() } else { report.to_string() }, profile, args.json)
+}
+
+fn vision(network: VisionNetwork, args: BenchVisionArgs) -> Result<()> {
+    let BenchVisionArgs { batch, mode, precision, iterations, profile, json } = args;
+    let (report, profile) = run_vision(&VisionBench { network, batch, mode, precision, iterations, profile })?;
+    tell_profiled(if json.json { report.json() } else { report.to_string() }, profile, json)
+}
+
+/// Prints a report, and the profile behind it if there is one.
+fn tell_profiled(report: String, profile: Option<Profile>, json: JsonArgs) -> Result<()> {
+    print(&report)?;
+    let Some(profile) = profile else { return Ok(()) };
+    match json.json {
+        true => profile.rows().iter().try_for_each(|row| print(&row.json())),
+        false => print(&format!("\n{}", profile.to_string().trim_end())),
     }
-    print(&report.to_string())?;
-    profile.map_or(Ok(()), |profile| print(&format!("\n{}", profile.to_string().trim_end())))
 }

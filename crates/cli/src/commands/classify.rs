@@ -1,9 +1,10 @@
 //! `classify`: what is on pictures, by a classifier or by CLIP and a list of classes.
 
 use crate::args::{DeviceArgs, JsonArgs, PrecisionArgs, heading, named};
-use crate::commands::{Usage, harmless, print};
+use crate::checkpoint;
+use crate::commands::{Usage, check_output, harmless, print};
 use anyhow::{Result, anyhow};
-use calotype_checkpoints::Checkpoint;
+use calotype_checkpoints::OpenOptions;
 use calotype_core::durable::write_bytes;
 use calotype_core::numbers::count;
 use calotype_data::image::{DecodeNotes, RgbImage};
@@ -65,6 +66,9 @@ struct Told {
 /// Classifies pictures.
 pub(crate) fn classify_command(args: &ClassifyArgs) -> Result<()> {
     let files = picture_files(&args.images)?;
+    if let Some(file) = &args.csv {
+        check_output("--csv", file, "a table of classes", is_table)?;
+    }
     let classifier = args.classifier()?;
     let (decode, notes) = (args.pixels.options(), DecodeNotes::default());
     let (mut told, mut unread) = (Vec::new(), 0);
@@ -104,7 +108,7 @@ pub(crate) fn classify_command(args: &ClassifyArgs) -> Result<()> {
 
 impl ClassifyArgs {
     fn classifier(&self) -> Result<Box<dyn Classifier>> {
-        let checkpoint = Checkpoint::open(&self.model)?;
+        let checkpoint = checkpoint::open(&self.model, &OpenOptions::default())?;
         let device = self.device.open()?;
         let dtype = self.precision.precision.unwrap_or(Precision::Auto).dtype(&device);
         let placing = Placing { device, dtype };
@@ -140,9 +144,17 @@ fn print_one(told: &Told, json: bool) -> Result<()> {
     print(&harmless(&format!("{}{}", told.image, guesses.collect::<String>())))
 }
 
+/// The columns of `--csv`.
+const COLUMNS: [&str; 5] = ["image", "rank", "class", "name", "probability"];
+
+/// Whether a file begins as a table that was written before.
+fn is_table(path: &Path) -> bool {
+    csv::Reader::from_path(path).is_ok_and(|mut table| table.headers().is_ok_and(|found| found.iter().eq(COLUMNS)))
+}
+
 fn table(told: &[Told]) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(["image", "rank", "class", "name", "probability"])?;
+    writer.write_record(COLUMNS)?;
     for Told { image, classes } in told {
         for (at, Guess { class, name, probability }) in classes.iter().enumerate() {
             let (rank, class, probability) = ((at + 1).to_string(), class.to_string(), probability.to_string());

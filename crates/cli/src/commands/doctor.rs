@@ -1,9 +1,11 @@
 //! `doctor`: what this machine and this build offer, and what to make of it.
 
+use super::mlperf_submission::of_this_machine;
 use super::{print, recipe_loader};
 use anyhow::Result;
 use calotype_core::system::{Memory, format_bytes, memory, processor_flags, processor_name};
 use calotype_train::device::{KNOWN, available};
+use clap::Args;
 
 /// Instruction sets that the kernels use, by Linux's names.
 const USED: [&str; 9] =
@@ -11,8 +13,29 @@ const USED: [&str; 9] =
 /// Below this, large networks need care.
 const LITTLE_MEMORY: u64 = 8 << 30;
 
-/// Prints facts, one a line, then advice.
-pub(crate) fn doctor() -> Result<()> {
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print the description of this machine that a submission to MLPerf inference holds, as JSON, and name the fields that only
+    /// people can fill.
+    #[arg(long)]
+    system_json: bool,
+}
+
+/// Prints facts, one a line, then advice; or the description of a submission.
+pub(crate) fn doctor(args: &DoctorArgs) -> Result<()> {
+    if args.system_json { describe() } else { tell() }
+}
+
+fn describe() -> Result<()> {
+    let system = of_this_machine("");
+    let lacks: Vec<_> = system.lacks().into_iter().filter(|name| *name != "submitter").collect();
+    if !lacks.is_empty() {
+        eprintln!("note: this machine does not tell {}; fill them in", lacks.join(", "));
+    }
+    print(&serde_json::to_string_pretty(&system)?)
+}
+
+fn tell() -> Result<()> {
     let (cores, threads) = (cores(), calotype_kernels::threads());
     let bf16 = calotype_kernels::multiplies_bf16();
     let memory = memory();

@@ -1,12 +1,14 @@
 //! What is seen of images that are being drawn: progress, the images, and the end at a signal.
 
 use super::{STOPPED, print};
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use calotype_core::{Progress, StopFlag};
-use calotype_pipeline::images::{write_next_png, write_png};
+use calotype_pipeline::contents::Contents;
+use calotype_pipeline::images::{write_next_png, write_preview};
 use calotype_pipeline::{CutPrompt, DrawnImage, GenerationRecord, Observer, PipelineError, Step};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 /// Time after which a signal is seen to.
@@ -15,12 +17,39 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Shows how far it is, and writes the images.
 pub(crate) struct Writer<'a> {
     records: &'a [GenerationRecord],
+    drawn_from: DrawnFrom<'a>,
     out: &'a Path,
     preview: Option<&'a Path>,
     /// Print the path of each image when it is written.
     tells: bool,
     shared: Shared,
     failure: Option<anyhow::Error>,
+}
+
+/// What images are drawn from, by hashes.
+pub(crate) enum DrawnFrom<'a> {
+    Known(Contents),
+    /// A thread computes them while the first image is drawn, which is not written before.
+    Sought(ScopedJoinHandle<'a, Result<Contents>>),
+    /// They were sought, which failed and was told.
+    Unknown,
+}
+
+impl DrawnFrom<'_> {
+    /// The hashes, once they are there.
+    fn get(&mut self) -> Result<&Contents> {
+        *self = match std::mem::replace(self, Self::Unknown) {
+            Self::Sought(thread) => {
+                let found = thread.join().map_err(|_| anyhow!("the thread that hashes the weights panicked"))?;
+                Self::Known(found?)
+            }
+            found => found,
+        };
+        match self {
+            Self::Known(contents) => Ok(contents),
+            _ => bail!("it is not known what the images are drawn from"),
+        }
+    }
 }
 
 /// What the thread that waits for signals has to know; whoever writes a file holds it.
@@ -31,6 +60,8 @@ struct Shown {
     progress: Progress,
     written: Vec<PathBuf>,
     all: usize,
+    /// Steps of all images; 0 until the first one.
+    steps: u64,
     ended: bool,
 }
 
@@ -59,19 +90,19 @@ impl Shared {
 }
 
 impl<'a> Writer<'a> {
-    /// Writes an image for each record into a folder. From now on a signal ends the process.
+    /// Writes an image for each record into a folder, with what it was drawn from. From now on a signal ends the process.
     pub(crate) fn new(
-        records: &'a [GenerationRecord],
+        (records, drawn_from): (&'a [GenerationRecord], DrawnFrom<'a>),
         out: &'a Path,
         preview: Option<&'a Path>,
         tells: bool,
         stop: StopFlag,
     ) -> Self {
         let progress = Progress::new("generate", 0).counting(["steps", "steps/s"]);
-        let shown = Shown { progress, written: Vec::new(), all: records.len(), ended: false };
+        let shown = Shown { progress, written: Vec::new(), all: records.len(), steps: 0, ended: false };
         let shared = Shared(Arc::new(Mutex::new(shown)));
         shared.clone().end_at(stop);
-        Self { records, out, preview, tells, shared, failure: None }
+        Self { records, drawn_from, out, preview, tells, shared, failure: None }
     }
 
     /// The files that were written, at the end of the work.
@@ -81,7 +112,13 @@ impl<'a> Writer<'a> {
     pub(crate) fn end(mut self) -> Result<Vec<PathBuf>> {
         let mut shown = self.shared.lock();
         shown.ended = true;
-        shown.progress.clear();
+        let (drawn, steps) = (shown.written.len() == shown.all, shown.steps);
+        if drawn && steps > 0 {
+            shown.progress.set(steps, &[]);
+            shown.progress.finish();
+        } else {
+            shown.progress.clear();
+        }
         let written = std::mem::take(&mut shown.written);
         drop(shown);
         self.failure.take().map_or(Ok(written), Err)
@@ -95,12 +132,12 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The beginning of a long prompt, which names it.
-fn beginning(prompt: &str) -> String {
+/// The beginning of a long text, which names it.
+fn beginning(text: &str) -> String {
     const SHOWN: usize = 40;
-    match prompt.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", prompt[..end].trim_end()),
-        None => prompt.to_owned(),
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", text[..end].trim_end()),
+        None => text.to_owned(),
     }
 }
 
@@ -110,7 +147,7 @@ impl Observer for Writer<'_> {
             "warning: prompt `{}`: its last {} tokens are not drawn (`{}`); --long-prompts keeps them",
             beginning(&cut.prompt),
             cut.tokens,
-            cut.lost
+            beginning(&cut.lost)
         );
     }
 
@@ -118,16 +155,23 @@ impl Observer for Writer<'_> {
         // Of all images; those of a batch that is drawn at once count when they are done.
         let steps = step.progress.steps as u64;
         let mut shown = self.shared.lock();
-        shown.progress.set_total(steps * self.records.len() as u64);
+        shown.steps = steps * self.records.len() as u64;
+        let all = shown.steps;
+        shown.progress.set_total(all);
         shown.progress.set(steps * step.first as u64 + step.progress.step as u64, &[]);
-        let preview = self.preview.map(|path| write_png(path, &step.preview(0), &[]).map_err(anyhow::Error::from));
+        let preview = self.preview.map(|path| write_preview(path, &step.preview(0)).map_err(anyhow::Error::from));
         drop(shown);
         self.note(preview.unwrap_or(Ok(())));
     }
 
     fn image(&mut self, image: &DrawnImage<'_>) {
+        let contents = match self.drawn_from.get() {
+            Ok(contents) => contents.clone(),
+            Err(error) => return self.note(Err(error)),
+        };
+        let record = GenerationRecord { contents, ..self.records[image.index].clone() };
+        let texts = record.texts(image.pixels);
         let mut shown = self.shared.lock();
-        let texts = self.records[image.index].texts(image.pixels);
         let written = write_next_png(self.out, image.pixels, &texts).map_err(anyhow::Error::from).and_then(|path| {
             let told = if self.tells { print(&path.display().to_string()) } else { Ok(()) };
             shown.written.push(path);
@@ -145,6 +189,19 @@ impl Observer for Writer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_images_are_drawn_from_is_waited_for() {
+        std::thread::scope(|scope| {
+            let contents = || Contents::from([("unet of model".to_owned(), "00".to_owned())]);
+            let mut found = DrawnFrom::Sought(scope.spawn(move || Ok(contents())));
+            assert_eq!(found.get().unwrap()["unet of model"], "00");
+            assert_eq!(found.get().unwrap().len(), 1);
+            let mut failed = DrawnFrom::Sought(scope.spawn(|| -> Result<Contents> { bail!("cannot read model") }));
+            assert!(failed.get().unwrap_err().to_string().contains("cannot read model"));
+            assert!(failed.get().is_err(), "no image is written without it");
+        });
+    }
 
     #[test]
     fn long_prompts_are_named_by_their_beginning() {

@@ -3,6 +3,8 @@
 use super::{Usage, print, recipe_loader};
 use crate::args::DeviceArgs;
 use anyhow::Result;
+use calotype_core::absence;
+use calotype_core::folders::{Content, content};
 use calotype_core::numbers::count;
 use calotype_train::averages::Wanted;
 use calotype_train::stages::StageContext;
@@ -57,11 +59,15 @@ pub(crate) fn ema_command(args: &EmaArgs) -> Result<()> {
 
 /// The run of a folder, by its recipe.
 pub(super) fn run_in(folder: &Path) -> Result<TrainingRun> {
+    if let Some(found) = content(folder).filter(|found| found.content != Content::Run) {
+        let folder = folder.display();
+        return Err(Usage(format!("{folder} holds {found}, and is no training run; give a run's folder")).into());
+    }
     let recipe = folder.join(RECIPE);
     if !recipe.is_file() {
         let problem = match folder.exists() {
             true => format!("is no training run: it has no {RECIPE}"),
-            false => "does not exist".to_owned(),
+            false => format!("does not exist{}", absence(folder)),
         };
         return Err(Usage(format!("{} {problem}; give a run's folder", folder.display())).into());
     }

@@ -1,5 +1,7 @@
 //! `calotype data fid-stats`: what the Fréchet inception distance compares generated images with.
 
+use super::check_output;
+use super::judging::{STATISTICS, is_statistics};
 use crate::args::DeviceArgs;
 use anyhow::Result;
 use calotype_core::numbers::count;
@@ -36,12 +38,13 @@ pub(crate) struct FidStatsArgs {
 /// Mean and covariance of the features of all images.
 pub(crate) fn fid_stats(args: &FidStatsArgs, control: &mut Control<'_>) -> Result<Account> {
     let started = Instant::now();
+    check_output("OUT", &args.out, STATISTICS, is_statistics)?;
     let source = open(&args.images, &SourceOptions::default())?;
     let network = InceptionNetwork::load(&args.inception, &args.device.open()?)?;
     let (options, notes) = (args.pixels.options(), DecodeNotes::default());
-    let found = statistics::of_source(&*source, network, args.batch, (&options, &notes), control)?;
+    let (found, origin) = statistics::of_source(&*source, network, args.batch, (&options, &notes), control)?;
     let width = found.width();
-    statistics::write(found, &args.out)?;
+    statistics::write(found, &origin, &args.out)?;
     let images = source.len() as u64;
     let mut account = Account { taken: images, written: images, ..Account::new("fid-stats") };
     account.seconds = started.elapsed().as_secs_f64();

@@ -1,29 +1,35 @@
 //! `generate`: images from a checkpoint of Stable Diffusion, each with its settings inside.
 
 use crate::args::{DeviceArgs, JsonArgs, PrecisionArgs, heading, named, seed};
-use crate::checkpoint::{OpenArgs, open};
-use crate::commands::drawing::Writer;
-use crate::commands::{Usage, print};
+use crate::checkpoint::{OpenArgs, open_hashed};
+use crate::commands::drawing::{DrawnFrom, Writer};
+use crate::commands::{Usage, check_out, check_output, message, print};
 use anyhow::{Context, Result, anyhow};
 use burn::tensor::Device;
-use calotype_checkpoints::{Checkpoint, EmbeddingFile, Family, OpenOptions};
+use calotype_checkpoints::{Checkpoint, Component, EmbeddingFile, Family, OpenOptions};
 use calotype_core::StopFlag;
+use calotype_core::folders::{Content, Found, content};
 use calotype_core::numbers::{count, finite, share};
 use calotype_core::system::{format_bytes, memory};
-use calotype_diffusion::{SamplerConfig, SamplerKind};
+use calotype_diffusion::{Caching, SamplerConfig, SamplerError, SamplerKind, ScheduleError};
+use calotype_models::InputError;
 use calotype_ops::Precision;
-use calotype_pipeline::contents::{changed, contents};
+use calotype_pipeline::belonging::Hashes;
+use calotype_pipeline::contents::{Contents, changed, contents};
+use calotype_pipeline::encoders::EncoderError;
+use calotype_pipeline::images::is_preview;
 use calotype_pipeline::prompt_syntax::unread::unread;
 use calotype_pipeline::{
-    AdapterFile, GenerationRecord, LoadOptions, NoiseKind, Pipeline, PromptSyntax, Recorded, RecordedInputs,
-    RecordedRefiner, RecordedRequest, RecordedSettings, Refiner, Request, SamplerChoice, Settings, Timings,
-    load_adapters,
+    AdapterFile, GenerationRecord, LoadOptions, NoiseKind, Pipeline, PipelineError, Preset, PromptSyntax, Recorded,
+    RecordedInputs, RecordedRefiner, RecordedRequest, RecordedSettings, Refiner, Request, SamplerChoice, Settings,
+    Timings, load_adapters,
 };
 use calotype_prepare::pixels::PixelArgs;
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 #[derive(Debug, Args)]
@@ -130,9 +136,24 @@ pub(crate) struct SamplingArgs {
     /// Spacing of the noise levels after Karras et al. 2022, where the sampler has one.
     #[arg(long)]
     karras: bool,
-    /// Share of fresh noise of DDIM, 0 to 1.
+    /// Share of fresh noise of DDIM and TCD, 0 to 1.
     #[arg(long, value_name = "X", value_parser = share, allow_negative_numbers = true)]
     eta: Option<f64>,
+    #[arg(long, value_name = "NAME", value_parser = Preset::by_name, conflicts_with_all = ["sampler", "karras"], help = preset_help())]
+    preset: Option<&'static Preset>,
+    /// Timesteps to visit, from noise to image, with commas between them; there are as many steps.
+    #[arg(long, value_name = "T,T,…", value_parser = Visits::from_str, conflicts_with = "sigmas")]
+    timesteps: Option<Visits>,
+    /// Noise levels to visit, and the one after the last step, with commas between them.
+    #[arg(long, value_name = "S,S,…", value_parser = Visits::from_str)]
+    sigmas: Option<Visits>,
+    /// Compute the whole UNet in every Nth step only, and keep what its deep blocks gave in between (DeepCache; Ma et al. 2023):
+    /// faster, and another image.
+    #[arg(long, value_name = "N", value_parser = count::<usize>)]
+    cache_interval: Option<usize>,
+    /// Skip connection below which --cache-interval keeps features: 0, the shallowest, leaves out most [default: 0].
+    #[arg(long, value_name = "B")]
+    cache_branch: Option<usize>,
     /// philox, or torch-cpu: the numbers of diffusers with one generator an image, seeded with the seed plus the image's
     /// number.
     #[arg(long, value_name = "NAME", value_parser = named::<NoiseKind>())]
@@ -140,6 +161,28 @@ pub(crate) struct SamplingArgs {
     /// Standard normal noise to begin with: tensor `latents`, [images, channels, height, width], of a safetensors file.
     #[arg(long, value_name = "FILE")]
     latents: Option<PathBuf>,
+}
+
+/// Timesteps or noise levels of a command line.
+#[derive(Clone, Debug)]
+struct Visits(Vec<f64>);
+
+impl FromStr for Visits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split(',').map(|number| finite::<f64>(number).map_err(|_| number));
+        let list = numbers.collect::<Result<Vec<f64>, &str>>();
+        list.map(Self)
+            .map_err(|part| format!("`{part}`: it takes numbers with commas between them, such as 999,749,499,249"))
+    }
+}
+
+fn preset_help() -> String {
+    format!(
+        "How a few-step student is sampled (sampler, steps, guidance), as its authors published it: {}; what other options say          holds in their place",
+        Preset::names().join(", ")
+    )
 }
 
 fn sampler_help() -> String {
@@ -157,7 +200,8 @@ struct StartArgs {
     image: Option<PathBuf>,
     #[command(flatten)]
     pixels: PixelArgs,
-    /// Share of the start image that is drawn anew, 0 to 1 [default: 0.8; with a mask 1; with SDXL's refiner alone 0.3].
+    /// Share of the start image that is drawn anew, above 0 and at most 1: at least one of the steps [default: 0.8; with a mask 1;
+    /// with SDXL's refiner alone 0.3].
     #[arg(long, value_name = "X", value_parser = share, allow_negative_numbers = true)]
     strength: Option<f64>,
     /// Draw anew only where this image is white; where it is transparent it counts as black. It is stretched to the size of the
@@ -208,6 +252,9 @@ pub(crate) struct OutputArgs {
     /// Write a small preview of the first image of the batch after every step.
     #[arg(long, value_name = "PNG")]
     preview: Option<PathBuf>,
+    /// Say what would be drawn, with what, and end.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -234,6 +281,11 @@ impl GenerateArgs {
         choice.karras |= self.sampling.karras;
         set_some(&mut choice.name, &self.sampling.sampler);
         set_some(&mut choice.eta, &self.sampling.eta);
+        if self.sampling.preset.is_some() {
+            (choice.name, choice.preset) = (None, self.sampling.preset);
+        }
+        set(&mut choice.timesteps, self.sampling.timesteps.as_ref().map(|list| &list.0));
+        set(&mut choice.sigmas, self.sampling.sigmas.as_ref().map(|list| &list.0));
         record.version = env!("CARGO_PKG_VERSION").into();
         set(&mut record.model, self.model.as_ref());
         self.open.check(&record.model)?;
@@ -253,6 +305,7 @@ impl GenerateArgs {
         record.decode.orient &= !self.start.pixels.as_stored;
         set(&mut record.decode.background, self.start.pixels.background.as_ref());
         self.change_settings(&mut record);
+        self.change_caching(&mut record.settings)?;
         if record.image.is_none() && (self.start.pixels != PixelArgs::default()) {
             return usage("--as-stored and --background say how a start image is read: give one with --image");
         }
@@ -318,6 +371,9 @@ impl GenerateArgs {
         set_some(&mut s.height, &images.height);
         set(&mut s.batch, images.batch.as_ref());
         s.tiled |= images.tiled;
+        if let Some(preset) = sampling.preset {
+            (s.steps, s.guidance) = (preset.steps, Some(preset.guidance));
+        }
         set(&mut s.steps, sampling.steps.as_ref());
         set_some(&mut s.guidance, &sampling.guidance);
         set(&mut s.guidance_rescale, sampling.guidance_rescale.as_ref());
@@ -334,12 +390,69 @@ impl GenerateArgs {
         set(&mut s.strength, start.strength.or(usual).as_ref());
     }
 
+    /// Which deep features are kept between steps.
+    fn change_caching(&self, settings: &mut RecordedSettings) -> Result<()> {
+        let SamplingArgs { cache_interval, cache_branch, .. } = self.sampling;
+        if let Some(interval) = cache_interval {
+            let branch = settings.caching.map_or(0, |own| own.branch);
+            settings.caching = Some(Caching { interval, branch });
+        }
+        match (&mut settings.caching, cache_branch) {
+            (Some(caching), Some(branch)) => caching.branch = branch,
+            (None, Some(_)) => return usage("--cache-branch has no effect without --cache-interval N"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes the preset of a checkpoint whose own scheduler only few-step students have, where nothing else is asked for.
+    fn take_own_preset(
+        &self,
+        checkpoint: &Checkpoint,
+        record: &mut GenerationRecord,
+        choice: &mut SamplerChoice,
+    ) -> Result<()> {
+        let SamplingArgs { steps, guidance, .. } = self.sampling;
+        if self.from.is_some() || choice.sampler_name().is_some() {
+            return Ok(());
+        }
+        // What lacks either cannot draw, which is told in better words later.
+        let (Ok(unet), Ok(scheduler)) = (checkpoint.component(Component::Unet), checkpoint.scheduler()) else {
+            return Ok(());
+        };
+        let told = unet.config["time_cond_proj_dim"].is_u64();
+        let class = scheduler["_class_name"].as_str().unwrap_or_default();
+        let Some(preset) = Preset::of_scheduler(class, told) else { return Ok(()) };
+        choice.preset = Some(preset);
+        let listed = [&choice.timesteps, &choice.sigmas].iter().all(|list| list.is_empty());
+        if steps.is_none() && listed {
+            record.settings.steps = preset.steps;
+        }
+        if guidance.is_none() {
+            record.settings.guidance = Some(preset.guidance);
+        }
+        eprintln!("note: {}: its scheduler is {class}, which is that of the preset", record.model.display());
+        Ok(())
+    }
+
+    /// As many steps as a list of timesteps or noise levels has, unless the command line says another number.
+    fn take_listed_steps(&self, settings: &mut RecordedSettings) {
+        let listed = settings.sampler.as_ref().and_then(SamplerConfig::listed_steps);
+        if let (Some(listed), None) = (listed, self.sampling.steps) {
+            settings.steps = listed;
+        }
+    }
+
     /// The prompts of the command line and of the file; none only if an image is drawn again.
     fn prompts(&self) -> Result<Vec<String>> {
         let mut prompts: Vec<String> = self.prompts.clone();
         if let Some(path) = &self.texts.prompt_file {
             let text = calotype_core::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
             let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+            if lines.is_empty() {
+                let path = path.display();
+                return usage(format!("--prompts {path}: there is no prompt in the file, which has one on each line"));
+            }
             let marked = lines.iter().filter(|line| line.trim_start().starts_with('#')).count();
             if marked > 0 {
                 let path = path.display();
@@ -367,18 +480,19 @@ impl GenerateArgs {
         }
     }
 
-    /// Refuses an output that cannot become a folder, before anything is read.
+    /// Refuses an output that cannot become a folder or is that of something else, and a preview in the place of another file,
+    /// before anything is read.
     fn check_out(&self) -> Result<()> {
         let out = &self.output.out;
-        let first = out.ancestors().find(|path| path.exists());
-        match first.filter(|path| !path.is_dir()) {
-            Some(file) => usage(format!(
-                "--out {}: {} is a file, and images are written to a folder, under numbers; name a folder",
-                out.display(),
-                file.display()
-            )),
-            None => Ok(()),
+        if let Some(preview) = &self.output.preview {
+            check_output("--preview", preview, "a preview", is_preview)?;
         }
+        // A preview may lie where the images are to be: a stop leaves it alone there.
+        let is_own = |found: &Found| found.content == Content::Images && is_preview(&out.join(&found.name));
+        if !content(out).is_some_and(|found| is_own(&found)) {
+            check_out("--out", out, &[Content::Drawn])?;
+        }
+        Ok(())
     }
 
     /// Says what is about to be drawn, before the first step, which may take long; and refuses what the memory cannot hold.
@@ -397,6 +511,19 @@ impl GenerateArgs {
         }
         let needed = self.checked_memory(pipeline, requests, settings)?;
         let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        if let Some(caching) = settings.caching {
+            pipeline.check_caching(settings)?;
+            let sampler = pipeline.sampler(settings)?;
+            let begun = first.start.as_ref().map_or(Ok(0), |_| sampler.first_call(first.strength))?;
+            let calls = caching.whole_calls(sampler.timesteps(), begun);
+            let whole = calls.iter().filter(|&&whole| whole).count();
+            let Caching { interval, branch } = caching;
+            eprintln!(
+                "cached    {whole} of {} calls compute the whole UNet, the others what is above skip connection {branch} (interval \
+                 {interval}): another image than without",
+                calls.len()
+            );
+        }
         eprintln!(
             "generate  {} of {width}x{height} pixels, {} each, about {} of memory",
             counted(requests.len(), "image"),
@@ -444,8 +571,8 @@ impl GenerateArgs {
         all.enumerate().map(one).collect()
     }
 
-    /// Says what has no effect because nothing is guided.
-    fn tell_unguided(&self, records: &[GenerationRecord]) {
+    /// Says what has no effect because nothing is guided; `told`: the network is told its guidance scale instead.
+    fn tell_unguided(&self, records: &[GenerationRecord], told: bool) {
         let Some(RecordedSettings { guidance: Some(guidance), guidance_rescale, .. }) =
             records.first().map(|record| &record.settings)
         else {
@@ -458,8 +585,15 @@ impl GenerateArgs {
             (*guidance_rescale > 0.0, "--guidance-rescale"),
             (self.sdxl.negative_aesthetic_score.is_some(), "--negative-aesthetic-score"),
         ];
-        for (_, what) in idle.into_iter().filter(|(given, _)| *given && *guidance <= 1.0) {
-            eprintln!("note: {what} has no effect: a guidance of {guidance} is none, which begins above 1");
+        for (_, what) in idle.into_iter().filter(|(given, _)| *given && (told || *guidance <= 1.0)) {
+            match told {
+                true => eprintln!(
+                    "note: {what} has no effect: this network is told its guidance scale, and draws in one pass"
+                ),
+                false => {
+                    eprintln!("note: {what} has no effect: a guidance of {guidance} is none, which begins above 1")
+                }
+            }
         }
     }
 
@@ -476,7 +610,11 @@ impl GenerateArgs {
     }
 
     /// The refiner, with its checkpoint and the sampler that it draws with; none if there is none.
-    fn refiner(&self, record: &mut GenerationRecord, choice: &SamplerChoice) -> Result<Option<Checkpoint>> {
+    fn refiner(
+        &self,
+        record: &mut GenerationRecord,
+        choice: &SamplerChoice,
+    ) -> Result<Option<(Checkpoint, Option<Hashes>)>> {
         if let Some(model) = &self.sdxl.refiner {
             record.refiner = Some(RecordedRefiner { model: model.clone(), start: REFINER_START, sampler: None });
         }
@@ -487,11 +625,12 @@ impl GenerateArgs {
             };
         };
         set(&mut refiner.start, self.sdxl.refiner_start.as_ref());
-        let checkpoint = open(&refiner.model, &OpenOptions::default())?;
-        if refiner.sampler.is_none() || *choice != SamplerChoice::default() {
-            refiner.sampler = Some(resolve(choice, &checkpoint)?);
+        let (checkpoint, hashes) = open_hashed(&refiner.model, &OpenOptions::default())?;
+        let choice = choice.of_refiner();
+        if refiner.sampler.is_none() || choice != SamplerChoice::default() {
+            refiner.sampler = Some(resolve(&choice, &checkpoint)?);
         }
-        Ok(Some(checkpoint))
+        Ok(Some((checkpoint, hashes)))
     }
 }
 
@@ -507,62 +646,153 @@ fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
     }
 }
 
+/// The checkpoints that a command draws with, and the hashes of their networks where they are known.
+struct Opened {
+    model: (Checkpoint, Option<Hashes>),
+    refiner: Option<(Checkpoint, Option<Hashes>)>,
+}
+
+impl Opened {
+    /// What images of this record are drawn from.
+    fn contents(&self, record: &GenerationRecord) -> Result<Contents> {
+        let (model, hashes) = &self.model;
+        let refiner = self.refiner.as_ref().map(|(refiner, hashes)| (refiner, hashes.as_ref()));
+        Ok(contents(record, (model, hashes.as_ref()), refiner)?)
+    }
+}
+
 /// Draws images from a checkpoint.
 pub(crate) fn generate_command(args: &GenerateArgs) -> Result<()> {
+    generate(args).map_err(with_flag)
+}
+
+/// An error with the flag at fault in front, where the library knows it as a setting.
+fn with_flag(error: anyhow::Error) -> anyhow::Error {
+    let flag = match error.downcast_ref() {
+        Some(PipelineError::Sampler(problem)) => match problem {
+            SamplerError::Schedule(ScheduleError::Steps { .. })
+            | SamplerError::FewSteps { .. }
+            | SamplerError::ManySteps { .. } => "--steps",
+            SamplerError::Strength { .. } => "--strength",
+            SamplerError::Handover { .. } => "--refiner-start",
+            _ => return error,
+        },
+        Some(PipelineError::Encoder(problem)) => match &**problem {
+            EncoderError::Input { source: InputError::Skip { .. }, .. } => "--clip-skip",
+            _ => return error,
+        },
+        _ => return error,
+    };
+    Usage(format!("{flag}: {}", message(&error))).into()
+}
+
+fn generate(args: &GenerateArgs) -> Result<()> {
     let device = args.device.open()?;
-    let (mut record, choice) = args.record(&device)?;
+    let (mut record, mut choice) = args.record(&device)?;
     let prompts = args.prompts()?;
     args.check_out()?;
-    let checkpoint = open(&record.model, &record.opened)?;
-    record.settings.sampler = Some(match (&choice.name, record.settings.sampler.take()) {
+    let (checkpoint, hashes) = open_hashed(&record.model, &record.opened)?;
+    args.take_own_preset(&checkpoint, &mut record, &mut choice)?;
+    if let Some(preset) = choice.preset {
+        eprintln!("preset    {preset}");
+    }
+    record.settings.sampler = Some(match (choice.sampler_name(), record.settings.sampler.take()) {
         (None, Some(own)) => choice.changed(own, args.names_checkpoint().then_some(&checkpoint))?,
         _ => resolve(&choice, &checkpoint)?,
     });
+    args.take_listed_steps(&mut record.settings);
     warn_of_unused_words(&checkpoint, &args.records(&prompts, &record));
     let alone = checkpoint.family() == Some(Family::SdxlRefiner) && args.start.strength.is_none();
     if alone && args.from.is_none() {
         record.settings.strength = REFINER_STRENGTH;
     }
     let refiner = args.refiner(&mut record, &choice)?;
-    args.check_scores(std::iter::once(&checkpoint).chain(&refiner))?;
-    let mut pipeline = load(&checkpoint, &record, device.clone())?;
+    let opened = Opened { model: (checkpoint, hashes), refiner };
+    args.check_scores(std::iter::once(&opened.model).chain(&opened.refiner).map(|(checkpoint, _)| checkpoint))?;
+    if args.output.dry_run {
+        return draw(args, (record, &prompts), &opened, device, DrawnFrom::Known(Contents::default()));
+    }
+    if let (Some(image), false) = (&args.from, record.contents.is_empty()) {
+        // What is told of before anything is drawn has to be known before.
+        let now = opened.contents(&record)?;
+        tell_changes(image, &changed(&record.contents, &now));
+        return draw(args, (record, &prompts), &opened, device, DrawnFrom::Known(now));
+    }
+    let of = record.clone();
+    // One thread reads the weights, for the others draw.
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().context("cannot start a thread")?;
+    std::thread::scope(|scope| {
+        let found = DrawnFrom::Sought(scope.spawn(|| one.install(|| opened.contents(&of))));
+        draw(args, (record, &prompts), &opened, device, found)
+    })
+}
+
+/// Draws the images of a record.
+fn draw(
+    args: &GenerateArgs,
+    (mut record, prompts): (GenerationRecord, &[String]),
+    opened: &Opened,
+    device: Device,
+    drawn_from: DrawnFrom<'_>,
+) -> Result<()> {
+    let mut pipeline = load(&opened.model.0, &record, device.clone())?;
     if record.image.is_some() && record.settings.width.and(record.settings.height).is_some() {
         // An image to begin with would be brought to this size.
         args.checked_memory(&pipeline, &[record.request(&RecordedInputs::default())?], &record.settings())?;
     }
     let inputs = record.read_inputs(&device)?;
     inputs.notes.iter().for_each(|note| eprintln!("{note}"));
-    let drawn_from = contents(&record, &checkpoint, refiner.as_ref())?;
-    if let Some(image) = &args.from {
-        tell_changes(image, &changed(&record.contents, &drawn_from));
-    }
-    record.contents = drawn_from;
     let is_told_sizes = pipeline.unet().config().added.is_some();
     if !is_told_sizes && (args.sdxl.original_size.is_some() || args.sdxl.crop.is_some()) {
         return usage("--original-size and --crop are for Stable Diffusion XL: this checkpoint is told no sizes");
     }
-    if let (Some(checkpoint), Some(RecordedRefiner { start, sampler, .. })) = (refiner, record.refiner.clone()) {
-        let second = Pipeline::load(&checkpoint, &load_options(&record, device))?;
+    if let (Some((checkpoint, _)), Some(RecordedRefiner { start, sampler, .. })) =
+        (&opened.refiner, record.refiner.clone())
+    {
+        let second = Pipeline::load(checkpoint, &load_options(&record, device))?;
         pipeline = pipeline.with_refiner(Refiner { pipeline: second, start, sampler });
     }
     pipeline.defaults().notes.iter().for_each(|note| eprintln!("note: {}: {note}", record.model.display()));
     // What is used is what the image says of itself.
     record.settings.guidance.get_or_insert(pipeline.defaults().guidance);
-    let records = args.records(&prompts, &record);
+    let records = args.records(prompts, &record);
     warn_of_unread_signs(&records);
-    args.tell_unguided(&records);
+    args.tell_unguided(&records, pipeline.unet().config().guidance_features.is_some());
     let requests = records.iter().map(|record| record.request(&inputs)).collect::<Result<Vec<_>, _>>()?;
     let settings = record.settings();
     let stop = StopFlag::install_mute().context("cannot listen for signals")?;
+    // Before there is a folder for what cannot be drawn.
+    pipeline.sampler(&settings)?;
+    pipeline.check_caching(&settings)?;
     args.announce(&pipeline, &requests, &settings)?;
+    if args.output.dry_run {
+        return tell_plan(&pipeline, &record, args.output.json.json);
+    }
     let out = &args.output.out;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let json = args.output.json.json;
-    let mut writer = Writer::new(&records, out, args.output.preview.as_deref(), !json, stop);
+    let mut writer = Writer::new((&records, drawn_from), out, args.output.preview.as_deref(), !json, stop);
     let outcome = pipeline.generate(&requests, &settings, &mut writer);
     let images = writer.end()?;
     let timings = outcome?;
     if json { print(&serde_json::to_string(&Drawn { images, timings })?) } else { Ok(()) }
+}
+
+/// What `--dry-run` prints: the settings that an image would have, and the timesteps that the sampler would visit.
+#[derive(Serialize)]
+struct Plan<'a> {
+    model: &'a Path,
+    settings: &'a RecordedSettings,
+    precision: Precision,
+    timesteps: Vec<f64>,
+}
+
+/// Tells what would be drawn.
+fn tell_plan(pipeline: &Pipeline, record: &GenerationRecord, json: bool) -> Result<()> {
+    let timesteps = pipeline.sampler(&record.settings())?.timesteps().to_vec();
+    let plan = Plan { model: &record.model, settings: &record.settings, precision: record.precision, timesteps };
+    let text = if json { serde_json::to_string(&plan)? } else { serde_json::to_string_pretty(&plan)? };
+    print(&text)
 }
 
 /// What `--json` prints.

@@ -1,6 +1,6 @@
 //! `calotype evaluate pictures` and `calotype evaluate compare`.
 
-use super::{Usage, harmless, print};
+use super::{Usage, check_out, check_output, harmless, print};
 use crate::args::{DeviceArgs, JsonArgs, PrecisionArgs, heading, seed};
 use crate::data::with_progress;
 use anyhow::{Context, Result};
@@ -11,12 +11,15 @@ use calotype_evaluate::figure::{self, Comparison, Unlike};
 use calotype_evaluate::metrics::{self, METRICS, MetricSettings, Metrics};
 use calotype_evaluate::pass::wanted;
 use calotype_evaluate::{
-    EvaluateError, FeatureKey, Figure, Networks, Pictures, Reference, States, figures, states_of, statistics,
+    EvaluateError, FeatureKey, Figure, Networks, Part, Pictures, Reference, States, figures, states_of, statistics,
 };
 use calotype_ops::Precision;
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+
+/// Resamples of intervals of confidence, unless the command line says others.
+const RESAMPLES: usize = 1000;
 
 #[derive(Debug, Args)]
 #[command(after_help = metrics_help())]
@@ -67,7 +70,7 @@ pub(crate) struct PicturesArgs {
     #[arg(long, value_name = "N", default_value_t = 2020, value_parser = seed, help_heading = heading::RULES)]
     seed: u64,
     /// Resamples of intervals of confidence, of metrics that are means over pictures; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = heading::RULES)]
+    #[arg(long, value_name = "N", default_value_t = RESAMPLES, help_heading = heading::RULES)]
     resamples: usize,
     /// Write mean and covariance of the pictures' features as an `.npz` archive; with one variant of FID.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
@@ -85,7 +88,7 @@ pub(crate) struct PicturesArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
-    /// A file of figures: what `calotype evaluate … --json` printed, or a figures.json.
+    /// A file of figures: what `calotype evaluate … --json` printed, or a figures.json, or the folder with one.
     left: PathBuf,
     /// Another one.
     right: PathBuf,
@@ -108,19 +111,77 @@ fn metrics_help() -> String {
 pub(crate) fn pictures(args: &PicturesArgs) -> Result<()> {
     let stop = StopFlag::install().context("cannot listen for signals")?;
     let metrics = metrics::open(&args.metrics, &settings(args))?;
+    check_use(args, &metrics)?;
+    if let Some(path) = &args.save_statistics {
+        check_output("--save-statistics", path, STATISTICS, is_statistics)?;
+    }
+    if let Some(folder) = &args.keep {
+        check_out("--keep", folder, &[])?;
+    }
     let networks = networks(args)?;
     let mut judged = Pictures::open(&args.pictures)?;
     if let Some(captions) = &args.captions {
         judged = judged.with_captions(captions)?;
     }
+    // Statistics of a reference are made so.
+    let judges = args.save_statistics.is_none();
+    if judges && args.reference.as_deref().is_some_and(|reference| same_place(reference, &args.pictures)) {
+        eprintln!("note: reference: these are the pictures that are judged: distances are those of equal sets");
+    }
     let reference = with_progress(&stop, |control| reference(args, &networks, control))?;
     let keep = args.keep.as_deref();
     let states = with_progress(&stop, |control| states_of(&judged, &metrics, &networks, keep, control))?;
     tell_of(&judged, "pictures");
+    if wanted(&metrics).values().any(|wanted| wanted.rows.contains(&Part::Captions)) {
+        judged.told_of_captions()?.iter().for_each(|sentence| eprintln!("note: captions: {}", harmless(sentence)));
+    }
     if let Some(path) = &args.save_statistics {
         save_statistics(&states, path)?;
     }
     tell(&figures(&metrics, &states, reference.as_ref())?, args.json.json)
+}
+
+/// Refuses flags that change nothing, and networks of which nothing is there.
+fn check_use(args: &PicturesArgs, metrics: &Metrics) -> Result<()> {
+    let wanted = wanted(metrics);
+    let of_network = |name: &str| wanted.keys().any(|key| key.network() == name);
+    let networks =
+        [("inception", &args.inception), ("clip", &args.clip), ("custom", &args.features)].map(|(network, path)| {
+            let flag = if network == "custom" { "features" } else { network };
+            (format!("--{flag}"), path, of_network(network))
+        });
+    for (flag, path, _) in &networks {
+        if let Some(path) = path.as_ref().filter(|path| !path.exists()) {
+            let path = path.display();
+            return Err(Usage(format!("{flag} {path}: there is no such file or folder; correct the path")).into());
+        }
+    }
+    let usual = MetricSettings { resamples: RESAMPLES, ..MetricSettings::default() };
+    let setting = metrics::idle(&args.metrics, &settings(args), &usual).map(|key| match key {
+        "clip" => "--clip-preparation".to_owned(),
+        "variants" => "--fid-variant".to_owned(),
+        key => format!("--{}", key.replace('_', "-")),
+    });
+    let compares = metrics.iter().any(|metric| metric.needs().reference);
+    let reads = wanted.values().any(|wanted| wanted.rows.contains(&Part::Captions));
+    let flags =
+        [("--reference", args.reference.is_some() && !compares), ("--captions", args.captions.is_some() && !reads)];
+    let flag = flags.into_iter().find_map(|(flag, is_idle)| is_idle.then(|| flag.to_owned()));
+    let network = networks.into_iter().find_map(|(flag, path, is_used)| (path.is_some() && !is_used).then_some(flag));
+    match network.or(flag).or(setting) {
+        None => Ok(()),
+        Some(flag) => Err(Usage(format!(
+            "{flag} has no effect on --metrics {}; leave it out, or name metrics that take it (--help lists them)",
+            args.metrics.join(",")
+        ))
+        .into()),
+    }
+}
+
+/// Whether two paths lead to the same place.
+pub(super) fn same_place(one: &str, other: &str) -> bool {
+    let place = |path: &str| std::fs::canonicalize(path).ok();
+    one == other || place(one).is_some_and(|found| place(other) == Some(found))
 }
 
 fn settings(args: &PicturesArgs) -> MetricSettings {
@@ -163,7 +224,13 @@ fn reference(
     };
     if Path::new(spec).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz")) {
         check_statistics(spec, &comparing)?;
-        return Ok(Some(Reference::read_statistics(Path::new(spec))?));
+        let reference = Reference::read_statistics(Path::new(spec))?;
+        for key in wanted(&comparing).keys() {
+            let features = networks.open(key)?;
+            reference.check(key, features.fingerprint(), features.width())?;
+        }
+        reference.told().iter().for_each(|sentence| eprintln!("note: reference: {}", harmless(sentence)));
+        return Ok(Some(reference));
     }
     let pictures = Pictures::open(spec)?;
     let states = states_of(&pictures, &comparing, networks, args.keep.as_deref(), control)?;
@@ -186,11 +253,19 @@ fn check_statistics(spec: &str, comparing: &Metrics) -> Result<(), EvaluateError
     Err(EvaluateError::Usage(format!("--reference {spec}: {refusal}; name one --fid-variant, or give the pictures")))
 }
 
+/// What [`is_statistics`] tells, in words.
+pub(super) const STATISTICS: &str = "an archive of mu and sigma";
+
+/// Whether a file holds mean and covariance of features.
+pub(super) fn is_statistics(path: &Path) -> bool {
+    Reference::read_statistics(path).is_ok()
+}
+
 /// Writes the mean and covariance of the only features that have them.
 fn save_statistics(states: &States, path: &Path) -> Result<()> {
     let mut found = states.values().filter(|state| state.has_gaussian());
     match (found.next(), found.next()) {
-        (Some(state), None) => Ok(statistics::write(state.gaussian()?, path)?),
+        (Some(state), None) => Ok(statistics::write_state(state, path)?),
         (None, _) => Err(Usage("--save-statistics needs a Fréchet distance among --metrics".to_owned()).into()),
         (Some(one), Some(other)) => {
             let (one, other) = (one.key(), other.key());
@@ -236,8 +311,11 @@ pub(crate) fn compare(args: &CompareArgs) -> Result<()> {
     if args.json.json {
         print(&serde_json::to_string(&Compared { alike: &alike, unlike: &unlike })?)?;
     } else {
-        for Comparison { metric, variant, left, right, difference } in &alike {
-            print(&harmless(&format!("{metric:16} {variant:16} {left:.6} {right:.6} {difference:+.6}")))?;
+        // The settings of sweeps stand in front, in a column of their own.
+        let width = alike.iter().map(|pair| pair.place.chars().count()).max().unwrap_or(0);
+        for Comparison { place, metric, variant, left, right, difference } in &alike {
+            let place = if width > 0 { format!("{place:width$} ") } else { String::new() };
+            print(&harmless(&format!("{place}{metric:16} {variant:16} {left:.6} {right:.6} {difference:+.6}")))?;
         }
     }
     if alike.is_empty() && unlike.is_empty() {
@@ -257,11 +335,12 @@ struct Compared<'a> {
     unlike: &'a [Unlike],
 }
 
-fn in_words(Unlike { metric, variant, differences }: &Unlike) -> String {
+fn in_words(Unlike { place, metric, variant, differences }: &Unlike) -> String {
     let words = differences.iter().map(|difference| {
         let shown = |value: &str| if value.is_empty() { "nothing".to_owned() } else { format!("`{value}`") };
         format!("  {}: {} and {}", difference.field, shown(&difference.left), shown(&difference.right))
     });
     let words: Vec<String> = words.collect();
-    format!("{metric} ({variant}) does not compare; the two differ in\n{}", words.join("\n"))
+    let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
+    format!("{place}{metric} ({variant}) does not compare; the two differ in\n{}", words.join("\n"))
 }

@@ -1,6 +1,8 @@
 //! `mlperf`: logs of benchmark runs ended, judged, and made a submission of.
 
+use super::mlperf_inference::{InferenceCommand, inference};
 use super::mlperf_plot::{PlotArgs, plot};
+use super::mlperf_submission::{CheckSubmissionArgs, check_tree};
 use super::{Usage, harmless, print};
 use crate::args::{heading, named};
 use anyhow::{Context, Result, anyhow, bail};
@@ -30,6 +32,11 @@ pub(crate) enum MlperfCommand {
     Package(Box<PackageArgs>),
     /// Draw the evaluations of logs over the samples seen, over the published reference runs.
     Plot(PlotArgs),
+    /// MLPerf Inference's text-to-image benchmark, Stable Diffusion XL: runs through LoadGen, their accuracy, and submissions.
+    #[command(subcommand)]
+    Inference(InferenceCommand),
+    /// Judge a tree of MLPerf inference by the rules of a round, as MLCommons' submission checkers do.
+    CheckSubmission(CheckSubmissionArgs),
 }
 
 /// Which rules hold.
@@ -74,7 +81,8 @@ pub(crate) struct CheckArgs {
 pub(crate) struct FinishArgs {
     /// The run's folder, or its log.
     pub(crate) run: PathBuf,
-    /// Results of the kept checkpoints: {"samples": 512000, "fid": 240.31, "clip": 0.0704} on each line.
+    /// Results of the kept checkpoints: {"samples": 512000, "fid": 240.31, "clip": 0.0704} on each line; `fd` in place of `fid` for
+    /// the distance on other features.
     #[arg(long, value_name = "FILE")]
     pub(crate) scores: PathBuf,
 }
@@ -103,12 +111,14 @@ pub(crate) struct PackageArgs {
     rules: RulesArgs,
 }
 
-pub(crate) fn mlperf(command: &MlperfCommand) -> Result<()> {
+pub(crate) fn mlperf(command: &MlperfCommand, threads: Option<usize>) -> Result<()> {
     match command {
         MlperfCommand::Check(args) => check(args),
         MlperfCommand::Finish(args) => finish(args),
         MlperfCommand::Package(args) => package(args),
         MlperfCommand::Plot(args) => plot(args),
+        MlperfCommand::Inference(command) => inference(command, threads),
+        MlperfCommand::CheckSubmission(args) => check_tree(args),
     }
 }
 
@@ -259,7 +269,15 @@ pub(crate) fn finish(args: &FinishArgs) -> Result<()> {
     // A run that still trains would write on into the former log.
     let _lock = path.parent().filter(|folder| folder.join(RECIPE).is_file()).map(stages::lock).transpose()?;
     let benchmark = benchmark_of(&Log::read(&path)?)?;
-    let scores = Figures::read_for(&args.scores, benchmark)?.scores(benchmark);
+    let figures = Figures::read_for(&args.scores, benchmark)?;
+    if figures.are_unofficial() {
+        eprintln!(
+            "note: {}: the distances are `fd`, of other features or weights than the FID's; they stand in its place in the log, and \
+             are no results of the benchmark",
+            args.scores.display()
+        );
+    }
+    let scores = figures.scores(benchmark);
     for samples in unkept(&path.with_file_name(CHECKPOINTS), scores.iter().map(|scores| scores.samples))? {
         eprintln!(
             "note: the run keeps no checkpoint of {samples} samples, which {} has results of",

@@ -70,15 +70,9 @@ fn run(path: &Path, log: &Log, benchmark: Benchmark) -> Result<TrainingRun> {
             format!("{}: is of {own}, not of {benchmark} as the first log; plot each benchmark alone", path.display());
         return Err(Usage(problem).into());
     }
-    let mut evaluations = log.scores();
+    let found = log.finite_scores(benchmark);
+    let mut evaluations = found.map_err(|problem| Usage(format!("{}: {problem}", log.path.display())))?;
     evaluations.sort_by_key(|scores| scores.samples);
-    if evaluations.is_empty() {
-        let problem = format!(
-            "{}: has no evaluations; they are lines `eval_accuracy` with `samples_count` and `metric` in their metadata",
-            log.path.display()
-        );
-        return Err(Usage(problem).into());
-    }
     Ok(TrainingRun { name: path.display().to_string(), evaluations })
 }
 

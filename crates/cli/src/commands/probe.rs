@@ -2,14 +2,14 @@
 
 use crate::args::{DeviceArgs, heading, named};
 use crate::checkpoint::{OpenArgs, open};
-use crate::commands::{Usage, print};
+use crate::commands::{Usage, check_output, print};
 use anyhow::Result;
 use calotype_ops::Precision;
 use calotype_pipeline::probe::{Probed, probe};
-use calotype_weights::{NamedTensor, write_safetensors};
+use calotype_weights::{NamedTensor, TensorFile, write_safetensors};
 use clap::Args;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 #[command(after_help = INPUTS)]
@@ -53,6 +53,14 @@ Images and latents are [batch, channels, height, width], as the originals take t
 Gradients are `grad.KEY`: of inputs by their names (not of timestep, time_ids and input_ids), of parameters by the
 checkpoint's own keys. `grad_output.NAME` instead of `grad_output` back-propagates another output.";
 
+/// What the metadata of the written file says, so that it is known to be no model.
+const MADE_BY: (&str, &str) = ("made_by", "calotype probe");
+
+/// Whether a file was written by this command.
+fn is_probe(path: &Path) -> bool {
+    TensorFile::open(path).is_ok_and(|file| file.metadata().get(MADE_BY.0).map(String::as_str) == Some(MADE_BY.1))
+}
+
 /// Runs one network and writes what it gives.
 pub(crate) fn probe_command(args: &ProbeArgs) -> Result<()> {
     args.open.check(&args.model)?;
@@ -63,11 +71,13 @@ pub(crate) fn probe_command(args: &ProbeArgs) -> Result<()> {
         let problem = format!("--out {}: would be written over what is read; choose another file", read.display());
         return Err(Usage(problem).into());
     }
+    check_output("--out", &args.out, "a file of this command", is_probe)?;
     let checkpoint = open(&args.model, &args.open.options())?;
     let device = args.device.open()?;
     let values = probe(&checkpoint, args.network, &args.input, args.grad, args.precision, &device)?;
     let tensors: Vec<NamedTensor<'_>> =
         values.iter().map(|v| NamedTensor::from_f32(v.name.clone(), v.shape.clone(), &v.values)).collect();
-    write_safetensors(&args.out, &tensors, &BTreeMap::new())?;
+    let made_by = BTreeMap::from([(MADE_BY.0.to_owned(), MADE_BY.1.to_owned())]);
+    write_safetensors(&args.out, &tensors, &made_by)?;
     print(&format!("{} tensors written to {}", tensors.len(), args.out.display()))
 }

@@ -1,13 +1,15 @@
 //! `similarity`: how well pictures and texts go together, by CLIP.
 
 use crate::args::{DeviceArgs, JsonArgs, PrecisionArgs, heading};
+use crate::checkpoint;
 use crate::commands::{Usage, harmless, print};
 use anyhow::Result;
-use calotype_checkpoints::Checkpoint;
+use calotype_checkpoints::OpenOptions;
+use calotype_core::numbers::count;
 use calotype_core::text::read_text;
 use calotype_data::image::{DecodeNotes, RgbImage};
 use calotype_evaluate::EvaluateError;
-use calotype_evaluate::vision::{Placing, Similarity, open_clip, picture_files, read_pictures, similarity};
+use calotype_evaluate::vision::{Comparison, Placing, Similarity, open_clip, picture_files, read_pictures};
 use calotype_ops::Precision;
 use calotype_prepare::pixels::PixelArgs;
 use clap::Args;
@@ -32,6 +34,9 @@ pub(crate) struct SimilarityArgs {
     pixels: PixelArgs,
     #[command(flatten)]
     json: JsonArgs,
+    /// Pictures at once.
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = count::<usize>, help_heading = heading::MACHINE)]
+    batch: usize,
     #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
@@ -53,26 +58,33 @@ pub(crate) fn similarity_command(args: &SimilarityArgs) -> Result<()> {
     let files = picture_files(&args.image)?;
     let device = args.device.open()?;
     let dtype = args.precision.precision.unwrap_or(Precision::Auto).dtype(&device);
-    let clip = open_clip(&Checkpoint::open(&args.model)?, &Placing { device, dtype })?;
+    let checkpoint = checkpoint::open(&args.model, &OpenOptions::default())?;
+    let clip = open_clip(&checkpoint, &Placing { device, dtype })?;
     let (decode, notes) = (args.pixels.options(), DecodeNotes::default());
-    let images = read_pictures(&files, &decode, &notes).into_iter().collect::<Result<Vec<_>, _>>()?;
-    let (pixels, words): (Vec<&RgbImage>, Vec<&str>) =
-        (images.iter().collect(), texts.iter().map(String::as_str).collect());
-    let found = similarity(&clip, &pixels, &words)?;
-    for (text, cut) in texts.iter().zip(&found.cut).filter(|(_, cut)| **cut > 0) {
+    let compared = Comparison::new(&clip, texts.iter().map(String::as_str).collect())?;
+    for (text, cut) in texts.iter().zip(compared.cut()).filter(|(_, cut)| *cut > 0) {
         eprintln!(
             "warning: the last {cut} tokens of `{}` are not read: the model reads {}",
             harmless(text),
             clip.context()
         );
     }
+    for files in files.chunks(args.batch) {
+        let images = read_pictures(files, &decode, &notes).into_iter().collect::<Result<Vec<_>, _>>()?;
+        let pixels: Vec<&RgbImage> = images.iter().collect();
+        tell(files, &texts, &compared.with(&pixels)?, args.json.json)?;
+    }
     for sentence in notes.sentences(&decode) {
         eprintln!("note: {sentence}");
     }
+    Ok(())
+}
+
+/// Prints what was found of some pictures.
+fn tell(files: &[PathBuf], texts: &[String], found: &Similarity, json: bool) -> Result<()> {
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    let pairs = pairs(&names, &texts, &found);
-    for (at, pair) in pairs.iter().enumerate() {
-        match (args.json.json, at % texts.len()) {
+    for (at, pair) in pairs(&names, texts, found).iter().enumerate() {
+        match (json, at % texts.len()) {
             (true, _) => print(&serde_json::to_string(pair)?)?,
             (false, 0) => print(&harmless(&format!("{}\n{}", pair.image, line(pair))))?,
             (false, _) => print(&harmless(&line(pair)))?,
@@ -96,7 +108,14 @@ impl SimilarityArgs {
         let mut texts = self.text.clone();
         if let Some(file) = &self.texts {
             let text = read_text(file).map_err(EvaluateError::io("read", file))?;
+            let before = texts.len();
             texts.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+            if texts.len() == before {
+                let file = file.display();
+                return Err(
+                    Usage(format!("--texts {file}: there is no text in the file, which has one on each line")).into()
+                );
+            }
         }
         match texts.is_empty() {
             true => Err(Usage("there is no text: give one by --text, or a file of them by --texts".to_owned()).into()),

@@ -1,11 +1,14 @@
 //! `evaluate RECIPE`: pictures of a checkpoint, of a training run's checkpoints or from elsewhere, drawn and judged by a recipe.
 
+use super::judging::same_place;
 use super::mlperf::{FinishArgs, finish};
-use super::{Usage, default_folder, harmless, print, recipe_loader};
+use super::vision::is_of_vision;
+use super::{Usage, default_folder, harmless, print, recipe_loader, tell_quickstart};
 use crate::args::{DeviceArgs, heading, named};
 use crate::ranks;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use calotype_core::folders::{Content, content};
 use calotype_data::BoxError;
 use calotype_evaluate::sweep::{self, Judged, KeptCheckpoints, SubStage, Sweep, SweepEnd, SweepRecipe};
 use calotype_prepare::slices::SliceArgs;
@@ -82,6 +85,13 @@ pub(crate) fn sweep(args: &SweepArgs, threads: Option<usize>) -> Result<()> {
 fn sweep_together(args: &SweepArgs, place: &ranks::Place) -> Result<()> {
     let collective = &*place.collective;
     let recipe = load(args)?;
+    if collective.is_first() {
+        tell_quickstart(args.recipe.as_deref().unwrap_or_default(), &recipe.text, &args.overrides);
+        if let Some(model) = recipe.value.idle_model() {
+            eprintln!("note: the recipe's model = {model} is not judged: it stands beside run or pictures, which is");
+        }
+        tell_same(&recipe.value);
+    }
     if args.dry_run {
         return if collective.is_first() { print(recipe.text.trim_end()) } else { Ok(()) };
     }
@@ -137,21 +147,51 @@ fn load(args: &SweepArgs) -> Result<Resolved<SweepRecipe>> {
     let table: Resolved<toml::Table> = loader.load(name, &args.overrides)?;
     match table.value.get("kind").and_then(toml::Value::as_str) {
         Some(sweep::KIND) => {}
-        other => {
-            let kind = other.map_or("it has no key `kind`".to_owned(), |kind| format!("its `kind` is `{kind}`"));
-            return Err(Usage(format!(
-                "{given} is no recipe that `evaluate` follows: {kind}, and has to be `{}`; `calotype recipes` lists those below \
-                 {EVALUATION}",
-                sweep::KIND
-            ))
-            .into());
-        }
+        other => return Err(Usage(unfollowed(&loader, given, other)).into()),
     }
     let recipe: Resolved<SweepRecipe> = loader.load(name, &args.overrides)?;
     let value = recipe.value.with_paths()?;
     let text = toml::to_string_pretty(&value).context("the resolved recipe cannot be written")?;
     value.validate()?;
-    Ok(Resolved { value, text, sources: recipe.sources })
+    let says_model = args.overrides.iter().any(|text| text.split('=').next().map(str::trim) == Some("model"));
+    match value.idle_model().filter(|_| says_model) {
+        Some(model) => Err(Usage(format!(
+            "model={model} stands beside run or pictures, and only one of them is judged: leave out the others (a model stands there \
+             for paths below {{model}} alone, and this recipe has none)"
+        ))
+        .into()),
+        None => Ok(Resolved { value, text, sources: recipe.sources }),
+    }
+}
+
+/// Says that pictures are compared with themselves.
+fn tell_same(recipe: &SweepRecipe) {
+    let SweepRecipe { pictures, judge, .. } = recipe;
+    if let (Some(pictures), Some(reference)) = (pictures, &judge.reference)
+        && same_place(pictures, reference)
+    {
+        eprintln!("note: judge.reference is what is judged, {pictures}: distances are those of equal sets");
+    }
+}
+
+/// What to say of a recipe that `evaluate` does not follow, with those that it does.
+fn unfollowed(loader: &RecipeLoader, given: &str, kind: Option<&str>) -> String {
+    let kind_of = |name: &String| -> Option<String> {
+        let table = loader.load::<toml::Table>(name, &[]).ok()?.value;
+        table.get("kind").and_then(toml::Value::as_str).map(str::to_owned)
+    };
+    let is_followed = |name: &String| kind_of(name).is_some_and(|kind| kind == sweep::KIND || is_of_vision(&kind));
+    let followed = loader.names().into_iter().filter(|name| name.starts_with(EVALUATION)).filter(is_followed);
+    let known: Vec<String> = followed.filter_map(|name| name.strip_prefix(EVALUATION).map(str::to_owned)).collect();
+    let what = match kind {
+        Some(kind) => format!("its `kind` is `{kind}`"),
+        // Of the recipes for evaluations, only those of quickstarts say no kind.
+        None if full_name(loader, given).starts_with(EVALUATION) => {
+            "it is the evaluation of `calotype quickstart`".to_owned()
+        }
+        None => "it has no key `kind`".to_owned(),
+    };
+    format!("{given} is no recipe that `evaluate` follows: {what}; it follows {}", known.join(", "))
 }
 
 fn check_flags(args: &SweepArgs, is_run: bool) -> Result<()> {
@@ -224,6 +264,10 @@ struct KeptOfRun<'a> {
 impl<'a> KeptOfRun<'a> {
     fn open(folder: &Path, device: &'a Device, stop: &'a StopFlag) -> Result<Self> {
         let recipe = folder.join(RECIPE);
+        if let Some(found) = content(folder).filter(|found| found.content != Content::Run) {
+            let folder = folder.display();
+            return Err(Usage(format!("run={folder}: {folder} holds {found}, and is no training run")).into());
+        }
         if !recipe.is_file() {
             return Err(Usage(format!("run={0}: {0} is no training run: it has no {RECIPE}", folder.display())).into());
         }

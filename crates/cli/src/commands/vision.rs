@@ -1,17 +1,18 @@
 //! `evaluate RECIPE` of vision models: classifiers, CLIP without training on the classes and in retrieval, linear probes.
 
-use super::{harmless, print};
+use super::{Usage, check_out, harmless, print, tell_quickstart};
 use crate::args::DeviceArgs;
 use crate::data::with_progress;
 use anyhow::{Context, Result};
-use calotype_core::StopFlag;
+use calotype_core::folders::Content;
+use calotype_core::{StopFlag, absence};
 use calotype_evaluate::vision::{KINDS, Outcome, Recipe};
 use calotype_train::RecipeLoader;
 use calotype_train::recipe::Resolved;
 use std::path::Path;
 
 /// Name of the resolved recipe in the folder of an evaluation.
-const RECIPE: &str = "recipe.toml";
+const RECIPE: &str = calotype_core::folders::RECIPE;
 
 /// Whether the value of `kind` is one of vision models.
 pub(crate) fn is_of_vision(kind: &str) -> bool {
@@ -28,16 +29,27 @@ pub(crate) fn judge(
 ) -> Result<()> {
     let recipe: Resolved<Recipe> = loader.out(out).load(name, overrides)?;
     recipe.value.validate()?;
+    tell_quickstart(name, &recipe.text, overrides);
     if dry_run {
         return print(recipe.text.trim_end());
     }
-    recipe.value.model()?;
+    let model = Path::new(recipe.value.model()?);
+    // What the recipe has made first is not there yet.
+    if !model.exists() && !model.starts_with(out) {
+        let (model, near) = (model.display(), absence(model));
+        return Err(Usage(format!(
+            "recipe key `model`: there is nothing at {model}{near}; name a checkpoint in any layout"
+        ))
+        .into());
+    }
+    check_out("--out", out, &[Content::VisionEvaluation])?;
     let stop = StopFlag::install().context("cannot listen for signals")?;
     let device = device.open()?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     recipe.save(&out.join(RECIPE))?;
     let outcome = with_progress(&stop, |control| recipe.value.run(out, &device, control))?;
     outcome.write(out)?;
+    outcome.write_page(out, Path::new(recipe.value.model()?))?;
     tell(&outcome, out)
 }
 

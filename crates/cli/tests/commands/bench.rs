@@ -59,6 +59,29 @@ fn a_small_unet_is_measured_in_both_modes_and_precisions() {
 }
 
 #[test]
+fn vision_models_are_measured_in_both_modes() {
+    for (network, mode, precision) in
+        [("vit", "forward", "bf16"), ("vit", "train", "f32"), ("clip", "forward", "f32"), ("clip", "train", "bf16")]
+    {
+        let mut command = calotype(&["bench", network, "--model", "tiny", "--batch", "2", "--mode", mode]);
+        command.args(["--precision", precision, "--threads", "2", "--iterations", "3", "--json"]);
+        let rows = lines(&succeed(&mut command).stdout);
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        positive(row, &["seconds", "best", "images_per_second", "tflops", "peak_fraction", "peak_rss_gib"]);
+        for (key, value) in [("family", network), ("model", "tiny"), ("mode", mode), ("precision", precision)] {
+            assert_eq!(row[key], value, "{row}");
+        }
+        for (key, value) in [("resolution", 32), ("batch", 2), ("threads", 2), ("iterations", 3)] {
+            assert_eq!(row[key], value, "{row}");
+        }
+    }
+    let told = succeed(&mut calotype(&["bench", "vit", "--model", "tiny", "--mode", "train", "--profile"])).stdout;
+    for part in ["vit tiny 32x32, batch 16, train", "images/s", "TFLOP/s", "backward: ", "optimizer: "] {
+        assert!(told.contains(part), "`{part}` is not in:\n{told}");
+    }
+}
+
+#[test]
 fn a_profile_names_operations_of_every_pass() {
     let arguments = ["bench", "unet", "--family", "tiny", "--resolution", "64", "--iterations", "2", "--mode", "train"];
     let told = succeed(calotype(&arguments).arg("--profile")).stdout;
@@ -170,7 +193,7 @@ fn benchmarks_that_cannot_be() {
     let refused = |arguments: &[&str], parts: &[&str]| fail(calotype(&["bench"]).args(arguments), 2, parts);
     refused(&["kernels", "--filter", "winograd 7x7"], &["winograd 7x7", "without --filter"]);
     refused(&["kernels", "--precision", "f16"], &["f16", "--precision", "f32, bf16"]);
-    refused(&["unet", "--family", "sd3"], &["sd3", "--family", "sd1, sd2, tiny"]);
+    refused(&["unet", "--family", "sd3"], &["sd3", "--family", "sd1, sd2, sdxl, tiny"]);
     refused(&["unet", "--mode", "inference"], &["inference", "--mode", "forward, train"]);
     refused(&["unet", "--resolution", "500"], &["--resolution", "500", "multiple of 64"]);
     refused(&["unet", "--resolution", "0"], &["--resolution", "at least 1"]);
@@ -191,7 +214,7 @@ fn benchmarks_that_cannot_be() {
         &["--image-size", "multiple of 64"],
     );
     let nowhere = ["bench", "train", "--family", "tiny", "--image-size", "64", "--remote", "nowhere"];
-    fail(&mut calotype(&nowhere), 1, &["nowhere"]);
+    fail(&mut calotype(&nowhere), 2, &["nowhere"]);
     train(&["--remote", "x"], &["--remote", "--use-synth-data"]);
     train(&["--microbatch", "3"], &["--device-train-microbatch-size", "3 does not divide the 4"]);
     train(&["--microbatch", "0"], &["at least 1, or auto"]);

@@ -83,6 +83,9 @@ fn pictures_do_not_depend_on_batch_layout_or_repetition() {
     assert_eq!(bytes(&generate(&at("together"), &["--batch", "2"])), pixels);
     let single = at("single.safetensors");
     succeed(calotype(&["convert"]).arg(model()).arg(&single).args(["--to", "single-file"]));
+    let plain = succeed(calotype(&["convert"]).arg(model()).arg(at("plain")).args(["--to", "single-file"]));
+    assert!(plain.stderr.contains("plain has no ending") && plain.stderr.contains("plain.safetensors"), "{plain}");
+    assert!(at("plain").is_file());
     let mut command =
         calotype(&["generate", "a cat", "two boats", "--steps", "3", "--seed", "9", "--precision", "f32"]);
     succeed(command.arg("--model").arg(&single).arg("--out").arg(at("converted")));
@@ -270,14 +273,14 @@ fn what_cannot_be_drawn_is_said() {
         let mut command = calotype(&["generate", "a cat", "--steps", "2"]);
         fail(command.arg("--model").arg(model).arg("--out").arg(&out).args(more), code, parts);
     };
-    try_with(1, Path::new("/nowhere"), &[], &["/nowhere"]);
+    try_with(2, Path::new("/nowhere"), &[], &["/nowhere"]);
     try_with(2, model(), &["--width", "65"], &["65 pixels", "multiples of 8"]);
     try_with(2, model(), &["--sampler", "eulre"], &["eulre", "did you mean `euler`?"]);
     try_with(2, model(), &["--mask", "mask.png"], &["--image"]);
-    try_with(1, model(), &["--lora", "none.safetensors=0.5"], &["none.safetensors"]);
+    try_with(2, model(), &["--lora", "none.safetensors=0.5"], &["none.safetensors"]);
     try_with(2, model(), &["--lora", "none.safetensors=nan"], &["`nan` is no finite number"]);
-    try_with(1, model(), &["--embedding", "none.pt=<w>"], &["none.pt", "no such file"]);
-    try_with(1, model(), &["--vae", "none.safetensors"], &["none.safetensors"]);
+    try_with(2, model(), &["--embedding", "none.pt=<w>"], &["none.pt", "no such file"]);
+    try_with(2, model(), &["--vae", "none.safetensors"], &["none.safetensors"]);
     try_with(1, model(), &["--variant", "fp16"], &["no part of it has weights of the variant fp16"]);
     // What is not a file of the kind asked for is called what it is.
     let weights = model().join("unet/diffusion_pytorch_model.safetensors");
@@ -285,9 +288,24 @@ fn what_cannot_be_drawn_is_said() {
     try_with(1, model(), &["--embedding", text(&weights)], &["the weights of a UNet, not an embedding"]);
     // A picture that cannot be written ends the command.
     let nowhere = folder.path().join("none/preview.png");
-    try_with(1, model(), &["--preview", text(&nowhere)], &["preview.png"]);
-    assert!(fs::read_dir(&out).unwrap().next().is_none());
+    try_with(2, model(), &["--preview", text(&nowhere)], &["--preview", "preview.png: there is no folder"]);
+    assert!(!out.exists());
+    if cfg!(target_os = "linux") {
+        try_with(1, model(), &["--preview", "/dev/full"], &["/dev/full"]);
+        assert!(fs::read_dir(&out).unwrap().next().is_none());
+    }
     try_with(2, model(), &["--karras"], &["pndm"]);
+    // The flag at fault is named.
+    try_with(2, model(), &["--clip-skip", "99"], &["--clip-skip: ", "layers of a text tower"]);
+    let picture = folder.path().join("picture.png");
+    fs::write(&picture, RgbImage::filled(64, 64, [1; 3]).unwrap().encode_png(PngEffort::Fast).unwrap()).unwrap();
+    let strength = ["--image", text(&picture), "--strength", "0"];
+    try_with(2, model(), &strength, &["--strength: ", "leaves nothing to do"]);
+    let empty = folder.path().join("empty.txt");
+    fs::write(&empty, "\n").unwrap();
+    try_with(2, model(), &["--prompts", text(&empty)], &["--prompts ", "empty.txt: there is no prompt in the file"]);
+    let mut many = calotype(&["generate", "a cat", "--steps", "2000", "--model", text(model()), "--out", text(&out)]);
+    fail(&mut many, 2, &["--steps: 2000 sampling steps", "1 to 1000"]);
     let inpainting = folder.path().join("inpainting");
     write_pipeline(&inpainting, 9);
     try_with(2, &inpainting, &[], &["9 input channels", "--mask"]);

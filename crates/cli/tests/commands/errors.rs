@@ -8,7 +8,7 @@ use crate::common::{
 use calotype_data::{Dataset, ShardLimits, ShardWriter};
 use calotype_weights::TensorFile;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 fn train(arguments: &[&str]) -> Command {
@@ -27,10 +27,7 @@ fn recipes_that_cannot_be() {
     let refused = |argument: &str, parts: &[&str]| fail(&mut train(&[DIFFUSION, argument]), 2, parts);
     refused("run.sampels=3", &["run.sampels=3", "unknown key `run.sampels`", "did you mean `run.samples`?"]);
     refused("model.blocks=3", &["unknown key `model.blocks`", "`model."]);
-    refused(
-        "run.samples=many",
-        &["`run.samples`", "instead of \"many\" it takes a whole number of at least 0, such as 4"],
-    );
+    refused("run.samples=many", &["`run.samples`", "instead of \"many\" it takes a whole number, such as 4"]);
     refused("objective.prediction=\"w\"", &["`objective.prediction`", "`w`", "`v`"]);
     refused("run.samples", &["`run.samples`", "there is no `=`", "write it as"]);
     refused("run.samples=-5", &["`run.samples`", "instead of -5 it takes a whole number that is not negative"]);
@@ -75,7 +72,7 @@ fn settings_that_cannot_be() {
     let images = folder.path().join("images");
     fs::create_dir(&images).unwrap();
     fs::write(images.join("a.PNG"), "").unwrap();
-    fail(&mut train_unet(&finished().precached(), &images, &[]), 2, &["holds samples (a.PNG)", "--out"]);
+    fail(&mut train_unet(&finished().precached(), &images, &[]), 2, &["holds images (a.PNG)", "--out"]);
     assert_eq!(fs::read_dir(&images).unwrap().count(), 1);
 }
 
@@ -98,6 +95,12 @@ fn quickstart_overrides_that_cannot_be() {
 fn devices_that_are_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
+    let message = fail(
+        quickstart(&out, &[]).args(["--device", "gpu"]),
+        2,
+        &["'gpu'", "tip: a graphics processor is cuda (NVIDIA)"],
+    );
+    assert!(!message.contains("similar"), "{message}");
     fail(quickstart(&out, &[]).args(["--device", "tpu"]), 2, &["'tpu'", "--device", "possible values: cpu"]);
     fail(
         train_unet(&finished().precached(), &out, &[]).args(["--device", "cuda"]),
@@ -112,12 +115,18 @@ fn folders_that_cannot_be_written_to() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
-    // Permission bits do not hold back the superuser; these two hold back everyone.
-    for out in [file.join("run"), PathBuf::from("/proc/calotype")] {
-        let parts = [text(&out), "cannot write here", "choose another folder or correct its permissions"];
-        fail(&mut quickstart(&out, &[]), 1, &parts);
-        fail(&mut train_unet(&finished().precached(), &out, &[]), 1, &parts);
+    // Permission bits do not hold back the superuser; this holds back everyone.
+    let out = Path::new("/proc/calotype");
+    let parts = [text(out), "cannot write here", "choose another folder or correct its permissions"];
+    fail(&mut quickstart(out, &[]), 1, &parts);
+    fail(&mut train_unet(&finished().precached(), out, &[]), 1, &parts);
+    for out in [file.clone(), file.join("run")] {
+        let parts =
+            [text(&out), "file is a file, and what is written needs a folder", "choose another folder with --out"];
+        fail(&mut quickstart(&out, &[]), 2, &parts);
+        fail(&mut train_unet(&finished().precached(), &out, &[]), 2, &parts);
     }
+    assert_eq!(fs::read(&file).unwrap(), b"");
 }
 
 /// A file system in memory, unmounted in the end.
@@ -195,7 +204,7 @@ fn damaged_shards() {
     let mut check = calotype(&["data", "check"]);
     check.arg(&data);
 
-    fail(&mut run, 1, &[text(&data), "does not exist", "write the dataset first"]);
+    fail(&mut run, 2, &[text(&data), "does not exist", "write the dataset first"]);
     copy_folder(&finished().precached(), &data);
     let shard = shard(&data);
     let whole = fs::read(&shard).unwrap();
@@ -296,14 +305,19 @@ fn runs_that_are_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let absent = folder.path().join("absent");
     let mut generate = calotype(&["generate", "a cat", "--model"]);
-    fail(generate.arg(&absent).arg("--out").arg(folder.path()), 1, &[text(&absent)]);
-    fail(calotype(&["data", "check"]).arg(&absent), 1, &[text(&absent), "does not exist"]);
+    fail(generate.arg(&absent).arg("--out").arg(folder.path()), 2, &[text(&absent)]);
+    fail(calotype(&["data", "check"]).arg(&absent), 2, &[text(&absent), "does not exist"]);
     let source = format!("source={:?}", text(&absent));
     fail(
         &mut calotype(&["data", "precache", "data/precache/quickstart", &source]),
-        1,
+        2,
         &[text(&absent), "does not exist"],
     );
     let data = format!("data.path={:?}", text(&absent));
-    fail(&mut train(&[AUTOENCODER, &data, "--out", text(folder.path())]), 1, &[text(&absent), "does not exist"]);
+    fail(&mut train(&[AUTOENCODER, &data, "--out", text(folder.path())]), 2, &[text(&absent), "does not exist"]);
+    // What was probably meant is proposed.
+    fs::create_dir(folder.path().join("absence")).unwrap();
+    let near = format!("did you mean {}?", text(&folder.path().join("absence")));
+    fail(calotype(&["inspect"]).arg(&absent), 2, &[text(&absent), &near]);
+    fail(calotype(&["data", "check"]).arg(&absent), 2, &[text(&absent), &near]);
 }

@@ -182,6 +182,9 @@ fn kept_checkpoints_of_a_run_are_judged_and_end_its_log() {
     let samples: Vec<u64> =
         scores.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["samples"].as_u64().unwrap()).collect();
     assert_eq!(samples, [16, 32, 48]);
+    assert!(scores.contains("\"fd\":") && !scores.contains("\"fid\":"), "features of CLIP: {scores}");
+    assert!(told.stderr.contains("`fd`, of other features or weights than the FID's"), "{told}");
+    assert!(out.join("convergence_fd.svg").is_file() && !out.join("convergence_fid.svg").exists());
     let log = fs::read_to_string(run.join("mlperf_compliance.log")).unwrap();
     assert!(log.lines().last().unwrap().contains("\"run_stop\""), "{log}");
     assert_eq!(log.matches("\"key\": \"eval_accuracy\"").count(), 6, "{log}");
@@ -229,11 +232,49 @@ fn wrong_input_is_told_before_anything_is_drawn() {
     fail(&mut curve(&out, &["images=0"]), 2, &["`images`", "at least 1"]);
     fail(&mut curve(&out, &["judge.metrics=[\"fidd\"]"]), 2, &["fidd"]);
     fail(&mut curve(&out, &["judge.clip=\"/nowhere\""]), 2, &["`judge.clip`", "/nowhere"]);
-    fail(&mut curve(&out, &["captions.path=\"/nowhere.tsv\""]), 1, &["/nowhere.tsv"]);
+    fail(&mut curve(&out, &["captions.path=\"/nowhere.tsv\""]), 2, &["`captions.path`", "/nowhere.tsv"]);
+    let of_model = |model: &Path, parts: &[&str]| {
+        let mut command = calotype(&["evaluate", "stable_diffusion/fid_clip_mini"]);
+        fail(command.arg(format!("model={:?}", text(model))).arg("--out").arg(&out), 2, parts);
+    };
+    of_model(Path::new("/nowhere"), &["`model`", "there is nothing at /nowhere"]);
+    of_model(&finished().out().join("diffusion"), &["`captions.path`", "model=QUICKSTART", "captions.path"]);
+    fail(&mut curve(&out, &["report.baseline=\"/nowhere\""]), 2, &["`report.baseline`", "/nowhere/figures.json"]);
+    fail(&mut curve(&out, &["images=1"]), 2, &["`images`", "is 1, and fd", "at least 2 pictures"]);
+    fail(&mut curve(&out, &["sampler.name=\"dimd\""]), 2, &["dimd"]);
+    fail(&mut curve(&out, &["size=1000000"]), 2, &["`size`", "1000000x1000000 pixels", "batch_size"]);
+    assert!(!out.join("features").exists(), "found before the reference's features are computed");
+    #[cfg(unix)]
+    {
+        let pipe = folder.path().join("pipe.tsv");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let captions = format!("captions.path={:?}", text(&pipe));
+        fail(&mut curve(&out, &[&captions]), 2, &["pipe.tsv: cannot be read: it is a named pipe"]);
+    }
+    fail(&mut curve(&out, &["--task-id", "0", "--task-count", "0"]), 2, &["--task-count must be at least 1"]);
     fail(&mut curve(&out, &["--task-id", "3"]), 2, &["--task-count"]);
     fail(&mut calotype(&["evaluate", "quickstart/smoke"]), 2, &["no recipe that `evaluate` follows"]);
+    let followed = ["the evaluation of `calotype quickstart`", "it follows clip/", "stable_diffusion/fid_clip_mini"];
+    let told = fail(&mut calotype(&["evaluate", "stable_diffusion/quickstart", "model=qs"]), 2, &followed);
+    assert!(!told.contains("stable_diffusion/quickstart,") && !told.contains("quickstart_smoke"), "{told}");
     fail(&mut calotype(&["evaluate", "stable_diffusion/mlperf"]), 2, &["did you mean"]);
     fail(&mut calotype(&["evaluate", "stable_diffusion/mlperf_v2"]), 2, &["`model`", "run=RUN", "pictures=FOLDER"]);
+    // Of two that could be judged, none is taken silently.
+    let mut both = calotype(&["evaluate", "stable_diffusion/mlperf_v2", "model=/nowhere", "captions.path=c.tsv"]);
+    fail(
+        both.args(["run=/nowhere", "--dry-run"]),
+        2,
+        &["model=/nowhere stands beside run", "only one of them is judged"],
+    );
+    let own = ["captions.path=c.tsv", "judge.reference=r", "judge.clip=c", "judge.features=f", "run=/nowhere"];
+    let mut inherited = calotype(&["evaluate", "stable_diffusion/fid_clip_mini", "--dry-run"]);
+    let told = succeed(inherited.args(own)).stderr;
+    assert!(told.contains("note: the recipe's model = runs/quickstart is not judged"), "{told}");
+    let images = folder.path().join("my-images");
+    fs::create_dir(&images).unwrap();
+    fs::write(images.join("cat.jpg"), "").unwrap();
+    fail(&mut curve(&images, &[]), 2, &["my-images holds images (cat.jpg)", "choose another folder with --out"]);
+    assert_eq!(fs::read_dir(&images).unwrap().count(), 1);
     let pictures = |out: &Path| out.join("pictures").exists();
     assert!(!pictures(&out));
     assert!(begun.elapsed() < Duration::from_secs(120));

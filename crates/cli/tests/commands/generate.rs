@@ -209,17 +209,33 @@ fn what_cannot_draw_is_called_what_it_is() {
     refused(2, &at("without"), &["there is no UNet", "vae", "put its folder `unet` beside them"]);
     fs::create_dir_all(at("run/checkpoints/checkpoint-000000000176")).unwrap();
     fs::write(at("run/recipe.toml"), "kind = \"diffusion\"\n").unwrap();
-    refused(1, &at("run"), &["a training run that is not finished, with 176 samples saved", "the same command"]);
+    refused(
+        1,
+        &at("run"),
+        &["a training run that is not finished, with 176 samples saved", "the same command", "calotype export"],
+    );
+    // A dataset is called one.
+    refused(1, &finished().pictures(), &["a dataset and no model", "calotype inspect"]);
+    refused(1, &finished().precached(), &["a dataset and no model", ".tar"]);
     fs::write(at("run/checkpoints/checkpoint-000000000176/state.json"), "{}").unwrap();
     fs::write(at("run/checkpoints/checkpoint-000000000176/tensors.safetensors"), "").unwrap();
     refused(1, &at("run/checkpoints/checkpoint-000000000176"), &["a training checkpoint", "init_from="]);
+    fs::create_dir(at("curve")).unwrap();
+    fs::write(at("curve/recipe.toml"), "kind = \"text_to_image\"\nmodel = \"sd\"\n").unwrap();
+    // As an earlier version left it.
+    fs::create_dir(at("curve/checkpoints")).unwrap();
+    refused(1, &at("curve"), &["an evaluation, which holds pictures and figures of a model"]);
+    let told = succeed(calotype(&["inspect"]).arg(at("curve"))).stdout;
+    assert!(told.contains("an evaluation (text_to_image)") && told.contains("of the model sd"), "{told}");
+    let mut export = calotype(&["export", text(&at("curve")), "--out", text(&at("exported"))]);
+    fail(&mut export, 2, &["curve holds an evaluation (recipe.toml), and is no training run"]);
     fs::create_dir(at("begun")).unwrap();
     fs::write(at("begun/quickstart.json"), "{}").unwrap();
     refused(1, &at("begun"), &["a quickstart that is not finished"]);
     refused(2, Path::new("org/model-v1.5"), &["there is no such file", "calotype data fetch models/org/model-v1.5"]);
     fail(&mut calotype(&["inspect", "org/model-v1.5"]), 2, &["calotype data fetch models/org/model-v1.5"]);
     fail(&mut calotype(&["convert", "org/model-v1.5", "o", "--to", "diffusers"]), 2, &["models/org/model-v1.5"]);
-    refused(1, Path::new("org/model.safetensors"), &["org/model.safetensors"]);
+    refused(2, Path::new("org/model.safetensors"), &["org/model.safetensors: there is no such file"]);
     // An autoencoder is missed where another one's can be taken, and where none can.
     fs::rename(at("unet"), at("without/unet")).unwrap();
     fs::remove_dir_all(at("without/vae")).unwrap();
@@ -246,7 +262,7 @@ fn flags_that_cannot_be_meant_so_are_told_before_loading() {
     fs::write(&file, &png).unwrap();
     for out in [file.clone(), file.join("below")] {
         let mut command = calotype(&["generate", "x", "--model", "/nowhere", "--out"]);
-        fail(command.arg(&out), 2, &["picture.png is a file", "name a folder"]);
+        fail(command.arg(&out), 2, &["picture.png is a file", "choose another folder with --out"]);
     }
     fail(&mut generate(folder.path(), &["x", "--lora", "f.safetensors:0.5"]), 2, &["--lora f.safetensors=0.5"]);
     let convert = |output: &str, to: &str, parts: &[&str]| {
@@ -256,6 +272,18 @@ fn flags_that_cannot_be_meant_so_are_told_before_loading() {
     };
     convert("x.ckpt", "single-file", &["x.ckpt", "written as safetensors", "x.safetensors"]);
     convert("x.safetensors", "diffusers", &["--to diffusers writes a folder", "leave out its ending"]);
+    // A preview takes the place of an earlier one only, and images lie among drawn ones only.
+    let of = |option: &str, path: &Path, parts: &[&str]| {
+        let mut command = calotype(&["generate", "x", "--model", "/nowhere", option]);
+        fail(command.arg(path), 2, parts);
+        assert_eq!(fs::read(&file).unwrap(), png);
+    };
+    of("--preview", &file, &["--preview", "picture.png: something is there already that is not a preview"]);
+    of("--preview", folder.path(), &["--preview", "name a file"]);
+    of("--out", folder.path(), &["holds images (picture.png)", "choose another folder with --out"]);
+    of("--out", &finished().out(), &["holds a quickstart", "choose another folder with --out"]);
+    of("--out", &finished().out().join("clip"), &["holds a training run (recipe.toml)"]);
+    of("--out", MODEL.path(), &["holds a model (model_index.json)"]);
 }
 
 #[test]
@@ -286,11 +314,104 @@ fn a_quickstart_takes_no_folder_of_something_else() {
         fs::write(out.join(name), "").unwrap();
     }
     let refused = |part: &str| fail(&mut quickstart(&out, &[]), 2, &[part, "no quickstart", "--out"]);
-    refused("my-images holds something else (a.jpg, b.jpg, c.jpg, …)");
+    refused("my-images holds images (a.jpg)");
+    let letters = folder.path().join("letters");
+    fs::create_dir(&letters).unwrap();
+    fs::write(letters.join("a.odt"), "").unwrap();
+    fail(&mut quickstart(&letters, &[]), 2, &["letters holds something else (a.odt)", "no quickstart"]);
     fs::write(out.join("recipe.toml"), "").unwrap();
     refused("my-images holds a training run (");
     let entries = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name());
     let shown = entries.filter(|name| !name.to_string_lossy().starts_with('.'));
     assert_eq!(shown.count(), 5, "nothing is left there");
     assert!(!out.join(".lock").exists(), "not even a lock");
+}
+
+/// What few-step students need is told, recorded, and drawn again.
+#[test]
+fn presets_say_their_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = |more: &[&str]| -> (Value, String) {
+        let mut command = calotype(&["generate", "a cat", "--precision", "f32", "--dry-run", "--model"]);
+        let told = succeed(command.arg(MODEL.path()).arg("--out").arg(folder.path().join("drawn")).args(more));
+        (serde_json::from_str(&told.stdout).unwrap(), told.stderr)
+    };
+    let (told, said) = plan(&["--preset", "dmd2"]);
+    assert!(
+        said.contains("preset    dmd2: sampler lcm, 4 steps at timesteps 999,749,499,249, guidance 1 (none)"),
+        "{said}"
+    );
+    assert!(said.contains("generate  1 image of 64x64 pixels, 4 steps each"), "{said}");
+    let (settings, visited) = (&told["settings"], serde_json::json!([999.0, 749.0, 499.0, 249.0]));
+    assert_eq!((&settings["steps"], &settings["guidance"]), (&4.into(), &1.0.into()));
+    assert_eq!((&settings["sampler"]["kind"]["name"], &told["timesteps"]), (&"lcm".into(), &visited));
+    // Options hold in place of the preset's values.
+    let (told, _) = plan(&["--preset", "lightning-8", "--steps", "2", "--guidance", "1.5", "--json"]);
+    assert_eq!((&told["settings"]["guidance"], &told["timesteps"]), (&1.5.into(), &serde_json::json!([999.0, 499.0])));
+    let (told, _) = plan(&["--sampler", "tcd", "--eta", "0.25", "--timesteps", "800, 400"]);
+    assert_eq!((&told["settings"]["steps"], &told["settings"]["sampler"]["kind"]["eta"]), (&2.into(), &0.25.into()));
+    let (told, _) = plan(&["--sampler", "euler", "--sigmas", "14.6,2,0"]);
+    assert_eq!(told["settings"]["steps"], 2);
+    let (told, said) = plan(&["--steps", "5", "--cache-interval", "2"]);
+    assert_eq!(told["settings"]["caching"], serde_json::json!({ "interval": 2, "branch": 0 }));
+    assert!(said.contains("cached    2 of 6 calls compute the whole UNet"), "{said}");
+    assert!(!folder.path().join("drawn").exists(), "nothing is drawn");
+}
+
+#[test]
+fn few_steps_that_cannot_be_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (more, parts) in [
+        (&["--preset", "lightning"][..], &["there is no preset `lightning`", "lightning-4"][..]),
+        (&["--preset", "dmd2", "--sampler", "euler"], &["cannot be used with"]),
+        (&["--preset", "dmd2"], &["its list has 4 steps, and 1 were asked for"]),
+        (&["--sampler", "ddim", "--timesteps", "999"], &["takes no list of timesteps", "lcm, tcd"]),
+        (&["--sampler", "lcm", "--timesteps", "999,x"], &["`x`: it takes numbers with commas between them"]),
+        (&["--sampler", "lcm", "--timesteps", "1000"], &["timestep 1000 of its list is none of the schedule's"]),
+        (&["--cache-branch", "1"], &["--cache-branch has no effect without --cache-interval"]),
+        (&["--cache-interval", "2", "--cache-branch", "6"], &["the UNet has the skip connections 0 to 5"]),
+        (&["--cache-interval", "0"], &["at least 1"]),
+    ] {
+        fail(&mut generate(folder.path(), &[&["a cat"], more].concat()), 2, parts);
+    }
+    assert!(!folder.path().join("drawn").exists());
+}
+
+#[test]
+fn cached_images_are_drawn_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cached = ["a cat", "--steps", "4", "--cache-interval", "2", "--cache-branch", "1"];
+    let mut command = calotype(&["generate", "--precision", "f32", "--model", text(MODEL.path()), "--out"]);
+    let drawn = succeed(command.arg(folder.path().join("drawn")).args(cached)).stdout;
+    let mut again = calotype(&["generate", "--from", drawn.trim(), "--out"]);
+    let again = succeed(again.arg(folder.path().join("again"))).stdout;
+    assert_eq!(fs::read(drawn.trim()).unwrap(), fs::read(again.trim()).unwrap());
+    let mut whole = calotype(&["generate", "--from", drawn.trim(), "--cache-interval", "1", "--out"]);
+    let whole = succeed(whole.arg(folder.path().join("whole"))).stdout;
+    assert_ne!(fs::read(drawn.trim()).unwrap(), fs::read(whole.trim()).unwrap());
+}
+
+/// A checkpoint whose own scheduler is that of such students alone is drawn as one.
+#[test]
+fn a_latent_consistency_model_is_drawn_in_few_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    RandomCheckpoint::new(RandomFamily::TinyLcm).write(&model).unwrap();
+    let plan = |more: &[&str]| -> (Value, String) {
+        let mut command =
+            calotype(&["generate", "a cat", "--negative", "blurry", "--dry-run", "--model", text(&model)]);
+        let told = succeed(command.args(more));
+        (serde_json::from_str(&told.stdout).unwrap(), told.stderr)
+    };
+    let (told, said) = plan(&[]);
+    assert!(
+        said.contains("its scheduler is LCMScheduler") && said.contains("preset    lcm: sampler lcm, 4 steps"),
+        "{said}"
+    );
+    assert!(said.contains("the negative prompt has no effect: this network is told its guidance scale"), "{said}");
+    assert_eq!((&told["settings"]["steps"], &told["settings"]["guidance"]), (&4.into(), &8.5.into()));
+    let (told, _) = plan(&["--steps", "6", "--guidance", "3"]);
+    assert_eq!((&told["settings"]["steps"], &told["settings"]["guidance"]), (&6.into(), &3.0.into()));
+    let (told, said) = plan(&["--sampler", "ddim"]);
+    assert!(told["settings"]["steps"] == 50 && !said.contains("preset"), "{said}");
 }

@@ -2,6 +2,7 @@
 
 use crate::common::{calotype, fail, succeed, text, write_inception};
 use calotype_data::image::{PngEffort, RgbImage};
+use calotype_data::npz::FeatureStatistics;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -55,11 +56,33 @@ fn pictures_are_judged_and_compared() {
     let told = succeed(&mut judge("drawn", &both));
     assert!(told.stderr.contains("fd is not FID") && told.stdout.contains("of 5 pictures"), "{told}");
 
+    let same = succeed(&mut judge("real", &["--reference", real])).stderr;
+    assert!(same.contains("these are the pictures that are judged") && !told.stderr.contains("equal sets"), "{same}");
+
     let stats = at("real.npz");
-    succeed(judge("real", &["--reference", real, "--save-statistics"]).arg(&stats));
+    let save = || judge("real", &["--reference", real, "--save-statistics"]);
+    let weights = at("inception.safetensors");
+    let before = fs::read(&weights).unwrap();
+    let parts = ["--save-statistics", "inception.safetensors: something is there already that is not an archive of mu"];
+    fail(save().arg(&weights), 2, &parts);
+    assert!(fs::read(&weights).unwrap() == before);
+    fail(&mut judge("real", &["--reference", real, "--keep", real]), 2, &["holds images (0.png)", "--keep"]);
+    for _ in 0..2 {
+        succeed(save().arg(&stats));
+    }
     let of_file = figures(&succeed(&mut judge("drawn", &["--reference", text(&stats), "--json"])).stdout);
     let (of_file, of_pictures) = (of_file[0]["value"].as_f64().unwrap(), found[0]["value"].as_f64().unwrap());
     assert!((of_file - of_pictures).abs() <= 1e-9 * of_pictures, "{of_file} {of_pictures}");
+
+    fail(
+        &mut judge("drawn", &["--reference", text(&stats), "--fid-variant", "clean-fid"]),
+        1,
+        &["real.npz", "inception/pytorch-fid", "inception/clean-fid"],
+    );
+    let plain = at("plain.npz");
+    FeatureStatistics::read(&stats).unwrap().write(&plain).unwrap();
+    let told = succeed(&mut judge("drawn", &["--reference", text(&plain)]));
+    assert!(told.stderr.contains("plain.npz does not say of which network"), "{told}");
 
     fs::write(at("drawn.json"), &json).unwrap();
     fs::write(at("other.json"), succeed(judge("other", &both).arg("--json")).stdout).unwrap();
@@ -78,7 +101,8 @@ fn pictures_are_judged_and_compared() {
         2,
         &["kd (clean-fid) does not compare", "settings.subset_size: `3` and `2`"],
     );
-    fail(&mut compare("drawn.json", "nothing.json"), 1, &["nothing.json"]);
+    fail(&mut compare("drawn.json", "nothing.json"), 2, &["nothing.json"]);
+    fail(&mut compare("drawn.json", "real"), 2, &["real: a folder without figures.json"]);
     fail(&mut compare("drawn.json", "real.npz"), 1, &["real.npz"]);
 }
 
@@ -99,6 +123,33 @@ fn what_cannot_be_judged_is_told_before_the_work() {
     fail(&mut judge(&[drawn, "--reference", drawn]), 2, &["--inception", "pt_inception-2015-12-05-6726825d.pth"]);
     fail(&mut judge(&[drawn, "--metrics", "fit"]), 2, &["`fit` is no metric", "kid"]);
     fail(&mut judge(&[drawn, "--reference", drawn, "--fid-variant", "x"]), 2, &["`x` is no variant", "clean-fid"]);
+    // What changes nothing, or is not there, is told, whatever the metrics look at.
+    let network = at("network");
+    fs::write(&network, "").unwrap();
+    let fd = [drawn, "--reference", drawn, "--metrics", "fd", "--features", text(&network)];
+    for (more, parts) in [
+        (["--clip", "nope"], ["--clip nope", "there is no such file"]),
+        (["--inception", "nope.pth"], ["--inception nope.pth", "there is no such file"]),
+        (["--clip", text(&network)], ["--clip has no effect", "--metrics fd"]),
+        (["--subsets", "5"], ["--subsets has no effect", "--metrics fd"]),
+        (["--splits", "5"], ["--splits has no effect", "--metrics fd"]),
+        (["--clip-preparation", "cmmd"], ["--clip-preparation has no effect", "--metrics fd"]),
+        (["--fid-variant", "clean-fid"], ["--fid-variant has no effect", "--metrics fd"]),
+        (["--captions", "c.txt"], ["--captions has no effect", "--metrics fd"]),
+    ] {
+        fail(judge(&fd).args(more), 2, &parts);
+    }
+    let score = [drawn, "--metrics", "clip-score", "--clip", text(&network), "--reference", drawn];
+    fail(&mut judge(&score), 2, &["--reference has no effect", "--metrics clip-score"]);
+    let absent = [drawn, "--reference", drawn, "--inception", "nope.pth"];
+    fail(&mut judge(&absent), 2, &["--inception nope.pth", "there is no such file"]);
+    fs::write(at("short.txt"), "one\n").unwrap();
+    let (short, absent) = (at("short.txt"), at("absent.txt"));
+    let captions = |file: &Path, parts: &[&str]| {
+        fail(&mut judge(&[drawn, "--metrics", "clip-score", "--clip", drawn, "--captions", text(file)]), 2, parts);
+    };
+    captions(&short, &["short.txt: 1 lines for 2 pictures"]);
+    captions(&absent, &["absent.txt"]);
     let empty = at("empty");
     fail(&mut judge(&[text(&empty), "--reference", drawn]), 1, &["empty"]);
     let two = ["--reference", "x.npz", "--fid-variant", "tf,clean-fid"];

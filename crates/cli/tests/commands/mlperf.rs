@@ -267,6 +267,22 @@ fn logs_are_drawn_over_the_reference_runs() {
     fail(&mut plot(&["--ruleset", "6.0.0"]), 2, &["that round does not have stable_diffusion"]);
     fs::write(&log, &head).unwrap();
     fail(&mut plot(&[]), 2, &["result_0.txt: has no evaluations"]);
+    let broken = |value: &str| head.clone() + &result(512_000, "240.31", "0.0704") + &result(1_024_000, value, "0.1");
+    for value in ["NaN", "null", "\"abc\"", "1e999"] {
+        fs::write(&log, broken(value)).unwrap();
+        fail(&mut plot(&[]), 2, &["result_0.txt: line 5: "]);
+    }
+    fs::write(&log, text.replace("stable_diffusion", "flux1")).unwrap();
+    fail(&mut plot(&[]), 2, &["result_0.txt: has no evaluations of what flux1 measures"]);
+    fs::write(&log, text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    fail(&mut plot(&[]), 1, &["result_0.txt: cannot be read: it is UTF-16 text"]);
+    #[cfg(unix)]
+    {
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let mut command = calotype(&["mlperf", "plot"]);
+        fail(command.arg(&pipe).arg("--out").arg(&out), 1, &["pipe: cannot be read: it is a named pipe"]);
+    }
     fs::write(&log, "nothing").unwrap();
     fail(&mut plot(&[]), 1, &["result_0.txt: has no line `submission_benchmark`"]);
 }

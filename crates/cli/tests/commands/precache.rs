@@ -1,6 +1,6 @@
 //! `data precache`: killed, shared out, and refused; `data fid-stats`.
 
-use crate::common::{calotype, fail, finished, start, succeed, text, with_more, write_inception};
+use crate::common::{CLIP, calotype, data_path, fail, finished, start, succeed, text, with_more, write_inception};
 use burn::tensor::{Device, Tensor, TensorData};
 use calotype_core::{Purpose, Stream};
 use calotype_data::image::{PngEffort, RgbImage};
@@ -89,9 +89,27 @@ fn refused() {
     fail(&mut precache(&out, &["--task-id", "3", "--task-count", "3"]), 2, &["task 3 of 3"]);
     fail(&mut precache(&out, &["encoders.states.modle=1"]), 2, &["encoders.states.modle", "model"]);
     fail(&mut precache(&out, &["encoders.moments.without_padding=true"]), 2, &["`moments`", "without_padding"]);
-    fail(&mut precache(&out, &["encoders.moments.model=/nowhere"]), 1, &["/nowhere"]);
+    fail(&mut precache(&out, &["encoders.moments.model=/nowhere"]), 2, &["/nowhere"]);
+    for (recipe, parts) in [
+        ("training/clip/quickstart", ["a training recipe (kind `clip`)", "calotype train training/clip/quickstart"]),
+        ("data/emoji/quickstart", ["no recipe of encoders", "those below data/precache/"]),
+    ] {
+        fail(&mut calotype(&["data", "precache", recipe]), 2, &parts);
+    }
     succeed(&mut precache(&out, &[]));
-    fail(&mut precache(&out, &["encoders.states.dtype=f32"]), 1, &["was encoded by", "this run needs"]);
+    let parts = ["was encoded by", "this run needs", "with `encoders.states.dtype` = \"f32\""];
+    fail(&mut precache(&out, &["encoders.states.dtype=f32"]), 1, &parts);
+    // A try that encoded nothing is not in the way of the next one.
+    let next = folder.path().join("next");
+    let parts = ["key `caption` asks for it by {fil}", "did you mean {file}?"];
+    fail(&mut precache(&next, &["caption={fil}"]), 1, &parts);
+    succeed(&mut precache(&next, &["caption={file}"]));
+    // What encoders have made holds no images.
+    let parts = ["what encoders made of images", "take the dataset that they were made of"];
+    fail(&mut precache(&folder.path().join("twice"), &[&format!("source={:?}", text(&out))]), 1, &parts);
+    let mut train = calotype(&["train", "training/clip/quickstart_smoke"]);
+    train.args(CLIP).arg(data_path(&out)).arg("--out").arg(folder.path().join("clip"));
+    fail(&mut train, 1, &parts);
 }
 
 #[test]

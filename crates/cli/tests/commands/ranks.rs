@@ -31,20 +31,25 @@ pub fn as_rank(command: &mut Command, rank: usize, world: usize, port: u16) {
 }
 
 /// Two processes of one run, ended with the test.
-struct Pair([Child; 2]);
+pub struct Pair(pub [Child; 2]);
 
 impl Pair {
     fn train(out: &Path, overrides: &[&str]) -> Self {
+        Self::of(|| train_unet(&finished().precached(), out, overrides))
+    }
+
+    /// Two processes of the same command.
+    pub fn of(command: impl Fn() -> Command) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self([0, 1].map(|rank| {
-            let mut command = train_unet(&finished().precached(), out, overrides);
+            let mut command = command();
             as_rank(&mut command, rank, 2, port);
             start(&mut command)
         }))
     }
 
     /// Waits until both have ended: exit code and messages of each, and the time that it took.
-    fn end(&mut self) -> ([(Option<i32>, String); 2], Duration) {
+    pub fn end(&mut self) -> ([(Option<i32>, String); 2], Duration) {
         let started = Instant::now();
         while self.0.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
             assert!(started.elapsed() < Duration::from_secs(300), "a process hangs");
@@ -60,7 +65,7 @@ impl Pair {
     }
 
     /// Waits until a checkpoint of at least `samples` is there.
-    fn reach(&mut self, run: &Path, samples: u64) {
+    pub fn reach(&mut self, run: &Path, samples: u64) {
         let started = Instant::now();
         while checkpoints(run).last_key_value().is_none_or(|(newest, _)| *newest < samples) {
             let ended = self.0.iter_mut().any(|child| child.try_wait().unwrap().is_some());
@@ -81,7 +86,7 @@ impl Drop for Pair {
 }
 
 /// The lines of `metrics.jsonl` without what depends on the clock.
-fn metrics(run: &Path) -> Vec<Value> {
+pub fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();
@@ -163,6 +168,59 @@ fn a_signal_to_one_process_stops_both_and_one_goes_on_alone() {
     assert_eq!(second.1, "");
     succeed(&mut train_unet(&finished().precached(), &stopped, &same));
     assert_same_run(&stopped, &alone);
+}
+
+/// A classifier on made-up images. A key's bias has a gradient of rounding alone, which a larger epsilon keeps from being a step.
+const CLASSIFIER: &str = "kind = \"vit\"\n[data]\npath = \"synthetic://24/bmp=bmp:16x16/cls=class:3\"\nthreads = 1\n\
+    [model]\nimage_size = 16\npatch_size = 8\nchannels = 32\nmlp_channels = 64\nlayers = 2\nheads = 2\nlabels = 3\n\
+    [optimizer]\nlearning_rate = 1e-3\neps = 1e-5\ngradient_clip = 1.0\n[ema]\nhalf_life = 8\n\
+    [run]\nseed = 7\nsamples = 80\nbatch_size = 4\nprecision = \"f32\"\nlog_every = 4\ncheckpoint_every = 40\n";
+
+#[test]
+fn two_processes_compute_the_layers_of_one_network_and_one_goes_on_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("classifier.toml");
+    fs::write(&recipe, CLASSIFIER).unwrap();
+    let [alone, both, parts] = ["alone", "both", "parts"].map(|name| folder.path().join(name));
+    let train = |out: &Path, more: &[&str]| {
+        let mut command =
+            calotype(&["train", recipe.to_str().unwrap(), "--threads", "1", "--out", out.to_str().unwrap()]);
+        command.args(more);
+        command
+    };
+    let together = "distributed.tensor_parallel=2";
+    succeed(&mut train(&alone, &[]));
+    let ([first, second], _) = Pair::of(|| train(&both, &[together])).end();
+    assert_eq!((first.0, second.0), (Some(0), Some(0)), "{first:?} {second:?}");
+    assert!(first.1.contains("80/80 samples") && first.1.contains("communication took"), "{}", first.1);
+    assert_eq!(second.1, "", "one process speaks");
+    let losses = |run: &Path| -> Vec<f64> { metrics(run).iter().filter_map(|line| line["loss"].as_f64()).collect() };
+    let near = |found: &[f64]| found.iter().zip(losses(&alone)).all(|(a, b)| (a - b).abs() < 1e-5);
+    assert!(losses(&both).len() == 20 && near(&losses(&both)), "{:?} {:?}", losses(&both), losses(&alone));
+    let files = |run: &Path| -> Vec<String> {
+        let entries = fs::read_dir(run.join("model")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(files(&both), files(&alone));
+    // The same run goes on with as many processes as there are.
+    let ([first, _], _) = Pair::of(|| train(&parts, &[together, "run.samples=40"])).end();
+    assert_eq!(first.0, Some(0), "{first:?}");
+    succeed(&mut train(&parts, &["run.samples=80"]));
+    assert!(losses(&parts).len() == 20 && near(&losses(&parts)), "{:?} {:?}", losses(&parts), losses(&alone));
+}
+
+#[test]
+fn networks_that_cannot_be_shared_out_are_refused_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let ([first, second], _) = Pair::train(&run, &["distributed.tensor_parallel=2"]).end();
+    assert_eq!((first.0, second.0), (Some(2), Some(2)), "{first:?} {second:?}");
+    let expected =
+        "recipe key `distributed.tensor_parallel`: is 2, and the network of a run of kind `diffusion` cannot";
+    assert!(first.1.contains(expected) && first.1.matches("error: ").count() == 1, "{}", first.1);
+    assert_eq!(second.1, "");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::common::{
     CLIP, DIFFUSION, UNET, calotype, change_last_byte, checkpoints, copy_tree, data_path, fail, finished, quickstart,
-    start, succeed, text, train_unet, wait_until, with_more,
+    run, start, succeed, text, train_unet, wait_until, with_more,
 };
 use serde_json::Value;
 use std::fs;
@@ -99,6 +99,9 @@ fn a_finished_run_is_extended_when_that_is_said() {
     let from = ["--from", text(&saved)];
     fail(&mut train("begun", &["--from", "/nowhere"]), 2, &["--from /nowhere", "neither a training checkpoint"]);
     fail(&mut train("begun", &["run.samples=64", from[0], from[1]]), 2, &["it has seen 112 samples", "run.samples"]);
+    let clip = finished().out().join("clip");
+    let other = ["clip is a run of kind `clip`, and this recipe trains `diffusion`"];
+    fail(&mut train("begun", &["--from", text(&clip)]), 2, &other);
     succeed(&mut train("begun2", &from));
     assert!(unet_of(&at("begun2")) == unet_of(&at("long")), "a run from a checkpoint is not the run that it is from");
     fail(&mut train("long", &["run.samples=200", from[0], from[1]]), 2, &["holds a run already"]);
@@ -118,6 +121,32 @@ fn a_finished_run_is_extended_when_that_is_said() {
         told.stderr.contains("extended from 64 to 96") && told.stderr.contains("followed a schedule for 64"),
         "{told}"
     );
+
+    // Without a checkpoint to go on from, the model stays, and so does all that tells of it.
+    let result = at("cosine/result.json");
+    let before = [&result, &at("cosine/recipe.toml")].map(|file| fs::read(file).unwrap());
+    fs::remove_dir_all(at("cosine/checkpoints")).unwrap();
+    let again = |samples: &str, more: &[&str]| {
+        let mut command = train_unet(&finished().precached(), &at("cosine"), &[samples, "optimizer.warmup_samples=8"]);
+        command.args(more);
+        command
+    };
+    let lost = ["holds the model/ of a run, but no checkpoint in checkpoints/", "replace that model", "--out"];
+    for more in [&[][..], &["--dry-run"]] {
+        fail(&mut again("run.samples=160", more), 2, &lost);
+    }
+    assert!(before == [&result, &at("cosine/recipe.toml")].map(|file| fs::read(file).unwrap()));
+    succeed(&mut again("run.samples=96", &[]));
+    fs::remove_file(&result).unwrap();
+    fail(&mut again("run.samples=96", &[]), 2, &lost);
+
+    // A run that goes on behind its former end has not got its own model yet.
+    fs::remove_file(at("long/result.json")).unwrap();
+    let drawn = run(calotype(&["generate", "x", "--model"]).arg(at("long")).arg("--out").arg(at("drawn")));
+    assert!(drawn.code != Some(0) && drawn.stderr.contains("its model is that of an earlier end"), "{drawn}");
+    assert!(drawn.stderr.contains("calotype export ") && drawn.stderr.contains("long/model"), "{drawn}");
+    let told = succeed(calotype(&["inspect"]).arg(at("long"))).stdout;
+    assert!(told.contains("not finished") && told.contains("long/model, of an earlier end"), "{told}");
 }
 
 #[test]
@@ -143,11 +172,11 @@ fn a_dry_run_finds_what_a_start_would_find_and_leaves_nothing() {
     }
     let nowhere = format!("hooks.evaluate={{ path = {:?}, every = 16, samples = 8 }}", "/nowhere/shards");
     for (setting, code, parts) in [
-        ("data.path=/nowhere/shards", 1, &["/nowhere/shards"][..]),
+        ("data.path=/nowhere/shards", 2, &["/nowhere/shards"][..]),
         ("run.batch_size=0", 2, &["`run.batch_size`"]),
         ("model.context_channels=48", 2, &["context_channels"]),
-        ("init_from=/nowhere/weights", 1, &["/nowhere/weights"]),
-        (&nowhere, 1, &["/nowhere/shards"]),
+        ("init_from=/nowhere/weights", 2, &["/nowhere/weights"]),
+        (&nowhere, 2, &["/nowhere/shards"]),
         ("hooks.target={ metric = 'validation/loss', at_most = 0.1 }", 2, &["hooks.target.metric", "[hooks.evaluate]"]),
     ] {
         fail(&mut dry(&[setting]), code, parts);
@@ -197,6 +226,22 @@ fn captionless(folder: &Path) -> (PathBuf, String) {
 }
 
 #[test]
+fn folders_of_images_and_unfinished_datasets_are_called_that() {
+    let folder = tempfile::tempdir().unwrap();
+    captionless(folder.path());
+    let images = folder.path().join("images");
+    let refused = fail(calotype(&["data", "check"]).arg(&images), 2, &["holds images", "calotype data convert"]);
+    let ended = crate::common::run(calotype(&["data", "check"]).arg(&images));
+    assert!(!ended.stderr.contains("are not read") && ended.stderr.contains(&refused), "{ended}");
+    let unfinished = folder.path().join("unfinished");
+    fs::create_dir(&unfinished).unwrap();
+    fs::write(unfinished.join("progress.json"), "{}").unwrap();
+    let parts = [text(&unfinished), "is not finished", "run the command that writes it again"];
+    fail(calotype(&["inspect"]).arg(&unfinished), 1, &parts);
+    fail(&mut train_unet(&unfinished, &folder.path().join("run"), &[]), 1, &parts);
+}
+
+#[test]
 fn images_without_moments_or_captions_are_called_that() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
@@ -218,6 +263,25 @@ fn images_without_moments_or_captions_are_called_that() {
     fail(&mut train(&["data.caption=\"a photo of {\""]), 2, &["`data.caption`", "a photo of {class}"]);
     assert!(!out.exists(), "refused before the run's folder is made");
     succeed(&mut train(&["data.caption=\"a photo of {file}\"", "run.samples=32"]));
+}
+
+#[test]
+fn empty_captions_and_images_beside_shards_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    captionless(folder.path());
+    let (images, shards) = (folder.path().join("images"), folder.path().join("captioned"));
+    for number in 0..20 {
+        let caption = if number == 7 { " \n".to_owned() } else { format!("red cat {number}") };
+        fs::write(images.join(format!("red_cat-{number:02}.txt")), caption).unwrap();
+    }
+    let told = succeed(calotype(&["data", "convert"]).arg(&images).arg(&shards)).stdout;
+    assert!(told.contains("1 caption is empty"), "{told}");
+    fs::copy(images.join("red_cat-00.png"), shards.join("left.png")).unwrap();
+    let mut command = calotype(&["train", "training/clip/quickstart_smoke"]);
+    command.args(with_more(&CLIP.map(str::to_owned), &["run.samples=64"])).arg(data_path(&shards));
+    let told = succeed(command.arg("--out").arg(folder.path().join("run"))).stderr;
+    assert!(told.contains("an empty caption") && told.contains("red_cat-07"), "{told}");
+    assert!(told.contains("1 image is not read") && told.contains("left.png"), "{told}");
 }
 
 #[test]
@@ -255,6 +319,10 @@ fn inspect_tells_runs_checkpoints_and_quickstarts() {
     // A folder of runs is no model, and says which there are.
     let below = ["a folder of runs; name one of them: ", text(&out)];
     fail(calotype(&["generate", "x", "--model"]).arg(folder.path()), 2, &below);
+    let saved = out.join("checkpoints");
+    let parts = ["a folder of training checkpoints", "calotype export RUN --at SAMPLES"];
+    fail(calotype(&["generate", "x", "--model"]).arg(&saved), 2, &parts);
+    assert!(told(&saved).contains("a folder of training checkpoints, each of which"));
     let whole = fs::read(out.join("result.json")).unwrap();
     fs::write(out.join("result.json"), "{").unwrap();
     let damaged = ["result.json: the text ends inside an object", "copy it back, or remove it"];
@@ -320,7 +388,7 @@ fn progress_is_printed_where_no_terminal_is() {
     assert!(told.stderr.contains("diffusion  8/32 samples"), "{told}");
     let mut command = calotype(&["generate", "a cat", "--steps", "2", "--model"]);
     let told = succeed(command.arg(finished().out()).arg("--out").arg(folder.path().join("images")));
-    assert!(told.stderr.contains("generate  1/2 steps"), "{told}");
+    assert!(told.stderr.contains("generate  1/2 steps") && told.stderr.contains("generate  2/2 steps"), "{told}");
 }
 
 #[test]

@@ -59,13 +59,16 @@ fn a_classifier_is_judged_by_a_recipe_that_needs_nothing() {
     let line = format!("ViT Imagenet 1K Evaluation Accuracy: {:.4}", top_1["value"].as_f64().unwrap());
     assert!(told.lines().any(|found| found == line), "{told}");
     assert!(figure(&out, "classification", "top_5")["value"].as_f64() >= top_1["value"].as_f64());
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("What classes are taken for") && page.contains("purple"), "{}", out.display());
+    assert!(fs::read(out.join("confusion.png")).unwrap().starts_with(b"\x89PNG"));
     let rows = fs::read_to_string(out.join("predictions.csv")).unwrap().lines().count() - 1;
     assert_eq!(Some(rows as u64), top_1["count"].as_u64());
     assert_eq!(fs::read_to_string(out.join("classes.csv")).unwrap().lines().count(), 9);
     assert!(fs::read_to_string(out.join("recipe.toml")).unwrap().contains("kind = \"classification\""));
 
     // Again, with another number of threads and pictures at once: the same bytes.
-    let names = ["figures.json", "predictions.csv", "classes.csv"];
+    let names = ["figures.json", "predictions.csv", "classes.csv", "confusion.png", "report.html"];
     let before = names.map(|name| fs::read(out.join(name)).unwrap());
     succeed(&mut evaluate("vit/imagenet_val_mini", &out, &["batch_size=7", "--threads", "1"]));
     assert_eq!(names.map(|name| fs::read(out.join(name)).unwrap()), before);
@@ -176,8 +179,14 @@ fn pictures_are_classified_by_a_head_and_by_clip() {
     assert_eq!(told.lines().count(), 2 * 3, "{told}");
     assert!(told.contains("a.png\n  0.") && told.contains("  red") && told.contains("  blue"), "{told}");
     let table = folder.path().join("classes.csv");
-    let told = succeed(&mut classify(&clip, &[&colours[..], &["--top", "1", "--csv", text(&table)]].concat())).stdout;
-    assert!(told.starts_with("2 pictures in "), "{told}");
+    let to_table = |file: &Path| classify(&clip, &[&colours[..], &["--top", "1", "--csv", text(file)]].concat());
+    let picture = folder.path().join("a.png");
+    fail(&mut to_table(&picture), 2, &["--csv", "a.png: something is there already that is not a table of classes"]);
+    // An earlier table is replaced.
+    for _ in 0..2 {
+        let told = succeed(&mut to_table(&table)).stdout;
+        assert!(told.starts_with("2 pictures in "), "{told}");
+    }
     let table = fs::read_to_string(table).unwrap();
     assert!(table.starts_with("image,rank,class,name,probability\n") && table.lines().count() == 3, "{table}");
 
@@ -198,6 +207,37 @@ fn pictures_are_classified_by_a_head_and_by_clip() {
     fail(command.arg(&head).arg(empty.path()), 1, &["has no pictures; known extensions: png"]);
 }
 
+/// What the commands say of models in other layouts is what they say of the folder that training wrote.
+#[test]
+fn other_layouts_say_the_same() {
+    let folder = pictures();
+    let run = |command: &str, model: &Path, more: &[&str]| {
+        let mut command = calotype(&[command]);
+        command.arg(model).args(more);
+        succeed(&mut command).stdout
+    };
+    let image = folder.path().join("a.png");
+    let clip = finished().out().join("clip");
+    let colours = ["--classes", "red", "--classes", "blue", "--json"];
+    let texts = ["--image", text(&image), "--text", "a red book", "--text", "a cat", "--json"];
+    for (model, name) in [(&clip, "clip.nemo"), (&vit().classifier(), "vit.nemo")] {
+        let nemo = folder.path().join(name);
+        let told = succeed(calotype(&["convert"]).arg(model).arg(&nemo).args(["--to", "nemo"])).stdout;
+        assert!(told.contains("tensors") && told.contains(name), "{told}");
+        let report = succeed(calotype(&["inspect"]).arg(&nemo)).stdout;
+        assert!(report.contains("NeMo"), "{report}");
+        let classes = |model: &Path| match name {
+            "clip.nemo" => run("classify", model, &[&[text(&image)], &colours[..]].concat()),
+            _ => run("classify", model, &[text(&image), "--json", "--batch", "1"]),
+        };
+        assert_eq!(classes(&nemo), classes(model));
+    }
+    assert_eq!(run("similarity", &folder.path().join("clip.nemo"), &texts), run("similarity", &clip, &texts));
+    let mut wrong = calotype(&["convert"]);
+    wrong.arg(finished().out().join("vae")).arg(folder.path().join("vae.nemo")).args(["--to", "nemo"]);
+    fail(&mut wrong, 2, &["cannot be written as nemo", "ViT or a whole CLIP"]);
+}
+
 #[test]
 fn pictures_and_texts_are_compared() {
     let folder = pictures();
@@ -210,6 +250,9 @@ fn pictures_and_texts_are_compared() {
     let told = succeed(&mut similarity(&[&texts[..], &["--json"]].concat())).stdout;
     let rows: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.len(), 4, "{told}");
+    let one_by_one =
+        succeed(&mut similarity(&[&texts[..], &["--json", "--batch", "1", "--threads", "1"]].concat())).stdout;
+    assert_eq!(one_by_one, told);
     for pair in rows.chunks(2) {
         assert_eq!(pair[0]["image"], pair[1]["image"]);
         let sum: f64 = pair.iter().map(|row| row["probability"].as_f64().unwrap()).sum();
@@ -227,7 +270,7 @@ fn pictures_and_texts_are_compared() {
     let told = succeed(&mut similarity(&["--text", &long]));
     assert!(told.stderr.contains("tokens of `very"), "{told}");
     fail(&mut similarity(&[]), 2, &["there is no text", "--text"]);
-    fail(&mut similarity(&["--texts", "none.txt"]), 1, &["cannot read none.txt"]);
+    fail(&mut similarity(&["--texts", "none.txt"]), 2, &["cannot read none.txt"]);
     let mut command = calotype(&["similarity"]);
     command.arg(vit().classifier()).arg("--image").arg(folder.path()).args(["--text", "x"]);
     fail(&mut command, 1, &["is no CLIP model with both towers; it holds classifier"]);
