@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Times Calotype and its peers (PyTorch, OpenVINO) on the same UNets, in turn on the same cores, and prints their ratios
-# as a Markdown table with the date and the processor.
+# Times Calotype and its peers (PyTorch, OpenVINO) on the same UNets, ViTs and CLIPs, in turn on the same cores, and prints their
+# ratios as a Markdown table with the date and the processor.
 #
-#   scripts/compare-peers.sh [--family sd1|sd2|tiny] [--modes forward,train] [--resolution N] [--batch N]
+#   scripts/compare-peers.sh [--family sd1|sd2|tiny|vit-SIZE|clip-SIZE] [--modes forward,train] [--resolution N] [--batch N]
 #                            [--engines NAME,NAME] [--rounds N] [--threads N] [--out FILE]
 #
-# Without --resolution and --batch: the usual shapes of the families. Every measurement is appended to FILE as a line of
+# Sizes are those of `calotype bench vit` and `bench clip`: --family vit-b16, --family clip-l14; --family vit and --family clip take the
+# usual ones. Forward is of CLIP the image tower's. Without --resolution and --batch: the usual shapes of the families. Every measurement is appended to FILE as a line of
 # JSON (default: a temporary file). A round runs ours, then each peer once; the table has medians over the rounds.
 #
 # CALOTYPE_PEER_PYTHON names a Python that has torch, diffusers and openvino; without it one is made in target/peers (several
@@ -50,15 +51,33 @@ sd1 512 1 forward 8
 sd1 512 1 train 6
 sd2 256 4 train 6
 tiny 256 1 forward 40
-tiny 256 1 train 20"
+tiny 256 1 train 20
+vit-b16 224 1 forward 20
+vit-b16 224 16 forward 8
+vit-b16 224 16 train 6
+clip-l14 224 1 forward 12
+clip-l14 224 16 forward 6
+clip-b32 224 64 train 6"
 if [ -n "$resolution$batch" ]; then
     family="${family:-sd2}"
-    iterations=8
+    iterations=8 pixels=512
     if [ "$family" = tiny ]; then iterations=40; fi
+    case "$family" in
+        vit | clip) die "--batch needs a size: --family $family-b16" ;;
+        vit-* | clip-*)
+            pixels=224
+            [ "${resolution:-224}" = 224 ] || die "ViT and CLIP are measured on images of 224 pixels"
+            ;;
+    esac
     usual="$(for mode in forward train; do
-        echo "$family ${resolution:-512} ${batch:-1} $mode $iterations"
+        echo "$family ${resolution:-$pixels} ${batch:-1} $mode $iterations"
     done)"
 fi
+
+# Whether a row is of the family that is asked for.
+wanted() {
+    [ -z "$family" ] || [ "$family" = "$1" ] || [ "$family" = "${1%%-*}" ]
+}
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -103,17 +122,29 @@ measured() {
 
 ran=0
 while read -r name pixels images mode iterations; do
-    if [ -n "$family" ] && [ "$family" != "$name" ]; then continue; fi
+    wanted "$name" || continue
     if [[ ",$modes," != *",$mode,"* ]]; then continue; fi
     ran=$((ran + 1))
     peers="${engines:-bf16,autocast}"
     if [ -z "$engines" ] && [ "$mode" = forward ]; then peers=bf16,autocast,compiled,openvino; fi
-    shape=(--family "$name" --resolution "$pixels" --batch "$images" --mode "$mode" --iterations "$iterations"
-        --threads "$threads")
+    common=(--batch "$images" --mode "$mode" --iterations "$iterations" --threads "$threads")
+    case "$name" in
+        vit-* | clip-*)
+            kind="${name%%-*}"
+            if [ -z "$engines" ] && [ "$mode" = train ]; then peers=autocast,autocast-compiled; fi
+            ours=("$calotype" bench "$kind" --json --precision bf16 --model "${name#*-}")
+            theirs=(scripts/peer_vision.py --network "$kind" --model "${name#*-}")
+            ;;
+        *)
+            shape=(--family "$name" --resolution "$pixels")
+            ours=("$calotype" bench unet --json --precision bf16 "${shape[@]}")
+            theirs=(scripts/peer_unet.py "${shape[@]}")
+            ;;
+    esac
     for ((round = 0; round < rounds; round++)); do
-        measured "$calotype" bench unet --json --precision bf16 "${shape[@]}" </dev/null
+        measured "${ours[@]}" "${common[@]}" </dev/null
         for engine in ${peers//,/ }; do
-            measured "$python" scripts/peer_unet.py --engines "$engine" "${shape[@]}" </dev/null
+            measured "$python" "${theirs[@]}" --engines "$engine" "${common[@]}" </dev/null
         done
     done
 done <<<"$usual"
@@ -123,7 +154,7 @@ tail -n "+$((before + 1))" "$out" | "$python" -c '
 import datetime, json, platform, statistics, sys
 
 TITLES = {"bf16": "PyTorch bf16", "autocast": "PyTorch autocast", "compiled": "PyTorch compiled", "f32": "PyTorch f32",
-          "openvino": "OpenVINO"}
+          "autocast-compiled": "PyTorch autocast, compiled", "openvino": "OpenVINO"}
 
 def processor():
     try:
@@ -135,7 +166,8 @@ def processor():
 cases, engines, threads = {}, [], None
 for line in sys.stdin:
     row = json.loads(line)
-    key = row["family"], row["resolution"], row["batch"], row["mode"]
+    family = " ".join(row[name] for name in ("family", "model") if name in row)
+    key = family, row["resolution"], row["batch"], row["mode"]
     cases.setdefault(key, {}).setdefault(row["engine"], []).append(row)
     threads = row["threads"]
     if row["engine"] != "calotype" and row["engine"] not in engines:
@@ -143,7 +175,7 @@ for line in sys.stdin:
 
 print(f"{datetime.date.today()}, {processor()}, {threads} threads. Seconds, and how many times as long as Calotype.")
 print()
-print("| UNet | pass | Calotype bf16 | " + " | ".join(TITLES.get(e, e) for e in engines) + " | fastest peer / Calotype |")
+print("| network | pass | Calotype bf16 | " + " | ".join(TITLES.get(e, e) for e in engines) + " | fastest peer / Calotype |")
 print("|---|---|---" + "|---" * len(engines) + "|---|")
 for (family, resolution, batch, mode), rows in cases.items():
     seconds = {engine: statistics.median(row["seconds"] for row in of) for engine, of in rows.items()}

@@ -4,8 +4,8 @@
 #
 #   scripts/evaluate-peers.sh FIRST SECOND [--inception FILE] [--variants NAME,NAME] [--work FOLDER]
 #       FIRST and SECOND are folders of pictures of any sizes and modes; without --inception, weights are made up. Ends with 1 if
-#       features differ by more than 1e-4 of the largest (but for those of JPEGs, on whose pixels decoders do not agree), or a
-#       distance by more than 1e-3 of itself.
+#       features differ by more than 1e-4 of the largest, those of JPEGs included, or a distance, a KID or an Inception score by more
+#       than 1e-3 of itself. Pillow has to be one with libjpeg-turbo from 2.1 on.
 #
 # CALOTYPE_PEER_PYTHON names a Python with torch, torchvision, pytorch-fid 0.3.0, clean-fid 0.1.35, torch-fidelity 0.4.0 and
 # torchmetrics 1.9.0. CALOTYPE_BIN names the program; without it, it is built.

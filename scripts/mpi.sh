@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Runs processes under Open MPI's mpirun: sums that must have the same bits for 1, 2 and 4 of them, over MPI and over TCP, and runs of
 # which one process dies, falls silent or gives up. Then `calotype train` with 1, 2 and 4 processes, which must end with the same
-# bits, also where their number changes on the way or one is killed.
+# bits, also where their number changes on the way or one is killed; and with processes that compute layers together, whose losses must
+# be those of one process to 1e-5 and checkpoints to 1e-4.
 #
 #   scripts/mpi.sh [--bench] [--profile NAME]
 #
 # Installs Open MPI and libclang from Debian where they are missing, and builds the program `ranks` of crates/collective and
-# `calotype` with the feature mpi, in the release profile unless another is named. --bench measures instead: the rates of sums with 2
-# processes, and training with two processes of one thread in turn with one of two threads. Ends with 1 if anything is not as it should be.
+# `calotype` with the feature mpi, in the release profile unless another is named; CALOTYPE_FEATURES names more features, for builds that
+# other scripts go on with. --bench measures instead: the rates of sums with 2
+# processes, and training with two processes of one thread in turn with one of two threads: a UNet whose batches they share, and a
+# ViT-L/16 whose layers they share. Ends with 1 if anything is not as it should be.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,7 +40,8 @@ if [ "${#missing[@]}" -gt 0 ]; then
 fi
 
 # The whole workspace's features, so that no dependency is compiled again.
-cargo build --profile "$profile" --workspace --features calotype/mpi --bins --example ranks || exit 2
+cargo build --profile "$profile" --workspace --features "calotype/mpi${CALOTYPE_FEATURES:+,$CALOTYPE_FEATURES}" --bins --example ranks ||
+    exit 2
 folder="$profile"
 if [ "$profile" = dev ]; then folder=debug; fi
 target="$(realpath "${CARGO_TARGET_DIR:-target}")/$folder"
@@ -172,6 +176,80 @@ trained() {
     fi
 }
 
+# classifier FILE KEY=VALUE...: a recipe of a ViT on made-up images of the given side.
+classifier() {
+    local file="$1" side="$2"
+    shift 2
+    {
+        printf 'kind = "vit"\n[data]\npath = "synthetic://256/bmp=bmp:%sx%s/cls=class:10"\nthreads = 1\n' "$side" "$side"
+        printf '[model]\nimage_size = %s\nlabels = 10\n' "$side"
+        printf '%s\n' "$@"
+    } >"$work/$file"
+}
+
+# layers TRANSPORT PROCESSES TOGETHER OUT KEY=VALUE...: trains the small classifier, one thread each.
+layers() {
+    local transport="$1" processes="$2" together="$3" out="$4"
+    shift 4
+    CALOTYPE_TRANSPORT="$transport" timeout 300 "${run[@]}" -x CALOTYPE_TRANSPORT -np "$processes" "$calotype" train "$work/classifier.toml" \
+        --threads 1 distributed.tensor_parallel="$together" "$@" --out "$work/$out" >"$work/out" 2>&1 || wrong "training, $out"
+}
+
+# near OUT WHAT: losses to 1e-5 and the last checkpoint to 1e-4 of those of one process.
+near() {
+    if python3 - "$work/$1" "$work/layers" >>"$work/out" 2>&1 <<'PYTHON'
+import array, glob, json, struct, sys
+
+def losses(run):
+    lines = map(json.loads, open(run + "/metrics.jsonl"))
+    return [line["loss"] for line in lines if "loss" in line]
+
+def tensors(run):
+    data = open(max(glob.glob(run + "/checkpoints/checkpoint-*")) + "/tensors.safetensors", "rb").read()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__", None)
+    return {name: array.array("f", data[8 + size :][slice(*entry["data_offsets"])]) for name, entry in header.items()}
+
+found, expected = [losses(run) for run in sys.argv[1:]]
+assert len(found) == len(expected) == 20, (len(found), len(expected))
+worst = max(abs(a - b) / max(abs(b), 1) for a, b in zip(found, expected))
+assert worst <= 1e-5, f"losses differ by {worst}"
+found, expected = [tensors(run) for run in sys.argv[1:]]
+assert found.keys() == expected.keys()
+worst = max((max(abs(a - b) for a, b in zip(found[name], expected[name])), name) for name in expected)
+assert worst[0] <= 1e-4, f"tensors differ by {worst}"
+PYTHON
+    then
+        good "$2"
+    else
+        wrong "$2: not the run of one process"
+    fi
+}
+
+# Processes that compute layers together, alone and in a grid, and runs that go on in another layout.
+shared() {
+    local transport layout processes together out
+    # The gradient of a key's bias is rounding alone, which a larger epsilon keeps from being a step.
+    classifier classifier.toml 32 'patch_size = 8' 'channels = 64' 'mlp_channels = 128' 'layers = 3' 'heads = 4' '[optimizer]' \
+        'learning_rate = 1e-3' 'eps = 1e-5' 'gradient_clip = 1.0' '[ema]' 'half_life = 16' '[run]' 'seed = 3' 'samples = 160' \
+        'batch_size = 8' 'precision = "f32"' 'log_every = 8' 'checkpoint_every = 80'
+    layers tcp 1 1 layers
+    for transport in mpi tcp; do
+        for layout in "2 2" "4 4" "4 2"; do
+            read -r processes together <<<"$layout"
+            out="layers-$transport-$processes-$together"
+            layers "$transport" "$processes" "$together" "$out"
+            near "$out" "$processes processes over $transport, of which $together compute layers together"
+        done
+    done
+    layers mpi 4 2 layers-elastic run.samples=40
+    layers mpi 2 2 layers-elastic run.samples=80
+    layers mpi 4 4 layers-elastic run.samples=120
+    layers mpi 1 2 layers-elastic run.samples=160
+    near layers-elastic "2 x 2, 2, 4 and 1 processes in turn, which share layers"
+}
+
 # killed TRANSPORT: one process is killed behind a checkpoint; the run ends soon, says which, and goes on.
 killed() {
     local started victim
@@ -222,6 +300,29 @@ rate() {
         }' "$work/$1/metrics.jsonl"
 }
 
+# ViT-L/16 at 224 px in batches of 8.
+bench_layers() {
+    local round transport precision
+    classifier large.toml 224 'patch_size = 16' 'channels = 1024' 'mlp_channels = 4096' 'layers = 24' 'heads = 16' '[optimizer]' \
+        'learning_rate = 1e-4' '[run]' 'seed = 3' 'samples = 48' 'batch_size = 8' 'log_every = 8' 'checkpoint_every = 1000'
+    for precision in f32 bf16; do
+        for round in 1 2; do
+            for transport in mpi tcp; do
+                CALOTYPE_TRANSPORT="$transport" "${run[@]}" -x CALOTYPE_TRANSPORT -np 2 "$calotype" train "$work/large.toml" --threads 1 \
+                    distributed.tensor_parallel=2 run.precision="\"$precision\"" --out "$work/vit-two-$transport-$precision-$round" \
+                    >"$work/out" 2>&1 || wrong "two processes that compute layers together"
+                rate "vit-two-$transport-$precision-$round"
+                # Checkpoint and model are 5 GB.
+                rm -rf "$work/vit-"*
+            done
+            "$calotype" train "$work/large.toml" --threads 2 run.precision="\"$precision\"" --out "$work/vit-one-$precision-$round" \
+                >"$work/out" 2>&1 || wrong "one process"
+            rate "vit-one-$precision-$round"
+            rm -rf "$work/vit-"*
+        done
+    done
+}
+
 bench_training() {
     local round common
     prepare 256
@@ -241,11 +342,50 @@ bench_training() {
     done
 }
 
+# figures PROCESSES: a row for scripts/step_time.py: seconds a step of processes of one thread with two images each, the memory's rate for each of
+# them, and the rate and latency of their sums.
+figures() {
+    local processes="$1" threads memory
+    threads=$((processes < $(nproc) ? processes : $(nproc)))
+    "${run[@]}" -np "$processes" "$calotype" train training/stable_diffusion/quickstart_smoke --threads 1 "${half[@]}" \
+        data.path="$work/quickstart/precache" data.threads=1 run.batch_size=$((2 * processes)) run.samples=$((24 * processes)) \
+        run.log_every=$((2 * processes)) run.checkpoint_every=1000 --out "$work/figures-$processes" >"$work/out" 2>&1 || wrong "$processes processes"
+    memory="$("$calotype" bench kernels --filter "adamw, 700" --threads "$threads" --json | grep '"memory copy"' | head -1)"
+    [ "$processes" -eq 1 ] || "${run[@]}" -np "$processes" "$ranks" bench >"$work/sums" || wrong "sums of $processes processes"
+    python3 - "$processes" "$work/figures-$processes/metrics.jsonl" "$work/sums" "$memory" <<'PYTHON'
+import json, re, statistics, sys
+processes, log, sums, memory = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+rates = [json.loads(line).get("images_per_second") for line in open(log)]
+row = {"ranks": processes, "images_per_rank": 2, "seconds": statistics.median(2 * processes / rate for rate in rates[2:] if rate)}
+# What all of them get is shared out.
+row["memory_bytes_per_second"] = memory["rate"] * 1e9 / processes
+if processes > 1:
+    found = {int(kib): float(ms) / 1e3 for kib, ms in re.findall(r"all_reduce_sum +(\d+) KiB: +([\d.]+) ms", open(sums).read())}
+    row["bytes_per_second"] = 2 * (processes - 1) / processes * (4 << 20) / found[4096]
+    row["latency"] = found[4]
+print(json.dumps(row))
+PYTHON
+    rm -rf "$work/figures-$processes"
+}
+
+# Own figures against the model of docs/distributed.md.
+bench_model() {
+    local parameters rows
+    parameters="$("$calotype" train training/stable_diffusion/quickstart_smoke --dry-run "${half[@]}" data.path="$work/quickstart/precache" --out "$work/none" 2>&1 |
+        sed -n 's/^network *\([0-9,]*\) parameters.*/\1/p' | tr -d ,)"
+    rows="$(for processes in 1 2 4; do figures "$processes"; done | paste -sd,)"
+    echo "{\"parameters\": ${parameters:?}, \"cores\": $(nproc), \"rows\": [$rows]}" >"$work/measured.json"
+    cat "$work/measured.json"
+    python3 scripts/step_time.py --measured "$work/measured.json"
+}
+
 if [ "$bench" = yes ]; then
     for transport in mpi tcp; do
         RANKS_TRANSPORT="$transport" "${run[@]}" -x RANKS_TRANSPORT -np 2 "$ranks" bench || failures=$((failures + 1))
     done
     bench_training
+    bench_layers
+    bench_model
     exit "$((failures > 0))"
 fi
 
@@ -265,6 +405,7 @@ refused "Calotype says rank 1 of 2, but MPI says rank 0 of 1" env "${own[@]}" RA
 refused "Calotype and Open MPI disagree" "${run[@]}" -np 2 env "${own[@]}" "$ranks" check
 prepare 32
 trained
+shared
 killed mpi
 killed tcp
 if [ "$failures" -eq 0 ]; then result=ok; else result=FAILED; fi

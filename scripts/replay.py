@@ -104,7 +104,10 @@ def vit(folder, recipe):
     smoothing = recipe.get("objective", {}).get("label_smoothing", 0.0)
 
     def loss(inputs):
-        return F.cross_entropy(model(inputs["pixel_values"]).logits, inputs["labels"], label_smoothing=smoothing)
+        labels = inputs["labels"]
+        # Those of mixed images are probabilities, smoothed already.
+        rest = smoothing if labels.ndim == 1 else 0.0
+        return F.cross_entropy(model(inputs["pixel_values"]).logits, labels, label_smoothing=rest)
 
     return model, loss
 
@@ -150,6 +153,9 @@ def step(model, loss, torch_optimizer, record, number):
         group["lr"] = record.figure(number, "learning_rate")
     torch_optimizer.zero_grad()
     parts = record.parts(number)
+    if record.kind == "clip":
+        # Its loss is that of the whole batch, in however many parts that goes through the network.
+        parts = [{name: torch.cat([part[name] for part in parts]) for name in parts[0]}]
     total = 0.0
     for inputs in parts:
         value = loss(inputs) / len(parts)
@@ -175,6 +181,8 @@ def main():
     record = Record(arguments.record)
     if record.recipe["optimizer"].get("groups"):
         sys.exit("error: optimizer.groups are not replayed")
+    if record.kind == "clip" and record.recipe.get("objective"):
+        sys.exit("error: of CLIP, only the usual objective is replayed; crates/train/tests/it/golden/make_contrastive.py has the others")
     model, loss = TASKS[record.kind](arguments.model, record.recipe)
     load(model, record.weights("initial"))
     model.train()

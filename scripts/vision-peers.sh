@@ -4,8 +4,9 @@
 #   scripts/vision-peers.sh [--keep FOLDER]
 #
 # The models have random weights and are saved by transformers; two of their classes are the same, so that ranks tie. The pictures
-# are the embedded ones, turned, cut and scaled to many sizes. Top-1, top-5, zero-shot accuracy, recalls, the linear probe, and what
-# `classify` and `similarity` print have to be the same; ends with 1 if anything differs. Takes some minutes on two cores.
+# are the embedded ones, turned, cut and scaled to many sizes. Top-1, top-5, zero-shot accuracy, recalls, the linear probe, what
+# `classify` and `similarity` print, and CLIP scores of 100 pictures have to be the same; ends with 1 if anything differs. Takes some
+# minutes on two cores.
 # CALOTYPE_PEER_PYTHON names a Python that has torch, transformers, open_clip and scikit-learn; otherwise they are installed into
 # target/peers (see peer-python.sh). CALOTYPE_BIN names the program; without it, it is built.
 set -euo pipefail

@@ -171,14 +171,15 @@ def figures(folder):
 def compare_classes(args, report, name, folder, recipe, logits, labels, files):
     """Accuracies, and the best class and rank of each picture."""
     (folder / f"{name}.toml").write_text(recipe)
-    calotype(args, "evaluate", folder / f"{name}.toml", "--out", folder / name)
+    judged = folder / f"{name}-judged"
+    calotype(args, "evaluate", folder / f"{name}.toml", "--out", judged)
     theirs, best = accuracy(logits, labels)
-    ours = figures(folder / name)
+    ours = figures(judged)
     variant = {"vit": "classification", "zero_shot": "zero_shot", "probe": "linear_probe"}[name]
     for metric, value in theirs.items():
         found = ours[(variant, metric)]
         report.check(f"{name}: {metric}", abs(found - value) < 1e-9, f"{found:.4f} and {value:.4f}")
-    with open(folder / name / "predictions.csv") as file:
+    with open(judged / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     first = sum(int(row["predicted"]) == int(classes[0]) for row, classes in zip(rows, best))
     report.check(f"{name}: best class of each picture", first == len(files) == len(rows), f"{first} of {len(files)}")
@@ -244,6 +245,7 @@ def judge(args, folder, report):
 
     retrieval(args, folder, report, clip, common)
     similarity(args, folder, report, clip, files)
+    clip_scores(args, folder, report, clip, sorted((folder / "all").rglob("*.png"))[::2])
 
 
 def retrieval(args, folder, report, clip, common):
@@ -277,6 +279,42 @@ def similarity(args, folder, report, clip, files):
         found = torch.tensor([json.loads(line)[name] for line in told]).view(3, 3)
         worst = (found - expected).abs().max().item()
         report.check(f"similarity: {name}", worst < 1e-4, f"largest difference {worst:.1e}")
+
+
+@torch.no_grad()
+def prepared_by_open_clip(clip, files, captions):
+    """Unit features of pictures and captions that open_clip prepares."""
+    colours = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
+    prepare = open_clip.image_transform(SIDE, is_train=False, **colours)
+    pictures = torch.stack([prepare(Image.open(file)) for file in files])
+    ids = open_clip.tokenize(captions).long()
+    images = clip.model.visual_projection(clip.model.vision_model(pictures).pooler_output)
+    return F.normalize(images, dim=-1), F.normalize(clip.model.text_projection(clip.model.text_model(ids).pooler_output), dim=-1)
+
+
+def clip_scores(args, folder, report, clip, files):
+    """The CLIP score of 100 pictures with captions, some of them longer than CLIP's context, and its cosines."""
+    captions = [f"picture {number} of " + "many things " * (number % 50) for number in range(len(files))]
+    scored = folder / "scored"
+    scored.mkdir()
+    for number, file in enumerate(files):
+        (scored / f"{number:03}.png").write_bytes(file.read_bytes())
+    (folder / "captions.txt").write_text("\n".join(captions) + "\n")
+    peers = {
+        "transformers": lambda: (clip.images(files), clip.texts(captions)),
+        "open_clip": lambda: prepared_by_open_clip(clip, files, captions),
+    }
+    for name, features in peers.items():
+        keep = folder / f"kept-{name}"
+        flags = ["--metrics", "clip-score", "--clip", folder / "clip", "--clip-preparation", name, "--captions", folder / "captions.txt"]
+        told = calotype(args, "evaluate", "pictures", scored, *flags, "--keep", keep, "--json")
+        rows = [np.fromfile(next(keep.glob(f"*/clip.{name}.{of}.f32")), "<f4").reshape(len(files), -1) for of in ("features", "captions")]
+        images, texts = (F.normalize(torch.from_numpy(of), dim=-1) for of in rows)
+        found, expected = (images * texts).sum(1), torch.mul(*features()).sum(1)
+        worst = (found - expected).abs().max().item()
+        report.check(f"CLIP score by {name}: {len(files)} cosines", worst < 1e-4, f"largest difference {worst:.1e}")
+        score = json.loads(told)["value"]
+        report.check(f"CLIP score by {name}", abs(score - expected.mean().item()) < 1e-4, f"{score:.6f} and {expected.mean():.6f}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 //! MLPerf logs of any program: read, judged by every round's rules, and continued.
 
 use calotype_fuzz::input_file;
-use calotype_mlperf::{Benchmark, Division, Log, LogWriter, Ruleset, Submission, SubmissionStatus, Value, check};
+use calotype_mlperf::{
+    Benchmark, Division, Log, LogWriter, Ruleset, Scores, Submission, SubmissionStatus, Value, check,
+};
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 
@@ -15,6 +17,10 @@ fuzz_target!(|content: &[u8]| {
             assert!(written.is_ascii());
             assert_eq!(Value::parse(&written).expect("what is written can be read").to_string(), written);
         }
+    }
+    for benchmark in Benchmark::ALL {
+        let finite = |scores: &[Scores]| scores.iter().flat_map(|of| &of.results).all(|(_, value)| value.is_finite());
+        assert!(log.finite_scores(*benchmark).map_or(true, |scores| finite(&scores)));
     }
     for ruleset in Ruleset::ALL {
         let report = check(&log, *ruleset);

@@ -9,7 +9,7 @@ fuzz_target!(|content: &[u8]| {
     let path = input_file("nemo", content);
     for options in options() {
         if let Ok(file) = NemoFile::open(&path, options) {
-            let _ = file.config().len();
+            let _ = calotype_weights::Yaml::parse(file.config());
             read_all(&file);
         }
     }

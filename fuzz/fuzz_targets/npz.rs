@@ -14,5 +14,6 @@ fuzz_target!(|content: &[u8]| {
     }
     if let Ok(statistics) = FeatureStatistics::from_bytes(content) {
         assert_eq!(statistics.covariance.len(), statistics.mean.len().pow(2));
+        assert!(npz::file(content, "mu.npy").expect("the same archive").is_some());
     }
 });
