@@ -28,8 +28,8 @@ done
 missing=()
 command -v mpicc >/dev/null || missing+=(libopenmpi-dev)
 command -v mpirun >/dev/null || missing+=(openmpi-bin)
-# The crate `mpi` reads the library's header with it.
-ldconfig -p | grep -q 'libclang[-.0-9]*\.so' || ls /usr/lib/llvm-*/lib/libclang*.so* >/dev/null 2>&1 || missing+=(libclang-dev)
+# The crate `mpi` reads the library's header with it; libclang-cpp is another library.
+{ ldconfig -p; ls /usr/lib/llvm-*/lib 2>/dev/null; } | grep -q 'libclang[-.0-9]*\.so' || missing+=(libclang-dev)
 if [ "${#missing[@]}" -gt 0 ]; then
     as_root=""
     if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi

@@ -1,9 +1,9 @@
 //! What a folder holds, told by files that only one kind of folder has: nothing is written among something else.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
 
 /// The resolved recipe of a run or an evaluation.
 pub const RECIPE: &str = "recipe.toml";
@@ -134,6 +134,36 @@ pub fn check_folder(folder: &Path, own: &[Content]) -> Result<(), String> {
     }
 }
 
+/// A folder that is made before all is found out that could speak against what is to be in it.
+#[derive(Debug)]
+pub struct NewFolder {
+    path: PathBuf,
+    was_there: bool,
+}
+
+impl NewFolder {
+    /// Makes it, with those above it; one that is there already is used.
+    ///
+    /// # Errors
+    /// As of [`fs::create_dir_all`].
+    pub fn make(path: &Path) -> io::Result<Self> {
+        let was_there = path.exists();
+        fs::create_dir_all(path)?;
+        Ok(Self { path: path.to_owned(), was_there })
+    }
+
+    /// Takes back what was written into it before a failure: these files, and folders that are empty then; at last the folder, if
+    /// it was made and nothing else is in it. What cannot be removed stays, and the next start tells of it.
+    pub fn take_back<P: AsRef<Path>>(self, written: impl IntoIterator<Item = P>) {
+        for path in written.into_iter().map(|name| self.path.join(name)) {
+            let _ = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+        }
+        if !self.was_there {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
 /// What is no folder where a folder is to be, or above it.
 pub fn file_in_place(folder: &Path) -> Option<&Path> {
     folder.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir())
@@ -171,7 +201,7 @@ fn is_drawn(name: &str) -> bool {
 
 /// What lies in a folder and is not hidden, in the order of names.
 fn names_in(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.retain(|name| !name.starts_with('.'));
     names.sort_unstable();
@@ -181,7 +211,6 @@ fn names_in(folder: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn folders_are_told_by_what_they_alone_have() {
@@ -216,6 +245,28 @@ mod tests {
             assert_eq!(content(folder.path()).map(|found| found.content), wanted, "{files:?}");
         }
         assert_eq!(content(Path::new("/no/such/folder")), None);
+    }
+
+    #[test]
+    fn a_new_folder_is_taken_back_unless_something_else_is_in_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("new");
+        let begin = || {
+            let folder = NewFolder::make(&path).unwrap();
+            fs::create_dir_all(path.join(".slices/0")).unwrap();
+            fs::write(path.join("recipe.toml"), "").unwrap();
+            folder
+        };
+        let written = [".slices/0", ".slices", "recipe.toml", "absent"];
+        begin().take_back(written);
+        assert!(!path.exists());
+        let folder = begin();
+        fs::write(path.join("notes.txt"), "").unwrap();
+        folder.take_back(written);
+        assert_eq!(names_in(&path), ["notes.txt"]);
+        fs::remove_file(path.join("notes.txt")).unwrap();
+        begin().take_back(written);
+        assert!(path.is_dir() && names_in(&path).is_empty(), "it was there before");
     }
 
     #[test]

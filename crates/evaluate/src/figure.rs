@@ -217,7 +217,7 @@ pub fn parse(text: &str) -> std::result::Result<Vec<Placed>, String> {
         collect(&value.map_err(|fault| format!("no JSON: {fault}"))?, "", &mut figures);
     }
     match figures.is_empty() {
-        true => Err("no figures in it; `calotype evaluate … --json` prints them, figures.json holds them".to_owned()),
+        true => Err("no figures in it; `calotype evaluate pictures … --json` prints them, figures.json in the folder of an evaluation holds them".to_owned()),
         false => Ok(figures),
     }
 }

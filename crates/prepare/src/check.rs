@@ -24,7 +24,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::captions::CaptionCount;
-use crate::tars::{FoundTar, find_tars, refuse_other_kinds, short_hash};
+use crate::tars::{FoundTar, find_tars, refuse_named_twice, refuse_other_kinds, short_hash};
 use crate::words::counted;
 use crate::{Account, Error, Result};
 
@@ -248,6 +248,7 @@ fn folders(args: &CheckArgs) -> Result<Vec<Folder>> {
         }
         folders.push(Folder { dir, shards, index });
     }
+    refuse_named_twice(args.paths.iter().zip(&folders).map(|(path, folder)| (path.as_path(), &*folder.shards)))?;
     Ok(folders)
 }
 

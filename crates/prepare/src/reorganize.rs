@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::paths::{check_out, lies_in};
 use crate::plan::{Plan, Quarantines, Selection};
 use crate::slices::{SliceArgs, run_slices};
-use crate::tars::{FoundTar, find_tars, marker, refuse_other_kinds};
+use crate::tars::{FoundTar, find_tars, marker, refuse_named_twice, refuse_other_kinds};
 use crate::words::counted;
 use crate::{Account, Error, Result};
 
@@ -212,7 +212,10 @@ fn inputs(args: &ReorganizeArgs) -> Result<Vec<FoundTar>> {
     if let Some(input) = args.inputs.iter().find(|input| lies_in(&args.out, input)) {
         return Err(ReorganizeError::OutInside { out: args.out.clone(), input: input.clone() }.into());
     }
-    let mut found = find_tars(&args.inputs)?;
+    let of_inputs: Vec<Vec<FoundTar>> =
+        args.inputs.iter().map(|input| find_tars(std::slice::from_ref(input))).collect::<Result<_>>()?;
+    refuse_named_twice(args.inputs.iter().zip(&of_inputs).map(|(input, found)| (input.as_path(), &**found)))?;
+    let mut found = of_inputs.concat();
     if args.merge {
         found.retain(FoundTar::is_marked);
     }

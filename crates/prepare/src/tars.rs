@@ -84,6 +84,30 @@ pub fn find_tars(paths: &[PathBuf]) -> Result<Vec<FoundTar>> {
     Ok(found)
 }
 
+/// Refuses a shard that two of a command's paths name: its samples would be taken twice, and each be a duplicate of itself.
+/// `named` has each path with the shards that it names; links within one folder are left to it.
+///
+/// # Errors
+/// [`Error::Usage`] with the shard and both paths; [`Error::Io`].
+pub fn refuse_named_twice<'a>(named: impl IntoIterator<Item = (&'a Path, &'a [FoundTar])>) -> Result<()> {
+    let mut namers: HashMap<PathBuf, (usize, &Path)> = HashMap::new();
+    for (number, (path, shards)) in named.into_iter().enumerate() {
+        for shard in shards {
+            let file = shard.path.canonicalize().map_err(Error::io("open", &shard.path))?;
+            let (first, other) = *namers.entry(file).or_insert((number, path));
+            if first != number {
+                return Err(Error::Usage(format!(
+                    "{} is named twice, by {} and by {}: name each shard once",
+                    shard.path.display(),
+                    other.display(),
+                    path.display()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Refuses datasets of other kinds, for a stage that reads tar shards and found none; the way to shards is told. What is
 /// of no kind is left to the stage.
 ///

@@ -241,6 +241,9 @@ const REFINER_START: f64 = 0.8;
 /// Pixels, as a multiple of those of the usual image, from which a model is likely to draw things several times.
 const FAR_LARGER: f64 = 4.0;
 
+/// Images of one command: each is kept as a record from the start.
+const MOST_IMAGES: usize = 1_000_000;
+
 /// How much of an image SDXL's refiner draws anew: as much as diffusers' `StableDiffusionXLImg2ImgPipeline`.
 const REFINER_STRENGTH: f64 = 0.3;
 
@@ -465,6 +468,13 @@ impl GenerateArgs {
         self.tell_words();
         if prompts.is_empty() && self.from.is_none() {
             return usage("there is no prompt: give one, or a file of them with --prompts (\"\" is an empty prompt)");
+        }
+        let images = prompts.len().max(1).checked_mul(self.images.count);
+        if images.is_none_or(|images| images > MOST_IMAGES) {
+            return usage(format!(
+                "--count {}: one command draws at most {MOST_IMAGES} images; give several commands seeds of their own (--seed)",
+                self.images.count
+            ));
         }
         Ok(prompts)
     }

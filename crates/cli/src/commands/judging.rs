@@ -88,7 +88,7 @@ pub(crate) struct PicturesArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
-    /// A file of figures: what `calotype evaluate … --json` printed, or a figures.json, or the folder with one.
+    /// A file of figures: what `calotype evaluate pictures … --json` printed, or a figures.json, or the folder with one.
     left: PathBuf,
     /// Another one.
     right: PathBuf,

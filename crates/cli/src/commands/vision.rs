@@ -4,7 +4,7 @@ use super::{Usage, check_out, harmless, print, tell_quickstart};
 use crate::args::DeviceArgs;
 use crate::data::with_progress;
 use anyhow::{Context, Result};
-use calotype_core::folders::Content;
+use calotype_core::folders::{Content, NewFolder};
 use calotype_core::{StopFlag, absence};
 use calotype_evaluate::vision::{KINDS, Outcome, Recipe};
 use calotype_train::RecipeLoader;
@@ -45,9 +45,15 @@ pub(crate) fn judge(
     check_out("--out", out, &[Content::VisionEvaluation])?;
     let stop = StopFlag::install().context("cannot listen for signals")?;
     let device = device.open()?;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let is_free = !out.join(RECIPE).exists();
+    let folder = NewFolder::make(out).with_context(|| format!("cannot make {}", out.display()))?;
     recipe.save(&out.join(RECIPE))?;
-    let outcome = with_progress(&stop, |control| recipe.value.run(out, &device, control))?;
+    let outcome = with_progress(&stop, |control| recipe.value.run(out, &device, control));
+    if outcome.is_err() && is_free {
+        // A folder is not taken by what cannot be.
+        folder.take_back([RECIPE]);
+    }
+    let outcome = outcome?;
     outcome.write(out)?;
     outcome.write_page(out, Path::new(recipe.value.model()?))?;
     tell(&outcome, out)

@@ -170,6 +170,8 @@ fn numbers_that_mean_nothing_are_refused_in_plain_words() {
         ("generate x --model m --guidance nan", &["'nan'", "--guidance", "it takes a number, such as 7.5"][..]),
         ("generate x --model m --guidance inf", &["it takes a number"]),
         ("generate x --model m --count 0", &["--count", "a whole number of at least 1, such as 4"]),
+        ("generate x --model m --count 99999999999999", &["--count 99999999999999", "at most 1000000 images"]),
+        ("generate x y --model m --count 9999999999999999999", &["at most 1000000 images"]),
         ("generate x --model m --steps 0", &["--steps", "at least 1"]),
         ("generate x --model m --batch 0", &["--batch", "at least 1"]),
         ("generate x --model m --steps ten", &["--steps", "at least 1"]),

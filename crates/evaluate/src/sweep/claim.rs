@@ -5,14 +5,15 @@ use super::layout::{Layout, Point, make_folder};
 use super::recipe::{Judged, NoiseSettings, SamplerSettings, SweepRecipe};
 use super::{Captions, Sweep, SweepError};
 use calotype_checkpoints::OpenOptions;
-use calotype_core::folders::{Content, DRAWING, RECIPE, check_folder};
+use calotype_core::folders::{Content, DRAWING, NewFolder, RECIPE, check_folder};
+use calotype_core::lock::LOCK_FILE;
 use calotype_core::{FolderLock, durable};
+use calotype_data::Slice;
 use calotype_ops::Precision;
 use calotype_pipeline::belonging::Hashes;
 use serde::Serialize;
 use serde_json::Value;
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What of a recipe decides over the pictures, but for the guidance scales, to which others may be added.
 #[derive(Serialize)]
@@ -35,10 +36,12 @@ struct Drawing<'a> {
 
 /// A sweep's folder, taken.
 pub(super) struct Claim {
-    /// Of its slices.
-    _locks: Vec<FolderLock>,
+    /// Of its slices; held until the claim is dropped.
+    locks: Vec<FolderLock>,
     /// Hashes of the networks that draw, if this process had to find them.
     pub networks: Option<Hashes>,
+    /// The folder, if this process has begun it.
+    begun: Option<NewFolder>,
 }
 
 /// Refuses the folder of something else, among which pictures and features would lie, and leaves nothing there.
@@ -47,40 +50,65 @@ fn check_free(out: &Path) -> Result<(), SweepError> {
     Err(SweepError::Taken(problem))
 }
 
-/// Takes back what a claim has written into a folder that was free.
-pub(super) fn release(layout: &Layout) {
-    for name in [DRAWING, RECIPE] {
-        // Where it cannot be removed, the folder stays taken, which the next start tells.
-        let _ = fs::remove_file(layout.out.join(name));
+/// What a claim of slices writes into the folder.
+fn written(layout: &Layout, slices: &[Slice]) -> Vec<PathBuf> {
+    let of_slice = |slice: &Slice| {
+        let folder = layout.slice(*slice);
+        [folder.join(LOCK_FILE), folder]
+    };
+    let mut paths: Vec<PathBuf> = slices.iter().flat_map(of_slice).collect();
+    paths.extend([layout.slices(), layout.out.join(DRAWING), layout.out.join(RECIPE)]);
+    paths
+}
+
+impl Claim {
+    /// Gives back a folder that this process has begun: it is not taken by what cannot be.
+    pub fn release(self, layout: &Layout, slices: &[Slice]) {
+        if let Some(folder) = self.begun {
+            folder.take_back(written(layout, slices));
+        }
     }
 }
 
 impl Sweep<'_> {
-    /// Takes the folder for this recipe, and its slices for these processes. The first process does it for all.
+    /// Takes the folder for this recipe, and its slices for these processes. The first process does it for all. A failure leaves
+    /// nothing in a folder that was free.
     ///
     /// # Errors
     /// [`SweepError::Taken`] for a folder of something else; [`SweepError::Other`] for one with pictures of another recipe or of other weights, or with pictures of which nothing says
     /// what they are; [`SweepError::Busy`] if another process does a slice.
     pub(super) fn claim(&self, layout: &Layout, captions: &Captions) -> Result<Claim, SweepError> {
+        let mut claim = Claim { locks: Vec::new(), networks: None, begun: None };
         if !self.collective.is_first() {
-            return Ok(Claim { _locks: Vec::new(), networks: None });
+            return Ok(claim);
         }
         check_free(&layout.out)?;
-        make_folder(&layout.out)?;
-        let lock = |slice: &calotype_data::Slice| -> Result<FolderLock, SweepError> {
+        let is_free = !layout.out.join(DRAWING).exists();
+        let folder = NewFolder::make(&layout.out).map_err(SweepError::io("make the folder", &layout.out))?;
+        claim.begun = is_free.then_some(folder);
+        for slice in self.slices {
             let folder = layout.slice(*slice);
             make_folder(&folder)?;
-            Ok(FolderLock::take(&folder)?)
-        };
-        let locks = self.slices.iter().map(lock).collect::<Result<_, _>>()?;
+            // What another process has taken is not given back by this one.
+            claim.locks.push(FolderLock::take(&folder)?);
+        }
+        match self.take(layout, captions, &mut claim) {
+            Ok(()) => Ok(claim),
+            Err(problem) => {
+                claim.release(layout, self.slices);
+                Err(problem)
+            }
+        }
+    }
+
+    fn take(&self, layout: &Layout, captions: &Captions, claim: &mut Claim) -> Result<(), SweepError> {
         self.slices.iter().try_for_each(|slice| layout.remove_models(*slice))?;
-        let networks = self.networks()?;
-        let ours = self.agreed(layout, self.drawing(captions, networks.clone())?)?;
+        claim.networks = self.networks()?;
+        let ours = self.agreed(layout, self.drawing(captions, claim.networks.clone())?)?;
         let path = layout.out.join(DRAWING);
         durable::write_json(&path, &ours).map_err(SweepError::io("write", &path))?;
         let path = layout.out.join(RECIPE);
-        durable::write_bytes(&path, self.text.as_bytes()).map_err(SweepError::io("write", &path))?;
-        Ok(Claim { _locks: locks, networks })
+        durable::write_bytes(&path, self.text.as_bytes()).map_err(SweepError::io("write", &path))
     }
 
     /// What this sweep draws.

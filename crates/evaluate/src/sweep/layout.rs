@@ -91,7 +91,12 @@ impl Layout {
 
     /// The folder that a process has for a slice, so that none other does the same.
     pub fn slice(&self, slice: Slice) -> PathBuf {
-        self.out.join(".slices").join(name_of(slice))
+        self.slices().join(name_of(slice))
+    }
+
+    /// The folder of all slices.
+    pub fn slices(&self) -> PathBuf {
+        self.out.join(".slices")
     }
 }
 

@@ -183,11 +183,13 @@ impl Sweep<'_> {
         let claim = self.claim(&layout, &captions)?;
         let opened = work::Work::open(self, &layout, &captions, claim.networks.as_ref())
             .and_then(|work| work.check_drawing().map(|()| work));
-        if opened.is_err() && !begun && self.collective.is_first() {
-            // A folder is not taken by what cannot be.
-            claim::release(&layout);
-        }
-        let mut work = opened?;
+        let mut work = match opened {
+            Ok(work) => work,
+            Err(problem) => {
+                claim.release(&layout, self.slices);
+                return Err(problem);
+            }
+        };
         work.judge_reference()?;
         let mut listed = BTreeSet::new();
         loop {

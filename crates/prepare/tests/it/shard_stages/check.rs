@@ -235,6 +235,27 @@ fn keys_and_contents_that_repeat_are_found_across_shards_and_folders() {
 }
 
 #[test]
+fn shards_that_two_paths_name_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, shard) = (dir.path().join("set"), dir.path().join("set/a.tar"));
+    write_tar(&shard, &samples(0, 3));
+    let out = dir.path().join("out");
+    for (one, two) in [(&folder, &folder), (&folder, &shard), (&shard, &shard), (&dir.path().to_owned(), &folder)] {
+        for command in
+            [vec!["check", text(one), text(two), "--quarantine"], vec!["reorganize", text(one), text(two), text(&out)]]
+        {
+            let error = data(&command).unwrap_err();
+            let told = error.to_string();
+            assert!(
+                error.is_usage() && told.contains("is named twice") && told.contains("name each shard once"),
+                "{told}"
+            );
+        }
+    }
+    assert!(!folder.join("quarantine.json").exists() && !out.exists(), "all would have been listed as duplicates");
+}
+
+#[test]
 fn a_quarantine_is_written_and_read_by_training() {
     let dir = tempfile::tempdir().unwrap();
     write_tar(&dir.path().join("a.tar"), &with_one(&[("jpg", Some(jpeg()[..200].to_vec()))]));
