@@ -109,7 +109,7 @@ fn evaluations_that_cannot_be() {
     let out = folder.path().join("out");
     let refused = |recipe: &str, more: &[&str], code: i32, parts: &[&str]| {
         fail(&mut evaluate(recipe, &out, more), code, parts);
-        assert!(!out.exists(), "{recipe} {more:?} has taken the folder");
+        assert!(!out.join("recipe.toml").exists(), "{recipe} {more:?} has taken the folder");
     };
     refused("vit/imagenet_vall", &[], 2, &["there is no recipe `evaluation/vit/imagenet_vall`", "imagenet_val"]);
     refused("training/clip/quickstart", &[], 2, &["no recipe that `evaluate` follows", "its `kind` is `clip`"]);
