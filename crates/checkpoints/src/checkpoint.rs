@@ -122,7 +122,6 @@ pub struct Checkpoint {
     notes: Vec<String>,
     scheduler: SchedulerFacts,
     averaged: bool,
-    manifest: Option<Manifest>,
     /// True if a part has the variant of the weights that was asked for.
     variant_met: bool,
     /// Indices into the weights of files that were opened for one component of theirs.
@@ -225,7 +224,6 @@ impl Checkpoint {
             notes: Vec::new(),
             scheduler: SchedulerFacts::default(),
             averaged: false,
-            manifest: None,
             variant_met: false,
             borrowed: Vec::new(),
             replaced: HashSet::new(),
@@ -559,9 +557,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// A folder that Calotype wrote.
+    /// A folder that Calotype wrote, whose files have the hashes of its manifest.
     fn open_calotype(path: &Path, options: &OpenOptions) -> Result<Self, LayoutError> {
         let manifest = Manifest::read(path)?;
+        manifest.verify(path)?;
         let mut checkpoint = Self::empty(path, Layout::Calotype);
         for component in &manifest.components {
             // Its weights have no variants.
@@ -574,7 +573,6 @@ impl Checkpoint {
         checkpoint.family = manifest.family;
         checkpoint.prediction = manifest.prediction_type;
         checkpoint.prediction_source = format!("recorded in {}", Manifest::FILE);
-        checkpoint.manifest = Some(manifest);
         Ok(checkpoint)
     }
 
@@ -590,8 +588,16 @@ impl Checkpoint {
             recorded.configs.get(&component).or(beside).cloned()
         };
         let averaged = options.ema && weights.shapes.keys().any(|key| key.starts_with("model_ema."));
-        let mut recognised =
-            recognise::file(&weights.shapes, &known, averaged).ok_or_else(|| unknown_keys(&weights))?;
+        let recognised = recognise::file(&weights.shapes, &known, averaged);
+        for component in [Component::Unet, Component::Vae] {
+            let mut found = recognised.iter().flat_map(|recognised| &recognised.found);
+            let lacking = recognise::lacking(&weights.shapes, component);
+            if let Some(key) = lacking.filter(|_| !found.any(|found| found.component == component)) {
+                let reason = format!("it has tensors of {component}, but not `{key}`");
+                return Err(LayoutError::Damaged { path: path.to_owned(), reason });
+            }
+        }
+        let mut recognised = recognised.ok_or_else(|| unknown_keys(&weights))?;
         complete_nemo(&mut recognised, &weights)?;
         let marks = Marks::of(&weights)?;
         let autoencoder = recognised.found.iter_mut().find(|found| found.component == Component::Vae);
@@ -973,14 +979,6 @@ impl Checkpoint {
     pub fn is_taken_elsewhere(&self, component: Component) -> bool {
         let part = self.parts.iter().find(|part| part.component == component);
         part.is_some_and(|part| self.borrowed.contains(&part.weights))
-    }
-
-    /// Compares the files of a Calotype folder with the hashes in its manifest; other layouts carry none.
-    ///
-    /// # Errors
-    /// [`LayoutError::Damaged`], [`LayoutError::Io`].
-    pub fn verify(&self) -> Result<(), LayoutError> {
-        self.manifest.as_ref().map_or(Ok(()), |manifest| manifest.verify(&self.path))
     }
 
     /// One component under its canonical keys. Of a whole CLIP model, a tower with its projection can be had as

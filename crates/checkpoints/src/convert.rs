@@ -96,14 +96,13 @@ pub fn convert(
         return Err(LayoutError::Exists { path: out.to_owned() });
     }
     check_name(out, target)?;
-    checkpoint.verify()?;
     let job = Job::new(checkpoint, target, options)?;
     let written = match target {
         Target::SingleFile => job.single_file(out)?,
         Target::Diffusers | Target::Calotype => job.folder(out, None)?,
         Target::Nemo => job.nemo(out)?,
     };
-    Ok(job.report(out, written))
+    job.report(out, written)
 }
 
 /// A component in place of the checkpoint's own.
@@ -130,10 +129,9 @@ pub fn convert_replaced(
         return Err(LayoutError::Exists { path: out.to_owned() });
     }
     check_name(out, Target::Diffusers)?;
-    checkpoint.verify()?;
     let job = Job::new(checkpoint, Target::Diffusers, options)?;
     let written = job.folder(out, Some(replacement))?;
-    Ok(job.report(out, written))
+    job.report(out, written)
 }
 
 /// Refuses a name that says another format than what is written: programs tell formats by it.
@@ -413,13 +411,41 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn report(self, out: &Path, written: Written) -> Conversion {
+    /// Tensors with values that are NaN or infinite, which are written as they are.
+    fn not_finite(&self) -> Result<Vec<String>, LayoutError> {
+        const NAMED: usize = 3;
+        let (mut named, mut others) = (Vec::new(), 0);
+        for source in &self.sources {
+            for entry in source.entries() {
+                let count = source.tensor(&entry.name)?.not_finite();
+                source.release(&entry.name);
+                match count {
+                    0 => {}
+                    _ if named.len() == NAMED => others += 1,
+                    _ => named.push(format!(
+                        "{} `{}`: values that are NaN or infinite: {count} of {}; they were written as they are",
+                        source.component,
+                        entry.name,
+                        entry.elements()
+                    )),
+                }
+            }
+        }
+        if others > 0 {
+            named.push(format!("tensors with such values besides: {others}"));
+        }
+        Ok(named)
+    }
+
+    fn report(self, out: &Path, written: Written) -> Result<Conversion, LayoutError> {
+        let not_finite = self.not_finite()?;
         let mut notes = self.notes;
+        notes.extend(not_finite);
         // A folder of Calotype's is no diffusers pipeline, whether or not its files would make one.
         if matches!(self.target, Target::Diffusers | Target::Nemo) {
             notes.extend(written.notes);
         }
-        Conversion {
+        Ok(Conversion {
             path: out.to_owned(),
             components: written.components,
             bytes: written.bytes,
@@ -427,6 +453,6 @@ impl<'a> Job<'a> {
             unused: self.checkpoint.unused().to_vec(),
             set_aside: self.checkpoint.set_aside().values().map(Vec::len).sum(),
             notes,
-        }
+        })
     }
 }

@@ -451,7 +451,7 @@ mod tests {
             ("megatron_legacy: 1", "`megatron_legacy` is 1, and is a switch"),
             ("normalization: layernorm1p", "`normalization` is `layernorm1p`, which is another network"),
             ("layerscale: True", "`layerscale` is True, which is another network"),
-            ("a: 'x", "line 1: a quote that is not closed"),
+            ("a: 'x", "line 1: while scanning a quoted scalar"),
         ] {
             let error = completed(text).map(|_| ()).unwrap_err();
             assert!(error.contains(part) && error.contains("model_config.yaml"), "{text}: {error}");

@@ -109,6 +109,27 @@ fn ldm_unet_prefix(shapes: &Shapes) -> Option<&str> {
     prefixes.filter(|prefix| !prefix.ends_with("control_model.")).min_by_key(|prefix| (prefix.len(), *prefix))
 }
 
+/// The tensor without which a component of a file in the LDM code's layout is not recognised, where others of it are there.
+pub(crate) fn lacking(shapes: &Shapes, component: Component) -> Option<String> {
+    // Each by its usual key and that of NeMo's fused layers.
+    const UNET: &[[&str; 2]] = &[
+        ["input_blocks.0.0.weight"; 2],
+        ["time_embed.0.weight"; 2],
+        ["input_blocks.1.0.in_layers.2.weight", "input_blocks.1.0.in_layers.1.weight"],
+        ["out.2.weight", "out.1.weight"],
+    ];
+    const VAE: &[[&str; 2]] = &[["encoder.down.0.block.0.norm1.weight"; 2]];
+    let (root, told_by) = match component {
+        Component::Unet => ("model.diffusion_model.", UNET),
+        Component::Vae => (rules::LDM_VAE, VAE),
+        _ => return None,
+    };
+    let begins = shapes.keys().any(|key| key.starts_with(root));
+    let is_there = |rest: &str| shapes.contains_key(&format!("{root}{rest}"));
+    let lacking = told_by.iter().find(|keys| !keys.iter().any(|rest| is_there(rest)));
+    lacking.filter(|_| begins).map(|[usual, _]| format!("{root}{usual}"))
+}
+
 fn ldm_unet(shapes: &Shapes, known: Known<'_>, prefix: &str, averaged: bool) -> Option<(Found, Departures)> {
     let has = |rest: &str| shapes.contains_key(&format!("{prefix}{rest}"));
     let structure = infer::ldm_unet_structure(shapes, prefix)?;

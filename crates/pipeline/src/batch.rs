@@ -15,6 +15,9 @@ use calotype_models::{DeepFeatures, LatentDistribution, UNet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+/// Pixels of the longest side that is drawn: more cannot be counted everywhere.
+const LONGEST_SIDE: usize = 1 << 17;
+
 /// The properties that all requests of a batch share.
 #[derive(Clone, Copy, PartialEq)]
 struct Shape {
@@ -61,6 +64,11 @@ impl Pipeline {
         // The UNet halves odd sides by rounding up; only the autoencoder needs whole latents.
         let best = by * self.unet.config().size_multiple();
         for (name, side) in ["height", "width"].into_iter().zip(size) {
+            if side > LONGEST_SIDE {
+                return Err(PipelineError::setting(format!(
+                    "a {name} of {side} pixels: sides go to {LONGEST_SIDE} pixels"
+                )));
+            }
             if side == 0 || side % by != 0 {
                 return Err(PipelineError::setting(format!(
                     "a {name} of {side} pixels: sides must be multiples of {by}, and are best multiples of {best}"

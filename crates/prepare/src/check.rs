@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use calotype_core::decode_text;
+use calotype_core::{TextFault, decode_text};
 use calotype_core::output::check_file;
 use calotype_data::files::{read_json, write_json};
 use calotype_data::image::{DecodeNotes, DecodeOptions, RgbImage};
@@ -745,6 +745,8 @@ fn kind_of(part: &str) -> Part {
 fn look_at_caption(part: &str, bytes: &[u8], looked: &mut Looked) {
     match decode_text(bytes) {
         Err(fault) => looked.problems.push((Problem::BadCaption, format!("`{part}` {fault}"))),
+        // A shard's parts are read as they lie there.
+        Ok(Cow::Owned(_)) => looked.problems.push((Problem::BadCaption, format!("`{part}` {}", TextFault::Utf16))),
         Ok(text) if text.trim().is_empty() => {
             looked.problems.push((Problem::EmptyCaption, format!("`{part}` is empty")))
         }

@@ -88,7 +88,7 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "NAME")]
     pub key_part: Option<String>,
     /// Leave out samples that cannot be read, and rows of tables that cannot be used, and count them, instead of stopping
-    /// there.
+    /// there. Images are packed as they are, without a look into them: `data check` finds those that are damaged.
     #[arg(long)]
     pub skip_bad: bool,
     /// This process's slices of the work.

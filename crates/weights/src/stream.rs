@@ -135,7 +135,9 @@ pub(crate) fn write_tensor(
     info: &TensorInfo,
 ) -> Result<(), Failure> {
     let tensor = source.tensor(&info.name).map_err(Failure::Tensor)?;
-    let data = converted(&tensor, info.dtype);
+    let data = converted(&tensor, info.dtype)
+        .map_err(|reason| TensorFileError::Unwritable { file: path.to_owned(), tensor: info.name.clone(), reason })
+        .map_err(Failure::Tensor)?;
     // What a source announced is what the header promises.
     if tensor.shape != info.shape || data.len() != info.elements() * info.dtype.size() {
         return Err(Failure::Tensor(TensorFileError::WrongShape {
@@ -166,18 +168,29 @@ pub fn written_dtype(from: Dtype, wanted: Option<Dtype>) -> Dtype {
     if from.is_float() { wanted.unwrap_or(from) } else { from }
 }
 
-/// The elements as `dtype`, without a copy if they are of it already.
-fn converted<'t>(tensor: &'t NamedTensor<'_>, dtype: Dtype) -> Cow<'t, [u8]> {
+/// The elements as `dtype`, without a copy if they are of it already; refused if one would become infinite.
+fn converted<'t>(tensor: &'t NamedTensor<'_>, dtype: Dtype) -> Result<Cow<'t, [u8]>, String> {
     if tensor.dtype == dtype {
-        return Cow::Borrowed(&tensor.data);
+        return Ok(Cow::Borrowed(&tensor.data));
     }
-    let Some(values) = tensor.to_f32_vec() else { return Cow::Borrowed(&tensor.data) };
-    Cow::Owned(match dtype {
+    let Some(values) = tensor.to_f32_vec() else { return Ok(Cow::Borrowed(&tensor.data)) };
+    let (largest, becomes_infinite): (f32, fn(f32) -> bool) = match dtype {
+        Dtype::F16 => (half::f16::MAX.to_f32(), |value| half::f16::from_f32(value).is_infinite()),
+        Dtype::BF16 => (half::bf16::MAX.to_f32(), |value| half::bf16::from_f32(value).is_infinite()),
+        _ => (f32::MAX, |_| false),
+    };
+    let overflows = |value: &&f32| value.is_finite() && value.abs() > largest && becomes_infinite(**value);
+    if let Some(value) = values.iter().find(overflows) {
+        return Err(format!(
+            "it holds {value}, and {dtype} goes to {largest}; write it in another type (--dtype bf16, f32)"
+        ));
+    }
+    Ok(Cow::Owned(match dtype {
         Dtype::F16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
         Dtype::BF16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
         Dtype::F64 => values.iter().flat_map(|&value| f64::from(value).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|&value| value.to_le_bytes()).collect(),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -228,6 +241,22 @@ mod tests {
         assert!(write(&infos).unwrap_err().to_string().contains("reserves"));
         infos[1].name = "i".to_owned();
         assert!(write(&infos).unwrap_err().to_string().contains("same name"));
+    }
+
+    #[test]
+    fn what_a_type_cannot_hold_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let tensors = [NamedTensor::from_f32("x", [3], &[65510.0, f32::NAN, f32::INFINITY])];
+        write_safetensors(&a, &tensors, &BTreeMap::new()).unwrap();
+        write_source(&b, &TensorFile::open(&a).unwrap(), Some(Dtype::F16), &BTreeMap::new()).unwrap();
+        let file = TensorFile::open(&b).unwrap();
+        assert_eq!(file.get("x").unwrap().to_named().not_finite(), 2, "those that were there");
+        write_safetensors(&a, &[NamedTensor::from_f32("x", [2], &[1.0, -1e20])], &BTreeMap::new()).unwrap();
+        let write = |dtype| write_source(&b, &TensorFile::open(&a).unwrap(), Some(dtype), &BTreeMap::new());
+        let told = write(Dtype::F16).unwrap_err().to_string();
+        assert!(told.contains("tensor `x`") && told.contains("65504") && told.contains("--dtype bf16"), "{told}");
+        write(Dtype::BF16).unwrap();
     }
 
     #[test]

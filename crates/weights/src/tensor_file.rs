@@ -170,6 +170,20 @@ impl<'a> NamedTensor<'a> {
         elements_as_f32(self.dtype, &self.data)
     }
 
+    /// Elements that are NaN or infinite; none in types without such.
+    pub fn not_finite(&self) -> usize {
+        let halves = |exponent: u16| {
+            elements(&self.data).map(u16::from_le_bytes).filter(|bits| bits & exponent == exponent).count()
+        };
+        match self.dtype {
+            Dtype::F16 => halves(0x7c00),
+            Dtype::BF16 => halves(0x7f80),
+            Dtype::F32 => elements(&self.data).filter(|bytes| !f32::from_le_bytes(*bytes).is_finite()).count(),
+            Dtype::F64 => elements(&self.data).filter(|bytes| !f64::from_le_bytes(*bytes).is_finite()).count(),
+            _ => 0,
+        }
+    }
+
     /// BLAKE3 hash of the data bytes.
     pub fn blake3(&self) -> blake3::Hash {
         hash_bytes(&self.data)

@@ -149,7 +149,7 @@ fn the_configuration_of_the_file_is_followed() {
     }
     for (yaml, part) in [
         ("num_attention_heads: 7\n", "x.nemo/model_config.yaml: `num_attention_heads` is 7"),
-        ("a: [1\n", "model_config.yaml: line 1: brackets that are not closed"),
+        ("a: [1\n", "model_config.yaml: line 1: while parsing a flow sequence"),
         ("activation: swiglu\n", "`activation` is `swiglu`"),
     ] {
         foreign(&path, &map(), &vit(), yaml);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use burn::tensor::Device;
 use calotype_checkpoints::{Checkpoint, Component, EmbeddingFile, Family, OpenOptions};
 use calotype_core::StopFlag;
-use calotype_core::folders::{Content, Found, content};
+use calotype_core::folders::{Content, Found, NewFolder, content};
 use calotype_core::numbers::{count, finite, share};
 use calotype_core::system::{format_bytes, memory};
 use calotype_diffusion::{Caching, SamplerConfig, SamplerError, SamplerKind, ScheduleError};
@@ -779,11 +779,16 @@ fn draw(
         return tell_plan(&pipeline, &record, args.output.json.json);
     }
     let out = &args.output.out;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    let folder = NewFolder::make(out).with_context(|| format!("cannot create {}", out.display()))?;
     let json = args.output.json.json;
     let mut writer = Writer::new((&records, drawn_from), out, args.output.preview.as_deref(), !json, stop);
     let outcome = pipeline.generate(&requests, &settings, &mut writer);
-    let images = writer.end()?;
+    let images = writer.end();
+    if outcome.is_err() || images.is_err() {
+        // Nothing is in it if the first image could not be drawn.
+        folder.take_back::<&str>([]);
+    }
+    let images = images?;
     let timings = outcome?;
     if json { print(&serde_json::to_string(&Drawn { images, timings })?) } else { Ok(()) }
 }

@@ -92,6 +92,9 @@ impl CalibrationArgs {
         let path = self.captions.as_ref().filter(|path| path.as_os_str() != EMBEDDED);
         let Some(path) = path else {
             let all = emoji::combinations(Split::Train, None)?;
+            if count > all.len() {
+                return Err(Usage(format!("--count {count}: there are {} embedded captions", all.len())).into());
+            }
             let evenly = (0..count).map(|i| all[i * all.len() / count]);
             return Ok(evenly.map(|(i, c)| emoji::caption(emoji::pairs()[i].name, BACKGROUNDS[c].0)).collect());
         };

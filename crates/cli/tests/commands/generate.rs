@@ -34,7 +34,9 @@ fn an_image_that_memory_cannot_hold_is_refused_before_any_work() {
     let parts = ["100000x100000 pixels need about ", " GiB of memory", "--tiled", "--ignore-memory"];
     fail(&mut generate(folder.path(), &large), 2, &parts);
     let sides = ["a cat", "--width", "9223372036854775800", "--height", "9223372036854775800"];
-    fail(&mut generate(folder.path(), &sides), 2, &["GiB"]);
+    fail(&mut generate(folder.path(), &sides), 2, &["a height of 9223372036854775800 pixels: sides go to 131072"]);
+    let without_memory = ["a cat", "--width", "1000000000", "--height", "64", "--ignore-memory"];
+    fail(&mut generate(folder.path(), &without_memory), 2, &["a width of 1000000000 pixels: sides go to 131072"]);
     // Nor is an image to begin with enlarged.
     let picture = folder.path().join("picture.png");
     fs::write(&picture, RgbImage::filled(8, 8, [1; 3]).unwrap().encode_png(PngEffort::Fast).unwrap()).unwrap();

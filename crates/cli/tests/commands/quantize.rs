@@ -55,6 +55,9 @@ fn a_network_in_8_bits_is_made_inspected_probed_and_drawn_with() {
     fail(&mut quantize(&int8, &[]), 2, &["--out", "something is there already"]);
     let out = folder.path().join("other");
     fail(&mut quantize(&out, &["--smoothing", "0", "--count", "2"]), 2, &["--count has no effect with --smoothing 0"]);
+    fail(&mut quantize(&out, &["--keep", "*"]), 2, &["--keep names all layers"]);
+    let many = ["--captions", "embedded", "--count", "18446744073709551615"];
+    fail(&mut quantize(&out, &many), 2, &["--count 18446744073709551615", "embedded captions"]);
     fail(&mut quantize(&out, &["--keep", "mid"]), 2, &["--keep mid", "no such layer"]);
     fail(&mut quantize(&out, &["--captions", "nowhere.txt"]), 2, &["nowhere.txt"]);
     fail(quantize(&out, &["--count", "3"]).arg("--captions").arg(&captions), 2, &["captions.txt", "2 captions"]);

@@ -5,7 +5,7 @@
 //! 1. `metadata.jsonl` or `metadata.csv`, in the folder or those below it (Hugging Face's imagefolder): a row's
 //!    `file_name`, relative to the table, names its image; the caption column becomes part `txt`, `label` becomes
 //!    `cls`, the other columns part `json`. Images without a row are left out, and counted.
-//! 2. `x.txt` or `x.caption` beside `x.png` (kohya's trainers): part `txt`.
+//! 2. `x.txt` or `x.caption` beside `x.png` (kohya's trainers), in capital letters too: part `txt`.
 //! 3. Neither, and all images in folders below: those are classes. Part `cls` is the number of the image's
 //!    top folder among all, in the order of their names, as text; the names are in `meta`, as `classes`.
 //!
@@ -13,6 +13,7 @@
 //! dots of the file name become `_`. Images of formats that are not read, links to what is not there, and pipes or devices with an
 //! image's name are counted as left out.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
@@ -321,7 +322,8 @@ impl FolderSource {
     fn caption(&self, image: &Image, file: &str) -> Result<Vec<u8>> {
         let bytes = self.read(image, file)?;
         let found = match decode_text(&bytes) {
-            Ok(text) if text.len() == bytes.len() => None,
+            // Two characters of UTF-16 and its mark can have as many bytes as they have in UTF-8.
+            Ok(Cow::Borrowed(text)) if text.len() == bytes.len() => None,
             Ok(text) => Some(text.into_owned().into_bytes()),
             Err(fault) => return Err(bad_file(self.dir.join(file), image, fault.to_string())),
         };
@@ -468,13 +470,24 @@ impl Listing {
     fn captions_of<'a>(&'a self, image: &'a Image, options: &'a SourceOptions) -> impl Iterator<Item = &'a str> {
         // Extensions may be written with their dot.
         let extensions = options.caption_extensions.iter().map(|ext| ext.trim_start_matches('.'));
-        extensions.filter(|ext| self.others.contains(&image.beside(ext)))
+        extensions.filter_map(|extension| self.spelled(&image.beside(""), extension))
+    }
+
+    /// The extension of a file as it is spelled, which begins with this and goes on with that extension in capital or small letters.
+    fn spelled<'a>(&'a self, beginning: &str, extension: &'a str) -> Option<&'a str> {
+        if self.others.contains(&format!("{beginning}{extension}")) {
+            return Some(extension);
+        }
+        let mut following = self.others.range(beginning.to_owned()..).map_while(|file| file.strip_prefix(beginning));
+        following.find(|found| found.eq_ignore_ascii_case(extension))
     }
 
     /// Caption files beside which no other file has the same name, but for more captions: one of each name.
     fn captions_alone(&self, images: &[Image], options: &SourceOptions) -> Vec<String> {
         let split = |file: &'_ String| file.rsplit_once('.').map(|(stem, ext)| (stem.to_owned(), ext.to_owned()));
-        let is_caption = |ext: &str| options.caption_extensions.iter().any(|it| it.trim_start_matches('.') == ext);
+        let is_caption = |ext: &str| {
+            options.caption_extensions.iter().any(|it| it.trim_start_matches('.').eq_ignore_ascii_case(ext))
+        };
         let (captions, others): (Vec<_>, Vec<_>) = images
             .iter()
             .map(|image| &image.file)

@@ -102,6 +102,11 @@ fn caption_files_and_class_folders_are_told_apart() {
         folder(&[("1.png", ""), ("1.txt", "one"), ("2.JPG", ""), ("2.caption", "two"), ("3.png", ""), ("note.md", "")]);
     assert_eq!(texts(&open_folder(kohya.path()).unwrap()), ["1: png, txt=one", "2: jpg, txt=two", "3: png"]);
     assert!(open_folder(kohya.path()).unwrap().left_out().is_empty());
+    let capital =
+        folder(&[("1.PNG", ""), ("1.TXT", "one"), ("2.png", ""), ("2.TXT", "TWO"), ("2.txt", "two"), ("3.Txt", "x")]);
+    let source = open_folder(capital.path()).unwrap();
+    assert_eq!(texts(&source), ["1: png, txt=one", "2: png, txt=two"]);
+    assert_eq!(source.left_out()["with a caption file and no image of its name"], 1, "{:?}", source.left_out());
     let alone =
         [("1.png", ""), ("1.txt", "one"), ("2.txt", "two"), ("2.caption", "two"), ("3.heic", ""), ("3.txt", "three")];
     let left_out = open_folder(folder(&alone).path()).unwrap().left_out();
@@ -471,6 +476,9 @@ fn captions_and_tables_are_read_with_marks_and_as_utf16() {
     put(dir.path(), "c.txt", "a dog");
     let source = open_folder(dir.path()).unwrap();
     assert_eq!(texts(&source), ["a: png, txt=a cat", "b: png, txt=a caf\u{e9}", "c: png, txt=a dog"]);
+    // As long in UTF-8 as in UTF-16 with its mark.
+    put(dir.path(), "b.txt", utf16("\u{7ea2}\u{8f66}"));
+    assert_eq!(texts(&source)[1], "b: png, txt=\u{7ea2}\u{8f66}");
     put(dir.path(), "b.txt", b"a\0b\0c\0");
     let error = source.get(1).map(|_| ()).unwrap_err();
     assert!(error.concerns_one_sample() && error.to_string().contains("b.txt"), "{error}");

@@ -60,7 +60,10 @@ impl Plan {
                 plan.layers.insert(spec.name.clone(), Layer::default());
             }
         }
-        Ok(plan)
+        match plan.layers.is_empty() {
+            true => Err(PipelineError::setting("--keep names all layers: none would be in 8 bits")),
+            false => Ok(plan),
+        }
     }
 
     /// Finds factors for all layers that were seen.

@@ -239,7 +239,8 @@ fn shards_that_two_paths_name_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, shard) = (dir.path().join("set"), dir.path().join("set/a.tar"));
     write_tar(&shard, &samples(0, 3));
-    let out = dir.path().join("out");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let out = elsewhere.path().join("out");
     for (one, two) in [(&folder, &folder), (&folder, &shard), (&shard, &shard), (&dir.path().to_owned(), &folder)] {
         for command in
             [vec!["check", text(one), text(two), "--quarantine"], vec!["reorganize", text(one), text(two), text(&out)]]
