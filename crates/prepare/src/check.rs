@@ -3,6 +3,7 @@
 //! Shards are taken one after the other and their samples in parallel, so memory is that of a decoded image for each
 //! thread. Facts that are compared over all samples (keys, parts, shapes) are kept as hashes and numbers.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
