@@ -255,8 +255,8 @@ impl Checkpoint {
             match (files::find_weights(path, variant)?, variant) {
                 (Some(weights), _) => return Self::open_model(path, &weights, options),
                 (None, Some(variant)) if files::find_plain_weights(path)?.is_some() => {
-                    let reason = format!("there are no weights of the variant {variant} in it; leave the variant out");
-                    return Err(LayoutError::Unrecognised { path: path.to_owned(), reason });
+                    let problem = format!("there are no weights of the variant {variant} in it; leave the variant out");
+                    return Err(LayoutError::Wish { path: path.to_owned(), problem });
                 }
                 (None, _) => {}
             }
@@ -274,11 +274,11 @@ impl Checkpoint {
         };
         let candidates: Vec<&String> = names.iter().filter(weights).collect();
         if let Some(found) = samples_in(path, candidates.is_empty() || has("index.json")) {
-            let reason = format!(
+            let problem = format!(
                 "it holds {found}, which is a dataset and no model: `calotype inspect` tells what is in it; name the folder of a model, \
                  or of the run that trained one"
             );
-            return Err(LayoutError::Unrecognised { path: path.to_owned(), reason });
+            return Err(LayoutError::Wish { path: path.to_owned(), problem });
         }
         match candidates[..] {
             [only] => Self::open_file(&path.join(only), options),
@@ -383,8 +383,8 @@ impl Checkpoint {
     fn check_variant(&self, options: &OpenOptions) -> Result<(), LayoutError> {
         match &options.variant {
             Some(variant) if self.layout == Layout::DiffusersPipeline && !self.variant_met => {
-                let reason = format!("no part of it has weights of the variant {variant}; leave the variant out");
-                Err(LayoutError::Unrecognised { path: self.path.clone(), reason })
+                let problem = format!("no part of it has weights of the variant {variant}; leave the variant out");
+                Err(LayoutError::Wish { path: self.path.clone(), problem })
             }
             _ => Ok(()),
         }

@@ -281,7 +281,7 @@ fn what_cannot_be_drawn_is_said() {
     try_with(2, model(), &["--lora", "none.safetensors=nan"], &["`nan` is no finite number"]);
     try_with(2, model(), &["--embedding", "none.pt=<w>"], &["none.pt", "no such file"]);
     try_with(2, model(), &["--vae", "none.safetensors"], &["none.safetensors"]);
-    try_with(1, model(), &["--variant", "fp16"], &["no part of it has weights of the variant fp16"]);
+    try_with(2, model(), &["--variant", "fp16"], &["no part of it has weights of the variant fp16"]);
     // What is not a file of the kind asked for is called what it is.
     let weights = model().join("unet/diffusion_pytorch_model.safetensors");
     try_with(1, model(), &["--lora", text(&weights)], &["the weights of a UNet, not an adapter", "--model"]);

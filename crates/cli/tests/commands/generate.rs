@@ -217,8 +217,8 @@ fn what_cannot_draw_is_called_what_it_is() {
         &["a training run that is not finished, with 176 samples saved", "the same command", "calotype export"],
     );
     // A dataset is called one.
-    refused(1, &finished().pictures(), &["a dataset and no model", "calotype inspect"]);
-    refused(1, &finished().precached(), &["a dataset and no model", ".tar"]);
+    refused(2, &finished().pictures(), &["a dataset and no model", "calotype inspect"]);
+    refused(2, &finished().precached(), &["a dataset and no model", ".tar"]);
     fs::write(at("run/checkpoints/checkpoint-000000000176/state.json"), "{}").unwrap();
     fs::write(at("run/checkpoints/checkpoint-000000000176/tensors.safetensors"), "").unwrap();
     refused(1, &at("run/checkpoints/checkpoint-000000000176"), &["a training checkpoint", "init_from="]);
