@@ -1,14 +1,14 @@
 //! `mlperf inference submission` and `mlperf check-submission`: trees of MLPerf Inference, written and judged.
 
-use super::{Usage, harmless, print};
+use super::{Usage, check_output, harmless, print};
 use crate::args::{heading, named};
 use anyhow::{Context, Result, anyhow, bail};
-use calotype_core::durable;
 use calotype_core::words::plain;
+use calotype_core::{absence, durable};
 use calotype_mlperf::Verdict;
 use calotype_mlperf::inference::{
-    Availability, InferenceDivision, InferenceReport, InferenceSystem, Measurements, NewSubmission, Round, RunFacts,
-    SummaryTable, SystemType, check_submission, highlights, pack, run_document, write_submission,
+    Availability, BENCHMARK, InferenceDivision, InferenceReport, InferenceSystem, Measurements, NewSubmission, Round,
+    RunFacts, SummaryTable, SystemType, check_submission, highlights, pack, run_document, write_submission,
 };
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -98,11 +98,40 @@ pub(crate) struct SubmissionArgs {
     rules: RoundArgs,
 }
 
+impl RoundArgs {
+    /// Refuses to write the table over something else.
+    fn check_csv(&self) -> Result<()> {
+        match &self.csv {
+            Some(file) => check_output("--csv", file, "a table of results", SummaryTable::is_at),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Refuses what is no submission's tree: a checker passes over everything in it.
+fn check_is_tree(tree: &Path) -> Result<()> {
+    let shown = tree.display();
+    let refuse = |problem: String| -> Result<()> { Err(Usage(format!("{shown}: {problem}")).into()) };
+    if !tree.exists() {
+        return refuse(format!("there is no such folder{}", absence(tree)));
+    }
+    if !tree.is_dir() {
+        return refuse("is a file, and a submission is a folder that holds closed/, open/ or network/".to_owned());
+    }
+    if !InferenceDivision::ALL.iter().any(|division| tree.join(division.name()).is_dir()) {
+        return refuse("is no submission: it holds none of the folders closed/, open/ and network/".to_owned());
+    }
+    Ok(())
+}
+
 pub(crate) fn check_tree(args: &CheckSubmissionArgs) -> Result<()> {
+    args.rules.check_csv()?;
+    check_is_tree(&args.tree)?;
     judge(&args.tree, &args.rules)
 }
 
 pub(crate) fn submission(args: &SubmissionArgs) -> Result<()> {
+    args.rules.check_csv()?;
     let facts = RunFacts::of(&args.runs)?;
     let system = with_fields(described(args)?, &args.field)?;
     let folder = args.system_folder.clone().unwrap_or_else(|| system.system_name.replace([' ', '/'], "_"));
@@ -151,10 +180,10 @@ fn judge(tree: &Path, rules: &RoundArgs) -> Result<()> {
     }
     let (path, round) = (tree.display(), rules.round);
     match found.verdict() {
-        // The official checkers accept a tree without results.
-        Verdict::Pass if found.results.is_empty() => {
-            print(&format!("{path}: passes by the rules of {round}; note: no result was judged"))
-        }
+        // The official checkers accept a tree without results, which is no answer to who asks about some.
+        Verdict::Pass if found.results.is_empty() => bail!(
+            "{path}: there is no result to judge: it breaks no rule of {round}, and holds no result of {BENCHMARK} that counts"
+        ),
         Verdict::Pass => print(&format!("{path}: passes by the rules of {round}")),
         Verdict::Fail => bail!("{path}: breaks the rules of {round}, as said above"),
         Verdict::Stop => bail!("{path}: the official checker of {round} breaks off while it reads it, as said above"),

@@ -83,6 +83,18 @@ fn runs_become_a_tree_with_archive_commands_and_highlights() {
     succeed(&mut check(&["--round", "v6.1", "--short-run", "--csv", text(&csv)]));
     let table = fs::read_to_string(&csv).unwrap();
     assert_eq!((table.lines().count(), table.lines().next().unwrap().split(',').count()), (2, 31), "{table}");
+    // The table is replaced, also by that of another round, and nothing else is, whatever the check finds.
+    let letter = folder.path().join("letter.txt");
+    fs::write(&letter, "Dear all").unwrap();
+    for round in ["v6.1", "v5.1"] {
+        let told = ["--csv", "letter.txt: something is there already that is not a table of results"];
+        fail(&mut check(&["--round", round, "--short-run", "--csv", text(&letter)]), 2, &told);
+        let mut before = submission(&folder.path().join("none"), &["--round", round, "--csv", text(&letter)]);
+        fail(&mut before, 2, &told);
+        fail(&mut check(&["--round", round, "--csv", text(&csv)]), 1, &[round]);
+    }
+    assert!(fs::read_to_string(&letter).unwrap() == "Dear all" && !folder.path().join("none").exists());
+    assert_ne!(fs::read_to_string(&csv).unwrap(), table);
     fail(&mut check(&["--round", "v6.1"]), 1, &["breaks the rules of v6.1"]);
     // The layout of another round.
     fail(&mut check(&["--round", "v5.1", "--short-run"]), 1, &["v5.1"]);
@@ -92,4 +104,24 @@ fn runs_become_a_tree_with_archive_commands_and_highlights() {
     fail(&mut submission(&other, &["--round", "v6.1", "--field", "cooling"]), 2, &["NAME=VALUE"]);
     fail(&mut submission(&other, &["--round", "v6.2"]), 2, &["v6.1"]);
     succeed(&mut submission(&other, &["--round", "v5.1", "--short-run", "--division", "open"]));
+}
+
+#[test]
+fn what_is_no_submission_or_has_no_result_does_not_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let check = |path: &Path| {
+        let mut command = calotype(&["mlperf", "check-submission", "--round", "v5.1"]);
+        command.arg(path);
+        command
+    };
+    fs::create_dir(at("pictures")).unwrap();
+    fs::write(at("pictures/a.png"), "").unwrap();
+    fail(&mut check(&at("pictures")), 2, &["pictures: is no submission", "closed/, open/ and network/"]);
+    fail(&mut check(&at("pictures/a.png")), 2, &["a.png: is a file, and a submission is a folder"]);
+    fail(&mut check(&at("picture")), 2, &["picture: there is no such folder (did you mean", "pictures?)"]);
+    fs::create_dir_all(at("tree/closed")).unwrap();
+    // The official checker passes it.
+    let message = fail(&mut check(&at("tree")), 1, &["tree: there is no result to judge"]);
+    assert!(!message.contains("passes"), "{message}");
 }

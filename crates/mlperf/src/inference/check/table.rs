@@ -7,6 +7,9 @@ use crate::inference::BENCHMARK;
 use crate::inference::rounds::{Round, Scenario};
 use crate::value::Value;
 use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 
 /// The columns, in their order; those of v5.1 are 28.
 const COLUMNS: [&str; 31] = [
@@ -42,6 +45,8 @@ const COLUMNS: [&str; 31] = [
     POWER,
     "PrivateID",
 ];
+/// Bytes of a file in which its first line is looked for; the columns take fewer.
+const LONGEST: u64 = 4096;
 const TOTAL: &str = "total_accelerators";
 const TYPES: &str = "weight_data_types";
 const POWER: &str = "design_power_watts";
@@ -84,6 +89,15 @@ pub struct SummaryTable<'a> {
     pub round: Round,
     /// What was found.
     pub report: &'a InferenceReport,
+}
+
+impl SummaryTable<'_> {
+    /// Whether a file is such a table, of any round: it begins with the same columns.
+    pub fn is_at(path: &Path) -> bool {
+        let mut first = String::new();
+        let read = File::open(path).and_then(|file| BufReader::new(file).take(LONGEST).read_line(&mut first));
+        read.is_ok() && Round::CHECKED.into_iter().any(|round| first.trim_end().split(',').eq(columns(round)))
+    }
 }
 
 impl fmt::Display for SummaryTable<'_> {
