@@ -1,4 +1,5 @@
-//! What readers of TOML and JSON say about a wrong value, in words of the file instead of Rust's.
+//! What readers of TOML and JSON say about a wrong value, in words of the file instead of Rust's; and what the system says of a file,
+//! without its number.
 
 /// Starts of serde's messages that name what was found.
 const FOUND: [&str; 2] = ["invalid type: ", "invalid value: "];
@@ -38,7 +39,7 @@ const TABLES: [&str; 6] = [
 ];
 
 /// A message in which every remark of serde's is said in plain words: what the key takes, with an example, and what stands
-/// there instead. Everything else stays as it is.
+/// there instead; and without the system's numbers of errors. Everything else stays as it is.
 ///
 /// ```
 /// use calotype_core::words::plain;
@@ -47,6 +48,7 @@ const TABLES: [&str; 6] = [
 ///     plain("key `samples`: invalid type: string \"many\", expected u64"),
 ///     "key `samples`: instead of \"many\" it takes a whole number, such as 4"
 /// );
+/// assert_eq!(plain("cannot read a: Is a directory (os error 21)"), "cannot read a: Is a directory");
 /// assert_eq!(plain("missing field `size` at line 3 column 1"), "the key `size` is missing (line 3, column 1)");
 /// ```
 pub fn plain(message: &str) -> String {
@@ -110,6 +112,11 @@ fn translated(text: &str) -> Option<(String, &str)> {
     }
     if let Some(rest) = text.strip_prefix("wanted exactly 1 element, found 0 elements") {
         return Some(("it takes one kind, and none stands there".to_owned(), rest));
+    }
+    if let Some((_, rest)) = text.strip_prefix(" (os error ").and_then(number)
+        && let Some(behind) = rest.strip_prefix(')')
+    {
+        return Some((String::new(), behind));
     }
     if let Some(rest) = text.strip_prefix("EOF while parsing ") {
         let end = rest.find(" at line").unwrap_or(rest.len());
@@ -333,6 +340,9 @@ mod tests {
             "unknown variant `x",
             "missing field `x",
             "at line 3 column",
+            "a picture (os error",
+            " (os error 2",
+            " (os error x)",
             "größer ` at line 9 of column",
         ] {
             assert_eq!(plain(text), text);

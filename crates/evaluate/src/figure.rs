@@ -207,6 +207,10 @@ pub fn read(path: &Path) -> Result<Vec<Placed>> {
     parse(&text).map_err(|detail| EvaluateError::File { path: file, detail })
 }
 
+/// Where a file of figures is to be had.
+const WHERE_FIGURES_ARE: &str =
+    "`calotype evaluate pictures … --json` prints them, figures.json in the folder of an evaluation holds them";
+
 /// The figures of a text, as of [`read`]; a fault is told in words.
 ///
 /// # Errors
@@ -214,10 +218,13 @@ pub fn read(path: &Path) -> Result<Vec<Placed>> {
 pub fn parse(text: &str) -> std::result::Result<Vec<Placed>, String> {
     let mut figures = Vec::new();
     for value in serde_json::Deserializer::from_str(text).into_iter::<Value>() {
-        collect(&value.map_err(|fault| format!("no JSON: {fault}"))?, "", &mut figures);
+        let fault = |fault: serde_json::Error| {
+            format!("is no JSON (line {}, column {}); {WHERE_FIGURES_ARE}", fault.line(), fault.column())
+        };
+        collect(&value.map_err(fault)?, "", &mut figures);
     }
     match figures.is_empty() {
-        true => Err("no figures in it; `calotype evaluate pictures … --json` prints them, figures.json in the folder of an evaluation holds them".to_owned()),
+        true => Err(format!("no figures in it; {WHERE_FIGURES_ARE}")),
         false => Ok(figures),
     }
 }
@@ -313,10 +320,12 @@ mod tests {
             assert_eq!(read(&path).unwrap(), both);
             assert_eq!(read(folder.path()).unwrap(), both);
         }
-        for (text, expected) in [("", "no figures"), ("{}", "no figures"), ("{", "no JSON"), ("[1, 2", "no JSON")] {
+        for (text, expected) in
+            [("", "no figures"), ("{}", "no figures"), ("{", "is no JSON (line 1, "), ("[1, 2", "is no JSON (")]
+        {
             std::fs::write(&path, text).unwrap();
             let error = read(&path).unwrap_err().to_string();
-            assert!(error.contains(expected) && error.contains("figures.json"), "{error}");
+            assert!(error.contains(expected) && error.contains("figures.json") && !error.contains("EOF"), "{error}");
         }
     }
 }

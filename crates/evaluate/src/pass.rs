@@ -213,7 +213,10 @@ pub fn states_of(
 }
 
 /// Refuses too few pictures before a network is opened.
-fn check_number(pictures: &Pictures, metrics: &[Box<dyn Metric>]) -> Result<()> {
+///
+/// # Errors
+/// [`EvaluateError::Usage`] naming the pictures and the metric.
+pub fn check_number(pictures: &Pictures, metrics: &[Box<dyn Metric>]) -> Result<()> {
     match metrics.iter().find(|metric| metric.needs().gaussian && pictures.len() < 2) {
         None => Ok(()),
         Some(metric) => Err(EvaluateError::Usage(format!(

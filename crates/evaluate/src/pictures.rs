@@ -67,9 +67,15 @@ impl Pictures {
     /// captions in a column that is called one (`caption`, `text`, …), or a text with a line for each picture, in order.
     ///
     /// # Errors
-    /// [`EvaluateError::Usage`] for another number of lines than pictures; [`EvaluateError::File`] for no such columns, a name twice;
-    /// [`EvaluateError::Io`], [`EvaluateError::Data`].
+    /// [`EvaluateError::Usage`] for a folder, and for another number of lines than pictures; [`EvaluateError::File`] for no such
+    /// columns, a name twice; [`EvaluateError::Io`], [`EvaluateError::Data`].
     pub fn with_captions(mut self, path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Err(EvaluateError::Usage(format!(
+                "{}: is a folder, and captions are in a file: a text with a line for each picture, or a table (.csv, .jsonl)",
+                path.display()
+            )));
+        }
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         self.captions = match extension.as_str() {
             "csv" | "jsonl" => Captions::Named(named_captions(path)?),

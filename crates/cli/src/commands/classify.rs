@@ -2,15 +2,15 @@
 
 use crate::args::{DeviceArgs, JsonArgs, PrecisionArgs, heading, named};
 use crate::checkpoint;
-use crate::commands::{Usage, check_output, harmless, print};
+use crate::commands::{Usage, check_output, harmless, message, print};
 use anyhow::{Result, anyhow};
 use calotype_checkpoints::OpenOptions;
 use calotype_core::durable::write_bytes;
 use calotype_core::numbers::count;
 use calotype_data::image::{DecodeNotes, RgbImage};
 use calotype_evaluate::vision::{
-    Classifier, ClassifierInput, Guess, Placing, ZeroShot, class_names, classify, has_head, open_clip, open_head,
-    picture_files, read_pictures, templates,
+    Classifier, ClassifierInput, Guess, Placing, ZeroShot, check_classifies, class_names, classify, has_head,
+    open_clip, open_head, picture_files, read_pictures, templates,
 };
 use calotype_ops::Precision;
 use calotype_prepare::pixels::PixelArgs;
@@ -42,7 +42,7 @@ pub(crate) struct ClassifyArgs {
     /// Classes of each picture that are told, the most probable ones.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = count::<usize>, help_heading = heading::OUTPUT)]
     top: usize,
-    /// Write a table of pictures and classes instead of printing them.
+    /// Write a table of pictures and classes; they are printed with --json alone then.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     csv: Option<PathBuf>,
     #[command(flatten)]
@@ -78,7 +78,7 @@ pub(crate) fn classify_command(args: &ClassifyArgs) -> Result<()> {
             match image {
                 Ok(image) => images.push((file.as_path(), image)),
                 Err(error) => {
-                    eprintln!("warning: {}", harmless(&error.to_string()));
+                    eprintln!("warning: {}", message(&error.into()));
                     unread += 1;
                 }
             }
@@ -88,7 +88,7 @@ pub(crate) fn classify_command(args: &ClassifyArgs) -> Result<()> {
         let new =
             images.iter().zip(found).map(|((file, _), classes)| Told { image: file.display().to_string(), classes });
         let new: Vec<Told> = new.collect();
-        if args.csv.is_none() {
+        if args.csv.is_none() || args.json.json {
             new.iter().try_for_each(|told| print_one(told, args.json.json))?;
         }
         told.extend(new);
@@ -98,7 +98,9 @@ pub(crate) fn classify_command(args: &ClassifyArgs) -> Result<()> {
     }
     if let Some(file) = &args.csv {
         write_bytes(file, &table(&told)?).map_err(|error| anyhow!("cannot write {}: {error}", file.display()))?;
-        print(&format!("{} pictures in {}", told.len(), file.display()))?;
+        let said = format!("{} pictures in {}", told.len(), file.display());
+        // Standard output is JSON alone.
+        if args.json.json { eprintln!("{said}") } else { print(&said)? }
     }
     if unread > 0 {
         return Err(anyhow!("{unread} of {} pictures cannot be read", files.len()));
@@ -109,6 +111,7 @@ pub(crate) fn classify_command(args: &ClassifyArgs) -> Result<()> {
 impl ClassifyArgs {
     fn classifier(&self) -> Result<Box<dyn Classifier>> {
         let checkpoint = checkpoint::open(&self.model, &OpenOptions::default())?;
+        check_classifies(&checkpoint)?;
         let device = self.device.open()?;
         let dtype = self.precision.precision.unwrap_or(Precision::Auto).dtype(&device);
         let placing = Placing { device, dtype };

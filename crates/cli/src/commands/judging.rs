@@ -9,7 +9,7 @@ use calotype_core::numbers::count;
 use calotype_data::Control;
 use calotype_evaluate::figure::{self, Comparison, Unlike};
 use calotype_evaluate::metrics::{self, METRICS, MetricSettings, Metrics};
-use calotype_evaluate::pass::wanted;
+use calotype_evaluate::pass::{check_number, wanted};
 use calotype_evaluate::{
     EvaluateError, FeatureKey, Figure, Networks, Part, Pictures, Reference, States, figures, states_of, statistics,
 };
@@ -123,6 +123,8 @@ pub(crate) fn pictures(args: &PicturesArgs) -> Result<()> {
     if let Some(captions) = &args.captions {
         judged = judged.with_captions(captions)?;
     }
+    // Before the reference's features are computed.
+    check_number(&judged, &metrics)?;
     // Statistics of a reference are made so.
     let judges = args.save_statistics.is_none();
     if judges && args.reference.as_deref().is_some_and(|reference| same_place(reference, &args.pictures)) {

@@ -4,6 +4,7 @@ use crate::args::{DeviceArgs, heading, named};
 use crate::checkpoint::{OpenArgs, open};
 use crate::commands::{Usage, check_output, print};
 use anyhow::Result;
+use calotype_core::absence;
 use calotype_ops::Precision;
 use calotype_pipeline::probe::{Probed, probe};
 use calotype_weights::{NamedTensor, TensorFile, write_safetensors};
@@ -70,6 +71,10 @@ pub(crate) fn probe_command(args: &ProbeArgs) -> Result<()> {
     {
         let problem = format!("--out {}: would be written over what is read; choose another file", read.display());
         return Err(Usage(problem).into());
+    }
+    if !args.input.exists() {
+        let (file, near) = (args.input.display(), absence(&args.input));
+        return Err(Usage(format!("--in {file}: there is no such file{near}; correct the path")).into());
     }
     check_output("--out", &args.out, "a file of this command", is_probe)?;
     let checkpoint = open(&args.model, &args.open.options())?;

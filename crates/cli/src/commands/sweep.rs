@@ -9,7 +9,7 @@ use crate::ranks;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use calotype_core::folders::{Content, content};
-use calotype_data::BoxError;
+use calotype_data::{BoxError, Slice};
 use calotype_evaluate::sweep::{self, Judged, KeptCheckpoints, SubStage, Sweep, SweepEnd, SweepRecipe};
 use calotype_prepare::slices::SliceArgs;
 use calotype_train::checkpoint::saved_in;
@@ -109,6 +109,8 @@ fn sweep_together(args: &SweepArgs, place: &ranks::Place) -> Result<()> {
     check_flags(args, run.is_some())?;
     let out = args.out.clone().unwrap_or_else(|| default_folder(args.recipe.as_deref().unwrap_or_default()));
     let stages: BTreeSet<SubStage> = args.stage.iter().copied().collect();
+    let stages = if stages.is_empty() { SubStage::ALL.iter().copied().collect() } else { stages };
+    let slices = args.slices.slices()?;
     let sweep = Sweep {
         recipe: &recipe.value,
         text: &recipe.text,
@@ -116,14 +118,17 @@ fn sweep_together(args: &SweepArgs, place: &ranks::Place) -> Result<()> {
         device: &device,
         stop: &stop,
         collective,
-        slices: &args.slices.slices()?,
-        stages: if stages.is_empty() { SubStage::ALL.iter().copied().collect() } else { stages },
+        slices: &slices,
+        stages: stages.clone(),
         run: run.as_ref().map(|run| run as &dyn KeptCheckpoints),
         follow: args.follow,
     };
     let end = sweep.run()?;
     if !collective.is_first() {
         return Ok(());
+    }
+    if slices == [Slice::ALL] {
+        check_made(&end, &stages)?;
     }
     tell(&end)?;
     match run.filter(|_| args.finish) {
@@ -218,6 +223,23 @@ fn refuse_saved(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses to end well where the sub-stages have made nothing, for what they begin with is not there. Slices leave that to each other.
+fn check_made(end: &SweepEnd, stages: &BTreeSet<SubStage>) -> Result<()> {
+    let does = |stage: SubStage| stages.contains(&stage);
+    let begins = does(SubStage::Generate) || does(SubStage::Features) && end.pictures > 0;
+    if begins || end.scored > 0 || end.waiting == 0 {
+        return Ok(());
+    }
+    let before: Vec<String> =
+        SubStage::ALL.iter().take_while(|stage| !does(**stage)).map(|stage| format!("--stage {stage}")).collect();
+    Err(Usage(format!(
+        "nothing was made of the pictures: what these sub-stages begin with is not there; run {} first, or start without --stage, which \
+         does all",
+        before.join(" and ")
+    ))
+    .into())
 }
 
 fn tell(end: &SweepEnd) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `inspect`, `convert`, `probe` and `generate --model` on a small Stable Diffusion of random weights.
 
-use crate::common::{calotype, fail, succeed, text};
+use crate::common::{calotype, fail, finished, succeed, text};
 use calotype_core::{Purpose, Stream};
 use calotype_data::image::text::{PngText, add_png_text};
 use calotype_data::image::{PngEffort, RgbImage};
@@ -261,6 +261,12 @@ fn a_probe_gives_outputs_and_gradients_by_the_checkpoints_keys() {
     let half = probe(model(), &["--precision", "bf16"]).get("sample").unwrap().to_f32_vec().unwrap();
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
     assert!(dot(&half, &sample) / (dot(&half, &half) * dot(&sample, &sample)).sqrt() > 0.999);
+    let mut absent = calotype(&["probe", "unet", "--in", "none.safetensors"]);
+    fail(
+        absent.arg("--model").arg(model()).arg("--out").arg(&out),
+        2,
+        &["--in none.safetensors: there is no such file"],
+    );
     let mut wrong = calotype(&["probe", "vae-decoder"]);
     fail(wrong.arg("--model").arg(model()).arg("--in").arg(&given).arg("--out").arg(&out), 1, &["timestep", "--help"]);
 }
@@ -275,6 +281,8 @@ fn what_cannot_be_drawn_is_said() {
     };
     try_with(2, Path::new("/nowhere"), &[], &["/nowhere"]);
     try_with(2, model(), &["--width", "65"], &["65 pixels", "multiples of 8"]);
+    let few = ["sampler `pndm` needs at least 4 steps, and 2 were asked for: take more, or the sampler `plms`"];
+    try_with(2, &finished().out(), &["--sampler", "pndm"], &few);
     try_with(2, model(), &["--sampler", "eulre"], &["eulre", "did you mean `euler`?"]);
     try_with(2, model(), &["--mask", "mask.png"], &["--image"]);
     try_with(2, model(), &["--lora", "none.safetensors=0.5"], &["none.safetensors"]);

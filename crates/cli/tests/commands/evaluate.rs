@@ -156,6 +156,23 @@ fn pictures_from_elsewhere_have_the_same_figures() {
     assert_eq!(figures, values(elsewhere.join("scores/pictures.json")));
     let more = folder.path().join("more");
     fail(&mut curve(&more, &[&pictures, "images=13"]), 2, &["holds 12 pictures", "asks for 13"]);
+    assert!(!more.exists(), "no folder is taken by what cannot be");
+}
+
+#[test]
+fn sub_stages_that_lack_what_they_are_made_of_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let score = || curve(&out, &["--stage", "score"]);
+    let parts = ["nothing was made of the pictures", "run --stage generate and --stage features first"];
+    fail(&mut score(), 2, &parts);
+    fail(&mut curve(&out, &["--stage", "features"]), 2, &["nothing was made", "run --stage generate first"]);
+    let ended = succeed(score().args(["--task-id", "0", "--task-count", "2"]));
+    assert!(ended.stderr.contains("other slices") && !ended.stderr.contains(" took "), "{ended}");
+    succeed(&mut curve(&out, &["--stage", "generate"]));
+    fail(&mut score(), 2, &parts);
+    succeed(&mut curve(&out, &["--stage", "features"]));
+    succeed(&mut score());
 }
 
 /// A run that keeps all of its checkpoints and writes MLPerf's log.

@@ -1,6 +1,6 @@
 //! `evaluate pictures` and `evaluate compare`.
 
-use crate::common::{calotype, fail, succeed, text, write_inception};
+use crate::common::{calotype, fail, finished, succeed, text, write_inception};
 use calotype_data::image::{PngEffort, RgbImage};
 use calotype_data::npz::FeatureStatistics;
 use serde_json::Value;
@@ -101,7 +101,10 @@ fn pictures_are_judged_and_compared() {
         2,
         &["kd (clean-fid) does not compare", "settings.subset_size: `3` and `2`"],
     );
-    fail(&mut compare("drawn.json", "nothing.json"), 2, &["nothing.json"]);
+    let message = fail(&mut compare("drawn.json", "nothing.json"), 2, &["nothing.json"]);
+    assert!(!message.contains("os error"), "{message}");
+    fs::write(at("letter.txt"), "Dear all").unwrap();
+    fail(&mut compare("drawn.json", "letter.txt"), 1, &["letter.txt: is no JSON (line 1, column 1)", "--json"]);
     fail(&mut compare("drawn.json", "real"), 2, &["real: a folder without figures.json"]);
     fail(&mut compare("drawn.json", "real.npz"), 1, &["real.npz"]);
 }
@@ -150,6 +153,18 @@ fn what_cannot_be_judged_is_told_before_the_work() {
     };
     captions(&short, &["short.txt: 1 lines for 2 pictures"]);
     captions(&absent, &["absent.txt"]);
+    captions(Path::new(drawn), &["drawn: is a folder, and captions are in a file"]);
+    write_pictures(&at("one"), 1, 20);
+    let one = at("one");
+    let few = [text(&one), "--reference", drawn, "--metrics", "fd", "--features", text(&network)];
+    fail(&mut judge(&few), 2, &["holds 1 picture, and fd compares covariances"]);
+    let vae = finished().out().join("vae");
+    let message = fail(
+        &mut judge(&[drawn, "--metrics", "clip-score", "--clip", text(&vae)]),
+        2,
+        &["vae: is no CLIP model", "holds vae"],
+    );
+    assert!(!message.contains("image_encoder"), "{message}");
     let empty = at("empty");
     fail(&mut judge(&[text(&empty), "--reference", drawn]), 1, &["empty"]);
     let two = ["--reference", "x.npz", "--fid-variant", "tf,clean-fid"];

@@ -49,7 +49,9 @@ pub enum SamplerError {
         problem: String,
     },
     /// Too few steps for this sampler.
-    #[error("sampler `{kind}` needs at least {least} steps, or {instead}; {steps} were asked for")]
+    #[error(
+        "sampler `{kind}` needs at least {least} steps, and {steps} were asked for: take more, or the sampler `{instead}`"
+    )]
     FewSteps {
         /// The sampler.
         kind: &'static str,
@@ -57,7 +59,7 @@ pub enum SamplerError {
         steps: usize,
         /// Steps needed.
         least: usize,
-        /// The other way out.
+        /// The sampler that takes fewer.
         instead: &'static str,
     },
     /// More steps than the sampler offers.

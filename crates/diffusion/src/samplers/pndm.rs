@@ -52,7 +52,8 @@ impl SamplerSettings for Pndm {
             let repeated = visited.get(1).into_iter();
             visited.iter().take(2).chain(repeated).chain(visited.iter().skip(2)).copied().collect()
         } else if visited.len() <= PRK_STEPS {
-            let (least, instead) = (PRK_STEPS + 1, "skip_prk = true");
+            // The same without its beginning, which recipes and command lines know by this name alone.
+            let (least, instead) = (PRK_STEPS + 1, "plms");
             return Err(SamplerError::FewSteps { kind: Self::NAME, steps: context.steps, least, instead });
         } else {
             let half = context.schedule.timesteps() / context.steps / 2;

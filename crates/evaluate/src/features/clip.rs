@@ -8,14 +8,16 @@ use super::framing::{Framing, Half, Resampler, View};
 use super::{FeatureEntry, FeatureKey, Features, ImageRows, NetworkFingerprint, Preparation};
 use crate::{EvaluateError, Result};
 use burn::tensor::{DType, Device};
-use calotype_checkpoints::{Checkpoint, Component};
+use calotype_checkpoints::loading::LoadError;
+use calotype_checkpoints::{Checkpoint, Component, LayoutError};
 use calotype_data::image::{Filter, RgbImage};
 use calotype_models::ClipTokenizer;
 use calotype_models::state::values_of;
 use calotype_models::tokenizer::{Cleaning, TokenizerOptions, Tokens};
 use calotype_ops::Precision;
 use calotype_pipeline::encoders::{
-    HiddenStates, ImageEncoder, ImageEncoderKind, ImageInput, ImageOutput, TextEncoder, TextSettings, TokenizerChoice,
+    EncoderError, HiddenStates, ImageEncoder, ImageEncoderKind, ImageInput, ImageOutput, TextEncoder, TextSettings,
+    TokenizerChoice,
 };
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
@@ -69,11 +71,13 @@ impl ClipNetwork {
     /// Opens the towers of a model, or the image tower where it stands alone; `dtype` is that of activations.
     ///
     /// # Errors
-    /// [`EvaluateError::Encoder`] if the path holds no CLIP model whose image tower has a projection.
+    /// [`EvaluateError::Usage`] for another model than CLIP; [`EvaluateError::Encoder`] if it is none whose image tower has a
+    /// projection.
     pub fn open(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
         // The tower says the size and the normalisation itself.
         let input = ImageInput::in_range(0, 0.0, 1.0);
-        let image = ImageEncoder::open(path, ImageEncoderKind::Clip, ImageOutput::Projected, input, dtype, device)?;
+        let image = ImageEncoder::open(path, ImageEncoderKind::Clip, ImageOutput::Projected, input, dtype, device)
+            .map_err(|error| of_another_kind(path, error))?;
         let whole = Checkpoint::open(path)?.components().contains(&Component::Clip);
         let text = if whole { Some(open_text(path, dtype, device)?) } else { None };
         let weights = match &text {
@@ -95,6 +99,17 @@ impl ClipNetwork {
         };
         let clips = text.facts()["config"]["text"]["vocab_size"].as_u64() == Some(ClipTokenizer::VOCABULARY as u64);
         clips.then(|| ClipTokenizer::with_options(own.context_length(), published))
+    }
+}
+
+/// An error of a checkpoint that holds something else than CLIP says so, and nothing of a tower to put beside it.
+fn of_another_kind(path: &Path, error: EncoderError) -> EvaluateError {
+    match error {
+        EncoderError::Layout(LayoutError::NoComponent { held, .. })
+        | EncoderError::Load(LoadError::Layout(LayoutError::NoComponent { held, .. })) => EvaluateError::Usage(
+            format!("{}: is no CLIP model; it holds {held}; name a CLIP model in any layout", path.display()),
+        ),
+        other => other.into(),
     }
 }
 

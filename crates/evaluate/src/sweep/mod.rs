@@ -90,6 +90,8 @@ pub struct SweepEnd {
     pub scored: usize,
     /// Points that lack features of some pictures, which other slices or sub-stages have to make.
     pub waiting: usize,
+    /// Pictures that this process has drawn or judged, now or earlier.
+    pub pictures: u64,
     /// What was written into the sweep's folder, the report last.
     pub written: Vec<PathBuf>,
     /// A line for each point: its figures.

@@ -152,15 +152,15 @@ impl Results {
         Ok(())
     }
 
-    /// How the sweep ended, with `waiting` points that lack something.
-    pub fn end(self, waiting: usize) -> SweepEnd {
+    /// How the sweep ended, with `waiting` points that lack something, and so many pictures done.
+    pub fn end(self, waiting: usize, pictures: u64) -> SweepEnd {
         let lines = self.scored.iter().map(|(point, scores)| format!("{point}: {}", in_words(scores))).collect();
         let scored = self.scored.len();
         let figures = |(point, scores): (Point, Scores)| {
             (point.samples, scores.figures.into_iter().map(|(_, figure)| figure).collect())
         };
         let figures = self.scored.into_iter().map(figures).collect();
-        SweepEnd { scored, waiting, written: self.written, lines, figures, mlperf: self.mlperf }
+        SweepEnd { scored, waiting, pictures, written: self.written, lines, figures, mlperf: self.mlperf }
     }
 }
 

@@ -187,7 +187,10 @@ impl<'a> Work<'a> {
                 self.score(point)?;
             }
         }
-        part.progress.finish();
+        // Figures are made of what is there, and no picture is gone through.
+        if self.does(SubStage::Generate) || self.does(SubStage::Features) {
+            part.progress.finish();
+        }
         Ok(())
     }
 
@@ -424,7 +427,7 @@ impl<'a> Work<'a> {
 
     /// How the sweep ended.
     pub fn end(self) -> SweepEnd {
-        self.results.end(self.waiting)
+        self.results.end(self.waiting, self.pictures)
     }
 }
 

@@ -41,7 +41,7 @@ pub use files::{picture_files, read_pictures};
 pub use labelled::{Labelled, LabelledSettings};
 pub use linear_probe::{LinearProbe, linear_probe};
 pub use lists::{class_names, templates};
-pub use model::{Placing, has_head, open_clip, open_features, open_head};
+pub use model::{Placing, check_classifies, has_head, open_clip, open_features, open_head};
 pub use preparation::ClassifierInput;
 pub use recipe::{KINDS, Outcome, Recipe};
 pub use retrieval::{Retrieval, retrieval};

@@ -26,6 +26,17 @@ pub fn has_head(checkpoint: &Checkpoint) -> bool {
     component_with_head(checkpoint).is_some()
 }
 
+/// Refuses a checkpoint by which nothing is classified: one that is neither a classifier nor CLIP.
+///
+/// # Errors
+/// [`EvaluateError::Usage`] saying what it holds.
+pub fn check_classifies(checkpoint: &Checkpoint) -> Result<()> {
+    match has_head(checkpoint) || checkpoint.components().contains(&Component::Clip) {
+        true => Ok(()),
+        false => Err(other(checkpoint, &format!("{CLASSIFIER}, and no {CLIP}"))),
+    }
+}
+
 /// A checkpoint's network with a head of classes. `names` are those of its classes, as [`class_names`] takes them; none: its
 /// own.
 ///
@@ -38,7 +49,7 @@ pub fn open_head(
     placing: &Placing,
 ) -> Result<Head> {
     let Some(component) = component_with_head(checkpoint) else {
-        return Err(other(checkpoint, "classifier with a head of classes (ViT, EfficientNet-Lite)"));
+        return Err(other(checkpoint, CLASSIFIER));
     };
     let names = if names.is_empty() { names_of(checkpoint, component)? } else { class_names(names)? };
     let network = HeadNetwork::open(checkpoint, component, preparation, placing.dtype, &placing.device)?;
@@ -51,7 +62,7 @@ pub fn open_head(
 /// [`EvaluateError`]: it does not hold both towers, or its tokenizer cannot be used.
 pub fn open_clip(checkpoint: &Checkpoint, placing: &Placing) -> Result<Clip> {
     if !checkpoint.components().contains(&Component::Clip) {
-        return Err(other(checkpoint, "CLIP model with both towers"));
+        return Err(other(checkpoint, CLIP));
     }
     let preparation = if checkpoint.image_processor()?.is_some() { "transformers" } else { "open_clip" };
     let networks = networks(checkpoint.path(), placing);
@@ -93,13 +104,14 @@ fn scale_of(checkpoint: &Checkpoint) -> Result<f32> {
     }
 }
 
+/// What classifies without names of classes.
+const CLASSIFIER: &str = "classifier with a head of classes (ViT, EfficientNet-Lite)";
+/// What compares pictures and texts.
+const CLIP: &str = "CLIP model with both towers";
+
+/// What to say of a checkpoint that is another one than wanted.
 fn other(checkpoint: &Checkpoint, wanted: &str) -> EvaluateError {
     let found: Vec<&str> = checkpoint.components().iter().map(|component| component.name()).collect();
-    EvaluateError::File {
-        path: checkpoint.path().to_owned(),
-        detail: format!(
-            "is no {wanted}; it holds {}",
-            if found.is_empty() { "nothing that is known".to_owned() } else { found.join(", ") }
-        ),
-    }
+    let found = if found.is_empty() { "nothing that is known".to_owned() } else { found.join(", ") };
+    EvaluateError::Usage(format!("{}: is no {wanted}; it holds {found}", checkpoint.path().display()))
 }
