@@ -5,11 +5,12 @@ use crate::latents::latent;
 use crate::recipe::Recipe;
 use burn::tensor::{Device, Tensor};
 use calotype_checkpoints::loading::whole;
-use calotype_checkpoints::{Checkpoint, Component};
+use calotype_checkpoints::{Checkpoint, Component, Family};
 use calotype_core::system::{format_bytes, memory};
 use calotype_diffusion::samplers::SamplerConfig;
-use calotype_models::UNetConfig;
+use calotype_models::{AutoencoderConfig, UNetConfig};
 use calotype_pipeline::images::to_rgb;
+use calotype_pipeline::random_checkpoint::{RandomCheckpoint, RandomFamily};
 use calotype_pipeline::{
     EncodedPrompts, LoadOptions, Observer, Pipeline, PipelineError, Request, SamplerChoice, Settings,
 };
@@ -55,37 +56,18 @@ impl Artist {
     ///
     /// # Errors
     /// [`InferenceError::Pipeline`] for what is no checkpoint or cannot draw; [`InferenceError::Memory`];
-    /// [`InferenceError::File`] for latents that do not fit.
+    /// [`InferenceError::File`] for latents that do not fit, and for another model than Stable Diffusion XL.
     pub fn load(path: &Path, recipe: &Recipe, device: &Device) -> Result<Self, InferenceError> {
-        let checkpoint = Checkpoint::open_with(path, &recipe.open).map_err(PipelineError::from)?;
-        let options = LoadOptions {
-            device: device.clone(),
-            precision: recipe.precision.resolve(device),
-            start_images: false,
-            tiled: recipe.tiled,
-            ..LoadOptions::default()
-        };
-        let settings = Settings {
-            width: Some(recipe.width),
-            height: Some(recipe.height),
-            steps: recipe.steps,
-            sampler: Some(sampler(&checkpoint, recipe)?),
-            batch: recipe.serve.batch_size,
-            ..Settings::default()
-        };
-        // Nothing is read with little memory, so that what is needed can be said before it is taken.
-        let unread = Pipeline::load(&checkpoint, &LoadOptions { low_memory: true, ..options.clone() })?;
+        let Unread { checkpoint, options, settings, pipeline: unread } = Unread::open(path, recipe, device)?;
         let is_int8 = whole(&checkpoint, Component::Unet).map_err(PipelineError::from)?.int8_tensors() > 0;
         let mut notes = Vec::new();
         if *unread.unet().config() != published(unread.unet().config()) {
             notes.push("the UNet is not of SDXL base's form".to_owned());
         }
         enough_memory(&unread, recipe, &settings)?;
-        let pipeline = Pipeline::load(&checkpoint, &options)?;
-        let by = pipeline.autoencoder().config().downscale();
-        let channels = pipeline.autoencoder().config().latent_channels;
-        let (latent, of_latent) = latent(&recipe.latents, [recipe.height / by, recipe.width / by, channels], device)?;
+        let (latent, of_latent) = beginning(unread.autoencoder().config(), recipe, device)?;
         notes.extend(of_latent);
+        let pipeline = Pipeline::load(&checkpoint, &options)?;
         let kept = pipeline.encode_prompts(&[recipe.negative.as_str()], &settings.prompts())?;
         Ok(Self {
             pipeline,
@@ -98,6 +80,36 @@ impl Artist {
             is_int8,
             notes,
         })
+    }
+
+    /// Finds out, without reading weights, whether a checkpoint can draw as the recipe has it.
+    ///
+    /// # Errors
+    /// As of [`Artist::load`] but for memory and for what stands in the weights.
+    pub fn check(path: &Path, recipe: &Recipe, device: &Device) -> Result<(), InferenceError> {
+        let unread = Unread::open(path, recipe, device)?;
+        beginning(unread.pipeline.autoencoder().config(), recipe, device).map(drop)
+    }
+
+    /// The same of a checkpoint that is not there yet, but will be of the published form.
+    ///
+    /// # Errors
+    /// [`InferenceError::Setting`] for another form than SDXL's, and for sides that it cannot make; as of [`Artist::load`] for latents.
+    pub(crate) fn check_unmade(recipe: &Recipe, device: &Device) -> Result<(), InferenceError> {
+        let is_other = |family: &RandomFamily| {
+            !matches!(RandomCheckpoint::new(*family).published(), Family::SdxlBase | Family::SdxlRefiner)
+        };
+        if let Some(family) = recipe.random.filter(is_other) {
+            let problem = format!("random={family} is not of Stable Diffusion XL's form; take tiny-sdxl or sdxl");
+            return Err(InferenceError::setting(problem));
+        }
+        let config = AutoencoderConfig::stable_diffusion();
+        let by = config.downscale();
+        let sides = [("height", recipe.height), ("width", recipe.width)];
+        if let Some((name, side)) = sides.into_iter().find(|(_, side)| !side.is_multiple_of(by)) {
+            return Err(InferenceError::setting(format!("a {name} of {side} pixels: sides must be multiples of {by}")));
+        }
+        beginning(&config, recipe, device).map(drop)
     }
 
     /// Pictures that go through the UNet together.
@@ -179,6 +191,54 @@ impl Artist {
         }
         Ok(())
     }
+}
+
+/// A checkpoint that can draw as a recipe has it, with none of its weights read.
+struct Unread {
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    settings: Settings,
+    pipeline: Pipeline,
+}
+
+impl Unread {
+    fn open(path: &Path, recipe: &Recipe, device: &Device) -> Result<Self, InferenceError> {
+        let checkpoint = Checkpoint::open_with(path, &recipe.open).map_err(PipelineError::from)?;
+        let options = LoadOptions {
+            device: device.clone(),
+            precision: recipe.precision.resolve(device),
+            start_images: false,
+            tiled: recipe.tiled,
+            ..LoadOptions::default()
+        };
+        // Nothing is read with little memory, so that what is needed can be said before it is taken.
+        let pipeline = Pipeline::load(&checkpoint, &LoadOptions { low_memory: true, ..options.clone() })?;
+        if pipeline.unet().config().added.is_none() {
+            let problem = "is no checkpoint of Stable Diffusion XL, whose UNet is told the size of the pictures; name one with --model";
+            return Err(InferenceError::File { path: path.to_owned(), problem: problem.to_owned() });
+        }
+        let settings = Settings {
+            width: Some(recipe.width),
+            height: Some(recipe.height),
+            steps: recipe.steps,
+            sampler: Some(sampler(&checkpoint, recipe)?),
+            batch: recipe.serve.batch_size,
+            ..Settings::default()
+        };
+        pipeline.image_size(&Request::new(""), &settings)?;
+        pipeline.sampler(&settings)?;
+        Ok(Self { checkpoint, options, settings, pipeline })
+    }
+}
+
+/// The latent that all pictures begin with, for an autoencoder, with sentences on what is not the benchmark's.
+fn beginning(
+    autoencoder: &AutoencoderConfig,
+    recipe: &Recipe,
+    device: &Device,
+) -> Result<(Tensor<4>, Vec<String>), InferenceError> {
+    let by = autoencoder.downscale();
+    latent(&recipe.latents, [recipe.height / by, recipe.width / by, autoencoder.latent_channels], device)
 }
 
 /// SDXL base's UNet, as far as it is not a matter of the file: the size that it is usually sampled at.

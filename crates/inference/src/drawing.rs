@@ -22,7 +22,7 @@ pub(crate) fn model_of(recipe: &Recipe, layout: &Layout, tell: &dyn Fn(&str)) ->
         (Some(path), _) => Ok(PathBuf::from(path)),
         (None, Some(family)) => {
             let folder = layout.model();
-            if !folder.join("model_index.json").is_file() {
+            if !is_made(&folder) {
                 tell(&format!("making a checkpoint of random weights of {family} in {}", folder.display()));
                 random(family).write(&folder)?;
             }
@@ -32,6 +32,11 @@ pub(crate) fn model_of(recipe: &Recipe, layout: &Layout, tell: &dyn Fn(&str)) ->
             "there is no model: give a checkpoint with --model, or for trials random weights with random=tiny-sdxl",
         )),
     }
+}
+
+/// Whether a checkpoint of random weights was made in a folder.
+pub(crate) fn is_made(folder: &Path) -> bool {
+    folder.join("model_index.json").is_file()
 }
 
 /// Full sizes are stored in bf16, as they are published in 16 bits.

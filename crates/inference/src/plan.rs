@@ -1,10 +1,14 @@
 //! A run before it begins: everything that can be found out without a checkpoint.
 
+use crate::draw::Artist;
+use crate::drawing::is_made;
 use crate::error::InferenceError;
 use crate::layout::Layout;
 use crate::recipe::{LoadSettings, Recipe};
+use crate::run::Processes;
 use crate::samples::Samples;
 use crate::unofficial::unofficial;
+use burn::tensor::Device;
 use calotype_loadgen::{Effective, LoadgenError, Mode, Scenario, Seeds, UserConf};
 use calotype_mlperf::inference::{self as mlperf, Round};
 use std::path::{Path, PathBuf};
@@ -96,6 +100,23 @@ impl Plan {
         })
     }
 
+    /// Finds out what a run would find out once it opens networks and sockets, without reading weights: the workers' addresses, the
+    /// model, the pictures' size, the sampler and the latents. A recipe may still lack its model.
+    ///
+    /// # Errors
+    /// As of [`Artist::check`]; [`InferenceError::Setting`] for an address that is none.
+    pub fn check(&self, processes: &Processes, device: &Device) -> Result<(), InferenceError> {
+        if let Processes::Workers(addresses) = processes {
+            addresses.iter().try_for_each(|address| check_address(address))?;
+        }
+        let made = self.layout.model();
+        match &self.recipe.model {
+            Some(path) => Artist::check(Path::new(path), &self.recipe, device),
+            None if is_made(&made) => Artist::check(&made, &self.recipe, device),
+            None => Artist::check_unmade(&self.recipe, device),
+        }
+    }
+
     /// LoadGen's seeds, where they are not those that it has itself.
     pub fn seeds(&self) -> Option<Seeds> {
         let round = self.recipe.round;
@@ -153,6 +174,15 @@ impl Plan {
             false => lines.extend(self.unofficial.iter().map(|text| format!("unofficial   {text}"))),
         }
         lines.join("\n")
+    }
+}
+
+/// Refuses a worker's address that cannot be one.
+fn check_address(address: &str) -> Result<(), InferenceError> {
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && is_port(port) => Ok(()),
+        _ => Err(InferenceError::setting(format!("--workers {address}: write it as HOST:PORT, such as 10.0.0.2:4242"))),
     }
 }
 

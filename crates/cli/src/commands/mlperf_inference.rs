@@ -248,13 +248,17 @@ fn sdxl(args: &SdxlArgs, threads: Option<usize>) -> Result<()> {
         let layout = Layout::new(&args.out, args.scenario, args.mode());
         return ended(rank(&recipe.value, &layout, &launch, &work), true);
     }
+    if args.samples_per_query.is_some() && args.scenario != Scenario::MultiStream {
+        return Err(Usage(
+            "--samples-per-query is of the multistream scenario alone; leave it out, or take --scenario multistream"
+                .to_owned(),
+        )
+        .into());
+    }
     let wishes =
         Wishes { user_conf: args.user_conf.as_deref(), load: args.asked(), audit_conf: args.audit_conf.as_deref() };
     let mode = (args.scenario, args.mode());
     let plan = Plan::new((&recipe.value, &recipe.text), mode, &wishes, &args.out)?;
-    if args.dry_run {
-        return print(&plan.describe());
-    }
     let processes = match (launch.world > 1, args.workers.is_empty()) {
         (true, false) => {
             return Err(Usage(
@@ -266,6 +270,10 @@ fn sdxl(args: &SdxlArgs, threads: Option<usize>) -> Result<()> {
         (false, true) => Processes::Alone,
         (false, false) => Processes::Workers(args.workers.clone()),
     };
+    plan.check(&processes, &device)?;
+    if args.dry_run {
+        return print(&plan.describe());
+    }
     if !matches!(processes, Processes::Alone) && args.scenario != Scenario::Offline {
         tell("note: several processes suit the offline scenario; the others measure what one sample takes");
     }

@@ -1,7 +1,8 @@
 //! `mlperf inference` as far as it goes without LoadGen, which scripts/mlperf-inference.sh builds and runs.
 
-use crate::common::{calotype, fail, succeed, text};
+use crate::common::{calotype, fail, finished, succeed, text};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 fn sdxl(arguments: &[&str]) -> Command {
@@ -38,8 +39,7 @@ fn a_dry_run_says_what_would_run_and_what_is_unofficial() {
     }
     let captions = folder.path().join("captions.txt");
     fs::write(&captions, "A cat.\nA dog.\n").unwrap();
-    let own =
-        ["--captions", text(&captions), "--model", "nowhere", "--scenario", "offline", "--qps", "100", "--time", "60"];
+    let own = ["--captions", text(&captions), "--scenario", "offline", "--qps", "100", "--time", "60"];
     let told = succeed(&mut dry(&[&own[..], &["--variant", "custom"]].concat())).stdout;
     assert!(told.contains("samples      6600 are issued") && told.contains("variant custom, 2 captions"), "{told}");
     // The file wins over the recipe, and flags over the file.
@@ -79,6 +79,22 @@ fn what_cannot_be_is_told_before_anything_is_made() {
     refused(&["--scenario", "offline", "--captions", text(&few)], &["few.txt", "holds 1 captions"]);
     refused(&["--scenario", "offline", "--captions", "/nowhere/captions.tsv"], &["/nowhere/captions.tsv"]);
     refused(&mini(&["--audit-conf", "/nowhere/audit.config"]), &["/nowhere/audit.config", "--audit-conf"]);
+    // What only a run would find out, too.
+    refused(&mini(&["--width", "33"]), &["a width of 33 pixels: sides must be multiples of 8"]);
+    refused(&mini(&["--workers", "foo"]), &["--workers foo: write it as HOST:PORT"]);
+    refused(&mini(&["--workers", "host:4242,host:0"]), &["--workers host:0: write it as HOST:PORT"]);
+    refused(&mini(&["--samples-per-query", "3"]), &["--samples-per-query is of the multistream scenario"]);
+    refused(&mini(&["--latents", "nowhere.npy"]), &["cannot read nowhere.npy"]);
+    refused(&mini(&["--model", "nowhere"]), &["nowhere"]);
+    refused(&mini(&["random=tiny"]), &["random=tiny is not of Stable Diffusion XL's form"]);
+    let of = |flag: &'static str, path: &Path| {
+        let arguments = [&MINI[..], &["--scenario", "offline", flag, text(path)]].concat();
+        fail(sdxl(&arguments).arg("--out").arg(&out).arg("--dry-run"), 2, &[text(path), "is no "])
+    };
+    assert!(of("--model", &finished().out()).contains("is no checkpoint of Stable Diffusion XL"));
+    let picture = folder.path().join("picture.png");
+    fs::write(&picture, b"\x89PNG\r\n\x1a\n").unwrap();
+    assert!(of("--latents", &picture).contains("is no array of NumPy"));
     for (line, part) in [
         ("*.Offline.min_query_count = 7 # seven", "put comments on lines of their own"),
         ("*.Offline.nonsense = 1", "knows no key `nonsense`"),

@@ -49,6 +49,29 @@ fn drawn(model: &Path, recipe: &Recipe) -> BTreeMap<u64, Vec<u8>> {
 }
 
 #[test]
+fn what_a_checkpoint_cannot_draw_is_found_out_before_its_weights_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    RandomCheckpoint::new(RandomFamily::TinySdxl).write(&at("sdxl")).unwrap();
+    RandomCheckpoint::new(RandomFamily::Tiny).write(&at("sd")).unwrap();
+    let usual = recipe("");
+    let told = |name: &str, recipe: &Recipe| match Artist::check(&at(name), recipe, &Device::flex()) {
+        Ok(()) => String::new(),
+        Err(error) => {
+            assert!(error.is_usage(), "{error}");
+            error.to_string()
+        }
+    };
+    assert_eq!(told("sdxl", &usual), "");
+    assert!(told("none", &usual).contains("none"));
+    assert!(told("sd", &usual).contains("sd: is no checkpoint of Stable Diffusion XL"));
+    let odd = Recipe { width: 20, ..usual.clone() };
+    assert!(told("sdxl", &odd).contains("a width of 20 pixels: sides must be multiples of 8"));
+    let many = Recipe { steps: 2000, ..usual };
+    assert!(told("sdxl", &many).contains("2000"), "{}", told("sdxl", &many));
+}
+
+#[test]
 fn pictures_are_those_of_the_pipeline_in_any_batch() {
     let folder = tempfile::tempdir().unwrap();
     RandomCheckpoint::new(RandomFamily::TinySdxl).write(folder.path()).unwrap();
