@@ -111,23 +111,30 @@ fn ldm_unet_prefix(shapes: &Shapes) -> Option<&str> {
 
 /// The tensor without which a component of a file in the LDM code's layout is not recognised, where others of it are there.
 pub(crate) fn lacking(shapes: &Shapes, component: Component) -> Option<String> {
-    // Each by its usual key and that of NeMo's fused layers.
-    const UNET: &[[&str; 2]] = &[
-        ["input_blocks.0.0.weight"; 2],
-        ["time_embed.0.weight"; 2],
-        ["input_blocks.1.0.in_layers.2.weight", "input_blocks.1.0.in_layers.1.weight"],
-        ["out.2.weight", "out.1.weight"],
-    ];
-    const VAE: &[[&str; 2]] = &[["encoder.down.0.block.0.norm1.weight"; 2]];
-    let (root, told_by) = match component {
-        Component::Unet => ("model.diffusion_model.", UNET),
-        Component::Vae => (rules::LDM_VAE, VAE),
+    const MOST_BLOCKS: usize = 64;
+    let (root, told_by): (_, &[&str]) = match component {
+        Component::Unet => {
+            ("model.diffusion_model.", &["input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"])
+        }
+        Component::Vae => (rules::LDM_VAE, &["encoder.down.0.block.0.norm1.weight"]),
         _ => return None,
     };
-    let begins = shapes.keys().any(|key| key.starts_with(root));
-    let is_there = |rest: &str| shapes.contains_key(&format!("{root}{rest}"));
-    let lacking = told_by.iter().find(|keys| !keys.iter().any(|rest| is_there(rest)));
-    lacking.filter(|_| begins).map(|[usual, _]| format!("{root}{usual}"))
+    let begins = |part: &str| {
+        let part = format!("{root}{part}");
+        shapes.keys().any(|key| key.starts_with(&part))
+    };
+    // Without the norm, the layer behind it has the number before its own: NeMo fuses both.
+    let is_there = |key: &str| {
+        let fused = key.strip_suffix("2.weight").map(|layers| format!("{root}{layers}1.weight"));
+        shapes.contains_key(&format!("{root}{key}")) || fused.is_some_and(|key| shapes.contains_key(&key))
+    };
+    let blocks = (1..MOST_BLOCKS).map(|block| format!("input_blocks.{block}."));
+    let resnets = blocks
+        .take_while(|block| begins(block))
+        .filter(|block| !begins(&format!("{block}0.op.")))
+        .map(|block| format!("{block}0.in_layers.2.weight"));
+    let mut asked = told_by.iter().map(|key| (*key).to_owned()).chain(resnets);
+    asked.find(|key| begins("") && !is_there(key)).map(|key| format!("{root}{key}"))
 }
 
 fn ldm_unet(shapes: &Shapes, known: Known<'_>, prefix: &str, averaged: bool) -> Option<(Found, Departures)> {

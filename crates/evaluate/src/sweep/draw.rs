@@ -288,7 +288,10 @@ fn check_memory(pipeline: &Pipeline, recipe: &SweepRecipe, settings: &Settings) 
     let together = recipe.batch_size.min(recipe.block_size).min(recipe.images);
     let largest = recipe.sampler.guidance.iter().copied().fold(1.0, f32::max);
     let request = Request { guidance: Some(largest), ..Request::new("") };
-    let size = pipeline.image_size(&request, settings)?;
+    let size = pipeline.image_size(&request, settings).map_err(|error| match settings.width.or(settings.height) {
+        Some(_) => setting("size", error.to_string()),
+        None => error.into(),
+    })?;
     // One picture more: the networks stay while a batch is decoded.
     let settings = Settings { batch: together, ..settings.clone() };
     let needed = pipeline.memory(&vec![request; together.saturating_add(1)], &settings)?;
