@@ -8,8 +8,17 @@ use std::str::FromStr;
 /// # Errors
 /// What is taken, in words.
 pub fn count<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
-    let number = text.trim().parse().ok().filter(|number| *number >= T::from(1));
-    number.ok_or_else(|| "it takes a whole number of at least 1, such as 4".to_owned())
+    let text = text.trim();
+    match text.parse::<T>() {
+        Ok(number) if number >= T::from(1) => Ok(number),
+        Err(_) if is_digits(text) => Err("the number is too large".to_owned()),
+        _ => Err("it takes a whole number of at least 1, such as 4".to_owned()),
+    }
+}
+
+/// True for a whole number without a sign, of any size.
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// A number that is neither infinite nor NaN.
@@ -63,10 +72,13 @@ mod tests {
     #[test]
     fn bounds_hold() {
         assert_eq!(count::<usize>(" 3"), Ok(3));
-        for bad in ["0", "-1", "1.5", "", "many", "99999999999999999999"] {
+        for bad in ["0", "-1", "1.5", "", "many", "-99999999999999999999"] {
             assert!(count::<usize>(bad).unwrap_err().contains("at least 1"), "{bad}");
         }
-        assert!(count::<u32>("4294967296").is_err());
+        for large in ["99999999999999999999", " 18446744073709551616 "] {
+            assert_eq!(count::<usize>(large), Err("the number is too large".to_owned()), "{large}");
+        }
+        assert_eq!(count::<u32>("4294967296"), Err("the number is too large".to_owned()));
         assert_eq!(finite::<f32>("-7.5"), Ok(-7.5));
         for bad in ["nan", "inf", "-infinity", "x", "1e39"] {
             assert!(finite::<f32>(bad).is_err(), "{bad}");

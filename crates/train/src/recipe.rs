@@ -1086,10 +1086,23 @@ fn value_hint(message: &str, origin: &Origin) -> String {
     if let Some(problem) = broken_table(origin) {
         return problem;
     }
+    if is_huge_override(origin) {
+        return format!("; {MOST}");
+    }
     if matches!(origin, Origin::Override(_)) && message.contains("expected a string") {
         return "; quote it to make it a string, as in key='\"1\"'".to_owned();
     }
     String::new()
+}
+
+/// The numbers that TOML has, in words.
+const MOST: &str = "whole numbers are at most 9223372036854775807";
+
+/// True for a whole number beyond those of TOML, which was taken for text.
+fn is_huge_override(origin: &Origin) -> bool {
+    let Origin::Override(text) = origin else { return false };
+    let value = text.split_once('=').map_or("", |(_, value)| value.trim());
+    value.len() > 18 && value.bytes().all(|byte| byte.is_ascii_digit()) && value.parse::<i64>().is_err()
 }
 
 /// Why an override that was meant as a table or list is no TOML, and so was taken for text.
@@ -1102,7 +1115,7 @@ fn broken_table(origin: &Origin) -> Option<String> {
     let place = error.span().and_then(|span| whole.get(span)).unwrap_or_default();
     let is_huge = place.len() > 18 && place.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit());
     let problem = match is_huge {
-        true => "whole numbers are at most 9223372036854775807",
+        true => MOST,
         false => error.message(),
     };
     let place = if place.is_empty() { String::new() } else { format!(", at `{place}`") };
@@ -1345,6 +1358,8 @@ betas = [0.9, 0.999]
             error.contains("as TOML it cannot be read, at `99999999999999999999`: whole numbers are at most"),
             "{error}"
         );
+        let error = fails("training/base", &["seed=18446744073709551615"]);
+        assert!(error.ends_with("; whole numbers are at most 9223372036854775807"), "{error}");
         let error = fails("training/base", &["model.kind=lage"]);
         assert!(error.contains("did you mean `large`?"), "{error}");
         let folder = tempfile::tempdir().unwrap();

@@ -196,6 +196,7 @@ fn numbers_that_mean_nothing_are_refused_in_plain_words() {
         ("bench data --threads 0", &["--threads", "at least 1"]),
         ("data emoji e --drawings 0", &["--drawings", "at least 1"]),
         ("data synth s --samples 0", &["--samples", "at least 1"]),
+        ("data synth s --samples 99999999999999999999", &["--samples", "the number is too large"]),
         ("data filter a b --max-punsafe 7", &["--max-punsafe", "a share from 0 to 1"]),
         ("data filter a b --min-width wide", &["--min-width", "it takes a whole number, such as 4"]),
         ("data download a b --timeout nan", &["--timeout", "a number of at least 0"]),
