@@ -19,8 +19,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The dataset folder does not exist.
-    #[error("dataset folder {} does not exist{}; check the path, or write the dataset first", path.display(), absence(path))]
+    /// The dataset folder does not exist, or is none.
+    #[error("dataset folder {} {}", path.display(), no_folder(path))]
     MissingFolder {
         /// The folder.
         path: PathBuf,
@@ -145,7 +145,12 @@ pub enum Error {
     },
 
     /// Two samples (or two parts of one sample) have the same name.
-    #[error("duplicate key `{key}` in {}, first seen in {}; rename one of them", second.display(), first.display())]
+    #[error(
+        "duplicate key `{key}` in {}, first seen in {}; rename one of them{}",
+        second.display(),
+        first.display(),
+        if first == second { ", or write the shards anew with `calotype data reorganize`, which keeps the first of equal keys" } else { "" }
+    )]
     DuplicateKey {
         /// Key of the sample, or `key.extension` of the part.
         key: String,
@@ -394,6 +399,15 @@ pub enum Error {
         detail: String,
     },
 
+    /// A column that was asked for, and that a table does not have, or of another type than it takes.
+    #[error("{}: {detail}", path.display())]
+    BadColumn {
+        /// The table.
+        path: PathBuf,
+        /// The fault and what there is, in words.
+        detail: String,
+    },
+
     /// A pattern of file names that cannot be expanded.
     #[error("pattern `{pattern}`: {detail}")]
     BadPattern {
@@ -453,6 +467,14 @@ pub enum Error {
     },
 }
 
+/// What is wrong with the path of a folder, and what to do about it.
+fn no_folder(path: &Path) -> String {
+    match path.exists() {
+        true => "is a file; name the folder that holds it".to_owned(),
+        false => format!("does not exist{}; check the path, or write the dataset first", absence(path)),
+    }
+}
+
 /// Whether a shard is on another machine.
 fn is_address(path: &Path) -> bool {
     path.to_string_lossy().contains("://")
@@ -486,11 +508,11 @@ impl Error {
     /// What stands between the parts of which a sample is to have one, in [`Error::MissingPart`].
     pub const OR: &'static str = " or ";
 
-    /// True if the request is at fault, not the data: what it names is not there. A shard that is missed in a folder that is there is
-    /// the data's fault.
+    /// True if the request is at fault, not the data: what it names is not there, or is there already. A shard that is missed in a
+    /// folder that is there is the data's fault.
     pub fn is_usage(&self) -> bool {
         match self {
-            Error::MissingFolder { .. } => true,
+            Error::MissingFolder { .. } | Error::BadColumn { .. } | Error::FolderInUse { .. } => true,
             Error::MissingShard { path } => !is_address(path) && !parent_folder(path).exists(),
             _ => false,
         }

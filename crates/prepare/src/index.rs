@@ -114,6 +114,9 @@ pub fn run(args: &IndexArgs, control: &mut Control<'_>) -> Result<Account> {
     if args.chunk_size == Some(0) {
         return Err(Error::Usage("--chunk-size must be at least 1".to_owned()));
     }
+    if let Some(chunk) = args.chunk_size.filter(|_| !args.wdinfo && !args.merge) {
+        return Err(Error::Usage(format!("--chunk-size {chunk} has no effect without --wdinfo or --merge")));
+    }
     let started = Instant::now();
     refuse_unfinished(&args.dir)?;
     if find_tars(std::slice::from_ref(&args.dir))?.is_empty() {

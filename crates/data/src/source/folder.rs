@@ -109,7 +109,7 @@ impl FolderSource {
     ///
     /// # Errors
     /// [`Error::MissingFolder`]; [`Error::BadSource`] if there are no images, or not one caption file of extensions that are not the
-    /// usual ones; [`Error::BadTable`] and
+    /// usual ones; [`Error::BadColumn`] for a caption column that was asked for and is not there; [`Error::BadTable`] and
     /// [`Error::BadRow`] for tables that cannot be used, among others because an image is absent, or named twice;
     /// [`Error::DuplicateKey`]; [`Error::BadIndex`] for a bad `quarantine.json`; [`Error::Io`].
     pub fn open(dir: &Path, options: &SourceOptions) -> Result<Self> {
@@ -267,7 +267,7 @@ impl FolderSource {
             if !row.contains_key(column) {
                 let columns: Vec<&str> = row.keys().map(String::as_str).collect();
                 let detail = format!("has no column `{column}`; it has: {}", columns.join(", "));
-                return Err(Error::BadTable { path: table.path().to_path_buf(), detail });
+                return Err(Error::BadColumn { path: table.path().to_path_buf(), detail });
             }
         }
         Ok(())

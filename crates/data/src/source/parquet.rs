@@ -26,7 +26,7 @@ use parquet::file::metadata::PageIndexPolicy;
 use serde_json::{Map, Value};
 
 use super::captions::Columns;
-use super::cells::{bytes_at, has_json, json_value, not_finite, text_at};
+use super::cells::{bytes_at, has_json, in_words, json_value, not_finite, text_at};
 use super::folder::META_CLASSES;
 use super::{CAPTION_COLUMNS, LABEL_COLUMNS, Removed, Source, SourceOptions, extension_of, files_below, quarantined};
 use crate::quarantine::{QUARANTINE_FILE, Quarantine};
@@ -107,7 +107,8 @@ impl ParquetSource {
     ///
     /// # Errors
     /// [`Error::BadSource`] if there are none, or no rows; [`Error::BadTable`] for a file that cannot be read or has no
-    /// image column; [`Error::BadIndex`] for a bad `quarantine.json`; [`Error::MissingFolder`], [`Error::Io`].
+    /// image column; [`Error::BadColumn`] for a column that was asked for and is not there, or cannot be what it is asked for;
+    /// [`Error::BadIndex`] for a bad `quarantine.json`; [`Error::MissingFolder`], [`Error::Io`].
     pub fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
         let (dir, paths) = match path.is_file() {
             true => (path.parent().unwrap_or(Path::new("")).to_path_buf(), vec![path.to_path_buf()]),
@@ -309,10 +310,21 @@ impl Table {
         let metadata = contained(|| ArrowReaderMetadata::load(&file, reading).map_err(|e| e.to_string()))
             .map_err(|e| bad(format!("is no readable parquet file: {e}")))?;
         let fields = metadata.schema().fields().clone();
-        let image = image_column(&fields, options.image_column.as_deref()).map_err(bad)?;
-        for column in [&options.caption_column, &options.key_column].into_iter().flatten() {
-            if fields.find(column).is_none() {
-                return Err(bad(format!("has no column `{column}`; it has: {}", names(&fields))));
+        let unfit = |detail: String| Error::BadColumn { path: path.clone(), detail };
+        let image = match options.image_column.as_deref() {
+            Some(asked) => image_column(&fields, Some(asked)).map_err(unfit)?,
+            None => image_column(&fields, None).map_err(bad)?,
+        };
+        let asked: [(&Option<String>, fn(&DataType) -> bool, &str); 2] =
+            [(&options.caption_column, is_never_caption, "a caption"), (&options.key_column, is_never_key, "a key")];
+        for (column, is_never, what) in asked {
+            let Some(column) = column else { continue };
+            let Some((_, field)) = fields.find(column) else {
+                return Err(unfit(format!("has no column `{column}`; it has: {}", names(&fields))));
+            };
+            if is_never(field.data_type()) {
+                let kind = in_words(field.data_type());
+                return Err(unfit(format!("column `{column}` holds {kind}, none of which is {what}; name another")));
             }
         }
         let wanted = |field: &Field| *field.name() == image || has_json(field.data_type());
@@ -424,6 +436,26 @@ impl Table {
         }
         captions.add(sample, fields, number as u64).map_err(|e| self.bad_row(number, e))
     }
+}
+
+/// True for types of which no value is a caption: neither a text or number nor a list of them.
+fn is_never_caption(kind: &DataType) -> bool {
+    match kind {
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            !is_single(item.data_type())
+        }
+        single => !is_single(single),
+    }
+}
+
+/// True for types of which no value is a key: neither a text nor a number.
+fn is_never_key(kind: &DataType) -> bool {
+    !is_single(kind)
+}
+
+/// True for types whose values are one text or number each, as JSON has them.
+fn is_single(kind: &DataType) -> bool {
+    !matches!(kind, DataType::Boolean | DataType::Map(..)) && !kind.is_nested()
 }
 
 /// True for a column that is text whatever its type says: writers that do not mark text as such write bytes.

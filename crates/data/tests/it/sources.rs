@@ -398,6 +398,12 @@ fn parquet_files_that_cannot_be_used_are_named() {
     };
     assert!(open(&column(Some("caption"), None)).contains("no column `caption` of images; columns that may be: image"));
     assert!(open(&column(None, Some("words"))).contains("no column `words`; it has: image, caption, label, name"));
+    assert!(open(&column(None, Some("image"))).contains("column `image` holds objects, none of which is a caption"));
+    let keyed = SourceOptions { key_column: Some("image".to_owned()), ..SourceOptions::default() };
+    assert!(open(&keyed).contains("column `image` holds objects, none of which is a key"));
+    for options in [column(Some("caption"), None), column(None, Some("words")), column(None, Some("image")), keyed] {
+        assert!(ParquetSource::open(&path, &options).map(|_| ()).unwrap_err().is_usage(), "{options:?}");
+    }
     for cut in [0, 4, 100, bytes.len() - 9, bytes.len() - 1] {
         fs::write(&path, &bytes[..cut]).unwrap();
         assert!(open(&SourceOptions::default()).contains("x.parquet: is no readable parquet file"), "{cut}");

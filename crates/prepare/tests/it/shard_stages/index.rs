@@ -135,4 +135,10 @@ fn faults_are_named() {
     assert!(!dir.path().join("index.json").exists());
     let error = data(&["index", text(&dir.path().join("absent"))]).unwrap_err();
     assert!(error.to_string().contains("does not exist"), "{error}");
+    let error = data(&["index", text(&dir.path().join("00000.tar"))]).unwrap_err();
+    let told = error.to_string();
+    assert!(error.is_usage() && told.contains("00000.tar is a file; name the folder"), "{told}");
+    assert!(!told.contains("does not exist") && !told.contains("did you mean"), "{told}");
+    let error = data(&["index", text(dir.path()), "--chunk-size", "5"]).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("no effect without --wdinfo or --merge"), "{error}");
 }
