@@ -423,7 +423,7 @@ fn merge(args: &IndexArgs, meta: &Map<String, Value>, control: &mut Control<'_>)
         written: false,
     };
     write_json(&dir.join(JOURNAL_FILE), &journal)?;
-    plan.write(0..shards, chunk, &|number| dir.join(name(number)), control)?;
+    plan.write(0..shards, chunk, &|number| dir.join(name(number)), &|_, _| true, control)?;
     if plan.samples() % chunk > 0 {
         write_bytes(&marker(&dir.join(name(shards - 1))), b"")?;
     }

@@ -12,14 +12,14 @@ use calotype_data::files::{read_json, write_json};
 use calotype_data::mds::{
     self, Compression, HASHES, MdsFault, MdsIndex, MdsOptions, MdsSchema, MdsShard, MdsShardInfo,
 };
-use calotype_data::webdataset::{END_BYTES, INDEX_FILE, ShardRecord, size_in_shard, write_shard};
-use calotype_data::{Control, DatasetIndex, Sample, ShardLimits};
+use calotype_data::webdataset::{END_BYTES, INDEX_FILE, ShardRecord, is_shard_name, size_in_shard, write_shard};
+use calotype_data::{Control, DatasetIndex, Sample, ShardLimits, Slice};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::paths::check_out;
-use crate::slices::{LEDGER, SliceArgs, run_slices};
+use crate::slices::{LEDGER, SliceArgs, run_slices_unless};
 use crate::words::counted;
 use crate::{Account, Error, Result};
 
@@ -113,14 +113,23 @@ impl OutputArgs {
         if self.to == Layout::Mds && self.prefix != PREFIX {
             return Err(Error::Usage(format!("--prefix {} is of tar shards; MDS names its own", self.prefix)));
         }
-        if self.prefix.is_empty() || self.prefix.starts_with('.') || self.prefix.contains(['/', '\\', '\0']) {
-            return Err(Error::Usage(format!("--prefix `{}` cannot begin a file name", self.prefix)));
-        }
+        check_prefix(&self.prefix)?;
         let known: Vec<&str> = HASHES.split(", ").collect();
         match self.hashes.iter().find(|hash| !known.contains(&hash.as_str())) {
             Some(hash) => Err(Error::Usage(format!("--hashes: `{hash}` is not known; known are {HASHES}"))),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses a `--prefix` that leads out of the folder, or to hidden files.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
+    match prefix.is_empty() || prefix.starts_with('.') || prefix.contains(['/', '\\', '\0']) {
+        true => Err(Error::Usage(format!("--prefix `{prefix}` cannot begin a file name"))),
+        false => Ok(()),
     }
 }
 
@@ -308,14 +317,18 @@ pub(crate) struct Job<'a> {
 /// Makes sure that `out` holds nothing else than what `settings` say, and returns the folder of the accounts. It is not
 /// made yet, so that a stage that fails before it knows what to write leaves nothing in the way.
 ///
+/// Shards are the stage's own where that folder is: it is made before the first of them.
+///
 /// # Errors
-/// [`calotype_data::Error::FolderInUse`] for another dataset, [`Error::Usage`] for one of the same stage that was begun with
-/// other settings, and for something else than a dataset.
+/// [`calotype_data::Error::FolderInUse`] for another dataset, be it without an index, [`Error::Usage`] for one of the same
+/// stage that was begun with other settings, and for something else than a dataset.
 pub(crate) fn open_ledger(stage: &'static str, out: &Path, settings: &Value) -> Result<PathBuf> {
     check_out(out)?;
     let digest = blake3::hash(settings.to_string().as_bytes()).to_hex();
     let (ledgers, name) = (out.join(LEDGER), format!("{stage}-{}", &digest[..16]));
     let ledger = ledgers.join(&name);
+    // Looked for before the ledger, which a job beside this one may make just now.
+    let shard = shard_in(out)?;
     if out.join(INDEX_FILE).exists() && !ledger.is_dir() {
         let (path, found) = (out.to_path_buf(), INDEX_FILE.to_owned());
         return Err(calotype_data::Error::FolderInUse { path, found }.into());
@@ -332,7 +345,23 @@ pub(crate) fn open_ledger(stage: &'static str, out: &Path, settings: &Value) -> 
             }
         }
     }
-    Ok(ledger)
+    match shard.filter(|_| !ledger.is_dir()) {
+        Some(found) => Err(calotype_data::Error::FolderInUse { path: out.to_path_buf(), found }.into()),
+        None => Ok(ledger),
+    }
+}
+
+/// The first name of a tar or MDS shard in a folder, whatever is behind it.
+fn shard_in(folder: &Path) -> Result<Option<String>> {
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        names.push(entry.map_err(Error::io("list", folder))?.file_name().to_string_lossy().into_owned());
+    }
+    let is_mds = |name: &str| name.starts_with("shard.") && name.contains(".mds");
+    Ok(names.into_iter().filter(|name| is_shard_name(name) || is_mds(name)).min())
 }
 
 impl Job<'_> {
@@ -343,19 +372,29 @@ impl Job<'_> {
     pub(crate) fn run(&self, slices: &SliceArgs, control: &mut Control<'_>) -> Result<Account> {
         let shards = self.starts.len();
         fs::create_dir_all(self.ledger).map_err(Error::io("create folder", self.ledger))?;
-        let mut account = run_slices(slices, self.stage, self.out, self.settings, control, |slice, control| {
-            let mut account = Account::new(self.stage);
-            let range = slice.range(shards);
-            let group = rayon::current_num_threads().max(1);
-            for first in range.clone().step_by(group) {
-                control.checkpoint(self.stage, self.start(first), self.total)?;
-                let group: Vec<usize> = (first..range.end.min(first + group)).collect();
-                let done: Result<Vec<Done>> = group.into_par_iter().map(|number| self.shard(number)).collect();
-                done?.iter().for_each(|done| add_shard(&mut account, done));
+        let is_whole = |slice: Slice| -> Result<bool> {
+            for number in slice.range(shards) {
+                if self.done(number)?.is_none() {
+                    return Ok(false);
+                }
             }
-            control.report(self.stage, self.start(range.end), self.total);
-            Ok(account)
-        })?;
+            Ok(true)
+        };
+        let out = self.out;
+        let mut account =
+            run_slices_unless(&is_whole, slices, self.stage, out, self.settings, control, |slice, control| {
+                let mut account = Account::new(self.stage);
+                let range = slice.range(shards);
+                let group = rayon::current_num_threads().max(1);
+                for first in range.clone().step_by(group) {
+                    control.checkpoint(self.stage, self.start(first), self.total)?;
+                    let group: Vec<usize> = (first..range.end.min(first + group)).collect();
+                    let done: Result<Vec<Done>> = group.into_par_iter().map(|number| self.shard(number)).collect();
+                    done?.iter().for_each(|done| add_shard(&mut account, done));
+                }
+                control.report(self.stage, self.start(range.end), self.total);
+                Ok(account)
+            })?;
         account.notes.push(self.finish()?);
         Ok(account)
     }
@@ -370,14 +409,18 @@ impl Job<'_> {
 
     /// The account of shard `number`, which is written unless it is there.
     fn shard(&self, number: usize) -> Result<Done> {
-        let path = self.account_file(number);
-        if let Some(done) = read_json::<Done>(&path)?.filter(|done| self.is_there(done)) {
+        if let Some(done) = self.done(number)? {
             return Ok(done);
         }
         let mut samples = (self.start(number)..self.start(number + 1)).map(|i| (self.make)(i));
         let done = self.form.write(self.out, number, &mut samples)?;
-        write_json(&path, &done)?;
+        write_json(&self.account_file(number), &done)?;
         Ok(done)
+    }
+
+    /// The account of shard `number`, if it is there with its whole length.
+    fn done(&self, number: usize) -> Result<Option<Done>> {
+        Ok(read_json::<Done>(&self.account_file(number))?.filter(|done| self.is_there(done)))
     }
 
     fn is_there(&self, done: &Done) -> bool {
@@ -390,16 +433,12 @@ impl Job<'_> {
         let out = self.out.display();
         let mut entries = Vec::with_capacity(self.starts.len());
         for number in 0..self.starts.len() {
-            match read_json::<Done>(&self.account_file(number))? {
-                Some(done) => entries.push(done.entry),
-                None => {
-                    let missing = (number..self.starts.len()).filter(|n| !self.account_file(*n).exists()).count();
-                    let all = self.starts.len();
-                    return Ok(format!(
-                        "{missing} of {all} shards left to other slices; the last one writes the index"
-                    ));
-                }
-            }
+            entries.extend(self.done(number)?.map(|done| done.entry));
+        }
+        let all = self.starts.len();
+        if entries.len() < all {
+            let missing = all - entries.len();
+            return Ok(format!("{missing} of {all} shards left to other slices; the last one writes the index"));
         }
         let shards = entries.iter().filter(|entry| entry.file().is_some()).count();
         if shards == 0 {

@@ -265,8 +265,8 @@ impl<'a> Plan<'a> {
         account
     }
 
-    /// Writes some of the outputs of `per_shard` samples, named by `name`; those that are there already are kept. Returns the
-    /// samples and bytes of all of them.
+    /// Writes some of the outputs of `per_shard` samples, named by `name`; those that are there already are kept, if
+    /// `keeps` says so of path and length. Returns the samples and bytes of all of them.
     ///
     /// # Errors
     /// [`crate::Error::Data`] if an input cannot be read or an output not written, [`ReorganizeError::Changed`] if an
@@ -276,6 +276,7 @@ impl<'a> Plan<'a> {
         shards: Range<usize>,
         per_shard: usize,
         name: &(dyn Fn(usize) -> PathBuf + Sync),
+        keeps: &(dyn Fn(&Path, u64) -> bool + Sync),
         control: &mut Control<'_>,
     ) -> Result<(u64, u64)> {
         let step = 2 * rayon::current_num_threads();
@@ -283,7 +284,7 @@ impl<'a> Plan<'a> {
         for first in shards.clone().step_by(step) {
             control.checkpoint("reorganize", (first - shards.start) * per_shard, shards.len() * per_shard)?;
             let numbers = first..(first + step).min(shards.end);
-            let written = numbers.into_par_iter().map(|number| self.write_one(number, per_shard, &name(number)));
+            let written = numbers.into_par_iter().map(|number| self.write_one(number, per_shard, &name(number), keeps));
             for (count, length) in written.collect::<Result<Vec<_>>>()? {
                 samples += count;
                 bytes += length;
@@ -293,9 +294,17 @@ impl<'a> Plan<'a> {
         Ok((samples, bytes))
     }
 
-    fn write_one(&self, number: usize, per_shard: usize, path: &Path) -> Result<(u64, u64)> {
+    fn write_one(
+        &self,
+        number: usize,
+        per_shard: usize,
+        path: &Path,
+        keeps: &(dyn Fn(&Path, u64) -> bool + Sync),
+    ) -> Result<(u64, u64)> {
         let samples = number * per_shard..((number + 1) * per_shard).min(self.samples());
-        if let Ok(metadata) = fs::metadata(path) {
+        if let Ok(metadata) = fs::metadata(path)
+            && keeps(path, metadata.len())
+        {
             // A shard has its name only when it is whole, and the plan was found to be the same.
             return Ok((samples.len() as u64, metadata.len()));
         }

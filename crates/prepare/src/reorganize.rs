@@ -8,16 +8,19 @@
 //! Source of `--layout nemo`, `--merge` and `--join`: `reorganize_tar.py`, `generate_wdinfo.py` and
 //! `merge_source_tar.py` of NeMo-Framework-Launcher.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use calotype_data::files::{read_json, write_bytes, write_json};
 use calotype_data::{Control, Slice};
 use serde::{Deserialize, Serialize};
 
+use crate::output::check_prefix;
 use crate::paths::{check_out, lies_in};
 use crate::plan::{Plan, Quarantines, Selection};
-use crate::slices::{SliceArgs, run_slices};
+use crate::slices::{LEDGER, SliceArgs, run_slices_unless};
 use crate::tars::{FoundTar, find_tars, marker, refuse_named_twice, refuse_other_kinds};
 use crate::words::counted;
 use crate::{Account, Error, Result};
@@ -140,6 +143,7 @@ pub fn run(args: &ReorganizeArgs, control: &mut Control<'_>) -> Result<Account> 
     if args.samples_per_shard == 0 {
         return Err(Error::Usage("--samples-per-shard must be at least 1".to_owned()));
     }
+    check_prefix(&args.prefix)?;
     let inputs = inputs(args)?;
     let slices = args.slices.slices()?;
     if args.merge && slices.iter().any(|slice| slice.count > 1) {
@@ -149,32 +153,92 @@ pub fn run(args: &ReorganizeArgs, control: &mut Control<'_>) -> Result<Account> 
     let settings = settings(args, &inputs, &selection, slices.first().map_or(1, |slice| slice.count))?;
     begin(&args.out, &settings)?;
     let mut whole: Option<Plan<'_>> = None;
-    run_slices(&args.slices, "reorganize", &args.out, &settings, control, |slice, control| {
+    let is_whole = |slice: Slice| -> Result<bool> { Ok(Written::read(&args.out, slice)?.is_whole()) };
+    run_slices_unless(&is_whole, &args.slices, "reorganize", &args.out, &settings, control, |slice, control| {
+        let written = Written::read(&args.out, slice)?;
         if args.merge {
             let plan = Plan::new(inputs.clone(), &selection, args.skip_corrupt, control)?;
-            return nemo_folder(&plan, &args.out, "last_few_", args.samples_per_shard, control);
+            return nemo_folder(&plan, &args.out, "last_few_", args.samples_per_shard, &written, control);
         }
         if args.layout == Layout::Nemo {
             let part = inputs[slice.range(inputs.len())].to_vec();
             let plan = Plan::new(part, &selection, args.skip_corrupt, control)?;
             let folder = args.out.join(format!("task{:04}", slice.id));
             fs::create_dir_all(&folder).map_err(Error::io("create folder", &folder))?;
-            return nemo_folder(&plan, &folder, "", args.samples_per_shard, control);
+            return nemo_folder(&plan, &folder, "", args.samples_per_shard, &written, control);
         }
         let plan = match &mut whole {
             Some(plan) => plan,
             None => whole.insert(Plan::new(inputs.clone(), &selection, args.skip_corrupt, control)?),
         };
-        flat_slice(plan, args, slice, control)
+        flat_slice(plan, args, &written, control)
     })
 }
 
+/// The shards that a slice has written before, and is to write.
+struct Written<'a> {
+    out: &'a Path,
+    slice: Slice,
+    /// Lengths by path below the output's folder, once the slice was done.
+    lengths: Option<BTreeMap<String, u64>>,
+}
+
+impl<'a> Written<'a> {
+    fn read(out: &'a Path, slice: Slice) -> Result<Self> {
+        Ok(Written { out, slice, lengths: read_json(&Self::file(out, slice))? })
+    }
+
+    fn file(out: &Path, slice: Slice) -> PathBuf {
+        out.join(LEDGER).join(format!("reorganize-{}-of-{}.shards.json", slice.id, slice.count))
+    }
+
+    fn below(&self, path: &Path) -> String {
+        path.strip_prefix(self.out).unwrap_or(path).to_string_lossy().into_owned()
+    }
+
+    /// True if all shards are there with the lengths that they had.
+    fn is_whole(&self) -> bool {
+        let is_there = |(name, bytes): (&String, &u64)| {
+            fs::metadata(self.out.join(name)).is_ok_and(|metadata| metadata.len() == *bytes)
+        };
+        self.lengths.as_ref().is_some_and(|lengths| lengths.iter().all(is_there))
+    }
+
+    /// Writes the shards that are not there, or have lost their length, and notes the lengths; answers as [`Plan::write`].
+    fn write(
+        &self,
+        plan: &Plan<'_>,
+        shards: Range<usize>,
+        per_shard: usize,
+        name: &(dyn Fn(usize) -> PathBuf + Sync),
+        control: &mut Control<'_>,
+    ) -> Result<(u64, u64)> {
+        let known = |path: &Path| self.lengths.as_ref().and_then(|lengths| lengths.get(&self.below(path)).copied());
+        let keeps = |path: &Path, bytes: u64| known(path).is_none_or(|known| known == bytes);
+        let written = plan.write(shards.clone(), per_shard, name, &keeps, control)?;
+        let length = |number: usize| -> Result<(String, u64)> {
+            let path = name(number);
+            let bytes = fs::metadata(&path).map_err(Error::io("open", &path))?.len();
+            Ok((self.below(&path), bytes))
+        };
+        let lengths = shards.map(length).collect::<Result<BTreeMap<_, _>>>()?;
+        write_json(&Self::file(self.out, self.slice), &lengths)?;
+        Ok(written)
+    }
+}
+
 /// One slice of the flat layout: a part of the output shards, and the account of the same part of the input shards.
-fn flat_slice(plan: &Plan<'_>, args: &ReorganizeArgs, slice: Slice, control: &mut Control<'_>) -> Result<Account> {
+fn flat_slice(
+    plan: &Plan<'_>,
+    args: &ReorganizeArgs,
+    written: &Written<'_>,
+    control: &mut Control<'_>,
+) -> Result<Account> {
+    let slice = written.slice;
     let shards = slice.range(plan.shards(args.samples_per_shard));
     let name = |number: usize| args.out.join(format!("{}-{number:06}.tar", args.prefix));
     let mut account = plan.account(slice.range(plan.inputs()));
-    let (samples, bytes) = plan.write(shards.clone(), args.samples_per_shard, &name, control)?;
+    let (samples, bytes) = written.write(plan, shards.clone(), args.samples_per_shard, &name, control)?;
     account.taken += samples;
     account.written += samples;
     account.bytes += bytes;
@@ -189,11 +253,12 @@ fn nemo_folder(
     folder: &Path,
     prefix: &str,
     per_shard: usize,
+    written: &Written<'_>,
     control: &mut Control<'_>,
 ) -> Result<Account> {
     let name = |number: usize| folder.join(format!("{prefix}{number:05}.tar"));
     let mut account = plan.account(0..plan.inputs());
-    let (samples, bytes) = plan.write(0..plan.shards(per_shard), per_shard, &name, control)?;
+    let (samples, bytes) = written.write(plan, 0..plan.shards(per_shard), per_shard, &name, control)?;
     let (last, rest) = (plan.samples() / per_shard, plan.samples() % per_shard);
     if rest > 0 {
         write_bytes(&marker(&name(last)), b"")?;
@@ -260,12 +325,14 @@ fn settings(args: &ReorganizeArgs, inputs: &[FoundTar], selection: &Selection, s
 /// shards is one that failed.
 fn begin(out: &Path, settings: &Settings) -> Result<()> {
     check_out(out)?;
-    let folder = out.join(".slices");
-    fs::create_dir_all(&folder).map_err(Error::io("create folder", &folder))?;
+    let folder = out.join(LEDGER);
     let path = folder.join("reorganize-plan.json");
-    match read_json::<Settings>(&path)? {
-        Some(known) if known == *settings => Ok(()),
-        _ if find_tars(&[out.to_path_buf()])?.is_empty() => Ok(write_json(&path, settings)?),
-        _ => Err(ReorganizeError::OtherPlan { path: out.to_path_buf() }.into()),
+    if read_json::<Settings>(&path)?.is_some_and(|known| known == *settings) {
+        return Ok(());
     }
+    if out.is_dir() && !find_tars(&[out.to_path_buf()])?.is_empty() {
+        return Err(ReorganizeError::OtherPlan { path: out.to_path_buf() }.into());
+    }
+    fs::create_dir_all(&folder).map_err(Error::io("create folder", &folder))?;
+    Ok(write_json(&path, settings)?)
 }

@@ -128,6 +128,23 @@ pub fn run_slices(
     out: &Path,
     settings: &impl Serialize,
     control: &mut Control<'_>,
+    work: impl FnMut(Slice, &mut Control<'_>) -> Result<Account>,
+) -> Result<Account> {
+    run_slices_unless(&|_| Ok(true), args, stage, out, settings, control, work)
+}
+
+/// As [`run_slices`], but a finished slice is done again unless `is_whole` finds all that it wrote: somebody may have
+/// removed a part of it. `work` then has to make what is missing, and to keep the rest.
+///
+/// # Errors
+/// As of [`run_slices`], and those of `is_whole`.
+pub(crate) fn run_slices_unless(
+    is_whole: &dyn Fn(Slice) -> Result<bool>,
+    args: &SliceArgs,
+    stage: &'static str,
+    out: &Path,
+    settings: &impl Serialize,
+    control: &mut Control<'_>,
     mut work: impl FnMut(Slice, &mut Control<'_>) -> Result<Account>,
 ) -> Result<Account> {
     let text = serde_json::to_string(settings).map_err(|e| Error::Usage(format!("settings of {stage}: {e}")))?;
@@ -138,7 +155,9 @@ pub fn run_slices(
     }
     for slice in args.slices()? {
         let ledger = ledger(out, stage, slice);
-        if let Some(finished) = read_json::<Finished>(&ledger)?.filter(|finished| finished.settings == settings) {
+        if let Some(finished) = read_json::<Finished>(&ledger)?.filter(|finished| finished.settings == settings)
+            && is_whole(slice)?
+        {
             tracing::info!(stage, slice = slice.id, of = slice.count, "slice is done already");
             all.add(&Account { seconds: 0.0, ..finished.account });
             continue;

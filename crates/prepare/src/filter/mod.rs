@@ -23,7 +23,7 @@ use calotype_data::Control;
 use crate::paths::check_out;
 use crate::slices::SliceArgs;
 use crate::{Account, Error, Result};
-use tables::{Part, find_tables, parts};
+use tables::{Part, find_tables, is_one_file, parts};
 
 /// Settings of the stage.
 #[derive(Clone, Debug, clap::Args)]
@@ -153,7 +153,10 @@ pub fn run(args: &FilterArgs, control: &mut Control<'_>) -> Result<Account> {
     for condition in &args.conditions {
         Expression::parse(condition).map_err(|source| FilterError::Expression { path: None, source })?;
     }
-    check_out(&args.out)?;
+    // A file that is there is looked into below.
+    if !(is_one_file(args) && args.out.is_file()) {
+        check_out(&args.out)?;
+    }
     let tables = find_tables(args)?;
     for table in &tables {
         table.conditions(&clauses)?;

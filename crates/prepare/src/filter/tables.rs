@@ -121,6 +121,12 @@ fn identity(file: &mut File) -> std::io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// True if the output is a file, and not a folder of them.
+pub(super) fn is_one_file(args: &FilterArgs) -> bool {
+    let is_file = args.out.extension().is_some_and(|extension| extension == "parquet") && !args.out.is_dir();
+    is_file && args.parts == 1 && Path::new(&args.input).is_file()
+}
+
 /// The tables that `args` names, in order of their paths.
 ///
 /// # Errors
@@ -129,8 +135,7 @@ pub(super) fn find_tables(args: &FilterArgs) -> Result<Vec<Table>> {
     let input = Path::new(&args.input);
     if input.is_file() {
         let name = input.file_name().unwrap_or_default();
-        let is_file = args.out.extension().is_some_and(|extension| extension == "parquet") && !args.out.is_dir();
-        let out = if is_file && args.parts == 1 { args.out.clone() } else { args.out.join(name) };
+        let out = if is_one_file(args) { args.out.clone() } else { args.out.join(name) };
         return Ok(vec![table(input.to_path_buf(), out)?]);
     }
     let (folder, wanted) = if input.is_dir() {

@@ -373,6 +373,87 @@ fn the_input_is_not_written_into() {
 }
 
 #[test]
+fn shards_of_another_dataset_are_not_replaced() {
+    let folders = Folders::new();
+    let (start, tars, made) = (folders.at("start"), folders.at("tars"), folders.at("made"));
+    source(&start);
+    fs::create_dir(&tars).unwrap();
+    fs::write(tars.join("shard-000000.tar"), "no tar, and not of this program").unwrap();
+    fs::create_dir(&made).unwrap();
+    fs::write(made.join("shard.00000.mds"), "MDS").unwrap();
+    let mds = "--to mds --missing empty";
+    for (out, name) in [(&tars, "shard-000000.tar"), (&made, "shard.00000.mds")] {
+        let before = files(out);
+        for words in ["", mds, "--prefix other", "--task-id 0 --task-count 2"] {
+            let words = format!("convert {{}} {{}} {words}");
+            let error = run(words.trim_end(), &[&start, out]).unwrap_err();
+            assert!(error.is_usage() && error.to_string().contains(&format!("already holds {name}")), "{error}");
+        }
+        assert_eq!(files(out), before);
+        assert!(!out.join(".slices").exists(), "nothing is left there");
+    }
+    // A finished dataset of somebody else's, told by its index.
+    run("convert {} {}", &[&start, &folders.at("other")]).unwrap();
+    fs::remove_dir_all(folders.at("other/.slices")).unwrap();
+    let error = run("convert {} {}", &[&start, &folders.at("other")]).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("already holds index.json"), "{error}");
+    // Drawings go into no folder of drawings either.
+    let emoji = folders.at("emoji");
+    run("emoji {} --drawings 2 --resolution 8", &[&emoji]).unwrap();
+    fs::remove_file(emoji.join("index.json")).unwrap();
+    let error = run("emoji {} --drawings 2 --resolution 8", &[&emoji]).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("already holds emoji-000000.tar"), "{error}");
+}
+
+#[test]
+fn shards_that_are_gone_are_made_anew() {
+    let folders = Folders::new();
+    let start = folders.at("start");
+    source(&start);
+    for (words, shards) in [
+        ("--shard-samples 20", ["shard-000000.tar", "shard-000002.tar"]),
+        ("--shard-samples 20 --to mds --missing empty", ["shard.00000.mds", "shard.00002.mds"]),
+    ] {
+        let out = folders.at(&format!("out{}", words.len()));
+        let words = format!("convert {{}} {{}} {words}");
+        run(&words, &[&start, &out]).unwrap();
+        let whole = files(&out);
+        fs::remove_file(out.join(shards[0])).unwrap();
+        fs::write(out.join(shards[1]), "cut").unwrap();
+        // Another slice does not say that all is there.
+        let slice = run(&format!("{words} --task-id 1 --task-count 3"), &[&start, &out]).unwrap();
+        assert!(slice.notes.iter().any(|note| note.contains("2 of 3 shards left to other slices")), "{slice}");
+        let account = run(&words, &[&start, &out]).unwrap();
+        assert_eq!((account.taken, account.written), (60, 60), "{account}");
+        assert!(account.to_string().contains("3 shards, all there"), "{account}");
+        assert_eq!(files(&out), whole);
+    }
+}
+
+/// Columns that a command names, and that a table does not have as it needs them.
+#[test]
+fn columns_that_do_not_fit_are_usage_errors() {
+    let folders = Folders::new();
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/golden/pictures.parquet");
+    let images = folders.at("images");
+    photos(&images, &["a.png"], &[("metadata.csv", "file_name,text\na.png,a cat\n")]);
+    for (input, flags, part) in [
+        (&table, "--key-column nix", "has no column `nix`"),
+        (&table, "--caption-column nix", "has no column `nix`"),
+        (&table, "--caption-column image", "column `image` holds objects, none of which is a caption"),
+        (&table, "--key-column image", "column `image` holds objects, none of which is a key"),
+        (&table, "--image-column text", "has no column `text` of images"),
+        (&images, "--caption-column nix", "has no column `nix`; it has: file_name, text"),
+    ] {
+        let out = folders.at("out");
+        let error = run(&format!("convert {{}} {{}} {flags}"), &[input, &out]).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(part), "{flags}: {error}");
+        assert!(!out.exists(), "{flags}");
+    }
+    run("convert {} {} --caption-column weight", &[&table, &folders.at("numbers")]).unwrap();
+}
+
+#[test]
 fn progress_ends_with_all_samples() {
     let folders = Folders::new();
     let (start, out, sorted) = (folders.at("start"), folders.at("out"), folders.at("sorted"));

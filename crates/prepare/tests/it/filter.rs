@@ -262,6 +262,21 @@ fn outputs_do_not_depend_on_slices_threads_or_an_earlier_run() {
 }
 
 #[test]
+fn a_filtered_file_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, out) = (folder.path().join("in.parquet"), folder.path().join("out.parquet"));
+    write(&input, &table(5_000));
+    let first = filter(&input, &out, &["--where", "WIDTH > 400"]).unwrap();
+    let bytes = fs::read(&out).unwrap();
+    let again = filter(&input, &out, &["--where", "WIDTH > 400"]).unwrap();
+    assert_eq!((again.taken, again.written), (first.taken, first.written));
+    assert_eq!(fs::read(&out).unwrap(), bytes);
+    let other = filter(&input, &out, &["--where", "WIDTH > 1000"]).unwrap();
+    assert!(other.written < first.written, "{other}");
+    assert_eq!(ids(&read(&out)).len() as u64, other.written);
+}
+
+#[test]
 fn killed_runs_are_continued_to_the_same_bytes() {
     let program = crate::program();
     let folder = tempfile::tempdir().unwrap();
@@ -365,8 +380,12 @@ fn unusable_tables_and_settings_are_named() {
     // A table of somebody else's stays.
     let raw = fs::read(path("short.parquet")).unwrap();
     let error = filter(&path("good.parquet"), &path("short.parquet"), &[]).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("already that is not a filtered table"), "{error}");
+    let error = filter(&path("good.parquet"), &path("short.parquet"), &["--parts", "2"]).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("is a file, and what is written needs a folder"), "{error}");
     assert_eq!(fs::read(path("short.parquet")).unwrap(), raw);
+    let onto = filter(&path("good.parquet"), &path("good.parquet"), &[]).unwrap_err();
+    assert!(onto.is_usage() && onto.to_string().contains("input and output at once"), "{onto}");
     let stopped = run(
         &Cli::parse_from(["filter", path("good.parquet").to_str().unwrap(), path("out2").to_str().unwrap()]).args,
         &mut Control::default().with_stop(|| true),

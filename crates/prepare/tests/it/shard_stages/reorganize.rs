@@ -153,7 +153,10 @@ fn bad_settings_are_the_command_lines_fault() {
     let (input, out) = (dir.path().join("in"), dir.path().join("out"));
     shards(&input, &[3]);
     fs::create_dir_all(dir.path().join("empty")).unwrap();
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 7] = [
+        (&[text(&input), text(&out), "--prefix", "../evil"], "`../evil` cannot begin a file name"),
+        (&[text(&input), text(&out), "--prefix", "/abs"], "`/abs` cannot begin a file name"),
+        (&[text(&input), text(&out), "--prefix", "a/b"], "`a/b` cannot begin a file name"),
         (&[text(&input), text(&input)], "lies in the input"),
         (&[text(&dir.path().join("empty")).to_owned().leak(), text(&out)], "no *.tar in"),
         (&[text(&input), text(&out), "--merge"], "no *.tar with a mark"),
@@ -163,6 +166,13 @@ fn bad_settings_are_the_command_lines_fault() {
         let error = data(&[&["reorganize"], args].concat()).unwrap_err();
         assert!(error.is_usage() && error.to_string().contains(message), "{error}");
     }
+    assert!(!out.exists());
+    // Shards of somebody else's stay as they are, and alone.
+    let foreign = dir.path().join("foreign");
+    shards(&foreign, &[2]);
+    let error = data(&["reorganize", text(&input), text(&foreign)]).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("holds shards that were made of other inputs"), "{error}");
+    assert!(!foreign.join(".slices").exists() && names(&foreign) == ["00000.tar"]);
     data(&["reorganize", text(&input), text(&out)]).unwrap();
     let error = data(&["reorganize", text(&input), text(&out), "--samples-per-shard", "2"]).unwrap_err();
     assert!(matches!(error, Error::Reorganize(ReorganizeError::OtherPlan { .. })) && error.is_usage(), "{error}");
@@ -184,4 +194,24 @@ fn samples_in_quarantine_are_left_out() {
     Quarantine::new().write(&input).unwrap();
     let error = data(&["reorganize", text(&input), text(&out)]).unwrap_err();
     assert!(matches!(error, Error::Reorganize(ReorganizeError::OtherPlan { .. })), "{error}");
+}
+
+#[test]
+fn shards_that_are_gone_are_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    shards(&input, &[3, 4, 2, 6]);
+    for (layout, gone, cut) in
+        [("flat", "shard-000001.tar", "shard-000002.tar"), ("nemo", "task0000/00001.tar", "task0000/00002.tar")]
+    {
+        let out = dir.path().join(layout);
+        let args = ["reorganize", text(&input), text(&out), "--layout", layout, "--samples-per-shard", "4"];
+        let account = data(&args).unwrap();
+        let whole = contents(&out);
+        fs::remove_file(out.join(gone)).unwrap();
+        fs::write(out.join(cut), "cut").unwrap();
+        let again = data(&args).unwrap();
+        assert_eq!((again.taken, again.written, again.bytes), (account.taken, account.written, account.bytes));
+        assert_eq!(contents(&out), whole);
+    }
 }
