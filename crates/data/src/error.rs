@@ -8,6 +8,7 @@ use calotype_core::durable::parent_folder;
 use crate::mds::{MdsError, MdsFault};
 use crate::npy::NpyError;
 use crate::pickled::PickledFault;
+use crate::webdataset::is_shard_name;
 
 /// An error of any type, as closures and encoders of other crates return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -149,7 +150,7 @@ pub enum Error {
         "duplicate key `{key}` in {}, first seen in {}; rename one of them{}",
         second.display(),
         first.display(),
-        if first == second { ", or write the shards anew with `calotype data reorganize`, which keeps the first of equal keys" } else { "" }
+        without_duplicates(first, second)
     )]
     DuplicateKey {
         /// Key of the sample, or `key.extension` of the part.
@@ -472,6 +473,15 @@ fn no_folder(path: &Path) -> String {
     match path.exists() {
         true => "is a file; name the folder that holds it".to_owned(),
         false => format!("does not exist{}; check the path, or write the dataset first", absence(path)),
+    }
+}
+
+/// How to write shards without keys that come twice; nothing where they are no tar shards.
+fn without_duplicates(first: &Path, second: &Path) -> &'static str {
+    let is_shard = |path: &Path| path.file_name().is_some_and(|name| is_shard_name(&name.to_string_lossy()));
+    match is_shard(first) && is_shard(second) {
+        true => ", or write the shards anew with `calotype data reorganize`, which keeps the first of equal keys",
+        false => "",
     }
 }
 

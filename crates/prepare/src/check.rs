@@ -80,6 +80,8 @@ pub enum Problem {
     DamagedShard,
     /// A shard whose samples' members do not lie together.
     ScatteredShard,
+    /// A shard with several samples of one key, which readers refuse.
+    RepeatedKey,
     /// A shard that differs from its index.
     OtherShard,
     /// An image that cannot be decoded, or not to its end.
@@ -104,7 +106,7 @@ pub enum Problem {
     MissingPart,
     /// An array of another shape or type than nine in ten have.
     OddArray,
-    /// A key that another sample has.
+    /// A key that a sample of another shard has.
     DuplicateKey,
     /// The same content as another sample.
     DuplicateContent,
@@ -121,11 +123,17 @@ impl Problem {
         self <= Problem::OtherShard
     }
 
+    /// True if `data reorganize` mends it, with nothing lost.
+    fn is_mended_by_reorganizing(self) -> bool {
+        matches!(self, Problem::ScatteredShard | Problem::RepeatedKey)
+    }
+
     /// The kind in a few words.
     fn name(self) -> &'static str {
         match self {
             Problem::DamagedShard => "damaged shard",
             Problem::ScatteredShard => "shard whose samples do not lie together",
+            Problem::RepeatedKey => "shard with a key more than once",
             Problem::OtherShard => "shard not as its index says",
             Problem::BadImage => "image that cannot be decoded",
             Problem::BadCaption => "caption that is not UTF-8",
@@ -354,6 +362,9 @@ impl<'a> Check<'a> {
             );
             self.find(Problem::ScatteredShard, folder, &tar.name, "", detail);
         }
+        if let Some(detail) = repeated_keys(&shard) {
+            self.find(Problem::RepeatedKey, folder, &tar.name, "", detail);
+        }
         match record.map(|record| differs(record, &shard)) {
             Some(Some(difference)) => self.find(Problem::OtherShard, folder, &tar.name, "", difference),
             Some(None) if record.is_some_and(|record| record.blake3.is_some()) => {}
@@ -387,6 +398,8 @@ impl<'a> Check<'a> {
         let hash = short_hash(key);
         match self.keys.get(&hash).copied() {
             None => drop(self.keys.insert(hash, place)),
+            // The same shard: its own fault, which no quarantine mends.
+            Some(first) if first == place => {}
             Some(first) => {
                 let detail = format!("is in {} too", self.shard_name(first));
                 self.find(Problem::DuplicateKey, folder, shard, key, detail);
@@ -609,11 +622,28 @@ impl<'a> Check<'a> {
         let advice = match (shards.len(), samples.len()) {
             (0, 0) => return Ok(()),
             (0, _) => "use --quarantine to have training leave them out",
+            _ if shards.iter().all(|finding| finding.problem.is_mended_by_reorganizing()) => {
+                "write the shards anew with `data reorganize`, which puts samples together and keeps the first of equal keys; for \
+                 samples, use --quarantine"
+            }
             _ => "copy the shards again, or `data reorganize --skip-corrupt` them; for samples, use --quarantine",
         };
         let table = format!("{account}\n{}", self.table());
         Err(Error::Check(CheckError::Corrupt { corrupt: shards.len() + samples.len(), table, advice }))
     }
+}
+
+/// What is wrong with the keys of a shard, in words.
+fn repeated_keys(shard: &TarShard) -> Option<String> {
+    let mut seen = HashSet::with_capacity(shard.len());
+    let mut repeated =
+        shard.samples().map(|sample| sample.key().to_owned()).filter(|key| !seen.insert(short_hash(key)));
+    let first = repeated.next()?;
+    let samples = counted(1 + repeated.count(), "sample");
+    Some(format!(
+        "`{first}` is there more than once ({samples} with the key of an earlier one); training and `data convert` refuse the shard, and \
+         `data reorganize` keeps the first of equal keys"
+    ))
 }
 
 /// The difference of a shard from its index's record, in words.

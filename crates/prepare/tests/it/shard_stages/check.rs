@@ -234,6 +234,43 @@ fn keys_and_contents_that_repeat_are_found_across_shards_and_folders() {
     assert!(text.contains("1  odd     duplicate key"), "{text}");
 }
 
+/// Training refuses such a shard whatever a quarantine says, so that nothing is promised of one.
+#[test]
+fn a_key_twice_in_one_shard_is_a_fault_of_the_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, out) = (dir.path().join("set"), dir.path().join("out"));
+    write_tar(&folder.join("a.tar"), &[samples(0, 3), samples(1, 1)].concat());
+    write_tar(&folder.join("b.tar"), &samples(2, 2));
+    let error = check(&folder, &["--quarantine"]).unwrap_err();
+    let told = error.to_string();
+    assert!(matches!(error, Error::Check(CheckError::Corrupt { corrupt: 1, .. })) && !error.is_usage(), "{told}");
+    for part in [
+        "1  corrupt shard with a key more than once",
+        "a.tar: `000000001` is there more than once (1 sample with",
+        "1  odd     duplicate key",
+        "b.tar 000000002: is in a.tar too",
+        "`data reorganize`, which puts samples together and keeps the first of equal keys",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let list = Quarantine::read(&folder).unwrap();
+    assert!(list.len() == 1 && list.contains("b.tar", "000000002"), "{list:?}");
+    let refused = Dataset::open(&folder).and_then(Dataset::without_quarantined).map(|_| ()).unwrap_err().to_string();
+    assert!(
+        refused.contains("duplicate key `000000001`") && refused.contains("`calotype data reorganize`"),
+        "{refused}"
+    );
+    // What the advice says helps, and keeps what the quarantine leaves.
+    let account = data(&["reorganize", text(&folder), text(&out)]).unwrap();
+    assert_eq!((account.taken, account.written, account.left_out["duplicate key"]), (6, 4, 1), "{account}");
+    assert_eq!(Dataset::open(&out).unwrap().len(), 4);
+    assert_eq!(check(&out, &[]).unwrap().written, 4);
+    // Keys that two shards have are left out, and the rest is read.
+    write_tar(&folder.join("a.tar"), &samples(0, 3));
+    assert_eq!(check(&folder, &["--quarantine"]).unwrap().written, 4);
+    assert_eq!(Dataset::open(&folder).unwrap().without_quarantined().unwrap().len(), 4);
+}
+
 #[test]
 fn shards_that_two_paths_name_are_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -306,4 +343,5 @@ fn shards_are_compared_with_their_index_and_damage_is_no_matter_of_a_quarantine(
 fn kinds_are_graded() {
     assert!(Problem::BadImage.is_corrupt() && Problem::NotFinite.is_corrupt());
     assert!(!Problem::EmptyCaption.is_corrupt() && !Problem::DuplicateKey.is_corrupt());
+    assert!(Problem::RepeatedKey.is_corrupt());
 }
