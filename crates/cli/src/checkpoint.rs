@@ -10,6 +10,7 @@ use calotype_checkpoints::{
 use calotype_core::folders::{Content, content};
 use calotype_data::source::{self, SourceOptions, Summary};
 use calotype_pipeline::belonging::{self, Checked, Hashes};
+use calotype_train::checkpoint::refuse_damaged_run;
 use calotype_train::runs::{Held, RunReport, held};
 use calotype_weights::Dtype;
 use clap::Args;
@@ -172,6 +173,12 @@ fn opened(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, Option<Hash
     refuse_repository(path)?;
     let checkpoint = Checkpoint::open_with(path, options).map_err(|error| match error {
         LayoutError::Unrecognised { .. } => runs_instead(path).unwrap_or_else(|| error.into()),
+        // Of a run without a model, which its checkpoints would make.
+        LayoutError::Training { .. } => match refuse_damaged_run(path) {
+            Err(damaged) => anyhow::Error::new(damaged)
+                .context(format!("{}: a training run that has no model of its end", path.display())),
+            Ok(()) => error.into(),
+        },
         error => error.into(),
     })?;
     let Checked { note, hashes } = belonging::check(&checkpoint, None)?;

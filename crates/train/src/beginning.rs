@@ -73,15 +73,16 @@ fn check_folder(folder: &Path) -> Result<(), StageError> {
 /// Refuses to begin anew where a run has left its model, and no checkpoint to go on from: the model would be replaced.
 fn check_checkpoints<R: TrainingRecipe>(recipe: &R, context: &StageContext<'_>) -> Result<(), StageError> {
     let folder = context.folder;
-    if !folder.join(MODEL).is_dir() || saved::newest(folder)?.is_some() {
+    let claim = trainer::claim(folder, recipe)?;
+    if !folder.join(MODEL).is_dir() {
         return Ok(());
     }
-    let begins = match trainer::claim(folder, recipe)? {
+    let begins = match claim {
         Claim::Same | Claim::Respelled => done_earlier(context, recipe)?.is_none(),
         Claim::Longer(_) => context.extend,
         Claim::New | Claim::Other(_) => false,
     };
-    match begins {
+    match begins && saved::newest(folder)?.is_none() {
         false => Ok(()),
         true => Err(StageError::Together(format!(
             "{folder} holds the {MODEL}/ of a run, but no checkpoint in {checkpoints}/ to go on from: it would begin anew, and replace \

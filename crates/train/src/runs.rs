@@ -48,6 +48,17 @@ pub struct Saved {
     pub bytes: u64,
 }
 
+/// A saved state of a run that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DamagedState {
+    /// Samples seen, by its folder's name.
+    pub samples: u64,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Which file is damaged, and how.
+    pub problem: String,
+}
+
 /// A training run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunReport {
@@ -63,8 +74,11 @@ pub struct RunReport {
     pub holder: Option<Holder>,
     /// Where its samples come from.
     pub data: Vec<String>,
-    /// Its checkpoints, oldest first.
+    /// Its checkpoints that are whole, oldest first.
     pub checkpoints: Vec<Saved>,
+    /// Those that are damaged, by their manifests and the lengths of their files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<DamagedState>,
     /// The trained model, if it is there; that of an earlier end if the run was extended and is not finished.
     pub model: Option<PathBuf>,
 }
@@ -174,8 +188,13 @@ fn run(path: &Path) -> Result<RunReport, RunsError> {
     let recipe = recipe_in(path)?;
     let text_at = |key: &str| recipe.get(key).and_then(Value::as_str).unwrap_or("of unknown kind").to_owned();
     let samples = recipe.get("run").and_then(|run| run.get("samples")).and_then(Value::as_integer);
-    let checkpoints = path.join(CHECKPOINTS);
-    let found = if checkpoints.is_dir() { checkpoint::saved_in(&checkpoints)? } else { Vec::new() };
+    let (mut checkpoints, mut damaged) = (Vec::new(), Vec::new());
+    for checkpoint::Listed { samples, path, damage } in checkpoint::listed_of(path)? {
+        match damage {
+            None => checkpoints.push(saved(samples, path)),
+            Some(problem) => damaged.push(DamagedState { samples, path, problem }),
+        }
+    }
     let model = path.join(MODEL);
     Ok(RunReport {
         path: path.to_owned(),
@@ -185,7 +204,8 @@ fn run(path: &Path) -> Result<RunReport, RunsError> {
         // An empty file, which names nobody, is no JSON.
         holder: read(&path.join(LOCK_FILE)).ok().flatten(),
         data: sources(&recipe),
-        checkpoints: found.into_iter().map(|(samples, path)| saved(samples, path)).collect(),
+        checkpoints,
+        damaged,
         model: model.is_dir().then_some(model),
     })
 }
@@ -281,6 +301,12 @@ impl RunReport {
     fn state(&self) -> String {
         let seen = self.checkpoints.last().map_or(0, |saved| saved.samples);
         let of = self.samples.map_or_else(String::new, |samples| format!(" of {}", format_count(samples)));
+        let in_use = self.holder.as_ref().is_some_and(|holder| !holder.is_gone());
+        if let Some(damaged) = self.all_damaged().filter(|_| self.result.is_none() && !in_use) {
+            return format!(
+                "not finished: {damaged}; restore one from a backup, or remove them to start from the beginning"
+            );
+        }
         match (&self.result, &self.holder) {
             (Some(result), _) => format!(
                 "finished: {} samples in {}, mean loss {:.5} in the logs' first entry, {:.5} in the last",
@@ -305,6 +331,12 @@ impl RunReport {
             }
         }
     }
+
+    /// That all its checkpoints are damaged, if they are.
+    fn all_damaged(&self) -> Option<String> {
+        let count = self.damaged.len();
+        (count > 0 && self.checkpoints.is_empty()).then(|| format!("all {count} checkpoints are damaged"))
+    }
 }
 
 impl fmt::Display for RunReport {
@@ -318,7 +350,13 @@ impl fmt::Display for RunReport {
             let (samples, bytes) = (format_count(saved.samples), format_bytes(saved.bytes));
             writeln!(f, "  checkpoint  {} ({samples} samples, {bytes})", saved.path.display())?;
         }
+        for DamagedState { samples, path, problem } in &self.damaged {
+            writeln!(f, "  damaged     {} ({} samples): {problem}", path.display(), format_count(*samples))?;
+        }
         match (&self.model, &self.result, self.checkpoints.last()) {
+            (Some(model), None, None) if self.all_damaged().is_some() => {
+                writeln!(f, "  model       {}, of an earlier end", model.display())
+            }
             (Some(model), None, _) => {
                 let (model, run) = (model.display(), self.path.display());
                 writeln!(
@@ -331,6 +369,11 @@ impl fmt::Display for RunReport {
             (None, Some(_), Some(_)) => {
                 writeln!(f, "  model       gone; the same command writes it again from the last checkpoint")
             }
+            (None, Some(_), None) if self.all_damaged().is_some() => writeln!(
+                f,
+                "  model       gone, and {}: copy one of both back, or train again in another folder",
+                self.all_damaged().unwrap_or_default()
+            ),
             (None, Some(_), None) => {
                 writeln!(f, "  model       gone, and so are the checkpoints: copy one of both back")
             }

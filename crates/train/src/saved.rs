@@ -1,6 +1,6 @@
 //! The model of a run's checkpoint: what a run writes of its last state when it is done, of any state that it has kept.
 
-use crate::checkpoint::{Checkpoint, CheckpointError, saved_in};
+use crate::checkpoint::{Checkpoint, CheckpointError, listed_of, newest_right, refuse_all_damaged};
 use crate::optim::AVERAGE;
 use crate::stages::{StageContext, StageError, export_new};
 use crate::task::Task;
@@ -102,31 +102,36 @@ pub fn export<T: Task>(
     Ok(Exported { samples: checkpoint.samples, weights })
 }
 
-/// Samples of a run's newest checkpoint, if it has one.
+/// Samples of a run's newest checkpoint that is whole, if it has checkpoints.
 ///
 /// # Errors
-/// [`SavedError::Checkpoint`]: the folder cannot be read.
+/// [`SavedError::Checkpoint`]: all are damaged, or the folder cannot be read.
 pub(crate) fn newest(run: &Path) -> Result<Option<u64>, SavedError> {
-    let folder = run.join(CHECKPOINTS);
-    let saved = if folder.is_dir() { saved_in(&folder)? } else { Vec::new() };
-    Ok(saved.last().map(|(samples, _)| *samples))
+    let found = listed_of(run)?;
+    refuse_all_damaged(&run.join(CHECKPOINTS), &found)?;
+    Ok(found.iter().rev().find(|listed| listed.damage.is_none()).map(|listed| listed.samples))
 }
 
-/// A run's checkpoint behind some samples, or its newest one; every hash is verified.
+/// A run's checkpoint behind some samples, or its newest one that is right, with a warning of damaged ones that are newer; every hash
+/// is verified.
 fn checkpoint_of(run: &Path, at: Option<u64>) -> Result<Checkpoint, SavedError> {
-    let folder = run.join(CHECKPOINTS);
-    let saved = if folder.is_dir() { saved_in(&folder)? } else { Vec::new() };
-    let Some(newest) = saved.last() else { return Err(SavedError::None { run: run.to_owned() }) };
-    let place = match at {
-        None => Some(newest),
-        Some(at) => saved.iter().find(|(samples, _)| *samples == at),
+    let found = listed_of(run)?;
+    let Some(at) = at else {
+        let all: Vec<_> = found.into_iter().map(|listed| (listed.samples, listed.path)).collect();
+        let newest = newest_right(&run.join(CHECKPOINTS), &all)?;
+        return newest.ok_or_else(|| SavedError::None { run: run.to_owned() });
     };
-    match (place, at) {
-        (None, Some(at)) => {
-            let there = saved.iter().map(|(samples, _)| *samples).collect();
-            Err(SavedError::At { run: run.to_owned(), at, there })
+    if found.is_empty() {
+        return Err(SavedError::None { run: run.to_owned() });
+    }
+    let of_at = || found.iter().filter(|listed| listed.samples == at);
+    match of_at().find(|listed| listed.damage.is_none()).or_else(|| of_at().next()) {
+        Some(listed) => Ok(Checkpoint::load(&listed.path)?),
+        None => {
+            refuse_all_damaged(&run.join(CHECKPOINTS), &found)?;
+            let whole = found.iter().filter(|listed| listed.damage.is_none());
+            Err(SavedError::At { run: run.to_owned(), at, there: whole.map(|listed| listed.samples).collect() })
         }
-        (place, _) => Ok(Checkpoint::load(&place.unwrap_or(newest).1)?),
     }
 }
 
@@ -170,5 +175,30 @@ mod tests {
         assert_eq!(of(8, None).unwrap(), Weights::Trained);
         let error = of(8, Some(Weights::Average)).unwrap_err();
         assert!(error.is_usage() && error.to_string().contains("holds no averaged weights"), "{error}");
+    }
+    #[test]
+    fn a_damaged_checkpoint_is_skipped_or_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path();
+        for samples in [8, 16, 24] {
+            save(run, samples, &["model.weight"]);
+        }
+        let damage = |samples: u64| {
+            let place = run.join(CHECKPOINTS).join(format!("checkpoint-{samples:012}"));
+            std::fs::write(place.join("tensors.safetensors"), "x").unwrap();
+        };
+        damage(24);
+        assert_eq!(checkpoint_of(run, None).unwrap().samples, 16);
+        assert_eq!(newest(run).unwrap(), Some(16));
+        let error = checkpoint_of(run, Some(24)).unwrap_err();
+        assert!(!error.is_usage() && error.to_string().contains("the checkpoint is damaged"), "{error}");
+        let error = checkpoint_of(run, Some(9)).unwrap_err().to_string();
+        assert!(error.ends_with("those of 8, 16"), "{error}");
+        damage(8);
+        damage(16);
+        for error in [checkpoint_of(run, None), checkpoint_of(run, Some(9))].map(Result::unwrap_err) {
+            assert!(error.to_string().contains("all 3 checkpoints are damaged"), "{error}");
+        }
+        assert!(newest(run).unwrap_err().to_string().contains("all 3 checkpoints are damaged"));
     }
 }

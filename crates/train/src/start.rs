@@ -165,6 +165,9 @@ impl TrainedTensors {
         let Some(folder) = checkpoint::training_folder(Path::new(path), false).map_err(unreadable)? else {
             return Ok(None);
         };
+        if folder != Path::new(path) {
+            checkpoint::warn_of_skipped(Path::new(path)).map_err(unreadable)?;
+        }
         let file = checkpoint::Checkpoint::load(&folder).map_err(unreadable)?.tensors;
         if averages::is_snapshot(&file) {
             let (place, run) = (folder.display(), averages::run_of(&folder).display());

@@ -466,21 +466,7 @@ impl CheckpointStore {
     /// # Errors
     /// [`CheckpointError::AllDamaged`] if there are checkpoints and none is right; [`CheckpointError::Io`].
     pub fn newest(&self) -> Result<Option<Checkpoint>, CheckpointError> {
-        let all = self.list()?;
-        let mut newest_error = None;
-        for (samples, path) in all.iter().rev() {
-            match self.load_as(path, *samples) {
-                Ok(checkpoint) => return Ok(Some(checkpoint)),
-                Err(error) => {
-                    tracing::warn!("skipping a checkpoint: {error}");
-                    newest_error.get_or_insert(error.to_string());
-                }
-            }
-        }
-        match newest_error {
-            None => Ok(None),
-            Some(newest) => Err(CheckpointError::AllDamaged { folder: self.folder.clone(), count: all.len(), newest }),
-        }
+        newest_right(&self.folder, &self.list()?)
     }
 
     /// All checkpoint folders with their samples, oldest first, unverified.
@@ -532,15 +518,6 @@ impl CheckpointStore {
 
     fn name(&self, samples: u64) -> String {
         folder_name(&self.prefix, samples)
-    }
-
-    fn load_as(&self, path: &Path, samples: u64) -> Result<Checkpoint, CheckpointError> {
-        let checkpoint = Checkpoint::load(path)?;
-        if checkpoint.samples != samples {
-            let reason = format!("{MANIFEST} says {} samples, the folder's name {samples}", checkpoint.samples);
-            return Err(CheckpointError::Damaged { folder: path.to_owned(), reason });
-        }
-        Ok(checkpoint)
     }
 
     fn write_partial(
@@ -723,7 +700,7 @@ fn write_tensors(
 /// that has its model. None for other paths.
 ///
 /// # Errors
-/// [`CheckpointError::Io`] if the run's checkpoints cannot be listed.
+/// [`CheckpointError::AllDamaged`] if the run has checkpoints and all are damaged; [`CheckpointError::Io`] if they cannot be listed.
 pub fn training_folder(path: &Path, finished: bool) -> Result<Option<PathBuf>, CheckpointError> {
     if [MANIFEST, STATE, TENSORS].iter().all(|name| path.join(name).is_file()) {
         return Ok(Some(path.to_owned()));
@@ -734,7 +711,9 @@ pub fn training_folder(path: &Path, finished: bool) -> Result<Option<PathBuf>, C
     if !checkpoints.is_dir() || (!finished && has_model()) {
         return Ok(None);
     }
-    Ok(saved_in(&checkpoints)?.pop().map(|(_, newest)| newest))
+    let found = listed_in(&checkpoints)?;
+    refuse_all_damaged(&checkpoints, &found)?;
+    Ok(whole_of(found).pop().map(|(_, newest)| newest))
 }
 
 /// The complete checkpoints of a folder (judged by manifest and file lengths) with their samples, oldest first. Needs no
@@ -743,19 +722,131 @@ pub fn training_folder(path: &Path, finished: bool) -> Result<Option<PathBuf>, C
 /// # Errors
 /// [`CheckpointError::Io`].
 pub fn saved_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    listed_in(folder).map(whole_of)
+}
+
+/// A checkpoint in a folder of them, and what is wrong with it as far as its manifest and the lengths of its files tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Samples seen, by the folder's name.
+    pub(crate) samples: u64,
+    /// Its folder.
+    pub(crate) path: PathBuf,
+    /// Which file is damaged, and how; none if it is whole.
+    pub(crate) damage: Option<String>,
+}
+
+impl Listed {
+    /// The damage as an error, if there is any.
+    fn error(&self) -> Option<CheckpointError> {
+        let reason = self.damage.clone()?;
+        Some(CheckpointError::Damaged { folder: self.path.clone(), reason })
+    }
+}
+
+/// The checkpoints of a folder with their samples, oldest first, and whether they are whole (judged by manifest and file lengths).
+/// Needs no write permission. A folder of another name is one only if it is whole.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub(crate) fn listed_in(folder: &Path) -> Result<Vec<Listed>, CheckpointError> {
     let failed = |source| CheckpointError::io(folder, "list this folder", source);
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let digits = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once('-'));
-        if let Some(Ok(samples)) = digits.map(|(_, digits)| digits.parse())
-            && looks_complete(&path)
-        {
-            found.push((samples, path));
+        // What begins with a dot was never completed.
+        let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
+        let Some((name, prefix, digits)) = name.and_then(|name| name.rsplit_once('-').map(|(a, b)| (name, a, b)))
+        else {
+            continue;
+        };
+        let Ok(samples) = digits.parse::<u64>() else { continue };
+        let damage = damage_of(&path);
+        if damage.is_none() || (name == folder_name(prefix, samples) && path.is_dir()) {
+            found.push(Listed { samples, path, damage });
         }
     }
-    found.sort();
+    found.sort_by(|a, b| (a.samples, &a.path).cmp(&(b.samples, &b.path)));
     Ok(found)
+}
+
+/// [`listed_in`] of a run's folder; none if it has no folder of checkpoints.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub(crate) fn listed_of(run: &Path) -> Result<Vec<Listed>, CheckpointError> {
+    let folder = run.join(crate::trainer::CHECKPOINTS);
+    if folder.is_dir() { listed_in(&folder) } else { Ok(Vec::new()) }
+}
+
+/// Those that are whole.
+fn whole_of(found: Vec<Listed>) -> Vec<(u64, PathBuf)> {
+    let whole = found.into_iter().filter(|listed| listed.damage.is_none());
+    whole.map(|listed| (listed.samples, listed.path)).collect()
+}
+
+/// Refuses checkpoints of a folder of which none is whole, though there are some.
+///
+/// # Errors
+/// [`CheckpointError::AllDamaged`].
+pub(crate) fn refuse_all_damaged(folder: &Path, found: &[Listed]) -> Result<(), CheckpointError> {
+    match found.last().and_then(Listed::error) {
+        Some(newest) if found.iter().all(|listed| listed.damage.is_some()) => Err(CheckpointError::AllDamaged {
+            folder: folder.to_owned(),
+            count: found.len(),
+            newest: newest.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a run's folder that has checkpoints of which none is whole. Nothing is said of other folders.
+///
+/// # Errors
+/// [`CheckpointError::AllDamaged`]; [`CheckpointError::Io`].
+pub fn refuse_damaged_run(run: &Path) -> Result<(), CheckpointError> {
+    refuse_all_damaged(&run.join(crate::trainer::CHECKPOINTS), &listed_of(run)?)
+}
+
+/// Warns of a run's damaged checkpoints that are newer than its newest one that is whole, which is taken instead.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub(crate) fn warn_of_skipped(run: &Path) -> Result<(), CheckpointError> {
+    for error in listed_of(run)?.iter().rev().map_while(Listed::error) {
+        tracing::warn!("skipping a checkpoint: {error}");
+    }
+    Ok(())
+}
+
+/// The newest of a folder's checkpoints, which come oldest first, whose every hash is right. Damaged ones are skipped with a warning.
+///
+/// # Errors
+/// [`CheckpointError::AllDamaged`] if there are checkpoints and none is right.
+pub(crate) fn newest_right(folder: &Path, all: &[(u64, PathBuf)]) -> Result<Option<Checkpoint>, CheckpointError> {
+    let mut newest_error = None;
+    for (samples, path) in all.iter().rev() {
+        match load_as(path, *samples) {
+            Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Err(error) => {
+                tracing::warn!("skipping a checkpoint: {error}");
+                newest_error.get_or_insert(error.to_string());
+            }
+        }
+    }
+    match newest_error {
+        None => Ok(None),
+        Some(newest) => Err(CheckpointError::AllDamaged { folder: folder.to_owned(), count: all.len(), newest }),
+    }
+}
+
+fn load_as(path: &Path, samples: u64) -> Result<Checkpoint, CheckpointError> {
+    let checkpoint = Checkpoint::load(path)?;
+    if checkpoint.samples != samples {
+        let reason = format!("{MANIFEST} says {} samples, the folder's name {samples}", checkpoint.samples);
+        return Err(CheckpointError::Damaged { folder: path.to_owned(), reason });
+    }
+    Ok(checkpoint)
 }
 
 /// Name of the folder of a checkpoint behind some samples.
@@ -843,12 +934,18 @@ fn untouched_for(path: &Path, time: Duration) -> bool {
 }
 
 fn looks_complete(folder: &Path) -> bool {
-    read_manifest(folder).is_ok_and(|manifest| {
-        [TENSORS, STATE].iter().all(|name| {
-            let actual = fs::metadata(folder.join(name)).map(|status| status.len()).ok();
-            actual.is_some() && actual == manifest.files.get(*name).map(|entry| entry.bytes)
+    damage_of(folder).is_none()
+}
+
+/// What is wrong with a checkpoint, by its manifest and the lengths of its files.
+fn damage_of(folder: &Path) -> Option<String> {
+    let check = |manifest: &Manifest| {
+        [TENSORS, STATE].iter().try_for_each(|name| {
+            let status = fs::metadata(folder.join(name)).map_err(|error| format!("{name} cannot be read ({error})"))?;
+            check_length(name, entry(manifest, name)?, status.len())
         })
-    })
+    };
+    read_manifest(folder).and_then(|manifest| check(&manifest)).err()
 }
 
 #[cfg(test)]
@@ -1075,7 +1172,7 @@ mod tests {
             let path = save(&store, 2).unwrap();
             flip_bit(&path.join(file), &needle);
             assert_is(&store.newest().unwrap().unwrap(), 1);
-            let error = store.load_as(&path, 2).unwrap_err().to_string();
+            let error = load_as(&path, 2).unwrap_err().to_string();
             for part in parts {
                 assert!(error.contains(part), "{error}");
             }
@@ -1101,6 +1198,34 @@ mod tests {
             save(&store, 1).unwrap();
             assert_is(&store.newest().unwrap().unwrap(), 1);
         }
+    }
+
+    #[test]
+    fn checkpoints_are_listed_with_whether_they_are_whole() {
+        let run = tempfile::tempdir().unwrap();
+        let folder = run.path().join(crate::trainer::CHECKPOINTS);
+        assert!(listed_of(run.path()).unwrap().is_empty());
+        let store = CheckpointStore::open(&folder, "checkpoint").unwrap();
+        let paths = [1, 2].map(|samples| save(&store, samples).unwrap());
+        fs::create_dir(folder.join("notes-3")).unwrap();
+        fs::create_dir(folder.join(".partial-checkpoint-000000000004-77")).unwrap();
+        let whole = |run: &Path| -> Vec<(u64, bool)> {
+            listed_of(run).unwrap().into_iter().map(|listed| (listed.samples, listed.damage.is_none())).collect()
+        };
+        assert_eq!(whole(run.path()), [(1, true), (2, true)]);
+        fs::write(paths[1].join(TENSORS), "x").unwrap();
+        assert_eq!(whole(run.path()), [(1, true), (2, false)]);
+        refuse_damaged_run(run.path()).unwrap();
+        assert_eq!(training_folder(run.path(), true).unwrap().as_ref(), Some(&paths[0]));
+        fs::remove_file(paths[0].join(MANIFEST)).unwrap();
+        for error in [refuse_damaged_run(run.path()).unwrap_err(), training_folder(run.path(), true).unwrap_err()] {
+            let error = error.to_string();
+            assert!(
+                error.contains("all 2 checkpoints are damaged") && error.contains("has 1 bytes instead of"),
+                "{error}"
+            );
+        }
+        assert!(saved_in(&folder).unwrap().is_empty());
     }
 
     #[test]
