@@ -439,7 +439,10 @@ pub fn check_start<T: Task>(
     let folder = context.folder.display();
     let folder = match claim {
         Claim::Other(difference) => {
-            return Err(TrainError::OtherRecipe { folder: context.folder.to_owned(), difference }.into());
+            trainer::refuse_other(context.folder, difference)?;
+            format!(
+                "{folder} holds a run of another recipe that has saved nothing: a start would begin a new run in its place"
+            )
         }
         Claim::Longer(samples) if !context.extend => {
             let wanted = recipe.config().run.samples;

@@ -249,6 +249,17 @@ fn an_unreadable_picture() {
     let skipping = [&run[..], &["data.on_error=skip"]].concat();
     let ended = succeed(&mut train_autoencoder(&data, &out("skips"), &skipping));
     assert!(ended.stderr.contains("1 corrupt samples were replaced"), "{ended}");
+
+    // What the message advises can be followed: nothing was saved yet.
+    let fails = out("fails");
+    fail(train_autoencoder(&data, &out("new"), &skipping).arg("--from").arg(&fails), 2, &["has saved nothing yet"]);
+    let told = succeed(train_autoencoder(&data, &fails, &skipping).arg("--dry-run")).stderr;
+    assert!(told.contains("that has saved nothing: a start would begin a new run in its place"), "{told}");
+    let told = succeed(&mut train_autoencoder(&data, &fails, &skipping)).stderr;
+    assert!(told.contains("has saved nothing: this one begins in its place"), "{told}");
+    let model = |name: &str| fs::read(out(name).join("model/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(model("fails") == model("skips"), "the runs differ");
+    fail(&mut train_autoencoder(&data, &fails, &run), 2, &["holds a run of another recipe", "`data.on_error`"]);
 }
 
 fn sample_with_png(sample: &calotype_data::Sample, png: Vec<u8>) -> calotype_data::Sample {
@@ -295,6 +306,10 @@ fn a_folder_of_another_run() {
         2,
         &["holds a run of another recipe", AUTOENCODER_KIND],
     );
+    fs::write(out.join("recipe.toml"), "gar bage\n").unwrap();
+    let parts = ["recipe.toml: the recipe of the folder's run cannot be read", "line 1", "use another folder"];
+    let message = fail(&mut train_unet(&precached, &out, &["run.samples=16"]), 1, &parts);
+    assert!(!message.contains("another recipe"), "{message}");
 }
 
 /// The line in which a recipe of [`AUTOENCODER`] first differs from one of [`DIFFUSION`].

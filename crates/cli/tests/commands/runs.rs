@@ -352,6 +352,58 @@ fn inspect_tells_runs_checkpoints_and_quickstarts() {
 }
 
 #[test]
+fn damaged_checkpoints_are_called_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let out = at("run");
+    succeed(&mut train_unet(&finished().precached(), &out, &["run.samples=32"]));
+    let cut = |samples: u64| {
+        let path = checkpoints(&out)[&samples].join("tensors.safetensors");
+        fs::write(&path, &fs::read(&path).unwrap()[..100]).unwrap();
+    };
+    let export = |name: &str, more: &[&str]| {
+        let mut command = calotype(&["export"]);
+        command.arg(&out).args(more).arg("--out").arg(at(name));
+        command
+    };
+    let from = |name: &str| {
+        let mut command = train_unet(&finished().precached(), &at(name), &["run.samples=48"]);
+        command.arg("--from").arg(&out);
+        command
+    };
+    cut(32);
+    let told = succeed(&mut export("older", &[]));
+    assert!(told.stdout.contains("after 16 samples"), "{told}");
+    assert!(told.stderr.contains("skipping a checkpoint: ") && told.stderr.contains("is damaged"), "{told}");
+    fail(&mut export("at", &["--at", "32"]), 1, &["the checkpoint is damaged: ", "tensors.safetensors"]);
+    let told = succeed(&mut from("begun"));
+    assert!(told.stderr.contains("skipping a checkpoint: ") && told.stderr.contains("resumed at 16"), "{told}");
+    let inspect = || succeed(calotype(&["inspect"]).arg(&out)).stdout;
+    assert!(inspect().contains("  damaged     ") && inspect().contains("finished: 32 samples"), "{}", inspect());
+
+    // All of them, of a run that is finished, and of one that is not.
+    cut(16);
+    let all = "all 2 checkpoints are damaged";
+    let told = succeed(&mut train_unet(&finished().precached(), &out, &["run.samples=32"]));
+    assert!(!told.stderr.contains(all), "its model is there: {told}");
+    fs::remove_dir_all(out.join("model")).unwrap();
+    assert!(inspect().contains(&format!("gone, and {all}")), "{}", inspect());
+    fs::remove_file(out.join("result.json")).unwrap();
+    let told = inspect();
+    assert!(told.contains(&format!("not finished: {all}")) && !told.contains("goes on with it"), "{told}");
+    for more in [&[][..], &["--at", "32"], &["--at", "7"]] {
+        let part = if more == ["--at", "32"] { "the checkpoint is damaged" } else { all };
+        fail(&mut export("none", more), 1, &[part]);
+    }
+    let message = fail(calotype(&["generate", "x", "--model"]).arg(&out), 1, &[text(&out), all]);
+    assert!(!message.contains("calotype export"), "{message}");
+    fail(&mut from("none"), 2, &["--from ", all]);
+    let init = format!("init_from={:?}", text(&out));
+    fail(&mut train_unet(&finished().precached(), &at("none"), &["run.samples=8", &init]), 2, &["init_from: ", all]);
+    fail(&mut train_unet(&finished().precached(), &out, &["run.samples=32"]), 1, &[all]);
+}
+
+#[test]
 fn a_quickstart_over_another_names_it_and_what_cannot_end_does_not_begin() {
     let out = finished().out();
     let before = fs::metadata(out.join("dataset/train/index.json")).unwrap().modified().unwrap();

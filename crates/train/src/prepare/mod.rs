@@ -25,7 +25,7 @@ use crate::precache::PrecacheRecipe;
 use crate::recipe::{RecipeError, RecipeLoader, Resolved};
 use crate::stages::{self, StageContext, StageEnd, StageError};
 use crate::tasks::{self, TaskError, TrainingRun};
-use crate::trainer::{RECIPE, first_difference};
+use crate::trainer::{Left, RECIPE, first_difference, left_by};
 use calotype_collective::CollectiveError;
 use calotype_core::durable;
 use calotype_data::Slice;
@@ -385,7 +385,9 @@ impl Preparation {
         let begun = std::fs::read_to_string(self.run_folder().join(RECIPE)).ok();
         let difference = begun.and_then(|begun| first_difference(&begun, &self.recipe, self.run_folder()));
         // A run may be made longer.
-        difference.is_some_and(|difference| !difference.starts_with("`run.samples`"))
+        let differs = difference.is_some_and(|difference| !difference.starts_with("`run.samples`"));
+        // One that has saved nothing gives way.
+        differs && !matches!(left_by(self.run_folder()), Ok(Left::Nothing))
     }
 
     fn record(&self) -> Result<Record, PrepareError> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// File name of the record.
-const DATA: &str = "data.json";
+pub(super) const DATA: &str = "data.json";
 
 /// The sources of a run, in the order of its recipe.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]

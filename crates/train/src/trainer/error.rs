@@ -48,6 +48,30 @@ pub enum TrainError {
         /// The first key that differs, with both values.
         difference: String,
     },
+    /// The folder belongs to a run of another recipe, of which nothing is saved that a run could go on from.
+    #[error(
+        "{folder} holds a run of another recipe ({difference}), which has no checkpoint, but {left}; use another folder, or \
+         remove {folder} if nothing in it is wanted",
+        folder = folder.display()
+    )]
+    OtherBegun {
+        /// The run's folder.
+        folder: PathBuf,
+        /// The first key that differs, with both values.
+        difference: String,
+        /// What would be lost.
+        left: String,
+    },
+    /// The recipe in a run's folder is damaged.
+    #[error(
+        "{}: the recipe of the folder's run cannot be read: {problem}; copy it back, or use another folder", path.display()
+    )]
+    Recipe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        problem: String,
+    },
     /// The folder's run is to be extended, but nobody said so on purpose.
     #[error(
         "{} holds a run of {samples} samples, and now there are to be {wanted}; to extend it, say so on the command line, \
@@ -183,6 +207,7 @@ impl TrainError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::OtherRecipe { .. }
+            | Self::OtherBegun { .. }
             | Self::Extend { .. }
             | Self::From { .. }
             | Self::OtherEncoder { .. }

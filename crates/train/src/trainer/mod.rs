@@ -26,7 +26,7 @@ mod watch;
 
 pub use error::TrainError;
 pub use resume::first_difference;
-pub(crate) use resume::{Claim, check_from, check_inputs, claim};
+pub(crate) use resume::{Claim, Left, check_from, check_inputs, claim, left_by, refuse_other};
 pub use watch::{OnNonFinite, WatchSettings};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, LazyTensor, module_tensors};

@@ -1,10 +1,14 @@
 //! A run is resumed with the recipe and the encoders that it was begun with.
 
+use super::dataset::{self, DATA};
 use super::places::{respelled, same_place};
-use super::{CHECKPOINTS, ENCODERS, RECIPE, TrainError, dataset, end_of};
-use crate::checkpoint::{Checkpoint, saved_in, training_folder};
+use super::{CHECKPOINTS, ENCODERS, RECIPE, TrainError, end_of};
+use crate::averages::AVERAGES;
+use crate::checkpoint::{Checkpoint, saved_in, training_folder, warn_of_skipped};
 use crate::config::{DistributedSettings, TrainConfig, TrainingRecipe, is_usual};
-use crate::stages::{RESULT, Recipe, StageContext};
+use crate::mlperf::LOG;
+use crate::stages::{MODEL, RESULT, Recipe, StageContext};
+use crate::trackers::{CSV_LINES, JSON_LINES};
 use calotype_core::durable;
 use calotype_data::Source;
 use calotype_data::precache::encoder_of;
@@ -32,7 +36,7 @@ pub(crate) enum Claim {
 /// the run was begun has its default in both. Paths are compared as what they name.
 ///
 /// # Errors
-/// [`TrainError::Io`] if the run's recipe cannot be read.
+/// [`TrainError::Io`] or [`TrainError::Recipe`] if the run's recipe cannot be read.
 pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Claim, TrainError> {
     let path = folder.join(RECIPE);
     let text = match std::fs::read_to_string(&path) {
@@ -41,6 +45,8 @@ pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Clai
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Claim::New),
         Err(source) => return Err(TrainError::Io { path, source }),
     };
+    let unreadable = |problem: String| TrainError::Recipe { path: path.clone(), problem: problem.trim().to_owned() };
+    let table: Table = toml::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
     let begun: Option<R> = toml::from_str(&text).ok();
     if begun.as_ref() == Some(recipe) {
         return Ok(Claim::Same);
@@ -60,12 +66,102 @@ pub(crate) fn claim<R: TrainingRecipe>(folder: &Path, recipe: &R) -> Result<Clai
             but_samples.or_else(|| difference_below("", begun, &now))
         }
         // A recipe of another task, or of a version that had other keys: what it says is compared, and not what it leaves out.
-        None => {
-            let begun: Table = toml::from_str(&text).unwrap_or_default();
-            difference_below("", &respelled(&begun, &now, folder), &said_by(&begun, &now))
-        }
+        None => difference_below("", &respelled(&table, &now, folder), &said_by(&table, &now)),
     };
-    Ok(Claim::Other(difference.unwrap_or_else(|| format!("{} is no training recipe", path.display()))))
+    difference.map(Claim::Other).ok_or_else(|| unreadable("it is no whole training recipe".to_owned()))
+}
+
+/// What a run of another recipe has left in a folder.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Nothing but what a start writes before its first step: another run may begin there.
+    Nothing,
+    /// No checkpoint, but something that would be lost, in words.
+    Other(String),
+    /// Checkpoints, whole or damaged.
+    Checkpoints,
+}
+
+/// What the run of a folder has left there. A folder without one of checkpoints, which a start makes, is not looked at closer: its
+/// recipe may be somebody's own.
+///
+/// # Errors
+/// [`TrainError::Io`] if it cannot be read.
+pub(crate) fn left_by(folder: &Path) -> Result<Left, TrainError> {
+    let checkpoints = folder.join(CHECKPOINTS);
+    if !checkpoints.is_dir() {
+        return Ok(Left::Checkpoints);
+    }
+    // What was never completed is removed at each start.
+    let is_something = |name: &str| !name.starts_with(".partial-");
+    if names_in(&checkpoints)?.iter().any(|name| is_something(name)) {
+        return Ok(Left::Checkpoints);
+    }
+    for name in [MODEL, AVERAGES] {
+        let place = folder.join(name);
+        if place.is_dir() && names_in(&place)?.iter().any(|name| is_something(name)) {
+            return Ok(Left::Other(format!("the folder {name}")));
+        }
+    }
+    if folder.join(RESULT).exists() {
+        return Ok(Left::Other(RESULT.to_owned()));
+    }
+    for name in [JSON_LINES, CSV_LINES] {
+        if has_entries(&folder.join(name))? {
+            return Ok(Left::Other(format!("entries in {name}")));
+        }
+    }
+    Ok(Left::Nothing)
+}
+
+/// Names of what is in a folder.
+fn names_in(folder: &Path) -> Result<Vec<String>, TrainError> {
+    let failed = |source| TrainError::Io { path: folder.to_owned(), source };
+    let entries = std::fs::read_dir(folder).map_err(failed)?;
+    entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Whether logs hold anything of a step: an entry of more than 0 samples, or what cannot be read.
+fn has_entries(path: &Path) -> Result<bool, TrainError> {
+    let text = match std::fs::read(path) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(TrainError::Io { path: path.to_owned(), source }),
+    };
+    let is_first = |line: &str| {
+        let of_json = || serde_json::from_str::<serde_json::Value>(line).ok()?.get("samples")?.as_u64();
+        // The first row of a table names the columns.
+        let of_row =
+            || line.split(',').next().and_then(|cell| if cell == "samples" { Some(0) } else { cell.parse().ok() });
+        of_json().or_else(of_row) == Some(0)
+    };
+    Ok(!text.lines().all(is_first))
+}
+
+/// Removes what a start has written that saved nothing, so that another recipe begins in its folder. The logs are begun anew by
+/// themselves.
+fn clear(folder: &Path) -> Result<(), TrainError> {
+    for name in [FROM, ENCODERS, DATA, JSON_LINES, CSV_LINES, LOG] {
+        let path = folder.join(name);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => return Err(TrainError::Io { path, source }),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The refusal of a folder's run of another recipe; nothing if it has left nothing that could be lost.
+///
+/// # Errors
+/// [`TrainError::OtherRecipe`], [`TrainError::OtherBegun`]; [`TrainError::Io`] if the folder cannot be read.
+pub(crate) fn refuse_other(folder: &Path, difference: String) -> Result<(), TrainError> {
+    let folder = folder.to_owned();
+    match left_by(&folder)? {
+        Left::Nothing => Ok(()),
+        Left::Other(left) => Err(TrainError::OtherBegun { folder, difference, left }),
+        Left::Checkpoints => Err(TrainError::OtherRecipe { folder, difference }),
+    }
 }
 
 /// A recipe for as many processes that compute layers together as another one's settings have: runs go on with any number.
@@ -104,8 +200,8 @@ pub fn first_difference(begun: &str, now: &str, folder: &Path) -> Option<String>
     difference_below("", &respelled(&begun, &now, folder), &now)
 }
 
-/// Writes the recipe beside a new run, or checks that the folder's run has the same one. A run of fewer samples is extended if
-/// that is asked for; its former number of samples is the result.
+/// Writes the recipe beside a new run, or checks that the folder's run has the same one, or one that has saved nothing and gives way.
+/// A run of fewer samples is extended if that is asked for; its former number of samples is the result.
 pub(super) fn claim_folder<R: TrainingRecipe>(
     folder: &Path,
     recipe: Recipe<'_, R>,
@@ -131,7 +227,15 @@ pub(super) fn claim_folder<R: TrainingRecipe>(
             let wanted = recipe.value.config().run.samples;
             Err(TrainError::Extend { folder: folder.to_owned(), samples, wanted })
         }
-        Claim::Other(difference) => Err(TrainError::OtherRecipe { folder: folder.to_owned(), difference }),
+        Claim::Other(difference) => {
+            refuse_other(folder, difference.clone())?;
+            tracing::warn!(
+                "{}: the run that was begun here with another recipe ({difference}) has saved nothing: this one begins in its place",
+                folder.display()
+            );
+            clear(folder)?;
+            write().map(|()| None)
+        }
     }
 }
 
@@ -238,7 +342,10 @@ pub(super) fn beginning(
     let place = match (begun(folder)?, from) {
         // The same one as when the run was begun, which was found out before, though it may have moved.
         (_, Some(from)) => {
-            checkpoint_of(from).map_err(|problem| TrainError::From { checkpoint: from.to_owned(), problem })?
+            let place =
+                checkpoint_of(from).map_err(|problem| TrainError::From { checkpoint: from.to_owned(), problem })?;
+            warn_of_skipped(from)?;
+            place
         }
         (Some(begun), None) => begun.checkpoint,
         (None, None) => return Ok(None),
@@ -258,9 +365,11 @@ pub(super) fn beginning(
 /// The whole path of the checkpoint that a path means.
 fn checkpoint_of(path: &Path) -> Result<PathBuf, String> {
     let found = training_folder(path, true).map_err(|error| error.to_string())?;
-    let found = found.ok_or_else(|| {
-        "is neither a training checkpoint (a folder with tensors.safetensors, state.json and manifest.json) nor a run with one"
-            .to_owned()
+    let is_run = || path.join(RECIPE).is_file() && path.join(CHECKPOINTS).is_dir();
+    let found = found.ok_or_else(|| match is_run() {
+        true => "is a run that has saved nothing yet: start without it, or let that run go on to its first checkpoint".to_owned(),
+        false => "is neither a training checkpoint (a folder with tensors.safetensors, state.json and manifest.json) nor a run with one"
+            .to_owned(),
     })?;
     found.canonicalize().map_err(|error| error.to_string())
 }
@@ -370,6 +479,56 @@ mod tests {
         assert_eq!(claimed(&TEXT.replace("seed = 1\n", "seed = 1\nkeep_checkpoints = 2\n")), Claim::Same, "a default");
         let now: AutoencoderRecipe = toml::from_str(TEXT).unwrap();
         assert_eq!(claim(&tempfile::tempdir().unwrap().path().join("none"), &now).unwrap(), Claim::New);
+    }
+
+    #[test]
+    fn a_recipe_that_cannot_be_read_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let now: AutoencoderRecipe = toml::from_str(TEXT).unwrap();
+        for (text, part) in [("gar bage", "line 1"), ("", "no whole training recipe")] {
+            std::fs::write(folder.path().join(RECIPE), text).unwrap();
+            let error = claim(folder.path(), &now).unwrap_err();
+            assert!(matches!(error, TrainError::Recipe { .. }) && !error.is_usage());
+            let error = error.to_string();
+            assert!(
+                error.contains("recipe.toml: ") && error.contains("cannot be read") && error.contains(part),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_run_that_has_saved_nothing_gives_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        std::fs::write(place(RECIPE), TEXT).unwrap();
+        let left = || left_by(folder.path()).unwrap();
+        assert_eq!(left(), Left::Checkpoints, "a recipe that may be somebody's own");
+        std::fs::create_dir_all(place(CHECKPOINTS).join(".partial-checkpoint-000000000008-1")).unwrap();
+        assert_eq!(left(), Left::Nothing);
+        std::fs::write(place(JSON_LINES), "{\"samples\":0,\"loss\":1}\n").unwrap();
+        std::fs::write(place(CSV_LINES), "samples,seconds,loss\n0,1,2\n").unwrap();
+        assert_eq!(left(), Left::Nothing);
+        let is = |name: &str, words: &str| {
+            assert_eq!(left(), Left::Other(words.to_owned()));
+            let error = refuse_other(folder.path(), "`run.seed`".to_owned()).unwrap_err();
+            assert!(error.is_usage() && error.to_string().contains("holds a run of another recipe"), "{error}");
+            let path = place(name);
+            if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+        };
+        std::fs::write(place(CSV_LINES), "samples,seconds,loss\n4,1,2\n").unwrap();
+        is(CSV_LINES, "entries in metrics.csv");
+        std::fs::write(place(JSON_LINES), "{\"samples\":4,\"loss\":1}\n").unwrap();
+        is(JSON_LINES, "entries in metrics.jsonl");
+        std::fs::write(place(RESULT), "{}").unwrap();
+        is(RESULT, "result.json");
+        for name in [MODEL, AVERAGES] {
+            std::fs::create_dir_all(place(name).join("x")).unwrap();
+            is(name, &format!("the folder {name}"));
+        }
+        assert!(refuse_other(folder.path(), String::new()).is_ok());
+        std::fs::create_dir(place(CHECKPOINTS).join("checkpoint-000000000008")).unwrap();
+        assert_eq!(left(), Left::Checkpoints, "a damaged one is one");
     }
 
     #[test]
