@@ -58,9 +58,9 @@ impl Classes {
             _ => None,
         };
         let names = if given.is_empty() { own.unwrap_or_default() } else { given.to_vec() };
+        check_given(given, labels)?;
         if !names.is_empty() && names.len() != labels {
-            let whose = if given.is_empty() { "the dataset has" } else { "objective.classes names" };
-            let problem = format!("{whose} {} classes", names.len());
+            let problem = format!("the dataset has {} classes", names.len());
             return Err(ConfigError { field: "labels", problem }.into());
         }
         Ok(Self { part: part.to_owned(), names, labels, numbers })
@@ -117,6 +117,18 @@ impl Classes {
             )
             .into()
         })
+    }
+}
+
+/// Checks that as many classes are named as a classifier has, where they are named.
+///
+/// # Errors
+/// [`ConfigError`].
+pub(crate) fn check_given(given: &[String], labels: usize) -> Result<(), ConfigError> {
+    match given.len() {
+        0 => Ok(()),
+        count if count == labels => Ok(()),
+        count => Err(ConfigError { field: "labels", problem: format!("objective.classes names {count} classes") }),
     }
 }
 

@@ -297,7 +297,7 @@ fn without_model(folder: &Path) -> String {
 /// Checks everything that a recipe says by itself.
 ///
 /// # Errors
-/// [`StageError::Setting`] naming the first key at fault.
+/// [`StageError::Setting`] or [`StageError::Config`] naming the first key at fault.
 pub fn check_recipe<T: Task>(recipe: &T::Recipe) -> Result<(), StageError> {
     check(recipe.kind() == T::KIND, "kind", || format!("is `{}`, not `{}`", recipe.kind(), T::KIND))?;
     recipe.check_shared()?;
@@ -314,6 +314,7 @@ pub fn check_recipe<T: Task>(recipe: &T::Recipe) -> Result<(), StageError> {
             T::KIND
         )
     })?;
+    T::check_model(recipe)?;
     let processes = recipe.distributed().tensor_parallel;
     if processes > 1 {
         T::check_parts(recipe, processes)?;

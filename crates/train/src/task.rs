@@ -156,6 +156,15 @@ pub trait Task: Sized + 'static {
     /// [`SettingError`] naming the first key at fault.
     fn check(recipe: &Self::Recipe) -> Result<(), SettingError>;
 
+    /// Checks the sizes of the network, before anything is built or made: as its configuration would be read back,
+    /// and as what the recipe says elsewhere needs them.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first field at fault.
+    fn check_model(_: &Self::Recipe) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
     /// Looks at the dataset and opens frozen encoders: everything that can be wrong is found out here, before the run's
     /// folder is touched.
     ///

@@ -62,6 +62,9 @@ fn settings_that_cannot_be() {
     refused("model.added={time_features=8,input_channels=20}", &["`model.added`", "leave this table out"]);
     refused("model.context_channels=48", &["context_channels", "text states have 32 channels"]);
     refused("hooks.target={ metric = 'validation/loss', at_most = 1.0 }", &["`hooks.target.metric`", "hooks.evaluate"]);
+    refused("data.threads=100000", &["`data.threads`", "1 to 512 threads"]);
+    refused("data.threads=0", &["`data.threads`", "1 to 512 threads"]);
+    refused("inputs.resolution=1000000000", &["`inputs.resolution`", "at most 16384"]);
     assert!(!folder.path().join("run").exists(), "a refused run leaves nothing");
     let frozen = ["optimizer.groups=[{ names = ['*'], frozen = true }]"];
     let parts = ["`optimizer.groups`", "nothing is left to train"];
@@ -74,6 +77,52 @@ fn settings_that_cannot_be() {
     fs::write(images.join("a.PNG"), "").unwrap();
     fail(&mut train_unet(&finished().precached(), &images, &[]), 2, &["holds images (a.PNG)", "--out"]);
     assert_eq!(fs::read_dir(&images).unwrap().count(), 1);
+}
+
+/// Found out before anything is built or prepared.
+#[test]
+fn sizes_of_networks_that_cannot_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let refused = |recipe: &str, settings: &[&str], parts: &[&str]| {
+        fail(train(&[recipe, "--out", text(&out)]).args(settings), 2, parts);
+        assert!(!out.exists(), "{settings:?}: something was made");
+    };
+    let vit = "training/vit/b_16_mini";
+    for (key, value) in [
+        ("layers", "1000000000"),
+        ("layers", "0"),
+        ("channels", "0"),
+        ("channels", "1000000000000"),
+        ("mlp_channels", "0"),
+        ("heads", "0"),
+        ("patch_size", "0"),
+        ("image_size", "0"),
+        ("image_size", "1000000000"),
+        ("class_tokens", "1000000000"),
+    ] {
+        refused(vit, &[&format!("model.{key}={value}")], &[&format!("`model.{key}`: is {value}; it takes")]);
+    }
+    let classes = ["objective.class=cls", "objective.classes=[\"cat\", \"dog\", \"eel\"]", "model.labels=0"];
+    refused(vit, &classes, &["`model.labels`", "objective.classes names 3 classes"]);
+    let clip = "training/clip/nemo_vit_B_32_mini";
+    for key in ["projection", "text.channels", "text.heads", "text.layers", "text.context_length", "vision.channels"] {
+        refused(clip, &[&format!("model.{key}=0")], &[&format!("`model.{key}`: is 0; it takes")]);
+    }
+    for key in ["text.layers", "text.vocab_size", "vision.layers", "vision.image_size", "vision.mlp_channels"] {
+        refused(clip, &[&format!("model.{key}=10000000000")], &[&format!("`model.{key}`: is 10000000000; it takes")]);
+    }
+    for (recipe, setting, key) in [
+        (AUTOENCODER, "model.block_out_channels=[]", "`model.block_out_channels`"),
+        (AUTOENCODER, "model.latent_channels=0", "`model.latent_channels`"),
+        (AUTOENCODER, "model.layers_per_block=1000000000", "`model.layers_per_block`"),
+        (AUTOENCODER, "objective.resolution=1073741824", "`objective.resolution`"),
+        (DIFFUSION, "model.context_channels=0", "`model.context_channels`"),
+        (DIFFUSION, "model.layers_per_block=1000000000", "`model.layers_per_block`"),
+        (DIFFUSION, "model.transformer_depth=1000000000", "`model.transformer_depth`"),
+    ] {
+        refused(recipe, &[setting], &[key]);
+    }
 }
 
 #[test]

@@ -12,6 +12,9 @@ use calotype_data::transform::Place;
 use calotype_data::{OnError, OrderConfig, Shuffle, SourceOptions};
 use serde::{Deserialize, Serialize};
 
+/// Decoding threads at most: more than the largest machines have processors for, and less than what systems refuse.
+const MOST_THREADS: usize = 512;
+
 /// One source of a mixture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,7 +125,9 @@ impl DataSettings {
             key: if key == "at_least" { "data.filter.at_least" } else { "data.filter.at_most" },
             problem,
         })?;
-        check(self.threads > 0, "data.threads", || "must be at least 1".to_owned())?;
+        check((1..=MOST_THREADS).contains(&self.threads), "data.threads", || {
+            format!("is {}; it takes 1 to {MOST_THREADS} threads that decode samples", self.threads)
+        })?;
         self.captions.validate()?;
         let augment = &self.augment;
         check((0.0..=1.0).contains(&augment.flip), "data.augment.flip", || {

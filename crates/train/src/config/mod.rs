@@ -4,6 +4,7 @@ mod data;
 mod distributed;
 mod init;
 mod run;
+pub(crate) mod sizes;
 
 pub use crate::optim::{EmaSettings, OptimizerSettings, TrainConfig};
 pub use data::{Augment, CorruptSample, DataSettings, Normalise, WeightedSource};

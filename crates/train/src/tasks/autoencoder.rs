@@ -1,5 +1,6 @@
 //! Training of the KL autoencoder (Rombach et al. 2022, appendix G, without the adversary).
 
+use crate::config::sizes::{MOST_RESNETS, MOST_SIDE, check_blocks, check_extents, check_levels};
 use crate::config::{Augment, DataSettings, SettingError, check, training_recipe};
 use crate::export;
 use crate::hooks::PreviewSettings;
@@ -138,6 +139,7 @@ impl Task for AutoencoderTask {
     fn check(recipe: &AutoencoderRecipe) -> Result<(), SettingError> {
         recipe.data.augment.check_range()?;
         let (side, multiple) = (recipe.objective.resolution, recipe.model.downscale());
+        check(side <= MOST_SIDE, "objective.resolution", || format!("is {side}; it takes at most {MOST_SIDE} pixels"))?;
         check(side > 0 && side.is_multiple_of(multiple), "objective.resolution", || {
             format!("{side} is not a multiple of {multiple}, by which this model shrinks images")
         })?;
@@ -146,6 +148,19 @@ impl Task for AutoencoderTask {
         })?;
         check(recipe.objective.kl_weight >= 0.0, "objective.kl_weight", || "is negative".to_owned())?;
         recipe.hooks.preview.as_ref().map_or(Ok(()), PreviewSettings::without_drawing)
+    }
+
+    fn check_model(recipe: &AutoencoderRecipe) -> Result<(), ConfigError> {
+        let model = &recipe.model;
+        check_levels("block_out_channels", &model.block_out_channels)?;
+        check_extents([
+            ("in_channels", model.in_channels),
+            ("latent_channels", model.latent_channels),
+            ("norm_groups", model.norm_groups),
+            ("sample_size", model.sample_size),
+        ])?;
+        check_blocks("layers_per_block", model.layers_per_block, MOST_RESNETS)?;
+        model.validate()
     }
 
     fn open(recipe: &AutoencoderRecipe, context: &StageContext<'_>) -> Result<Self, StageError> {

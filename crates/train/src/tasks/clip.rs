@@ -10,6 +10,7 @@ mod objective;
 pub use objective::{Clamp, ClipLoss, ClipObjective, kept_patches};
 
 use crate::captions::{CaptionReader, cut_captions};
+use crate::config::sizes::{check_extents, check_layers, check_side};
 use crate::config::{SettingError, StackMemory, check, training_recipe};
 use crate::export;
 use crate::images::Images;
@@ -165,6 +166,29 @@ impl Task for ClipTask {
             format!("is {size}, and captions are cut into CLIP's {} tokens", ClipTokenizer::VOCABULARY)
         })?;
         recipe.objective.validate(recipe.model.logit_bias)
+    }
+
+    fn check_model(recipe: &ClipRecipe) -> Result<(), ConfigError> {
+        let (text, vision) = (&recipe.model.text, &recipe.model.vision);
+        check_extents([
+            ("projection", recipe.model.projection),
+            ("text.vocab_size", text.vocab_size),
+            ("text.context_length", text.context_length),
+            ("text.channels", text.channels),
+            ("text.heads", text.heads),
+            ("vision.patch_size", vision.patch_size),
+            ("vision.channels", vision.channels),
+            ("vision.heads", vision.heads),
+        ])?;
+        check_side("vision.image_size", vision.image_size)?;
+        // By default they are four times the channels.
+        check_extents([
+            ("text.mlp_channels", text.mlp_channels.unwrap_or(4 * text.channels)),
+            ("vision.mlp_channels", vision.mlp_channels.unwrap_or(4 * vision.channels)),
+        ])?;
+        check_layers("text.layers", text.layers)?;
+        check_layers("vision.layers", vision.layers)?;
+        recipe.model.validate()
     }
 
     fn open(recipe: &ClipRecipe, context: &StageContext<'_>) -> Result<Self, StageError> {

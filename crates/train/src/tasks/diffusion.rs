@@ -3,6 +3,7 @@
 
 use super::denoise::{DenoiseObjective, LatentDrawer, NoisyBatch, NoisyLatent, fixed_timestep};
 use crate::captions::cut_captions;
+use crate::config::sizes::{MOST_RESNETS, MOST_SIDE, MOST_TRANSFORMERS, check_blocks, check_extents, check_levels};
 use crate::config::{MemorySettings, SettingError, check, training_recipe};
 use crate::export::{DiffusionExport, DiffusionParts};
 use crate::frozen::FrozenAutoencoder;
@@ -19,7 +20,7 @@ use calotype_data::image::RgbImage;
 use calotype_data::{Batch, SampleRef};
 use calotype_diffusion::{NoiseSchedule, ScheduleConfig};
 use calotype_models::unet::Keep;
-use calotype_models::{ConfigError, Init, UNet, UNetConfig};
+use calotype_models::{ConfigError, Init, PerLevel, UNet, UNetConfig};
 use calotype_pipeline::batches::stack;
 use calotype_pipeline::encoders::{TextEncoder, TextSettings};
 use std::cell::RefCell;
@@ -199,12 +200,38 @@ impl Task for DiffusionTask {
             "asks for pooled texts and sizes (Stable Diffusion XL), which training does not give: leave this table out"
                 .to_owned()
         })?;
+        check(recipe.inputs.resolution.is_none_or(|side| side <= MOST_SIDE), "inputs.resolution", || {
+            format!("is {}; it takes at most {MOST_SIDE} pixels", recipe.inputs.resolution.unwrap_or_default())
+        })?;
         recipe.hooks.preview.as_ref().map_or(Ok(()), preview::check_settings)?;
         let (first, timesteps) = (recipe.objective.first_timestep, recipe.schedule.timesteps);
         check(first < timesteps, "objective.first_timestep", || {
             format!("{first} leaves none of the schedule's {timesteps} timesteps")
         })?;
         recipe.objective.validate()
+    }
+
+    fn check_model(recipe: &DiffusionRecipe) -> Result<(), ConfigError> {
+        let model = &recipe.model;
+        check_levels("block_out_channels", &model.block_out_channels)?;
+        check_extents([
+            ("in_channels", model.in_channels),
+            ("out_channels", model.out_channels),
+            ("context_channels", model.context_channels),
+            ("norm_groups", model.norm_groups),
+            ("transformer_norm_groups", model.transformer_norm_groups),
+            ("guidance_features", model.guidance_features.unwrap_or(1)),
+        ])?;
+        check_blocks("layers_per_block", model.layers_per_block, MOST_RESNETS)?;
+        for level in 0..model.block_out_channels.len() {
+            // Validation says where there are too few of them.
+            let depth = match &model.transformer_depth {
+                PerLevel::Same(depth) => *depth,
+                PerLevel::Each(depths) => depths.get(level).copied().unwrap_or(1),
+            };
+            check_blocks("transformer_depth", depth, MOST_TRANSFORMERS)?;
+        }
+        model.validate()
     }
 
     fn open(recipe: &DiffusionRecipe, context: &StageContext<'_>) -> Result<Self, StageError> {

@@ -119,7 +119,7 @@ impl TrainingRun {
     /// Checks everything that the recipe says by itself; see [`stages::check_recipe`].
     ///
     /// # Errors
-    /// [`StageError::Setting`] naming the first key at fault.
+    /// [`StageError::Setting`] or [`StageError::Config`] naming the first key at fault.
     pub fn check_recipe(&self) -> Result<(), StageError> {
         (self.check_recipe)()
     }

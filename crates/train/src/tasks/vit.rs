@@ -1,6 +1,7 @@
 //! Training of ViT classifiers (Dosovitskiy et al. 2021) on images with classes.
 
-use crate::classes::{Classes, USUAL_PART};
+use crate::classes::{Classes, USUAL_PART, check_given};
+use crate::config::sizes::{check_extents, check_layers, check_side, check_tokens};
 use crate::config::{DataSettings, SettingError, StackMemory, TrainingRecipe, check, training_recipe};
 use crate::export;
 use crate::images::Images;
@@ -94,6 +95,22 @@ impl Task for VitTask {
             mix.validate()?;
             check_pairs(recipe, 1)
         })
+    }
+
+    fn check_model(recipe: &VitRecipe) -> Result<(), ConfigError> {
+        let model = &recipe.model;
+        check_given(&recipe.objective.classes, model.labels)?;
+        check_side("image_size", model.image_size)?;
+        check_extents([
+            ("patch_size", model.patch_size),
+            ("channels", model.channels),
+            ("mlp_channels", model.mlp_channels),
+            ("heads", model.heads),
+            ("labels", model.labels),
+        ])?;
+        check_layers("layers", model.layers)?;
+        check_tokens("class_tokens", model.class_tokens)?;
+        model.validate()
     }
 
     fn open(recipe: &VitRecipe, context: &StageContext<'_>) -> Result<Self, StageError> {
