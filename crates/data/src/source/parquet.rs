@@ -315,9 +315,10 @@ impl Table {
             Some(asked) => image_column(&fields, Some(asked)).map_err(unfit)?,
             None => image_column(&fields, None).map_err(bad)?,
         };
-        let asked: [(&Option<String>, fn(&DataType) -> bool, &str); 2] =
-            [(&options.caption_column, is_never_caption, "a caption"), (&options.key_column, is_never_key, "a key")];
-        for (column, is_never, what) in asked {
+        type IsNever = fn(&DataType) -> bool;
+        let caption = (&options.caption_column, is_never_caption as IsNever, "a caption");
+        let key = (&options.key_column, is_never_key as IsNever, "a key");
+        for (column, is_never, what) in [caption, key] {
             let Some(column) = column else { continue };
             let Some((_, field)) = fields.find(column) else {
                 return Err(unfit(format!("has no column `{column}`; it has: {}", names(&fields))));
