@@ -113,9 +113,10 @@ fn ldm_unet_prefix(shapes: &Shapes) -> Option<&str> {
 pub(crate) fn lacking(shapes: &Shapes, component: Component) -> Option<String> {
     const MOST_BLOCKS: usize = 64;
     let (root, told_by): (_, &[&str]) = match component {
-        Component::Unet => {
-            ("model.diffusion_model.", &["input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"])
-        }
+        Component::Unet => (
+            "model.diffusion_model.",
+            &["input_blocks.0.0.weight", "time_embed.0.weight", "middle_block.1.proj_in.weight", "out.2.weight"],
+        ),
         Component::Vae => (rules::LDM_VAE, &["encoder.down.0.block.0.norm1.weight"]),
         _ => return None,
     };

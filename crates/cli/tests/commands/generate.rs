@@ -209,13 +209,17 @@ fn what_cannot_draw_is_called_what_it_is() {
     copy_tree(MODEL.path(), &at("without"));
     fs::rename(at("without/unet"), at("unet")).unwrap();
     refused(2, &at("without"), &["there is no UNet", "vae", "put its folder `unet` beside them"]);
-    fs::create_dir_all(at("run/checkpoints/checkpoint-000000000176")).unwrap();
-    fs::write(at("run/recipe.toml"), "kind = \"diffusion\"\n").unwrap();
+    copy_tree(&finished().out().join("diffusion"), &at("stopped"));
+    fs::remove_dir_all(at("stopped/model")).unwrap();
+    fs::remove_file(at("stopped/result.json")).unwrap();
     refused(
         1,
-        &at("run"),
-        &["a training run that is not finished, with 176 samples saved", "the same command", "calotype export"],
+        &at("stopped"),
+        &["a training run that is not finished, with ", " samples saved", "the same command", "calotype export"],
     );
+    fs::create_dir_all(at("run/checkpoints/checkpoint-000000000176")).unwrap();
+    fs::write(at("run/recipe.toml"), "kind = \"diffusion\"\n").unwrap();
+    refused(1, &at("run"), &["all 1 checkpoints are damaged", "manifest.json is missing"]);
     // A dataset is called one.
     refused(2, &finished().pictures(), &["a dataset and no model", "calotype inspect"]);
     refused(2, &finished().precached(), &["a dataset and no model", ".tar"]);
