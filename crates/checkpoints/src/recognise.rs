@@ -115,7 +115,13 @@ pub(crate) fn lacking(shapes: &Shapes, component: Component) -> Option<String> {
     let (root, told_by): (_, &[&str]) = match component {
         Component::Unet => (
             "model.diffusion_model.",
-            &["input_blocks.0.0.weight", "time_embed.0.weight", "middle_block.1.proj_in.weight", "out.2.weight"],
+            &[
+                "input_blocks.0.0.weight",
+                "time_embed.0.weight",
+                "middle_block.1.proj_in.weight",
+                "middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+                "out.2.weight",
+            ],
         ),
         Component::Vae => (rules::LDM_VAE, &["encoder.down.0.block.0.norm1.weight"]),
         _ => return None,

@@ -9,8 +9,8 @@ use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use calotype_core::{TextFault, decode_text};
 use calotype_core::output::check_file;
+use calotype_core::{TextFault, decode_text};
 use calotype_data::files::{read_json, write_json};
 use calotype_data::image::{DecodeNotes, DecodeOptions, RgbImage};
 use calotype_data::json;
