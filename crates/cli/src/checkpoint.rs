@@ -264,7 +264,10 @@ pub(crate) fn inspect_command(args: &InspectArgs) -> Result<()> {
 /// A folder of runs, or a dataset; `error` says why it is no checkpoint.
 fn inspect_other(args: &InspectArgs, error: anyhow::Error) -> Result<()> {
     let runs = Runs::below(&args.path)?;
-    let dataset = || args.path.to_str().map(|spec| source::open(spec, &SourceOptions::default()));
+    // A damaged .nemo file is a tar archive, too, but nobody means it as a shard.
+    let is_nemo = args.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("nemo"));
+    let spec = args.path.to_str().filter(|_| !is_nemo);
+    let dataset = || spec.map(|spec| source::open(spec, &SourceOptions::default()));
     let (what, report): (&str, Box<dyn Told>) = match runs {
         Some(runs) => (runs.what(), Box::new(runs)),
         None => match dataset() {

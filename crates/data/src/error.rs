@@ -8,6 +8,7 @@ use calotype_core::durable::parent_folder;
 use crate::mds::{MdsError, MdsFault};
 use crate::npy::NpyError;
 use crate::pickled::PickledFault;
+use crate::precache::NO_ENCODER;
 use crate::webdataset::is_shard_name;
 
 /// An error of any type, as closures and encoders of other crates return it.
@@ -247,15 +248,17 @@ pub enum Error {
 
     /// A precached dataset was made by another encoder.
     #[error(
-        "dataset {} was encoded by {found}, this run needs {expected}; run the precache stage again into another folder",
-        path.display()
+        "dataset {} {}, this run needs {expected}; run the precache stage {}into another folder",
+        path.display(),
+        made(found),
+        if found.as_str() == NO_ENCODER { "" } else { "again " }
     )]
     EncoderMismatch {
         /// The dataset folder.
         path: PathBuf,
         /// Identity needed.
         expected: String,
-        /// Identity recorded, or "no encoder".
+        /// Identity recorded, or `precache::NO_ENCODER`.
         found: String,
     },
 
@@ -466,6 +469,14 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+}
+
+/// Which encoders made a dataset.
+fn made(found: &str) -> String {
+    match found {
+        NO_ENCODER => "holds samples as they are, which no encoder has encoded".to_owned(),
+        _ => format!("was encoded by {found}"),
+    }
 }
 
 /// What is wrong with the path of a folder, and what to do about it.

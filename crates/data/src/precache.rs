@@ -35,6 +35,9 @@ pub const META_SOURCE: &str = "source";
 /// Key of the source's own `meta`.
 pub const META_SOURCE_META: &str = "source_meta";
 
+/// What stands for the identity of the encoders of a dataset that none has encoded.
+pub const NO_ENCODER: &str = "no encoder";
+
 /// Identity of the encoders that made a dataset with this `meta`, if any did ([`SampleEncoder::identity`]).
 pub fn encoder_of(meta: &Map<String, Value>) -> Option<&str> {
     meta.get(META_ENCODER)?.as_str()
@@ -54,7 +57,7 @@ pub fn require_encoder(name: &str, meta: &Map<String, Value>, wanted: &str) -> R
     Err(Error::EncoderMismatch {
         path: PathBuf::from(name),
         expected: wanted.to_owned(),
-        found: encoder_of(meta).unwrap_or("no encoder").to_owned(),
+        found: encoder_of(meta).unwrap_or(NO_ENCODER).to_owned(),
     })
 }
 
@@ -204,7 +207,7 @@ fn meta(dataset: &dyn Source, encoder: &dyn SampleEncoder) -> Map<String, Value>
 }
 
 fn identity_in(meta: &Map<String, Value>) -> String {
-    encoder_of(meta).unwrap_or("no encoder").to_owned()
+    encoder_of(meta).unwrap_or(NO_ENCODER).to_owned()
 }
 
 /// The beginning of the source's checksum.

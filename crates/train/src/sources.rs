@@ -2,7 +2,7 @@
 
 use crate::config::DataSettings;
 use calotype_core::stop::StopFlag;
-use calotype_data::precache::{encoder_of, require_encoder};
+use calotype_data::precache::{NO_ENCODER, encoder_of, require_encoder};
 use calotype_data::source::{
     Filtered, SampleFilter, SourceKind, has_packed_shards, is_shard_folder, open, refuse_idle, tell_beside,
 };
@@ -55,7 +55,7 @@ fn open_one(spec: &str, data: &DataSettings, stop: Option<&StopFlag>) -> Result<
 }
 
 fn same_encoders(sources: &[(Arc<dyn Source>, f64)]) -> Result<(), Error> {
-    let encoder = |source: &Arc<dyn Source>| encoder_of(source.meta()).unwrap_or("no encoder").to_owned();
+    let encoder = |source: &Arc<dyn Source>| encoder_of(source.meta()).unwrap_or(NO_ENCODER).to_owned();
     let Some((first, _)) = sources.first() else { return Ok(()) };
     let expected = encoder(first);
     match sources.iter().find(|(source, _)| encoder(source) != expected) {

@@ -25,11 +25,12 @@ use calotype_core::durable;
 use calotype_core::lock::FolderLock;
 use calotype_core::progress::Progress;
 use calotype_core::stop::StopFlag;
-use calotype_core::system::{counted, format_bytes, format_count};
+use calotype_core::system::{counted, format_bytes, format_count, memory};
 use calotype_data::precache as data_precache;
 use calotype_data::{Control, Dataset, Slice, Source};
 use calotype_diffusion::ScheduleError;
 use calotype_models::{ConfigError, Init};
+use calotype_ops::uses_kernels;
 use calotype_pipeline::encoders::EncoderError;
 use calotype_weights::TensorFileError;
 use std::cell::RefCell;
@@ -341,16 +342,20 @@ pub fn lock(folder: &Path) -> Result<FolderLock, StageError> {
 fn open_checked<T: Task>(recipe: &T::Recipe, context: &StageContext<'_>) -> Result<Checked<T>, StageError> {
     let task = T::open(recipe, context)?;
     recipe.hooks().evaluate.as_ref().map_or(Ok(()), |evaluate| evaluate.check_ranges(task.timesteps()))?;
-    check_writable(&task, context)?;
+    let placeholder = task.model(&mut Init::placeholders(context.device))?;
+    check_writable(&task, &placeholder, context)?;
+    check_memory(placeholder.num_params(), recipe, context)?;
     let dataset = open_source(recipe.data(), Some(context.stop))?;
     check_samples(&task, recipe, dataset.as_ref())?;
     let remarks = hooks::check_all(&hooks::open_all::<T>(recipe)?, recipe)?;
-    Ok(Checked { task, dataset, remarks })
+    Ok(Checked { task, placeholder, dataset, remarks })
 }
 
 /// A task that can be trained.
-struct Checked<T> {
+struct Checked<T: Task> {
     task: T,
+    /// Its network without values.
+    placeholder: T::Model,
     dataset: Arc<dyn Source>,
     /// What hooks have to say before the run begins.
     remarks: Vec<String>,
@@ -456,11 +461,10 @@ pub fn check_start<T: Task>(
     };
     let world = context.collective.world();
     recipe.distributed().check_world(&recipe.config(), world)?;
-    let Checked { task, dataset, remarks } = open_checked::<T>(recipe, context)?;
+    let Checked { task, placeholder, dataset, remarks } = open_checked::<T>(recipe, context)?;
     if done.is_none() {
         trainer::check_inputs(context, recipe, dataset.as_ref(), task.encoders())?;
     }
-    let placeholder = task.model(&mut Init::placeholders(context.device))?;
     if let Some(from) = recipe.init_from() {
         start::check(&placeholder, from, task.component(), task.refit())?;
     }
@@ -513,10 +517,29 @@ fn existing(folder: &Path) -> &Path {
 }
 
 /// Refuses a model that could not be written once it is trained.
-fn check_writable<T: Task>(task: &T, context: &StageContext<'_>) -> Result<(), StageError> {
-    let placeholder = task.model(&mut Init::placeholders(context.device))?;
-    let checked = task.published(&placeholder).and_then(|export| Ok(export.verify(&context.folder.join(MODEL))?));
+fn check_writable<T: Task>(task: &T, placeholder: &T::Model, context: &StageContext<'_>) -> Result<(), StageError> {
+    let checked = task.published(placeholder).and_then(|export| Ok(export.verify(&context.folder.join(MODEL))?));
     checked.map_err(|source| StageError::Unwritable(Box::new(source)))
+}
+
+/// Refuses a network of which not even weights and moments have room in the machine's memory, before it is made.
+fn check_memory<R: TrainingRecipe>(
+    parameters: usize,
+    recipe: &R,
+    context: &StageContext<'_>,
+) -> Result<(), StageError> {
+    let least = trainer::least_memory(parameters, &recipe.config(), context.collective.world());
+    // Other devices have memory of their own, which nothing tells.
+    let lacking = memory().filter(|memory| uses_kernels(context.device) && memory.total < least);
+    lacking.map_or(Ok(()), |memory| {
+        Err(StageError::Together(format!(
+            "the network of the table [model] has {} parameters, which take at least {} of memory with the optimizer's moments and \
+             the averages, and this machine has {}: make it smaller, or share it out to processes on more machines",
+            format_count(parameters as u64),
+            format_bytes(least),
+            format_bytes(memory.total)
+        )))
+    })
 }
 
 /// Writes the model of a run.

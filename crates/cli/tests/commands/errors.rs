@@ -125,6 +125,15 @@ fn sizes_of_networks_that_cannot_be() {
     }
 }
 
+/// Each size is within its bounds; all of them together are terabytes.
+#[test]
+fn networks_that_no_memory_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = ["model.channels=65536", "model.mlp_channels=65536", "model.layers=64"];
+    let mut run = train(&["training/vit/b_16_mini", "--out", text(&folder.path().join("run"))]);
+    fail(run.args(large), 2, &["[model]", "1,653,619,818,504 parameters", "TiB of memory", "this machine has"]);
+}
+
 #[test]
 fn quickstart_overrides_that_cannot_be() {
     let folder = tempfile::tempdir().unwrap();

@@ -199,7 +199,9 @@ fn a_finished_dataset_is_not_encoded_again_nor_mixed_up() {
     let other = precache(&data, &mut encoder("v1"), &half, layout, Slice::ALL, &mut Control::default());
     assert!(matches!(other, Err(Error::ProgressMismatch { what: "layout of shards", .. })));
     let foreign = run(&data, &mut encoder("v1"), data.dir(), Slice::ALL, &mut Control::default());
-    assert!(matches!(foreign, Err(Error::EncoderMismatch { found, .. }) if found == "no encoder"));
+    let foreign = foreign.unwrap_err();
+    assert!(matches!(&foreign, Error::EncoderMismatch { found, .. } if found == "no encoder"));
+    assert!(foreign.to_string().contains("holds samples as they are"), "{foreign}");
 }
 
 /// An encoder with a setting, which may look for images.

@@ -17,7 +17,8 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Begins an event file in the folder of a run. What earlier files say of more than `samples` samples is hidden.
+    /// Begins an event file in the folder of a run. What earlier files say of more than `samples` samples is hidden, at the beginning of
+    /// a run all that they say: they are of one that has saved nothing, maybe of another recipe.
     ///
     /// # Errors
     /// [`TrackerError::Io`].
@@ -26,7 +27,7 @@ impl TensorBoard {
         let resumes = has_events(folder);
         let mut events = EventFile::create(folder)?;
         if resumes {
-            events.hide_earlier_from(samples.saturating_add(1))?;
+            events.hide_earlier_from(if samples == 0 { 0 } else { samples.saturating_add(1) })?;
         }
         Ok(Self { events })
     }
@@ -362,6 +363,11 @@ mod tests {
         let resumed = TensorBoard::open(folder.path(), 50).unwrap();
         let events = read_events(resumed.path());
         assert_eq!(events[1][1], (2, Field::Varint(51)));
+        assert_eq!(inner(&events[1], 7), [8, 1]);
+        // A run that begins where another one has saved nothing keeps nothing of it, of its first event either.
+        let begun = TensorBoard::open(folder.path(), 0).unwrap();
+        let events = read_events(begun.path());
+        assert_eq!(events[1][1], (2, Field::Varint(0)));
         assert_eq!(inner(&events[1], 7), [8, 1]);
     }
 

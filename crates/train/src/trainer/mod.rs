@@ -1194,16 +1194,29 @@ fn weighted_mean(values: &[(f64, f64)]) -> f64 {
     }
 }
 
+/// Bytes of a parameter's weight with the averages that there are, in `f32`, and its moments: in memory, and in a checkpoint.
+fn bytes_of_parameter(config: &TrainConfig<'_>) -> u64 {
+    let moments = config.optimizer.rule.get().moments().len() * config.optimizer.state.bytes();
+    ((1 + averages(config)) * 4 + moments) as u64
+}
+
+/// Averages of the weights that a run has.
+fn averages(config: &TrainConfig<'_>) -> usize {
+    config.ema.map_or(0, |ema| 1 + ema.form.get().beside().len())
+}
+
+/// What each of a run's processes holds at least, whatever the batch: its share of weights, averages and moments.
+pub fn least_memory(parameters: usize, config: &TrainConfig<'_>, processes: usize) -> u64 {
+    (parameters as u64).saturating_mul(bytes_of_parameter(config)) / processes.max(1) as u64
+}
+
 /// Largest size on disk of a run's checkpoints, one in the making included, and of its snapshots of averages.
 pub fn checkpoint_bytes(parameters: usize, config: &TrainConfig<'_>) -> u64 {
-    // Weights and the averages that there are, in f32; moments.
-    let averages = config.ema.map_or(0, |ema| 1 + ema.form.get().beside().len());
-    let moments = config.optimizer.rule.get().moments().len() * config.optimizer.state.bytes();
     let checkpoints =
         config.run.keep_checkpoints as u64 + 1 + config.run.keep_every.map_or(0, |every| end_of(config) / every);
     let snapshots = config.ema.and_then(EmaSettings::snapshot_every).map_or(0, |every| end_of(config) / every + 1);
-    let checkpoint = ((1 + averages) * 4 + moments) as u64;
-    parameters as u64 * (checkpoints * checkpoint + snapshots * 4 * averages as u64)
+    let of_parameter = checkpoints * bytes_of_parameter(config) + snapshots * 4 * averages(config) as u64;
+    (parameters as u64).saturating_mul(of_parameter)
 }
 
 fn restore<M: Module>(
