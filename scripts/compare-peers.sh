@@ -2,11 +2,12 @@
 # Times Calotype and its peers (PyTorch, OpenVINO) on the same UNets, ViTs and CLIPs, in turn on the same cores, and prints their
 # ratios as a Markdown table with the date and the processor.
 #
-#   scripts/compare-peers.sh [--family sd1|sd2|tiny|vit-SIZE|clip-SIZE] [--modes forward,train] [--resolution N] [--batch N]
+#   scripts/compare-peers.sh [--family sd1|sd2|sdxl|tiny|vit-SIZE|clip-SIZE] [--modes forward,train] [--resolution N] [--batch N]
 #                            [--engines NAME,NAME] [--rounds N] [--threads N] [--out FILE]
 #
 # Sizes are those of `calotype bench vit` and `bench clip`: --family vit-b16, --family clip-l14; --family vit and --family clip take the
-# usual ones. Forward is of CLIP the image tower's. Without --resolution and --batch: the usual shapes of the families. Every measurement is appended to FILE as a line of
+# usual ones. Forward is of CLIP the image tower's. sdxl is of 1024 pixels with guidance, and in 8 bits, too; it is measured only when it
+# is named, for its peers take 24 GB of memory. Without --resolution and --batch: the usual shapes of the families. Every measurement is appended to FILE as a line of
 # JSON (default: a temporary file). A round runs ours, then each peer once; the table has medians over the rounds.
 #
 # CALOTYPE_PEER_PYTHON names a Python that has torch, diffusers and openvino; without it one is made in target/peers (several
@@ -58,6 +59,7 @@ vit-b16 224 16 train 6
 clip-l14 224 1 forward 12
 clip-l14 224 16 forward 6
 clip-b32 224 64 train 6"
+if [ "$family" = sdxl ]; then usual="sdxl 1024 2 forward 3"; fi
 if [ -n "$resolution$batch" ]; then
     family="${family:-sd2}"
     iterations=8 pixels=512
@@ -127,22 +129,24 @@ while read -r name pixels images mode iterations; do
     ran=$((ran + 1))
     peers="${engines:-bf16,autocast}"
     if [ -z "$engines" ] && [ "$mode" = forward ]; then peers=bf16,autocast,compiled,openvino; fi
+    if [ -z "$engines" ] && [ "$name" = sdxl ]; then peers=compiled,openvino,openvino-int8; fi
     common=(--batch "$images" --mode "$mode" --iterations "$iterations" --threads "$threads")
     case "$name" in
         vit-* | clip-*)
             kind="${name%%-*}"
             if [ -z "$engines" ] && [ "$mode" = train ]; then peers=autocast,autocast-compiled; fi
-            ours=("$calotype" bench "$kind" --json --precision bf16 --model "${name#*-}")
+            ours=("$calotype" bench "$kind" --json --model "${name#*-}")
             theirs=(scripts/peer_vision.py --network "$kind" --model "${name#*-}")
             ;;
         *)
             shape=(--family "$name" --resolution "$pixels")
-            ours=("$calotype" bench unet --json --precision bf16 "${shape[@]}")
+            ours=("$calotype" bench unet --json "${shape[@]}")
             theirs=(scripts/peer_unet.py "${shape[@]}")
             ;;
     esac
     for ((round = 0; round < rounds; round++)); do
-        measured "${ours[@]}" "${common[@]}" </dev/null
+        measured "${ours[@]}" --precision bf16 "${common[@]}" </dev/null
+        if [ "$name" = sdxl ]; then measured "${ours[@]}" --precision int8 "${common[@]}" </dev/null; fi
         for engine in ${peers//,/ }; do
             measured "$python" "${theirs[@]}" --engines "$engine" "${common[@]}" </dev/null
         done
@@ -154,7 +158,8 @@ tail -n "+$((before + 1))" "$out" | "$python" -c '
 import datetime, json, platform, statistics, sys
 
 TITLES = {"bf16": "PyTorch bf16", "autocast": "PyTorch autocast", "compiled": "PyTorch compiled", "f32": "PyTorch f32",
-          "autocast-compiled": "PyTorch autocast, compiled", "openvino": "OpenVINO"}
+          "autocast-compiled": "PyTorch autocast, compiled", "openvino": "OpenVINO", "openvino-int8": "OpenVINO, NNCF int8",
+          "calotype int8": "Calotype int8"}
 
 def processor():
     try:
@@ -168,10 +173,11 @@ for line in sys.stdin:
     row = json.loads(line)
     family = " ".join(row[name] for name in ("family", "model") if name in row)
     key = family, row["resolution"], row["batch"], row["mode"]
-    cases.setdefault(key, {}).setdefault(row["engine"], []).append(row)
+    engine = row["engine"] + (" int8" if row.get("precision") == "int8" else "")
+    cases.setdefault(key, {}).setdefault(engine, []).append(row)
     threads = row["threads"]
-    if row["engine"] != "calotype" and row["engine"] not in engines:
-        engines.append(row["engine"])
+    if engine != "calotype" and engine not in engines:
+        engines.append(engine)
 
 print(f"{datetime.date.today()}, {processor()}, {threads} threads. Seconds, and how many times as long as Calotype.")
 print()
@@ -185,7 +191,7 @@ for (family, resolution, batch, mode), rows in cases.items():
             return "–"
         ratio = f" ({value / ours:.2f}x)" if ours else ""
         return f"{value:#.4g}{ratio}"
-    fastest = min(seconds.values(), default=None)
+    fastest = min((taken for engine, taken in seconds.items() if engine != "calotype int8"), default=None)
     last = f"**{fastest / ours:.2f}x**" if ours and fastest else "–"
     cells = [f"{family} {resolution}x{resolution}, batch {batch}", mode, f"{ours:#.4g}" if ours else "–"]
     print("| " + " | ".join(cells + [cell(seconds.get(engine)) for engine in engines] + [last]) + " |")

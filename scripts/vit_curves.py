@@ -115,8 +115,8 @@ def judge(out):
     chance = 1 / classes
     base, tuned = (figure(out, name, "top_1") for name in ("evaluated/vit", "evaluated/vit-finetuned"))
     print(f"chance                         {chance:.3f}  ({classes} classes)")
-    print(f"ViT, 64 px                     top-1 {base:.3f}  top-5 {figure(out, 'evaluated/vit', 'top_5'):.3f}")
-    print(f"fine-tuned, 96 px              top-1 {tuned:.3f}  top-5 {figure(out, 'evaluated/vit-finetuned', 'top_5'):.3f}")
+    print(f"ViT, 16 px                     top-1 {base:.3f}  top-5 {figure(out, 'evaluated/vit', 'top_5'):.3f}")
+    print(f"fine-tuned, 32 px              top-1 {tuned:.3f}  top-5 {figure(out, 'evaluated/vit-finetuned', 'top_5'):.3f}")
     problems = []
     if base < 6 * chance:
         problems.append("the ViT is not well above chance")
